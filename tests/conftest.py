@@ -1,0 +1,79 @@
+"""Settings for the whole suite: no network, no files outside temporary directories, no silent skips."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports them: these are read at import.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    MPLBACKEND="Agg",
+    TOKENIZERS_PARALLELISM="false",
+    WANDB_MODE="offline",
+    WANDB_SILENT="true",
+)
+# Also for the processes that tests start; at the sizes of the tests more threads only fight each other.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import fnmatch
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+SKIPS_FILE = Path(__file__).with_name("skips.txt")
+
+
+def read_permitted_skips(path: Path = SKIPS_FILE) -> dict[str, str]:
+    """Node-id pattern -> reason."""
+    permitted: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        pattern, separator, reason = line.partition(" | ")
+        if not separator or not reason.strip():
+            raise pytest.UsageError(f"{path}:{number}: expected 'node id | reason', got {line!r}")
+        permitted[pattern.strip()] = reason.strip()
+    return permitted
+
+
+PERMITTED_SKIPS = read_permitted_skips()
+
+
+def fail_unless_permitted(report: Any) -> None:
+    """Turn a skip (or xfail) that tests/skips.txt does not name into a failure: it must not pass as green."""
+    node = report.nodeid
+    if report.outcome != "skipped" or any(node == p or fnmatch.fnmatchcase(node, p) for p in PERMITTED_SKIPS):
+        return
+    said = report.longrepr[2] if isinstance(report.longrepr, tuple) else getattr(report, "wasxfail", "xfail")
+    report.outcome = "failed"
+    report.longrepr = f"{node} was skipped ({said}), but {SKIPS_FILE.name} does not name it with a reason"
+    if hasattr(report, "wasxfail"):
+        del report.wasxfail
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    report = yield
+    fail_unless_permitted(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    report = yield
+    fail_unless_permitted(report)
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_contained(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The same random numbers whichever tests ran before, and W&B's files out of the working directory."""
+    torch.manual_seed(0)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path_factory.getbasetemp()))
