@@ -1,0 +1,323 @@
+"""Making the plan of a measurement, once before the first one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ib_callback.errors import ProbeError
+from ib_callback.features import Feature, make_feature
+from ib_callback.labels import LabelSet, Positions, Segments, context_segments, valid_positions, value_segments
+from ib_callback.layout import Pieces, Slots, assign_slots, cut, first_of_run, ranges
+from ib_callback.null import LabelCounts, design_subsets
+from ib_callback.plan import Batch, FeaturePlan, LateLabels, NullPlan, Plan
+from ib_callback.probe import Probe
+
+_MAX_LABEL_SETS = 62
+# A float32 sum over more batches than this would err by more than 1e-7 of itself.
+MANY_BATCHES = 64
+
+
+def make_plan(
+    probe: Probe,
+    orders: dict[str, int],
+    features: tuple[str, ...],
+    *,
+    batch_size: int,
+    null: bool,
+    seed: int,
+) -> Plan:
+    """Plan the measurement of `probe`.
+
+    Args:
+        probe: what is measured on.
+        orders: names and widths; the widest decides which positions are valid.
+        features: names of probe labels.
+        batch_size: sequences in a forward pass.
+        null: whether to plan for null information.
+        seed: of the random subsets and permutations.
+
+    Raises:
+        ProbeError: no position is valid, or a feature labels none of them.
+    """
+    mask = probe.attention_mask.numpy()
+    width = max(orders.values())
+    positions = valid_positions(mask, width)
+    if not len(positions):
+        raise ProbeError(
+            f"probe {probe.name!r}: no valid position. Expected sequences of at least {2 * width} real tokens "
+            f"({width} before and {width} after a position at the widest order), got at most {mask.sum(1).max()}. "
+            "Use longer texts or narrower orders."
+        )
+    builder = _Builder()
+    _add_orders(builder, probe.input_ids.numpy(), positions, sorted(orders.items(), key=lambda order: order[1]))
+    total = builder.keep(np.arange(len(positions)))
+    null_plan = builder.keep_subsets(total, np.arange(len(positions)), builder.counts, seed) if null else None
+    feature_plans = tuple(
+        _add_feature(builder, make_feature(name, probe.labels[name].numpy(), positions, seed), positions, null, seed)
+        for name in features
+    )
+    layout = builder.layout(positions.sequence // batch_size, -(-len(mask) // batch_size))
+    return Plan(
+        num_positions=len(positions),
+        label_sets=tuple(builder.label_sets),
+        counts=tuple(builder.counts),
+        batches=tuple(_batches(layout, mask, positions, batch_size)),
+        num_slots=layout.slots.number,
+        num_kept=builder.num_kept,
+        late=layout.late,
+        total=total,
+        null=null_plan,
+        features=feature_plans,
+    )
+
+
+def _add_orders(builder: _Builder, ids: np.ndarray, positions: Positions, orders: list[tuple[str, int]]) -> None:
+    widest = orders[-1][1]
+    steps = np.arange(widest)
+    for quantity, columns in (("complexity", -steps), ("expressivity", 1 + steps)):
+        contexts = ids[positions.sequence[:, None], positions.offset[:, None] + columns]
+        widths = [width for _, width in orders]
+        segments = context_segments(contexts, widths, first_bit=len(builder.label_sets))
+        builder.add_segments(segments, [(quantity, name) for name, _ in orders])
+
+
+def _add_feature(builder: _Builder, feature: Feature, positions: Positions, null: bool, seed: int) -> FeaturePlan:
+    labelled = np.flatnonzero(feature.values >= 0)
+    if not len(labelled):
+        raise ProbeError(
+            f"feature {feature.name!r}: expected labels (>= 0) at some of the {len(positions)} valid positions, "
+            "got none. Label tokens that have enough context on both sides, or leave the feature out."
+        )
+    bit = len(builder.label_sets)
+    builder.add_segments(value_segments(feature.values, bit), [("feature", feature.name)])
+    total = builder.keep(labelled)
+    permuted = permuted_count = null_plan = None
+    if null and feature.permuted is not None:
+        permuted, permuted_count = builder.keep_permutations(feature, positions)
+    elif null:
+        null_plan = builder.keep_subsets(total, labelled, builder.counts[bit:], seed)
+        # Every labelled position as a label of its own: their mean entropy is where the null's curve begins.
+        each = np.where(feature.values >= 0, np.arange(len(positions)), -1)
+        builder.add_segments(value_segments(each, bit + 1), [("single", feature.name)])
+    return FeaturePlan(
+        feature=feature,
+        label_set=builder.label_sets[bit],
+        counts=builder.counts[bit],
+        total=total,
+        permuted=permuted,
+        permuted_count=permuted_count,
+        null=null_plan,
+    )
+
+
+@dataclass
+class _Builder:
+    """Collects groups of positions and kept histograms, then lays them out over batches."""
+
+    label_sets: list[LabelSet] = field(default_factory=list)
+    counts: list[LabelCounts] = field(default_factory=list)
+    num_kept: int = 0
+
+    def __post_init__(self) -> None:
+        self._segments: list[Segments] = []
+        # Bundles are groups of positions that go into kept histograms, several of them perhaps.
+        self._bundles: list[np.ndarray] = []
+        self._bundle_targets: list[np.ndarray] = []
+
+    def add_segments(self, segments: Segments, names: list[tuple[str, str]]) -> None:
+        """Register the label sets that `segments` groups by."""
+        self._segments.append(segments)
+        for name in names:
+            bit = len(self.label_sets)
+            if bit >= _MAX_LABEL_SETS:
+                raise ValueError(f"expected at most {_MAX_LABEL_SETS} label sets (two per order, one per feature).")
+            grouped = (segments.stop - segments.start)[(segments.sets >> bit) & 1 == 1]
+            alone = int(((segments.alone >> bit) & 1).sum())
+            counts = np.concatenate([grouped, np.ones(alone, np.int64)])
+            self.label_sets.append(LabelSet(name, int(counts.sum()), len(counts)))
+            self.counts.append(LabelCounts.of(counts))
+
+    def keep(self, members: np.ndarray) -> int:
+        """Keep one histogram over these positions; returns its number."""
+        self._bundles.append(members)
+        self._bundle_targets.append(np.array([self.num_kept]))
+        self.num_kept += 1
+        return self.num_kept - 1
+
+    def keep_subsets(self, total: int, members: np.ndarray, counts: list[LabelCounts], seed: int) -> NullPlan:
+        """Keep the random subsets of `members` that a null of labels with these counts needs.
+
+        `total` is the kept histogram over all members.
+        """
+        design = design_subsets(len(members), counts, seed)
+        first = self.num_kept
+        for subset in design.subsets:
+            self.keep(members[subset])
+        middle = self.num_kept
+        for part in design.parts:
+            self.keep(members[part])
+        return NullPlan(design, total, slice(first, middle), slice(middle, self.num_kept))
+
+    def keep_permutations(self, feature: Feature, positions: Positions) -> tuple[np.ndarray, np.ndarray]:
+        """Keep the histograms of a feature's labels under each permutation of whole sequences."""
+        assert feature.permuted is not None
+        num_permutations, num_labels = len(feature.permuted), feature.num_labels
+        kept = self.num_kept + np.arange(num_permutations * num_labels).reshape(num_permutations, num_labels)
+        self.num_kept += kept.size
+        counts = np.zeros(kept.shape)
+        labelled = np.flatnonzero(feature.values >= 0)
+        rows = np.arange(num_permutations)
+        for members in np.split(labelled, np.flatnonzero(np.diff(positions.sequence[labelled])) + 1):
+            labels = feature.permuted[:, positions.sequence[members[0]]]
+            self._bundles.append(members)
+            self._bundle_targets.append(kept[rows, labels])
+            counts[rows, labels] += len(members)
+        return kept, counts
+
+    def layout(self, batch_of: np.ndarray, num_batches: int) -> _Layout:
+        """Cut label groups, and after them bundles, into pieces, and give groups their slots or kept histograms.
+
+        Args:
+            batch_of: [T] batch of each position.
+            num_batches: number of batches.
+        """
+        counts = np.concatenate([s.stop - s.start for s in self._segments])
+        members = [s.order[ranges(s.start, s.stop)] for s in self._segments] + self._bundles
+        sizes = np.concatenate([counts, [len(bundle) for bundle in self._bundles]])
+        pieces = cut(np.repeat(np.arange(len(sizes)), sizes), np.concatenate(members), batch_of, num_batches)
+        batch_of_piece = np.repeat(np.arange(num_batches), np.diff(pieces.batch_start))
+        is_first = first_of_run(batch_of_piece, pieces.group)
+
+        # Sums over many batches need float64, which kept histograms have and slots have not.
+        late = np.flatnonzero(np.bincount(pieces.group[is_first], minlength=len(sizes))[: len(counts)] > MANY_BATCHES)
+        late_kept = slice(self.num_kept, self.num_kept + len(late))
+        self.num_kept = late_kept.stop
+        bundle = np.arange(len(sizes)) - len(counts)
+        bundle[: len(counts)] = -1
+        bundle[late] = len(self._bundles) + np.arange(len(late))
+
+        in_slots = bundle[pieces.group] < 0
+        targets = [*self._bundle_targets, np.arange(late_kept.start, late_kept.stop)]
+        num_targets = np.array([*map(len, self._bundle_targets), *[1] * len(late)])
+        sets = np.concatenate([s.sets for s in self._segments])
+        return _Layout(
+            pieces=pieces,
+            is_first=is_first,
+            slots=assign_slots(
+                pieces.group[is_first & in_slots], batch_of_piece[is_first & in_slots], len(counts), num_batches
+            ),
+            sets=sets,
+            counts=counts,
+            alone=np.bitwise_or.reduce([s.alone for s in self._segments]),
+            bundle=bundle,
+            targets=np.concatenate(targets),
+            num_targets=num_targets,
+            first_target=np.cumsum(num_targets) - num_targets,
+            late=LateLabels(late_kept, _int64(sets[late]), _int64(counts[late])),
+        )
+
+
+def _batches(layout: _Layout, mask: np.ndarray, positions: Positions, batch_size: int) -> Iterator[Batch]:
+    first_position = np.searchsorted(positions.sequence, np.arange(0, len(mask) + batch_size, batch_size))
+    real_width = mask.shape[1] - np.argmax(mask[:, ::-1], axis=1)
+    for number, begin in enumerate(range(0, len(mask), batch_size)):
+        here = slice(first_position[number], first_position[number + 1])
+        if here.start == here.stop:
+            continue  # no valid position: nothing to run the model for
+        sequences = slice(begin, min(begin + batch_size, len(mask)))
+        width = int(real_width[sequences].max())
+        flat = (positions.sequence[here] - begin) * width + positions.offset[here]
+        yield Batch(
+            sequences=sequences,
+            width=width,
+            positions=_int64(flat),
+            alone=_int64(layout.alone[here]),
+            **layout.work(number, here.start),
+        )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """All groups over all batches; groups from len(counts) on are bundles.
+
+    is_first: [pieces] whether a piece is the first of its group in its batch.
+    sets, counts: [G] label sets and sizes of the label groups.
+    alone: [T] label sets in which a position is the only one of its label.
+    bundle: number of the bundle that a group is, -1 for label groups that are summed in slots.
+    targets, first_target, num_targets: kept histograms that each bundle goes into.
+    late: label groups that are summed in kept histograms.
+    """
+
+    pieces: Pieces
+    is_first: np.ndarray
+    slots: Slots
+    sets: np.ndarray
+    counts: np.ndarray
+    alone: np.ndarray
+    bundle: np.ndarray
+    targets: np.ndarray
+    first_target: np.ndarray
+    num_targets: np.ndarray
+    late: LateLabels
+
+    def work(self, number: int, first_position: int) -> dict[str, torch.Tensor]:
+        """What `Batch` says of pieces, groups and slots, for one batch."""
+        begin, end = self.pieces.batch_start[number], self.pieces.batch_start[number + 1]
+        offsets = self.pieces.offsets[begin : end + 1]
+        # The groups of this batch, each once, with their first piece and number of pieces.
+        first = np.flatnonzero(self.is_first[begin:end])
+        length = np.diff(first, append=end - begin)
+        group = self.pieces.group[begin:end][first]
+
+        bundle = self.bundle[group]
+        is_label = bundle < 0
+        label, piece = group[is_label], first[is_label]
+        is_long = is_label & (length > 1)
+        opens, closes = self.slots.opens[label], self.slots.closes[label]
+        done = (opens == number) & (closes == number)
+        opening, going_on = (opens == number) & ~done, opens < number
+        closing = label[going_on & (closes == number)]
+        target, kept_piece = self._kept(bundle[~is_label], first[~is_label], length[~is_label])
+        target_start = np.flatnonzero(first_of_run(target))
+        return {
+            "members": _int32(self.pieces.members[offsets[0] : offsets[-1]] - first_position),
+            "offsets": _int32(offsets - offsets[0]),
+            "long_members": _int32(ranges(first[is_long], first[is_long] + length[is_long])),
+            "long_offsets": _int32(np.concatenate([[0], np.cumsum(length[is_long])])),
+            "long_target": _int64(first[is_long]),
+            "done_piece": _int64(piece[done]),
+            "done_sets": _int64(self.sets[label[done]]),
+            "done_count": _int64(self.counts[label[done]]),
+            "open_piece": _int64(piece[opening]),
+            "open_slot": _int64(self.slots.slot[label[opening]]),
+            "more_piece": _int64(piece[going_on]),
+            "more_slot": _int64(self.slots.slot[label[going_on]]),
+            "close_slot": _int64(self.slots.slot[closing]),
+            "close_sets": _int64(self.sets[closing]),
+            "close_count": _int64(self.counts[closing]),
+            "kept_members": _int32(kept_piece),
+            "kept_offsets": _int32(np.append(target_start, len(target))),
+            "kept_target": _int64(target[target_start]),
+        }
+
+    def _kept(self, bundle: np.ndarray, first: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(kept histogram, piece) pairs of the bundles of one batch, sorted by histogram."""
+        pairs = length * self.num_targets[bundle]
+        run = np.repeat(np.arange(len(bundle)), pairs)
+        within = ranges(np.zeros_like(pairs), pairs)
+        target = self.targets[self.first_target[bundle[run]] + within // length[run]]
+        piece = first[run] + within % length[run]
+        order = np.argsort(target, kind="stable")
+        return target[order], piece[order]
+
+
+def _int64(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _int32(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int32))
