@@ -1,0 +1,37 @@
+"""Complexity, expressivity and distance to the Information Bottleneck bound of a model, while it trains."""
+
+from ib_callback._version import __version__
+from ib_callback.errors import ModelError, ProbeError, RepresentationError, TrajectoryError
+from ib_callback.estimator import soft_entropy, soft_mutual_information
+from ib_callback.measurement import FeaturePoint, Measurement, PlanePoint
+from ib_callback.meter import Meter, Preflight, measure
+from ib_callback.probe import Probe
+from ib_callback.quantise import reference_points, soft_assign
+from ib_callback.schedule import every, logarithmic
+from ib_callback.soft_histogram import SoftHistogram
+from ib_callback.temperature import calibrated_temperature
+from ib_callback.trajectory import Trajectory
+
+__all__ = [
+    "FeaturePoint",
+    "Measurement",
+    "Meter",
+    "ModelError",
+    "PlanePoint",
+    "Preflight",
+    "Probe",
+    "ProbeError",
+    "RepresentationError",
+    "SoftHistogram",
+    "Trajectory",
+    "TrajectoryError",
+    "__version__",
+    "calibrated_temperature",
+    "every",
+    "logarithmic",
+    "measure",
+    "reference_points",
+    "soft_assign",
+    "soft_entropy",
+    "soft_mutual_information",
+]

@@ -1,0 +1,128 @@
+"""Leaving no trace: what a probe pass could change in a training run is saved before it and put back after it."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, with everything put back at the end, also when the body raises.
+
+    Restored: the `training` flag of every submodule (each its own), every buffer, the rotary-length caches that
+    some models keep as plain attributes, the random states of Python, NumPy and torch, and gradient mode.
+    Compiled code is bypassed, because hooks registered after a compilation would silently not fire and new
+    graphs would eat the training's recompilation budget.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(preserved_rng(_devices(model)))
+        stack.enter_context(_preserved_state(model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_eager())
+        for module in model.modules():
+            # Not module.eval(): subclasses may override it, and train(mode) recurses.
+            module.training = False
+        yield
+
+
+@contextmanager
+def preserved_rng(devices: set[torch.device] | None = None) -> Iterator[None]:
+    """Put the random states of Python, NumPy and torch (CPU and the given devices) back at the end."""
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
+    torch_state = torch.get_rng_state()
+    device_states = [(device, _rng_of(device).get_rng_state(device)) for device in devices or ()]
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        for device, state in device_states:
+            _rng_of(device).set_rng_state(state, device)
+
+
+@contextmanager
+def _preserved_state(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    names = {(module, name) for module, name, _, _ in buffers}
+    caches = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if name.endswith("max_seq_len_cached")
+    ]
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+        with torch.no_grad():
+            for module, name, buffer, copy in buffers:
+                module._buffers[name] = buffer
+                # Unchanged buffers are not written: their version counters may matter to autograd.
+                if buffer is not None and copy is not None and not _same(buffer, copy):
+                    buffer.copy_(copy)
+        for module in model.modules():
+            for name in [name for name in module._buffers if (module, name) not in names]:
+                del module._buffers[name]
+        for module, name, value in caches:
+            setattr(module, name, value)
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _devices(model: nn.Module) -> set[torch.device]:
+    """Accelerators that hold parameters of the model and have random states of their own."""
+    return {p.device for p in model.parameters() if p.device.type in ("cuda", "mps", "xpu")}
+
+
+def _rng_of(device: torch.device) -> Any:
+    """The torch module with `get_rng_state` and `set_rng_state` for the device."""
+    module = getattr(torch, device.type)
+    return _Unindexed(module) if device.type == "mps" else module
+
+
+class _Unindexed:
+    """MPS has one device; its functions take no device argument."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def get_rng_state(self, device: torch.device) -> torch.Tensor:
+        return self._module.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor, device: torch.device) -> None:
+        self._module.set_rng_state(state)
+
+
+def _eager() -> Any:
+    # Where nothing was compiled there is nothing to bypass, and importing the compiler takes seconds.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+@contextmanager
+def resharded(model: nn.Module) -> Iterator[None]:
+    """At the end, FSDP2 modules give their gathered parameters back: the root would keep stale weights otherwise."""
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            reshard = getattr(module, "reshard", None)
+            if type(module).__name__.startswith("FSDP") and callable(reshard):
+                reshard()

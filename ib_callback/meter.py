@@ -1,0 +1,399 @@
+"""Measuring a model on a probe: the framework-free heart that both callbacks drive."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ib_callback import models
+from ib_callback._version import __version__
+from ib_callback.accumulate import Accumulator, Sums
+from ib_callback.capture import Capture, Quantiser
+from ib_callback.errors import ModelError, ProbeError
+from ib_callback.guard import resharded, untouched
+from ib_callback.labels import parse_orders
+from ib_callback.measurement import Measurement
+from ib_callback.models import Forward, Layer, Layers
+from ib_callback.plan import Batch, Plan
+from ib_callback.planner import make_plan
+from ib_callback.probe import Probe
+from ib_callback.quantise import check_integer, check_temperature
+from ib_callback.readout import read_out
+
+WEIGHTINGS = ("empirical", "uniform")
+BOUNDS = ("diagonal",)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a measurement will do, found out before training time is spent.
+
+    layers: names of the measured layers.
+    num_sequences, num_positions: of the probe.
+    memory: bytes that a measurement needs beside the forward pass.
+    passes: forward passes over the probe in one measurement (more than one if `memory_budget` asks for groups).
+    """
+
+    layers: tuple[str, ...]
+    num_sequences: int
+    num_positions: int
+    memory: int
+    passes: int
+
+    def describe(self) -> str:
+        """One line for a console."""
+        passes = "" if self.passes == 1 else f" in {self.passes} passes"
+        return (
+            f"{len(self.layers)} layers ({self.layers[0]} … {self.layers[-1]}), {self.num_sequences:,} sequences, "
+            f"{self.num_positions:,} valid positions, {self.memory / 2**20:,.0f} MiB beside the forward pass{passes}"
+        )
+
+
+class Meter:
+    """Measures complexity, expressivity and what follows from them, on a frozen probe.
+
+    The plan for the probe is made on first use and kept. A measurement leaves no trace in the model or in any
+    random state, and two measurements of the same model are bitwise equal.
+
+    Args:
+        probe: frozen held-out text.
+        orders: n-gram orders of the context labels; the widest decides which positions are valid.
+        primary: order that the headline numbers refer to; by default `token` if measured, else the first order.
+        features: names of probe labels to measure information about; by default all.
+        layers: `"hidden_states"`, `"blocks"`, module names or globs, or a callable model → modules.
+        num_bins: number n of reference points.
+        temperature: `"calibrated"`, or a number.
+        seed: of the reference points, and of the subsets and permutations of the nulls.
+        weighting: of labels in H(Z given X): `"empirical"` by frequency, `"uniform"` all alike.
+        bound: what the distance is taken to: `"diagonal"`, I(Y;Z) = I(X;Z).
+        null: whether to estimate what finite sampling alone yields.
+        batch_size: sequences in a forward pass; halved for good when memory runs out.
+        memory_budget: bytes for histograms and assignments; layers are measured in as many groups, each with a
+            pass of its own, as this asks for. None: all at once.
+        forward: callable(model, input_ids [B, S], attention_mask [B, S]) that runs the model, for models whose
+            own call differs.
+        progress: whether to show a bar when a measurement takes more than two seconds.
+
+    Raises:
+        TypeError, ValueError: a setting that cannot be; says what was expected.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        *,
+        orders: str | Iterable[str] = ("token", "bigram", "trigram", "quadgram"),
+        primary: str | None = None,
+        features: str | Iterable[str] | None = None,
+        layers: Layers = "hidden_states",
+        num_bins: int = 100,
+        temperature: float | str = "calibrated",
+        seed: int = 0,
+        weighting: str = "empirical",
+        bound: str = "diagonal",
+        null: bool = True,
+        batch_size: int = 8,
+        memory_budget: int | None = None,
+        forward: Forward | None = None,
+        progress: bool = False,
+    ) -> None:
+        if not isinstance(probe, Probe):
+            raise TypeError(f"probe: expected an ib_callback.Probe, got {type(probe).__name__}. See Probe.from_texts.")
+        self.probe = probe
+        self.orders = parse_orders(orders)
+        self.primary = _choose_primary(primary, self.orders)
+        self.features = _choose_features(features, probe, self.orders)
+        self.layers = layers if isinstance(layers, str) or callable(layers) else tuple(layers)
+        self.num_bins = check_integer("num_bins", num_bins, minimum=2, cure="100 is the published choice")
+        self.temperature = temperature if temperature == "calibrated" else check_temperature(temperature)
+        self.seed = check_integer("seed", seed, minimum=0, cure="0 is the default")
+        self.weighting = _choose("weighting", weighting, WEIGHTINGS)
+        self.bound = _choose("bound", bound, BOUNDS)
+        # Nulls and ceiling are not defined for uniform weights.
+        self.null = bool(null) and weighting == "empirical"
+        self.batch_size = check_integer("batch_size", batch_size, minimum=1, cure="8 is the default")
+        self.memory_budget = (
+            None
+            if memory_budget is None
+            else check_integer("memory_budget", memory_budget, minimum=1, cure="it is in bytes, None for no limit")
+        )
+        if forward is not None and not callable(forward):
+            raise TypeError(f"forward: expected callable(model, input_ids, attention_mask), got {forward!r}.")
+        self.forward = forward
+        self.progress = bool(progress)
+        self._plans: dict[int, Plan] = {}
+        self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
+        self._proved_trunk: weakref.ref[nn.Module] | None = None
+
+    def plan(self) -> Plan:
+        """The plan for the present batch size, made on first use. Raises ProbeError if no position is valid."""
+        if self.batch_size not in self._plans:
+            self._plans = {
+                self.batch_size: make_plan(
+                    self.probe,
+                    self.orders,
+                    self.features,
+                    batch_size=self.batch_size,
+                    null=self.null,
+                    seed=self.seed,
+                )
+            }
+        return self._plans[self.batch_size]
+
+    def preflight(self, model: nn.Module) -> Preflight:
+        """Check everything that can be checked before training: blocks, vocabulary, positions, memory, one forward.
+
+        Raises:
+            ModelError: blocks not found, token ids or lengths beyond the model's.
+            ProbeError: no valid position, or more memory needed than `memory_budget` allows.
+            RepresentationError: the model's states are zero, NaN or inf already now.
+        """
+        root = models.unwrap(model)
+        layers = self._layers(root)
+        plan = self.plan()
+        groups = self._groups(plan, layers)
+        memory = plan.memory(len(groups[0]), self.num_bins)
+        free = _free_memory(models.device_of(root))
+        if free is not None and memory > free:
+            warnings.warn(
+                f"a measurement needs {memory / 2**20:,.0f} MiB beside the forward pass, and {free / 2**20:,.0f} MiB "
+                "are free. Set memory_budget= (bytes) to measure layers in groups, or use a smaller probe.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        longest = max(plan.batches, key=lambda batch: batch.width)
+        with untouched(root), resharded(root):
+            self._one_forward(root, layers, longest, self._call(root, layers, plan))
+        return Preflight(
+            layers=tuple(layer.name for layer in layers),
+            num_sequences=len(self.probe),
+            num_positions=plan.num_positions,
+            memory=memory,
+            passes=len(groups),
+        )
+
+    def measure(self, model: nn.Module, *, step: int | None = None) -> Measurement:
+        """Measure `model` as it is.
+
+        When memory runs out, the pass is repeated with half the batch, down to one sequence.
+
+        Args:
+            model: in any mode, on any device, wrapped for data parallelism or compiled.
+            step: optimizer steps taken, for the record.
+
+        Raises:
+            ModelError, ProbeError: as `preflight`.
+            RepresentationError: zero vectors, NaN or inf at valid positions.
+            torch.OutOfMemoryError: even one sequence at a time does not fit.
+        """
+        started = time.perf_counter()
+        root = models.unwrap(model)
+        layers = self._layers(root)
+        with untouched(root), resharded(root):
+            plan, sums = self._sums_with_retries(root, layers)
+        return read_out(
+            plan,
+            sums,
+            step=step,
+            layers=[layer.name for layer in layers],
+            weighting=self.weighting,
+            primary=self.primary,
+            settings=self.settings(root),
+            seconds=time.perf_counter() - started,
+        )
+
+    def settings(self, model: nn.Module) -> dict[str, Any]:
+        """All that decides whether two measurements can be compared, as JSON values."""
+        root = models.unwrap(model)
+        return {
+            "probe": self.probe.fingerprint,
+            "K": max(self.orders.values()),
+            "orders": list(self.orders),
+            "primary": self.primary,
+            "features": list(self.features),
+            "layers": [layer.name for layer in models.resolve_layers(root, self.layers)],
+            "num_bins": self.num_bins,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "weighting": self.weighting,
+            "bound": self.bound,
+            "dtype": models.dtype_of(root),
+            "version": __version__,
+        }
+
+    def _layers(self, root: nn.Module) -> list[Layer]:
+        """The layers to measure, after checking that the probe fits the model."""
+        layers = models.resolve_layers(root, self.layers)
+        vocabulary = models.vocabulary_size(root)
+        highest = int(self.probe.input_ids.max())
+        if vocabulary is not None and highest >= vocabulary:
+            raise ModelError(
+                f"probe {self.probe.name!r}: token id {highest} is outside the model's vocabulary of {vocabulary} "
+                f"(expected ids 0 … {vocabulary - 1}). Make the probe with this model's own tokenizer."
+            )
+        limit = models.position_limit(root)
+        length = int(self.probe.attention_mask.any(0).nonzero().max()) + 1
+        if limit is not None and length > limit:
+            raise ModelError(
+                f"probe {self.probe.name!r}: sequences are {length} tokens long, but the model takes at most {limit} "
+                f"(max_position_embeddings). Make the probe with max_length={limit} or less."
+            )
+        return layers
+
+    def _groups(self, plan: Plan, layers: list[Layer]) -> list[list[Layer]]:
+        """Layers cut into groups that fit the memory budget."""
+        if self.memory_budget is None:
+            return [layers]
+        each = plan.memory(1, self.num_bins)
+        size = self.memory_budget // each
+        if size < 1:
+            raise ProbeError(
+                f"memory_budget: one layer needs {each:,} bytes for probe {self.probe.name!r}, got "
+                f"{self.memory_budget:,}. Raise it, or use fewer sequences, orders or bins."
+            )
+        return [layers[i : i + size] for i in range(0, len(layers), size)]
+
+    def _sums_with_retries(self, root: nn.Module, layers: list[Layer]) -> tuple[Plan, Sums]:
+        while True:
+            try:
+                plan = self.plan()
+                call = self._call(root, layers, plan)
+                return plan, Sums.join([self._pass(root, group, plan, call) for group in self._groups(plan, layers)])
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error) or self.batch_size == 1:
+                    raise
+            # Outside the except block, so that the failed pass's tensors are no longer held by its traceback.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.batch_size = max(1, self.batch_size // 2)
+            warnings.warn(
+                f"out of memory while measuring; trying again with batch_size={self.batch_size}, also from now on.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def _pass(self, root: nn.Module, layers: list[Layer], plan: Plan, call: Forward) -> Sums:
+        """One pass over the probe for some of the layers."""
+        device = models.device_of(root)
+        accumulator = Accumulator(plan, len(layers), self.num_bins, weighting=self.weighting, device=device)
+        with Capture(layers, self._quantiser) as capture:
+            for batch in self._bar(plan.batches):
+                ids, mask = self._inputs(batch.sequences, batch.width, device)
+                assignments = capture.run(
+                    lambda ids=ids, mask=mask: call(root, ids, mask),  # type: ignore[misc]
+                    batch.positions.to(device),
+                    (ids.shape[0], ids.shape[1]),
+                )
+                accumulator.add(batch, assignments)
+        return accumulator.sums()
+
+    def _inputs(self, sequences: slice, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        ids = self.probe.input_ids[sequences, :width].to(device)
+        mask = self.probe.attention_mask[sequences, :width].to(device, torch.long)
+        return ids, mask
+
+    def _one_forward(self, root: nn.Module, layers: list[Layer], batch: Batch, call: Forward) -> Tensor:
+        """Assignments [T, L, num_bins] of the longest sequence of a batch, from a pass of its own."""
+        rows = self.probe.attention_mask[batch.sequences]
+        row = batch.sequences.start + int(rows.sum(1).argmax())
+        device = models.device_of(root)
+        ids, mask = self._inputs(slice(row, row + 1), batch.width, device)
+        positions = mask[0].nonzero().squeeze(1)
+        with Capture(layers, self._quantiser) as capture:
+            return capture.run(lambda: call(root, ids, mask), positions, (1, batch.width))
+
+    def _call(self, root: nn.Module, layers: list[Layer], plan: Plan) -> Forward:
+        """How to run the model: the user's way, its own, or its trunk alone where that was proved equal."""
+        if self.forward is not None:
+            return self.forward
+        whole = models.default_forward(root)
+        trunk = None if models.skips_the_head(root) else models.plain_trunk(root)
+        if trunk is None:
+            return whole
+        trunk_call = models.default_forward(trunk)
+
+        def call_trunk(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
+            return trunk_call(trunk, input_ids, attention_mask)
+
+        if self._proved_trunk is None or self._proved_trunk() is not root:
+            try:
+                same = torch.equal(
+                    self._one_forward(root, layers, plan.batches[0], whole),
+                    self._one_forward(root, layers, plan.batches[0], call_trunk),
+                )
+            except ModelError:
+                # A measured layer lies outside the trunk; the whole model's own pass will tell if anything is wrong.
+                same = False
+            if not same:
+                return whole
+            self._proved_trunk = weakref.ref(root)
+        return call_trunk
+
+    def _bar(self, batches: tuple[Batch, ...]) -> Iterator[Batch]:
+        if not self.progress:
+            yield from batches
+            return
+        try:
+            from tqdm.auto import tqdm
+        except ImportError:
+            yield from batches
+            return
+        yield from tqdm(batches, desc="information", unit="batch", leave=False, delay=2.0)
+
+
+def measure(model: nn.Module, probe: Probe, **meter_keywords: Any) -> Measurement:
+    """Measure `model` on `probe` once; keywords are those of `Meter`."""
+    return Meter(probe, **meter_keywords).measure(model)
+
+
+def _choose(name: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}.")
+    return value
+
+
+def _choose_primary(primary: str | None, orders: dict[str, int]) -> str:
+    if primary is None:
+        return "token" if "token" in orders else next(iter(orders))
+    if primary not in orders:
+        raise ValueError(f"primary: expected one of the measured orders ({', '.join(orders)}), got {primary!r}.")
+    return primary
+
+
+def _choose_features(features: str | Iterable[str] | None, probe: Probe, orders: dict[str, int]) -> tuple[str, ...]:
+    names = tuple(probe.labels) if features is None else (features,) if isinstance(features, str) else tuple(features)
+    for name in names:
+        if name not in probe.labels:
+            known = ", ".join(map(repr, probe.labels)) or "none"
+            raise ValueError(f"features: the probe has no label {name!r}; it has {known}.")
+        if name in orders:
+            raise ValueError(f"features: label {name!r} has the name of an n-gram order; rename it in the probe.")
+    return names
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # torch's CPU allocator raises a plain RuntimeError.
+    text = str(error)
+    return "out of memory" in text.lower() or "can't allocate memory" in text
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """Free bytes on the device, if it can be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu":
+        try:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):
+            return None
+    return None

@@ -1,0 +1,173 @@
+"""Finding blocks, limits and the cheapest call in real architectures."""
+
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+
+from ib_callback import models
+from ib_callback.errors import ModelError
+
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 24,
+    "pad_token_id": None,
+}
+
+
+def llama():
+    return tf.LlamaForCausalLM(tf.LlamaConfig(**SMALL))
+
+
+def gpt2():
+    return tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=40, n_embd=16, n_layer=3, n_head=2, n_positions=24))
+
+
+def opt():
+    return tf.OPTForCausalLM(tf.OPTConfig(**(SMALL | {"ffn_dim": 32, "word_embed_proj_dim": 16, "pad_token_id": 1})))
+
+
+def neox():
+    return tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(**SMALL))
+
+
+def bloom():
+    return tf.BloomForCausalLM(tf.BloomConfig(vocab_size=40, hidden_size=16, n_layer=3, n_head=2))
+
+
+def qwen3():
+    return tf.Qwen3ForCausalLM(tf.Qwen3Config(**SMALL, head_dim=8, num_key_value_heads=2))
+
+
+def gemma2():
+    return tf.Gemma2ForCausalLM(tf.Gemma2Config(**SMALL, head_dim=8, num_key_value_heads=2))
+
+
+def bert():
+    return tf.BertForMaskedLM(tf.BertConfig(**SMALL))
+
+
+def roberta():
+    return tf.RobertaForMaskedLM(tf.RobertaConfig(**(SMALL | {"pad_token_id": 1})))
+
+
+def bare_gpt2():
+    return gpt2().transformer
+
+
+ARCHITECTURES = [llama, gpt2, opt, neox, bloom, qwen3, gemma2, bert, roberta, bare_gpt2]
+
+
+@pytest.mark.parametrize("make", ARCHITECTURES, ids=lambda make: make.__name__)
+def test_layers_put_out_what_output_hidden_states_returns(make):
+    torch.manual_seed(0)
+    model = make().eval()
+    ids = torch.randint(2, 40, (2, 9))
+    layers = models.resolve_layers(model, "hidden_states")
+    seen = {}
+    for layer in layers:
+        layer.module.register_forward_hook(lambda module, inputs, output, name=layer.name: seen.update({name: output}))
+    with torch.no_grad():
+        models.default_forward(model)(model, ids, torch.ones_like(ids))
+        expected = model(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True).hidden_states[1:]
+    assert len(layers) == len(expected) == 3
+    assert layers[-1].name.endswith(":final")
+    for layer, states in zip(layers, expected, strict=True):
+        output = seen[layer.name]
+        got = output if isinstance(output, torch.Tensor) else output[0]
+        torch.testing.assert_close(got, states, rtol=0, atol=1e-6)
+
+
+def test_names_and_globs():
+    model = llama()
+    assert [layer.name for layer in models.resolve_layers(model, "blocks")] == [f"model.layers.{i}" for i in range(3)]
+    names = [layer.name for layer in models.resolve_layers(model, ["model.layers.*.mlp", "model.norm"])]
+    assert names == ["model.layers.0.mlp", "model.layers.1.mlp", "model.layers.2.mlp", "model.norm"]
+    picked = models.resolve_layers(model, lambda m: [m.model.norm])
+    assert [layer.name for layer in picked] == ["model.norm"]
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(40, 16)
+        self.stack = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+
+    def forward(self, ids, mask):
+        return self.stack(self.embed(ids))
+
+
+class Unfindable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.config = tf.LlamaConfig(**(SMALL | {"num_hidden_layers": 5}))
+        self.towers = nn.ModuleList(nn.Linear(2, 2) for _ in range(4))
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "message"),
+    [
+        (
+            Plain(),
+            "hidden_states",
+            r"blocks of Plain could not be found.*candidates layers=\['stack\.\*'\] \(2 × Linear",
+        ),
+        (
+            Unfindable(),
+            "blocks",
+            r"a list of 5 blocks.*candidates layers=\['towers\.\*'\] \(4 × Linear\).*layers=callable",
+        ),
+        (Plain(), ["stack.7"], r"no module of Plain is called 'stack\.7'.*'embed', 'stack', 'stack\.0'"),
+        (Plain(), ["stack.0", "stack.*"], "'stack.0' was named twice"),
+        (Plain(), [], "at least one layer"),
+        (Plain(), lambda model: ["stack.0"], "expected the callable to return modules"),
+    ],
+)
+def test_layers_that_cannot_be_found(model, layers, message):
+    with pytest.raises(ModelError, match=message):
+        models.resolve_layers(model, layers)
+
+
+def test_encoder_decoders_are_refused():
+    config = tf.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    with pytest.raises(ModelError, match=r"T5ForConditionalGeneration is an encoder-decoder.*layers=\[\.\.\.\]"):
+        models.resolve_layers(tf.T5ForConditionalGeneration(config), "hidden_states")
+
+
+@pytest.mark.parametrize(("make", "limit"), [(llama, 24), (gpt2, 24), (bert, 24), (roberta, 22), (bloom, None)])
+def test_position_limit_is_the_longest_sequence_that_runs(make, limit):
+    model = make().eval()
+    assert models.position_limit(model) == limit
+    assert models.vocabulary_size(model) == 40
+    longest = torch.full((1, limit or 40), 5)
+    assert models.default_forward(model)(model, longest, torch.ones_like(longest)) is not None
+
+
+def test_wrappers_are_taken_off():
+    model = llama()
+    compiled = torch.compile(model, backend="eager")
+    assert models.unwrap(compiled) is model
+    assert models.unwrap(nn.DataParallel(model)) is model
+    assert models.unwrap(model) is model
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_default_call_computes_one_logit_row_and_keeps_no_cache(make):
+    model = make().eval()
+    ids = torch.randint(2, 40, (2, 9))
+    output = models.default_forward(model)(model, ids, torch.ones_like(ids))
+    assert output.logits.shape == (2, 1, 40)
+    assert output.past_key_values is None
+
+
+def test_trunk_is_only_called_alone_where_nothing_is_wrapped_or_patched():
+    model = bert()
+    assert models.plain_trunk(model) is model.bert
+    assert models.plain_trunk(model.bert) is None
+    model.forward = model.forward  # as mixed-precision libraries patch it
+    assert models.plain_trunk(model) is None
+    assert models.plain_trunk(Plain()) is None
