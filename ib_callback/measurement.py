@@ -137,7 +137,9 @@ class FeaturePoint:
     """Information that representations carry about a feature label, I(F;Z), over positions that carry one.
 
     `information_null` and `information_null_std` are mean and standard deviation over permutations of the
-    labels; `ratio` is information / complexity of the primary order. None where undefined.
+    labels: of whole sequences where the label is constant within them (preference: swapped within pairs), else
+    of positions, in which case the standard deviation is an upper estimate (0.9 to 2 times the true one).
+    `ratio` is information / complexity of the primary order. None where undefined.
     """
 
     information: float | None
