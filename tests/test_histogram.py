@@ -11,7 +11,9 @@ from ib_callback.histogram import divergence, entropy, segment_sum
 
 def test_segment_sum_adds_listed_rows_and_leaves_empty_segments_zero():
     rows = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
-    sums = segment_sum(rows, torch.tensor([2, 2, 0, 1], dtype=torch.int32), torch.tensor([0, 3, 3, 4], dtype=torch.int32))
+    sums = segment_sum(
+        rows, torch.tensor([2, 2, 0, 1], dtype=torch.int32), torch.tensor([0, 3, 3, 4], dtype=torch.int32)
+    )
     assert sums.tolist() == [[7.0, 70.0], [0.0, 0.0], [2.0, 20.0]]
 
 
