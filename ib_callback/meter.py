@@ -302,11 +302,11 @@ class Meter:
 
     def _one_forward(self, root: nn.Module, layers: list[Layer], batch: Batch, call: Forward) -> Tensor:
         """Assignments [T, L, num_bins] of the longest sequence of a batch, from a pass of its own."""
-        rows = self.probe.attention_mask[batch.sequences]
-        row = batch.sequences.start + int(rows.sum(1).argmax())
+        row = int(self.probe.attention_mask[batch.sequences].sum(1).argmax())
         device = models.device_of(root)
-        ids, mask = self._inputs(slice(row, row + 1), batch.width, device)
-        positions = mask[0].nonzero().squeeze(1)
+        first = batch.sequences.start + row
+        ids, mask = self._inputs(slice(first, first + 1), batch.width, device)
+        positions = batch.positions[batch.positions // batch.width == row].to(device) % batch.width
         with Capture(layers, self._quantiser) as capture:
             return capture.run(lambda: call(root, ids, mask), positions, (1, batch.width))
 
