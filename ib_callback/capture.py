@@ -13,6 +13,9 @@ from ib_callback.errors import ModelError, RepresentationError
 from ib_callback.models import Layer
 from ib_callback.quantise import assign, reference_points, resolve_temperature, usable
 
+# Below this share of wanted positions, gathering their states costs less than quantising the others.
+_SPARSE = 0.8
+
 
 class Quantiser:
     """Reference points and temperature for every dimension met, on every device met."""
@@ -101,9 +104,13 @@ class Capture:
             self._fired[index] += 1
             if self._fired[index] > 1:
                 return
-            z = self._states(index, output)
-            rows = z.flatten(0, 1).index_select(0, self._positions.to(z.device))
-            assignments, norms = self._quantiser(rows)
+            rows = self._states(index, output).flatten(0, 1)
+            positions = self._positions.to(rows.device)
+            if len(positions) < _SPARSE * len(rows):
+                assignments, norms = self._quantiser(rows.index_select(0, positions))
+            else:
+                # Rows of assignments are shorter than rows of states: quantise all, then drop the few not wanted.
+                assignments, norms = (each.index_select(0, positions) for each in self._quantiser(rows))
             # Counted on the device and read after the pass, so that no hook waits for the device.
             self._bad[index] = (~usable(norms)).sum()
             self._table[:, index] = assignments
