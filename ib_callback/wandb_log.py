@@ -1,0 +1,73 @@
+"""Measurements as rows of a Weights & Biases run that the trainer, or the user, has opened."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PLANE_KEY = "ib/plane"
+
+
+def open_run() -> Any | None:
+    """The W&B run that is open in this process, or None; W&B is not imported to find out."""
+    wandb = sys.modules.get("wandb")
+    return getattr(wandb, "run", None)
+
+
+class WandbLog:
+    """Adds rows to an open run, each with the training step as a column of its own.
+
+    W&B's own `step=` is never given: it drops rows whose step is lower than the last one, and merges those
+    that share a step with the trainer's rows.
+
+    Args:
+        step_metric: name of that column, which the trainer's own rows have too.
+    """
+
+    def __init__(self, step_metric: str) -> None:
+        self.step_metric = step_metric
+        self._described_run: Any = None
+        self._warned: set[str] = set()
+
+    def log(self, run: Any, metrics: Mapping[str, float], *, step: int, plane: Path | None = None) -> None:
+        """One row; whatever goes wrong is a warning, for a run must not die of its log.
+
+        Args:
+            run: the open run.
+            metrics: scalars by full name.
+            step: optimizer steps taken.
+            plane: image file of the information plane to log along.
+        """
+        try:
+            row: dict[str, Any] = {**metrics, **self._image(plane)}
+            if not row:
+                return
+            if run is not self._described_run:
+                run.define_metric("ib/*", step_metric=self.step_metric)
+                self._described_run = run
+            run.log({**row, self.step_metric: step})
+        except Exception as error:
+            self._warn(f"The information plane could not be logged to Weights & Biases: {_describe(error)}")
+
+    def _image(self, plane: Path | None) -> dict[str, Any]:
+        if plane is None:
+            return {}
+        try:
+            return {PLANE_KEY: sys.modules["wandb"].Image(str(plane))}
+        except Exception as error:  # the scalars can still be logged
+            self._warn(f"{plane.name} could not be logged to Weights & Biases: {_describe(error)}")
+            return {}
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(
+                f"{message}. Training goes on; the trajectory file has every point.", RuntimeWarning, stacklevel=3
+            )
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(". ")

@@ -1,0 +1,61 @@
+"""Reads what an offline run of Weights & Biases wrote, for W&B itself has no reader for it."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_HEADER = 7
+_BLOCK = 32 * 1024
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+@dataclass
+class OfflineRun:
+    """Rows of the history in the order of logging, step metrics by glob, and the directory of the files."""
+
+    files: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    step_metrics: dict[str, str] = field(default_factory=dict)
+
+
+def read_offline_runs(directory: Path) -> list[OfflineRun]:
+    """All offline runs below a directory, the oldest first."""
+    return [_read(path) for path in sorted(directory.glob("**/run-*.wandb"))]
+
+
+def _read(path: Path) -> OfflineRun:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    run = OfflineRun(files=path.parent / "files")
+    for data in _records(path.read_bytes()):
+        record = Record.FromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            items = record.history.item
+            run.rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+        elif kind == "metric" and record.metric.glob_name:
+            run.step_metrics[record.metric.glob_name] = record.metric.step_metric
+    return run
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    """The records of a LevelDB log: chunks of checksum 4, length 2, type 1 and data, in blocks of 32 KiB."""
+    assert content[:4] == b":W&B", content[:_HEADER]
+    offset, parts = _HEADER, []
+    while offset + 7 <= len(content):
+        left = _BLOCK - offset % _BLOCK
+        if left < 7:
+            offset += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[offset : offset + 7])
+        assert kind in (_FULL, _FIRST, _MIDDLE, _LAST), kind
+        parts.append(content[offset + 7 : offset + 7 + length])
+        offset += 7 + length
+        if kind in (_FULL, _LAST):
+            yield b"".join(parts)
+            parts = []
