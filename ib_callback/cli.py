@@ -1,0 +1,72 @@
+"""The command `ib-callback`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ib_callback._version import __version__
+from ib_callback.errors import ProbeError, TrajectoryError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    options = _parser().parse_args(argv)
+    from ib_callback.demo import run_demo
+
+    try:
+        run_demo(
+            steps=options.steps,
+            minutes=options.minutes,
+            every=options.every,
+            output_dir=options.output_dir,
+            seed=options.seed,
+            threads=options.threads,
+        )
+    except (ImportError, ProbeError, TrajectoryError) as error:
+        print(f"ib-callback: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ib-callback", description="Follow a language model through the information plane while it trains."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    demo = commands.add_parser(
+        "demo",
+        help="pre-train a small decoder on this machine's CPU, with the callback",
+        description="Pre-train a small decoder with HuggingFace's Trainer on text that every installation has, "
+        "with the callback. Needs no network and no GPU, and writes below the current directory only.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument("--steps", type=_positive, default=600, help="optimizer steps")
+    demo.add_argument(
+        "--minutes", type=_minutes, default=3.0, help="end the training after so long, however many steps are done"
+    )
+    demo.add_argument("--every", type=_positive, metavar="N", help="measure every N steps; by default ever more rarely")
+    demo.add_argument("--output-dir", default="ib_demo", metavar="DIR", help="where everything is written")
+    demo.add_argument("--seed", type=int, default=0, help="of the weights and of the order of the text")
+    demo.add_argument("--threads", type=_positive, default=1, metavar="N", help="CPU threads")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
+    return value
+
+
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected more than 0, got {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
