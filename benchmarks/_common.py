@@ -1,0 +1,228 @@
+"""What the benchmarks share: real text, a probe of an exact size, a stand-in model that replays states."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ib_callback as ib
+
+
+def add_text_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--text` and `--tokenizer`, which every benchmark takes; without them it needs no file at all."""
+    parser.add_argument(
+        "--text", type=Path, help='.txt (documents between blank lines) or .jsonl(.gz) with a "text" field'
+    )
+    parser.add_argument("--tokenizer", help="folder or name for AutoTokenizer.from_pretrained")
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """Yield the documents of a .txt, .jsonl or .jsonl.gz file."""
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        if ".jsonl" in path.suffixes:
+            for line in file:
+                yield json.loads(line)["text"]
+        else:
+            yield from (document for document in file.read().split("\n\n") if document.strip())
+
+
+def load_probe(
+    text: Path | None, tokenizer: str | None, *, num_sequences: int, max_length: int, min_length: int = 16
+) -> ib.Probe:
+    """A probe of real text: of `text` if given, else of the text that comes with the package.
+
+    Raises:
+        SystemExit: if the text is too short for `num_sequences`, or a file is given without a tokenizer.
+    """
+    loaded = None
+    if tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+    if text is None:
+        probe = ib.Probe.builtin(loaded, num_sequences=num_sequences, max_length=max_length)
+    elif loaded is None:
+        raise SystemExit("--text needs --tokenizer: the built-in tokenizer knows the built-in text only")
+    else:
+        probe = ib.Probe.from_texts(
+            read_texts(text),
+            loaded,
+            num_sequences=num_sequences,
+            max_length=max_length,
+            min_length=min_length,
+            name=text.name,
+        )
+    if len(probe) < num_sequences:
+        raise SystemExit(
+            f"the text has {len(probe)} documents of at least {min_length} tokens, {num_sequences} are "
+            "needed: give a longer --text or a smaller size"
+        )
+    return probe
+
+
+def cut_to_positions(probe: ib.Probe, num_positions: int, width: int) -> ib.Probe:
+    """The first documents of `probe`, the last one shortened, so that exactly `num_positions` are valid.
+
+    Args:
+        probe: right-padded probe.
+        num_positions: valid positions wanted.
+        width: widest n-gram order; a sequence of n tokens has n - 2 width + 1 valid positions.
+    """
+    mask = probe.attention_mask.bool().clone()
+    left = num_positions
+    for row in range(len(probe)):
+        valid = max(0, int(mask[row].sum()) - 2 * width + 1)
+        if valid >= left:
+            mask[row, left + 2 * width - 1 :] = False
+            return ib.Probe.from_tokens(probe.input_ids[: row + 1], mask[: row + 1], name=probe.name)
+        left -= valid
+    raise SystemExit(f"the text has {num_positions - left} valid positions, {num_positions} are needed: give more text")
+
+
+def valid_positions(mask: Tensor, width: int) -> Tensor:
+    """Where the `width` tokens ending at a position and the `width` after it are all real, [N, S] bool."""
+    valid = torch.zeros_like(mask)
+    inside = mask.unfold(1, 2 * width, 1).all(-1)
+    valid[:, width - 1 : width - 1 + inside.shape[1]] = inside
+    return valid
+
+
+def ngram_codes(input_ids: Tensor, valid: Tensor, order: int, side: str) -> Tensor:
+    """The n-gram at each valid position as one integer: ending there ("input") or after it ("output")."""
+    base = int(input_ids.max()) + 1
+    assert base**order < 2**63, "n-gram codes would overflow 64 bits"
+    sequence, offset = valid.nonzero(as_tuple=True)
+    steps = range(1 - order, 1) if side == "input" else range(1, order + 1)
+    codes = torch.zeros(len(offset), dtype=torch.long)
+    for step in steps:
+        codes = codes * base + input_ids[sequence, offset + step]
+    return codes
+
+
+class Replay(nn.Module):
+    """A stand-in for a model: its layers return states made beforehand, so that only measuring takes time.
+
+    The state at a position is a function of its token, the token before, the position and the layer. A
+    batch is recognised by its token ids; its states are made when it is first seen, and kept.
+    """
+
+    def __init__(self, vocabulary: int, dim: int, num_layers: int, *, length: int = 1024, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.layers = nn.ModuleList(_Emit() for _ in range(num_layers))
+        self.tokens = nn.Parameter(torch.randn(vocabulary, dim, generator=generator))
+        self.positions = nn.Parameter(torch.randn(length, dim, generator=generator))
+        self.mixes = nn.Parameter(torch.randn(num_layers, dim, dim, generator=generator) / dim**0.5)
+        self._kept: dict[bytes, list[Tensor]] = {}
+
+    @torch.no_grad()
+    def states(self, input_ids: Tensor) -> list[Tensor]:
+        """Hidden states of a batch [B, S]: one [B, S, dim] tensor a layer."""
+        key = input_ids.numpy().tobytes()
+        if key not in self._kept:
+            here = self.tokens[input_ids]
+            around = torch.roll(here, 1, dims=1) + 0.3 * self.positions[: input_ids.shape[1]]
+            self._kept[key] = [here + around @ mix for mix in self.mixes]
+        return self._kept[key]
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Send each layer's states through the module that stands for that layer."""
+        for layer, state in zip(self.layers, self.states(input_ids), strict=True):
+            layer(state)
+        return state
+
+
+class _Emit(nn.Module):
+    def forward(self, state: Tensor) -> Tensor:
+        return state
+
+
+# How a Meter has to be told about a Replay.
+REPLAY: dict[str, Any] = {
+    "layers": ["layers.*"],
+    "forward": lambda model, input_ids, attention_mask: model(input_ids),
+}
+
+
+def record_batches(model: nn.Module, probe: ib.Probe, **meter_keywords: Any) -> list[tuple[Tensor, Tensor]]:
+    """The batches that a Meter with these settings feeds the model: (input_ids, attention_mask) pairs."""
+    batches: list[tuple[Tensor, Tensor]] = []
+    forward = meter_keywords.pop("forward", lambda model, input_ids, mask: model(input_ids, attention_mask=mask))
+
+    def recording(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        batches.append((input_ids.clone(), attention_mask.clone()))
+        return forward(model, input_ids, attention_mask)
+
+    ib.Meter(probe, null=False, forward=recording, **meter_keywords).measure(model)
+    return batches
+
+
+def describe_machine(device: str = "cpu") -> str:
+    """One line about where the numbers were taken."""
+    where = torch.cuda.get_device_name() if device.startswith("cuda") else f"{os.cpu_count()} CPU cores"
+    return (
+        f"{where}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, ib_callback {ib.__version__}"
+    )
+
+
+@dataclass
+class Times:
+    """Seconds of each round: on the wall clock, and of processor time over all threads."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def add(self, function: Callable[[], Any], device: str = "cpu") -> Any:
+        """Time one call, with the device's queue empty before and after; return what it returns."""
+        _synchronise(device)
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = function()
+        _synchronise(device)
+        self.wall.append(time.perf_counter() - wall)
+        self.cpu.append(time.process_time() - cpu)
+        return result
+
+    def __add__(self, other: Times) -> Times:
+        """Round by round."""
+        return Times(
+            [a + b for a, b in zip(self.wall, other.wall, strict=True)],
+            [a + b for a, b in zip(self.cpu, other.cpu, strict=True)],
+        )
+
+    def __truediv__(self, other: Times) -> Times:
+        """Round by round: the ratios."""
+        return Times(
+            [a / b for a, b in zip(self.wall, other.wall, strict=True)],
+            [a / b for a, b in zip(self.cpu, other.cpu, strict=True)],
+        )
+
+    def row(self, name: str, unit: str = "") -> str:
+        """One line of a table: median (least to greatest) of both clocks."""
+        return f"{name:38} {spread(self.wall) + unit:>28} {spread(self.cpu) + unit:>28}"
+
+
+HEADING = f"{'':38} {'wall clock':>28} {'processor time':>28}"
+
+
+def _synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def spread(values: list[float]) -> str:
+    """Median, then least to greatest."""
+    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
