@@ -48,6 +48,7 @@ class Capture:
         self._positions: Tensor = torch.empty(0)
         self._shape: tuple[int, int] = (0, 0)
         self._table: Tensor | None = None
+        self._buffer = torch.empty(0)
         self._fired: list[int] = []
         self._bad: list[Tensor | None] = []
 
@@ -65,6 +66,7 @@ class Capture:
     ) -> None:
         self._remove()
         self._table = None
+        self._buffer = torch.empty(0)
 
     def _remove(self) -> None:
         while self._handles:
@@ -79,7 +81,7 @@ class Capture:
             shape: B and S.
 
         Returns:
-            Assignments [T, L, num_bins], float32.
+            Assignments [T, L, num_bins], float32; the next pass overwrites them.
 
         Raises:
             ModelError: a layer did not run, ran more than once, or did not put out [B, S, dim].
@@ -88,9 +90,11 @@ class Capture:
         self._positions, self._shape = positions, shape
         self._fired = [0] * len(self._layers)
         self._bad = [None] * len(self._layers)
-        self._table = torch.empty(
-            len(positions), len(self._layers), self._quantiser.num_bins, device=positions.device, dtype=torch.float32
-        )
+        if len(self._buffer) < len(positions) or self._buffer.device != positions.device:
+            # Kept for the next pass: touching fresh memory costs the CPU more than filling it.
+            shape = (len(positions), len(self._layers), self._quantiser.num_bins)
+            self._buffer = torch.empty(shape, device=positions.device, dtype=torch.float32)
+        self._table = self._buffer[: len(positions)]
         forward()
         self._check_fired()
         self._check_usable()

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import Any, overload
 
-from ib_callback.errors import TrajectoryError
+from ib_callback.correlation import Correlation, correlations
 from ib_callback.measurement import Measurement
+from ib_callback.metric_names import Mode
+from ib_callback.phases import DEFAULT_RULE, PhaseRule, Phases, find_phases
+from ib_callback.selection import SelectFrom, Selection
+from ib_callback.trajectory_file import FILENAME as FILENAME
+from ib_callback.trajectory_file import append_line as append_line
+from ib_callback.trajectory_file import check_writable as check_writable
+from ib_callback.trajectory_file import explained, parse_lines, reserve_name, to_line
+from ib_callback.trajectory_file import write_atomically as write_atomically
 
-FILENAME = "ib_trajectory.jsonl"
-_TAIL_BLOCK = 1 << 16
 _log = logging.getLogger(__name__)
 
 
@@ -119,14 +121,59 @@ class Trajectory(Sequence[Measurement]):
         reasons = ["", "", *("  " + " ".join(m.error.split()) if m.error else "" for m in self._measurements)]
         return "\n".join(map(str.__add__, lines, reasons))
 
+    def phases(self, **parameters: Any) -> Phases:
+        """When the phases of the run began, and the phase of each point; see `ib_callback.phases.find_phases`.
+
+        Args:
+            **parameters: those of `PhaseRule`, such as `drop` or `persistence`.
+        """
+        return find_phases(self, **parameters)
+
+    def best(
+        self,
+        by: str = "optimality",
+        select_from: SelectFrom = "compression",
+        *,
+        mode: Mode | None = None,
+        phase_rule: PhaseRule = DEFAULT_RULE,
+    ) -> Measurement | None:
+        """The best point of the run, or None if none can be selected; see `ib_callback.selection.Selection`.
+
+        Args:
+            by: a metric as logged, without prefix, or a feature, which means its information.
+            select_from: "compression", "fit", or the first step that can be selected.
+            mode: "min" or "max"; by default what is known to be better for the metric.
+            phase_rule: when a phase is recognised.
+
+        Raises:
+            ValueError: no point has such a metric, or a setting is out of range.
+        """
+        return Selection(by, mode, select_from, phase_rule).best(self)
+
+    def correlations(
+        self, scores: Mapping[int, float] | None = None, *, select_from: SelectFrom = 0
+    ) -> dict[tuple[str, str], Correlation]:
+        """Correlations of the metrics with scores, or with each other; see `ib_callback.correlation`.
+
+        Args:
+            scores: by step, such as the loss or the result of a benchmark.
+            select_from: which points to use: "compression", "fit", or all from a step on. The collapse dominates
+                what it takes part in; `"fit"` leaves it out.
+
+        Returns:
+            By pair of names: `(metric, "score")` with scores, else every two of the main metrics and `"step"`.
+        """
+        points = Selection("complexity", select_from=select_from).choose(self).candidates
+        return correlations([c.measurement for c in points if c.rejected is None], scores)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one JSON object a line, atomically: a reader sees the old file or the new one, never a part.
 
         Raises:
             TrajectoryError: the file cannot be written.
         """
-        with _explained(Path(path), "written"):
-            write_atomically(path, b"".join(map(_line, self._measurements)))
+        with explained(Path(path), "written"):
+            write_atomically(path, b"".join(map(to_line, self._measurements)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:
@@ -140,9 +187,9 @@ class Trajectory(Sequence[Measurement]):
         file = Path(path)
         if file.is_dir():
             file = file / FILENAME
-        with _explained(file, "read"):
+        with explained(file, "read"):
             data = file.read_bytes()
-        return cls(measurement for _, measurement in _parse(data, file))
+        return cls(measurement for _, measurement in parse_lines(data, file, cls().append))
 
 
 class TrajectoryFile:
@@ -169,22 +216,22 @@ class TrajectoryFile:
         self.path = Path(directory) / FILENAME
         self.trajectory = Trajectory()
         self.rotated: Path | None = None
-        with _explained(self.path, "continued"):
+        with explained(self.path, "continued"):
             if not self.path.exists() or self.path.stat().st_size == 0:
                 return
             if start_step:
                 self._keep_until(start_step)
             else:
-                self.rotated = _reserve_name(self.path)
+                self.rotated = reserve_name(self.path)
                 os.replace(self.path, self.rotated)
                 _log.info("A new run begins: the old trajectory was moved to %s", self.rotated)
 
     def _keep_until(self, step: int) -> None:
         data = self.path.read_bytes()
-        rows = _parse(data, self.path)
+        rows = parse_lines(data, self.path, Trajectory().append)
         kept = [(line, m) for line, m in rows if m.step is None or m.step <= step]
         if len(kept) < len(rows):
-            self.rotated = _reserve_name(self.path)
+            self.rotated = reserve_name(self.path)
             write_atomically(self.rotated, data)
             _log.info(
                 "Resumed at step %d: %d later points were dropped; the whole old trajectory is in %s",
@@ -205,154 +252,6 @@ class TrajectoryFile:
         """
         self.trajectory.append(measurement)
         append_line(self.path, measurement)
-
-
-def append_line(path: str | os.PathLike[str], measurement: Measurement) -> None:
-    """Append one measurement to a trajectory file and flush it to the disk; a torn last line is cut off.
-
-    Raises:
-        TrajectoryError: the file cannot be written. A line written in part is taken back.
-    """
-    line = _line(measurement)
-    # Unbuffered, so that after a full disk nothing is left over for close() to write.
-    with _explained(Path(path), "written"), open(path, "a+b", buffering=0) as handle:
-        end, terminated = _intact_end(handle)
-        if end < handle.seek(0, os.SEEK_END):
-            _warn_torn(Path(path))
-            handle.truncate(end)
-        try:
-            rest = memoryview(line if terminated else b"\n" + line)
-            while rest:
-                rest = rest[handle.write(rest) :]
-            os.fsync(handle.fileno())
-        except OSError:
-            handle.truncate(end)
-            raise
-
-
-def check_writable(directory: str | os.PathLike[str]) -> None:
-    """Make the directory if needed and prove that files can be made in it, before a long run depends on it.
-
-    Raises:
-        TrajectoryError: it cannot be made or written.
-    """
-    trial = Path(directory) / f".ib_callback.{os.getpid()}.tmp"
-    try:
-        trial.parent.mkdir(parents=True, exist_ok=True)
-        trial.touch()
-        # On a shared file system a process of the same number may have been faster.
-        trial.unlink(missing_ok=True)
-    except OSError as error:
-        raise TrajectoryError(
-            f"cannot write to the output directory {os.fspath(directory)} ({error.strerror}). "
-            "Make it writable, or pass output_dir= another directory"
-        ) from error
-
-
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace a file's content in one step: a reader, even after a crash, finds the old or the new."""
-    # Through a link: the file that it points to is replaced, not the link.
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _line(measurement: Measurement) -> bytes:
-    return json.dumps(measurement.to_dict(), allow_nan=False).encode() + b"\n"
-
-
-def _parse(data: bytes, path: Path) -> list[tuple[bytes, Measurement]]:
-    """Every line with its measurement, a torn last line left out."""
-    lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
-    rows: list[tuple[bytes, Measurement]] = []
-    so_far = Trajectory()
-    for number, line in lines:
-        if not _is_json(line):
-            if number == lines[-1][0]:
-                _warn_torn(path)
-                break
-            raise TrajectoryError(
-                f"{path}:{number}: expected a measurement as JSON, got {line[:40]!r}…. "
-                "The file is damaged before its end: remove that line, or move the file away"
-            )
-        try:
-            measurement = Measurement.from_dict(json.loads(line))
-            so_far.append(measurement)
-        except ValueError as error:
-            raise TrajectoryError(
-                f"{path}:{number}: {error}. Correct or remove that line, or move the file away"
-            ) from error
-        rows.append((line, measurement))
-    return rows
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line.decode())
-    except ValueError:
-        return False
-    return True
-
-
-def _intact_end(handle: BinaryIO) -> tuple[int, bool]:
-    """Where the next line may be written, and whether what lies before is empty or ends with a line break."""
-    size = handle.seek(0, os.SEEK_END)
-    block = _TAIL_BLOCK
-    while True:
-        start = max(0, size - block)
-        handle.seek(start)
-        body = handle.read().rstrip()
-        line_start = body.rfind(b"\n") + 1
-        if line_start or not start:
-            break
-        block *= 2
-    last = body[line_start:]
-    if not last or _is_json(last):
-        handle.seek(max(0, size - 1))
-        return size, handle.read() in (b"\n", b"")
-    return start + line_start, True
-
-
-def _warn_torn(path: Path) -> None:
-    warnings.warn(
-        f"{path}: the last line is torn (a run ended in the middle of a write); this one point is dropped",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-
-
-def _reserve_name(path: Path) -> Path:
-    """A numbered name beside `path` that is later than all others, taken by creating an empty file."""
-    pattern = re.compile(rf"{re.escape(path.stem)}\.(\d+){re.escape(path.suffix)}")
-    taken = [int(match[1]) for name in os.listdir(path.parent) if (match := pattern.fullmatch(name))]
-    number = max(taken, default=0)
-    while True:
-        number += 1
-        candidate = path.with_name(f"{path.stem}.{number}{path.suffix}")
-        try:
-            # "x" fails where the file exists, so that two runs starting at once never take the same name.
-            open(candidate, "xb").close()
-        except FileExistsError:
-            continue
-        return candidate
-
-
-@contextmanager
-def _explained(path: Path, done: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise TrajectoryError(
-            f"the trajectory file {path} cannot be {done} ({error.strerror or error}). "
-            "Check that the path exists, its permissions and the free space"
-        ) from error
 
 
 def _cell(value: float | None) -> str:
