@@ -13,9 +13,7 @@ from ib_callback.quantise import reference_points, resolve_temperature, soft_ass
 WEIGHTINGS = ("empirical", "uniform")
 
 
-def soft_entropy(
-    z: Tensor, *, num_bins: int = 100, seed: int = 0, temperature: float | str = "calibrated"
-) -> Tensor:
+def soft_entropy(z: Tensor, *, num_bins: int = 100, seed: int = 0, temperature: float | str = "calibrated") -> Tensor:
     """Return the soft entropy H(Z): the entropy of the mean soft assignment, divided by log(num_bins).
 
     H(Z) = - sum_j q_j log(q_j) / log(n), with q = mean_t softmax(cos(z_t, w) / temperature) over the n
@@ -144,13 +142,10 @@ def check_representations(z: Any, *, dim: int | None = None, minimum_rows: int =
     """Raise unless `z` is a floating-point tensor [T, dim], T >= minimum_rows; dim None: any from 2 on."""
     if not isinstance(z, Tensor):
         raise TypeError(
-            f"z: expected a floating-point tensor [T, dim], got {type(z).__name__}. "
-            "Make one with torch.as_tensor(z)."
+            f"z: expected a floating-point tensor [T, dim], got {type(z).__name__}. Make one with torch.as_tensor(z)."
         )
     if not z.is_floating_point():
-        raise TypeError(
-            f"z: expected a floating-point tensor [T, dim], got {z.dtype}. Convert it with z.float()."
-        )
+        raise TypeError(f"z: expected a floating-point tensor [T, dim], got {z.dtype}. Convert it with z.float().")
     wanted = "dim >= 2" if dim is None else f"dim = {dim}"
     if z.ndim != 2 or z.shape[0] < minimum_rows or z.shape[1] < 2 or z.shape[1] != (dim or z.shape[1]):
         raise ValueError(
@@ -168,8 +163,7 @@ def check_labels(labels: Any, num_positions: int) -> None:
         )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(
-            f"labels: expected an integer tensor [{num_positions}], got {labels.dtype}. "
-            "Convert it with labels.long()."
+            f"labels: expected an integer tensor [{num_positions}], got {labels.dtype}. Convert it with labels.long()."
         )
     if labels.shape != (num_positions,):
         raise ValueError(

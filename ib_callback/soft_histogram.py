@@ -64,9 +64,7 @@ class SoftHistogram:
         seed: int = 0,
         temperature: float | str = "calibrated",
     ) -> None:
-        num_labels = check_integer(
-            "num_labels", num_labels, minimum=1, cure="labels are 0 ... num_labels - 1"
-        )
+        num_labels = check_integer("num_labels", num_labels, minimum=1, cure="labels are 0 ... num_labels - 1")
         # Also checks dim, num_bins and seed.
         self._points = reference_points(dim, num_bins, seed=seed)
         self._settings: dict[str, int | float] = {
@@ -197,11 +195,7 @@ class SoftHistogram:
             for key, own in (("sums", self._sums), ("counts", self._counts)):
                 value = state[key]
                 if not isinstance(value, Tensor) or value.shape != own.shape or value.dtype != own.dtype:
-                    got = (
-                        f"{value.dtype} {tuple(value.shape)}"
-                        if isinstance(value, Tensor)
-                        else type(value).__name__
-                    )
+                    got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                     raise ValueError(
                         f"state: expected {key} to be {own.dtype} {tuple(own.shape)}, got {got}. "
                         "Pass what state_dict() of a SoftHistogram returned."
@@ -212,18 +206,14 @@ class SoftHistogram:
     def _check_settings(self, theirs: Mapping[str, Any], who: str) -> None:
         differing = [name for name, own in self._settings.items() if not _same(own, theirs.get(name))]
         if differing:
-            listed = "; ".join(
-                f"{name} is {theirs.get(name)}, here {self._settings[name]}" for name in differing
-            )
+            listed = "; ".join(f"{name} is {theirs.get(name)}, here {self._settings[name]}" for name in differing)
             raise ValueError(
                 f"{who} was made with other settings: {listed}. Make both histograms with the same arguments."
             )
 
     def _check_not_empty(self) -> None:
         if self.num_positions == 0:
-            raise RuntimeError(
-                "histogram: expected at least 1 position, got none. Call update(z, labels) first."
-            )
+            raise RuntimeError("histogram: expected at least 1 position, got none. Call update(z, labels) first.")
 
 
 def _same(own: int | float, theirs: Any) -> bool:

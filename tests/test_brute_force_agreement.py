@@ -314,7 +314,7 @@ def test_two_measurements_are_bitwise_equal() -> None:
     first = measure()
     # Neither the global generators nor an earlier meter may have a say.
     torch.manual_seed(99)
-    np.random.seed(99)  # noqa: NPY002
+    np.random.seed(99)
     assert measure() == first
 
 

@@ -46,9 +46,7 @@ def test_agrees_with_the_twin_at_the_calibrated_temperature(
     # 1e-7 for float64: the reference points are float32 by definition, the twin's are not rounded.
     z, labels = sample(120, dim, 15, dtype)
     temperature = calibrated_temperature(dim, num_bins)
-    entropy, information = twin(
-        z, labels, num_bins=num_bins, seed=seed, temperature=temperature, weighting=weighting
-    )
+    entropy, information = twin(z, labels, num_bins=num_bins, seed=seed, temperature=temperature, weighting=weighting)
     assert information > 0.02
     assert float(soft_entropy(z, num_bins=num_bins, seed=seed)) == pytest.approx(entropy, abs=tolerance)
     got = soft_mutual_information(z, labels, num_bins=num_bins, seed=seed, weighting=weighting)
@@ -110,9 +108,7 @@ def test_names_and_order_of_labels_do_not_matter() -> None:
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint64]
-)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint64])
 def test_any_integer_dtype_labels(dtype: torch.dtype) -> None:
     z, labels = sample(50, 8, 5, torch.float32)
     assert torch.equal(soft_mutual_information(z, labels.to(dtype)), soft_mutual_information(z, labels))

@@ -28,9 +28,7 @@ def measurement(step: int | None, *, orders: int = 1, null: bool = True, scale: 
         complexity, baseline = scale * (0.4 + 0.02 * k - late / 5), scale * (0.1 + 0.06 * k - late / 20)
         nulls = {"complexity_null": baseline, "expressivity_null": 0.9 * baseline} if null else {}
         errors = dict.fromkeys((f"{name}_se" for name in nulls), 0.001)
-        points[order] = PlanePoint.from_layers(
-            [complexity], [complexity / 2 + baseline / 3], **nulls, **errors
-        )
+        points[order] = PlanePoint.from_layers([complexity], [complexity / 2 + baseline / 3], **nulls, **errors)
     ceiling = scale * (0.6 - late / 4) if null else None
     return Measurement(
         step=step, entropy=0.75, ceiling=ceiling, orders=points, features={}, layers=("h.0",),
