@@ -92,8 +92,8 @@ class Capture:
         self._bad = [None] * len(self._layers)
         if len(self._buffer) < len(positions) or self._buffer.device != positions.device:
             # Kept for the next pass: touching fresh memory costs the CPU more than filling it.
-            shape = (len(positions), len(self._layers), self._quantiser.num_bins)
-            self._buffer = torch.empty(shape, device=positions.device, dtype=torch.float32)
+            sizes = (len(positions), len(self._layers), self._quantiser.num_bins)
+            self._buffer = torch.empty(sizes, device=positions.device, dtype=torch.float32)
         self._table = self._buffer[: len(positions)]
         forward()
         self._check_fired()

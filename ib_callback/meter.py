@@ -133,6 +133,10 @@ class Meter:
         self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
         self._proved_trunk: weakref.ref[nn.Module] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A weak reference cannot be pickled, and the model that it means is another one in another process.
+        return self.__dict__ | {"_proved_trunk": None}
+
     def plan(self) -> Plan:
         """The plan for the present batch size, made on first use. Raises ProbeError if no position is valid."""
         if self.batch_size not in self._plans:

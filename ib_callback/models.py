@@ -70,13 +70,19 @@ def resolve_layers(model: nn.Module, layers: Layers) -> list[Layer]:
 
 def _matching(model: nn.Module, pattern: str) -> list[Layer]:
     named = [Layer(name, module) for name, module in model.named_modules() if name]
-    found = [layer for layer in named if fnmatch.fnmatchcase(layer.name, pattern)]
+    found = [layer for layer in named if _matches(layer.name, pattern)]
     if not found:
         raise ModelError(
             f"layers: no module of {type(model).__name__} is called {pattern!r}. Expected names or globs such as "
             f"{_some(layer.name for layer in named)}."
         )
     return found
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a dotted name matches a glob part by part: `h.*` is `h.0` but not `h.0.attn`."""
+    parts, patterns = name.split("."), pattern.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
 def _distinct(layers: list[Layer]) -> list[Layer]:

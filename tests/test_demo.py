@@ -56,7 +56,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 def test_it_succeeds_quietly(ran: Demo) -> None:
     assert ran.status == 0, ran.err
-    assert "warn" not in (ran.out + ran.err).lower()
+    assert "warning" not in (ran.out + ran.err).lower()
     assert "16/16" in ran.err, "the progress bar"
 
 

@@ -1,6 +1,7 @@
 """The meter's settings, its checks before training, its failures, and that it leaves no trace."""
 
 import copy
+import pickle
 import random
 
 import numpy as np
@@ -148,6 +149,15 @@ def test_head_is_avoided_by_calling_the_trunk_where_that_is_equal():
     assert len(heads) == 1
     whole = ib.Meter(make_probe(), batch_size=4, forward=lambda m, i, a: m(i, attention_mask=a)).measure(model)
     assert numbers(first) == numbers(second) == numbers(whole)
+
+
+def test_a_used_meter_can_be_pickled():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = tf.BertForMaskedLM(tf.BertConfig(vocab_size=40, **sizes)).eval()
+    meter = ib.Meter(make_probe())
+    first = meter.measure(model)
+    assert numbers(pickle.loads(pickle.dumps(meter)).measure(model)) == numbers(first)
 
 
 def test_the_whole_model_runs_where_its_trunk_differs():

@@ -87,6 +87,8 @@ def test_names_and_globs():
     assert [layer.name for layer in models.resolve_layers(model, "blocks")] == [f"model.layers.{i}" for i in range(3)]
     names = [layer.name for layer in models.resolve_layers(model, ["model.layers.*.mlp", "model.norm"])]
     assert names == ["model.layers.0.mlp", "model.layers.1.mlp", "model.layers.2.mlp", "model.norm"]
+    globbed = [layer.name for layer in models.resolve_layers(model, ["model.layers.*"])]
+    assert globbed == ["model.layers.0", "model.layers.1", "model.layers.2"]
     picked = models.resolve_layers(model, lambda m: [m.model.norm])
     assert [layer.name for layer in picked] == ["model.norm"]
 

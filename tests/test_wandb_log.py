@@ -34,6 +34,7 @@ class FakeRun:
 def test_rows_of_an_offline_run_of_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
+    wandb.teardown()  # W&B reads its environment once in a process, perhaps for an earlier test
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     callback = tiny_callback(every_n_steps=5, log_plane=True)
     try:
