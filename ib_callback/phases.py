@@ -124,8 +124,8 @@ def find_phases(measurements: Iterable[Measurement], **parameters: Any) -> Phase
         TypeError: an unknown parameter.
         ValueError: a parameter out of range.
     """
-    unknown = [name for name in parameters if name not in (known := [f.name for f in fields(PhaseRule)])]
-    if unknown:
+    known = [f.name for f in fields(PhaseRule)]
+    if unknown := [name for name in parameters if name not in known]:
         raise TypeError(f"unknown parameter {', '.join(unknown)}; find_phases takes {', '.join(known)}")
     tracker = PhaseTracker(PhaseRule(**parameters))
     for measurement in measurements:
