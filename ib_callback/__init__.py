@@ -5,24 +5,36 @@ from ib_callback.errors import ModelError, ProbeError, RepresentationError, Traj
 from ib_callback.estimator import soft_entropy, soft_mutual_information
 from ib_callback.measurement import FeaturePoint, Measurement, PlanePoint
 from ib_callback.meter import Meter, Preflight, measure
+from ib_callback.phases import Phase, PhaseRule, Phases
 from ib_callback.probe import Probe
 from ib_callback.quantise import reference_points, soft_assign
 from ib_callback.schedule import every, logarithmic
+from ib_callback.selection import Candidate, Choice, Selection
 from ib_callback.soft_histogram import SoftHistogram
+from ib_callback.stopping import PlateauStopping, StopDecision, StopReason
 from ib_callback.temperature import calibrated_temperature
 from ib_callback.trajectory import Trajectory
 
 __all__ = [
+    "Candidate",
+    "Choice",
     "FeaturePoint",
     "Measurement",
     "Meter",
     "ModelError",
+    "Phase",
+    "PhaseRule",
+    "Phases",
     "PlanePoint",
+    "PlateauStopping",
     "Preflight",
     "Probe",
     "ProbeError",
     "RepresentationError",
+    "Selection",
     "SoftHistogram",
+    "StopDecision",
+    "StopReason",
     "Trajectory",
     "TrajectoryError",
     "__version__",
