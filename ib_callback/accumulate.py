@@ -61,7 +61,7 @@ class Accumulator:
         self._exact = torch.device("cpu") if device.type == "mps" else device
         columns = num_layers * num_bins
         num_sets = len(plan.label_sets)
-        self._slots = torch.empty(plan.num_slots, columns, device=device)
+        self._slots = torch.empty(plan.num_slots, columns, dtype=torch.float32, device=device)
         self._kept = torch.zeros(plan.num_kept, columns, dtype=torch.float64, device=self._exact)
         self._conditional = torch.zeros(num_sets, num_layers, dtype=torch.float64, device=self._exact)
         self._single = torch.zeros(num_layers, dtype=torch.float64, device=self._exact)

@@ -49,6 +49,7 @@ class Capture:
         self._shape: tuple[int, int] = (0, 0)
         self._table: Tensor | None = None
         self._buffer = torch.empty(0)
+        self.autocast = ""  # e.g. ", autocast bfloat16" once a layer has run under it
         self._fired: list[int] = []
         self._bad: list[Tensor | None] = []
 
@@ -109,6 +110,9 @@ class Capture:
             if self._fired[index] > 1:
                 return
             rows = self._states(index, output).flatten(0, 1)
+            if torch.is_autocast_enabled(rows.device.type):
+                dtype = torch.get_autocast_dtype(rows.device.type)
+                self.autocast = f", autocast {str(dtype).removeprefix('torch.')}"
             positions = self._positions.to(rows.device)
             if len(positions) < _SPARSE * len(rows):
                 assignments, norms = self._quantiser(rows.index_select(0, positions))
@@ -151,7 +155,7 @@ class Capture:
                 f"{layer.name!r} ({count})" for layer, count in zip(self._layers, bad, strict=True) if count
             )
             raise RepresentationError(
-                f"representations that are zero, NaN or infinite, by layer and number of the "
-                f"{len(self._positions)} valid positions in this batch: {where}. Such vectors have no direction to "
+                f"representations that are zero, NaN or infinite (norms outside 1e-18 … 1e18), by layer and number of "
+                f"the {len(self._positions)} valid positions in this batch: {where}. Such vectors have no direction to "
                 "quantise; look for a diverged run, or a layer that is not in use yet and leave it out with layers=."
             )

@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--every", type=_positive, metavar="N", help="measure every N steps; by default ever more rarely")
     demo.add_argument("--output-dir", default="ib_demo", metavar="DIR", help="where everything is written")
-    demo.add_argument("--seed", type=int, default=0, help="of the weights and of the order of the text")
+    demo.add_argument("--seed", type=_seed, default=0, help="of the weights and of the order of the text")
     demo.add_argument("--threads", type=_positive, default=1, metavar="N", help="CPU threads")
     return parser
 
@@ -65,6 +65,13 @@ def _minutes(text: str) -> float:
     value = float(text)
     if not value > 0:
         raise argparse.ArgumentTypeError(f"expected more than 0, got {text}")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"expected 0 to 2**32 - 1, got {value}")
     return value
 
 

@@ -84,9 +84,9 @@ class IBCallback(TrainerCallback):
             recorder.meter.progress = progress and writes
             directory = args.output_dir if self.output_dir is None else self.output_dir
             assert directory is not None  # TrainingArguments fills it in
-            recorder.start(kwargs["model"], directory=directory, step=state.global_step, writes=writes)
+            recorder.start(kwargs["model"], directory=directory, step=state.global_step, writes=writes, training=state)
             if state.global_step == 0 or recorder.due(state.global_step):
-                self._record(state, kwargs["model"], at_start=True)
+                self._record(args, state, kwargs["model"], at_start=True)
         self._running = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -96,7 +96,7 @@ class IBCallback(TrainerCallback):
         last = state.global_step >= state.max_steps or control.should_training_stop
         if self._recorder.due(state.global_step) or (last and not self._recorder.recorded(state.global_step)):
             with self._recorder.at_work():
-                self._record(state, kwargs["model"])
+                self._record(args, state, kwargs["model"])
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure the last step if only now it is known to be the last."""
@@ -104,7 +104,7 @@ class IBCallback(TrainerCallback):
         # training; this is the only event left at which the weights are still those of the last step: the
         # next one, on_train_end, comes after load_best_model_at_end.
         if "total_flos" in kwargs.get("logs", {}):
-            self._record_last(state, kwargs["model"])
+            self._record_last(args, state, kwargs["model"])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -112,7 +112,7 @@ class IBCallback(TrainerCallback):
         """Finish the files."""
         best_was_loaded = args.load_best_model_at_end and state.best_model_checkpoint is not None
         if not best_was_loaded:
-            self._record_last(state, kwargs["model"])
+            self._record_last(args, state, kwargs["model"])
         if not self._running:
             return
         self._running = False
@@ -122,14 +122,17 @@ class IBCallback(TrainerCallback):
             if plane is not None and run is not None:
                 self._wandb.log(run, {}, step=state.global_step, plane=plane)
 
-    def _record_last(self, state: TrainerState, model: torch.nn.Module) -> None:
+    def _record_last(self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module) -> None:
         if self._running and not self._recorder.recorded(state.global_step):
             with self._recorder.at_work():
-                self._record(state, model)
+                self._record(args, state, model)
 
-    def _record(self, state: TrainerState, model: torch.nn.Module, *, at_start: bool = False) -> None:
+    def _record(
+        self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module, *, at_start: bool = False
+    ) -> None:
         step = state.global_step
-        tokens_seen = int(state.num_input_tokens_seen) or None
+        counted = args.include_num_input_tokens_seen not in (False, None, "no")
+        tokens_seen = int(state.num_input_tokens_seen) if counted else None
         point = self._recorder.record(model, step, tokens_seen=tokens_seen, at_start=at_start)
         metrics = {} if point.error is not None else point.metrics()
         if metrics:

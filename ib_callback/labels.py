@@ -24,6 +24,8 @@ def parse_orders(orders: str | Iterable[str]) -> dict[str, int]:
     >>> parse_orders(["trigram", "token", "5-gram"])
     {'trigram': 3, 'token': 1, '5-gram': 5}
     """
+    if not isinstance(orders, Iterable):
+        raise TypeError(f'orders: expected names such as ("token", "bigram"), got {orders!r}.')
     names = [orders] if isinstance(orders, str) else list(orders)
     if not names:
         raise ValueError('orders: expected at least one order, got none. For example orders=("token", "bigram").')

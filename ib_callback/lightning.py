@@ -145,7 +145,13 @@ class IBCallback(Callback):
             directory = self._directory(trainer)
             if earlier and trainer.is_global_zero:
                 _bring_along(Path(earlier["directory"]), directory)
-            recorder.start(self._target.model, directory=directory, step=self._step, writes=trainer.is_global_zero)
+            recorder.start(
+                self._target.model,
+                directory=directory,
+                step=self._step,
+                writes=trainer.is_global_zero,
+                training=trainer,
+            )
             measured = [point for point in recorder.trajectory if point.error is None]
             self._publish(trainer, _values(measured[-1]) if measured else earlier.get("metrics", {}), directory)
         if self._step == 0 or recorder.due(self._step):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 import weakref
@@ -25,7 +24,7 @@ from ib_callback.models import Forward, Layer, Layers
 from ib_callback.plan import Batch, Plan
 from ib_callback.planner import make_plan
 from ib_callback.probe import Probe
-from ib_callback.quantise import check_integer, check_temperature
+from ib_callback.quantise import check_integer, check_seed, check_temperature
 from ib_callback.readout import read_out
 
 WEIGHTINGS = ("empirical", "uniform")
@@ -111,10 +110,14 @@ class Meter:
         self.orders = parse_orders(orders)
         self.primary = _choose_primary(primary, self.orders)
         self.features = _choose_features(features, probe, self.orders)
-        self.layers = layers if isinstance(layers, str) or callable(layers) else tuple(layers)
+        self.layers = _choose_layers(layers)
         self.num_bins = check_integer("num_bins", num_bins, minimum=2, cure="100 is the published choice")
-        self.temperature = temperature if temperature == "calibrated" else check_temperature(temperature)
-        self.seed = check_integer("seed", seed, minimum=0, cure="0 is the default")
+        self.temperature = (
+            temperature
+            if isinstance(temperature, str) and temperature == "calibrated"
+            else check_temperature(temperature)
+        )
+        self.seed = check_seed(seed)
         self.weighting = _choose("weighting", weighting, WEIGHTINGS)
         self.bound = _choose("bound", bound, BOUNDS)
         # Nulls and ceiling are not defined for uniform weights.
@@ -132,6 +135,7 @@ class Meter:
         self._plans: dict[int, Plan] = {}
         self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
         self._proved_trunk: weakref.ref[nn.Module] | None = None
+        self._autocast = ""  # known from the first forward pass on
 
     def __getstate__(self) -> dict[str, Any]:
         # A weak reference cannot be pickled, and the model that it means is another one in another process.
@@ -197,9 +201,15 @@ class Meter:
             ModelError, ProbeError: as `preflight`.
             RepresentationError: zero vectors, NaN or inf at valid positions.
             torch.OutOfMemoryError: even one sequence at a time does not fit.
+
+        Returns:
+            The point; information in fractions of log(num_bins), as Conklin et al. (ICLR 2026) plot it.
         """
         started = time.perf_counter()
+        if step is not None:
+            check_integer("step", step, minimum=0, cure="None is for a model outside training")
         root = models.unwrap(model)
+        self.probe.verify()
         layers = self._layers(root)
         with untouched(root), resharded(root):
             plan, sums = self._sums_with_retries(root, layers)
@@ -229,7 +239,7 @@ class Meter:
             "seed": self.seed,
             "weighting": self.weighting,
             "bound": self.bound,
-            "dtype": models.dtype_of(root),
+            "dtype": models.dtype_of(root) + self._autocast,
             "version": __version__,
         }
 
@@ -272,7 +282,7 @@ class Meter:
                 call = self._call(root, layers, plan)
                 return plan, Sums.join([self._pass(root, group, plan, call) for group in self._groups(plan, layers)])
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error) or self.batch_size == 1:
+                if not is_out_of_memory(error) or self.batch_size == 1:
                     raise
             # Outside the except block, so that the failed pass's tensors are no longer held by its traceback.
             if torch.cuda.is_available():
@@ -297,6 +307,7 @@ class Meter:
                     (ids.shape[0], ids.shape[1]),
                 )
                 accumulator.add(batch, assignments)
+        self._autocast = capture.autocast
         return accumulator.sums()
 
     def _inputs(self, sequences: slice, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -307,12 +318,25 @@ class Meter:
     def _one_forward(self, root: nn.Module, layers: list[Layer], batch: Batch, call: Forward) -> Tensor:
         """Assignments [T, L, num_bins] of the longest sequence of a batch, from a pass of its own."""
         row = int(self.probe.attention_mask[batch.sequences].sum(1).argmax())
-        device = models.device_of(root)
         first = batch.sequences.start + row
-        ids, mask = self._inputs(slice(first, first + 1), batch.width, device)
-        positions = batch.positions[batch.positions // batch.width == row].to(device) % batch.width
+        positions = batch.positions[batch.positions // batch.width == row] % batch.width
+        return self._run(root, layers, slice(first, first + 1), batch.width, positions, call)
+
+    def _most_padded(self, root: nn.Module, layers: list[Layer], plan: Plan, call: Forward) -> Tensor:
+        """Assignments of the whole batch with the most padding, where a difference in its treatment would show."""
+        batch = min(plan.batches, key=lambda b: float(self.probe.attention_mask[b.sequences, : b.width].float().mean()))
+        return self._run(root, layers, batch.sequences, batch.width, batch.positions, call)
+
+    def _run(
+        self, root: nn.Module, layers: list[Layer], rows: slice, width: int, positions: Tensor, call: Forward
+    ) -> Tensor:
+        """Assignments [T, L, num_bins] at some positions, from a pass of its own."""
+        device = models.device_of(root)
+        ids, mask = self._inputs(rows, width, device)
         with Capture(layers, self._quantiser) as capture:
-            return capture.run(lambda: call(root, ids, mask), positions, (1, batch.width))
+            assignments = capture.run(lambda: call(root, ids, mask), positions.to(device), (len(ids), width))
+        self._autocast = capture.autocast
+        return assignments
 
     def _call(self, root: nn.Module, layers: list[Layer], plan: Plan) -> Forward:
         """How to run the model: the user's way, its own, or its trunk alone where that was proved equal."""
@@ -329,10 +353,7 @@ class Meter:
 
         if self._proved_trunk is None or self._proved_trunk() is not root:
             try:
-                same = torch.equal(
-                    self._one_forward(root, layers, plan.batches[0], whole),
-                    self._one_forward(root, layers, plan.batches[0], call_trunk),
-                )
+                same = torch.equal(*(self._most_padded(root, layers, plan, call) for call in (whole, call_trunk)))
             except ModelError:
                 # A measured layer lies outside the trunk; the whole model's own pass will tell if anything is wrong.
                 same = False
@@ -353,9 +374,21 @@ class Meter:
         yield from tqdm(batches, desc="information", unit="batch", leave=False, delay=2.0)
 
 
-def measure(model: nn.Module, probe: Probe, **meter_keywords: Any) -> Measurement:
-    """Measure `model` on `probe` once; keywords are those of `Meter`."""
-    return Meter(probe, **meter_keywords).measure(model)
+def measure(model: nn.Module, probe: Probe, *, step: int | None = None, **meter_keywords: Any) -> Measurement:
+    """Measure `model` on `probe` once; `step` is for the record, the other keywords are those of `Meter`."""
+    return Meter(probe, **meter_keywords).measure(model, step=step)
+
+
+def _choose_layers(layers: Any) -> Layers:
+    if isinstance(layers, str) or callable(layers):
+        return layers
+    names = tuple(layers) if isinstance(layers, Iterable) else ()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ModelError(
+            f'layers: expected "hidden_states", "blocks", at least one module name or glob, or a callable '
+            f"model -> modules, got {layers!r}."
+        )
+    return names
 
 
 def _choose(name: str, value: str, known: tuple[str, ...]) -> str:
@@ -383,7 +416,8 @@ def _choose_features(features: str | Iterable[str] | None, probe: Probe, orders:
     return names
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a device or on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # torch's CPU allocator raises a plain RuntimeError.
@@ -394,10 +428,13 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _free_memory(device: torch.device) -> int | None:
     """Free bytes on the device, if it can be told."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     if device.type == "cpu":
         try:
-            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, ValueError, OSError):
+            with open("/proc/meminfo") as file:  # Linux; unlike the free pages, it counts what caches would give up
+                available = next(line for line in file if line.startswith("MemAvailable:"))
+            return int(available.split()[1]) * 1024
+        except (OSError, StopIteration, ValueError):
             return None
     return None

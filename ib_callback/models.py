@@ -29,7 +29,17 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The model inside wrappers for data parallelism and compilation, whose forward is that of the inside.
 
     Calling the inside of DistributedDataParallel needs no communication and gives the same result.
+
+    Raises:
+        TypeError: it is no module.
+        ModelError: its parameters have no values.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}.")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ModelError(
+            f"{type(model).__name__} has parameters on the meta device, which have no values. Load its weights first."
+        )
     while True:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             inside: Any = model.module
@@ -60,9 +70,10 @@ def resolve_layers(model: nn.Module, layers: Layers) -> list[Layer]:
         return [*blocks[:-1], Layer(f"{blocks[-1].name}:final", trunk)]
     names = {module: name for name, module in model.named_modules()}
     if callable(layers):
-        modules = list(layers(model))
+        returned: Any = layers(model)
+        modules = list(returned) if isinstance(returned, Iterable) else []
         if not modules or not all(isinstance(module, nn.Module) for module in modules):
-            raise ModelError(f"layers: expected the callable to return modules of the model, got {modules!r}.")
+            raise ModelError(f"layers: expected the callable to return a list of modules, got {returned!r}.")
         return _distinct([Layer(names.get(module, f"layer_{i}"), module) for i, module in enumerate(modules)])
     patterns = [layers] if isinstance(layers, str) else list(layers)
     return _distinct([layer for pattern in patterns for layer in _matching(model, pattern)])
@@ -106,16 +117,10 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
         )
     names = {module: name for name, module in model.named_modules()}
     trunk = find_trunk(model)
-    if trunk is not None and isinstance(number, int):
-        stacks = [
-            (names[module].count("."), names[module], module)
-            for module in trunk.modules()
-            if isinstance(module, nn.ModuleList) and len(module) == number
-        ]
-        if stacks:
-            # The shallowest: a block may itself hold a list of the same length.
-            _, name, stack = min(stacks, key=lambda found: found[0])
-            return trunk, [Layer(f"{name}.{i}" if name else str(i), block) for i, block in enumerate(stack)]
+    stack = None if trunk is None else _stack(trunk, number)
+    if trunk is not None and stack is not None:
+        name = names[stack]
+        return trunk, [Layer(f"{name}.{i}" if name else str(i), block) for i, block in enumerate(stack)]
     expected = f"a list of {number} blocks (config.num_hidden_layers)" if number else "config.num_hidden_layers"
     raise ModelError(
         f"layers: the blocks of {type(model).__name__} could not be found. Expected {expected}, got "
@@ -124,14 +129,30 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
 
 
 def find_trunk(model: nn.Module) -> nn.Module | None:
-    """The part of a transformers model that makes hidden states: the decoder, or the base model."""
+    """The part of a transformers model that makes hidden states: the decoder, the base model, or the model itself."""
     get_base: Any = getattr(model, "get_base_model", None)  # PEFT
     base: Any = get_base() if callable(get_base) else model
+    number = getattr(_text_config(model), "num_hidden_layers", None)
     decoder = getattr(base, "get_decoder", None)
-    trunk = decoder() if callable(decoder) else getattr(base, getattr(base, "base_model_prefix", "") or " ", None)
-    if isinstance(trunk, nn.Module):
-        return trunk
-    return base if hasattr(base, "config") else None
+    # Some models call a part of their head "decoder"; what has the blocks is what is meant.
+    for trunk in (decoder() if callable(decoder) else None, _base_model(base), base):
+        if isinstance(trunk, nn.Module) and _stack(trunk, number) is not None:
+            return trunk
+    return None
+
+
+def _base_model(model: Any) -> Any:
+    prefix = getattr(model, "base_model_prefix", "")
+    return getattr(model, prefix, None) if prefix else None
+
+
+def _stack(trunk: nn.Module, number: Any) -> nn.ModuleList | None:
+    """The list of `number` blocks; the shallowest one, for a block may itself hold a list of the same length."""
+    if not isinstance(number, int) or number < 1:
+        return None
+    stacks = [(name.count("."), module) for name, module in trunk.named_modules() if isinstance(module, nn.ModuleList)]
+    stacks = [(depth, stack) for depth, stack in stacks if len(stack) == number]
+    return min(stacks, key=lambda found: found[0])[1] if stacks else None
 
 
 def _candidates(model: nn.Module) -> str:
@@ -172,7 +193,7 @@ def vocabulary_size(model: nn.Module) -> int | None:
 def position_limit(model: nn.Module) -> int | None:
     """Longest sequence that the model takes, if it says."""
     limit = getattr(_text_config(model), "max_position_embeddings", None)
-    if not isinstance(limit, int):
+    if not isinstance(limit, int) or limit < 1:
         return None
     for name, module in model.named_modules():
         # RoBERTa and its kin count positions from padding_idx + 1 on, in a table that is that much longer.
@@ -198,30 +219,53 @@ def dtype_of(model: nn.Module) -> str:
 
 
 def default_forward(module: nn.Module) -> Forward:
-    """A call of `module` with ids and mask that keeps no cache and computes as few logits as its class allows."""
-    # The class's forward, not the instance's: mixed-precision libraries patch the latter and hide its signature.
-    parameters = inspect.signature(type(module).forward).parameters
-    options: dict[str, Any] = {}
-    if "use_cache" in parameters:
-        options["use_cache"] = False
-    if "logits_to_keep" in parameters:
-        options["logits_to_keep"] = 1
-    if "attention_mask" in parameters:
+    """A call of `module` with ids and mask that keeps no cache and computes as few logits as its class allows.
+
+    Arguments go by name where the class, or the class that it hands `**kwargs` on to, knows the name. A model that
+    takes no `attention_mask` is called with the ids alone, and refuses sequences with padding.
+    """
+    names, open_ended = _arguments(module)
+    options = {
+        name: value for name, value in (("use_cache", False), ("logits_to_keep", 1)) if name in names
+    }  # fmt: skip
+    if "attention_mask" in names or open_ended:
         return lambda model, input_ids, attention_mask: model(input_ids, attention_mask=attention_mask, **options)
-    if "input_ids" in parameters:
-        return lambda model, input_ids, attention_mask: model(input_ids, **options)
-    return lambda model, input_ids, attention_mask: model(input_ids, attention_mask)
+
+    def without_mask(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        if not attention_mask.all():
+            raise ModelError(
+                f"{type(module).__name__}.forward takes no attention_mask, but the probe has padding. Pass "
+                "forward=callable(model, input_ids, attention_mask), or a probe of sequences of one length."
+            )
+        return model(input_ids, **options)
+
+    return without_mask
 
 
 def skips_the_head(module: nn.Module) -> bool:
     """Whether the default call of `module` already avoids the cost of the language-model head."""
-    return "logits_to_keep" in inspect.signature(type(module).forward).parameters
+    return "logits_to_keep" in _arguments(module)[0]
+
+
+def _arguments(module: nn.Module) -> tuple[set[str], bool]:
+    """Names that `module.forward` takes, and whether it takes any other name too."""
+    names: set[str] = set()
+    # The classes' forwards, not the instance's: mixed-precision libraries patch the latter and hide its signature.
+    for base in type(module).__mro__:
+        if "forward" not in vars(base) or base is nn.Module:
+            continue
+        parameters = inspect.signature(vars(base)["forward"]).parameters.values()
+        names |= {parameter.name for parameter in parameters}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return names, False
+    return names, True
 
 
 def plain_trunk(model: nn.Module) -> nn.Module | None:
     """The trunk, where calling it instead of the model can be equal: an unwrapped, unpatched transformers model."""
     trunk = find_trunk(model)
-    if trunk is None or trunk is model or not hasattr(model, "base_model_prefix"):
+    own = getattr(type(model).forward, "__module__", "").startswith("transformers.")
+    if trunk is None or trunk is model or not own:
         return None
     patched = "forward" in vars(model) or bool(model._forward_pre_hooks) or type(model).__name__.startswith("FSDP")
     return None if patched else trunk

@@ -39,13 +39,13 @@ def reference_points(dim: int, num_bins: int = 100, *, seed: int = 0) -> Tensor:
     """
     check_integer("dim", dim, minimum=2, cure="cosines need representations of at least two dimensions")
     check_integer("num_bins", num_bins, minimum=2, cure="100 is the published choice")
-    check_integer("seed", seed, minimum=0, cure="0 is the default")
+    check_seed(seed)
     normals = np.random.RandomState(int(seed)).standard_normal((int(num_bins), int(dim)))
     unit = normals / np.linalg.norm(normals, axis=1, keepdims=True)
     return torch.from_numpy(unit.astype(np.float32))
 
 
-def soft_assign(z: Tensor, points: Tensor, temperature: float) -> Tensor:
+def soft_assign(z: Tensor, points: Tensor, temperature: float | str) -> Tensor:
     """Soft assignment p_j = softmax_j(cos(z, w_j) / temperature); differentiable in `z`.
 
     Runs with autocast off and without TF32. float64 input stays float64, everything else is quantised
@@ -54,7 +54,7 @@ def soft_assign(z: Tensor, points: Tensor, temperature: float) -> Tensor:
     Args:
         z: representations [..., dim].
         points: reference points [num_bins, dim].
-        temperature: softmax temperature, above 0.
+        temperature: softmax temperature, above 0, or `"calibrated"`.
 
     Returns:
         Assignments [..., num_bins]; each row sums to 1.
@@ -62,6 +62,9 @@ def soft_assign(z: Tensor, points: Tensor, temperature: float) -> Tensor:
     Raises:
         RepresentationError: if a vector is zero, NaN or infinite.
     """
+    for name, value in (("z", z), ("points", points)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a floating-point tensor, got {type(value).__name__}.")
     if not z.is_floating_point() or z.ndim < 1:
         raise TypeError(f"z: expected a floating-point tensor [..., dim], got {z.dtype} {tuple(z.shape)}.")
     if points.ndim != 2 or points.shape[1] != z.shape[-1]:
@@ -69,11 +72,11 @@ def soft_assign(z: Tensor, points: Tensor, temperature: float) -> Tensor:
             f"points: expected [num_bins, {z.shape[-1]}] to match z {tuple(z.shape)}, got {tuple(points.shape)}. "
             f"Make them with reference_points({z.shape[-1]}, num_bins)."
         )
-    check_temperature(temperature)
+    number = resolve_temperature(temperature, z.shape[-1], len(points))
     z = z if z.dtype == torch.float64 else z.float()
     # Cosines do not change with scale, but squares of very large or small components leave float32's range.
     largest = z.detach().abs().amax(-1, keepdim=True)
-    assignments, norms = assign(z / torch.where(largest > 0, largest, 1.0), points.to(z), temperature)
+    assignments, norms = assign(z / torch.where(largest > 0, largest, 1.0), points.to(z), number)
     bad = int((~usable(norms)).sum())
     if bad:
         raise RepresentationError(
@@ -101,13 +104,13 @@ def usable(norms: Tensor) -> Tensor:
 
 def resolve_temperature(temperature: float | str, dim: int, num_bins: int) -> float:
     """The softmax temperature as a number: `"calibrated"` is solved for `dim` and `num_bins`."""
-    if temperature == "calibrated":
+    if isinstance(temperature, str) and temperature == "calibrated":
         return calibrated_temperature(dim, num_bins)
     return check_temperature(temperature)
 
 
 def check_temperature(temperature: Any) -> float:
-    """Return `temperature` as a float if it is one that a softmax can use."""
+    """Return `temperature` as a float if it is a number that a softmax can use."""
     if isinstance(temperature, str):
         raise ValueError(f'temperature: expected "calibrated" or a number above 0, got {temperature!r}.')
     if isinstance(temperature, bool) or not isinstance(temperature, Real):
@@ -127,6 +130,13 @@ def check_integer(name: str, value: Any, *, minimum: int, cure: str) -> int:
     if value < minimum:
         raise ValueError(f"{name}: expected at least {minimum}, got {value}; {cure}.")
     return int(value)
+
+
+def check_seed(seed: Any) -> int:
+    """Return `seed` as an int if NumPy's frozen generator takes it."""
+    if check_integer("seed", seed, minimum=0, cure="0 is the default") >= 2**32:
+        raise ValueError(f"seed: expected less than 2**32, got {seed}; 0 is the default.")
+    return int(seed)
 
 
 @contextmanager

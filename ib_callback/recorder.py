@@ -17,12 +17,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ib_callback.claim import Claim
 from ib_callback.errors import TrajectoryError
 from ib_callback.guard import preserved_rng
 from ib_callback.measurement import Measurement, settings_differences
-from ib_callback.meter import Meter
+from ib_callback.meter import Meter, is_out_of_memory
 from ib_callback.schedule import Schedule
-from ib_callback.trajectory import Trajectory, TrajectoryFile, append_line
+from ib_callback.trajectory import Trajectory, TrajectoryFile, append_line, check_writable
 
 PLANE_FILENAME = "information_plane.png"
 # Every point is drawn at once up to this number of them. A picture takes about as long as a measurement of a
@@ -70,6 +71,7 @@ class Recorder:
         self.trajectory = Trajectory()
         self._working_since = time.perf_counter()
         self._run = _Run(started=self._working_since)
+        self._claim: Claim | None = None
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -82,7 +84,13 @@ class Recorder:
             self._run.seconds_at_work += time.perf_counter() - self._working_since
 
     def start(
-        self, model: torch.nn.Module, *, directory: str | os.PathLike[str], step: int = 0, writes: bool = True
+        self,
+        model: torch.nn.Module,
+        *,
+        directory: str | os.PathLike[str],
+        step: int = 0,
+        writes: bool = True,
+        training: object = None,
     ) -> None:
         """Check that everything can be measured and written, and open the trajectory.
 
@@ -91,20 +99,26 @@ class Recorder:
             directory: where `ib_trajectory.jsonl` and `information_plane.png` go.
             step: 0 for a fresh run, which rotates an old file away; else the step from which the run resumes.
             writes: whether this is the one process that writes files.
+            training: an object that all callbacks of this training share; two of them in one directory are refused.
 
         Raises:
             ModelError: the model cannot be measured as asked.
             ProbeError: the probe does not fit the model.
-            TrajectoryError: the directory cannot be written, or the file to continue is damaged; on every
-                rank.
+            TrajectoryError: the directory cannot be written or is in use by another live run, or the file to
+                continue is damaged; on every rank.
         """
+        self._release()
         self._run = run = _Run(started=self._working_since)
+        directory = Path(directory).absolute()  # the working directory may change while training runs
         preflight = self.meter.preflight(model)
+        self.schedule(step)  # a mistake in it shows now
         run.settings = self.meter.settings(model)
         if writes:
             _log.info("%s", preflight.describe())
 
         def open_file() -> Trajectory:
+            check_writable(directory)
+            self._claim = Claim(directory, self if training is None else training)
             file = TrajectoryFile(directory, start_step=step)
             run.file = file.path
             return file.trajectory
@@ -132,7 +146,10 @@ class Recorder:
 
     def due(self, step: int) -> bool:
         """Whether the schedule wants this step and it has not been recorded."""
-        return bool(self.schedule(step)) and not self.recorded(step)
+        wanted = False
+        with self._survived("The schedule failed, and nothing is measured until it answers again"):
+            wanted = bool(self.schedule(step))
+        return wanted and not self.recorded(step)
 
     def recorded(self, step: int) -> bool:
         """Whether the trajectory has reached this step, with a point or with the reason for a missing one."""
@@ -151,14 +168,13 @@ class Recorder:
             model: as it is trained.
             step: optimizer steps taken.
             tokens_seen: training tokens so far, if known.
-            at_start: no training time is lost yet: TypeError, ValueError and ImportError, which stand for
-                mistakes, are raised.
+            at_start: no training time is lost yet: every error is raised, unless memory ran out.
         """
         began = time.perf_counter()
         try:
             point = self.meter.measure(model, step=step)
         except Exception as error:
-            if at_start and isinstance(error, (TypeError, ValueError, ImportError)):
+            if at_start and not is_out_of_memory(error):
                 raise
             reason = f"{type(error).__name__}: {error}"
             _warn(f"Nothing could be measured at step {step}; training goes on without this point. {reason}")
@@ -190,7 +206,17 @@ class Recorder:
         """Write what is still unwritten and draw the last plane; the file if it was drawn."""
         if self._run.file is not None:
             self._save(self._run.file)
-        return self.draw(final=True)
+            if self._run.unsaved:
+                steps = ", ".join(str(point.step) for point in self._run.unsaved)
+                _warn(f"Points that could not be written to {self._run.file}: steps {steps}. .trajectory has them.")
+        plane = self.draw(final=True)
+        self._release()
+        return plane
+
+    def _release(self) -> None:
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
 
     def _save(self, file: Path) -> None:
         with self._survived("A point could not be written, and will be tried again with the next one"):

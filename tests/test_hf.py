@@ -214,7 +214,7 @@ def test_log_history_has_every_point(tmp_path: Path) -> None:
         assert row == {**point.metrics(), "step": point.step, "epoch": row["epoch"]}
         assert all(type(value) is float for key, value in row.items() if key.startswith("ib/"))
         assert row["ib/quadgram/complexity"] == point["quadgram"].complexity
-    assert [point.tokens_seen for point in callback.trajectory] == [None, *(s * 4 * LENGTH for s in (5, 10, 12))]
+    assert [point.tokens_seen for point in callback.trajectory] == [s * 4 * LENGTH for s in (0, 5, 10, 12)]
 
     state = json.loads((tmp_path / "checkpoint-12" / "trainer_state.json").read_text())
     assert [row["ib/complexity"] for row in state["log_history"] if "ib/complexity" in row] == [
@@ -387,6 +387,39 @@ def test_a_mistake_found_by_the_first_measurement(tmp_path: Path) -> None:
     assert trainer.state.global_step == 0
 
 
+def test_two_callbacks_in_one_directory_are_refused(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, [tiny_callback(), tiny_callback()])
+    with pytest.raises(TrajectoryError, match=r"another callback of this training.*Give each its own output_dir="):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    callbacks = [tiny_callback(output_dir=tmp_path / name, every_n_steps=4) for name in "ab"]
+    tiny_trainer(tmp_path, callbacks, steps=4).train()
+    assert [ib.Trajectory.load(tmp_path / name).steps for name in "ab"] == [[0, 4], [0, 4]]
+
+
+def test_a_relative_directory_survives_a_change_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+
+    def go(state: Any, control: Any, model: Any) -> None:
+        os.chdir(tmp_path / "elsewhere")
+
+    callback = tiny_callback(every_n_steps=2, output_dir="run")
+    tiny_trainer(tmp_path / "trainer", [callback, Each("on_step_begin", go)], steps=4).train()
+    assert ib.Trajectory.load(tmp_path / "run").steps == [0, 2, 4]
+
+
+def test_a_schedule_that_fails_costs_points_and_not_the_run(tmp_path: Path) -> None:
+    callback = tiny_callback(every_n_steps=lambda step: 1 // (4 - step) > 0)
+    trainer = tiny_trainer(tmp_path, [callback], steps=6)
+    with pytest.warns(RuntimeWarning, match="The schedule failed.*ZeroDivisionError"):
+        trainer.train()
+    assert trainer.state.global_step == 6
+    assert callback.trajectory.steps == [0, 3, 6]
+
+
 # --- failures while training runs ---
 
 
@@ -462,6 +495,7 @@ def test_an_interrupt_is_not_swallowed(tmp_path: Path) -> None:
 
 TWO_RANKS = """
 import sys
+import torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tiny_hf import tiny_callback, tiny_trainer
@@ -487,6 +521,9 @@ try:
     trainer.train()
 except TrajectoryError as error:
     print(f"rank {rank}: {error}")
+# gloo's threads abort the interpreter's exit if they are still there.
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 

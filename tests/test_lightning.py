@@ -131,7 +131,7 @@ def test_a_point_is_that_of_its_step_and_not_of_a_later_micro_batch(tmp_path: Pa
     callback = tiny_callback(every_n_steps=schedule)
     tiny_trainer(tmp_path, [callback], steps=4, accumulate_grad_batches=3).fit(tiny_module())
     assert callback.trajectory.steps == [0, 2, 4]
-    assert asked == [1, 2, 3, 4], "once for every optimizer step"
+    assert asked == [0, 1, 2, 3, 4], "once at the start, where a mistake in it would show, and once for every step"
 
 
 def test_several_optimizer_steps_in_one_batch_miss_no_point(tmp_path: Path) -> None:

@@ -54,6 +54,10 @@ def numbers(measurement):
         ({"memory_budget": 0}, ValueError, "memory_budget: expected at least 1"),
         ({"seed": -1}, ValueError, "seed: expected at least 0"),
         ({"forward": 3}, TypeError, "forward: expected callable"),
+        ({"orders": 4}, TypeError, "orders: expected names such as"),
+        ({"layers": 3}, ValueError, 'layers: expected "hidden_states", "blocks", at least one module name'),
+        ({"layers": [0, 1]}, ValueError, "layers: expected"),
+        ({"seed": 2**32}, ValueError, r"seed: expected less than 2\*\*32"),
     ],
 )
 def test_bad_settings(keywords, error, message):
@@ -168,12 +172,68 @@ def test_the_whole_model_runs_where_its_trunk_differs():
             embeds = self.bert.embeddings.word_embeddings(input_ids) + 1
             return self.bert(inputs_embeds=embeds, attention_mask=attention_mask)
 
+    Shifted.forward.__module__ = "transformers.models.shifted"  # only those are put to the proof
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = Shifted(tf.BertConfig(vocab_size=40, **sizes)).eval()
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     ib.Meter(make_probe(), batch_size=5).measure(model)
     assert len(calls) == 3  # one for the proof, two batches
+
+
+def test_the_proof_looks_at_padding():
+    torch.manual_seed(0)
+
+    class Unmasked(tf.BertForMaskedLM):
+        def forward(self, input_ids, attention_mask=None):
+            return self.bert(input_ids, attention_mask=torch.ones_like(attention_mask))
+
+    Unmasked.forward.__module__ = "transformers.models.unmasked"
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = Unmasked(tf.BertConfig(vocab_size=40, **sizes)).eval()
+    whole = ib.measure(model, make_probe(), forward=lambda m, ids, mask: m(ids, mask))
+    assert numbers(ib.measure(model, make_probe())) == numbers(whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_dtype_changes_nothing(dtype):
+    model = llama().eval()
+    expected = numbers(ib.measure(model, make_probe(), batch_size=2))
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        assert numbers(ib.measure(model, make_probe(), batch_size=2)) == expected
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_autocast_is_among_the_settings():
+    model = llama().eval()
+    meter = ib.Meter(make_probe())
+    assert meter.measure(model).settings["dtype"] == "float32"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert meter.measure(model).settings["dtype"] == "float32, autocast bfloat16"
+
+
+def test_a_probe_that_was_edited_in_place():
+    probe = make_probe()
+    meter = ib.Meter(probe)
+    meter.measure(llama())
+    probe.input_ids[0, 0] = 3
+    with pytest.raises(ib.ProbeError, match="was changed in place"):
+        meter.measure(llama())
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (None, TypeError, r"model: expected a torch\.nn\.Module, got NoneType"),
+        (nn.Linear(2, 2, device="meta"), ib.ModelError, "Linear has parameters on the meta device"),
+    ],
+)
+def test_what_is_no_model(model, error, message):
+    with pytest.raises(error, match=message):
+        ib.measure(model, make_probe())
 
 
 def test_any_module_with_named_layers_and_forward():

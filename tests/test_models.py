@@ -59,7 +59,13 @@ def bare_gpt2():
     return gpt2().transformer
 
 
-ARCHITECTURES = [llama, gpt2, opt, neox, bloom, qwen3, gemma2, bert, roberta, bare_gpt2]
+def modernbert():
+    sizes = SMALL | {"max_position_embeddings": 64}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "cls_token_id": 1, "sep_token_id": 1}
+    return tf.ModernBertForMaskedLM(tf.ModernBertConfig(**(sizes | special)))
+
+
+ARCHITECTURES = [modernbert, llama, gpt2, opt, neox, bloom, qwen3, gemma2, bert, roberta, bare_gpt2]
 
 
 @pytest.mark.parametrize("make", ARCHITECTURES, ids=lambda make: make.__name__)
@@ -126,7 +132,8 @@ class Unfindable(nn.Module):
         (Plain(), ["stack.7"], r"no module of Plain is called 'stack\.7'.*'embed', 'stack', 'stack\.0'"),
         (Plain(), ["stack.0", "stack.*"], "'stack.0' was named twice"),
         (Plain(), [], "at least one layer"),
-        (Plain(), lambda model: ["stack.0"], "expected the callable to return modules"),
+        (Plain(), lambda model: model.embed, r"return a list of modules, got Embedding\(40, 16\)"),
+        (Plain(), lambda model: ["stack.0"], "expected the callable to return a list of modules, got"),
     ],
 )
 def test_layers_that_cannot_be_found(model, layers, message):
@@ -173,3 +180,58 @@ def test_trunk_is_only_called_alone_where_nothing_is_wrapped_or_patched():
     model.forward = model.forward  # as mixed-precision libraries patch it
     assert models.plain_trunk(model) is None
     assert models.plain_trunk(Plain()) is None
+
+
+def record(calls):
+    """A forward of every shape that users write, each noting what it was given."""
+
+    class Subclass(tf.LlamaForCausalLM):
+        def forward(self, input_ids=None, labels=None, **kwargs):
+            calls.append(kwargs)
+            return super().forward(input_ids=input_ids, labels=labels, **kwargs)
+
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = llama()
+
+        def forward(self, *args, **kwargs):
+            calls.append(kwargs)
+            return self.inside(*args, **kwargs)
+
+    return Subclass(tf.LlamaConfig(**SMALL)), Wrapper()
+
+
+def test_the_mask_reaches_forwards_that_hand_their_keywords_on():
+    calls = []
+    ids = torch.randint(2, 40, (2, 9))
+    mask = torch.ones_like(ids)
+    subclass, wrapper = record(calls)
+    for model in (subclass, wrapper):
+        models.default_forward(model)(model, ids, mask)
+        assert calls[-1]["attention_mask"] is mask
+    assert models.skips_the_head(subclass)
+    assert calls[0]["use_cache"] is False
+
+
+def test_the_mask_is_never_passed_as_something_else():
+    class NanoGPT(nn.Module):
+        def forward(self, idx, targets=None):
+            assert targets is None
+            return idx
+
+    model = NanoGPT()
+    ids = torch.ones(2, 4, dtype=torch.long)
+    forward = models.default_forward(model)
+    assert forward(model, ids, torch.ones_like(ids)) is ids
+    with pytest.raises(
+        ModelError, match=r"NanoGPT\.forward takes no attention_mask, but the probe has padding.*forward="
+    ):
+        forward(model, ids, torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]))
+
+
+def test_no_position_limit_where_the_config_says_none():
+    config = tf.LlamaConfig(**SMALL)
+    model = tf.LlamaForCausalLM(config)
+    model.config.max_position_embeddings = -1
+    assert models.position_limit(model) is None
