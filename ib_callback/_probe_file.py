@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ib_callback._probe_checks import fingerprint
 from ib_callback.errors import ProbeError
+from ib_callback.files import write_atomically
 from ib_callback.optional import require
 
 FORMAT_VERSION = 1
@@ -51,16 +51,7 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
     data = safetensors.save(tensors, metadata)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Not by tempfile: its files are readable by their owner alone, and so would be the probe.
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with open(partial, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(target, data)
 
 
 def read(path: str | os.PathLike[str]) -> Content:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sized
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ib_callback._probe_checks import NO_LABEL
+from ib_callback.checks import check_integer
 from ib_callback.errors import ProbeError
 
 
@@ -161,8 +161,7 @@ def _check_lengths(num_sequences: Any, max_length: Any, min_length: Any) -> None
     for name, value in wanted.items():
         if name == "num_sequences" and value is None:
             continue
-        if not isinstance(value, Integral) or value < 1:
-            raise ProbeError(f"{name}: expected a whole number of at least 1, got {value!r}.")
+        check_integer(name, value, minimum=1, cure="see the defaults of Probe.from_texts")
     if min_length > max_length:
         raise ProbeError(
             f"min_length: expected at most max_length={max_length}, got {min_length}, so every text would be "

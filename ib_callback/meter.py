@@ -16,7 +16,9 @@ from ib_callback import models
 from ib_callback._version import __version__
 from ib_callback.accumulate import Accumulator, Sums
 from ib_callback.capture import Capture, Quantiser
+from ib_callback.checks import check_integer
 from ib_callback.errors import ModelError, ProbeError
+from ib_callback.estimator import check_weighting
 from ib_callback.guard import resharded, untouched
 from ib_callback.labels import parse_orders
 from ib_callback.measurement import Measurement
@@ -24,10 +26,9 @@ from ib_callback.models import Forward, Layer, Layers
 from ib_callback.plan import Batch, Plan
 from ib_callback.planner import make_plan
 from ib_callback.probe import Probe
-from ib_callback.quantise import check_integer, check_seed, check_temperature
+from ib_callback.quantise import check_seed, check_temperature
 from ib_callback.readout import read_out
 
-WEIGHTINGS = ("empirical", "uniform")
 BOUNDS = ("diagonal",)
 
 
@@ -118,8 +119,11 @@ class Meter:
             else check_temperature(temperature)
         )
         self.seed = check_seed(seed)
-        self.weighting = _choose("weighting", weighting, WEIGHTINGS)
-        self.bound = _choose("bound", bound, BOUNDS)
+        check_weighting(weighting)
+        self.weighting = weighting
+        if bound not in BOUNDS:
+            raise ValueError(f"bound: expected one of {', '.join(map(repr, BOUNDS))}, got {bound!r}.")
+        self.bound = bound
         # Nulls and ceiling are not defined for uniform weights.
         self.null = bool(null) and weighting == "empirical"
         self.batch_size = check_integer("batch_size", batch_size, minimum=1, cure="8 is the default")
@@ -389,12 +393,6 @@ def _choose_layers(layers: Any) -> Layers:
             f"model -> modules, got {layers!r}."
         )
     return names
-
-
-def _choose(name: str, value: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}.")
-    return value
 
 
 def _choose_primary(primary: str | None, orders: dict[str, int]) -> str:

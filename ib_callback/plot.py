@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ib_callback.files import write_atomically
 from ib_callback.measurement import Measurement
 from ib_callback.optional import require
-from ib_callback.trajectory import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

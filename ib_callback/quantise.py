@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ib_callback.checks import check_integer
 from ib_callback.errors import RepresentationError
 from ib_callback.temperature import calibrated_temperature
 
@@ -121,15 +122,6 @@ def check_temperature(temperature: Any) -> float:
             'Use "calibrated", or 1.0 for the plain softmax.'
         )
     return float(temperature)
-
-
-def check_integer(name: str, value: Any, *, minimum: int, cure: str) -> int:
-    """Return `value` as an int if it is an integer of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: expected an integer, got {value!r} ({type(value).__name__}).")
-    if value < minimum:
-        raise ValueError(f"{name}: expected at least {minimum}, got {value}; {cure}.")
-    return int(value)
 
 
 def check_seed(seed: Any) -> int:

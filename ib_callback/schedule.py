@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
-from typing import Any
+
+from ib_callback.checks import check_integer
 
 Schedule = Callable[[int], bool]
 
@@ -51,7 +51,7 @@ def every(n: int) -> Every:
         TypeError: n is not an integer.
         ValueError: n is less than 1.
     """
-    return Every(_positive("n", n))
+    return Every(check_integer("n", n, minimum=1, cure="500 is the default of the callbacks"))
 
 
 def logarithmic(per_decade: int = 8) -> Logarithmic:
@@ -68,7 +68,7 @@ def logarithmic(per_decade: int = 8) -> Logarithmic:
         TypeError: per_decade is not an integer.
         ValueError: per_decade is less than 1.
     """
-    return Logarithmic(_positive("per_decade", per_decade))
+    return Logarithmic(check_integer("per_decade", per_decade, minimum=1, cure="8 is the default"))
 
 
 def as_schedule(schedule: int | Schedule) -> Schedule:
@@ -83,13 +83,5 @@ def as_schedule(schedule: int | Schedule) -> Schedule:
             raise TypeError(f"every_n_steps expects a schedule, got the function {name} itself; call it: {name}(…).")
     if callable(schedule):
         return schedule
-    alternative = ", or a callable step -> bool such as ib.logarithmic()"
-    return every(_positive("every_n_steps", schedule, or_else=alternative))
-
-
-def _positive(name: str, value: Any, or_else: str = "") -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} expects a positive integer{or_else}; got {value!r}.")
-    if value < 1:
-        raise ValueError(f"{name} expects a positive integer{or_else}; got {value}.")
-    return int(value)
+    cure = "or pass a callable step -> bool such as ib.logarithmic()"
+    return every(check_integer("every_n_steps", schedule, minimum=1, cure=cure))

@@ -10,11 +10,12 @@ narrower than the spacing of the points, that of a warmer one is so wide that th
 from __future__ import annotations
 
 import math
-import operator
 from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import brentq
+
+from ib_callback.checks import check_integer
 
 # The quadrature stops where the integrand has fallen to exp(-_DROP) of its peak, below double precision even
 # after the slowest tail (dim 2, exp(x / 2)) is summed up.
@@ -49,7 +50,7 @@ def calibrated_temperature(dim: int, num_bins: int = 100) -> float:
     >>> calibrated_temperature(64, 100) > calibrated_temperature(64, 1000)
     True
     """
-    return _solve(_integer_from_two(dim, "dim"), _integer_from_two(num_bins, "num_bins"))
+    return _solve(_check_dim(dim), check_integer("num_bins", num_bins, minimum=2, cure="100 is the published choice"))
 
 
 def kl_to_uniform(concentration: float, dim: int) -> float:
@@ -78,7 +79,7 @@ def kl_to_uniform(concentration: float, dim: int) -> float:
     >>> abs(kl_to_uniform(1.0, 3) - (1 / math.tanh(1) - 1 - math.log(math.sinh(1)))) < 1e-12
     True
     """
-    dim = _integer_from_two(dim, "dim")
+    dim = _check_dim(dim)
     concentration = float(concentration)
     if not (concentration >= 0 and math.isfinite(concentration)):
         raise ValueError(
@@ -142,18 +143,5 @@ def _moments(concentration: float, dim: int) -> tuple[float, float]:
     return log_peak + math.log(step * total), float(weights @ s) / total
 
 
-def _integer_from_two(value: int, name: str) -> int:
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(
-            f"{name} must be an integer of at least 2, got the bool {value}; pass a number, e.g. {name}=100."
-        )
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be an integer of at least 2, got {value!r} of type {type(value).__name__}; "
-            f"convert it first, e.g. int({name})."
-        ) from None
-    if number < 2:
-        raise ValueError(f"{name} must be an integer of at least 2, got {number}; pass at least {name}=2.")
-    return number
+def _check_dim(dim: int) -> int:
+    return check_integer("dim", dim, minimum=2, cure="cosines need representations of at least two dimensions")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from ib_callback.correlation import Correlation, correlations
+from ib_callback.files import write_atomically
 from ib_callback.measurement import Measurement
 from ib_callback.metric_names import Mode
 from ib_callback.phases import DEFAULT_RULE, PhaseRule, Phases, find_phases
@@ -17,7 +18,6 @@ from ib_callback.trajectory_file import FILENAME as FILENAME
 from ib_callback.trajectory_file import append_line as append_line
 from ib_callback.trajectory_file import check_writable as check_writable
 from ib_callback.trajectory_file import explained, parse_lines, reserve_name, to_line
-from ib_callback.trajectory_file import write_atomically as write_atomically
 
 _log = logging.getLogger(__name__)
 

@@ -60,21 +60,6 @@ def check_writable(directory: str | os.PathLike[str]) -> None:
         ) from error
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace a file's content in one step: a reader, even after a crash, finds the old or the new."""
-    # Through a link: the file that it points to is replaced, not the link.
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def to_line(measurement: Measurement) -> bytes:
     """A measurement as one line of JSON, its line break included."""
     return json.dumps(measurement.to_dict(), allow_nan=False).encode() + b"\n"

@@ -351,7 +351,7 @@ def test_an_unknown_keyword() -> None:
 
 
 def test_settings_are_checked_when_the_callback_is_made() -> None:
-    with pytest.raises(ValueError, match=r"every_n_steps expects a positive integer.*; got 0"):
+    with pytest.raises(ValueError, match=r"every_n_steps: expected an integer of at least 1, got 0; or pass a callable"):
         tiny_callback(every_n_steps=0)
     with pytest.raises(ValueError, match="num_bins"):
         tiny_callback(num_bins=1)

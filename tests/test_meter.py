@@ -36,8 +36,8 @@ def numbers(measurement):
 @pytest.mark.parametrize(
     ("keywords", "error", "message"),
     [
-        ({"num_bins": 1}, ValueError, "num_bins: expected at least 2, got 1"),
-        ({"num_bins": 10.0}, TypeError, "num_bins: expected an integer"),
+        ({"num_bins": 1}, ValueError, "num_bins: expected an integer of at least 2, got 1"),
+        ({"num_bins": 10.0}, TypeError, "num_bins: expected an integer of at least 2, got 10.0"),
         ({"orders": ("token", "pentagram")}, ValueError, "unknown order 'pentagram'"),
         ({"orders": ()}, ValueError, "at least one order"),
         (
@@ -46,13 +46,13 @@ def numbers(measurement):
             r"primary: expected one of the measured orders \(token\)",
         ),
         ({"features": ["language"]}, ValueError, "the probe has no label 'language'; it has 'topic'"),
-        ({"weighting": "inverse"}, ValueError, "weighting: expected one of 'empirical', 'uniform', got 'inverse'"),
+        ({"weighting": "inverse"}, ValueError, 'weighting: expected "empirical" or "uniform", got \'inverse\''),
         ({"bound": "straight"}, ValueError, "bound: expected one of 'diagonal'"),
         ({"temperature": 0}, ValueError, "temperature: expected a finite number above 0"),
         ({"temperature": "hot"}, ValueError, 'temperature: expected "calibrated"'),
-        ({"batch_size": 0}, ValueError, "batch_size: expected at least 1"),
-        ({"memory_budget": 0}, ValueError, "memory_budget: expected at least 1"),
-        ({"seed": -1}, ValueError, "seed: expected at least 0"),
+        ({"batch_size": 0}, ValueError, "batch_size: expected an integer of at least 1"),
+        ({"memory_budget": 0}, ValueError, "memory_budget: expected an integer of at least 1"),
+        ({"seed": -1}, ValueError, "seed: expected an integer of at least 0"),
         ({"forward": 3}, TypeError, "forward: expected callable"),
         ({"orders": 4}, TypeError, "orders: expected names such as"),
         ({"layers": 3}, ValueError, 'layers: expected "hidden_states", "blocks", at least one module name'),

@@ -372,9 +372,10 @@ def test_none_long_enough_is_an_error() -> None:
         ({"tokenizer": str.split}, TypeError, "tokenizer: expected a transformers tokenizer.*got method_descriptor"),
         ({"max_length": 8}, ProbeError, "min_length: expected at most max_length=8, got 16"),
         ({"max_length": 1, "min_length": 1}, ProbeError, "room for the tokenizer's special tokens.*got 1"),
-        ({"num_sequences": 0}, ProbeError, "num_sequences: expected a whole number of at least 1, got 0"),
-        ({"max_length": None}, ProbeError, "max_length: expected a whole number of at least 1, got None"),
-        ({"min_length": 2.5}, ProbeError, "min_length: expected a whole number of at least 1, got 2.5"),
+        ({"num_sequences": 0}, ValueError, "num_sequences: expected an integer of at least 1, got 0"),
+        ({"num_sequences": True}, TypeError, "num_sequences: expected an integer of at least 1, got True"),
+        ({"max_length": None}, TypeError, "max_length: expected an integer of at least 1, got None"),
+        ({"min_length": 2.5}, TypeError, "min_length: expected an integer of at least 1, got 2.5"),
     ],
 )
 def test_unusable_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -92,10 +92,10 @@ def test_vectors_without_direction_are_counted(bad):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: reference_points(1, 3), ValueError, "dim: expected at least 2, got 1"),
-        (lambda: reference_points(4, 1), ValueError, "num_bins: expected at least 2, got 1"),
-        (lambda: reference_points(4.0, 3), TypeError, "dim: expected an integer, got 4.0"),
-        (lambda: reference_points(4, 3, seed=-1), ValueError, "seed: expected at least 0"),
+        (lambda: reference_points(1, 3), ValueError, "dim: expected an integer of at least 2, got 1"),
+        (lambda: reference_points(4, 1), ValueError, "num_bins: expected an integer of at least 2, got 1"),
+        (lambda: reference_points(4.0, 3), TypeError, "dim: expected an integer of at least 2, got 4.0"),
+        (lambda: reference_points(4, 3, seed=-1), ValueError, "seed: expected an integer of at least 0"),
         (lambda: soft_assign(torch.ones(2, 4), torch.ones(3, 5), 1.0), ValueError, r"expected \[num_bins, 4\]"),
         (lambda: soft_assign(torch.ones(2, 4).long(), torch.ones(3, 4), 1.0), TypeError, "floating-point"),
         (lambda: soft_assign(torch.ones(2, 4), torch.ones(3, 4), 0.0), ValueError, "above 0"),

@@ -245,7 +245,7 @@ def test_a_failed_update_adds_nothing(z: Any, labels: Any, error: type[Exception
 
 
 def test_bad_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_labels: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_labels: expected an integer of at least 1, got 0"):
         make(num_labels=0)
     with pytest.raises(TypeError, match="num_labels: expected an integer"):
         make(num_labels=2.0)

@@ -86,27 +86,27 @@ def test_integer_types_of_numpy_are_taken_and_the_result_is_a_float() -> None:
 
 @pytest.mark.parametrize("value", [True, np.bool_(True)])
 def test_bools_are_refused(value: object) -> None:
-    with pytest.raises(TypeError, match="dim must be an integer of at least 2, got the bool True"):
+    with pytest.raises(TypeError, match=r"dim: expected an integer of at least 2, got (np\.)?True_? \(bool\)"):
         calibrated_temperature(value)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="num_bins must be an integer of at least 2, got the bool True"):
+    with pytest.raises(TypeError, match=r"num_bins: expected an integer of at least 2, got (np\.)?True_? \(bool\)"):
         calibrated_temperature(8, value)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [8.0, "8", None, math.nan])
 def test_non_integers_are_refused(value: object) -> None:
-    with pytest.raises(TypeError, match=r"dim must be an integer .* of type \w+; convert it first"):
+    with pytest.raises(TypeError, match=r"dim: expected an integer .* \(\w+\); cosines"):
         calibrated_temperature(value)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"num_bins must be an integer .* of type \w+; convert it first"):
+    with pytest.raises(TypeError, match=r"num_bins: expected an integer .* \(\w+\); 100 is"):
         calibrated_temperature(8, value)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="dim must be an integer"):
+    with pytest.raises(TypeError, match="dim: expected an integer"):
         kl_to_uniform(1.0, value)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [1, 0, -3])
 def test_numbers_under_two_are_refused(value: int) -> None:
-    with pytest.raises(ValueError, match=f"dim must be an integer of at least 2, got {value}; pass"):
+    with pytest.raises(ValueError, match=f"dim: expected an integer of at least 2, got {value}; cosines"):
         calibrated_temperature(value)
-    with pytest.raises(ValueError, match=f"num_bins must be an integer of at least 2, got {value};"):
+    with pytest.raises(ValueError, match=f"num_bins: expected an integer of at least 2, got {value};"):
         calibrated_temperature(8, value)
 
 

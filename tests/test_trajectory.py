@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ib_callback.errors import TrajectoryError
+from ib_callback.files import write_atomically
 from ib_callback.measurement import FeaturePoint, Measurement, PlanePoint
 from ib_callback.trajectory import (
     FILENAME,
@@ -19,7 +20,6 @@ from ib_callback.trajectory import (
     TrajectoryFile,
     append_line,
     check_writable,
-    write_atomically,
 )
 
 SETTINGS = {"primary": "token", "num_bins": 100}
