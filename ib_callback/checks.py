@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import numpy as np
+
 
 def check_integer(name: str, value: Any, *, minimum: int, cure: str) -> int:
     """Return `value` as an int if it is an integer of at least `minimum`; NumPy's integers are, bools are not.
@@ -20,8 +22,7 @@ def check_integer(name: str, value: Any, *, minimum: int, cure: str) -> int:
         ValueError: less than `minimum`.
     """
     try:
-        # NumPy's bool refuses to be an index by itself.
-        number = None if isinstance(value, bool) else operator.index(value)
+        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
     except TypeError:
         number = None
     expected = f"{name}: expected an integer of at least {minimum}"

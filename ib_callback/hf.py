@@ -8,6 +8,7 @@ Example: one more line in a training script.
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -65,6 +66,7 @@ class IBCallback(TrainerCallback):
         self._recorder = Recorder(Meter(probe, **meter_keywords), as_schedule(every_n_steps), draw_plane=log_plane)
         self._wandb = WandbLog("train/global_step")
         self._running = False
+        self._weights: tuple[int, int] | None = None  # as the last step left them
 
     @property
     def trajectory(self) -> Trajectory:
@@ -79,6 +81,7 @@ class IBCallback(TrainerCallback):
         writes = state.is_world_process_zero
         # A second training, or a restart with a smaller batch size, comes here again and begins anew.
         self._running = False
+        self._weights = None
         with recorder.at_work():
             progress = self._progress if self._progress is not None else not args.disable_tqdm
             recorder.meter.progress = progress and writes
@@ -93,16 +96,23 @@ class IBCallback(TrainerCallback):
         """Measure if the schedule says so, or if this is known to be the last step."""
         if not self._running:
             return
+        self._weights = _identity(kwargs["model"])
         last = state.global_step >= state.max_steps or control.should_training_stop
         if self._recorder.due(state.global_step) or (last and not self._recorder.recorded(state.global_step)):
             with self._recorder.at_work():
                 self._record(args, state, kwargs["model"])
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure the last step if a callback later in the list, a log or an evaluation has made it the last."""
+        if control.should_training_stop:
+            self._record_last(args, state, kwargs["model"])
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure the last step if only now it is known to be the last."""
-        # The Trainer's closing log. A callback later in the list, or at an evaluation, may have ended the
-        # training; this is the only event left at which the weights are still those of the last step: the
-        # next one, on_train_end, comes after load_best_model_at_end.
+        # The Trainer's closing log. A callback later in the list, or at an evaluation, may have ended the training;
+        # the next event, on_train_end, comes after load_best_model_at_end, in some versions even this one does.
         if "total_flos" in kwargs.get("logs", {}):
             self._record_last(args, state, kwargs["model"])
 
@@ -110,11 +120,16 @@ class IBCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Finish the files."""
-        best_was_loaded = args.load_best_model_at_end and state.best_model_checkpoint is not None
-        if not best_was_loaded:
-            self._record_last(args, state, kwargs["model"])
+        self._record_last(args, state, kwargs["model"])
         if not self._running:
             return
+        if not self._recorder.recorded(state.global_step):
+            warnings.warn(
+                f"The last step, step {state.global_step}, was not measured: a callback ended the training so late that "
+                "the best model had been loaded in its place. Put IBCallback after that callback.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self._running = False
         with self._recorder.at_work():
             plane = self._recorder.finish()
@@ -123,7 +138,10 @@ class IBCallback(TrainerCallback):
                 self._wandb.log(run, {}, step=state.global_step, plane=plane)
 
     def _record_last(self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module) -> None:
-        if self._running and not self._recorder.recorded(state.global_step):
+        if not self._running or self._recorder.recorded(state.global_step):
+            return
+        # The best model may have been loaded meanwhile, and its numbers are not those of this step.
+        if self._weights is None or self._weights == _identity(model):
             with self._recorder.at_work():
                 self._record(args, state, model)
 
@@ -142,3 +160,9 @@ class IBCallback(TrainerCallback):
             run = open_run()
             if run is not None:
                 self._wandb.log(run, metrics, step=step, plane=plane)
+
+
+def _identity(model: torch.nn.Module) -> tuple[int, int] | None:
+    """What changes when other weights are loaded into a model, at the cost of looking at one parameter."""
+    parameter = next(model.parameters(), None)
+    return None if parameter is None else (id(parameter), parameter._version)

@@ -366,9 +366,9 @@ def test_dynamic_rope_is_not_reset():
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     model = llama(rope_parameters=rope).eval()
     model(torch.ones(1, 40, dtype=torch.long))  # longer than max_position_embeddings: frequencies grow
-    before = {name: b.clone() for name, b in model.named_buffers()}
     ids = torch.randint(2, 40, (1, 30))
     expected = model(ids).logits
+    before = {name: b.clone() for name, b in model.named_buffers()}
     ib.measure(model, make_probe())
     assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
     assert torch.equal(model(ids).logits, expected)
