@@ -125,8 +125,8 @@ class IBCallback(TrainerCallback):
             return
         if not self._recorder.recorded(state.global_step):
             warnings.warn(
-                f"The last step, step {state.global_step}, was not measured: a callback ended the training so late that "
-                "the best model had been loaded in its place. Put IBCallback after that callback.",
+                f"The last step, step {state.global_step}, was not measured: a callback ended the training so late "
+                "that the best model had been loaded in its place. Put IBCallback after that callback.",
                 RuntimeWarning,
                 stacklevel=2,
             )
