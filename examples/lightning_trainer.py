@@ -61,8 +61,10 @@ def main() -> None:
     probe = ib.Probe.builtin(tokenizer, num_sequences=64, max_length=LENGTH)
 
     callback = IBCallback(probe, every_n_steps=10)  # the added line
-    # Stock callbacks see the numbers.
-    checkpoint = ModelCheckpoint(monitor="ib/optimality", mode="max", every_n_train_steps=10, filename="{step}")
+    # Stock callbacks see the numbers. This one is low for the untrained and the collapsed model, which optimality, and
+    # even more so a small complexity or distance, can take for the best.
+    watched = "ib/token/expressivity_above_null"
+    checkpoint = ModelCheckpoint(monitor=watched, mode="max", every_n_train_steps=10, filename="{step}")
     trainer = Trainer(
         max_steps=options.steps,
         accelerator="cpu",
@@ -73,7 +75,7 @@ def main() -> None:
     trainer.fit(LanguageModel(len(tokenizer)), DataLoader(rows, batch_size=8, shuffle=True))
 
     print(callback.trajectory.table())
-    print(f"\nMost optimal: {checkpoint.best_model_path} ({checkpoint.best_model_score:.4f})")
+    print(f"\nMost expressive: {checkpoint.best_model_path} ({checkpoint.best_model_score:.4f})")
     print(f"Written to {trainer.log_dir}: ib_trajectory.jsonl, information_plane.png and metrics.csv")
 
 
