@@ -26,7 +26,8 @@ from ib_callback.probe import Probe
 from ib_callback.recorder import PLANE_FILENAME
 from ib_callback.schedule import every as every_nth
 from ib_callback.schedule import logarithmic
-from ib_callback.trajectory import FILENAME, Trajectory, check_writable
+from ib_callback.trajectory import Trajectory
+from ib_callback.trajectory_lines import FILENAME, check_writable
 
 WIDTH = 128
 LAYERS = 4

@@ -28,7 +28,7 @@ from ib_callback.probe import Probe
 from ib_callback.recorder import Recorder, check_keywords
 from ib_callback.schedule import Schedule, as_schedule
 from ib_callback.trajectory import Trajectory
-from ib_callback.trajectory_file import FILENAME
+from ib_callback.trajectory_lines import FILENAME
 from ib_callback.wandb_log import WandbLog, open_run
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")

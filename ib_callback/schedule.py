@@ -71,6 +71,17 @@ def logarithmic(per_decade: int = 8) -> Logarithmic:
     return Logarithmic(check_integer("per_decade", per_decade, minimum=1, cure="8 is the default"))
 
 
+def never_fires(schedule: Schedule, step: int, max_steps: int) -> bool:
+    """Whether a schedule wants none of the steps after `step` up to `max_steps`.
+
+    A schedule is asked step by step until it wants one, for no more than a million steps.
+    """
+    if isinstance(schedule, Every):
+        return step // schedule.interval == max_steps // schedule.interval
+    last = min(max_steps, step + 1_000_000)
+    return last > step and not any(schedule(s) for s in range(step + 1, last + 1))
+
+
 def as_schedule(schedule: int | Schedule) -> Schedule:
     """A number of steps becomes `every(n)`; a callable step → bool stays what it is.
 

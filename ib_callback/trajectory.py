@@ -1,8 +1,7 @@
-"""A run as a sequence of measurements, and the file that keeps it: one JSON object a line."""
+"""A run as a sequence of measurements, in memory and as a file."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,16 +9,12 @@ from typing import Any, overload
 
 from ib_callback.correlation import Correlation, correlations
 from ib_callback.files import write_atomically
+from ib_callback.json_lines import explained
 from ib_callback.measurement import Measurement
 from ib_callback.metric_names import Mode
 from ib_callback.phases import DEFAULT_RULE, PhaseRule, Phases, find_phases
 from ib_callback.selection import SelectFrom, Selection
-from ib_callback.trajectory_file import FILENAME as FILENAME
-from ib_callback.trajectory_file import append_line as append_line
-from ib_callback.trajectory_file import check_writable as check_writable
-from ib_callback.trajectory_file import explained, parse_lines, reserve_name, to_line
-
-_log = logging.getLogger(__name__)
+from ib_callback.trajectory_lines import FILENAME, parse_lines, to_line
 
 
 class Trajectory(Sequence[Measurement]):
@@ -190,68 +185,6 @@ class Trajectory(Sequence[Measurement]):
         with explained(file, "read"):
             data = file.read_bytes()
         return cls(measurement for _, measurement in parse_lines(data, file, cls().append))
-
-
-class TrajectoryFile:
-    """The trajectory file of one run: what was kept of an earlier part of the run, and every further point.
-
-    A fresh run moves an old file to `ib_trajectory.1.jsonl` (`.2`, …). A resumed run keeps the points up to
-    its step; if there are later ones, the whole old file is first copied to such a name. One process only.
-
-    Args:
-        directory: the run's output directory, created if needed.
-        start_step: step from which the run continues; 0 or None for a fresh run.
-
-    Attributes:
-        path: the file.
-        trajectory: the points kept and appended so far.
-        rotated: where an old file, or the abandoned end of one, went; None if there was none.
-
-    Raises:
-        TrajectoryError: the directory cannot be written, or the file to continue is damaged.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str], *, start_step: int | None = 0) -> None:
-        check_writable(directory)
-        self.path = Path(directory) / FILENAME
-        self.trajectory = Trajectory()
-        self.rotated: Path | None = None
-        with explained(self.path, "continued"):
-            if not self.path.exists() or self.path.stat().st_size == 0:
-                return
-            if start_step:
-                self._keep_until(start_step)
-            else:
-                self.rotated = reserve_name(self.path)
-                os.replace(self.path, self.rotated)
-                _log.info("A new run begins: the old trajectory was moved to %s", self.rotated)
-
-    def _keep_until(self, step: int) -> None:
-        data = self.path.read_bytes()
-        rows = parse_lines(data, self.path, Trajectory().append)
-        kept = [(line, m) for line, m in rows if m.step is None or m.step <= step]
-        if len(kept) < len(rows):
-            self.rotated = reserve_name(self.path)
-            write_atomically(self.rotated, data)
-            _log.info(
-                "Resumed at step %d: %d later points were dropped; the whole old trajectory is in %s",
-                step, len(rows) - len(kept), self.rotated,
-            )  # fmt: skip
-        # The lines as they were, not written anew: a newer version may have put in more than this one reads.
-        intact = b"".join(line + b"\n" for line, _ in kept)
-        if intact != data:
-            write_atomically(self.path, intact)
-        self.trajectory = Trajectory(m for _, m in kept)
-
-    def append(self, measurement: Measurement) -> None:
-        """Add a point to the trajectory and to the file; on return it is on the disk.
-
-        Raises:
-            ValueError: its step does not come after the last one; nothing was written.
-            TrajectoryError: the file cannot be written; the point is in `trajectory` all the same.
-        """
-        self.trajectory.append(measurement)
-        append_line(self.path, measurement)
 
 
 def _cell(value: float | None) -> str:

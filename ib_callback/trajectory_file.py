@@ -1,161 +1,89 @@
-"""The file of a run's measurements on the disk: lines of JSON that survive crashes, and safe ways to write."""
+"""The trajectory file of one run on the disk: what a fresh and a resumed run do with an old one."""
 
 from __future__ import annotations
 
-import json
+import logging
 import os
-import re
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
-from ib_callback.errors import TrajectoryError
+from ib_callback import json_lines
+from ib_callback.files import write_atomically
 from ib_callback.measurement import Measurement
+from ib_callback.trajectory import Trajectory
+from ib_callback.trajectory_lines import FILENAME, append_line, check_writable, parse_lines
 
-FILENAME = "ib_trajectory.jsonl"
-_TAIL_BLOCK = 1 << 16
-
-
-def append_line(path: str | os.PathLike[str], measurement: Measurement) -> None:
-    """Append one measurement to a trajectory file and flush it to the disk; a torn last line is cut off.
-
-    Raises:
-        TrajectoryError: the file cannot be written. A line written in part is taken back.
-    """
-    line = to_line(measurement)
-    # Unbuffered, so that after a full disk nothing is left over for close() to write.
-    with explained(Path(path), "written"), open(path, "a+b", buffering=0) as handle:
-        end, terminated = _intact_end(handle)
-        if end < handle.seek(0, os.SEEK_END):
-            _warn_torn(Path(path))
-            handle.truncate(end)
-        try:
-            rest = memoryview(line if terminated else b"\n" + line)
-            while rest:
-                rest = rest[handle.write(rest) :]
-            os.fsync(handle.fileno())
-        except OSError:
-            handle.truncate(end)
-            raise
+_log = logging.getLogger(__name__)
 
 
-def check_writable(directory: str | os.PathLike[str]) -> None:
-    """Make the directory if needed and prove that files can be made in it, before a long run depends on it.
+class TrajectoryFile:
+    """The trajectory file of one run: what was kept of an earlier part of the run, and every further point.
 
-    Raises:
-        TrajectoryError: it cannot be made or written.
-    """
-    trial = Path(directory) / f".ib_callback.{os.getpid()}.tmp"
-    try:
-        trial.parent.mkdir(parents=True, exist_ok=True)
-        trial.touch()
-        # On a shared file system a process of the same number may have been faster.
-        trial.unlink(missing_ok=True)
-    except OSError as error:
-        raise TrajectoryError(
-            f"cannot write to the output directory {os.fspath(directory)} ({error.strerror}). "
-            "Make it writable, or pass output_dir= another directory"
-        ) from error
-
-
-def to_line(measurement: Measurement) -> bytes:
-    """A measurement as one line of JSON, its line break included."""
-    return json.dumps(measurement.to_dict(), allow_nan=False).encode() + b"\n"
-
-
-def parse_lines(data: bytes, path: Path, check: Callable[[Measurement], None]) -> list[tuple[bytes, Measurement]]:
-    """Every line with its measurement, a torn last line left out with a warning.
+    A fresh run moves an old file to `ib_trajectory.1.jsonl` (`.2`, …). A resumed run keeps the points up to
+    its step; if there are later ones, the whole old file is first copied to such a name. One process only.
 
     Args:
-        data: content of the file.
-        path: of the file, for messages.
-        check: called with each measurement in turn; raises a ValueError for one that cannot follow the others.
+        directory: the run's output directory, created if needed.
+        start_step: step from which the run continues; 0 or None for a fresh run.
+        last_step: of a resumed run, the last step whose point can belong to it, if that is known to lie earlier.
+
+    Attributes:
+        path: the file.
+        trajectory: the points kept so far and those appended by `append`.
+        rotated: where an old file, or the abandoned end of one, went; None if there was none.
 
     Raises:
-        TrajectoryError: a line that is damaged elsewhere than at the end of the file; it is named.
+        TrajectoryError: the directory cannot be written, or the file to continue is damaged.
     """
-    lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
-    rows: list[tuple[bytes, Measurement]] = []
-    for number, line in lines:
-        if not _is_json(line):
-            if number == lines[-1][0]:
-                _warn_torn(path)
-                break
-            raise TrajectoryError(
-                f"{path}:{number}: expected a measurement as JSON, got {line[:40]!r}…. "
-                "The file is damaged before its end: remove that line, or move the file away"
-            )
-        try:
-            measurement = Measurement.from_dict(json.loads(line))
-            check(measurement)
-        except ValueError as error:
-            raise TrajectoryError(
-                f"{path}:{number}: {error}. Correct or remove that line, or move the file away"
-            ) from error
-        rows.append((line, measurement))
-    return rows
 
+    def __init__(
+        self, directory: str | os.PathLike[str], *, start_step: int | None = 0, last_step: int | None = None
+    ) -> None:
+        check_writable(directory)
+        self.path = Path(directory) / FILENAME
+        self.trajectory = Trajectory()
+        self.rotated: Path | None = None
+        with json_lines.explained(self.path, "continued"):
+            if not self.path.exists() or self.path.stat().st_size == 0:
+                return
+            if start_step:
+                self._keep_until(start_step if last_step is None else min(start_step, last_step))
+            else:
+                self.begin_anew()
+                _log.info("A new run begins: the old trajectory was moved to %s", self.rotated)
 
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line.decode())
-    except ValueError:
-        return False
-    return True
+    def begin_anew(self) -> None:
+        """Move the file away and begin with no points.
 
+        Raises:
+            TrajectoryError: it cannot be moved.
+        """
+        with json_lines.explained(self.path, "moved"):
+            self.rotated = json_lines.set_aside(self.path) or self.rotated
+        self.trajectory = Trajectory()
 
-def _intact_end(handle: BinaryIO) -> tuple[int, bool]:
-    """Where the next line may be written, and whether what lies before is empty or ends with a line break."""
-    size = handle.seek(0, os.SEEK_END)
-    block = _TAIL_BLOCK
-    while True:
-        start = max(0, size - block)
-        handle.seek(start)
-        body = handle.read().rstrip()
-        line_start = body.rfind(b"\n") + 1
-        if line_start or not start:
-            break
-        block *= 2
-    last = body[line_start:]
-    if not last or _is_json(last):
-        handle.seek(max(0, size - 1))
-        return size, handle.read() in (b"\n", b"")
-    return start + line_start, True
+    def _keep_until(self, step: int) -> None:
+        data = self.path.read_bytes()
+        rows = parse_lines(data, self.path, Trajectory().append)
+        kept = [(line, m) for line, m in rows if m.step is None or m.step <= step]
+        if len(kept) < len(rows):
+            self.rotated = json_lines.reserve_name(self.path)
+            write_atomically(self.rotated, data)
+            _log.info(
+                "Resumed at step %d: %d later points were dropped; the whole old trajectory is in %s",
+                step, len(rows) - len(kept), self.rotated,
+            )  # fmt: skip
+        # The lines as they were, not written anew: a newer version may have put in more than this one reads.
+        intact = b"".join(line + b"\n" for line, _ in kept)
+        if intact != data:
+            write_atomically(self.path, intact)
+        self.trajectory = Trajectory(m for _, m in kept)
 
+    def append(self, measurement: Measurement) -> None:
+        """Add a point to the trajectory and to the file; on return it is on the disk.
 
-def _warn_torn(path: Path) -> None:
-    warnings.warn(
-        f"{path}: the last line is torn (a run ended in the middle of a write); this one point is dropped",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-
-
-def reserve_name(path: Path) -> Path:
-    """A numbered name beside `path` that is later than all others, taken by creating an empty file."""
-    pattern = re.compile(rf"{re.escape(path.stem)}\.(\d+){re.escape(path.suffix)}")
-    taken = [int(match[1]) for name in os.listdir(path.parent) if (match := pattern.fullmatch(name))]
-    number = max(taken, default=0)
-    while True:
-        number += 1
-        candidate = path.with_name(f"{path.stem}.{number}{path.suffix}")
-        try:
-            # "x" fails where the file exists, so that two runs starting at once never take the same name.
-            open(candidate, "xb").close()
-        except FileExistsError:
-            continue
-        return candidate
-
-
-@contextmanager
-def explained(path: Path, done: str) -> Iterator[None]:
-    """Turn an OSError into a TrajectoryError that says what cannot be done with the file."""
-    try:
-        yield
-    except OSError as error:
-        raise TrajectoryError(
-            f"the trajectory file {path} cannot be {done} ({error.strerror or error}). "
-            "Check that the path exists, its permissions and the free space"
-        ) from error
+        Raises:
+            ValueError: its step does not come after the last one; nothing was written.
+            TrajectoryError: the file cannot be written; the point is in `trajectory` all the same.
+        """
+        self.trajectory.append(measurement)
+        append_line(self.path, measurement)

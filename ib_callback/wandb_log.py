@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ib_callback.trajectory import Trajectory
+
 PLANE_KEY = "ib/plane"
+TABLE_KEY = "ib/trajectory"
 
 
 def open_run() -> Any | None:
@@ -52,6 +55,36 @@ class WandbLog:
         except Exception as error:
             self._warn(f"The information plane could not be logged to Weights & Biases: {_describe(error)}")
 
+    def finish(
+        self,
+        run: Any,
+        trajectory: Trajectory,
+        summary: Mapping[str, float | str],
+        *,
+        step: int,
+        plane: Path | None = None,
+    ) -> None:
+        """The whole trajectory as a table, the last plane, and the summary of the run; failures are warnings.
+
+        Args:
+            run: the open run.
+            trajectory: all points; one row each.
+            summary: values for the run's summary by full name.
+            step: optimizer steps taken.
+            plane: image file of the information plane, if it has changed.
+        """
+        try:
+            table: dict[str, Any] = {}
+            if trajectory:
+                columns, rows = _table(trajectory)
+                table = {TABLE_KEY: sys.modules["wandb"].Table(columns=columns, data=rows)}
+            row = {**table, **self._image(plane)}
+            if row:
+                run.log({**row, self.step_metric: step})
+            run.summary.update(dict(summary))
+        except Exception as error:
+            self._warn(f"The trajectory could not be logged to Weights & Biases: {_describe(error)}")
+
     def _image(self, plane: Path | None) -> dict[str, Any]:
         if plane is None:
             return {}
@@ -67,6 +100,18 @@ class WandbLog:
             warnings.warn(
                 f"{message}. Training goes on; the trajectory file has every point.", RuntimeWarning, stacklevel=3
             )
+
+
+def _table(trajectory: Trajectory) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows: the step, the phase in hindsight, every number, and why a point is missing."""
+    scalars = [point.scalars() for point in trajectory]
+    names = list(dict.fromkeys(name for values in scalars for name in values))
+    phases = trajectory.phases().phases
+    rows = [
+        [point.step, int(phase), *(values.get(name) for name in names), point.error]
+        for point, phase, values in zip(trajectory, phases, scalars, strict=True)
+    ]
+    return ["step", "phase", *names, "error"], rows
 
 
 def _describe(error: Exception) -> str:

@@ -15,7 +15,7 @@ from wandb_offline import read_offline_runs
 from ib_callback import Measurement, PlanePoint, Trajectory
 from ib_callback.demo import _deadline
 from ib_callback.demo_report import reading
-from ib_callback.trajectory import FILENAME
+from ib_callback.trajectory_lines import FILENAME
 
 # --- a very short demonstration ---
 

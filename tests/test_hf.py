@@ -29,7 +29,7 @@ from transformers import Trainer, TrainerCallback
 import ib_callback as ib
 from ib_callback.errors import ModelError, TrajectoryError
 from ib_callback.hf import IBCallback
-from ib_callback.trajectory import FILENAME
+from ib_callback.trajectory_lines import FILENAME
 
 
 def numbers(point: ib.Measurement) -> dict[str, float]:

@@ -30,7 +30,7 @@ from wandb_offline import OfflineRun, read_offline_runs
 import ib_callback as ib
 from ib_callback.errors import ModelError, TrajectoryError
 from ib_callback.lightning import IBCallback
-from ib_callback.trajectory import FILENAME
+from ib_callback.trajectory_lines import FILENAME
 
 
 def numbers(point: ib.Measurement) -> dict[str, float]:

@@ -16,7 +16,7 @@ from ib_callback import plot as plot_module
 from ib_callback import recorder as module
 from ib_callback.errors import TrajectoryError
 from ib_callback.recorder import PLANE_FILENAME, Recorder
-from ib_callback.trajectory import FILENAME
+from ib_callback.trajectory_lines import FILENAME
 
 
 @pytest.fixture

@@ -14,13 +14,9 @@ import pytest
 from ib_callback.errors import TrajectoryError
 from ib_callback.files import write_atomically
 from ib_callback.measurement import FeaturePoint, Measurement, PlanePoint
-from ib_callback.trajectory import (
-    FILENAME,
-    Trajectory,
-    TrajectoryFile,
-    append_line,
-    check_writable,
-)
+from ib_callback.trajectory import Trajectory
+from ib_callback.trajectory_file import TrajectoryFile
+from ib_callback.trajectory_lines import FILENAME, append_line, check_writable
 
 SETTINGS = {"primary": "token", "num_bins": 100}
 
