@@ -13,25 +13,33 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ib_callback._lightning_model import Target, find_target
+from ib_callback._lightning_saving import SavingWatch
+from ib_callback.checkpoints import CheckpointFile, is_complete
+from ib_callback.errors import TrajectoryError
 from ib_callback.guard import resharded, untouched
-from ib_callback.measurement import Measurement
 from ib_callback.meter import Meter
 from ib_callback.models import Forward, Layers
 from ib_callback.optional import require
 from ib_callback.probe import Probe
-from ib_callback.recorder import Recorder, check_keywords
+from ib_callback.recorder import Cost, Recorder, Selected, check_keywords
 from ib_callback.schedule import Schedule, as_schedule
+from ib_callback.selection import SelectFrom, Selection
+from ib_callback.stopping import PlateauStopping, StopDecision
 from ib_callback.trajectory import Trajectory
 from ib_callback.trajectory_lines import FILENAME
 from ib_callback.wandb_log import WandbLog, open_run
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+# Stands in for a value that cannot be selected: beyond every metric, and with steps beyond every min_delta.
+_WORST = 1e15
+_BETTER_BY = 1e3
 
 
 def _callback_classes() -> list[type]:
@@ -56,36 +64,50 @@ class IBCallback(Callback):
     Measures before the first step, at every step of the schedule (optimizer steps, `trainer.global_step`) and
     after the last step, on every rank with the same result. Training is not disturbed: with this callback and
     without it, the weights are the same bits. The `ib/...` numbers go to `trainer.callback_metrics`, so that
-    `ModelCheckpoint(monitor="ib/optimality", mode="max")` and the like see them, and to every logger at the
-    exact step; the plane goes to Weights & Biases, also to a run that you opened yourself. Global rank zero
-    writes `ib_trajectory.jsonl` and `information_plane.png`.
+    `ModelCheckpoint(monitor="ib/selectable/optimality", mode="max")` and the like see them, and to every logger at
+    the exact step; the plane goes to Weights & Biases, also to a run that you opened yourself. Global rank zero
+    writes `ib_trajectory.jsonl`, `ib_checkpoints.jsonl` and `information_plane.png`.
 
     A LightningModule that holds one transformers model needs no configuration. Of any other, name the modules
     to measure with `layers=` and pass `forward=callable(pl_module, input_ids, attention_mask)` unless it is
     called with these two itself. Names in `layers` are those inside the LightningModule; the name of the
     transformers model in front may be left out.
 
-    Mistakes (no recognisable blocks, a probe from another tokenizer, a directory that cannot be written) raise
-    before the first step. A measurement that fails later is a warning and a point with `.error`;
-    `callback_metrics` then keeps the values of the last point. A number that is undefined at a point, such as a
-    ratio to nothing, is NaN there and missing in the loggers.
+    With `early_stopping` training ends when the rule says so, and not before `min_steps` and `min_epochs`. With
+    `select` the best of the checkpoints that `ModelCheckpoint` makes is kept, whatever `save_top_k` is, and every
+    checkpoint is measured.
+
+    Mistakes (no recognisable blocks, a probe from another tokenizer, a directory that cannot be written, a metric
+    that does not exist) raise before the first step. A measurement that fails later is a warning and a point with
+    `.error`; `callback_metrics` then keeps the values of the last point. A number that is undefined at a point, such
+    as a ratio to nothing, is NaN there and missing in the loggers. As long as a metric cannot be selected, its
+    `ib/selectable/...` is NaN in the loggers; in `callback_metrics` it is a huge number on the worse side that
+    gets better with every step, for NaN makes stock `EarlyStopping` stop at once and `ModelCheckpoint` hold on to the
+    first checkpoint.
 
     A resumed run (`ckpt_path=`) continues its trajectory and finds its last values in `callback_metrics`. Where
-    loggers give the resumed run a directory of its own, the file of the earlier part is copied there.
+    loggers give the resumed run a directory of its own, the files of the earlier part are copied there.
 
     Args:
         probe: the frozen held-out sample to measure on.
         every_n_steps: an int, `ib.logarithmic()`, or any callable step -> bool.
+        early_stopping: a rule such as `ib.PlateauStopping()`; None never stops.
+        select: by what to select checkpoints: `"optimality"`, another metric, a feature, or an `ib.Selection`.
+        select_from: from when on points can be selected: "compression", "fit" or a step. Also that of the
+            `ib/selectable/...` numbers.
         output_dir: where the files go. By default the Trainer's own: the directory in which ModelCheckpoint
             makes `checkpoints`, that is the first logger's `save_dir/name/version`, or else `default_root_dir`.
         log_plane: draw the plane, as a file and for Weights & Biases; needs matplotlib.
+        overhead_budget: skip scheduled points while more than this share of the wall-clock time went into measuring.
+        tokens_per_step: training tokens of one optimizer step, for `ib/tokens_seen`; Lightning does not count them.
+        mix_settings: continue the trajectory of a resumed run although its settings have changed.
         **meter_keywords: those of `ib.Meter`, such as `orders`, `layers` or `batch_size`. `progress` is by
             default what the Trainer does (`enable_progress_bar`), except beside Rich's bar, which a second bar
             would garble.
 
     Raises:
         TypeError: an unknown keyword, or a value of the wrong type.
-        ValueError: a setting out of range.
+        ValueError: a setting out of range, or a metric that is not measured; the message lists those that are.
     """
 
     def __init__(
@@ -93,8 +115,14 @@ class IBCallback(Callback):
         probe: Probe,
         *,
         every_n_steps: int | Schedule = 500,
+        early_stopping: PlateauStopping | None = None,
+        select: str | Selection | None = None,
+        select_from: SelectFrom = "compression",
         output_dir: str | os.PathLike[str] | None = None,
         log_plane: bool = True,
+        overhead_budget: float | None = None,
+        tokens_per_step: int | None = None,
+        mix_settings: bool = False,
         **meter_keywords: Any,
     ) -> None:
         _derive_from_packages_in_use()
@@ -105,17 +133,44 @@ class IBCallback(Callback):
         meter = Meter(probe, **meter_keywords)
         self._layers: Layers = meter.layers
         self._forward = meter.forward
-        self._recorder = Recorder(meter, as_schedule(every_n_steps), draw_plane=log_plane)
+        self._recorder = Recorder(
+            meter,
+            as_schedule(every_n_steps),
+            draw_plane=log_plane,
+            early_stopping=early_stopping,
+            select=select,
+            select_from=select_from,
+            overhead_budget=overhead_budget,
+            tokens_per_step=tokens_per_step,
+            mix_settings=mix_settings,
+        )
         self._wandb = WandbLog("trainer/global_step")
         self._running = False
         self._step = 0
         self._state: dict[str, Any] = {}
         self._target: Target | None = None
+        self._saving: SavingWatch | None = None
+        self._selected: Selected | None = None
 
     @property
     def trajectory(self) -> Trajectory:
         """The points measured so far. With `ddp_spawn` they are in the processes that trained, and in the file."""
         return self._recorder.trajectory
+
+    @property
+    def decision(self) -> StopDecision | None:
+        """What `early_stopping` said at the last point; None without a rule."""
+        return self._recorder.decision
+
+    @property
+    def selected(self) -> Selected | None:
+        """The checkpoint that `select` has chosen so far: `.step`, `.value`, `.path`."""
+        return self._selected
+
+    @property
+    def cost(self) -> Cost:
+        """What following the run has cost so far."""
+        return self._recorder.cost
 
     @property
     def state_key(self) -> str:
@@ -125,8 +180,12 @@ class IBCallback(Callback):
         return self._generate_state_key(probe=probe.name, fingerprint=probe.fingerprint[:12], output_dir=directory)
 
     def state_dict(self) -> dict[str, Any]:
-        """Progress, not settings, in plain Python: the last values, and where the files are."""
-        return dict(self._state)
+        """Progress, not settings, in plain Python: how far the trajectory has come, and where the files are."""
+        if not self._state:
+            return {}
+        steps = [step for step in self.trajectory.steps if step is not None]
+        withheld = [] if self._saving is None else self._saving.withheld
+        return {**self._state, "last_step": steps[-1] if steps else None, "withheld": withheld}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the progress of an earlier part of the run."""
@@ -135,28 +194,41 @@ class IBCallback(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check everything, open the trajectory and measure the model as training finds it."""
         recorder = self._recorder
-        self._running = False
-        self._step = trainer.global_step
+        self._running, self._selected = False, None
+        self._step = step = trainer.global_step
+        writes = trainer.is_global_zero and not trainer.fast_dev_run
+        self._check_saving(trainer)
         with recorder.at_work(), untouched(pl_module), resharded(pl_module):
             self._target = find_target(trainer, pl_module, self._layers, self._forward)
             self._set(self._target.layers, self._target.forward)
             recorder.meter.progress = trainer.is_global_zero and self._shows_progress(trainer)
-            earlier, self._state = self._state if self._step else {}, {}
+            earlier = self._state if step else {}
             directory = self._directory(trainer)
-            if earlier and trainer.is_global_zero:
+            if earlier and writes:
                 _bring_along(Path(earlier["directory"]), directory)
             recorder.start(
                 self._target.model,
                 directory=directory,
-                step=self._step,
-                writes=trainer.is_global_zero,
+                step=step,
+                last_step=earlier.get("last_step"),
+                max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
+                writes=writes,
                 training=trainer,
             )
-            measured = [point for point in recorder.trajectory if point.error is None]
-            self._publish(trainer, _values(measured[-1]) if measured else earlier.get("metrics", {}), directory)
-        if self._step == 0 or recorder.due(self._step):
+            self._state = {"directory": str(directory)}
+            self._watch_saving(trainer, earlier.get("withheld", ()))
+            resumed_from = trainer.ckpt_path
+            if step and resumed_from is not None and is_complete(Path(resumed_from)):
+                # It is complete, though it may not have been recorded.
+                recorder.saved(step, resumed_from)
+            self._publish(trainer)
+        must_have = recorder.rules.selects or not recorder.has_values
+        if step == 0 or recorder.due(step) or (must_have and not recorder.recorded(step)):
             self._record(trainer, pl_module, at_start=True)
+        self._choose()
         self._running = True
+        if recorder.decision is not None and recorder.decision.stop:
+            self._stop_if_decided(trainer, epoch=trainer.current_epoch)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure if the optimizer has made a step that the schedule wants, or if this is known to be the last."""
@@ -165,9 +237,18 @@ class IBCallback(Callback):
         if not self._running or step == before:
             return
         self._step = step
-        due = any(self._recorder.due(s) for s in range(before + 1, step + 1))
-        if due or (self._is_last(trainer, batch_idx) and not self._recorder.recorded(step)):
+        epoch = trainer.current_epoch + self._ends_epoch(trainer, batch_idx)
+        due = self._recorder.due(step, since=before)
+        if due or (self._is_last(trainer, epoch) and not self._recorder.recorded(step)):
             self._record(trainer, pl_module)
+        self._stop_if_decided(trainer, epoch=epoch)
+        if self._ends_epoch(trainer, batch_idx):
+            self._publish_selectable(trainer)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Renew what stands in for values that cannot be selected yet, before stock callbacks look at them."""
+        if self._running:
+            self._publish_selectable(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the last step if only now it is known to be the last, and finish the files."""
@@ -175,6 +256,9 @@ class IBCallback(Callback):
             return
         if not self._recorder.recorded(trainer.global_step):
             self._record(trainer, pl_module)
+        self._choose()
+        if self._recorder.rules.selects and self._selected is None and trainer.is_global_zero:
+            _warn(f"No checkpoint could be selected. {self._recorder.why_none_selected()}")
         self._finish(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -183,9 +267,12 @@ class IBCallback(Callback):
             self._finish(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Let go of the model."""
+        """Let go of the model and of the strategy."""
         self._target = None
         self._set(self._layers, self._forward)
+        if self._saving is not None:
+            self._saving.close()
+            self._saving = None
 
     def _set(self, layers: Any, forward: Forward | None) -> None:
         self._recorder.meter.layers = layers
@@ -198,24 +285,36 @@ class IBCallback(Callback):
             with untouched(pl_module), resharded(pl_module):
                 point = self._recorder.record(self._target.model, step, at_start=at_start)
             if point.error is None:
-                self._publish(trainer, _values(point), Path(self._state["directory"]))
+                self._publish(trainer)
             if trainer.is_global_zero:
-                metrics = {} if point.error is not None else point.metrics()
-                self._log(trainer, metrics, step, self._recorder.draw())
+                self._log(trainer, self._recorder.logged(point), step, self._recorder.draw())
 
-    def _publish(self, trainer: Any, values: dict[str, float | None], directory: Path) -> None:
-        """For stock callbacks, and for the next checkpoint."""
+    def _publish(self, trainer: Any) -> None:
+        """For stock callbacks."""
         # An undefined number must neither keep its value of an earlier point nor be missing, which stock
         # callbacks take for a mistake.
-        numbers = {name: math.nan if value is None else value for name, value in values.items()}
+        numbers = {k: math.nan if v is None else float(v) for k, v in self._recorder.numbers().items()}
         trainer.callback_metrics.update({k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()})
-        self._state = {"metrics": values, "directory": str(directory)}
+        self._publish_selectable(trainer)
+
+    def _publish_selectable(self, trainer: Any) -> None:
+        """Where nothing can be selected, a number worse than any, but better than at the step before.
+
+        With NaN, stock EarlyStopping would stop at once; with one number for all steps it would lose patience, and
+        ModelCheckpoint would hold on to the first checkpoint, perhaps of a collapsed model, instead of the latest.
+        """
+        numbers = self._recorder.numbers()
+        for name, mode in self._recorder.rules.directions.items():
+            if numbers[f"ib/{name}"] is None:
+                worse = _WORST - _BETTER_BY * trainer.global_step
+                value = torch.tensor(worse if mode == "min" else -worse, dtype=torch.float64)
+                trainer.callback_metrics[f"ib/{name}"] = value
 
     def _log(self, trainer: Any, metrics: dict[str, float], step: int, plane: Path | None) -> None:
         own_run = open_run()
         for logger in trainer.loggers:
             # Through self.log() the values would arrive only at every log_every_n_steps, and then again and again.
-            if any(base.__name__ == "WandbLogger" for base in type(logger).__mro__):
+            if _is_wandb(logger):
                 self._wandb.log(logger.experiment, metrics, step=step, plane=plane)
                 own_run = None if logger.experiment is own_run else own_run
             elif metrics:
@@ -228,12 +327,74 @@ class IBCallback(Callback):
         if own_run is not None:
             self._wandb.log(own_run, metrics, step=step, plane=plane)
 
+    def _stop_if_decided(self, trainer: Any, *, epoch: int) -> None:
+        decision = self._recorder.decision
+        if decision is None or not decision.stop or trainer.should_stop or not self._may_stop(trainer, epoch):
+            return
+        # Every rank has the same points; should one of them disagree all the same, all stop.
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(True, all=False)
+        self._recorder.announce(f"training stops at step {trainer.global_step}: {decision.message}")
+
+    def _check_saving(self, trainer: Any) -> None:
+        """Warn, on one rank, of what `select` and `early_stopping` wait for in vain."""
+        if not trainer.is_global_zero:
+            return
+        rules = self._recorder.rules
+        if rules.selects and not trainer.checkpoint_callbacks:
+            _warn(
+                f'select="{rules.selection.by}" chooses among checkpoints, but nothing saves any: add a '
+                "ModelCheckpoint(every_n_train_steps=…) to the Trainer's callbacks."
+            )
+        steps = (trainer.min_steps or 0) >= trainer.max_steps > 0
+        epochs = (trainer.min_epochs or 0) >= (trainer.max_epochs or -1) > 0
+        if rules.stopping is not None and (steps or epochs):
+            name, least, most = ("steps", trainer.min_steps, trainer.max_steps)
+            if not steps:
+                name, least, most = ("epochs", trainer.min_epochs, trainer.max_epochs)
+            _warn(
+                f"early_stopping can never act: min_{name}={least} is not below max_{name}={most}. Lower min_{name}, "
+                "or leave early_stopping out."
+            )
+
+    def _watch_saving(self, trainer: Any, withheld: Iterable[str]) -> None:
+        if self._saving is not None:
+            self._saving.close()
+        self._saving = SavingWatch(
+            trainer.strategy,
+            before=lambda: self._before_saving(trainer),
+            after=self._after_saving,
+            withheld=withheld,
+        )
+
+    def _before_saving(self, trainer: Any) -> None:
+        if self._running and self._recorder.rules.selects and not self._recorder.recorded(trainer.global_step):
+            self._record(trainer, trainer.lightning_module)
+
+    def _after_saving(self, step: int, path: Path) -> None:
+        with self._recorder.at_work():
+            self._recorder.saved(step, path)
+            self._choose()
+
+    def _choose(self) -> None:
+        """Select among the checkpoints that exist, and keep the best one."""
+        if self._recorder.rules.selects and self._saving is not None:
+            self._selected = self._recorder.selected()
+            with self._recorder.survived("A checkpoint that is no longer the best could not be removed"):
+                self._saving.keep(None if self._selected is None else self._selected.path)
+
     def _finish(self, trainer: Any) -> None:
         self._running = False
         with self._recorder.at_work():
             plane = self._recorder.finish()
-            if plane is not None:
-                self._log(trainer, {}, trainer.global_step, plane)
+            if not trainer.is_global_zero:
+                return
+            runs = [logger.experiment for logger in trainer.loggers if _is_wandb(logger)]
+            own_run = open_run()
+            if own_run is not None and not any(run is own_run for run in runs):
+                runs.append(own_run)
+            for run in runs:
+                summary = self._recorder.summary(self._selected)
+                self._wandb.finish(run, self.trajectory, summary, step=trainer.global_step, plane=plane)
 
     def _directory(self, trainer: Any) -> Path:
         """On every rank the same, for not every logger knows its name and version on every rank."""
@@ -252,19 +413,24 @@ class IBCallback(Callback):
         bar = trainer.progress_bar_callback
         return bar is not None and not any(base.__name__ == "RichProgressBar" for base in type(bar).__mro__)
 
-    def _is_last(self, trainer: Any, batch_idx: int) -> bool:
+    @staticmethod
+    def _ends_epoch(trainer: Any, batch_idx: int) -> bool:
+        return bool(trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches)
+
+    @staticmethod
+    def _may_stop(trainer: Any, epoch: int) -> bool:
+        return trainer.global_step >= (trainer.min_steps or 0) and epoch >= (trainer.min_epochs or 0)
+
+    def _is_last(self, trainer: Any, epoch: int) -> bool:
         """Whether it is known that no step will follow; early stopping may yet decide so after this batch."""
-        step, epoch = trainer.global_step, trainer.current_epoch
-        epoch += trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches
-        if trainer.should_stop and step >= (trainer.min_steps or 0) and epoch >= (trainer.min_epochs or 0):
+        if trainer.should_stop and self._may_stop(trainer, epoch):
             return True
-        limits = ((trainer.max_steps, step), (trainer.max_epochs, epoch))  # None or -1 where there is none
+        limits = ((trainer.max_steps, trainer.global_step), (trainer.max_epochs, epoch))  # None or -1: no limit
         return any(limit is not None and 0 <= limit <= reached for limit, reached in limits)
 
 
-def _values(point: Measurement) -> dict[str, float | None]:
-    """All numbers by logged name, in plain Python; None where undefined."""
-    return {f"ib/{name}": value for name, value in point.scalars().items() if name != "tokens_seen"}
+def _is_wandb(logger: Any) -> bool:
+    return any(base.__name__ == "WandbLogger" for base in type(logger).__mro__)
 
 
 def _derive_from_packages_in_use() -> None:
@@ -279,15 +445,18 @@ _derive_from_packages_in_use()
 
 
 def _bring_along(earlier: Path, directory: Path) -> None:
-    """Copy the trajectory of the earlier part of a resumed run to where the run continues."""
+    """Copy the files of the earlier part of a resumed run to where the run continues."""
     source, destination = earlier / FILENAME, directory / FILENAME
     try:
-        if destination.exists() or source.resolve() == destination.resolve():
+        if destination.exists() or not source.exists() or earlier.resolve() == directory.resolve():
             return
         directory.mkdir(parents=True, exist_ok=True)
+        checkpoints = CheckpointFile(directory)
+        for step, path in CheckpointFile(earlier).existing().items():
+            checkpoints.add(step, path)
         shutil.copyfile(source, destination)
-    except OSError as error:
-        _warn(f"The earlier part of the trajectory, {source}, could not be copied to {directory} ({error.strerror}).")
+    except (OSError, TrajectoryError) as error:
+        _warn(f"The earlier part of the trajectory, {source}, could not be copied to {directory}. {error}")
 
 
 def _warn(message: str) -> None:
