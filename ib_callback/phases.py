@@ -38,11 +38,12 @@ class PhaseRule:
     Attributes:
         drop: the complexity has fallen clearly when it is below its maximum by more than this share of it …
         noise: … and by more than this many standard deviations of its noise, estimated from its scatter.
-        persistence: number of successive points at which it must be so.
+        persistence: number of successive points at which it must be so, as for `rise`.
         smoothing: number of points in the running median of the complexity; 1 takes it as it is.
         rise: until it has fallen by this share, as in a collapse, the expressivity above null must exceed its
-            value at step 0 by more than this share of it. Models often gain a percent before they collapse,
-            with a long warm-up for many points; after the collapse any excess counts.
+            value at step 0 by more than this share of it, at `persistence` successive points. Models often gain a
+            percent before they collapse, with a long warm-up for many points, or jump in a single step; after the
+            collapse any excess counts.
         collapse: a point is collapsed if its expressivity above null is below this share of its maximum since
             the fit began (of its running median). The low complexity of such a point is no compression, and
             once the median has fallen so far, the maximum of the complexity is sought anew.
@@ -154,6 +155,7 @@ class PhaseTracker:
         self._margin = 0.0  # … and what is clearly different from it
         self._collapse_seen = False
         self._exceeding: list[tuple[int, float, float]] = []  # latest points in succession above the start
+        self._clear = 0  # how many of them, counted back from the last, are above it by `rise`
         self._expressivities: list[float] = []  # since the fit began
         self._highest_expressivity = -math.inf
         self._complexities: list[tuple[int, float]] = []  # since the fit began or a collapse ended
@@ -244,10 +246,13 @@ class PhaseTracker:
         assert self._start is not None
         if expressivity <= self._start:
             self._exceeding.clear()
+            self._clear = 0
             self._collapse_seen |= expressivity < self._start - self._margin
             return
         self._exceeding.append((index, complexity, expressivity))
-        if self._collapse_seen or expressivity > self._start + self._margin:
+        # A model that has not collapsed yet may well be about to, and jump for a point or two before it does.
+        self._clear = self._clear + 1 if expressivity > self._start + self._margin else 0
+        if self._collapse_seen or self._clear == self.rule.persistence:
             self._fit = (self._exceeding[0][0], index)
             for point in self._exceeding:
                 self._follow(*point)

@@ -229,4 +229,6 @@ CASES = [
     Case("demonstration, width 128", recorded(recorded_runs.WIDTH_128), fit=40),
     # Above its start by less than 1 % from 4 to 22, below it from 26 to 215.
     Case("demonstration, long warm-up", recorded(recorded_runs.LONG_WARM_UP), fit=261),
+    # .01600 at step 0; 9 % more at step 1, one point before the collapse begins; .00556 at 6, .01601 at 13.
+    Case("demonstration, no warm-up", recorded(recorded_runs.NO_WARM_UP), fit=13),
 ]  # fmt: skip
