@@ -54,8 +54,8 @@ def test_a_rise_is_dated_back_to_where_it_began():
     # 5 % above .10 is passed at point 5, and for the third time in succession at point 7.
     phases = find_phases(run([0.5] * 10, curve((0, 0.10), (5, 0.1055), (9, 0.12))))
     assert (phases.fit_start, phases.fit_recognised) == (100, 700)
-    assert phases.known[:6] == (0, 0, 0, 0, 0, 1)
-    assert phases.phases[:6] == (0, 1, 1, 1, 1, 1)
+    assert phases.known[:8] == (0, 0, 0, 0, 0, 0, 0, 1)
+    assert phases.phases[:8] == (0, 1, 1, 1, 1, 1, 1, 1)
 
 
 def test_a_run_that_begins_later_has_no_initial_phase_even_if_its_first_point_failed():
