@@ -1,4 +1,4 @@
-"""HuggingFace's Trainer with one line added: the callback.
+"""HuggingFace's Trainer with the callback added: it measures, stops on a plateau and keeps the best checkpoint.
 
     python examples/hf_trainer.py
 
@@ -29,7 +29,7 @@ LENGTH = 64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--output-dir", default="ib_example")
     options = parser.parse_args()
 
@@ -44,6 +44,14 @@ def main() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **shape))
     probe = ib.Probe.builtin(tokenizer, num_sequences=64, max_length=LENGTH)
 
+    callback = IBCallback(
+        probe,
+        every_n_steps=ib.logarithmic(),
+        # Models as small as this one never compress: for a real one leave arm= and select_from= at "compression".
+        early_stopping=ib.PlateauStopping("token/expressivity_above_null", mode="max", arm="fit"),
+        select="optimality",
+        select_from="fit",
+    )
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -53,6 +61,7 @@ def main() -> None:
             learning_rate=2e-3,
             logging_steps=10,
             save_steps=20,
+            save_total_limit=2,  # the last two, and whatever is the best
             report_to="none",  # "wandb" adds the numbers and the information plane to the Trainer's run
             use_cpu=True,
             dataloader_pin_memory=False,
@@ -60,12 +69,13 @@ def main() -> None:
         train_dataset=[{"input_ids": row, "labels": row} for row in rows],
         data_collator=default_data_collator,
         processing_class=tokenizer,
-        callbacks=[callback := IBCallback(probe, every_n_steps=ib.logarithmic())],  # the added line
+        callbacks=[callback],  # the added line
     )
     trainer.train()
 
     print(callback.trajectory.table())
-    print(f"\nWritten to {options.output_dir}: ib_trajectory.jsonl and information_plane.png")
+    print(f"\nThe best checkpoint: {callback.selected and callback.selected.path}")
+    print(f"All of them: ib-callback select {options.output_dir} --by optimality --from fit")
 
 
 if __name__ == "__main__":

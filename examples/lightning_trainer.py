@@ -1,4 +1,4 @@
-"""Lightning's Trainer with one line added: the callback.
+"""Lightning's Trainer with the callback added: it measures, stops on a plateau and tells stock ModelCheckpoint the best.
 
     python examples/lightning_trainer.py
 
@@ -47,7 +47,7 @@ class LanguageModel(LightningModule):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--output-dir", default="ib_example")
     options = parser.parse_args()
 
@@ -60,10 +60,16 @@ def main() -> None:
     rows = torch.tensor(ids[: len(ids) // LENGTH * LENGTH]).view(-1, LENGTH)
     probe = ib.Probe.builtin(tokenizer, num_sequences=64, max_length=LENGTH)
 
-    callback = IBCallback(probe, every_n_steps=10)  # the added line
-    # Stock callbacks see the numbers. This one is low for the untrained and the collapsed model, which optimality, and
-    # even more so a small complexity or distance, can take for the best.
-    watched = "ib/token/expressivity_above_null"
+    callback = IBCallback(
+        probe,
+        every_n_steps=10,
+        # Models as small as this one never compress: for a real one leave arm= and select_from= at "compression".
+        early_stopping=ib.PlateauStopping("token/expressivity_above_null", mode="max", arm="fit"),
+        select_from="fit",
+    )
+    # Stock callbacks see the numbers. Of the selectable ones they see none before the fit, for the plain optimality of
+    # an untrained model can equal that of a trained one, and the distance of a collapsed one is the smallest of all.
+    watched = "ib/selectable/optimality"
     checkpoint = ModelCheckpoint(monitor=watched, mode="max", every_n_train_steps=10, filename="{step}")
     trainer = Trainer(
         max_steps=options.steps,
@@ -75,7 +81,7 @@ def main() -> None:
     trainer.fit(LanguageModel(len(tokenizer)), DataLoader(rows, batch_size=8, shuffle=True))
 
     print(callback.trajectory.table())
-    print(f"\nMost expressive: {checkpoint.best_model_path} ({checkpoint.best_model_score:.4f})")
+    print(f"\nThe best checkpoint: {checkpoint.best_model_path} ({checkpoint.best_model_score:.4f})")
     print(f"Written to {trainer.log_dir}: ib_trajectory.jsonl, information_plane.png and metrics.csv")
 
 

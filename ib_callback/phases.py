@@ -90,7 +90,9 @@ class Phases:
         phases: of each point, in hindsight: 2 from `compression_start` on.
         known: of each point, as known then, which is what a callback logs: 2 from `compression_recognised` on.
         collapsed: whether each point has lost so much of its expressivity that its complexity means nothing;
-            judged from the fitting phase on.
+            judged from the fitting phase on, by the points before it.
+        learned: of each point, its expressivity above null as a share of the highest since the fit began (of the
+            running median), in hindsight; None before the fit and where the point is missing.
     """
 
     fit_start: int | None
@@ -100,6 +102,7 @@ class Phases:
     phases: tuple[Phase, ...]
     known: tuple[Phase, ...]
     collapsed: tuple[bool, ...]
+    learned: tuple[float | None, ...]
 
 
 def find_phases(measurements: Iterable[Measurement], **parameters: Any) -> Phases:
@@ -147,6 +150,7 @@ class PhaseTracker:
         self._steps: list[int | None] = []
         self._known: list[Phase] = []
         self._collapsed: list[bool] = []
+        self._expressivity_at: dict[int, float] = {}  # since the fit began, by number of the point
         self._begun = False  # whether a point with a step was seen
         self._fit: tuple[int, int] | None = None  # number of the first point, and of the one that showed it
         self._compression: tuple[int, int] | None = None
@@ -206,7 +210,16 @@ class PhaseTracker:
             phases=tuple(hindsight),
             known=tuple(self._known),
             collapsed=tuple(self._collapsed),
+            learned=tuple(self._learned(index) for index in range(len(self._steps))),
         )
+
+    def _learned(self, index: int) -> float | None:
+        expressivity = self._expressivity_at.get(index)
+        if expressivity is None or not self._expressivities:
+            return None
+        # Until there are enough points for a median, the highest of them.
+        highest = max(self._highest_expressivity, 0.0) or max(self._expressivities)
+        return expressivity / highest if highest > 0 else None
 
     def _when(self, change: tuple[int, int] | None) -> tuple[int | None, int | None]:
         return (None, None) if change is None else (self._steps[change[0]], self._steps[change[1]])
@@ -261,6 +274,7 @@ class PhaseTracker:
         """Judge a point of the fitting or the compression phase."""
         rule = self.rule
         self._expressivities.append(expressivity)
+        self._expressivity_at[index] = expressivity
         recent = self._expressivities[-rule.smoothing :]
         lately = statistics.median(recent)
         if len(recent) == rule.smoothing:

@@ -88,6 +88,9 @@ class Selection:
     "compression" and "fit" the points from the start of that phase on count, in hindsight, unless they are
     collapsed; none as long as it has not been recognised. A step as `select_from` is taken at its word.
 
+    Nor can a point be selected that has learned little: soon after a collapse, when representations still lie close
+    together, the distance is small and the optimality may be high, though hardly anything is expressed yet.
+
     A value that is undefined is never best. Of equal values the earlier is the better.
 
     Args:
@@ -95,6 +98,8 @@ class Selection:
         mode: "min" or "max"; by default what is known to be better for the metric.
         select_from: "compression", "fit", or the first step that can be selected.
         phase_rule: when a phase is recognised.
+        least_learned: share of the highest expressivity above null of the run so far that a point must have, unless
+            `select_from` is a step.
 
     Raises:
         ValueError: no default exists for `mode`, or another setting is out of range.
@@ -104,6 +109,7 @@ class Selection:
     mode: Mode | None = None
     select_from: SelectFrom = "compression"
     phase_rule: PhaseRule = DEFAULT_RULE
+    least_learned: float = 0.5
 
     def __post_init__(self) -> None:
         if self.mode is None:
@@ -115,6 +121,9 @@ class Selection:
         start = self.select_from
         if start not in _FROM_PHASE and (isinstance(start, (bool, str)) or not isinstance(start, int) or start < 0):
             raise ValueError(f'select_from must be "compression", "fit" or a step (0 or more), got {start!r}')
+
+        if not 0 <= self.least_learned < 1:
+            raise ValueError(f"least_learned must be at least 0 and less than 1, got {self.least_learned}")
 
     def value(self, measurement: Measurement) -> float | None:
         """The number that counts; None where it is undefined or the point is missing.
@@ -170,6 +179,9 @@ class Selection:
                 rejected = self._rejected(m, Phase.INITIAL, False)
             else:
                 rejected = self._rejected(m, phases.phases[index], phases.collapsed[index])
+                learned = phases.learned[index]
+                if rejected is None and learned is not None and learned < self.least_learned:
+                    rejected = f"less than {self.least_learned:.0%} of the highest expressivity"
             if rejected is None and value is None:
                 rejected = "the metric is undefined"
             if rejected is None and value is not None and m.step is not None:

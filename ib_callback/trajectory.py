@@ -158,7 +158,7 @@ class Trajectory(Sequence[Measurement]):
         Returns:
             By pair of names: `(metric, "score")` with scores, else every two of the main metrics and `"step"`.
         """
-        points = Selection("complexity", select_from=select_from).choose(self).candidates
+        points = Selection("complexity", select_from=select_from, least_learned=0.0).choose(self).candidates
         return correlations([c.measurement for c in points if c.rejected is None], scores)
 
     def save(self, path: str | os.PathLike[str]) -> None:

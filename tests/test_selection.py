@@ -24,7 +24,18 @@ def step_of(trajectory: Trajectory, *arguments: object, **keywords: object) -> i
 @pytest.mark.parametrize("by", ["complexity", "distance_to_bound", "token/distance_above_null", "optimality"])
 def test_a_collapsed_model_is_never_the_best(by):
     assert step_of(COLLAPSE_AT_THE_END, by) == 2000
-    assert step_of(COLLAPSE_AT_THE_END, by, "fit") == (400 if by == "complexity" else 2000)
+    assert step_of(COLLAPSE_AT_THE_END, by, "fit") == 2000
+
+
+def test_a_point_that_has_learned_little_is_not_the_best():
+    # At 400 the complexity is the lowest since the fit began, .14, and the expressivity 21 % of its highest, .24.
+    by_share = {share: Selection("complexity", None, "fit", least_learned=share) for share in (0.0, 0.2, 0.22, 0.5)}
+    steps = {share: selection.best(run(C, E)).step for share, selection in by_share.items()}
+    assert steps == {0.0: 400, 0.2: 400, 0.22: 500, 0.5: 2000}
+    reasons = {c.measurement.step: c.rejected for c in by_share[0.5].choose(run(C, E)).candidates}
+    assert reasons[400] == "less than 50% of the highest expressivity"
+    with pytest.raises(ValueError, match="least_learned must be at least 0 and less than 1, got 1"):
+        Selection(least_learned=1)
 
 
 def test_a_step_is_taken_at_its_word():
