@@ -1,4 +1,4 @@
-"""Lightning's Trainer with the callback added: it measures, stops on a plateau and tells stock ModelCheckpoint the best.
+"""Lightning's Trainer with the callback: it measures, stops on a plateau and tells stock ModelCheckpoint the best.
 
     python examples/lightning_trainer.py
 
