@@ -24,8 +24,14 @@ def evaluation_key(name: str) -> str:
     return "eval_ib_" + name.replace("/", "_")
 
 
-def watched_metric(args: TrainingArguments, names: Iterable[str]) -> str | None:
+def watched_metric(args: TrainingArguments, names: Iterable[str], *, selects: bool = False) -> str | None:
     """The number of ours by which the Trainer is to judge its models, by its key; None if it judges by another one.
+
+    Args:
+        args: those of the Trainer.
+        names: all numbers that are measured.
+        selects: whether the callback selects checkpoints. Without evaluations the Trainer then judges nothing, but
+            for `save_strategy="best"` it wants a name all the same.
 
     Raises:
         ValueError: there is no such number (the message lists those that exist), or it is better when low and the
@@ -39,6 +45,14 @@ def watched_metric(args: TrainingArguments, names: Iterable[str]) -> str | None:
     if key not in known:
         existing = ", ".join(name.removeprefix("eval_") for name in known)
         raise ValueError(f'metric_for_best_model="{metric}" is not measured; those measured: {existing}.')
+    if args.eval_strategy == "no":
+        if selects:
+            return None
+        raise ValueError(
+            f'metric_for_best_model="{metric}" is looked up at evaluations, but eval_strategy is "no". Set '
+            'eval_strategy, or choose checkpoints without evaluating: save_strategy="best" and select="optimality" of '
+            "the callback."
+        )
     direction = better_direction(known[key])
     if direction == "min" and args.greater_is_better:
         raise ValueError(
@@ -51,12 +65,6 @@ def watched_metric(args: TrainingArguments, names: Iterable[str]) -> str | None:
             "will be kept.",
             RuntimeWarning,
             stacklevel=3,
-        )
-    if args.eval_strategy == "no":
-        raise ValueError(
-            f'metric_for_best_model="{metric}" is looked up at evaluations, but eval_strategy is "no". Set '
-            'eval_strategy, or choose checkpoints without evaluating: save_strategy="best" and select="optimality" of '
-            "the callback."
         )
     return key
 
@@ -117,8 +125,8 @@ def report(
                 target.on_log(args, state, control, model=model, logs=dict(metrics))
         except Exception as error:  # a run must not die of its log
             warnings.warn(
-                f"The information of step {state.global_step} could not be logged by {type(target).__name__}; training "
-                f"goes on. {type(error).__name__}: {error}",
+                f"The information plane could not be logged by {type(target).__name__}; training goes on. "
+                f"{type(error).__name__}: {error}",
                 RuntimeWarning,
                 stacklevel=3,
             )

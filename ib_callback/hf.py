@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,13 @@ class IBCallback(TrainerCallback):
         )
         self._wandb = WandbLog("train/global_step")
         self._running = False
+        self._over = False  # the run had been stopped before it was resumed
         self._weights: tuple[int, int] | None = None  # as the last step left them
         self._selected: Selected | None = None
+        self._saved = 0  # step of the last checkpoint
         self._watched: str | None = None
         self._handler: Any = None
-        self._evaluated: tuple[int, frozenset[str]] | None = None
+        self._evaluated: tuple[int, frozenset[str]] | None = None  # of several datasets the first, and when
         self._saves_best = False
 
     @property
@@ -149,9 +152,10 @@ class IBCallback(TrainerCallback):
         recorder, step, model = self._recorder, state.global_step, kwargs["model"]
         writes = state.is_world_process_zero
         # A second training, or a restart with a smaller batch size, comes here again and begins anew.
-        self._running, self._weights, self._selected, self._evaluated = False, None, None, None
+        self._running, self._over = False, False
+        self._weights, self._selected, self._evaluated, self._saved = None, None, None, step
         self._handler = find_handler(self)
-        self._watched = watched_metric(args, recorder.rules.names)
+        self._watched = watched_metric(args, recorder.rules.names, selects=self._selects)
         if self._watched is not None:
             check_order(self._handler, self)
         self._saves_best = self._check_saving(args)
@@ -163,30 +167,38 @@ class IBCallback(TrainerCallback):
                 directory=self._directory(args),
                 step=step,
                 last_step=self._read_state(state),
-                max_steps=state.max_steps,
+                # Evaluations that are judged, and checkpoints, are measured whether or not the schedule ever fires.
+                max_steps=None if self._watched is not None or self._selects else state.max_steps,
                 writes=writes,
                 training=state,
             )
             self._note_resumed_checkpoint(args, step)
-            if step == 0 or recorder.due(step) or (self._must_have() and not recorder.recorded(step)):
+            if step == 0 or (self._must_have() and not recorder.recorded(step)) or recorder.due(step):
                 self._record(args, state, control, model, at_start=True)
             self._write_state(state)
+            if self._selects and not self._judged_by_trainer(args):
+                # What a run without this callback, or with other settings, held for the best.
+                state.best_metric, state.best_global_step, state.best_model_checkpoint = None, None, None
             self._choose(args, state)
         self._running = True
         if recorder.decision is not None and recorder.decision.stop:
-            # The Trainer looks at this only after a step, which it will take.
+            # The Trainer looks at this only after a step, which it will take; that is not part of the run.
             recorder.announce(f"this run had stopped at step {step}: {recorder.decision.message}")
             control.should_training_stop = True
-            self._finish(state)
+            self._over = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure if the schedule says so, if this is known to be the last step, or if it is going to be saved."""
         if not self._running:
             return
+        if self._over:
+            control.should_save, control.should_evaluate = False, False
+            return
         self._weights = _identity(kwargs["model"])
         step = state.global_step
         needed = step >= state.max_steps or control.should_training_stop or (self._selects and control.should_save)
-        if self._recorder.due(step) or (needed and not self._recorder.recorded(step)):
+        # Only a point that can be left out is asked of the schedule, which counts those that it skips.
+        if (needed and not self._recorder.recorded(step)) or self._recorder.due(step):
             with self._recorder.at_work():
                 self._record(args, state, control, kwargs["model"])
                 if self._saves_best:
@@ -201,17 +213,16 @@ class IBCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Add the numbers to the metrics, by which the Trainer and its callbacks judge the model."""
-        # Of several datasets, each is evaluated in turn: those after the first would count as evaluations of their own.
-        keys = frozenset(metrics or ())
-        repeated = self._evaluated is not None and self._evaluated[0] == state.global_step
-        if not self._running or metrics is None or (repeated and self._evaluated != (state.global_step, keys)):
+        if not self._running or metrics is None or not self._counts(metrics, state.global_step):
             return
-        self._evaluated = (state.global_step, keys)
-        if self._watched is not None and not self._recorder.recorded(state.global_step):
-            # A checkpoint that is judged by the numbers of an earlier step would be judged wrongly.
+        if self._watched is not None and not self._over and not self._recorder.recorded(state.global_step):
             with self._recorder.at_work():
                 self._record(args, state, control, kwargs["model"])
-        metrics.update(for_evaluation(self._recorder.numbers()))
+        numbers = self._recorder.numbers()
+        if self._over or (self._watched is not None and self.trajectory[-1].error is not None):
+            # A checkpoint that is judged by the numbers of an earlier step would be judged wrongly.
+            numbers = dict.fromkeys(numbers)
+        metrics.update(for_evaluation(numbers))
         if self._watched is not None and math.isnan(metrics[self._watched]) and math.isinf(state.best_metric or 0.0):
             # No evaluation has had a value yet. The Trainer would hold infinity for one, against which
             # EarlyStoppingCallback loses patience.
@@ -222,16 +233,19 @@ class IBCallback(TrainerCallback):
         if not self._running:
             return
         with self._recorder.at_work():
-            if self._selects and not self._recorder.recorded(state.global_step):
+            if self._selects and not self._over and not self._recorder.recorded(state.global_step):
                 self._record(args, state, control, kwargs["model"])
-            self._recorder.saved(state.global_step, _checkpoint(args, state.global_step))
+            self._saved = state.global_step
+            self._recorder.saved(self._saved, _checkpoint(args, self._saved))
             self._choose(args, state)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure the last step if a callback later in the list, a log or an evaluation has made it the last."""
-        if control.should_training_stop or (self._running and self._selects and control.should_save):
+        if self._over:
+            control.should_save, control.should_evaluate = False, False
+        elif control.should_training_stop or (self._running and self._selects and control.should_save):
             self._record_last(args, state, control, kwargs["model"])
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -241,9 +255,10 @@ class IBCallback(TrainerCallback):
         if "total_flos" in kwargs.get("logs", {}):
             self._record_last(args, state, control, kwargs["model"])
             owns_best = self._running and self._selects and not self._judged_by_trainer(args)
-            if owns_best and not args.load_best_model_at_end:
+            is_last = self._selected is not None and self._selected.step == self._saved
+            if owns_best and not is_last and not args.load_best_model_at_end:
                 # Until on_train_end: with save_total_limit=1 the Trainer would now delete all but the best, and with
-                # them the checkpoint of the last step.
+                # them the last checkpoint.
                 state.best_model_checkpoint = None
 
     def on_train_end(
@@ -253,7 +268,7 @@ class IBCallback(TrainerCallback):
         self._record_last(args, state, control, kwargs["model"])
         if not self._running:
             return
-        if not self._recorder.recorded(state.global_step):
+        if not self._over and not self._recorder.recorded(state.global_step):
             warnings.warn(
                 f"The last step, step {state.global_step}, was not measured: a callback ended the training so late "
                 "that the best model had been loaded in its place. Put IBCallback after that callback.",
@@ -270,6 +285,21 @@ class IBCallback(TrainerCallback):
     @property
     def _selects(self) -> bool:
         return self._recorder.rules.selects
+
+    def _counts(self, metrics: Mapping[str, float], step: int) -> bool:
+        """Whether this is an evaluation of the model, to be judged by it.
+
+        None that a user's callback makes of other data, under another prefix; and of several evaluation datasets,
+        which are evaluated in turn, the first only.
+        """
+        keys = frozenset(metrics)
+        if not any(key.startswith("eval_") for key in keys):
+            return False
+        if "eval_runtime" not in keys:  # one of several: "eval_<dataset>_runtime"
+            if self._evaluated is not None and self._evaluated[0] == step and self._evaluated[1] != keys:
+                return False
+            self._evaluated = (step, keys)
+        return True
 
     def _directory(self, args: TrainingArguments) -> str | os.PathLike[str]:
         directory = args.output_dir if self.output_dir is None else self.output_dir
@@ -355,13 +385,15 @@ class IBCallback(TrainerCallback):
 
     def _read_state(self, state: TrainerState) -> int | None:
         entries: Any = state.stateful_callbacks or {}
+        if state.global_step and not any(key.startswith("ib_callback") for key in entries):
+            return -1  # this run never had the callback: the points that lie here are those of another one
         entry = entries.get(self._state_key()) if state.global_step else None
         return entry["attributes"]["last_step"] if isinstance(entry, dict) else None
 
     def _record_last(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module
     ) -> None:
-        if not self._running or self._recorder.recorded(state.global_step):
+        if not self._running or self._over or self._recorder.recorded(state.global_step):
             return
         # The best model may have been loaded meanwhile, and its numbers are not those of this step.
         if self._weights is None or self._weights == _identity(model):

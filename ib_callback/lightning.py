@@ -10,10 +10,9 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-import shutil
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from ib_callback._lightning_model import Target, find_target
 from ib_callback._lightning_saving import SavingWatch
 from ib_callback.checkpoints import CheckpointFile, is_complete
 from ib_callback.errors import TrajectoryError
+from ib_callback.files import write_atomically
 from ib_callback.guard import resharded, untouched
 from ib_callback.meter import Meter
 from ib_callback.models import Forward, Layers
@@ -37,7 +37,8 @@ from ib_callback.trajectory_lines import FILENAME
 from ib_callback.wandb_log import WandbLog, open_run
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
-# Stands in for a value that cannot be selected: beyond every metric, and with steps beyond every min_delta.
+# Stands in for a value that cannot be selected: beyond every metric, and better by more than any min_delta with
+# every batch, not step: validation may come several times between two steps.
 _WORST = 1e15
 _BETTER_BY = 1e3
 
@@ -74,15 +75,15 @@ class IBCallback(Callback):
     transformers model in front may be left out.
 
     With `early_stopping` training ends when the rule says so, and not before `min_steps` and `min_epochs`. With
-    `select` the best of the checkpoints that `ModelCheckpoint` makes is kept, whatever `save_top_k` is, and every
-    checkpoint is measured.
+    `select` the best of the checkpoints that `ModelCheckpoint` makes is kept, whatever `save_top_k` is (as a copy if
+    the next one goes to the same file), and every checkpoint is measured.
 
     Mistakes (no recognisable blocks, a probe from another tokenizer, a directory that cannot be written, a metric
     that does not exist) raise before the first step. A measurement that fails later is a warning and a point with
     `.error`; `callback_metrics` then keeps the values of the last point. A number that is undefined at a point, such
     as a ratio to nothing, is NaN there and missing in the loggers. As long as a metric cannot be selected, its
     `ib/selectable/...` is NaN in the loggers; in `callback_metrics` it is a huge number on the worse side that
-    gets better with every step, for NaN makes stock `EarlyStopping` stop at once and `ModelCheckpoint` hold on to the
+    gets better with every batch, for NaN makes stock `EarlyStopping` stop at once and `ModelCheckpoint` hold on to the
     first checkpoint.
 
     A resumed run (`ckpt_path=`) continues its trajectory and finds its last values in `callback_metrics`. Where
@@ -151,6 +152,7 @@ class IBCallback(Callback):
         self._target: Target | None = None
         self._saving: SavingWatch | None = None
         self._selected: Selected | None = None
+        self._stand_ins: dict[str, str] = {}
 
     @property
     def trajectory(self) -> Trajectory:
@@ -184,8 +186,8 @@ class IBCallback(Callback):
         if not self._state:
             return {}
         steps = [step for step in self.trajectory.steps if step is not None]
-        withheld = [] if self._saving is None else self._saving.withheld
-        return {**self._state, "last_step": steps[-1] if steps else None, "withheld": withheld}
+        saving = {} if self._saving is None else self._saving.state_dict()
+        return {**self._state, "last_step": steps[-1] if steps else None, **saving}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the progress of an earlier part of the run."""
@@ -205,7 +207,7 @@ class IBCallback(Callback):
             earlier = self._state if step else {}
             directory = self._directory(trainer)
             if earlier and writes:
-                _bring_along(Path(earlier["directory"]), directory)
+                _bring_along(earlier, directory)
             recorder.start(
                 self._target.model,
                 directory=directory,
@@ -215,15 +217,16 @@ class IBCallback(Callback):
                 writes=writes,
                 training=trainer,
             )
-            self._state = {"directory": str(directory)}
-            self._watch_saving(trainer, earlier.get("withheld", ()))
+            self._state = {"directory": os.path.abspath(directory)}
+            self._watch_saving(trainer, earlier)
             resumed_from = trainer.ckpt_path
             if step and resumed_from is not None and is_complete(Path(resumed_from)):
                 # It is complete, though it may not have been recorded.
                 recorder.saved(step, resumed_from)
             self._publish(trainer)
         must_have = recorder.rules.selects or not recorder.has_values
-        if step == 0 or recorder.due(step) or (must_have and not recorder.recorded(step)):
+        # Only a point that can be left out is asked of the schedule, which counts those that it skips.
+        if step == 0 or (must_have and not recorder.recorded(step)) or recorder.due(step):
             self._record(trainer, pl_module, at_start=True)
         self._choose()
         self._running = True
@@ -232,23 +235,19 @@ class IBCallback(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure if the optimizer has made a step that the schedule wants, or if this is known to be the last."""
+        if not self._running:
+            return
+        self._publish_stand_ins(trainer)
         before, step = self._step, trainer.global_step
         # Equal within an accumulation of gradients; several optimizers may make several steps in one batch.
-        if not self._running or step == before:
+        if step == before:
             return
         self._step = step
         epoch = trainer.current_epoch + self._ends_epoch(trainer, batch_idx)
-        due = self._recorder.due(step, since=before)
-        if due or (self._is_last(trainer, epoch) and not self._recorder.recorded(step)):
+        needed = self._is_last(trainer, epoch) and not self._recorder.recorded(step)
+        if needed or self._recorder.due(step, since=before):
             self._record(trainer, pl_module)
         self._stop_if_decided(trainer, epoch=epoch)
-        if self._ends_epoch(trainer, batch_idx):
-            self._publish_selectable(trainer)
-
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Renew what stands in for values that cannot be selected yet, before stock callbacks look at them."""
-        if self._running:
-            self._publish_selectable(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the last step if only now it is known to be the last, and finish the files."""
@@ -257,7 +256,8 @@ class IBCallback(Callback):
         if not self._recorder.recorded(trainer.global_step):
             self._record(trainer, pl_module)
         self._choose()
-        if self._recorder.rules.selects and self._selected is None and trainer.is_global_zero:
+        nothing = self._recorder.rules.selects and self._selected is None
+        if nothing and trainer.is_global_zero and not trainer.fast_dev_run:
             _warn(f"No checkpoint could be selected. {self._recorder.why_none_selected()}")
         self._finish(trainer)
 
@@ -265,14 +265,16 @@ class IBCallback(Callback):
         """Finish the files of a run that was interrupted."""
         if self._running:
             self._finish(trainer)
+        self._let_go()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the model and of the strategy."""
+        self._let_go()
+        self._saving = None
+
+    def _let_go(self) -> None:
         self._target = None
         self._set(self._layers, self._forward)
-        if self._saving is not None:
-            self._saving.close()
-            self._saving = None
 
     def _set(self, layers: Any, forward: Forward | None) -> None:
         self._recorder.meter.layers = layers
@@ -291,24 +293,25 @@ class IBCallback(Callback):
 
     def _publish(self, trainer: Any) -> None:
         """For stock callbacks."""
+        numbers = self._recorder.numbers()
+        directions = {f"ib/{name}": mode for name, mode in self._recorder.rules.directions.items()}
+        self._stand_ins = {name: mode for name, mode in directions.items() if numbers[name] is None}
         # An undefined number must neither keep its value of an earlier point nor be missing, which stock
         # callbacks take for a mistake.
-        numbers = {k: math.nan if v is None else float(v) for k, v in self._recorder.numbers().items()}
-        trainer.callback_metrics.update({k: torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()})
-        self._publish_selectable(trainer)
+        values = {k: math.nan if v is None else float(v) for k, v in numbers.items()}
+        trainer.callback_metrics.update({k: torch.tensor(v, dtype=torch.float64) for k, v in values.items()})
+        self._publish_stand_ins(trainer)
 
-    def _publish_selectable(self, trainer: Any) -> None:
-        """Where nothing can be selected, a number worse than any, but better than at the step before.
+    def _publish_stand_ins(self, trainer: Any) -> None:
+        """Where nothing can be selected, a number worse than any, but better than at the batch before.
 
-        With NaN, stock EarlyStopping would stop at once; with one number for all steps it would lose patience, and
+        With NaN, stock EarlyStopping would stop at once; with one number for all batches it would lose patience, and
         ModelCheckpoint would hold on to the first checkpoint, perhaps of a collapsed model, instead of the latest.
         """
-        numbers = self._recorder.numbers()
-        for name, mode in self._recorder.rules.directions.items():
-            if numbers[f"ib/{name}"] is None:
-                worse = _WORST - _BETTER_BY * trainer.global_step
-                value = torch.tensor(worse if mode == "min" else -worse, dtype=torch.float64)
-                trainer.callback_metrics[f"ib/{name}"] = value
+        if self._stand_ins:
+            worse = torch.tensor(_WORST - _BETTER_BY * trainer.fit_loop.total_batch_idx, dtype=torch.float64)
+            values = {"min": worse, "max": -worse}
+            trainer.callback_metrics.update({name: values[mode] for name, mode in self._stand_ins.items()})
 
     def _log(self, trainer: Any, metrics: dict[str, float], step: int, plane: Path | None) -> None:
         own_run = open_run()
@@ -337,7 +340,7 @@ class IBCallback(Callback):
 
     def _check_saving(self, trainer: Any) -> None:
         """Warn, on one rank, of what `select` and `early_stopping` wait for in vain."""
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         rules = self._recorder.rules
         if rules.selects and not trainer.checkpoint_callbacks:
@@ -356,19 +359,21 @@ class IBCallback(Callback):
                 "or leave early_stopping out."
             )
 
-    def _watch_saving(self, trainer: Any, withheld: Iterable[str]) -> None:
-        if self._saving is not None:
-            self._saving.close()
+    def _watch_saving(self, trainer: Any, earlier: Mapping[str, Any]) -> None:
         self._saving = SavingWatch(
-            trainer.strategy,
-            before=lambda: self._before_saving(trainer),
+            trainer,
+            before=lambda checkpoint: self._before_saving(trainer, checkpoint),
             after=self._after_saving,
-            withheld=withheld,
+            copied=self._recorder.saved,
+            state=earlier,
         )
 
-    def _before_saving(self, trainer: Any) -> None:
+    def _before_saving(self, trainer: Any, checkpoint: dict[str, Any]) -> None:
         if self._running and self._recorder.rules.selects and not self._recorder.recorded(trainer.global_step):
             self._record(trainer, trainer.lightning_module)
+        # It was written down before that.
+        if self.state_key in checkpoint.get("callbacks", {}):
+            checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def _after_saving(self, step: int, path: Path) -> None:
         with self._recorder.at_work():
@@ -378,9 +383,12 @@ class IBCallback(Callback):
     def _choose(self) -> None:
         """Select among the checkpoints that exist, and keep the best one."""
         if self._recorder.rules.selects and self._saving is not None:
-            self._selected = self._recorder.selected()
+            self._selected = selected = self._recorder.selected()
             with self._recorder.survived("A checkpoint that is no longer the best could not be removed"):
-                self._saving.keep(None if self._selected is None else self._selected.path)
+                if selected is None or selected.path is None:
+                    self._saving.keep(None)
+                else:
+                    self._saving.keep(selected.path, selected.step)
 
     def _finish(self, trainer: Any) -> None:
         self._running = False
@@ -444,19 +452,26 @@ def _derive_from_packages_in_use() -> None:
 _derive_from_packages_in_use()
 
 
-def _bring_along(earlier: Path, directory: Path) -> None:
+def _bring_along(earlier: Mapping[str, Any], directory: Path) -> None:
     """Copy the files of the earlier part of a resumed run to where the run continues."""
-    source, destination = earlier / FILENAME, directory / FILENAME
+    came_from = Path(earlier["directory"])
+    source, destination = came_from / FILENAME, directory / FILENAME
+    if destination.exists():
+        return
     try:
-        if destination.exists() or not source.exists() or earlier.resolve() == directory.resolve():
-            return
-        directory.mkdir(parents=True, exist_ok=True)
-        checkpoints = CheckpointFile(directory)
-        for step, path in CheckpointFile(earlier).existing().items():
-            checkpoints.add(step, path)
-        shutil.copyfile(source, destination)
+        # Read first: a failure must not leave half of the files behind.
+        trajectory = source.read_bytes()
+        if directory.resolve() != came_from.resolve():
+            directory.mkdir(parents=True, exist_ok=True)
+            checkpoints = CheckpointFile(directory)
+            for step, path in CheckpointFile(came_from).existing().items():
+                checkpoints.add(step, path)
+            write_atomically(destination, trajectory)
     except (OSError, TrajectoryError) as error:
-        _warn(f"The earlier part of the trajectory, {source}, could not be copied to {directory}. {error}")
+        _warn(
+            f"The earlier part of the trajectory, {source}, could not be taken over, and a new one begins in "
+            f"{directory}. {error}"
+        )
 
 
 def _warn(message: str) -> None:

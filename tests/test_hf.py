@@ -1,10 +1,6 @@
 from __future__ import annotations
 
-import json
 import os
-import socket
-import subprocess
-import sys
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from tiny_hf import (
-    LENGTH,
     VOCABULARY,
     Each,
     random_states,
@@ -206,27 +201,6 @@ def test_a_trainer_without_a_closing_log(load_best: bool, expected: list[int], t
 # --- what it writes ---
 
 
-def test_log_history_has_every_point(tmp_path: Path) -> None:
-    callback = tiny_callback(every_n_steps=5)
-    trainer = tiny_trainer(
-        tmp_path, [callback], steps=12, save_strategy="steps", save_steps=12, include_num_input_tokens_seen="all"
-    )
-    trainer.train()
-    rows = [row for row in trainer.state.log_history if any(key.startswith("ib/") for key in row)]
-    assert [row["step"] for row in rows] == [0, 5, 10, 12]
-    assert [row["epoch"] for row in rows] == [0, 5 / 16, 10 / 16, 12 / 16]
-    for row, point in zip(rows, callback.trajectory, strict=True):
-        assert row == {**point.metrics(), "step": point.step, "epoch": row["epoch"]}
-        assert all(type(value) is float for key, value in row.items() if key.startswith("ib/"))
-        assert row["ib/quadgram/complexity"] == point["quadgram"].complexity
-    assert [point.tokens_seen for point in callback.trajectory] == [s * 4 * LENGTH for s in (0, 5, 10, 12)]
-
-    state = json.loads((tmp_path / "checkpoint-12" / "trainer_state.json").read_text())
-    assert [row["ib/complexity"] for row in state["log_history"] if "ib/complexity" in row] == [
-        point.complexity for point in callback.trajectory
-    ]
-
-
 def test_overhead_is_a_share_of_the_time_since_training_began(tmp_path: Path) -> None:
     callback = tiny_callback(every_n_steps=2)
     tiny_trainer(tmp_path, [callback], steps=8).train()
@@ -288,60 +262,6 @@ def test_progress_follows_the_trainer_unless_asked_for(
     callback = tiny_callback(**({} if keyword is None else {"progress": keyword}))
     tiny_trainer(tmp_path, [callback], steps=1, disable_tqdm=disable_tqdm).train()
     assert seen == [shown, shown]
-
-
-# --- resuming ---
-
-
-def test_a_resumed_run_continues_the_trajectory(tmp_path: Path) -> None:
-    saving = {"steps": 10, "save_strategy": "steps", "save_steps": 5}
-    whole = tiny_callback(every_n_steps=2)
-    tiny_trainer(tmp_path, [whole], **saving).train()
-    assert whole.trajectory.steps == [0, 2, 4, 6, 8, 10]
-
-    resumed = tiny_callback(every_n_steps=2)
-    tiny_trainer(tmp_path, [resumed], model=tiny_model(seed=99), **saving).train(
-        resume_from_checkpoint=str(tmp_path / "checkpoint-5")
-    )
-    assert resumed.trajectory.steps == [0, 2, 4, 6, 8, 10]
-    assert resumed.trajectory[:3] == whole.trajectory[:3]
-    assert list(map(numbers, resumed.trajectory)) == list(map(numbers, whole.trajectory))
-    assert ib.Trajectory.load(tmp_path) == resumed.trajectory
-
-
-def test_a_torn_last_line_is_dropped_on_resume(tmp_path: Path) -> None:
-    saving = {"steps": 6, "save_strategy": "steps", "save_steps": 3}
-    tiny_trainer(tmp_path, [tiny_callback(every_n_steps=2)], **saving).train()
-    file = tmp_path / FILENAME
-    lines = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(b"".join(lines[:2]) + lines[2][:50])
-
-    resumed = tiny_callback(every_n_steps=2)
-    with pytest.warns(RuntimeWarning, match="last line is torn"):
-        tiny_trainer(tmp_path, [resumed], **saving).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert resumed.trajectory.steps == [0, 2, 4, 6]
-    assert ib.Trajectory.load(tmp_path) == resumed.trajectory
-
-
-def test_a_point_that_is_due_where_the_run_resumes_is_not_lost(tmp_path: Path) -> None:
-    saving = {"steps": 6, "save_strategy": "steps", "save_steps": 3}
-    whole = tiny_callback(every_n_steps=3)
-    tiny_trainer(tmp_path, [whole], **saving).train()
-    file = tmp_path / FILENAME
-    file.write_bytes(file.read_bytes().splitlines(keepends=True)[0])
-
-    resumed = tiny_callback(every_n_steps=3)
-    tiny_trainer(tmp_path, [resumed], **saving).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert list(map(numbers, resumed.trajectory)) == list(map(numbers, whole.trajectory))
-
-
-def test_other_settings_on_resume_are_named(tmp_path: Path) -> None:
-    saving = {"steps": 4, "save_strategy": "steps", "save_steps": 2}
-    tiny_trainer(tmp_path, [tiny_callback()], **saving).train()
-    resumed = tiny_callback(num_bins=13)
-    with pytest.warns(RuntimeWarning, match=r"other settings: num_bins: 12 vs 13 \(then vs now\)"):
-        tiny_trainer(tmp_path, [resumed], **saving).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert resumed.trajectory.steps == [0, 4]
 
 
 # --- mistakes, before training time is spent ---
@@ -496,81 +416,7 @@ def test_an_interrupt_is_not_swallowed(tmp_path: Path) -> None:
         trainer.train()
 
 
-# --- several processes ---
-
-TWO_RANKS = """
-import sys
-import torch
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from tiny_hf import tiny_callback, tiny_trainer
-from ib_callback.errors import TrajectoryError
-
-directory = Path(sys.argv[2])
-callback = tiny_callback(every_n_steps=2)
-trainer = tiny_trainer(directory, [callback], steps=5, save_strategy="steps", save_steps=2)
-trainer.train()
-assert trainer.accelerator.num_processes == 2
-rank = trainer.args.process_index
-callback.trajectory.save(directory / f"seen_by_{rank}.jsonl")
-
-resumed = tiny_callback(every_n_steps=2)
-trainer = tiny_trainer(directory, [resumed], steps=5)
-trainer.train(resume_from_checkpoint=str(directory / "checkpoint-2"))
-assert resumed.trajectory.steps == [0, 2, 4, 5], resumed.trajectory.steps
-resumed.trajectory.save(directory / f"resumed_by_{rank}.jsonl")
-
-(directory / "file").touch()
-trainer = tiny_trainer(directory, [tiny_callback(output_dir=directory / "file" / "below")])
-try:
-    trainer.train()
-except TrajectoryError as error:
-    print(f"rank {rank}: {error}")
-# gloo's threads abort the interpreter's exit if they are still there.
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_two_ranks_measure_the_same_and_one_writes(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    tests = Path(__file__).parent
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_RANKS, str(tests), str(tmp_path)],
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(tests.parent), os.environ.get("PYTHONPATH", "")]),
-                "OMP_NUM_THREADS": "1",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "WORLD_SIZE": "2",
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        output = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
-
-    for run in ("seen", "resumed"):
-        first, second = (ib.Trajectory.load(tmp_path / f"{run}_by_{rank}.jsonl") for rank in range(2))
-        assert first.steps == second.steps == [0, 2, 4, 5]
-        assert list(map(numbers, first)) == list(map(numbers, second))
-    assert ib.Trajectory.load(tmp_path) == ib.Trajectory.load(tmp_path / "resumed_by_0.jsonl")
-    for rank, text in enumerate(output):
-        assert f"rank {rank}: " in text
-        assert "cannot write to the output directory" in text
+# --- a good run ---
 
 
 def test_no_warnings_of_our_own_in_a_good_run(tmp_path: Path) -> None:

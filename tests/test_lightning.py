@@ -1,17 +1,11 @@
 from __future__ import annotations
 
 import copy
-import csv
-import json
-import math
-import os
 import pickle
 import runpy
-import socket
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,33 +14,26 @@ import lightning.pytorch
 import pytest
 import pytorch_lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from PIL import Image
-from tiny_hf import LENGTH, VOCABULARY, random_ids, random_states, same_weights, tiny_model, tiny_probe, weights
-from tiny_lightning import BATCH, ROWS, tiny_callback, tiny_module, tiny_trainer
-from wandb_offline import OfflineRun, read_offline_runs
+from lightning.pytorch.callbacks import Callback, LambdaCallback
+from lightning.pytorch.loggers import CSVLogger
+from tiny_hf import VOCABULARY, random_states, same_weights, tiny_probe, weights
+from tiny_lightning import (
+    BATCH,
+    ROWS,
+    csv_rows,
+    environment,
+    measured,
+    numbers,
+    published,
+    saving,
+    tiny_callback,
+    tiny_module,
+    tiny_trainer,
+)
 
 import ib_callback as ib
 from ib_callback.errors import ModelError, TrajectoryError
 from ib_callback.lightning import IBCallback
-from ib_callback.trajectory_lines import FILENAME
-
-
-def numbers(point: ib.Measurement) -> dict[str, float]:
-    """All that is measured, without how long it took."""
-    return {name: value for name, value in point.metrics().items() if name not in ("ib/seconds", "ib/overhead")}
-
-
-def measured(model: torch.nn.Module, step: int) -> dict[str, float]:
-    return numbers(ib.Meter(tiny_probe(), num_bins=12, batch_size=3).measure(model, step=step))
-
-
-def published(trainer: Any) -> dict[str, float]:
-    """What stock callbacks see; a number that is undefined at a point is NaN, and left out here."""
-    values = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("ib/")}
-    return {name: value for name, value in values.items() if not math.isnan(value)}
-
 
 # --- training is not disturbed ---
 
@@ -60,12 +47,13 @@ def published(trainer: Any) -> dict[str, float]:
         {"accumulate_grad_batches": 2, "limit_val_batches": 1, "val_check_interval": 4},
         {"compile": "whole", "accumulate_grad_batches": 2},
         {"compile": "inner", "precision": "bf16-mixed"},
+        {"stops and selects": True, "accumulate_grad_batches": 2},
     ],
     ids=lambda arguments: ",".join(f"{name}={value}" for name, value in arguments.items()) or "float32",
 )
 def test_training_is_bitwise_the_same_with_and_without(arguments: dict[str, Any], tmp_path: Path) -> None:
-    compiled = arguments.get("compile")
-    arguments = {name: value for name, value in arguments.items() if name != "compile"}
+    arguments = dict(arguments)
+    compiled, everything = arguments.pop("compile", None), arguments.pop("stops and selects", False)
     left: dict[str, Any] = {}
 
     def train(name: str, callbacks: list[Callback]) -> None:
@@ -76,15 +64,19 @@ def test_training_is_bitwise_the_same_with_and_without(arguments: dict[str, Any]
         module.net.transformer.h[0].eval()  # a user's choice, to be kept
         if compiled == "inner":
             module.net.compile(backend="eager")
-        trainer = tiny_trainer(tmp_path / name, callbacks, steps=30, **arguments)
+        saves = {"enable_checkpointing": True} if everything and callbacks else {}
+        trainer = tiny_trainer(tmp_path / name, callbacks, steps=30, **arguments, **saves)
         trainer.fit(torch.compile(module, backend="eager") if compiled == "whole" else module)
         flags = [part.training for part in module.modules()]
         left[name] = weights(module), trainer.optimizers[0].state_dict(), random_states(), module.losses, flags
 
-    callback = tiny_callback(every_n_steps=5, log_plane=not arguments and not compiled)
+    rules = {"early_stopping": ib.PlateauStopping(), "select": "optimality", "select_from": 1} if everything else {}
+    callback = tiny_callback(every_n_steps=5, log_plane=not arguments and not compiled, **rules)
     train("without", [])
-    train("with", [callback])
-    assert callback.trajectory.steps == list(range(0, 31, 5))
+    train("with", [callback, saving(tmp_path, 3)] if everything else [callback])
+    measured_at = {*range(0, 31, 5), *(range(3, 31, 3) if everything else ())}
+    assert callback.trajectory.steps == sorted(measured_at)
+    assert (callback.selected is not None) == (callback.decision is not None) == everything
     assert all(point.error is None for point in callback.trajectory)
 
     (weights_a, optimizer_a, random_a, losses_a, flags_a), (weights_b, optimizer_b, random_b, losses_b, flags_b) = (
@@ -122,16 +114,58 @@ def test_measures_at_the_start_by_schedule_and_at_the_end(accumulate: int, tmp_p
 
 
 def test_a_point_is_that_of_its_step_and_not_of_a_later_micro_batch(tmp_path: Path) -> None:
-    asked: list[int] = []
+    module = tiny_module()
+    asked: list[tuple[int, int]] = []
 
     def schedule(step: int) -> bool:
-        asked.append(step)
+        asked.append((step, len(module.losses)))
         return step == 2
 
     callback = tiny_callback(every_n_steps=schedule)
-    tiny_trainer(tmp_path, [callback], steps=4, accumulate_grad_batches=3).fit(tiny_module())
+    tiny_trainer(tmp_path, [callback], steps=4, accumulate_grad_batches=3).fit(module)
     assert callback.trajectory.steps == [0, 2, 4]
-    assert asked == [0, 1, 2, 3, 4], "once at the start, where a mistake in it would show, and once for every step"
+    assert asked[0] == (0, 0), "where a mistake in it would show"
+    in_training = [(step, batches) for step, batches in asked if batches]
+    assert in_training == [(1, 3), (2, 6), (3, 9)], "once for every step but the last, which is always measured"
+
+
+def test_a_schedule_that_never_fires_is_a_warning(tmp_path: Path) -> None:
+    callback = tiny_callback(every_n_steps=lambda step: step == 5)
+    with pytest.warns(
+        RuntimeWarning, match=r"The schedule .* never fires between step 0 and the last one, 4: only the"
+    ):
+        tiny_trainer(tmp_path, [callback], steps=4).fit(tiny_module())
+    assert callback.trajectory.steps == [0, 4]
+
+
+def test_an_overhead_budget_skips_points_but_neither_the_first_nor_the_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callback = tiny_callback(every_n_steps=4, overhead_budget=1e-9)
+    tiny_trainer(tmp_path, [callback], steps=12).fit(tiny_module())
+    assert callback.trajectory.steps == [0, 12]
+    assert (callback.cost.points, callback.cost.skipped) == (2, 2), "at the steps 4 and 8"
+    assert "2 measurements took" in (said := capsys.readouterr().err)
+    assert "2 more were skipped to save time" in said
+
+    callback = tiny_callback(every_n_steps=4, overhead_budget=1 - 1e-9)
+    tiny_trainer(tmp_path, [callback], steps=12).fit(tiny_module())
+    assert callback.trajectory.steps == [0, 4, 8, 12]
+    assert callback.cost.skipped == 0
+    with pytest.raises(ValueError, match=r"overhead_budget is a share .*between 0 and 1, such as 0\.01.*got 1\.0"):
+        tiny_callback(overhead_budget=1.0)
+
+
+def test_a_trial_run_writes_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    rules = {"early_stopping": ib.PlateauStopping(), "select": "optimality", "log_plane": True}
+    callback, module = tiny_callback(**rules), tiny_module()
+    loggers = CSVLogger(tmp_path)
+    callbacks = [callback, saving(tmp_path, 1)]
+    tiny_trainer(tmp_path, callbacks, logger=loggers, enable_checkpointing=True, fast_dev_run=2).fit(module)
+    assert len(module.losses) == 2
+    assert callback.trajectory.steps == [0, 2]
+    assert list(tmp_path.rglob("*")) == []
+    assert [str(w.message) for w in recwarn if "ib_callback" in w.filename] == []
 
 
 def test_several_optimizer_steps_in_one_batch_miss_no_point(tmp_path: Path) -> None:
@@ -186,360 +220,6 @@ def test_the_last_step_of_a_run_that_is_given_in_epochs(arguments: dict[str, Any
     assert at_batch_end[-2:] == [[0], [0, last]]
 
 
-# --- what it measures ---
-
-
-def test_names_are_those_in_the_lightning_module_or_in_the_model(tmp_path: Path) -> None:
-    found = []
-    for layers in (["net.transformer.h.[01]"], ["transformer.h.[01]"], "net.transformer.h.?", "blocks"):
-        callback = tiny_callback(layers=layers)
-        tiny_trainer(tmp_path, [callback], steps=1).fit(tiny_module())
-        found.append([(point.settings["layers"], point.complexity) for point in callback.trajectory])
-    assert found[0][0][0] == ["transformer.h.0", "transformer.h.1"]
-    assert found[0] == found[1] == found[2] == found[3]
-
-
-def test_forward_is_called_with_the_lightning_module(tmp_path: Path) -> None:
-    shapes = []
-
-    def forward(module: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        shapes.append((type(module).__name__, tuple(input_ids.shape), tuple(attention_mask.shape), module.training))
-        return module.net(input_ids=input_ids, attention_mask=attention_mask)
-
-    callback, module = tiny_callback(forward=forward), tiny_module()
-    tiny_trainer(tmp_path, [callback], steps=1).fit(module)
-    assert ("TinyModule", (3, LENGTH), (3, LENGTH), False) in shapes
-    assert numbers(callback.trajectory[-1]) == measured(module.net, 1)
-
-
-class Recurrent(torch.nn.Module):
-    """No transformers model: embeds, and runs two recurrent layers, each with a dropout behind it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = torch.nn.Embedding(VOCABULARY, 16)
-        self.layers = torch.nn.ModuleList(torch.nn.GRU(16, 16, batch_first=True) for _ in range(2))
-        self.drop = torch.nn.Dropout(0.5)
-        self.head = torch.nn.Linear(16, VOCABULARY)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        z = self.embed(tokens)
-        for layer in self.layers:
-            z = self.drop(layer(z)[0])
-        return self.head(z)
-
-
-class RecurrentModule(lightning.pytorch.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.core = Recurrent()
-
-    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(self.core(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    def train_dataloader(self) -> Any:
-        return torch.utils.data.DataLoader(random_ids(16, seed=11), batch_size=4)
-
-
-def test_a_module_without_a_transformers_model(tmp_path: Path) -> None:
-    callback = tiny_callback(layers=["core.layers.*"], forward=lambda m, ids, mask: m.core(ids))
-    module = RecurrentModule()
-    tiny_trainer(tmp_path, [callback], steps=3).fit(module)
-    assert callback.trajectory[-1].layers == ("core.layers.0", "core.layers.1")
-    meter = ib.Meter(tiny_probe(), num_bins=12, layers=["layers.*"], forward=lambda m, ids, mask: m(ids))
-    expected = meter.measure(module.core, step=3).complexity
-    assert callback.trajectory[-1].complexity == pytest.approx(expected, abs=1e-6)
-
-    with pytest.raises(ModelError, match=r"holds no transformers model and has no forward\(\) of its own.*forward="):
-        tiny_trainer(tmp_path, [tiny_callback(layers=["core.layers.*"])]).fit(RecurrentModule())
-    with pytest.raises(ModelError, match=r"layers: the blocks of RecurrentModule could not be found.*core\.layers\.\*"):
-        tiny_trainer(tmp_path, [tiny_callback(forward=lambda m, ids, mask: m.core(ids))]).fit(RecurrentModule())
-
-
-def test_several_transformers_models(tmp_path: Path) -> None:
-    module = tiny_module(teacher=tiny_model(seed=8))
-    with pytest.raises(
-        ModelError,
-        match=r"2 transformers models: net \(GPT2LMHeadModel\), teacher \(GPT2LMHeadModel\).*layers=.*forward=",
-    ):
-        tiny_trainer(tmp_path, [tiny_callback()]).fit(module)
-
-    callback = tiny_callback(layers=["teacher.transformer.h.[01]"])
-    tiny_trainer(tmp_path, [callback], steps=2).fit(module)
-    point, meter = callback.trajectory[-1], ib.Meter(tiny_probe(), num_bins=12, batch_size=3, layers="blocks")
-    assert numbers(point) == numbers(meter.measure(module.teacher, step=2))
-    assert numbers(point) == {**numbers(callback.trajectory[0])}, "a teacher does not learn"
-
-    both = ["net.transformer.h.1", "teacher.transformer.h.1"]
-
-    def run_both(m: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
-        m.net(input_ids=input_ids, attention_mask=attention_mask)
-        m.teacher(input_ids=input_ids, attention_mask=attention_mask)
-
-    callback = tiny_callback(layers=both, forward=run_both)
-    tiny_trainer(tmp_path, [callback], steps=2).fit(module)
-    assert callback.trajectory[-1].layers == tuple(both)
-
-
-# --- what others see ---
-
-
-def csv_rows(directory: Path) -> list[dict[str, str]]:
-    with open(directory / "metrics.csv", newline="") as handle:
-        return list(csv.DictReader(handle))
-
-
-def test_every_logger_gets_every_point_once_and_at_its_step(tmp_path: Path) -> None:
-    loggers = [CSVLogger(tmp_path, name="a"), CSVLogger(tmp_path, name="b")]
-    callback = tiny_callback(every_n_steps=5)
-    tiny_trainer(tmp_path, [callback], steps=12, logger=loggers, log_every_n_steps=3).fit(tiny_module())
-    for logger in loggers:
-        rows = csv_rows(Path(logger.log_dir))
-        logged = {int(row["step"]): row for row in rows if row["ib/complexity"]}
-        assert list(logged) == [0, 5, 10, 12]
-        assert len([row for row in rows if row["ib/complexity"]]) == 4
-        for point in callback.trajectory:
-            for name, value in point.metrics().items():
-                assert float(logged[point.step][name]) == value
-        assert [int(row["step"]) for row in rows if row["loss"]] == [2, 5, 8, 11], "the trainer's own have suffered"
-    assert (Path(loggers[0].log_dir) / FILENAME).is_file()
-
-
-def read_run(tmp_path: Path) -> OfflineRun:
-    (run,) = read_offline_runs(tmp_path)
-    return run
-
-
-@pytest.mark.parametrize("opened_by", ["the logger", "the user", "the user, for the logger"])
-def test_rows_of_an_offline_run(opened_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import wandb
-
-    callback = tiny_callback(every_n_steps=5, log_plane=True)
-    try:
-        wandb.teardown()  # it reads its settings, the directory among them, once a process
-        monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-        if opened_by != "the logger":
-            wandb.init(project="tiny")
-        logger = False if opened_by == "the user" else WandbLogger(project="tiny", save_dir=tmp_path)
-        tiny_trainer(tmp_path, [callback], steps=12, logger=logger, log_every_n_steps=3).fit(tiny_module())
-    finally:
-        wandb.finish()
-        wandb.teardown()
-
-    run = read_run(tmp_path)
-    rows = [row for row in run.rows if any(key.startswith("ib/") for key in row)]
-    assert [row["trainer/global_step"] for row in rows] == [0, 5, 10, 12]
-    for row, point in zip(rows, callback.trajectory, strict=True):
-        scalars = {key: value for key, value in row.items() if key in point.metrics()}
-        assert scalars == pytest.approx(point.metrics(), rel=1e-12)
-        assert row["ib/plane/_type"] == "image-file"
-        with Image.open(run.files / row["ib/plane/path"]) as image:
-            assert image.format == "PNG"
-            assert image.size == (row["ib/plane/width"], row["ib/plane/height"])
-    assert run.step_metrics["ib/*"] == "trainer/global_step"
-    own = [row["trainer/global_step"] for row in run.rows if "loss" in row]
-    assert own == ([] if opened_by == "the user" else [2, 5, 8, 11])
-
-
-def test_an_undefined_number_is_nan_and_not_that_of_an_earlier_point(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measure = ib.Meter.measure
-
-    def undefined_at_ten(meter: ib.Meter, *args: Any, step: int) -> ib.Measurement:
-        point = measure(meter, *args, step=step)
-        undefined = {"token": replace(point["token"], optimality=None)}
-        return replace(point, orders=undefined) if step == 10 else point
-
-    seen: list[float] = []
-    spy = LambdaCallback(on_train_batch_end=lambda t, *args: seen.append(t.callback_metrics["ib/optimality"].item()))
-    monkeypatch.setattr(ib.Meter, "measure", undefined_at_ten)
-    callback, logger = tiny_callback(orders="token"), CSVLogger(tmp_path)
-    trainer = tiny_trainer(tmp_path, [callback, spy], steps=12, logger=logger)
-    trainer.fit(tiny_module())
-    at = {point.step: point.optimality for point in callback.trajectory}
-    assert seen == pytest.approx([at[0]] * 4 + [at[5]] * 5 + [math.nan] * 2 + [at[12]], rel=0, abs=0, nan_ok=True)
-    assert "ib/tokens_seen" not in trainer.callback_metrics
-    logged = {int(row["step"]): row["ib/optimality"] for row in csv_rows(Path(logger.log_dir)) if row["ib/complexity"]}
-    assert [step for step, value in logged.items() if not value] == [10]
-
-
-def test_a_logger_that_fails_is_a_warning(tmp_path: Path) -> None:
-    class Fails(CSVLogger):
-        def log_metrics(self, metrics: Any, step: Any = None) -> None:
-            if "ib/complexity" in metrics and step == 5:
-                raise ConnectionError("the service has gone")
-            super().log_metrics(metrics, step)
-
-    logger, callback = Fails(tmp_path), tiny_callback()
-    trainer = tiny_trainer(tmp_path, [callback], steps=12, logger=logger)
-    with pytest.warns(RuntimeWarning, match=r"step 5 could not be logged to Fails.*ConnectionError: the service"):
-        trainer.fit(tiny_module())
-    assert callback.trajectory.steps == [0, 5, 10, 12]
-    assert [int(row["step"]) for row in csv_rows(Path(logger.log_dir)) if row["ib/complexity"]] == [0, 10, 12]
-
-
-def test_stock_model_checkpoint_keeps_the_best_step(tmp_path: Path) -> None:
-    callback = tiny_callback(every_n_steps=2)
-    # Listed before: Lightning moves checkpoints to the end.
-    checkpoint = ModelCheckpoint(
-        tmp_path / "kept",
-        monitor="ib/optimality",
-        mode="max",
-        save_top_k=2,
-        every_n_train_steps=2,
-        filename="{step}",
-        save_on_train_epoch_end=False,
-    )
-    module = tiny_module()
-    tiny_trainer(tmp_path, [checkpoint, callback], steps=12, enable_checkpointing=True).fit(module)
-    points = [point for point in callback.trajectory if point.step]
-    best = sorted(points, key=lambda point: -point.optimality)[:2]
-    assert checkpoint.best_model_score.item() == best[0].optimality
-    assert Path(checkpoint.best_model_path).stem == f"step={best[0].step}"
-    assert {path.stem for path in (tmp_path / "kept").iterdir()} == {f"step={point.step}" for point in best}
-    module.load_state_dict(torch.load(checkpoint.best_model_path, weights_only=True)["state_dict"])
-    assert measured(module.net, best[0].step) == numbers(best[0]), "the weights are not those of the point"
-
-
-def test_stock_early_stopping(tmp_path: Path) -> None:
-    """Stops at the second check without a value above the threshold, which no optimality can pass."""
-    early = EarlyStopping("ib/optimality", mode="max", patience=2, min_delta=5.0)
-    callback = tiny_callback(every_n_steps=2)
-    trainer = tiny_trainer(tmp_path, [callback, early], steps=24, limit_val_batches=1, val_check_interval=2)
-    trainer.fit(tiny_module())
-    assert trainer.global_step == 6
-    assert early.best_score.item() == callback.trajectory[1].optimality
-    assert callback.trajectory.steps == [0, 2, 4, 6]
-
-
-# --- resuming ---
-
-
-def saving(directory: Path, every: int) -> ModelCheckpoint:
-    return ModelCheckpoint(directory / "saved", every_n_train_steps=every, save_top_k=-1, filename="{step}")
-
-
-@pytest.mark.parametrize("logs", [False, True], ids=["one directory", "a directory for each logger version"])
-def test_a_resumed_run_continues_the_trajectory(logs: bool, tmp_path: Path) -> None:
-    def train(callbacks: list[Callback], ckpt_path: Path | None = None) -> Any:
-        logger = CSVLogger(tmp_path) if logs else False
-        trainer = tiny_trainer(tmp_path, callbacks, steps=12, logger=logger, enable_checkpointing=True)
-        trainer.fit(tiny_module(), ckpt_path=ckpt_path)
-        return trainer
-
-    whole, resumed = tiny_callback(every_n_steps=2), tiny_callback(every_n_steps=2)
-    train([whole, saving(tmp_path, 5)])
-    at_start: dict[str, float] = {}
-    spy = LambdaCallback(on_train_start=lambda trainer, module: at_start.update(published(trainer)))
-    trainer = train([resumed, spy, saving(tmp_path, 5)], tmp_path / "saved" / "step=5.ckpt")
-
-    assert at_start == whole.trajectory[2].metrics(), "the last values before the checkpoint"
-    assert resumed.trajectory.steps == whole.trajectory.steps == [0, 2, 4, 6, 8, 10, 12]
-    assert resumed.trajectory[:3] == whole.trajectory[:3]
-    assert len(resumed.trajectory.values("complexity")) == 7
-    directory = Path(trainer.logger.log_dir) if logs else tmp_path
-    assert ib.Trajectory.load(directory) == resumed.trajectory
-    if logs:
-        assert ib.Trajectory.load(tmp_path / "lightning_logs" / "version_0") == whole.trajectory
-
-
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
-    """At the end of an epoch, from where Lightning itself resumes exactly."""
-    arguments = {"steps": -1, "max_epochs": 4, "limit_train_batches": 4, "enable_checkpointing": True}
-
-    class Fixed(type(tiny_module())):  # type: ignore[misc]
-        def train_dataloader(self) -> Any:
-            return torch.utils.data.DataLoader(random_ids(16, seed=11), batch_size=4)
-
-        def on_train_batch_start(self, batch: torch.Tensor, batch_idx: int) -> None:
-            torch.manual_seed(self.global_step)  # for the dropout
-
-    whole, resumed = tiny_callback(every_n_steps=3), tiny_callback(every_n_steps=3)
-    at_epochs = ModelCheckpoint(
-        tmp_path / "saved", every_n_epochs=2, save_top_k=-1, save_on_train_epoch_end=True, filename="{step}"
-    )
-    tiny_trainer(tmp_path, [whole, at_epochs], **arguments).fit(Fixed())
-    tiny_trainer(tmp_path, [resumed], **arguments).fit(Fixed(), ckpt_path=tmp_path / "saved" / "step=8.ckpt")
-    assert resumed.trajectory.steps == [0, 3, 6, 9, 12, 15, 16]
-    assert list(map(numbers, resumed.trajectory)) == list(map(numbers, whole.trajectory))
-
-
-def test_values_are_there_on_resume_even_if_the_files_are_lost(tmp_path: Path) -> None:
-    whole, resumed = tiny_callback(every_n_steps=2), tiny_callback(every_n_steps=3)
-    tiny_trainer(tmp_path, [whole, saving(tmp_path, 4)], steps=4, enable_checkpointing=True).fit(tiny_module())
-    (tmp_path / FILENAME).unlink()
-    at_start: dict[str, float] = {}
-    spy = LambdaCallback(on_train_start=lambda trainer, module: at_start.update(published(trainer)))
-    trainer = tiny_trainer(tmp_path, [resumed, spy], steps=6)
-    trainer.fit(tiny_module(), ckpt_path=tmp_path / "saved" / "step=4.ckpt")
-    assert at_start == whole.trajectory[-1].metrics()
-    assert resumed.trajectory.steps == [6]
-
-
-def test_an_earlier_part_that_cannot_be_found_is_a_warning(tmp_path: Path) -> None:
-    first = CSVLogger(tmp_path)
-    callbacks = [tiny_callback(every_n_steps=2), saving(tmp_path, 3)]
-    tiny_trainer(tmp_path, callbacks, steps=3, logger=first, enable_checkpointing=True).fit(tiny_module())
-    (Path(first.log_dir) / FILENAME).unlink()
-    resumed = tiny_callback(every_n_steps=2)
-    trainer = tiny_trainer(tmp_path, [resumed], steps=6, logger=CSVLogger(tmp_path))
-    with pytest.warns(RuntimeWarning, match="earlier part of the trajectory, .*could not be copied.*No such file"):
-        trainer.fit(tiny_module(), ckpt_path=tmp_path / "saved" / "step=3.ckpt")
-    assert resumed.trajectory.steps == [4, 6]
-
-
-def test_state_is_progress_in_plain_python_under_a_key_of_its_own(tmp_path: Path) -> None:
-    callbacks = [tiny_callback(every_n_steps=2), tiny_callback(output_dir=tmp_path / "other", num_bins=9)]
-    assert callbacks[0].state_key != callbacks[1].state_key
-    assert all(callback.state_key.startswith("IBCallback{") for callback in callbacks)
-    assert callbacks[0].state_dict() == {}
-    tiny_trainer(tmp_path, [*callbacks, saving(tmp_path, 3)], steps=4, enable_checkpointing=True).fit(tiny_module())
-
-    states = torch.load(tmp_path / "saved" / "step=3.ckpt", weights_only=True)["callbacks"]
-    state = states[callbacks[0].state_key]
-    assert json.loads(json.dumps(state)) == state
-    point = callbacks[0].trajectory[1]
-    assert {name: value for name, value in state["metrics"].items() if value is not None} == point.metrics()
-    assert state["directory"] == str(tmp_path)
-    assert states[callbacks[1].state_key]["directory"] == str(tmp_path / "other")
-
-
-def test_with_and_without_the_callback_at_either_end(tmp_path: Path) -> None:
-    tiny_trainer(tmp_path, [saving(tmp_path, 3)], steps=3, enable_checkpointing=True).fit(tiny_module())
-    callback = tiny_callback(every_n_steps=2)
-    trainer = tiny_trainer(tmp_path, [callback, saving(tmp_path, 6)], steps=6, enable_checkpointing=True)
-    trainer.fit(tiny_module(), ckpt_path=tmp_path / "saved" / "step=3.ckpt")
-    assert callback.trajectory.steps == [4, 6]
-    trainer = tiny_trainer(tmp_path, [], steps=8)
-    trainer.fit(tiny_module(), ckpt_path=tmp_path / "saved" / "step=6.ckpt")
-    assert trainer.global_step == 8
-
-
-def test_a_second_training_begins_anew_and_keeps_the_old_file(tmp_path: Path) -> None:
-    callback = tiny_callback(every_n_steps=2)
-    tiny_trainer(tmp_path, [callback], steps=4).fit(tiny_module())
-    first = callback.trajectory
-    tiny_trainer(tmp_path, [callback], steps=4).fit(tiny_module())
-    assert callback.trajectory.steps == first.steps == [0, 2, 4]
-    assert list(map(numbers, callback.trajectory)) == list(map(numbers, first))
-    assert ib.Trajectory.load(tmp_path / "ib_trajectory.1.jsonl") == first
-
-
-def test_training_on_with_the_same_trainer_continues(tmp_path: Path) -> None:
-    callback, module = tiny_callback(every_n_steps=2), tiny_module()
-    trainer = tiny_trainer(tmp_path, [callback], steps=3)
-    trainer.fit(module)
-    trainer.fit_loop.epoch_loop.max_steps = 6
-    trainer.fit(module)
-    assert callback.trajectory.steps == [0, 2, 3, 4, 6]
-    assert ib.Trajectory.load(tmp_path) == callback.trajectory
-
-
 # --- mistakes, before training time is spent ---
 
 
@@ -589,6 +269,7 @@ def test_a_model_that_goes_bad_costs_one_point(tmp_path: Path) -> None:
     assert trainer.global_step == 15
     assert [point.error is None for point in callback.trajectory] == [True, False, True, True]
     assert seen == [callback.trajectory[0].metrics()], "those of the last point"
+    assert published(trainer) == callback.trajectory[-1].metrics()
     assert [int(row["step"]) for row in csv_rows(Path(logger.log_dir)) if row["ib/complexity"]] == [0, 10, 15]
 
 
@@ -676,12 +357,6 @@ def in_a_fresh_process(program: str) -> str:
     return done.stdout
 
 
-def environment(**variables: str) -> dict[str, str]:
-    tests = Path(__file__).parent
-    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
-
-
 ONE_PACKAGE = """
 import sys
 import {first}
@@ -736,121 +411,3 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     (directory,) = tmp_path.glob("lightning_logs/*")
     assert ib.Trajectory.load(directory).steps == [0, 10, 11]
     assert f"{directory}/checkpoints/step=10.ckpt" in capsys.readouterr().out
-
-
-# --- several processes ---
-
-TWO_RANKS = """
-import sys
-from datetime import timedelta
-from pathlib import Path
-import torch
-from torch.distributed.fsdp import fully_shard
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from tiny_lightning import tiny_callback, tiny_module, tiny_trainer
-from ib_callback.errors import TrajectoryError
-
-directory, rank = Path(sys.argv[1]), int(sys.argv[2])
-gloo = {"process_group_backend": "gloo", "timeout": timedelta(seconds=60)}
-
-
-def train(name, callbacks, ckpt_path=None, module=None, **arguments):
-    settings = {"strategy": DDPStrategy(**gloo), "logger": CSVLogger(directory, name="log"), **arguments}
-    trainer = tiny_trainer(directory, callbacks, steps=5, devices=2, **settings)
-    module = tiny_module() if module is None else module
-    trainer.fit(module, ckpt_path=ckpt_path)
-    assert trainer.world_size == 2
-    assert trainer.global_rank == rank
-    if callbacks:
-        callbacks[0].trajectory.save(directory / f"{name}_{rank}.jsonl")
-        metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("ib/") and v == v}
-        assert metrics == callbacks[0].trajectory[-1].metrics(), metrics
-    return module
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
-
-
-best = ModelCheckpoint(directory / "saved", monitor="ib/optimality", mode="max", every_n_train_steps=2, save_top_k=-1,
-                       filename="{step}")
-trained = train("ddp", [tiny_callback(every_n_steps=2), best], enable_checkpointing=True)
-assert same(trained, train("without", []))
-train("resumed", [tiny_callback(every_n_steps=2)], ckpt_path=directory / "saved" / "step=2.ckpt")
-
-try:
-    train("unwritable", [tiny_callback(output_dir=directory / "file" / "below")])
-except TrajectoryError as error:
-    print(f"rank {rank}: {error}")
-
-
-class Sharded(type(tiny_module())):
-    def __init__(self, whole):
-        super().__init__()
-        self.whole = whole
-
-    def configure_model(self):
-        for block in self.net.transformer.h:
-            fully_shard(block, mesh=self.device_mesh["data_parallel"])
-        fully_shard(self if self.whole else self.net, mesh=self.device_mesh["data_parallel"])
-
-    def training_step(self, batch, batch_idx):
-        # Whatever is sharded last has to be called as a whole.
-        return self(batch) if self.whole else self.net(input_ids=batch, labels=batch).loss
-
-    def forward(self, batch):
-        return self.net(input_ids=batch, labels=batch).loss
-
-
-for whole in (False, True):
-    kept = []
-    for callbacks in ([tiny_callback(every_n_steps=2)], []):
-        module = train(f"sharded_{whole}", callbacks, module=Sharded(whole), strategy=ModelParallelStrategy(**gloo))
-        kept.append([p.to_local().clone() if hasattr(p, "to_local") else p.clone() for p in module.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True)), whole
-print("done")
-"""
-
-
-def test_two_ranks_measure_the_same_and_one_writes(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (tmp_path / "file").touch()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_RANKS, str(tmp_path), str(rank)],
-            env=environment(
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port),
-                WORLD_SIZE="2",
-                NODE_RANK="0",
-                LOCAL_RANK=str(rank),
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        output = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
-
-    for run in ("ddp", "resumed", "sharded_False", "sharded_True"):
-        first, second = (ib.Trajectory.load(tmp_path / f"{run}_{rank}.jsonl") for rank in range(2))
-        assert first.steps == second.steps == [0, 2, 4, 5], run
-        assert list(map(numbers, first)) == list(map(numbers, second)), run
-        assert all(point.error is None for point in first), run
-        assert numbers(first[0]) == pytest.approx(measured(tiny_module().net, 0), abs=1e-6), run
-    assert ib.Trajectory.load(tmp_path / "log" / "version_0") == ib.Trajectory.load(tmp_path / "ddp_0.jsonl")
-    written = sorted(path.parent.name for path in tmp_path.glob(f"log/*/{FILENAME}"))
-    assert "version_0" in written
-    for rank, text in enumerate(output):
-        assert f"rank {rank}: " in text
-        assert "cannot write to the output directory" in text

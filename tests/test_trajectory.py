@@ -248,7 +248,7 @@ def change(record: dict, **values: object) -> bytes:
 @pytest.mark.parametrize(
     ("number", "damage", "message"),
     [
-        (2, lambda record: b'{"step": 10, "entr', "2: expected a measurement as JSON.*remove that line"),
+        (2, lambda record: b'{"step": 10, "entr', "2: expected one JSON object.*remove that line"),
         (2, lambda record: b"[1, 2]", "2: measurement must be an object"),
         (2, lambda record: change(record, step=25), "3: steps must increase: step 20 cannot follow step 25"),
         (1, lambda record: change(record, entropy=float("nan")), "1: entropy must be finite"),

@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+import math
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
-from tiny_hf import tiny_callback, tiny_trainer
-from wandb_offline import read_offline_runs
+from scripted import follow
+from synthetic_runs import STOPPING, C, E, failed, measured
+from synthetic_runs import run as made_up_run
+from tiny_hf import LENGTH, Each, tiny_callback, tiny_trainer
+from wandb_offline import OfflineRun, read_offline_runs
 
+from ib_callback.measurement import PRIMARY_SCALARS
+from ib_callback.stopping import PlateauStopping
+from ib_callback.trajectory import Trajectory
 from ib_callback.wandb_log import WandbLog, open_run
 
 
@@ -21,6 +29,7 @@ class FakeRun:
         self.broken = broken
         self.rows: list[dict[str, Any]] = []
         self.defined: list[tuple[str, str]] = []
+        self._summary: dict[str, Any] = {}
 
     def define_metric(self, name: str, *, step_metric: str) -> None:
         self.defined.append((name, step_metric))
@@ -30,24 +39,53 @@ class FakeRun:
             raise ConnectionError("the service has gone")
         self.rows.append(row)
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        if "summary" in self.broken:
+            raise ConnectionError("the service has gone")
+        return self._summary
 
-def test_rows_of_an_offline_run_of_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where W&B writes; it reads its environment once in a process, perhaps for an earlier test."""
     import wandb
 
-    wandb.teardown()  # W&B reads its environment once in a process, perhaps for an earlier test
+    wandb.teardown()
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    callback = tiny_callback(every_n_steps=5, log_plane=True)
-    try:
-        tiny_trainer(tmp_path / "run", [callback], steps=12, report_to="wandb", run_name="tiny").train()
-    finally:
-        wandb.finish()
+    yield tmp_path
+    wandb.finish()
 
-    (run,) = read_offline_runs(tmp_path)
-    rows = [row for row in run.rows if any(key.startswith("ib/") for key in row)]
+
+def of_ours(run: OfflineRun) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of the points, and the one with the table, which comes last."""
+    points = [row for row in run.rows if "ib/complexity" in row]
+    (last,) = (row for row in run.rows if "ib/trajectory/path" in row)
+    assert run.rows.index(last) > run.rows.index(points[-1])
+    return points, last
+
+
+def test_rows_of_an_offline_run_of_the_trainer(offline: Path) -> None:
+    import wandb
+
+    callback = tiny_callback(every_n_steps=5, log_plane=True)
+    settings = {"report_to": "wandb", "run_name": "tiny", "include_num_input_tokens_seen": "all"}
+    tiny_trainer(offline / "run", [callback], steps=12, **settings).train()
+    wandb.finish()
+
+    (run,) = read_offline_runs(offline)
+    rows, last = of_ours(run)
     assert [row["train/global_step"] for row in rows] == [0, 5, 10, 12]
+    assert last["train/global_step"] == 12
     for row, point in zip(rows, callback.trajectory, strict=True):
         scalars = {key: value for key, value in row.items() if key in point.metrics()}
         assert scalars == pytest.approx(point.metrics(), rel=1e-12)
+        assert scalars["ib/tokens_seen"] == row["train/global_step"] * 4 * LENGTH
+        assert row["ib/phase"] == callback.trajectory.phases().known[callback.trajectory.index(point)]
+        # A run of twelve steps never compresses.
+        selectable = {key: value for key, value in row.items() if key.startswith("ib/selectable/")}
+        assert set(selectable) == {f"ib/selectable/{name}" for name in PRIMARY_SCALARS}
+        assert all(math.isnan(value) for value in selectable.values())
         assert row["ib/plane/_type"] == "image-file"
         with Image.open(run.files / row["ib/plane/path"]) as image:
             assert image.format == "PNG"
@@ -56,6 +94,64 @@ def test_rows_of_an_offline_run_of_the_trainer(tmp_path: Path, monkeypatch: pyte
     assert run.step_metrics["ib/*"] == "train/global_step"
     losses = [row["train/global_step"] for row in run.rows if "train/loss" in row]
     assert losses == [3, 6, 9, 12], "the trainer's own rows have suffered"
+    assert not any("train/loss" in row for row in [*rows, last]), "and rows were merged"
+
+    table = run.table(last, "ib/trajectory")
+    assert [line["step"] for line in table] == [0, 5, 10, 12]
+    for line, point in zip(table, callback.trajectory, strict=True):
+        assert {name: line[name] for name in point.scalars()} == point.scalars()
+    assert run.summary["ib/final_optimality"] == pytest.approx(callback.trajectory[-1].optimality)
+    assert 0 < run.summary["ib/cost_seconds"] <= callback.cost.seconds
+    assert "ib/best_step" not in run.summary
+
+
+def test_rows_of_a_run_that_the_user_has_opened(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    follow(monkeypatch, made_up_run(C, E, steps=range(31), without=[7]))
+    opened = wandb.init(project="mine", dir=str(offline))
+    callback = tiny_callback(
+        every_n_steps=1, orders="token", tokens_per_step=64, select="optimality",
+        early_stopping=PlateauStopping(**STOPPING),
+    )  # fmt: skip
+    own = Each("on_step_end", lambda state, control, model: opened.log({"mine": state.global_step}))
+    saving = {"steps": 30, "save_strategy": "steps", "save_steps": 4}
+    with pytest.warns(RuntimeWarning, match="Nothing could be measured at step 7"):
+        tiny_trainer(offline / "run", [callback, own], **saving).train()
+    assert wandb.run is opened, "the run is the user's to finish"
+    wandb.finish()
+
+    (run,) = read_offline_runs(offline)
+    rows, last = of_ours(run)
+    measured = [step for step in range(24) if step != 7]
+    assert [row["train/global_step"] for row in rows] == measured
+    assert [row["ib/tokens_seen"] for row in rows] == [64 * step for step in measured]
+    assert [row["ib/complexity"] for row in rows] == pytest.approx([C[step] for step in measured])
+    assert [row["mine"] for row in run.rows if "mine" in row] == list(range(1, 24))
+    assert len(run.rows) == len(rows) + 1 + 23
+    assert run.step_metrics["ib/*"] == "train/global_step"
+    selectable = [(row["train/global_step"], row["ib/selectable/optimality"]) for row in rows]
+    assert [step for step, value in selectable if not math.isnan(value)] == list(range(15, 24))
+
+    table = run.table(last, "ib/trajectory")
+    assert [line["step"] for line in table] == list(range(24))
+    # In hindsight: the fit from 4 on and the compression from 10 on.
+    assert [line["phase"] for line in table] == [0] * 4 + [1] * 6 + [2] * 14
+    assert [line["error"] for line in table if line["error"] is not None] == [table[7]["error"]]
+    assert "NaN in h.0" in table[7]["error"]
+    assert table[7]["complexity"] is None
+    assert [line["token/complexity"] for line in table if line["step"] != 7] == pytest.approx(
+        [C[step] for step in measured]
+    )
+    summary = {name.removeprefix("ib/"): value for name, value in run.summary.items() if name.startswith("ib/")}
+    assert {
+        "best_step": 20, "best_by": "optimality", "best_value": pytest.approx(0.8), "fit_start": 4,
+        "compression_start": 10, "final_complexity": pytest.approx(0.3), "final_expressivity": pytest.approx(0.24),
+        "final_optimality": pytest.approx(0.8), "final_distance_to_bound": pytest.approx(0.06), "selected_step": 20,
+        "selected_checkpoint": str(offline / "run" / "checkpoint-20"), "stop_reason": "plateau", "skipped_points": 0,
+    }.items() <= summary.items()  # fmt: skip
+    assert "no improvement on 0.06 at step 20 for 3 measurements" in summary["stop_message"]
+    assert 0 < summary["cost_share"] < 1
 
 
 def test_an_open_run_is_found_and_none_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,3 +198,40 @@ def test_scalars_are_logged_without_a_picture_that_fails(tmp_path: Path, monkeyp
     with pytest.warns(RuntimeWarning, match=r"plane\.png could not be logged to Weights & Biases: OSError"):
         WandbLog("train/global_step").log(run, {"ib/complexity": 0.5}, step=3, plane=tmp_path / "plane.png")
     assert run.rows == [{"ib/complexity": 0.5, "train/global_step": 3}]
+
+
+@pytest.fixture
+def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    def table(columns: list[str], data: list[list[Any]]) -> list[dict[str, Any]]:
+        return [dict(zip(columns, row, strict=True)) for row in data]
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Table=table, Image=lambda path: f"image of {path}"))
+
+
+def test_the_end_of_a_run(fake_wandb: None) -> None:
+    points = [measured(0, 0.5, 0.25), failed(10), measured(20, 0.4, 0.3, preference=0.02)]
+    fake = FakeRun()
+    WandbLog("train/global_step").finish(
+        fake, Trajectory(points), {"ib/best_step": 20}, step=25, plane=Path("plane.png")
+    )
+    (row,) = fake.rows
+    table = row.pop("ib/trajectory")
+    assert row == {"ib/plane": "image of plane.png", "train/global_step": 25}
+    assert fake.summary == {"ib/best_step": 20}
+    # A number that only some points have, and a point that is missing.
+    assert [line["step"] for line in table] == [0, 10, 20]
+    assert [line["complexity"] for line in table] == [0.5, None, 0.4]
+    assert [line["preference/information"] for line in table] == [None, None, 0.02]
+    assert [line["error"] for line in table] == [None, "NaN in h.0", None]
+
+
+def test_a_run_without_points_has_a_summary_and_no_table(fake_wandb: None) -> None:
+    fake = FakeRun()
+    WandbLog("train/global_step").finish(fake, Trajectory(), {"ib/cost_seconds": 1.5}, step=0)
+    assert (fake.rows, fake.summary) == ([], {"ib/cost_seconds": 1.5})
+
+
+@pytest.mark.parametrize("broken", ["log", "summary"])
+def test_an_end_that_fails_is_a_warning(broken: str, fake_wandb: None) -> None:
+    with pytest.warns(RuntimeWarning, match="The trajectory could not be logged to Weights & Biases: ConnectionError"):
+        WandbLog("train/global_step").finish(FakeRun(broken), Trajectory([failed(0)]), {"ib/a": 1.0}, step=3)

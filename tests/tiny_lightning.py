@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -9,9 +12,11 @@ from typing import Any
 
 import lightning.pytorch
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_hf import random_ids, tiny_model, tiny_probe
 from torch.utils.data import DataLoader
 
+import ib_callback as ib
 from ib_callback.lightning import IBCallback
 
 ROWS = 48
@@ -95,3 +100,42 @@ def tiny_trainer(
     }
     callbacks = list(callbacks) if isinstance(callbacks, Sequence) else callbacks
     return package.Trainer(callbacks=callbacks, **{**settings, **arguments})
+
+
+def saving(directory: Path, every: int, **arguments: Any) -> ModelCheckpoint:
+    """Every checkpoint there is, called by its step, in the folder `saved`; unless the arguments say otherwise."""
+    settings = {"every_n_train_steps": every, "save_top_k": -1, "filename": "{step}", **arguments}
+    return ModelCheckpoint(directory / "saved", **settings)
+
+
+def saved_steps(directory: Path) -> set[str]:
+    """Names of the checkpoints on the disk, without the ending."""
+    return {path.stem for path in (directory / "saved").iterdir()}
+
+
+def numbers(point: ib.Measurement) -> dict[str, float]:
+    """All that is measured, without how long it took."""
+    return {name: value for name, value in point.metrics().items() if name not in ("ib/seconds", "ib/overhead")}
+
+
+def measured(model: torch.nn.Module, step: int) -> dict[str, float]:
+    return numbers(ib.Meter(tiny_probe(), num_bins=12, batch_size=3).measure(model, step=step))
+
+
+def published(trainer: Any) -> dict[str, float]:
+    """The numbers of a point as stock callbacks see them; one that is undefined is NaN, and left out here."""
+    values = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("ib/")}
+    derived = ("ib/phase", "ib/selectable/")
+    return {name: value for name, value in values.items() if not math.isnan(value) and not name.startswith(derived)}
+
+
+def csv_rows(directory: Path) -> list[dict[str, str]]:
+    with open(directory / "metrics.csv", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Of a process that is to find the package and these helpers."""
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}

@@ -16,11 +16,18 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 @dataclass
 class OfflineRun:
-    """Rows of the history in the order of logging, step metrics by glob, and the directory of the files."""
+    """Rows of the history in the order of logging, step metrics by glob, the summary, and where the files are."""
 
     files: Path
     rows: list[dict[str, Any]] = field(default_factory=list)
     step_metrics: dict[str, str] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def table(self, row: dict[str, Any], key: str) -> list[dict[str, Any]]:
+        """The rows of a table that was logged under `key`, each by the names of its columns."""
+        assert row[f"{key}/_type"] == "table-file"
+        table = json.loads((self.files / row[f"{key}/path"]).read_text())
+        return [dict(zip(table["columns"], values, strict=True)) for values in table["data"]]
 
 
 def read_offline_runs(directory: Path) -> list[OfflineRun]:
@@ -36,11 +43,16 @@ def _read(path: Path) -> OfflineRun:
         record = Record.FromString(data)
         kind = record.WhichOneof("record_type")
         if kind == "history":
-            items = record.history.item
-            run.rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+            run.rows.append(_values(record.history.item))
+        elif kind == "summary":
+            run.summary.update(_values(record.summary.update))
         elif kind == "metric" and record.metric.glob_name:
             run.step_metrics[record.metric.glob_name] = record.metric.step_metric
     return run
+
+
+def _values(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
 def _records(content: bytes) -> Iterator[bytes]:

@@ -1,0 +1,370 @@
+"""Killed at any point and resumed, a run of HuggingFace's Trainer ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kill_runs import (
+    CHECKPOINTS,
+    TRAJECTORY,
+    ForkServer,
+    KilledRun,
+    die,
+    die_appending,
+    die_in,
+    ending,
+    progress,
+    run_in_new_process,
+    wait_to_be_killed,
+    without_timings,
+)
+from safetensors.torch import load_file
+from tiny_hf import Each, tiny_callback, tiny_model, tiny_probe, tiny_trainer
+from transformers import GPT2LMHeadModel, Trainer, TrainerState
+from transformers.utils.logging import disable_progress_bar
+
+import ib_callback as ib
+from ib_callback.checkpoints import CheckpointFile, find_checkpoints
+from ib_callback.hf import IBCallback
+
+SAVE_STEPS = 3
+ORDERS = ("token", "bigram")
+
+
+# --- in the processes that are killed
+
+
+def prepare() -> None:
+    disable_progress_bar()  # it starts a thread
+    # Makes a table of all architectures.
+    with tempfile.TemporaryDirectory() as directory:
+        tiny_model().save_pretrained(directory)
+
+
+def part(
+    directory: str, resume: str | None, death: Sequence[Any] | None = None, leash: int | None = None, steps: int = 30
+) -> dict[str, Any]:
+    """Train until the rule stops the run or, before that, to a death: its place and number (see `arm`).
+
+    `leash` is the step at which to wait for the death that comes from outside.
+    """
+    callback = tiny_callback(
+        every_n_steps=2,
+        orders=ORDERS,
+        early_stopping=ib.PlateauStopping("bigram/optimality", mode="max", arm="immediately"),
+        select="optimality",
+        select_from=SAVE_STEPS,
+    )
+
+    def tell(state: TrainerState, control: Any, model: torch.nn.Module) -> None:
+        progress(f"step {state.global_step}")
+
+    def wait(state: TrainerState, control: Any, model: torch.nn.Module) -> None:
+        if leash is not None and state.global_step >= leash:
+            wait_to_be_killed()
+
+    trainer = tiny_trainer(
+        Path(directory),
+        [callback, Each("on_step_end", tell), Each("on_step_begin", wait)],
+        # What a resumed run has learned must come from its checkpoint.
+        model=tiny_model() if resume is None else tiny_model(seed=99),
+        steps=steps,
+        save_strategy="steps",
+        save_steps=SAVE_STEPS,
+        save_total_limit=2,
+    )
+    assert trainer.model.config.resid_pdrop > 0
+    if death is not None:
+        arm(trainer, callback, *death)
+    trainer.train(resume_from_checkpoint=resume)
+    return {**ending(callback), "steps": trainer.state.global_step}
+
+
+def arm(trainer: Trainer, callback: IBCallback, place: str, number: int) -> None:
+    """Have the process die at a place: at that optimizer step, or the time that it gets there."""
+
+    def now(*args: Any, **kwargs: Any) -> bool:
+        return trainer.state.global_step == number
+
+    def has_step(entry: dict[str, Any]) -> bool:
+        return entry["step"] == number
+
+    calls = 0
+
+    def is_call(*args: Any) -> bool:
+        nonlocal calls
+        calls += os.path.basename(args[-1]).startswith("ib_")
+        return calls == number
+
+    how_much = {"half": lambda n: n // 2, "all but its end": lambda n: n - 1, "all": lambda n: n}
+    what, _, where = place.partition(" of the ")
+    if where in ("line", "checkpoint line"):
+        die_appending(TRAJECTORY if where == "line" else CHECKPOINTS, has_step, how_much[what])
+    elif where == "rotation":
+        die_deleting(what, now)
+    elif place == "measurement":
+        die_measuring(trainer.model, now)
+    elif place == "weights saved":
+        die_in(torch, "save", lambda *args, **kwargs: now() and str(args[1]).endswith("optimizer.pt"))
+    elif place == "state not saved":
+        die_in(TrainerState, "save_to_json", now)
+    elif place == "state half saved":
+        die_in_half_a_state(now)
+    elif place == "state saved":
+        die_in(TrainerState, "save_to_json", now, after=True)
+    else:
+        when, _, event = place.partition(" ")
+        assert when in ("before", "after"), place
+        if event == "replacing":
+            die_in(os, "replace", is_call, after=when == "after")
+        else:
+            die_in(callback, event, now, after=when == "after")
+
+
+def die_measuring(model: torch.nn.Module, now: Any) -> None:
+    forwards = 0
+
+    def forward(block: torch.nn.Module, inputs: Any) -> None:
+        nonlocal forwards
+        if not block.training and now():
+            forwards += 1
+            if forwards == 2:  # batches of the probe
+                die()
+
+    model.transformer.h[1].register_forward_pre_hook(forward)
+
+
+def die_in_half_a_state(now: Any) -> None:
+    save = TrainerState.save_to_json
+
+    def save_half(state: TrainerState, path: str) -> None:
+        save(state, path)
+        if now():
+            os.truncate(path, os.path.getsize(path) // 2)
+            die()
+
+    TrainerState.save_to_json = save_half
+
+
+def die_deleting(first: str, now: Any) -> None:
+    rmtree = shutil.rmtree
+
+    def delete(path: Any, *args: Any, **kwargs: Any) -> None:
+        if now() and os.path.basename(path).startswith("checkpoint-"):
+            os.remove(os.path.join(path, first))
+            die()
+        rmtree(path, *args, **kwargs)
+
+    shutil.rmtree = delete
+
+
+def measure(path: str, step: int) -> dict[str, Any]:
+    """A checkpoint on the disk, measured again."""
+    meter = ib.Meter(tiny_probe(), orders=ORDERS, num_bins=12, batch_size=3)
+    return without_timings(meter.measure(GPT2LMHeadModel.from_pretrained(path), step=step).to_dict())
+
+
+# --- in the process of the test
+
+
+def loads(*files: Callable[[], Any]) -> bool:
+    try:
+        return all(load() is not None for load in files)
+    except Exception:  # whatever it is that a torn file does
+        return False
+
+
+def has_model(path: Path) -> bool:
+    """Whether a checkpoint is one of its model: asked of its files, whatever the callback says of them."""
+    return loads(
+        lambda: load_file(path / "model.safetensors"), lambda: json.loads((path / "trainer_state.json").read_text())
+    )
+
+
+def can_be_resumed(path: Path) -> bool:
+    files = [path / name for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")]
+    # Of the random states only that they are there: they are written before the trainer's state.
+    return (
+        has_model(path) and files[2].exists() and loads(*(partial(torch.load, f, weights_only=True) for f in files[:2]))
+    )
+
+
+def last_checkpoint(directory: Path) -> tuple[int, Path] | None:
+    checkpoints = [(int(path.name.rpartition("-")[2]), path) for path in directory.glob("checkpoint-*")]
+    return max(((step, path) for step, path in checkpoints if can_be_resumed(path)), default=None)
+
+
+def assert_none_torn_is_named(directory: Path) -> None:
+    """Neither the record nor the search for files may take a folder for a checkpoint because it has its name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        recorded = CheckpointFile(directory).existing()
+    for path in [*recorded.values(), *find_checkpoints(directory).values()]:
+        assert has_model(path), path.name
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    with ForkServer(__name__) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    result = server.run("part", directory=str(directory), resume=None).result
+    stop, reason, _ = result["decision"]
+    selected, stopped = result["selected"][0], result["points"][-1]["step"]
+    # Else nothing would be tested.
+    assert stop
+    assert reason in ("plateau", "diverging")
+    assert stopped == result["steps"] < 30
+    assert stopped % SAVE_STEPS == SAVE_STEPS - 1, "one step later is a checkpoint of the schedule, which deletes one"
+    assert SAVE_STEPS < selected < stopped - 2 * SAVE_STEPS, "it was the first, or save_total_limit=2 alone kept it"
+    assert all(point["error"] is None for point in result["points"])
+    return result
+
+
+def new_run(server: ForkServer, directory: Path) -> KilledRun:
+    return KilledRun(directory, partial(server.run, "part"), last_checkpoint)
+
+
+def measured_by(server: ForkServer) -> Callable[[str, int], dict[str, Any]]:
+    return lambda path, step: server.run("measure", path=path, step=step).result
+
+
+PLACES = [
+    # place, at which step, whether the checkpoint of that step can be resumed from
+    ("measurement", "start", False),
+    ("measurement", "best", False),
+    ("measurement", "stop", False),
+    ("weights saved", "best", False),
+    ("state not saved", "best", False),
+    ("state half saved", "best", False),
+    ("state saved", "best", True),
+    ("model.safetensors of the rotation", "best", True),
+    ("trainer_state.json of the rotation", "best", True),
+    ("before on_save", "best", True),
+    ("half of the line", "stop", False),
+    ("all but its end of the line", "best", False),
+    ("all of the line", "best", False),
+    ("half of the checkpoint line", "best", True),
+    ("all but its end of the checkpoint line", "best", True),
+]
+
+
+@pytest.mark.parametrize(("place", "when", "saved"), PLACES, ids=[f"{place}, {when}" for place, when, _ in PLACES])
+def test_killed_once(
+    place: str, when: str, saved: bool, uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path
+) -> None:
+    step = {"start": 0, "best": uninterrupted["selected"][0], "stop": uninterrupted["points"][-1]["step"]}[when]
+    run = new_run(server, tmp_path)
+    run.killed(death=(place, step))
+    assert_none_torn_is_named(tmp_path)
+    run.finish_like(uninterrupted, measured_by(server))
+    assert run.resumed == [0, step if saved else max(0, step - 1) // SAVE_STEPS * SAVE_STEPS]
+    assert_none_torn_is_named(tmp_path)
+
+
+def test_killed_again_and_again(uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path) -> None:
+    """In every part at another place; some parts come no further than the one before."""
+    run = new_run(server, tmp_path)
+    last = uninterrupted["points"][-1]["step"]
+    deaths = [
+        # resumed from, place, step
+        (0, "measurement", 2),
+        (0, "state not saved", 3),
+        (0, "half of the line", 4),
+        (3, "weights saved", 6),
+        (3, "measurement", 6),
+        (3, "half of the checkpoint line", 6),
+        (6, "all of the line", 8),
+        (6, "state half saved", 9),
+        (6, "model.safetensors of the rotation", 9),
+        (9, "before on_save", 12),
+        (12, "all but its end of the line", 15),
+        (12, "trainer_state.json of the rotation", 18),
+        (18, "all of the line", last),
+        (18, "state saved", last),
+    ]
+    for _, place, step in deaths:
+        run.killed(death=(place, step))
+        assert_none_torn_is_named(tmp_path)
+    assert run.resumed == [resumed for resumed, _, _ in deaths]
+    run.finish_like(uninterrupted, measured_by(server))
+    assert_none_torn_is_named(tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_random(seed: int, uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path) -> None:
+    chance, run = random.Random(seed), new_run(server, tmp_path)
+    for _ in range(5):
+        run.killed_at_random(chance, last=uninterrupted["points"][-1]["step"])
+        assert_none_torn_is_named(tmp_path)
+    run.finish_like(uninterrupted, measured_by(server))
+    assert run.kills == 5
+
+
+@pytest.mark.parametrize(("step", "number"), [(2, 1), (8, 1), (8, 2)], ids=["moved away", "copied", "shortened"])
+def test_killed_while_it_takes_up_the_old_trajectory(
+    step: int, number: int, uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path
+) -> None:
+    """A run that begins anew moves the file away; one that resumes copies it and then shortens it."""
+    run = new_run(server, tmp_path)
+    for when in ("before", "after"):
+        run.killed(death=("all of the line", step))
+        run.killed(death=(f"{when} replacing", number))
+    run.finish_like(uninterrupted, measured_by(server))
+
+
+def test_killed_and_resumed_in_processes_of_their_own(
+    uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path
+) -> None:
+    run = KilledRun(tmp_path, partial(run_in_new_process, __name__, "part"), last_checkpoint)
+    run.killed(death=("half of the line", 9))
+    run.finish_like(uninterrupted, measured_by(server))
+    assert run.resumed == [0, 6]
+    assert "the last line is torn" in run.log
+
+
+def test_killed_after_the_stop(uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path) -> None:
+    """A Trainer that resumes where it had stopped takes one more step before it sees that; it must leave no trace."""
+    run = new_run(server, tmp_path)
+    last = uninterrupted["points"][-1]["step"]
+    run.killed(death=("after on_save", last))
+    run.killed(death=("before on_train_end", last + 1))
+    run.finish_like(uninterrupted, measured_by(server))
+    assert run.resumed == [0, last, last]
+
+
+@pytest.mark.parametrize(
+    ("deaths", "resumed"),
+    [
+        ([("measurement", 14)], [0, 12]),
+        ([("after on_save", 14)], [0, 14]),
+        ([("after on_save", 14), ("before on_train_end", 15)], [0, 14, 14]),
+    ],
+    ids=["before it is saved", "after it is saved", "and once more"],
+)
+def test_killed_at_the_last_step_of_a_run_that_no_rule_stops(
+    deaths: list[tuple[str, int]], resumed: list[int], server: ForkServer, tmp_path: Path
+) -> None:
+    whole = server.run("part", directory=str(tmp_path / "whole"), resume=None, steps=14).result
+    assert whole["decision"][0] is False
+    assert whole["points"][-1]["step"] == 14
+    run = new_run(server, tmp_path / "killed")
+    for death in deaths:
+        run.killed(death=death, steps=14)
+    run.finish_like(whole, measured_by(server), steps=14)
+    assert run.resumed == resumed

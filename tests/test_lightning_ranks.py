@@ -1,0 +1,129 @@
+"""Two processes that train together."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_lightning import environment, measured, numbers, tiny_module
+
+import ib_callback as ib
+from ib_callback.trajectory_lines import FILENAME
+
+TWO_RANKS = """
+import sys
+from datetime import timedelta
+from pathlib import Path
+import torch
+from torch.distributed.fsdp import fully_shard
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from tiny_lightning import tiny_callback, tiny_module, tiny_trainer
+from ib_callback.errors import TrajectoryError
+
+directory, rank = Path(sys.argv[1]), int(sys.argv[2])
+gloo = {"process_group_backend": "gloo", "timeout": timedelta(seconds=60)}
+
+
+def train(name, callbacks, ckpt_path=None, module=None, **arguments):
+    settings = {"strategy": DDPStrategy(**gloo), "logger": CSVLogger(directory, name="log"), **arguments}
+    trainer = tiny_trainer(directory, callbacks, steps=5, devices=2, **settings)
+    module = tiny_module() if module is None else module
+    trainer.fit(module, ckpt_path=ckpt_path)
+    assert trainer.world_size == 2
+    assert trainer.global_rank == rank
+    if callbacks:
+        callbacks[0].trajectory.save(directory / f"{name}_{rank}.jsonl")
+        metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("ib/") and v == v}
+        assert metrics == callbacks[0].trajectory[-1].metrics(), metrics
+    return module
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+best = ModelCheckpoint(directory / "saved", monitor="ib/optimality", mode="max", every_n_train_steps=2, save_top_k=-1,
+                       filename="{step}")
+trained = train("ddp", [tiny_callback(every_n_steps=2), best], enable_checkpointing=True)
+assert same(trained, train("without", []))
+train("resumed", [tiny_callback(every_n_steps=2)], ckpt_path=directory / "saved" / "step=2.ckpt")
+
+try:
+    train("unwritable", [tiny_callback(output_dir=directory / "file" / "below")])
+except TrajectoryError as error:
+    print(f"rank {rank}: {error}")
+
+
+class Sharded(type(tiny_module())):
+    def __init__(self, whole):
+        super().__init__()
+        self.whole = whole
+
+    def configure_model(self):
+        for block in self.net.transformer.h:
+            fully_shard(block, mesh=self.device_mesh["data_parallel"])
+        fully_shard(self if self.whole else self.net, mesh=self.device_mesh["data_parallel"])
+
+    def training_step(self, batch, batch_idx):
+        # Whatever is sharded last has to be called as a whole.
+        return self(batch) if self.whole else self.net(input_ids=batch, labels=batch).loss
+
+    def forward(self, batch):
+        return self.net(input_ids=batch, labels=batch).loss
+
+
+for whole in (False, True):
+    kept = []
+    for callbacks in ([tiny_callback(every_n_steps=2)], []):
+        module = train(f"sharded_{whole}", callbacks, module=Sharded(whole), strategy=ModelParallelStrategy(**gloo))
+        kept.append([p.to_local().clone() if hasattr(p, "to_local") else p.clone() for p in module.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True)), whole
+print("done")
+"""
+
+
+def test_two_ranks_measure_the_same_and_one_writes(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "file").touch()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_RANKS, str(tmp_path), str(rank)],
+            env=environment(
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+                WORLD_SIZE="2",
+                NODE_RANK="0",
+                LOCAL_RANK=str(rank),
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        output = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
+
+    for run in ("ddp", "resumed", "sharded_False", "sharded_True"):
+        first, second = (ib.Trajectory.load(tmp_path / f"{run}_{rank}.jsonl") for rank in range(2))
+        assert first.steps == second.steps == [0, 2, 4, 5], run
+        assert list(map(numbers, first)) == list(map(numbers, second)), run
+        assert all(point.error is None for point in first), run
+        assert numbers(first[0]) == pytest.approx(measured(tiny_module().net, 0), abs=1e-6), run
+    assert ib.Trajectory.load(tmp_path / "log" / "version_0") == ib.Trajectory.load(tmp_path / "ddp_0.jsonl")
+    written = sorted(path.parent.name for path in tmp_path.glob(f"log/*/{FILENAME}"))
+    assert "version_0" in written
+    for rank, text in enumerate(output):
+        assert f"rank {rank}: " in text
+        assert "cannot write to the output directory" in text
