@@ -7,27 +7,43 @@ import sys
 from collections.abc import Sequence
 
 from ib_callback._version import __version__
-from ib_callback.errors import ProbeError, TrajectoryError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     options = _parser().parse_args(argv)
-    from ib_callback.demo import run_demo
-
     try:
-        run_demo(
-            steps=options.steps,
-            minutes=options.minutes,
-            every=options.every,
-            output_dir=options.output_dir,
-            seed=options.seed,
-            threads=options.threads,
-        )
-    except (ImportError, ProbeError, TrajectoryError) as error:
+        return options.run(options)
+    except (ImportError, ValueError) as error:  # our own errors on probes and trajectories are ValueErrors
         print(f"ib-callback: {error}", file=sys.stderr)
         return 1
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from ib_callback.demo import run_demo
+
+    run_demo(
+        steps=options.steps,
+        minutes=options.minutes,
+        every=options.every,
+        output_dir=options.output_dir,
+        seed=options.seed,
+        threads=options.threads,
+    )
     return 0
+
+
+def _select(options: argparse.Namespace) -> int:
+    from ib_callback.select_report import select_report
+
+    report = select_report(options.run_dir, by=options.by, select_from=options.select_from, mode=options.mode)
+    if not options.path_only:
+        print(report.text)
+    elif report.path is not None:
+        print(report.path)
+    if report.path is None:
+        print(f"ib-callback: {report.choice.describe()}", file=sys.stderr)
+    return 0 if report.path is not None else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,7 +67,32 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output-dir", default="ib_demo", metavar="DIR", help="where everything is written")
     demo.add_argument("--seed", type=_seed, default=0, help="of the weights and of the order of the text")
     demo.add_argument("--threads", type=_positive, default=1, metavar="N", help="CPU threads")
+    demo.set_defaults(run=_demo)
+    select = commands.add_parser(
+        "select",
+        help="the best existing checkpoint of a finished run",
+        description="Print the best existing checkpoint of a run that was followed, HuggingFace's or Lightning's, with "
+        "all candidates and why the others are none.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    select.add_argument("run_dir", metavar="RUN_DIR", help="where ib_trajectory.jsonl lies, or a directory above")
+    select.add_argument("--by", default="optimality", metavar="METRIC", help="a metric as logged, or a feature")
+    select.add_argument(
+        "--from", dest="select_from", type=_select_from, default="compression", metavar="compression|fit|STEP",
+        help="from when on points can be selected",
+    )  # fmt: skip
+    select.add_argument("--mode", choices=("min", "max"), help="which values are better, if it is not known")
+    select.add_argument("--path-only", action="store_true", help="print nothing but the path")
+    select.set_defaults(run=_select)
     return parser
+
+
+def _select_from(text: str) -> str | int:
+    if text in ("compression", "fit"):
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected compression, fit or a step, got {text}")
+    return int(text)
 
 
 def _positive(text: str) -> int:
