@@ -6,6 +6,9 @@ import json
 import os
 import pickle
 import re
+import zipfile
+from collections import Counter
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -19,8 +22,12 @@ FILENAME = "ib_checkpoints.jsonl"
 
 _HF_FOLDER = re.compile(r"checkpoint-(\d+)")
 _LIGHTNING_STEP = re.compile(r"step[=_-]?(\d+)")
-# Whatever of these a trainer's own folder has, the weights are there.
+# Whatever of these HuggingFace's Trainer leaves in a folder, beside what it needs to go on training, is weights.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "pytorch_model_fsdp_*", "global_step*")
+_NO_WEIGHTS = ("training_args.*", "optimizer*", "scheduler*", "scaler*", "rng_state*")
+_SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\..*")
+# What Lightning writes last into a checkpoint that is a folder: everything but the weights.
+_LIGHTNING_REST = "meta.pt"
 
 
 class CheckpointFile:
@@ -68,10 +75,14 @@ class CheckpointFile:
     def existing(self) -> dict[int, Path]:
         """The checkpoints that are still there, by step.
 
-        A path that was written again at a later step holds that step's weights only.
+        A path that was written again at a later step holds that step's weights only. Of several with the same
+        weights it is one that is not going to be overwritten.
         """
         step_of = {path: step for step, path in self._entries}
-        found = {step: path for step, path in self._entries if step_of[path] == step and is_complete(path)}
+        found: dict[int, Path] = {}
+        for step, path in sorted(self._entries, key=lambda entry: _is_last(entry[1])):
+            if step not in found and step_of[path] == step and is_complete(path):
+                found[step] = path
         return dict(sorted(found.items()))
 
     def recorded(self) -> set[int]:
@@ -109,10 +120,15 @@ def is_complete(path: Path) -> bool:
     HuggingFace's Trainer writes `trainer_state.json` last, and Lightning moves a file into place when it is whole.
     """
     if not path.is_dir():
-        return path.is_file() and path.stat().st_size > 0
+        return path.is_file() and path.stat().st_size > 0 and not _is_torn(path)
     if _HF_FOLDER.fullmatch(path.name):
-        return (path / "trainer_state.json").is_file() and any(next(path.glob(p), None) for p in _WEIGHTS)
-    return next(path.iterdir(), None) is not None
+        return (path / "trainer_state.json").is_file() and _has_all_weights(path)
+    return _is_whole_folder(path) and (path.suffix != ".ckpt" or _has_rest(path))
+
+
+def is_checkpoint_folder(path: Path) -> bool:
+    """Whether a directory is a checkpoint, or Lightning's folder of them, by its name."""
+    return path.name == "checkpoints" or path.suffix == ".ckpt" or _HF_FOLDER.fullmatch(path.name) is not None
 
 
 def find_checkpoints(directory: str | os.PathLike[str]) -> dict[int, Path]:
@@ -127,8 +143,7 @@ def find_checkpoints(directory: str | os.PathLike[str]) -> dict[int, Path]:
         match = _HF_FOLDER.fullmatch(path.name)
         if match and is_complete(path):
             found[int(match[1])] = path
-    # Of several with the same weights one that is not going to be overwritten.
-    for path in sorted(root.glob("**/*.ckpt"), key=lambda path: (path.stem.startswith("last"), path)):
+    for path in sorted(root.glob("**/*.ckpt"), key=lambda path: (_is_last(path), path)):
         step = _step_of(path) if is_complete(path) else None
         if step is not None:
             found.setdefault(step, path)
@@ -137,10 +152,45 @@ def find_checkpoints(directory: str | os.PathLike[str]) -> dict[int, Path]:
 
 def _step_of(path: Path) -> int | None:
     """Optimizer steps behind a Lightning checkpoint; None if neither the file nor its name tells."""
-    if path.is_file():
-        try:
-            return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-        except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError):
-            pass
+    file = path / _LIGHTNING_REST if path.is_dir() else path
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        if isinstance(content, dict):
+            return int(content["global_step"])
+    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError):
+        pass
     match = _LIGHTNING_STEP.search(path.stem)
     return None if match is None else int(match[1])
+
+
+def _is_last(path: Path) -> bool:
+    """Whether it is Lightning's `last.ckpt`, which every later checkpoint overwrites."""
+    return path.suffix == ".ckpt" and path.stem.startswith("last")
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a file that `torch.save` began, a zip archive, lacks its end."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(path)
+
+
+def _has_all_weights(path: Path) -> bool:
+    """Whether a folder of HuggingFace's Trainer has weights and, if they are in several pieces, all of these."""
+    weights = [
+        file
+        for file in path.iterdir()
+        if any(fnmatch(file.name, p) for p in _WEIGHTS) and not any(fnmatch(file.name, p) for p in _NO_WEIGHTS)
+    ]
+    pieces = Counter((match[1], int(match[2])) for file in weights if (match := _SHARD.fullmatch(file.name)))
+    whole = all(found == number for (_, number), found in pieces.items())
+    return bool(weights) and whole and all(_is_whole_folder(file) for file in weights if file.is_dir())
+
+
+def _is_whole_folder(path: Path) -> bool:
+    """Whether there is something in it and, with the shards of torch.distributed, their index, written last."""
+    names = os.listdir(path)
+    return bool(names) and (".metadata" in names or not any(name.endswith(".distcp") for name in names))
+
+
+def _has_rest(path: Path) -> bool:
+    return (path / _LIGHTNING_REST).is_file() or next(path.glob("*.distcp"), None) is None

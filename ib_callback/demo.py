@@ -114,6 +114,7 @@ def _contain(directory: Path) -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "MPLCONFIGDIR": str(cache / "matplotlib"),
         "WANDB_CACHE_DIR": str(cache / "wandb"),
+        "WANDB_DATA_DIR": str(cache / "wandb"),  # where tables are staged
     }.items():
         os.environ.setdefault(name, value)
 

@@ -181,9 +181,11 @@ class IBCallback(TrainerCallback):
                 state.best_metric, state.best_global_step, state.best_model_checkpoint = None, None, None
             self._choose(args, state)
         self._running = True
-        if recorder.decision is not None and recorder.decision.stop:
+        stopped = recorder.decision is not None and recorder.decision.stop
+        if stopped or (step > 0 and step >= state.max_steps):
             # The Trainer looks at this only after a step, which it will take; that is not part of the run.
-            recorder.announce(f"this run had stopped at step {step}: {recorder.decision.message}")
+            if recorder.decision is not None and stopped:
+                recorder.announce(f"this run had stopped at step {step}: {recorder.decision.message}")
             control.should_training_stop = True
             self._over = True
 

@@ -27,6 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
+from ib_callback.checkpoints import CheckpointFile
+
 TRAJECTORY = "ib_trajectory.jsonl"
 CHECKPOINTS = "ib_checkpoints.jsonl"
 _TIMINGS = ("seconds", "overhead")
@@ -338,7 +340,8 @@ class KilledRun:
         assert_same_ending(ended.result, uninterrupted)
         assert_same_points(points_in(self.directory), uninterrupted["points"])
         step, _, path = ended.result["selected"]
-        assert Path(path).is_relative_to(self.directory), path
+        named = CheckpointFile(self.directory).existing()
+        assert named.get(step) == Path(path), f"{CHECKPOINTS} names {named}, not {path} of step {step}"
         assert_same_points([measure(path, step)], [p for p in uninterrupted["points"] if p["step"] == step])
 
 

@@ -38,8 +38,9 @@ def train(name, callbacks, ckpt_path=None, module=None, **arguments):
     assert trainer.global_rank == rank
     if callbacks:
         callbacks[0].trajectory.save(directory / f"{name}_{rank}.jsonl")
-        metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("ib/") and v == v}
-        assert metrics == callbacks[0].trajectory[-1].metrics(), metrics
+        point = callbacks[0].trajectory[-1].metrics()
+        metrics = {k: trainer.callback_metrics[k].item() for k in point}
+        assert metrics == point, metrics
     return module
 
 

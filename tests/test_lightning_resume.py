@@ -68,8 +68,10 @@ def test_values_are_there_on_resume_even_if_the_files_are_lost(tmp_path: Path) -
     spy = LambdaCallback(on_train_start=lambda trainer, module: at_start.update(published(trainer)))
     trainer = tiny_trainer(tmp_path, [resumed, spy], steps=6)
     trainer.fit(tiny_module(), ckpt_path=tmp_path / "saved" / "step=4.ckpt")
-    assert at_start == whole.trajectory[-1].metrics()
-    assert resumed.trajectory.steps == [6]
+    expected = whole.trajectory[-1].metrics()
+    timings = ("ib/seconds", "ib/overhead")
+    assert {name: at_start[name] for name in expected if name not in timings} == numbers(whole.trajectory[-1])
+    assert resumed.trajectory.steps == [4, 6]
 
 
 def test_an_earlier_part_that_cannot_be_found_is_a_warning(tmp_path: Path) -> None:
@@ -79,9 +81,11 @@ def test_an_earlier_part_that_cannot_be_found_is_a_warning(tmp_path: Path) -> No
     (Path(first.log_dir) / FILENAME).unlink()
     resumed = tiny_callback(every_n_steps=2)
     trainer = tiny_trainer(tmp_path, [resumed], steps=6, logger=CSVLogger(tmp_path))
-    with pytest.warns(RuntimeWarning, match="earlier part of the trajectory, .*could not be copied.*No such file"):
+    with pytest.warns(
+        RuntimeWarning, match="earlier part of the trajectory, .*could not be taken over, and a new one begins"
+    ):
         trainer.fit(tiny_module(), ckpt_path=tmp_path / "saved" / "step=3.ckpt")
-    assert resumed.trajectory.steps == [4, 6]
+    assert resumed.trajectory.steps == [3, 4, 6]
 
 
 def test_state_is_progress_in_plain_python_under_a_key_of_its_own(tmp_path: Path) -> None:
@@ -94,8 +98,7 @@ def test_state_is_progress_in_plain_python_under_a_key_of_its_own(tmp_path: Path
     states = torch.load(tmp_path / "saved" / "step=3.ckpt", weights_only=True)["callbacks"]
     state = states[callbacks[0].state_key]
     assert json.loads(json.dumps(state)) == state
-    point = callbacks[0].trajectory[1]
-    assert {name: value for name, value in state["metrics"].items() if value is not None} == point.metrics()
+    assert state["last_step"] == 2
     assert state["directory"] == str(tmp_path)
     assert states[callbacks[1].state_key]["directory"] == str(tmp_path / "other")
 
@@ -105,7 +108,7 @@ def test_with_and_without_the_callback_at_either_end(tmp_path: Path) -> None:
     callback = tiny_callback(every_n_steps=2)
     trainer = tiny_trainer(tmp_path, [callback, saving(tmp_path, 6)], steps=6, enable_checkpointing=True)
     trainer.fit(tiny_module(), ckpt_path=tmp_path / "saved" / "step=3.ckpt")
-    assert callback.trajectory.steps == [4, 6]
+    assert callback.trajectory.steps == [3, 4, 6]
     trainer = tiny_trainer(tmp_path, [], steps=8)
     trainer.fit(tiny_module(), ckpt_path=tmp_path / "saved" / "step=6.ckpt")
     assert trainer.global_step == 8

@@ -129,7 +129,8 @@ def test_a_picture_that_fails_is_one_warning_until_it_succeeds(
     recorder.start(model, directory=tmp_path)
     with pytest.warns(RuntimeWarning, match=r"could not be drawn\. OSError: .*No space left") as caught:
         record_all(recorder, model, range(4))
-    assert len(caught) == 2, "for points 1 and 2 together, and for 4"
+    drawing = [w for w in caught if "could not be drawn" in str(w.message)]  # another one: there is no null
+    assert len(drawing) == 2, "for points 1 and 2 together, and for 4"
 
 
 def test_without_matplotlib(model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +163,7 @@ def test_points_that_could_not_be_written_are_kept_and_written_later(
     recorder.start(model, directory=tmp_path)
     with pytest.warns(RuntimeWarning, match="could not be written, and will be tried again") as caught:
         record_all(recorder, model, range(3))
-    assert len(caught) == 1
+    assert len([w for w in caught if "could not be written" in str(w.message)]) == 1
     assert recorder.trajectory.steps == [0, 1, 2]
     full = False
     with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from ib_callback.select_report import select_report
 def make_checkpoint(directory: Path, step: int) -> Path:
     folder = directory / f"checkpoint-{step}"
     folder.mkdir(parents=True)
-    for name in ("model.safetensors", "trainer_state.json"):
+    for name in ("model.safetensors", "trainer_state.json", "optimizer.pt"):
         (folder / name).write_bytes(b"{}")
     return folder
 
