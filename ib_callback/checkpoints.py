@@ -122,13 +122,21 @@ def is_complete(path: Path) -> bool:
     if not path.is_dir():
         return path.is_file() and path.stat().st_size > 0 and not _is_torn(path)
     if _HF_FOLDER.fullmatch(path.name):
-        return (path / "trainer_state.json").is_file() and _has_all_weights(path)
+        return _is_json(path / "trainer_state.json") and _has_all_weights(path)
     return _is_whole_folder(path) and (path.suffix != ".ckpt" or _has_rest(path))
 
 
 def is_checkpoint_folder(path: Path) -> bool:
     """Whether a directory is a checkpoint, or Lightning's folder of them, by its name."""
     return path.name == "checkpoints" or path.suffix == ".ckpt" or _HF_FOLDER.fullmatch(path.name) is not None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def find_checkpoints(directory: str | os.PathLike[str]) -> dict[int, Path]:
