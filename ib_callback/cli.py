@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ib_callback._version import __version__
+
+if TYPE_CHECKING:
+    from ib_callback.selection import SelectFrom
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,14 +41,27 @@ def _demo(options: argparse.Namespace) -> int:
 def _select(options: argparse.Namespace) -> int:
     from ib_callback.select_report import select_report
 
-    report = select_report(options.run_dir, by=options.by, select_from=options.select_from, mode=options.mode)
-    if not options.path_only:
-        print(report.text)
-    elif report.path is not None:
-        print(report.path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            report = select_report(
+                options.run_dir,
+                by=options.by,
+                select_from=_select_from(options.select_from),
+                mode=options.mode,
+                every_row=options.all,
+            )
+        finally:
+            # Without the place in the code, which is of no use to whoever types a command.
+            for message in dict.fromkeys(str(warning.message) for warning in caught):
+                print(f"ib-callback: {message}", file=sys.stderr)
     if report.path is None:
-        print(f"ib-callback: {report.choice.describe()}", file=sys.stderr)
-    return 0 if report.path is not None else 1
+        if not options.path_only:
+            print(report.table)
+        print(f"ib-callback: {report.verdict}", file=sys.stderr)
+        return 1
+    print(report.path if options.path_only else report.text)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,21 +96,28 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("run_dir", metavar="RUN_DIR", help="where ib_trajectory.jsonl lies, or a directory above")
     select.add_argument("--by", default="optimality", metavar="METRIC", help="a metric as logged, or a feature")
     select.add_argument(
-        "--from", dest="select_from", type=_select_from, default="compression", metavar="compression|fit|STEP",
-        help="from when on points can be selected",
+        "--from", dest="select_from", default="compression", metavar="compression|fit|STEP",
+        help="from when on points can be selected: the start of a phase, or a step",
     )  # fmt: skip
     select.add_argument("--mode", choices=("min", "max"), help="which values are better, if it is not known")
-    select.add_argument("--path-only", action="store_true", help="print nothing but the path")
+    select.add_argument("--all", action="store_true", help="show every point also of a long run")
+    select.add_argument("--path-only", action="store_true", help="print nothing but the path, for scripts")
     select.set_defaults(run=_select)
     return parser
 
 
-def _select_from(text: str) -> str | int:
-    if text in ("compression", "fit"):
-        return text
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected compression, fit or a step, got {text}")
-    return int(text)
+def _select_from(text: str) -> SelectFrom:
+    if text == "compression":
+        return "compression"
+    if text == "fit":
+        return "fit"
+    try:
+        step = int(text.replace(",", ""))  # as steps are printed
+    except ValueError:
+        step = -1
+    if step < 0:
+        raise ValueError(f"--from: expected compression, fit or a step (0 or more), got {text!r}")
+    return step
 
 
 def _positive(text: str) -> int:

@@ -72,14 +72,15 @@ def logarithmic(per_decade: int = 8) -> Logarithmic:
 
 
 def never_fires(schedule: Schedule, step: int, max_steps: int) -> bool:
-    """Whether a schedule wants none of the steps after `step` up to `max_steps`.
+    """Whether a schedule wants none of the steps after `step` up to `max_steps`, if there are any.
 
     A schedule is asked step by step until it wants one, for no more than a million steps.
     """
+    if max_steps <= step:
+        return False
     if isinstance(schedule, Every):
         return step // schedule.interval == max_steps // schedule.interval
-    last = min(max_steps, step + 1_000_000)
-    return last > step and not any(schedule(s) for s in range(step + 1, last + 1))
+    return not any(schedule(s) for s in range(step + 1, min(max_steps, step + 1_000_000) + 1))
 
 
 def as_schedule(schedule: int | Schedule) -> Schedule:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -82,9 +81,7 @@ def test_rows_of_an_offline_run(opened_by: str, tmp_path: Path, monkeypatch: pyt
 
     assert last["trainer/global_step"] == 12
     assert {key.split("/")[1] for key in last if key.startswith("ib/")} == {"trajectory"}, "no second point at step 12"
-    table = json.loads((run.files / last["ib/trajectory/path"]).read_text())
-    for values, point in zip(table["data"], points, strict=True):
-        shown = dict(zip(table["columns"], values, strict=True))
+    for shown, point in zip(run.table(last, "ib/trajectory"), points, strict=True):
         assert (shown["step"], shown["error"]) == (point.step, None)
         assert shown["token/optimality_above_null"] == point["token"].optimality_above_null
 

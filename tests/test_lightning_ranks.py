@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from scripted import BEST
+from synthetic_runs import STOPPING
 from tiny_lightning import environment, measured, numbers, tiny_module
 
 import ib_callback as ib
 from ib_callback.trajectory_lines import FILENAME
 
 TWO_RANKS = """
+import json
 import sys
 from datetime import timedelta
 from pathlib import Path
+import pytest
 import torch
 from torch.distributed.fsdp import fully_shard
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from scripted import follow
+from synthetic_runs import STOPPING
 from tiny_lightning import tiny_callback, tiny_module, tiny_trainer
+import ib_callback as ib
 from ib_callback.errors import TrajectoryError
 
 directory, rank = Path(sys.argv[1]), int(sys.argv[2])
 gloo = {"process_group_backend": "gloo", "timeout": timedelta(seconds=60)}
 
 
-def train(name, callbacks, ckpt_path=None, module=None, **arguments):
+def train(name, callbacks, ckpt_path=None, module=None, steps=5, **arguments):
     settings = {"strategy": DDPStrategy(**gloo), "logger": CSVLogger(directory, name="log"), **arguments}
-    trainer = tiny_trainer(directory, callbacks, steps=5, devices=2, **settings)
+    trainer = tiny_trainer(directory, callbacks, steps=steps, devices=2, **settings)
     module = tiny_module() if module is None else module
     trainer.fit(module, ckpt_path=ckpt_path)
     assert trainer.world_size == 2
@@ -76,6 +84,25 @@ class Sharded(type(tiny_module())):
 
     def forward(self, batch):
         return self.net(input_ids=batch, labels=batch).loss
+
+
+with pytest.MonkeyPatch.context() as patch:
+    follow(patch)
+    measure = ib.Meter.measure
+
+    def fails_on_one_rank(meter, model, *, step=None):
+        if step == 12 + rank:
+            raise RuntimeError(f"rank {rank} had no luck")
+        return measure(meter, model, step=step)
+
+    patch.setattr(ib.Meter, "measure", fails_on_one_rank)
+    rules = {"early_stopping": ib.PlateauStopping(**STOPPING), "select": "optimality"}
+    callback = tiny_callback(every_n_steps=1, orders="token", output_dir=directory / "stopped", **rules)
+    latest = ModelCheckpoint(directory / "stopped", every_n_train_steps=2, filename="{step}")
+    module = train("stopped", [callback, latest], steps=30, enable_checkpointing=True)
+    selected = callback.selected
+    ending = [len(module.losses), callback.decision.message, selected.step, selected.value, str(selected.path)]
+    (directory / f"ending_{rank}.json").write_text(json.dumps(ending))
 
 
 for whole in (False, True):
@@ -125,6 +152,15 @@ def test_two_ranks_measure_the_same_and_one_writes(tmp_path: Path) -> None:
     assert ib.Trajectory.load(tmp_path / "log" / "version_0") == ib.Trajectory.load(tmp_path / "ddp_0.jsonl")
     written = sorted(path.parent.name for path in tmp_path.glob(f"log/*/{FILENAME}"))
     assert "version_0" in written
+    first, second = (ib.Trajectory.load(tmp_path / f"stopped_{rank}.jsonl") for rank in range(2))
+    assert first.steps == list(range(24))
+    assert list(map(numbers, first)) == list(map(numbers, second))
+    assert {point.step: point.error for point in second if point.error} == {12: "RuntimeError: rank 0 had no luck"}
+    reason = ib.PlateauStopping(**STOPPING).replay(first).message
+    endings = [json.loads((tmp_path / f"ending_{rank}.json").read_text()) for rank in range(2)]
+    path = str(tmp_path / "stopped" / "step=20.ckpt")
+    assert endings[0] == endings[1] == [23, reason, 20, BEST.optimality, path]
+    assert sorted(path.name for path in (tmp_path / "stopped").glob("*.ckpt")) == ["step=20.ckpt", "step=22.ckpt"]
     for rank, text in enumerate(output):
         assert f"rank {rank}: " in text
         assert "cannot write to the output directory" in text

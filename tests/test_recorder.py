@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scripted import BEST, COURSE, follow
+from synthetic_runs import STOPPING
 from tiny_hf import random_states, tiny_model, tiny_probe
 
 from ib_callback import Meter, Trajectory, every
 from ib_callback import plot as plot_module
 from ib_callback import recorder as module
 from ib_callback.errors import TrajectoryError
-from ib_callback.recorder import PLANE_FILENAME, Recorder
+from ib_callback.recorder import PLANE_FILENAME, Recorder, Selected
+from ib_callback.stopping import PlateauStopping
 from ib_callback.trajectory_lines import FILENAME
 
 
@@ -170,3 +173,160 @@ def test_points_that_could_not_be_written_are_kept_and_written_later(
         warnings.simplefilter("error")
         recorder.finish()
     assert Trajectory.load(tmp_path) == recorder.trajectory
+
+
+# --- along a made-up run
+
+
+def along(directory: Path, *steps: int, **settings: Any) -> Recorder:
+    """A recorder that has been along `COURSE`; `follow` must have been called."""
+    recorder = Recorder(Meter(tiny_probe(), orders="token", num_bins=12), every(1), draw_plane=False, **settings)
+    recorder.start(tiny_model(), directory=directory)
+    for step in steps:
+        with recorder.at_work():
+            recorder.record(tiny_model(), step)
+    return recorder
+
+
+def saved(recorder: Recorder, directory: Path, *steps: int) -> None:
+    for step in steps:
+        path = directory / f"weights-{step}.ckpt"
+        path.write_bytes(b"weights")
+        recorder.saved(step, path)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "warns"),
+    [(every(50), 0, True), (every(50), 49, False), (every(5), 0, False), (lambda step: False, 3, True)],
+)
+def test_a_schedule_that_never_fires_is_a_warning_of_the_process_that_writes(
+    schedule: Any, step: int, warns: bool, model: torch.nn.Module, tmp_path: Path
+) -> None:
+    last = 50 if step == 49 else 40
+    recorder = Recorder(Meter(tiny_probe(), orders="token", num_bins=12), schedule, draw_plane=False)
+    if warns:
+        with pytest.warns(RuntimeWarning, match=f"never fires between step {step} and the last one, {last}: only"):
+            recorder.start(model, directory=tmp_path, step=step, max_steps=last)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if not warns:
+            recorder.start(model, directory=tmp_path, step=step, max_steps=last)
+        recorder.start(model, directory=tmp_path, step=step, max_steps=last, writes=False)
+        recorder.start(model, directory=tmp_path, step=step)
+
+
+def test_of_several_steps_at_once_any_may_be_due(model: torch.nn.Module, tmp_path: Path) -> None:
+    recorder = Recorder(Meter(tiny_probe(), orders="token", num_bins=12), every(10), draw_plane=False)
+    recorder.start(model, directory=tmp_path)
+    assert [recorder.due(step) for step in (10, 12)] == [True, False]
+    assert [recorder.due(step, since=since) for step, since in ((12, 8), (12, 9), (12, 10), (10, 8))] == [
+        True, True, False, True,
+    ]  # fmt: skip
+
+
+def test_errors_at_the_start_are_raised_unless_memory_ran_out(
+    model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = make_recorder()
+    recorder.start(model, directory=tmp_path)
+    failure: list[Exception] = [TypeError("a mistake of the user")]
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise failure[0]
+
+    monkeypatch.setattr(recorder.meter, "measure", fail)
+    with pytest.raises(TypeError, match="a mistake of the user"):
+        recorder.record(model, 0, at_start=True)
+    assert len(recorder.trajectory) == 0
+    failure[0] = torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.warns(RuntimeWarning, match=r"at step 0; .* OutOfMemoryError: CUDA out of memory"):
+        recorder.record(model, 0, at_start=True)
+    assert recorder.trajectory.steps == [0]
+    assert not recorder.has_values
+
+
+def test_tokens_seen_are_those_that_are_counted_or_else_reckoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(monkeypatch)
+    recorder = along(tmp_path, 0, 3, tokens_per_step=100)
+    recorder.record(tiny_model(), 4, tokens_seen=123)
+    assert [point.tokens_seen for point in recorder.trajectory] == [0, 300, 123]
+
+
+def test_the_best_of_the_checkpoints_that_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(monkeypatch)
+    recorder = along(tmp_path, *range(24), select="optimality")
+    assert recorder.selected() is None
+    assert recorder.why_none_selected().startswith("No point can be selected: not in the compression phase; no check")
+    # Also with one that is about to be saved, which is not there yet.
+    assert recorder.selected(also=18) == Selected(step=18, value=COURSE[18].optimality, path=None)
+    saved(recorder, tmp_path, 8, 17, 19)
+    there = Selected(step=19, value=COURSE[19].optimality, path=tmp_path / "weights-19.ckpt")
+    assert recorder.selected() == recorder.selected(also=18) == there
+    assert recorder.selected(also=20) == Selected(step=20, value=BEST.optimality, path=None)
+    (tmp_path / "weights-19.ckpt").unlink()
+    assert recorder.selected() == Selected(step=17, value=COURSE[17].optimality, path=tmp_path / "weights-17.ckpt")
+    without = along(tmp_path, 0)
+    saved(without, tmp_path, 0)
+    assert without.selected() is None
+
+
+def test_a_summary_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(monkeypatch)
+    recorder = along(tmp_path, *range(24), early_stopping=PlateauStopping(**STOPPING), select="complexity")
+    saved(recorder, tmp_path, 20)
+    summary = recorder.summary(recorder.selected())
+    assert {
+        "ib/best_step": 20, "ib/best_by": "complexity", "ib/best_value": BEST.complexity, "ib/fit_start": 4,
+        "ib/compression_start": 10, "ib/final_optimality": COURSE[23].optimality, "ib/selected_step": 20,
+        "ib/selected_checkpoint": str(tmp_path / "weights-20.ckpt"), "ib/stop_reason": "plateau",
+        "ib/skipped_points": 0,
+    }.items() <= summary.items()  # fmt: skip
+    assert summary["ib/stop_message"].endswith("a plateau")
+    assert summary["ib/cost_seconds"] == pytest.approx(recorder.cost.seconds)
+
+    short = along(tmp_path / "short", 0, 1).summary()
+    assert not {"ib/best_step", "ib/fit_start", "ib/selected_step", "ib/stop_reason"} & set(short)
+    assert along(tmp_path / "empty").summary()["ib/best_by"] == "optimality"
+
+
+def test_what_is_said_is_said_by_the_process_that_writes(
+    model: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder = make_recorder()
+    recorder.start(model, directory=tmp_path)
+    recorder.announce("to whom it may concern")
+    assert capsys.readouterr().err == "ib_callback: to whom it may concern\n"
+    recorder.start(model, directory=tmp_path, writes=False)
+    recorder.announce("to nobody")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_rule_that_fails_costs_a_warning_and_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(monkeypatch)
+    rule = PlateauStopping()
+
+    def fail(point: Any) -> None:
+        raise ArithmeticError("out of luck")
+
+    monkeypatch.setattr(rule, "update", fail)
+    with pytest.warns(RuntimeWarning, match="rules for stopping and selection failed. ArithmeticError: out") as caught:
+        recorder = along(tmp_path, 0, 1, early_stopping=rule)
+    assert len(caught) == 1
+    assert recorder.trajectory.steps == Trajectory.load(tmp_path).steps == [0, 1]
+    assert recorder.decision is None
+
+
+@pytest.mark.parametrize("mix", [False, True])
+def test_a_trajectory_of_other_settings(
+    mix: bool, model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(monkeypatch)
+    along(tmp_path, *range(16))
+    resumed = Recorder(Meter(tiny_probe(), orders="token", num_bins=13), every(1), draw_plane=False, mix_settings=mix)
+    with pytest.warns(RuntimeWarning, match="num_bins: 12 vs 13"):
+        resumed.start(model, directory=tmp_path, step=12)
+    # The rules have taken what is kept.
+    assert (resumed.trajectory.steps, resumed.has_values) == ((list(range(13)), True) if mix else ([], False))
+    assert resumed.numbers()["ib/phase"] == (1 if mix else None)

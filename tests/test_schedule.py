@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 
 import pytest
 
 from ib_callback import schedule as module
-from ib_callback.schedule import as_schedule, every, logarithmic
+from ib_callback.schedule import Schedule, as_schedule, every, logarithmic, never_fires
 
 
 def steps_of(schedule: object, last: int) -> list[int]:
@@ -66,3 +67,44 @@ def test_only_integers(make: object, value: object) -> None:
 def test_a_schedule_that_was_not_called(name: str) -> None:
     with pytest.raises(TypeError, match=rf"got the function {name} itself; call it: {name}\("):
         as_schedule(getattr(module, name))
+
+
+def only(wanted: int) -> Callable[[int], bool]:
+    return lambda step: step == wanted
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "max_steps", "never"),
+    [
+        (every(5), 0, 4, True),
+        (every(5), 0, 5, False),
+        (every(5), 4, 5, False),
+        (every(5), 5, 9, True),
+        (every(5), 5, 10, False),
+        (every(10**12), 0, 10**12 - 1, True),
+        (every(10**12), 0, 10**12, False),
+        (logarithmic(1), 0, 9, False),
+        (logarithmic(1), 10, 99, True),
+        (logarithmic(1), 10, 100, False),
+        (only(7), 0, 6, True),
+        (only(7), 0, 7, False),
+        (only(7), 7, 20, True),
+        # No steps are left, as where a finished run is resumed.
+        (every(5), 10, 10, False),
+        (only(7), 10, 10, False),
+        (every(5), 12, 10, False),
+    ],
+)
+def test_a_schedule_that_never_fires(schedule: Schedule, step: int, max_steps: int, never: bool) -> None:
+    assert never_fires(schedule, step, max_steps) is never
+
+
+def test_a_schedule_is_not_asked_for_ever() -> None:
+    asked = []
+
+    def late(step: int) -> bool:
+        asked.append(step)
+        return step == 10**9
+
+    assert never_fires(late, 5, 10**10)
+    assert (asked[0], asked[-1]) == (6, 1_000_005)

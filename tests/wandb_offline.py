@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,14 +32,24 @@ class OfflineRun:
 
 
 def read_offline_runs(directory: Path) -> list[OfflineRun]:
-    """All offline runs below a directory, the oldest first."""
+    """All finished offline runs below a directory, the oldest first."""
     return [_read(path) for path in sorted(directory.glob("**/run-*.wandb"))]
 
 
 def _read(path: Path) -> OfflineRun:
+    # wandb.finish() returns before the process that writes the file has written the end of it.
+    deadline = time.monotonic() + 60
+    while (run := _parse(path)) is None:
+        assert time.monotonic() < deadline, f"{path}: the run has not been finished"
+        time.sleep(0.05)
+    return run
+
+
+def _parse(path: Path) -> OfflineRun | None:
+    """The run, or None as long as its end is not there."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    run = OfflineRun(files=path.parent / "files")
+    run, complete = OfflineRun(files=path.parent / "files"), False
     for data in _records(path.read_bytes()):
         record = Record.FromString(data)
         kind = record.WhichOneof("record_type")
@@ -46,9 +57,11 @@ def _read(path: Path) -> OfflineRun:
             run.rows.append(_values(record.history.item))
         elif kind == "summary":
             run.summary.update(_values(record.summary.update))
+        elif kind == "exit":
+            complete = True
         elif kind == "metric" and record.metric.glob_name:
             run.step_metrics[record.metric.glob_name] = record.metric.step_metric
-    return run
+    return run if complete else None
 
 
 def _values(items: Any) -> dict[str, Any]:
@@ -56,8 +69,8 @@ def _values(items: Any) -> dict[str, Any]:
 
 
 def _records(content: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log: chunks of checksum 4, length 2, type 1 and data, in blocks of 32 KiB."""
-    assert content[:4] == b":W&B", content[:_HEADER]
+    """The whole records of a LevelDB log: chunks of checksum 4, length 2, type 1 and data, in blocks of 32 KiB."""
+    assert b":W&B".startswith(content[:4]), content[:_HEADER]
     offset, parts = _HEADER, []
     while offset + 7 <= len(content):
         left = _BLOCK - offset % _BLOCK
@@ -66,6 +79,8 @@ def _records(content: bytes) -> Iterator[bytes]:
             continue
         _, length, kind = struct.unpack("<IHB", content[offset : offset + 7])
         assert kind in (_FULL, _FIRST, _MIDDLE, _LAST), kind
+        if offset + 7 + length > len(content):
+            return
         parts.append(content[offset + 7 : offset + 7 + length])
         offset += 7 + length
         if kind in (_FULL, _LAST):

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch.distributed as dist
+
+from ib_callback import Measurement
+from ib_callback.ranks import of_rank_zero
+
+# What two processes make of it: tests/test_hf_ranks.py and tests/test_lightning_ranks.py.
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_alone_it_is_the_value_itself() -> None:
+    value = object()
+    assert of_rank_zero(value) is value
+
+
+@pytest.mark.parametrize("value", [None, True, (1, "text"), Measurement.failed(3, "NaN in h.0", settings={"seed": 0})])
+def test_in_a_group_any_value_can_be_sent(value: object, group_of_one: None) -> None:
+    assert of_rank_zero(value) == value
