@@ -27,8 +27,9 @@ from ib_callback.guard import resharded, untouched
 from ib_callback.meter import Meter
 from ib_callback.models import Forward, Layers
 from ib_callback.optional import require
+from ib_callback.outcome import Cost, Selected
 from ib_callback.probe import Probe
-from ib_callback.recorder import Cost, Recorder, Selected, check_keywords
+from ib_callback.recorder import Recorder, check_keywords
 from ib_callback.schedule import Schedule, as_schedule
 from ib_callback.selection import SelectFrom, Selection
 from ib_callback.stopping import PlateauStopping, StopDecision
@@ -93,7 +94,8 @@ class IBCallback(Callback):
         probe: the frozen held-out sample to measure on.
         every_n_steps: an int, `ib.logarithmic()`, or any callable step -> bool.
         early_stopping: a rule such as `ib.PlateauStopping()`; None never stops.
-        select: by what to select checkpoints: `"optimality"`, another metric, a feature, or an `ib.Selection`.
+        select: by what to select checkpoints: `"optimality"`, another metric, a feature, or an `ib.Selection`, whose
+            own `select_from` then counts.
         select_from: from when on points can be selected: "compression", "fit" or a step. Also that of the
             `ib/selectable/...` numbers.
         output_dir: where the files go. By default the Trainer's own: the directory in which ModelCheckpoint

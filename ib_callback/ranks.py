@@ -16,3 +16,12 @@ def of_rank_zero(value: Value) -> Value:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def first_failure(reason: str | None) -> tuple[int, str] | None:
+    """The lowest rank that has a reason, and its reason, on every rank; None if none has. Each must ask."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return None if reason is None else (0, reason)
+    reasons: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(reasons, reason)
+    return next(((rank, found) for rank, found in enumerate(reasons) if found is not None), None)

@@ -23,11 +23,12 @@ from ib_callback.claim import Claim
 from ib_callback.errors import TrajectoryError
 from ib_callback.guard import preserved_rng
 from ib_callback.live_rules import LiveRules
-from ib_callback.measurement import PRIMARY_SCALARS, Measurement, settings_differences
+from ib_callback.measurement import Measurement, settings_differences
 from ib_callback.meter import Meter, is_out_of_memory
-from ib_callback.ranks import of_rank_zero
+from ib_callback.outcome import Cost, Selected, summarise
+from ib_callback.ranks import first_failure, of_rank_zero
 from ib_callback.schedule import Schedule, never_fires
-from ib_callback.selection import Candidate, SelectFrom, Selection
+from ib_callback.selection import SelectFrom, Selection
 from ib_callback.stopping import PlateauStopping, StopDecision
 from ib_callback.trajectory import Trajectory
 from ib_callback.trajectory_file import TrajectoryFile
@@ -40,42 +41,6 @@ _DRAWN_SINGLY = 20
 _DRAWN_AGAIN = 1.25
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What following a run has cost so far, in this process.
-
-    Attributes:
-        points: number of measurements.
-        seconds: wall-clock time of all that the callback did: measuring, writing, drawing.
-        share: of the wall-clock time since training began.
-        skipped: scheduled points that were left out to stay within `overhead_budget`.
-    """
-
-    points: int
-    seconds: float
-    share: float
-    skipped: int
-
-    def __str__(self) -> str:
-        text = f"{self.points} measurements took {self.seconds:.1f} s, {self.share:.1%} of the time"
-        return f"{text}; {self.skipped} more were skipped to save time" if self.skipped else text
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selected:
-    """The checkpoint that is the best one so far.
-
-    Attributes:
-        step: optimizer steps behind it.
-        value: that it was selected by.
-        path: where it is; None if it has yet to be written.
-    """
-
-    step: int
-    value: float
-    path: Path | None
 
 
 @dataclass
@@ -319,8 +284,8 @@ class Recorder:
             point = Measurement.failed(step, reason, settings=self._run.settings, seconds=seconds)
         # Every rank measures the same, unless one of them fails; and what follows from a point must be the same.
         point = of_rank_zero(replace(point, tokens_seen=tokens_seen, overhead=self._share()))
-        if failure is not None and at_start and not is_out_of_memory(failure):
-            raise failure
+        if at_start:
+            self._raise_on_every_rank(failure)
         if point.error is not None:
             _warn(f"Nothing could be measured at step {step}; training goes on without this point. {point.error}")
         self._run.points += 1
@@ -331,6 +296,16 @@ class Recorder:
         with self.survived("The rules for stopping and selection failed"):
             self.rules.update(point)
         return point
+
+    @staticmethod
+    def _raise_on_every_rank(failure: Exception | None) -> None:
+        """Raise what failed here or, so that nobody waits in vain, on another rank; but memory may run out."""
+        passes = failure is None or is_out_of_memory(failure)
+        elsewhere = first_failure(None if passes else f"{type(failure).__name__}: {failure}")
+        if failure is not None and not passes:
+            raise failure
+        if elsewhere is not None:
+            raise RuntimeError(f"rank {elsewhere[0]} could not measure the model as training finds it: {elsewhere[1]}")
 
     @property
     def decision(self) -> StopDecision | None:
@@ -367,38 +342,21 @@ class Recorder:
                 available = {*existing, also} if also is not None else set(existing)
                 best = self.rules.choose(self.trajectory, available).best
                 if best is not None:
-                    found = _selected(best, existing)
+                    found = Selected.of(best, existing)
         return of_rank_zero(found) if self.rules.selects else None
 
     def why_none_selected(self) -> str:
         """Why no checkpoint can be selected, in words."""
-        existing = {} if self._run.checkpoints is None else self._run.checkpoints.existing()
         with self.survived("The best checkpoint could not be determined"):
+            existing = {} if self._run.checkpoints is None else self._run.checkpoints.existing()
             return self.rules.choose(self.trajectory, set(existing)).describe()
         return ""
 
     def summary(self, selected: Selected | None = None) -> dict[str, float | str]:
-        """The run in a few values for a logger: best point, phases, last values, what stopped it and what it cost."""
-        values: dict[str, float | str | None] = {}
+        """The run in a few values for a logger, by full name."""
         with self.survived("The summary of the run could not be made"):
-            phases = self.trajectory.phases()
-            best = self.rules.selection.best(self.trajectory)
-            values = {
-                "best_step": None if best is None else best.step,
-                "best_by": self.rules.selection.by,
-                "best_value": None if best is None else self.rules.selection.value(best),
-                "fit_start": phases.fit_start,
-                "compression_start": phases.compression_start,
-                **{f"final_{name}": self.rules.numbers().get(name) for name in PRIMARY_SCALARS},
-                "selected_step": None if selected is None else selected.step,
-                "selected_checkpoint": None if selected is None else str(selected.path),
-                "stop_reason": None if self.decision is None else self.decision.reason.value,
-                "stop_message": None if self.decision is None else self.decision.message,
-                "cost_seconds": self.cost.seconds,
-                "cost_share": self.cost.share,
-                "skipped_points": self.cost.skipped,
-            }
-        return {f"ib/{name}": value for name, value in values.items() if value is not None}
+            return summarise(self.trajectory, self.rules, self.cost, selected)
+        return {}
 
     def draw(self, *, final: bool = False) -> Path | None:
         """Draw the plane if it is time to, or if it is out of date at the end; the file if it was drawn."""
@@ -472,13 +430,6 @@ class Recorder:
 
     def _share(self) -> float:
         return self._seconds() / max(time.perf_counter() - self._run.started, 1e-9)
-
-
-def _selected(best: Candidate, existing: Mapping[int, Path]) -> Selected:
-    step, value = best.measurement.step, best.value
-    assert step is not None  # else it could not have been selected
-    assert value is not None
-    return Selected(step=step, value=value, path=existing.get(step))
 
 
 def check_keywords(callback: type, keywords: Mapping[str, Any]) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scripted import BEST
+from two_ranks import on_two_ranks
 
 import ib_callback as ib
 
@@ -100,6 +97,23 @@ for fails_on in (0, 1):
     )
 
 
+class FailsAtTheStart(ib.Meter):
+    def measure(self, model, *, step=None):
+        if rank == 1:
+            raise RuntimeError("out of luck")
+        return super().measure(model, step=step)
+
+
+patch.undo()
+callback = tiny_callback()
+callback._recorder.meter.__class__ = FailsAtTheStart
+trainer = tiny_trainer(directory / "start", [callback], steps=3, ddp_timeout=60)
+try:
+    trainer.train()
+except RuntimeError as error:
+    print(f"rank {rank} at step {trainer.state.global_step}: {error}")
+
+
 class Clock:
     now = 0.0
 
@@ -115,40 +129,6 @@ train("budget", None, budget=0.01)
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
-
-
-def on_two_ranks(script: str, directory: Path) -> list[str]:
-    """Run a script in two processes; what each of them printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    tests = Path(__file__).parent
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(directory)],
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]),
-                "OMP_NUM_THREADS": "1",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "WORLD_SIZE": "2",
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        output = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +153,14 @@ def test_two_ranks_measure_the_same_and_one_writes(trained: tuple[Path, list[str
     for rank, text in enumerate(output):
         assert f"rank {rank}: " in text
         assert "cannot write to the output directory" in text
+
+
+def test_a_failure_of_one_rank_at_the_start_is_raised_on_both(trained: tuple[Path, list[str]]) -> None:
+    _, (first, second) = trained
+    assert (
+        "rank 0 at step 0: rank 1 could not measure the model as training finds it: RuntimeError: out of luck" in first
+    )
+    assert "rank 1 at step 0: out of luck" in second
 
 
 def found(directory: Path, name: str) -> tuple[dict[str, Any], ib.Trajectory]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from scripted import BEST
 from synthetic_runs import STOPPING
-from tiny_lightning import environment, measured, numbers, tiny_module
+from tiny_lightning import measured, numbers, tiny_module
+from two_ranks import on_two_ranks
 
 import ib_callback as ib
 from ib_callback.trajectory_lines import FILENAME
@@ -116,33 +114,8 @@ print("done")
 
 
 def test_two_ranks_measure_the_same_and_one_writes(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     (tmp_path / "file").touch()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_RANKS, str(tmp_path), str(rank)],
-            env=environment(
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port),
-                WORLD_SIZE="2",
-                NODE_RANK="0",
-                LOCAL_RANK=str(rank),
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        output = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
-
+    output = on_two_ranks(TWO_RANKS, tmp_path)
     for run in ("ddp", "resumed", "sharded_False", "sharded_True"):
         first, second = (ib.Trajectory.load(tmp_path / f"{run}_{rank}.jsonl") for rank in range(2))
         assert first.steps == second.steps == [0, 2, 4, 5], run

@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from ib_callback import Measurement
-from ib_callback.ranks import of_rank_zero
+from ib_callback.ranks import first_failure, of_rank_zero
 
 # What two processes make of it: tests/test_hf_ranks.py and tests/test_lightning_ranks.py.
 
@@ -26,3 +26,13 @@ def test_alone_it_is_the_value_itself() -> None:
 @pytest.mark.parametrize("value", [None, True, (1, "text"), Measurement.failed(3, "NaN in h.0", settings={"seed": 0})])
 def test_in_a_group_any_value_can_be_sent(value: object, group_of_one: None) -> None:
     assert of_rank_zero(value) == value
+
+
+def test_a_failure_is_that_of_the_lowest_rank_that_has_one(group_of_one: None) -> None:
+    assert first_failure(None) is None
+    assert first_failure("out of luck") == (0, "out of luck")
+
+
+def test_alone_a_failure_is_that_of_this_process() -> None:
+    assert first_failure(None) is None
+    assert first_failure("out of luck") == (0, "out of luck")
