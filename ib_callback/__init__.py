@@ -3,9 +3,10 @@
 from ib_callback._version import __version__
 from ib_callback.errors import ModelError, ProbeError, RepresentationError, TrajectoryError
 from ib_callback.estimator import soft_entropy, soft_mutual_information
-from ib_callback.measurement import FeaturePoint, Measurement, PlanePoint
+from ib_callback.measurement import Measurement
 from ib_callback.meter import Meter, Preflight, measure
 from ib_callback.phases import Phase, PhaseRule, Phases
+from ib_callback.points import FeaturePoint, PlanePoint
 from ib_callback.probe import Probe
 from ib_callback.quantise import reference_points, soft_assign
 from ib_callback.schedule import every, logarithmic

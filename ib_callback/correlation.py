@@ -9,8 +9,9 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from ib_callback.measurement import PRIMARY_SCALARS, Measurement
+from ib_callback.measurement import Measurement
 from ib_callback.metric_names import metrics_of
+from ib_callback.points import PRIMARY_SCALARS
 
 SCORE = "score"
 MIN_POINTS = 3

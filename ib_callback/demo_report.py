@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ib_callback.measurement import Measurement, PlanePoint
+from ib_callback.measurement import Measurement
+from ib_callback.points import PlanePoint
 from ib_callback.trajectory import Trajectory
 
 

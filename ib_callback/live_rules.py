@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from ib_callback.measurement import PRIMARY_SCALARS, Measurement
+from ib_callback.measurement import Measurement
 from ib_callback.metric_names import better_direction, metric_names, resolve_metric
 from ib_callback.phases import PhaseTracker
+from ib_callback.points import PRIMARY_SCALARS
 from ib_callback.selection import Choice, SelectFrom, Selection
 from ib_callback.stopping import PlateauStopping, StopDecision
 from ib_callback.trajectory import Trajectory

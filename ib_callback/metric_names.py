@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from ib_callback.measurement import PLANE_SCALARS, PRIMARY_SCALARS, Measurement
+from ib_callback.measurement import Measurement
+from ib_callback.points import PLANE_SCALARS, PRIMARY_SCALARS
 
 Mode = Literal["min", "max"]
 

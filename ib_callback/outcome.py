@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ib_callback.live_rules import LiveRules
-from ib_callback.measurement import PRIMARY_SCALARS
+from ib_callback.points import PRIMARY_SCALARS
 from ib_callback.selection import Candidate
 from ib_callback.trajectory import Trajectory
 

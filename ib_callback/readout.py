@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from ib_callback.accumulate import Sums
-from ib_callback.measurement import FeaturePoint, Measurement, PlanePoint
+from ib_callback.measurement import Measurement
 from ib_callback.null import SubsetCurve
 from ib_callback.plan import FeaturePlan, NullPlan, Plan
+from ib_callback.points import FeaturePoint, PlanePoint
 
 
 def read_out(

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import recorded_runs
 
-from ib_callback.measurement import FeaturePoint, Measurement, PlanePoint
+from ib_callback.measurement import Measurement
+from ib_callback.points import FeaturePoint, PlanePoint
 from ib_callback.stopping import StopReason
 from ib_callback.trajectory import Trajectory
 

@@ -20,7 +20,7 @@ from transformers.integrations import integration_utils
 
 import ib_callback as ib
 from ib_callback import recorder as recorder_module
-from ib_callback.measurement import PRIMARY_SCALARS
+from ib_callback.points import PRIMARY_SCALARS
 
 SHOWN = ["ib/phase", *(f"ib/selectable/{name}" for name in PRIMARY_SCALARS)]
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ib_callback.measurement import FeaturePoint, Measurement, PlanePoint, settings_differences
+from ib_callback.measurement import Measurement, settings_differences
+from ib_callback.points import FeaturePoint, PlanePoint
 
 NULLS = {
     "complexity_null": 0.125, "expressivity_null": 0.0625,

@@ -13,8 +13,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import SymLogNorm
 
-from ib_callback.measurement import Measurement, PlanePoint
+from ib_callback.measurement import Measurement
 from ib_callback.plot import information_plane, save_information_plane
+from ib_callback.points import PlanePoint
 from ib_callback.trajectory import Trajectory
 
 ORDERS = ("token", "bigram", "trigram", "quadgram", "5-gram")

@@ -13,7 +13,8 @@ import pytest
 
 from ib_callback.errors import TrajectoryError
 from ib_callback.files import write_atomically
-from ib_callback.measurement import FeaturePoint, Measurement, PlanePoint
+from ib_callback.measurement import Measurement
+from ib_callback.points import FeaturePoint, PlanePoint
 from ib_callback.trajectory import Trajectory
 from ib_callback.trajectory_file import TrajectoryFile
 from ib_callback.trajectory_lines import FILENAME, append_line, check_writable

@@ -16,7 +16,7 @@ from synthetic_runs import run as made_up_run
 from tiny_hf import LENGTH, Each, tiny_callback, tiny_trainer
 from wandb_offline import OfflineRun, read_offline_runs
 
-from ib_callback.measurement import PRIMARY_SCALARS
+from ib_callback.points import PRIMARY_SCALARS
 from ib_callback.stopping import PlateauStopping
 from ib_callback.trajectory import Trajectory
 from ib_callback.wandb_log import WandbLog, open_run

@@ -1,0 +1,200 @@
+"""The points of a measurement: one order in the information plane, one feature. Plain numbers, derived quantities.
+
+All information quantities are efficiencies, i.e. fractions of log(num_bins). Complexity, expressivity,
+optimality and distance to the bound are those of Conklin et al., ICLR 2026, and Conklin 2025.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from ib_callback.plain import plain_integer, plain_number, plain_numbers
+
+# Below this, a complexity is rounding error and a ratio to it means nothing.
+NEGLIGIBLE = 1e-12
+# A difference from the null below this many standard errors of the null is not told apart from it.
+SIGNIFICANT_STANDARD_ERRORS = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanePoint:
+    """One point of the information plane: one n-gram order at one training step.
+
+    Values are Python floats, or None where undefined. A null is what finite sampling alone yields: the truth
+    lies between `*_above_null` (measured minus null) and the measured value.
+    """
+
+    complexity: float | None
+    expressivity: float | None
+    optimality: float | None
+    distance_to_bound: float | None
+    complexity_null: float | None
+    expressivity_null: float | None
+    complexity_null_se: float | None = None
+    expressivity_null_se: float | None = None
+    complexity_above_null: float | None
+    expressivity_above_null: float | None
+    optimality_above_null: float | None
+    distance_above_null: float | None
+    complexity_by_layer: tuple[float, ...]
+    expressivity_by_layer: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _make_plain(self)
+        if len(self.complexity_by_layer) != len(self.expressivity_by_layer):
+            raise ValueError(
+                "complexity_by_layer and expressivity_by_layer must have one value per layer each, "
+                f"got {len(self.complexity_by_layer)} and {len(self.expressivity_by_layer)} values"
+            )
+
+    @classmethod
+    def from_layers(
+        cls,
+        complexity_by_layer: Sequence[float],
+        expressivity_by_layer: Sequence[float],
+        *,
+        complexity_null: float | None = None,
+        expressivity_null: float | None = None,
+        complexity_null_se: float | None = None,
+        expressivity_null_se: float | None = None,
+    ) -> PlanePoint:
+        """Derive every quantity from the values by layer, with the diagonal as the bound.
+
+        Args:
+            complexity_by_layer: I(X;Z) of each layer, [L], as fractions of log(num_bins).
+            expressivity_by_layer: I(Y;Z) of each layer, [L], likewise.
+            complexity_null: expected complexity (mean over layers) when labels are permuted over positions.
+            expressivity_null: the same for the expressivity.
+            complexity_null_se: standard error of `complexity_null`, in the same unit; 0.0 where it is exact.
+            expressivity_null_se: standard error of `expressivity_null`.
+
+        Raises:
+            ValueError: no layers, unequal numbers of layers, a value that is not finite, or a null without
+                its standard error.
+
+        >>> point = PlanePoint.from_layers(
+        ...     [0.5, 0.75], [0.25, 0.5], complexity_null=0.125, complexity_null_se=0.001,
+        ...     expressivity_null=0.125, expressivity_null_se=0.001)
+        >>> point.complexity, point.expressivity, point.optimality, point.distance_to_bound
+        (0.625, 0.375, 0.6, 0.25)
+        >>> point.complexity_above_null, point.expressivity_above_null, point.optimality_above_null
+        (0.5, 0.25, 0.5)
+        """
+        for name, null, error in (
+            ("complexity", complexity_null, complexity_null_se),
+            ("expressivity", expressivity_null, expressivity_null_se),
+        ):
+            if (null is None) != (error is None):
+                raise ValueError(
+                    f"{name}_null and {name}_null_se must be given together or not at all, got {null} and "
+                    f"{error}; the standard error of a null known exactly is 0.0"
+                )
+        by_layer = {
+            "complexity_by_layer": plain_numbers(complexity_by_layer, "complexity_by_layer"),
+            "expressivity_by_layer": plain_numbers(expressivity_by_layer, "expressivity_by_layer"),
+        }
+        complexity = _mean(by_layer["complexity_by_layer"], "complexity_by_layer")
+        expressivity = _mean(by_layer["expressivity_by_layer"], "expressivity_by_layer")
+        complexity_above = None if complexity_null is None else complexity - complexity_null
+        expressivity_above = None if expressivity_null is None else expressivity - expressivity_null
+
+        optimality_above = None
+        distance_above = None
+        if complexity_above is not None and expressivity_above is not None and complexity_null_se is not None:
+            distance_above = complexity_above - expressivity_above
+            if complexity_above >= max(SIGNIFICANT_STANDARD_ERRORS * complexity_null_se, NEGLIGIBLE):
+                optimality_above = expressivity_above / complexity_above
+        return cls(
+            complexity=complexity,
+            expressivity=expressivity,
+            optimality=_ratio(expressivity, complexity),
+            distance_to_bound=complexity - expressivity,
+            complexity_null=complexity_null,
+            expressivity_null=expressivity_null,
+            complexity_null_se=complexity_null_se,
+            expressivity_null_se=expressivity_null_se,
+            complexity_above_null=complexity_above,
+            expressivity_above_null=expressivity_above,
+            optimality_above_null=optimality_above,
+            distance_above_null=distance_above,
+            **by_layer,
+        )
+
+
+# The numbers of its primary order that a measurement shows as its own.
+PRIMARY_SCALARS = ("complexity", "expressivity", "optimality", "distance_to_bound")
+# All numbers of a plane point that are not by layer, in the order of logging.
+PLANE_SCALARS = tuple(f.name for f in fields(PlanePoint) if not f.name.endswith("_by_layer"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturePoint:
+    """Information that representations carry about a feature label, I(F;Z), over positions that carry one.
+
+    `information_null` and `information_null_std` are mean and standard deviation over permutations of the
+    labels: of whole sequences where the label is constant within them (preference: swapped within pairs), else
+    of positions, in which case the standard deviation is an upper estimate (0.9 to 2 times the true one).
+    `ratio` is information / complexity of the primary order. None where undefined.
+    """
+
+    information: float | None
+    information_null: float | None
+    information_null_std: float | None
+    ratio: float | None
+    information_by_layer: tuple[float, ...]
+    num_positions: int
+
+    def __post_init__(self) -> None:
+        _make_plain(self)
+        object.__setattr__(self, "num_positions", plain_integer(self.num_positions, "num_positions"))
+
+    @classmethod
+    def from_layers(
+        cls,
+        information_by_layer: Sequence[float],
+        *,
+        num_positions: int,
+        information_null: float | None = None,
+        information_null_std: float | None = None,
+        complexity: float | None = None,
+    ) -> FeaturePoint:
+        """Derive the mean over layers and its ratio to `complexity`, that of the main probe's primary order.
+
+        Raises:
+            ValueError: no layers, or a value that is not finite.
+
+        >>> FeaturePoint.from_layers([0.0, 0.25], num_positions=640, complexity=0.5).ratio
+        0.25
+        """
+        values = plain_numbers(information_by_layer, "information_by_layer")
+        information = _mean(values, "information_by_layer")
+        return cls(
+            information=information,
+            information_null=information_null,
+            information_null_std=information_null_std,
+            ratio=None if complexity is None else _ratio(information, complexity),
+            information_by_layer=values,
+            num_positions=num_positions,
+        )
+
+
+def _mean(values: tuple[float, ...], name: str) -> float:
+    if not values:
+        raise ValueError(f"{name} must have at least one layer, got none")
+    return math.fsum(values) / len(values)
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return None if abs(denominator) < NEGLIGIBLE else numerator / denominator
+
+
+def _make_plain(point: PlanePoint | FeaturePoint) -> None:
+    # Whatever numbers come as (NumPy scalars, 0-dim tensors), they are kept and written as Python floats.
+    for f in fields(point):
+        value = getattr(point, f.name)
+        if f.name.endswith("_by_layer"):
+            object.__setattr__(point, f.name, plain_numbers(value, f.name))
+        elif f.name != "num_positions":
+            object.__setattr__(point, f.name, plain_number(value, f.name))
