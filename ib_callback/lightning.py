@@ -148,8 +148,10 @@ class IBCallback(Callback):
             mix_settings=mix_settings,
         )
         self._wandb = WandbLog("trainer/global_step")
+        self._begun = False
         self._running = False
         self._step = 0
+        self._epoch = 0
         self._state: dict[str, Any] = {}
         self._target: Target | None = None
         self._saving: SavingWatch | None = None
@@ -195,11 +197,21 @@ class IBCallback(Callback):
         """Take over the progress of an earlier part of the run."""
         self._state = dict(state_dict)
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Wait for the training to begin."""
+        self._begun = False
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check everything, open the trajectory and measure the model as training finds it."""
+        self._begin(trainer, pl_module)
+        self._stop_if_decided(trainer)
+
+    def _begin(self, trainer: Any, pl_module: Any) -> None:
         recorder = self._recorder
+        self._begun = True
         self._running, self._selected = False, None
         self._step = step = trainer.global_step
+        self._epoch = trainer.current_epoch
         writes = trainer.is_global_zero and not trainer.fast_dev_run
         self._check_saving(trainer)
         with recorder.at_work(), untouched(pl_module), resharded(pl_module):
@@ -232,8 +244,6 @@ class IBCallback(Callback):
             self._record(trainer, pl_module, at_start=True)
         self._choose()
         self._running = True
-        if recorder.decision is not None and recorder.decision.stop:
-            self._stop_if_decided(trainer, epoch=trainer.current_epoch)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure if the optimizer has made a step that the schedule wants, or if this is known to be the last."""
@@ -245,11 +255,11 @@ class IBCallback(Callback):
         if step == before:
             return
         self._step = step
-        epoch = trainer.current_epoch + self._ends_epoch(trainer, batch_idx)
-        needed = self._is_last(trainer, epoch) and not self._recorder.recorded(step)
+        self._epoch = trainer.current_epoch + self._ends_epoch(trainer, batch_idx)
+        needed = self._is_last(trainer) and not self._recorder.recorded(step)
         if needed or self._recorder.due(step, since=before):
             self._record(trainer, pl_module)
-        self._stop_if_decided(trainer, epoch=epoch)
+        self._stop_if_decided(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the last step if only now it is known to be the last, and finish the files."""
@@ -262,6 +272,20 @@ class IBCallback(Callback):
         if nothing and trainer.is_global_zero and not trainer.fast_dev_run:
             _warn(f"No checkpoint could be selected. {self._recorder.why_none_selected()}")
         self._finish(trainer)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Finish a run that was resumed where it ends: Lightning then calls no hook of training."""
+        if self._begun or not self._state or not trainer.global_step:
+            return
+        try:
+            self._begin(trainer, pl_module)
+            self.on_train_end(trainer, pl_module)
+        except Exception as error:  # what was trained is safe, and so is what was measured
+            reason = f"{type(error).__name__}: {error}"
+            _warn(f"The run was resumed where it ends, and its trajectory could not be taken up. {reason}")
+        finally:
+            if self._saving is not None:
+                self._saving.close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Finish the files of a run that was interrupted."""
@@ -332,9 +356,9 @@ class IBCallback(Callback):
         if own_run is not None:
             self._wandb.log(own_run, metrics, step=step, plane=plane)
 
-    def _stop_if_decided(self, trainer: Any, *, epoch: int) -> None:
+    def _stop_if_decided(self, trainer: Any) -> None:
         decision = self._recorder.decision
-        if decision is None or not decision.stop or trainer.should_stop or not self._may_stop(trainer, epoch):
+        if decision is None or not decision.stop or trainer.should_stop or not self._may_stop(trainer):
             return
         # Every rank has the same points; should one of them disagree all the same, all stop.
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(True, all=False)
@@ -373,6 +397,8 @@ class IBCallback(Callback):
     def _before_saving(self, trainer: Any, checkpoint: dict[str, Any]) -> None:
         if self._running and self._recorder.rules.selects and not self._recorder.recorded(trainer.global_step):
             self._record(trainer, trainer.lightning_module)
+            # Not after the next step only: a run that is resumed from this checkpoint makes none.
+            self._stop_if_decided(trainer)
         # It was written down before that.
         if self.state_key in checkpoint.get("callbacks", {}):
             checkpoint["callbacks"][self.state_key] = self.state_dict()
@@ -427,15 +453,14 @@ class IBCallback(Callback):
     def _ends_epoch(trainer: Any, batch_idx: int) -> bool:
         return bool(trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches)
 
-    @staticmethod
-    def _may_stop(trainer: Any, epoch: int) -> bool:
-        return trainer.global_step >= (trainer.min_steps or 0) and epoch >= (trainer.min_epochs or 0)
+    def _may_stop(self, trainer: Any) -> bool:
+        return trainer.global_step >= (trainer.min_steps or 0) and self._epoch >= (trainer.min_epochs or 0)
 
-    def _is_last(self, trainer: Any, epoch: int) -> bool:
+    def _is_last(self, trainer: Any) -> bool:
         """Whether it is known that no step will follow; early stopping may yet decide so after this batch."""
-        if trainer.should_stop and self._may_stop(trainer, epoch):
+        if trainer.should_stop and self._may_stop(trainer):
             return True
-        limits = ((trainer.max_steps, trainer.global_step), (trainer.max_epochs, epoch))  # None or -1: no limit
+        limits = ((trainer.max_steps, trainer.global_step), (trainer.max_epochs, self._epoch))  # None or -1: no limit
         return any(limit is not None and 0 <= limit <= reached for limit, reached in limits)
 
 

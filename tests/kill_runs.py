@@ -14,6 +14,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,13 +22,14 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
-from ib_callback.checkpoints import CheckpointFile
+from ib_callback.checkpoints import CheckpointFile, find_checkpoints
 
 TRAJECTORY = "ib_trajectory.jsonl"
 CHECKPOINTS = "ib_checkpoints.jsonl"
@@ -246,6 +248,51 @@ def die_appending(filename: str, doomed: Callable[[Any], bool], written: Callabl
     builtins.open = open_to_die
 
 
+def die_recording(place: str, number: int, callback: Any, now: Callable[..., bool]) -> None:
+    """Die at a place that callbacks of both Trainers come to.
+
+    Args:
+        place: "half of the line" (of the trajectory), "all but its end of the checkpoint line", "all of …"; "before
+            replacing", "after replacing" one of the callback's files; "before …", "after …" an event of the callback.
+        number: the step of the line, or how often a file has been replaced.
+        callback: whose event it is.
+        now: whether the training is at the step to die at, for events.
+    """
+    replaced = 0
+
+    def is_replaced(*args: Any) -> bool:
+        nonlocal replaced
+        replaced += os.path.basename(args[-1]).startswith("ib_")
+        return replaced == number
+
+    how_much = {"half": lambda n: n // 2, "all but its end": lambda n: n - 1, "all": lambda n: n}
+    what, _, where = place.partition(" of the ")
+    if where:
+        filename = {"line": TRAJECTORY, "checkpoint line": CHECKPOINTS}[where]
+        die_appending(filename, lambda entry: entry["step"] == number, how_much[what])
+        return
+    when, _, event = place.partition(" ")
+    assert when in ("before", "after"), place
+    if event == "replacing":
+        die_in(os, "replace", is_replaced, after=when == "after")
+    else:
+        die_in(callback, event, now, after=when == "after")
+
+
+def die_measuring(block: Any, now: Callable[..., bool]) -> None:
+    """Die in a forward pass of the probe, the second of a measurement, when it comes to this block."""
+    forwards = 0
+
+    def forward(block: Any, inputs: Any) -> None:
+        nonlocal forwards
+        if not block.training and now():
+            forwards += 1
+            if forwards == 2:
+                die()
+
+    block.register_forward_pre_hook(forward)
+
+
 def ending(callback: Any) -> dict[str, Any]:
     """What a callback knows of its run at the end."""
     decision, selected = callback.decision, callback.selected
@@ -287,6 +334,8 @@ class KilledRun:
     Attributes:
         start: starts a part: called with `directory=`, `resume=` (the checkpoint, or None) and more for the part.
         last_checkpoint: the step and the path of the one that a user would take; None if there is none.
+        has_model: whether a checkpoint is one of its model: asked of its files, whatever the callback says of them.
+        measure: measures a checkpoint, which was saved at a step, again.
         kills: number of parts that were killed.
         resumed: the step that each part resumed from, 0 for one that began anew.
         log: all that was printed.
@@ -295,13 +344,19 @@ class KilledRun:
     directory: Path
     start: Callable[..., Ended]
     last_checkpoint: Callable[[Path], tuple[int, Path] | None]
+    has_model: Callable[[Path], bool]
+    measure: Callable[[str, int], Mapping[str, Any]]
     kills: int = 0
     resumed: list[int] = field(default_factory=list)
     log: str = ""
     _seen: set[bytes] = field(default_factory=set)
 
     def part(self, **arguments: Any) -> Ended:
-        """Run the next part; no line of the trajectory that was there before it may be lost."""
+        """Run the next part.
+
+        No line of the trajectory that was there before it may be lost. What it leaves behind may be torn, but neither
+        the record nor the search for files may take something torn for a checkpoint because it has its name.
+        """
         last = self.last_checkpoint(self.directory)
         self.resumed.append(0 if last is None else last[0])
         resume = None if last is None else str(last[1])
@@ -311,6 +366,11 @@ class KilledRun:
         kept = set().union(*map(complete_lines, self.directory.glob("ib_trajectory*.jsonl")))
         assert not self._seen - kept, f"lost: {sorted(line[:20] for line in self._seen - kept)}"
         self._seen |= complete_lines(self.directory / TRAJECTORY)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            recorded = CheckpointFile(self.directory).existing()
+        for path in {*recorded.values(), *find_checkpoints(self.directory).values()}:
+            assert self.has_model(path), path.name
         return ended
 
     def killed(self, **arguments: Any) -> None:
@@ -328,13 +388,8 @@ class KilledRun:
         step = min(resumed + chance.randint(1, 4), last - 1)
         self.killed(kill_after=f"step {step}", delay=chance.uniform(0, 0.06), leash=min(step + 3, last - 1))
 
-    def finish_like(
-        self, uninterrupted: Mapping[str, Any], measure: Callable[[str, int], Mapping[str, Any]], **arguments: Any
-    ) -> None:
-        """Run the last part: its `ending` must be that of the uninterrupted run, on the disk as well.
-
-        `measure` measures a checkpoint, which was saved at a step, again.
-        """
+    def finish_like(self, uninterrupted: Mapping[str, Any], **arguments: Any) -> None:
+        """Run the last part: its `ending` must be that of the uninterrupted run, on the disk as well."""
         ended = self.part(**arguments)
         assert not ended.killed, f"killed by {arguments}:\n{ended.log}"
         assert_same_ending(ended.result, uninterrupted)
@@ -342,16 +397,20 @@ class KilledRun:
         step, _, path = ended.result["selected"]
         named = CheckpointFile(self.directory).existing()
         assert named.get(step) == Path(path), f"{CHECKPOINTS} names {named}, not {path} of step {step}"
-        assert_same_points([measure(path, step)], [p for p in uninterrupted["points"] if p["step"] == step])
+        assert_same_points([self.measure(path, step)], [p for p in uninterrupted["points"] if p["step"] == step])
 
 
 def assert_same_ending(run: Mapping[str, Any], uninterrupted: Mapping[str, Any]) -> None:
     """The same trajectory, timings aside, the same decision and the same selection by the same value."""
     assert_same_points(run["points"], uninterrupted["points"])
     _assert_same("decision", run["decision"], uninterrupted["decision"])
-    # Their paths differ in the directory of the run.
     (*found, path), (*expected, expected_path) = run["selected"], uninterrupted["selected"]
-    _assert_same("selection", [*found, Path(path).name], [*expected, Path(expected_path).name])
+    _assert_same("selection", [*found, _name(path)], [*expected, _name(expected_path)])
+
+
+def _name(path: str) -> str:
+    """Of a checkpoint, without what tells it from one of the same name that a killed part left behind."""
+    return re.sub(r"-v\d+(?=\.ckpt$)", "", Path(path).name)
 
 
 def assert_same_points(points: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> None:
