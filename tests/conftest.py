@@ -14,8 +14,9 @@ os.environ.update(
     WANDB_MODE="offline",
     WANDB_SILENT="true",
 )
-# Also for the processes that tests start; at the sizes of the tests more threads only fight each other.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Also for the processes that tests start; at the sizes of the tests more threads only fight each other, and the
+# suite runs in two processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import fnmatch
 from collections.abc import Generator

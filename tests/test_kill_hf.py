@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from kill_runs import (
-    Ended,
     ForkServer,
     KilledRun,
     die,
@@ -193,10 +192,10 @@ def uninterrupted(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) 
     return result
 
 
-def new_run(server: ForkServer, directory: Path, start: Callable[..., Ended] | None = None) -> KilledRun:
+def new_run(server: ForkServer, directory: Path) -> KilledRun:
     return KilledRun(
         directory,
-        partial(server.run, "part") if start is None else start,
+        partial(server.run, "part"),
         last_checkpoint,
         has_model,
         lambda path, step: server.run("measure", path=path, step=step).result,
@@ -282,11 +281,12 @@ def test_killed_while_it_takes_up_the_old_trajectory(
     run.finish_like(uninterrupted)
 
 
-def test_killed_and_resumed_in_processes_of_their_own(
+def test_killed_and_resumed_in_a_process_of_its_own(
     uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path
 ) -> None:
-    run = new_run(server, tmp_path, partial(run_in_new_process, __name__, "part"))
+    run = new_run(server, tmp_path)
     run.killed(death=("half of the line", 9))
+    run.start = partial(run_in_new_process, __name__, "part")
     run.finish_like(uninterrupted)
     assert run.resumed == [0, 6]
     assert "the last line is torn" in run.log

@@ -269,6 +269,33 @@ def test_a_run_that_had_stopped_makes_no_further_step(
     assert "training stops at step 23: distance_to_bound: no improvement on 0.06" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("logs", [False, True], ids=["one directory", "a directory for each logger version"])
+def test_a_run_that_is_resumed_where_it_ends_has_its_trajectory_and_selection(
+    logs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning then does not even call `on_train_start`."""
+    made = follow(monkeypatch)
+    whole = Part(tmp_path, stops=False, logs=logs)
+    assert whole.last_checkpoint.stem == "step=30"
+    made.clear()
+    resumed = Part(tmp_path, resumed_from=whole.last_checkpoint, stops=False, logs=logs)
+    assert resumed.module.losses == []
+    assert made == []
+    assert resumed.ending() == whole.ending()
+    assert "save_checkpoint" not in vars(resumed.trainer.strategy), "nothing of ours is left in the Trainer"
+
+
+def test_a_run_that_is_resumed_where_it_ends_and_cannot_be_measured_ends_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(monkeypatch)
+    whole = Part(tmp_path, stops=False)
+    (tmp_path / FILENAME).write_text("{}\n" + (tmp_path / FILENAME).read_text())
+    with pytest.warns(RuntimeWarning, match="resumed where it ends, and its trajectory could not be taken up"):
+        resumed = Part(tmp_path, resumed_from=whole.last_checkpoint, stops=False)
+    assert resumed.trainer.global_step == 30
+
+
 def test_a_point_that_was_measured_for_a_checkpoint_is_not_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, LambdaCallback
 from lightning.pytorch.loggers import CSVLogger
 from scripted import COURSE, follow
 from synthetic_runs import CASES, FIT_ONLY_C, STOPPING, C, Case, E, run
-from tiny_lightning import csv_rows, tiny_callback, tiny_module, tiny_trainer
+from tiny_lightning import csv_rows, saved_steps, saving, tiny_callback, tiny_module, tiny_trainer
 
 import ib_callback as ib
 from ib_callback.metric_names import better_direction
@@ -99,6 +99,19 @@ def test_stops_between_two_measurements_and_measures_the_last_step(
     trainer = train(tmp_path, [callback], steps=60, min_steps=47)
     assert trainer.global_step == 47
     assert made == callback.trajectory.steps == [*range(0, 47, 2), 47]
+
+
+@pytest.mark.parametrize(("arguments", "last"), [({}, 46), ({"min_steps": 48}, 48), ({"min_epochs": 4}, 48)], ids=str)
+def test_a_stop_decided_by_the_measurement_of_a_checkpoint_takes_effect_at_its_step(
+    arguments: dict[str, int], last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step later, it would be another step than where a run stops that is resumed from that checkpoint."""
+    made = follow(monkeypatch, SLOW)
+    callback = tiny_callback(every_n_steps=100, orders="token", early_stopping=RULE, select="optimality")
+    trainer = train(tmp_path, [callback, saving(tmp_path, 2)], steps=60, enable_checkpointing=True, **arguments)
+    assert trainer.global_step == last
+    assert made == callback.trajectory.steps == list(range(0, last + 1, 2))
+    assert saved_steps(tmp_path) == {f"step={step}" for step in range(2, last + 1, 2)}
 
 
 def test_goes_on_if_it_gets_better_before_it_may_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
