@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import runpy
 import subprocess
 import sys
 import warnings
@@ -401,13 +400,3 @@ def test_without_any_package() -> None:
     said = in_a_fresh_process(NO_PACKAGE)
     assert 'ib_callback.lightning needs the package "lightning' in said
     assert 'pip install "ib-callback[lightning]"' in said
-
-
-def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    example = Path(__file__).parent.parent / "examples" / "lightning_trainer.py"
-    monkeypatch.setattr(sys, "argv", [str(example), "--steps", "11", "--output-dir", str(tmp_path)])
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # set by the example; put back by this
-    runpy.run_path(str(example), run_name="__main__")
-    (directory,) = tmp_path.glob("lightning_logs/*")
-    assert ib.Trajectory.load(directory).steps == [0, 10, 11]
-    assert f"{directory}/checkpoints/step=10.ckpt" in capsys.readouterr().out
