@@ -56,11 +56,11 @@ def test_lightning(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_plain_loop(run: Run, tmp_path: Path) -> None:
     assert len((EXAMPLES / "plain_loop.py").read_text().splitlines()) < 40
-    out = run("plain_loop.py", "100")
+    out = run("plain_loop.py", "60")
     trajectory = ib.Trajectory.load(tmp_path / "ib_trajectory.jsonl")
     assert trajectory.steps[0] == 0
     assert trajectory.table() in out
     best = trajectory.best("optimality", select_from="fit")
     assert best is not None
-    assert 0 < best.step <= 100
+    assert 0 < best.step <= 60
     assert torch.load(tmp_path / "best.pt", weights_only=True).keys()
