@@ -43,7 +43,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     }
     environment |= {"HOME": str(home), "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
-        [sys.executable, "-m", "ib_callback.cli", "demo", "--steps", "16", "--every", "2"],
+        [sys.executable, "-m", "ib_callback.cli", "demo", "--steps", "16", "--every", "2", "--minutes", "60"],
         cwd=directory,
         env=environment,
         capture_output=True,
