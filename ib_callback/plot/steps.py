@@ -1,0 +1,222 @@
+"""Complexity, expressivity, optimality and distance to the bound along a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ib_callback.measurement import Measurement
+from ib_callback.phases import Phase, Phases
+from ib_callback.plot import data
+from ib_callback.plot.theme import LINES, MARKERS, Theme, ThemeName, drawing, finish, new_figure, theme_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_QUANTITIES = {
+    "complexity": "complexity I(X;Z)",
+    "expressivity": "expressivity I(Y;Z)",
+    "optimality": "optimality\n(expressivity / complexity)",
+    "distance_to_bound": "distance to the bound",
+}
+# What is drawn beside a number, thinner.
+_BESIDE = {
+    "complexity": "complexity_null",
+    "expressivity": "expressivity_null",
+    "optimality": "optimality_above_null",
+    "distance_to_bound": "distance_above_null",
+}
+_MARKED = 40
+_HATCHES = {Phase.INITIAL: "////", Phase.FITTING: "", Phase.COMPRESSION: ""}
+
+
+def over_steps(
+    measurements: Iterable[Measurement],
+    *,
+    orders: Sequence[str] | None = None,
+    log: bool = False,
+    theme: ThemeName = "light",
+    title: str | None = None,
+) -> Figure:
+    """Draw complexity, expressivity, optimality and distance to the bound over training steps.
+
+    Beside complexity and expressivity stand their nulls, beside optimality and distance the same numbers above null;
+    a band is one standard error to either side, where it was measured. Phases are shaded, and a point that could not
+    be measured interrupts the line.
+
+    Args:
+        measurements: a trajectory, or any other measurements in the order of training.
+        orders: which n-gram orders to show, by default the primary one alone.
+        log: a logarithmic axis for the steps, linear from step 0 to the first one after it.
+        theme: "light" or "dark".
+        title: of the whole figure, by default the order.
+
+    Returns:
+        A figure of its own, 150 dots per inch, with four panels.
+
+    Raises:
+        ValueError: there is no point to draw, an order is asked for that was not measured, or an unknown theme.
+        ImportError: Matplotlib is not installed.
+    """
+    points = data.given(measurements)
+    shown = data.orders_of(points, [data.primary_of(points)] if orders is None else orders)
+    look = theme_of(theme)
+    with drawing(look, "Drawing the numbers over steps"):
+        figure, panels = new_figure(2, 2, width=9.0, height=5.6, sharex=True)
+        steps, name = data.numbered(points)
+        phases = data.phases_of(points)
+        handles: dict[str, Any] = {}
+        for panel, (quantity, label) in zip(panels, _QUANTITIES.items(), strict=True):
+            panel.set_ylabel(label)
+            panel.grid(color=look.faint)
+            panel.set_axisbelow(True)
+            _scale(panel, steps, log=log)
+            for index, order in enumerate(shown):
+                _draw(panel, points, steps, quantity, order, index, look, handles, several=len(shown) > 1)
+            _reference(panel, points, quantity, look, handles)
+            _mark_missing(panel, points, steps, look, handles)
+            panel.ticklabel_format(axis="y", useOffset=False)
+            _shade(panel, steps, phases, look, handles)
+        for panel in panels[2:]:
+            panel.set_xlabel(name + (", logarithmic" if log else ""))
+        if title is None:
+            title = f"Order {shown[0]}" if len(shown) == 1 else f"Orders {', '.join(shown)}"
+        notes = [*data.changed_settings_note(points), *data.missing_note(points)]
+        finish(figure, look, handles=list(handles.values()), title=title, notes=notes)
+    return figure
+
+
+def _scale(panel: Axes, steps: np.ndarray, *, log: bool) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+    low, high = float(steps.min()), float(steps.max())
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    positive = steps[steps > 0]
+    if log and len(positive) and high > low:
+        first = float(positive.min())
+        panel.set_xscale("symlog", linthresh=first, linscale=0.4)
+        ticks = sorted({*([0.0] if low <= 0 else []), *data.decades(first, high * 1.001)})
+        if len(ticks) < 3:
+            ticks = [float(step) for step in steps[data.thinned(steps, 6)]]
+        panel.xaxis.set_major_locator(FixedLocator(ticks))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    else:
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if high > low:
+        inside = panel.xaxis.get_transform().transform([low, high])
+        margin = 0.03 * (inside[1] - inside[0])
+        panel.set_xlim(panel.xaxis.get_transform().inverted().transform([inside[0] - margin, inside[1] + margin]))
+    else:
+        panel.set_xlim(low - 1, high + 1)
+
+
+def _draw(
+    panel: Axes,
+    points: Sequence[Measurement],
+    steps: np.ndarray,
+    quantity: str,
+    order: str,
+    index: int,
+    theme: Theme,
+    handles: dict[str, Any],
+    *,
+    several: bool,
+) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    colour = theme.series[index % len(theme.series)]
+    values = data.column(points, order, quantity)
+    error = data.column(points, order, f"{quantity}_se")
+    beside = data.column(points, order, _BESIDE[quantity])
+    marker = MARKERS[index % len(MARKERS)]
+    # In a long run, only the points that no line would show.
+    marked = np.isfinite(values) if np.isfinite(values).sum() <= _MARKED else _isolated(values)
+    style: dict[str, Any] = {"color": colour, "lw": 1.5, "marker": marker, "markersize": 4}
+    panel.plot(
+        steps, values, zorder=4, label=f"{order}: measured", markevery=np.flatnonzero(marked).tolist(), **style
+    )  # fmt: skip
+    handles[f"{order} measured"] = Line2D([], [], label=f"{order}: measured" if several else "measured", **style)
+    if np.isfinite(error).any():
+        panel.fill_between(
+            steps, values - error, values + error, color=colour, alpha=0.25, lw=0, zorder=2, label="standard error"
+        )
+        handles["standard error"] = Patch(color=colour, alpha=0.25, label="± 1 standard error")
+    if np.isfinite(beside).any():
+        above = _BESIDE[quantity].endswith("above_null")
+        style = {"color": colour, "lw": 1.1, "ls": LINES[2] if above else LINES[1], "alpha": 0.85}
+        alone = np.flatnonzero(_isolated(beside)).tolist()
+        panel.plot(
+            steps, beside, zorder=3, label=f"{order}: {_BESIDE[quantity]}", marker=marker, markersize=3,
+            markerfacecolor=theme.paper, markevery=alone, **style,
+        )  # fmt: skip
+        key, text = ("above", "above null, a lower baseline") if above else ("null", "null: finite sampling alone")
+        grey = {**style, "color": theme.ink if several else colour}
+        handles[key] = Line2D([], [], label=text, **grey)
+
+
+def _isolated(values: np.ndarray) -> np.ndarray:
+    """Which values have no neighbour, so that no line leads to them."""
+    there = np.isfinite(values)
+    padded = np.concatenate([[False], there, [False]])
+    return there & ~padded[:-2] & ~padded[2:]
+
+
+def _reference(
+    panel: Axes, points: Sequence[Measurement], quantity: str, theme: Theme, handles: dict[str, Any]
+) -> None:
+    """Optimality 1 and distance 0 are on the bound; complexity and expressivity cannot exceed the ceiling."""
+    from matplotlib.lines import Line2D
+
+    if quantity in ("optimality", "distance_to_bound"):
+        style: dict[str, Any] = {"color": theme.ink, "lw": 0.9, "ls": (0, (5, 3))}
+        at = 1.0 if quantity == "optimality" else 0.0
+        panel.axhline(at, zorder=1.5, label="on the bound", **style)
+        handles["bound"] = Line2D([], [], label="on the bound", **style)
+    elif quantity == "complexity":
+        ceilings = np.array([point.ceiling for point in points], dtype=float)
+        if np.isfinite(ceilings).any():
+            style = {"color": theme.muted, "lw": 1.2, "ls": (0, (1, 1.6))}
+            steps, _ = data.numbered(points)
+            panel.plot(steps, ceilings, zorder=1.6, label="ceiling", **style)
+            handles["ceiling"] = Line2D([], [], label="ceiling", **style)
+
+
+def _mark_missing(
+    panel: Axes, points: Sequence[Measurement], steps: np.ndarray, theme: Theme, handles: dict[str, Any]
+) -> None:
+    from matplotlib.lines import Line2D
+
+    absent = steps[[not point.orders for point in points]]
+    if len(absent):
+        style: dict[str, Any] = {"ls": "", "marker": "x", "color": theme.alarm, "markersize": 4.5}
+        at = np.full(len(absent), 0.03)
+        panel.plot(absent, at, transform=panel.get_xaxis_transform(), zorder=5, label="missing", **style)
+        handles["missing"] = Line2D([], [], label=f"not measured ({len(absent):,})", **style)
+
+
+def _shade(panel: Axes, steps: np.ndarray, phases: Phases | None, theme: Theme, handles: dict[str, Any]) -> None:
+    from matplotlib.patches import Patch
+
+    if phases is None:
+        return
+    left, right = panel.get_xlim()
+    labels = data.phase_labels(phases)
+    sequence = np.array(phases.phases)
+    for phase, label in labels.items():
+        mine = np.flatnonzero(sequence == phase)
+        begin = left if mine[0] == 0 else steps[mine[0]]
+        end = right if mine[-1] == len(steps) - 1 else steps[mine[-1] + 1]
+        fill: dict[str, Any] = {
+            "facecolor": theme.phases[phase], "edgecolor": theme.faint, "hatch": _HATCHES[phase], "lw": 0,
+        }  # fmt: skip
+        panel.axvspan(begin, end, zorder=0, label=phase.name.lower(), **fill)
+        if mine[0] > 0:
+            panel.axvline(begin, color=theme.muted, lw=0.7, zorder=1)
+        fill.update(lw=0.6, edgecolor=theme.muted)
+        handles[phase.name] = Patch(label=label, **fill)
+    panel.set_xlim(left, right)
