@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from ib_callback.plot.data import FEW_POINTS, decades
+from ib_callback.plot.sheet import Sheet
 from ib_callback.plot.theme import Theme
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Steps that span more than this factor are coloured by their logarithm.
 LOGARITHMIC_SPAN = 50
@@ -52,11 +46,11 @@ class StepColours:
         self.scale = ScalarMappable(self.norm, part)
         self.rgba = np.asarray(self.scale.to_rgba(numbers))
 
-    def draw_bar(self, figure: Figure, panels: Sequence[Axes]) -> None:
+    def draw_bar(self, sheet: Sheet) -> None:
         """A bar beside the panels, if there is more than one colour."""
         if np.ptp(self.numbers) == 0:
             return
-        bar = figure.colorbar(self.scale, ax=list(panels), pad=0.02, aspect=30, fraction=0.05)
+        bar = sheet.figure.colorbar(self.scale, cax=sheet.add_bar())
         bar.set_label(self.title)
         ticks = self._ticks()
         bar.set_ticks(ticks, labels=[f"{tick:,.0f}" for tick in ticks])

@@ -12,23 +12,12 @@ from ib_callback.measurement import Measurement
 from ib_callback.plot import data
 from ib_callback.plot.bound import Curve, curve_in_plane, why_not_drawn
 from ib_callback.plot.data import RASTERISED_ABOVE
-from ib_callback.plot.frame import draw_bounds, plane_panels, square_limits
-from ib_callback.plot.theme import (
-    LINES,
-    MARKERS,
-    Note,
-    Theme,
-    ThemeName,
-    drawing,
-    finish,
-    place_labels,
-    shortened,
-    theme_of,
-)
+from ib_callback.plot.frame import draw_bounds, plane_sheet, square_limits
+from ib_callback.plot.sheet import Note
+from ib_callback.plot.theme import LINES, MARKERS, Theme, ThemeName, drawing, place_labels, shortened, theme_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
     from matplotlib.figure import Figure
 
 _LONGEST_LABEL = 22
@@ -86,19 +75,19 @@ def compare(
         if note.alarm:
             warnings.warn(f"{note.text}. They are drawn in one plane all the same", RuntimeWarning, stacklevel=2)
     with drawing(look, "Drawing several runs in one plane"):
-        figure, panels, size = plane_panels(shown, look, beside=0.9)
+        sheet = plane_sheet(shown, look)
         handles: dict[str, Any] = {}
         rest: dict[str, Any] = {}
         measured = next(point for point in reversed(first) if point.orders)
-        for panel, order in zip(panels, shown, strict=True):
-            _draw(panel, courses, order, curve_in_plane(curve, order, measured), look, handles, rest, size)
+        for panel, order in zip(sheet.panels, shown, strict=True):
+            _draw(panel, courses, order, curve_in_plane(curve, order, measured), look, handles, rest, sheet.size[0])
         for name, points in courses.items():
             notes += [Note(f"{name}: {note.text}", note.alarm) for note in data.changed_settings_note(points)]
             notes += [Note(f"{name}: {note.text}") for note in data.missing_note(points)]
         if reason := why_not_drawn(curve, measured):
             notes.append(Note(reason))
-        finish(figure, look, handles=[*handles.values(), *rest.values()], title=title, notes=notes)
-    return figure
+        sheet.finish(handles=[*handles.values(), *rest.values()], title=title, notes=notes)
+    return sheet.figure
 
 
 def _draw(
@@ -125,6 +114,8 @@ def _draw(
         # Not in step with the colours, so that the eighth run is not like the first.
         line = LINES[(index + index // len(theme.series)) % len(LINES)]
         style: dict[str, Any] = {"color": colour, "ls": line, "lw": 1.3, "marker": marker}
+        if len(courses[name]) == 1:
+            style["ls"] = ""
         handles[name] = Line2D([], [], label=shortened(name, _LONGEST_NAME), markersize=6, **style)
         if not len(points):
             continue

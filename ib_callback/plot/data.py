@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +12,7 @@ import numpy as np
 
 from ib_callback.measurement import Measurement, settings_differences
 from ib_callback.phases import Phase, Phases, find_phases
-from ib_callback.plot.theme import Note
+from ib_callback.plot.sheet import Note
 
 # Up to here each point can be seen: it is joined to its null, and has its standard error.
 FEW_POINTS = 16
@@ -80,7 +82,7 @@ def numbered(points: Sequence[Measurement]) -> tuple[np.ndarray, str]:
 def phases_of(points: Sequence[Measurement]) -> Phases | None:
     """The phases of a run; None where the points are no run: a single one, without steps, or out of order."""
     steps = [point.step for point in points if point.step is not None]
-    if len(steps) < len(points) or len(points) < 2 or any(b <= a for a, b in zip(steps, steps[1:], strict=False)):
+    if len(steps) < len(points) or len(points) < 2 or any(b <= a for a, b in itertools.pairwise(steps)):
         return None
     with warnings.catch_warnings():
         # That there is no null is seen in the picture.
@@ -111,7 +113,7 @@ def missing_note(points: Sequence[Measurement]) -> list[Note]:
 def changed_settings_note(points: Sequence[Measurement]) -> list[Note]:
     """Whether the settings changed along a run, which `mix_settings=True` permits."""
     measured = [point for point in points if point.orders]
-    for before, after in zip(measured, measured[1:], strict=False):
+    for before, after in itertools.pairwise(measured):
         if before.settings != after.settings and (found := settings_differences(before, after)):
             where = "" if after.step is None else f" at step {after.step:,}"
             return [Note(f"Not comparable throughout: the settings changed{where}: {_some(found)}", alarm=True)]
@@ -134,7 +136,8 @@ def comparison_notes(runs: dict[str, list[Measurement]]) -> list[Note]:
 
 
 def _some(differences: Sequence[str]) -> str:
-    text = "; ".join(differences)
+    # Of a fingerprint, as much as tells it from another one.
+    text = re.sub(r'"([0-9a-f]{8})[0-9a-f]{24,}[…"]*', r"\1…", "; ".join(differences))
     return text if len(text) <= _LONGEST_DIFFERENCE else f"{text[: _LONGEST_DIFFERENCE - 1]}…"
 
 

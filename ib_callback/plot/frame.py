@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ib_callback.plot.theme import Theme, new_figure
+from ib_callback.plot.sheet import Sheet
+from ib_callback.plot.theme import Theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 COMPLEXITY = "complexity I(X;Z)\n(fraction of log num_bins)"
 EXPRESSIVITY = "expressivity I(Y;Z)\n(fraction of log num_bins)"
@@ -20,22 +19,12 @@ DIAGONAL = "diagonal: expressivity = complexity"
 IB_CURVE = "IB curve of the probe (achievable)"
 
 
-def plane_panels(orders: Sequence[str], theme: Theme, *, beside: float = 1.2) -> tuple[Figure, list[Axes], float]:
-    """A figure with a panel for each order, and the side of a panel in inches, approximately.
-
-    Args:
-        orders: one panel each.
-        theme: of the grid.
-        beside: inches for labels and a colour bar.
-    """
+def plane_sheet(orders: Sequence[str], theme: Theme) -> Sheet:
+    """A sheet with a square panel for each order, named and labelled."""
     columns = len(orders) if len(orders) < 4 else 2 if len(orders) == 4 else 3
-    rows = math.ceil(len(orders) / columns)
-    size = 4.4 if columns == 1 else 3.5
-    figure, panels = new_figure(rows, columns, width=size * columns + beside, height=size * rows + 0.5)
-    for unused in panels[len(orders) :]:
-        unused.remove()
-    panels = panels[: len(orders)]
-    for index, (panel, order) in enumerate(zip(panels, orders, strict=True)):
+    side = 3.9 if columns == 1 else 2.9
+    sheet = Sheet.of(len(orders), columns, size=(side, side), theme=theme)
+    for index, (panel, order) in enumerate(zip(sheet.panels, orders, strict=True)):
         panel.set_title(order)
         panel.grid(color=theme.faint)
         panel.set_axisbelow(True)
@@ -43,16 +32,19 @@ def plane_panels(orders: Sequence[str], theme: Theme, *, beside: float = 1.2) ->
             panel.set_xlabel(COMPLEXITY)
         if index % columns == 0:
             panel.set_ylabel(EXPRESSIVITY)
-    return figure, panels, size - 0.7
+    return sheet
 
 
 def square_limits(panel: Axes, low: float, high: float) -> None:
-    """The same limits for both axes and a square panel, so that the diagonal is one; from 0 if the data allow."""
+    """The same limits for both axes of a square panel, so that the diagonal is one; from 0 if the data allow."""
+    from matplotlib.ticker import MaxNLocator
+
     if 0 <= low < 0.6 * high:
         low = 0.0
     margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
     panel.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin))
-    panel.set_box_aspect(1)
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     panel.ticklabel_format(useOffset=False)
 
 

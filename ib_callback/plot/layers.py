@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,9 @@ from ib_callback.measurement import Measurement
 from ib_callback.plot import data
 from ib_callback.plot.bound import Curve, curve_in_plane, why_not_drawn
 from ib_callback.plot.colours import StepColours
-from ib_callback.plot.frame import draw_bounds, plane_panels, square_limits
-from ib_callback.plot.theme import Note, Theme, ThemeName, drawing, finish, place_labels, shortened, theme_of
+from ib_callback.plot.frame import draw_bounds, plane_sheet, square_limits
+from ib_callback.plot.sheet import Note
+from ib_callback.plot.theme import SMALL, Theme, ThemeName, drawing, place_labels, shortened, theme_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,18 +60,18 @@ def plane_by_layer(
     look = theme_of(theme)
     names = layer_names(measurement.layers)
     with drawing(look, "Drawing the information plane by layer"):
-        figure, panels, size = plane_panels(shown, look)
-        colours = StepColours(np.arange(1.0, len(names) + 1), "layer, counted from the input", look, logarithmic=False)
+        sheet = plane_sheet(shown, look)
+        colours = StepColours(np.arange(1.0, len(names) + 1), "depth (1 is the first layer)", look, logarithmic=False)
         handles: dict[str, Any] = {}
-        for panel, order in zip(panels, shown, strict=True):
+        for panel, order in zip(sheet.panels, shown, strict=True):
             drawn_curve = curve_in_plane(curve, order, measurement)
-            _draw(panel, measurement, order, names, colours, drawn_curve, look, handles, size)
-        colours.draw_bar(figure, panels)
+            _draw(panel, measurement, order, names, colours, drawn_curve, look, handles, sheet.size[0])
+        colours.draw_bar(sheet)
         if title is None:
             title = "By layer" if measurement.step is None else f"By layer, step {measurement.step:,}"
         notes = [Note(reason)] if (reason := why_not_drawn(curve, measurement)) else []
-        finish(figure, look, handles=list(handles.values()), title=title, notes=notes)
-    return figure
+        sheet.finish(handles=list(handles.values()), title=title, notes=notes)
+    return sheet.figure
 
 
 def layer_names(names: Sequence[str]) -> list[str]:
@@ -85,8 +85,8 @@ def layer_names(names: Sequence[str]) -> list[str]:
     parts = [name.split(".") for name in names]
     common = 0
     while len(parts) > 1 and all(len(p) > common + 1 for p in parts) and len({p[common] for p in parts}) == 1:
-        # Not so far that nothing but numbers is left.
-        if all(re.fullmatch(r"\d+", part) for p in parts for part in p[common + 1 :]):
+        # Not so far that a name begins with its number.
+        if any(p[common + 1][:1].isdigit() for p in parts):
             break
         common += 1
     return [shortened(".".join(p[common:]), _LONGEST_NAME) for p in parts]
@@ -110,7 +110,7 @@ def _draw(
     mean = np.array([point.complexity, point.expressivity], dtype=float)
     null = np.array([point.complexity_null, point.expressivity_null], dtype=float)
 
-    square_limits(panel, *data.finite_range(layers, mean, null))
+    square_limits(panel, *data.finite_range(layers, mean))
     panel.plot(*layers.T, color=theme.muted, lw=0.9, zorder=3, label="course")
     area = 40.0 if len(layers) <= _NAMED else 22.0
     panel.scatter(*layers.T, s=area, c=colours.rgba, linewidths=0, zorder=5, label="layers")
@@ -120,7 +120,14 @@ def _draw(
         shape: dict[str, Any] = {"marker": "D", "markerfacecolor": theme.paper, "markeredgewidth": 1.2}
         panel.plot(*mean[:, None], zorder=6, label="mean", **{**dot, **shape, "markersize": 6})
         handles["mean"] = Line2D([], [], label="mean over layers", **{**dot, **shape})
-    if np.isfinite(null).all():
+    low, high = panel.get_xlim()
+    if np.isfinite(null).all() and ((low > null) | (null > high)).any():
+        # Drawn to the scale of the null, the layers would lie on each other.
+        text = f"null of the mean: {null[0]:.3g}" + ("" if np.ptp(null) < 5e-4 else f", {null[1]:.3g}")
+        panel.set_title(text, loc="right", fontsize=SMALL, color=theme.muted)
+        panel.set_title("")
+        panel.set_title(order, loc="left")
+    elif np.isfinite(null).all():
         panel.plot(*null[:, None], marker="x", zorder=6, label="null", **dot)
         handles["null"] = Line2D([], [], marker="x", label="null of the mean: finite sampling alone", **dot)
     draw_bounds(panel, curve, theme, handles)

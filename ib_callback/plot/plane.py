@@ -13,8 +13,9 @@ from ib_callback.plot import data
 from ib_callback.plot.bound import Curve, curve_in_plane, why_not_drawn
 from ib_callback.plot.colours import StepColours
 from ib_callback.plot.data import FEW_POINTS, RASTERISED_ABOVE
-from ib_callback.plot.frame import DIAGONAL, IB_CURVE, draw_bounds, plane_panels, square_limits
-from ib_callback.plot.theme import Note, Theme, ThemeName, drawing, finish, place_labels, theme_of
+from ib_callback.plot.frame import DIAGONAL, IB_CURVE, draw_bounds, plane_sheet, square_limits
+from ib_callback.plot.sheet import Note
+from ib_callback.plot.theme import Theme, ThemeName, drawing, place_labels, theme_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 # Without colour too: by shape.
 PHASE_MARKERS = {Phase.INITIAL: "s", Phase.FITTING: "o", Phase.COMPRESSION: "^"}
-_CEILINGS_SHOWN = 60
+# Of a long run, so many evenly spread over the colours.
+_CEILINGS_SHOWN = 40
+_NULLS_SHOWN = 40
 _ERRORS_SHOWN = 200
 
 
@@ -61,22 +64,27 @@ def information_plane(
     shown = data.orders_of(points, orders)
     look = theme_of(theme)
     with drawing(look, "Drawing the information plane"):
-        figure, panels, size = plane_panels(shown, look)
+        sheet = plane_sheet(shown, look)
         drawn = [point for point in points if point.orders]
         colours = StepColours(*data.numbered(drawn), look)
         phases = data.phases_of(points)
         known = None if phases is None else [p for p, m in zip(phases.phases, points, strict=True) if m.orders]
         handles: dict[str, Any] = {}
-        for panel, order in zip(panels, shown, strict=True):
-            picture = _Panel(panel, order, drawn, colours, known, look, handles, size=size)
-            picture.draw(curve_in_plane(curve, order, drawn[-1]), baseline=baseline)
-            picture.count_missing()
-        colours.draw_bar(figure, panels)
+        pictures = [
+            _Panel(panel, order, drawn, colours, known, look, handles, size=sheet.size[0])
+            for panel, order in zip(sheet.panels, shown, strict=True)
+        ]
+        # One scale for all orders, so that they can be compared at a glance.
+        limits = data.finite_range(*(picture.extent(baseline=baseline) for picture in pictures))
+        for picture in pictures:
+            square_limits(picture.panel, *limits)
+            picture.draw(curve_in_plane(curve, picture.order, drawn[-1]), baseline=baseline)
+        colours.draw_bar(sheet)
         notes = [*data.changed_settings_note(points), *data.missing_note(points)]
         if reason := why_not_drawn(curve, drawn[-1]):
             notes.append(Note(reason))
-        finish(figure, look, handles=_legend(handles, drawn, phases), title=title, notes=notes)
-    return figure
+        sheet.finish(handles=_legend(handles, drawn, phases), title=title, notes=notes)
+    return sheet.figure
 
 
 class _Panel:
@@ -102,18 +110,17 @@ class _Panel:
         self.nulls = data.plane(points, order, "_null")[self.keep]
         self.errors = data.plane(points, order, "_se")[self.keep]
         self.ceilings = np.array([point.ceiling for point in points], dtype=float)[self.keep]
-        self.numbers = np.array([colours.norm(n) for n in colours.numbers], dtype=float)[self.keep]
+        self.numbers = np.asarray(colours.norm(colours.numbers), dtype=float)[self.keep]
         self.phases = None if phases is None else np.array(phases)[self.keep]
         few, many = len(self.points) <= FEW_POINTS, len(self.points) > 200
         self.few, self.area = few, 36.0 if few else 7.0 if many else 18.0
         self.rasterised = len(self.points) > RASTERISED_ABOVE
 
+    def extent(self, *, baseline: bool) -> np.ndarray:
+        """All that is to lie within the limits."""
+        return np.concatenate([self.points.ravel(), *([self.nulls.ravel(), self.ceilings] if baseline else [])])
+
     def draw(self, curve: np.ndarray | None, *, baseline: bool) -> None:
-        limits = [self.points]
-        if baseline:
-            limits += [self.nulls, self.ceilings[:, None]]
-        low, high = data.finite_range(*limits)
-        square_limits(self.panel, low, high)
         draw_bounds(self.panel, curve, self.theme, self.handles)
         if baseline:
             self._ceilings()
@@ -121,8 +128,6 @@ class _Panel:
         self._errors()
         self._points()
         self._transitions()
-
-    def count_missing(self) -> None:
         if self.absent:
             note = f"{self.absent:,} without {self.order}"
             self.panel.set_title(note, loc="right", fontsize=7, color=self.theme.muted)
@@ -153,9 +158,11 @@ class _Panel:
             pairs = list(np.stack([self.nulls, self.points], axis=1))
             joins = LineCollection(pairs, colors=self.rgba, linewidths=0.6, alpha=0.45, zorder=2.5, label="joins")
             self.panel.add_collection(joins, autolim=False)
+        # Along the diagonal many of them would be a band that looks measured.
+        shown = data.thinned(self.numbers, _NULLS_SHOWN)
         self.panel.scatter(
-            *self.nulls.T, s=0.8 * self.area, c=self.rgba, marker="x", zorder=4, label="null",
-            linewidths=1.1 if self.few else 0.6, rasterized=self.rasterised,
+            *self.nulls[shown].T, s=0.8 * max(self.area, 12.0), c=self.rgba[shown], marker="x", zorder=4, label="null",
+            linewidths=1.1 if self.few else 0.6,
         )  # fmt: skip
         self.handles["null"] = Line2D([], [], ls="", marker="x", color=self.theme.ink, markersize=5.5, label="null")
 

@@ -10,7 +10,8 @@ import numpy as np
 from ib_callback.measurement import Measurement
 from ib_callback.phases import Phase, Phases
 from ib_callback.plot import data
-from ib_callback.plot.theme import LINES, MARKERS, Theme, ThemeName, drawing, finish, new_figure, theme_of
+from ib_callback.plot.sheet import Margins, Sheet
+from ib_callback.plot.theme import LINES, MARKERS, Theme, ThemeName, drawing, theme_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,14 +23,16 @@ _QUANTITIES = {
     "optimality": "optimality\n(expressivity / complexity)",
     "distance_to_bound": "distance to the bound",
 }
-# What is drawn beside a number, thinner.
+# What is drawn beside a number, thinner. The distance above null is nearly the distance: both nulls are much alike.
 _BESIDE = {
     "complexity": "complexity_null",
     "expressivity": "expressivity_null",
     "optimality": "optimality_above_null",
-    "distance_to_bound": "distance_above_null",
 }
 _MARKED = 40
+_MANY = 300
+_FEW_MISSING = 16
+_MARGINS = Margins(top=0.12, bottom=0.48, across=0.9, down=0.14)
 _HATCHES = {Phase.INITIAL: "////", Phase.FITTING: "", Phase.COMPRESSION: ""}
 
 
@@ -65,11 +68,11 @@ def over_steps(
     shown = data.orders_of(points, [data.primary_of(points)] if orders is None else orders)
     look = theme_of(theme)
     with drawing(look, "Drawing the numbers over steps"):
-        figure, panels = new_figure(2, 2, width=9.0, height=5.6, sharex=True)
+        sheet = Sheet.of(len(_QUANTITIES), 2, size=(3.5, 2.1), theme=look, margins=_MARGINS)
         steps, name = data.numbered(points)
         phases = data.phases_of(points)
         handles: dict[str, Any] = {}
-        for panel, (quantity, label) in zip(panels, _QUANTITIES.items(), strict=True):
+        for panel, (quantity, label) in zip(sheet.panels, _QUANTITIES.items(), strict=True):
             panel.set_ylabel(label)
             panel.grid(color=look.faint)
             panel.set_axisbelow(True)
@@ -79,14 +82,17 @@ def over_steps(
             _reference(panel, points, quantity, look, handles)
             _mark_missing(panel, points, steps, look, handles)
             panel.ticklabel_format(axis="y", useOffset=False)
+            _from_zero(panel)
             _shade(panel, steps, phases, look, handles)
-        for panel in panels[2:]:
+        for panel in sheet.panels[:2]:
+            panel.tick_params(labelbottom=False)
+        for panel in sheet.panels[2:]:
             panel.set_xlabel(name + (", logarithmic" if log else ""))
         if title is None:
             title = f"Order {shown[0]}" if len(shown) == 1 else f"Orders {', '.join(shown)}"
         notes = [*data.changed_settings_note(points), *data.missing_note(points)]
-        finish(figure, look, handles=list(handles.values()), title=title, notes=notes)
-    return figure
+        sheet.finish(handles=list(handles.values()), title=title, notes=notes)
+    return sheet.figure
 
 
 def _scale(panel: Axes, steps: np.ndarray, *, log: bool) -> None:
@@ -114,6 +120,14 @@ def _scale(panel: Axes, steps: np.ndarray, *, log: bool) -> None:
         panel.set_xlim(low - 1, high + 1)
 
 
+def _from_zero(panel: Axes) -> None:
+    """Begin at 0 where that costs little, so that changes are not made to look larger than they are."""
+    low, high = panel.dataLim.y0, panel.dataLim.y1
+    low, high = min(low, high), max(low, high)
+    if 0 <= low < 0.6 * high:
+        panel.set_ylim(-0.04 * high, 1.06 * high)
+
+
 def _draw(
     panel: Axes,
     points: Sequence[Measurement],
@@ -132,11 +146,17 @@ def _draw(
     colour = theme.series[index % len(theme.series)]
     values = data.column(points, order, quantity)
     error = data.column(points, order, f"{quantity}_se")
-    beside = data.column(points, order, _BESIDE[quantity])
+    second = _BESIDE.get(quantity, "")
+    beside = data.column(points, order, second)
     marker = MARKERS[index % len(MARKERS)]
     # In a long run, only the points that no line would show.
     marked = np.isfinite(values) if np.isfinite(values).sum() <= _MARKED else _isolated(values)
-    style: dict[str, Any] = {"color": colour, "lw": 1.5, "marker": marker, "markersize": 4}
+    style: dict[str, Any] = {
+        "color": colour,
+        "lw": 0.9 if len(points) > _MANY else 1.5,
+        "marker": marker,
+        "markersize": 4,
+    }
     panel.plot(
         steps, values, zorder=4, label=f"{order}: measured", markevery=np.flatnonzero(marked).tolist(), **style
     )  # fmt: skip
@@ -147,16 +167,15 @@ def _draw(
         )
         handles["standard error"] = Patch(color=colour, alpha=0.25, label="± 1 standard error")
     if np.isfinite(beside).any():
-        above = _BESIDE[quantity].endswith("above_null")
-        style = {"color": colour, "lw": 1.1, "ls": LINES[2] if above else LINES[1], "alpha": 0.85}
+        above = second.endswith("above_null")
+        style = {"color": colour if several or above else theme.muted, "lw": 1.1, "ls": LINES[2] if above else LINES[1]}
         alone = np.flatnonzero(_isolated(beside)).tolist()
         panel.plot(
-            steps, beside, zorder=3, label=f"{order}: {_BESIDE[quantity]}", marker=marker, markersize=3,
+            steps, beside, zorder=3, label=f"{order}: {second}", marker=marker, markersize=3,
             markerfacecolor=theme.paper, markevery=alone, **style,
         )  # fmt: skip
         key, text = ("above", "above null, a lower baseline") if above else ("null", "null: finite sampling alone")
-        grey = {**style, "color": theme.ink if several else colour}
-        handles[key] = Line2D([], [], label=text, **grey)
+        handles[key] = Line2D([], [], label=text, **{**style, **({"color": theme.ink} if several else {})})
 
 
 def _isolated(values: np.ndarray) -> np.ndarray:
@@ -193,7 +212,12 @@ def _mark_missing(
 
     absent = steps[[not point.orders for point in points]]
     if len(absent):
-        style: dict[str, Any] = {"ls": "", "marker": "x", "color": theme.alarm, "markersize": 4.5}
+        style: dict[str, Any] = {
+            "ls": "",
+            "marker": "x" if len(absent) <= _FEW_MISSING else "|",
+            "color": theme.alarm,
+            "markersize": 4.5,
+        }
         at = np.full(len(absent), 0.03)
         panel.plot(absent, at, transform=panel.get_xaxis_transform(), zorder=5, label="missing", **style)
         handles["missing"] = Line2D([], [], label=f"not measured ({len(absent):,})", **style)

@@ -1,9 +1,8 @@
-"""How the figures look, light and dark: colours that the colour-blind tell apart, and what every figure has."""
+"""How the figures look, light and dark: colours that the colour-blind tell apart, and labels beside points."""
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,16 +12,14 @@ from ib_callback.optional import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 ThemeName = Literal["light", "dark"]
 DPI = 150
 FONT = 9.0
 SMALL = 7.5
 # Width of a character as a share of the font size, for texts that must be placed before they are drawn.
-_CHARACTER = 0.56
-_INCH = 72.0
-_LINE = 1.35  # of the font size
+CHARACTER = 0.56
+INCH = 72.0  # in points
 
 # Told apart without colour as well.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
@@ -124,69 +121,6 @@ def _settings(theme: Theme) -> dict[str, Any]:
     }
 
 
-def new_figure(rows: int, columns: int, *, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of its own, known to no pyplot, with its panels by row; inches. `finish` adds what is around them."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
-    return figure, panels
-
-
-@dataclass(frozen=True)
-class Note:
-    """A line that belongs to the picture.
-
-    Attributes:
-        text: what the reader must know.
-        alarm: whether the numbers drawn must not be compared.
-    """
-
-    text: str
-    alarm: bool = False
-
-
-def finish(figure: Figure, theme: Theme, *, handles: Sequence[Any], title: str | None, notes: Sequence[Note]) -> None:
-    """Title and notes above the panels, the legend below; the figure grows by what they need.
-
-    A legend within a panel would sooner or later hide points.
-    """
-    width, height = (float(size) for size in figure.get_size_inches())
-    lines: list[tuple[str, dict[str, Any]]] = []
-    if title:
-        style = {"fontsize": FONT + 3, "fontweight": "bold", "color": theme.ink, "gid": "title"}
-        lines += [(line, style) for line in wrapped(title, width - 0.3, FONT + 4)]
-    for note in notes:
-        style = {"fontsize": SMALL, "color": theme.alarm if note.alarm else theme.muted, "gid": "note"}
-        lines += [(line, style) for line in wrapped(note.text, width - 0.3, SMALL)]
-    strip = sum(_LINE * style["fontsize"] for _, style in lines) / _INCH + (0.12 if lines else 0.0)
-
-    legend_columns = 1
-    rows = 0
-    if handles:
-        longest = max(len(str(handle.get_label())) for handle in handles)
-        column = (longest * _CHARACTER + 5.5) * (FONT - 0.5) / _INCH
-        legend_columns = max(1, min(len(handles), int((width - 0.2) / column)))
-        rows = math.ceil(len(handles) / legend_columns)
-        legend_columns = math.ceil(len(handles) / rows)
-    total = height + strip + rows * (FONT - 0.5) * 1.55 / _INCH + (0.15 if rows else 0.0)
-    figure.set_size_inches(width, total)
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06, rect=(0, 0, 1, 1 - strip / total))
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, frameon=False)
-    top = total - 0.08
-    for line, style in lines:
-        figure.text(0.12 / width, top / total, line, ha="left", va="top", **style)
-        top -= _LINE * style["fontsize"] / _INCH
-
-
-def wrapped(text: str, width: float, size: float) -> list[str]:
-    """Lines of a text, none much longer than `width` inches at a font size in points."""
-    return textwrap.wrap(text, max(20, int(width * _INCH / (_CHARACTER * size))), break_on_hyphens=False)
-
-
 def shortened(name: str, most: int) -> str:
     """A name of at most so many characters: its beginning and its end, which tell names apart.
 
@@ -212,23 +146,25 @@ def place_labels(
     from matplotlib.patheffects import withStroke
 
     (x0, x1), (y0, y1) = panel.get_xlim(), panel.get_ylim()
-    scale = inches * _INCH / np.array([x1 - x0, y1 - y0])
+    scale = inches * INCH / np.array([x1 - x0, y1 - y0])
     dots = (np.asarray(obstacles, dtype=float).reshape(-1, 2) - (x0, y0)) * scale
-    side = inches * _INCH
+    side = inches * INCH
     # The diagonal, near which many points lie, is an obstacle of its own.
     along = np.linspace(0, side, 60)
     dots = np.concatenate([dots, np.stack([along, along + (x0 - y0) * scale[1]], axis=1)])
     taken: list[tuple[float, float, float, float]] = []
     for x, y, text, colour in labels:
         at = (np.array([x, y]) - (x0, y0)) * scale
-        width, height = len(text) * _CHARACTER * SMALL, SMALL * 1.3
+        width, height = len(text) * CHARACTER * SMALL, SMALL * 1.3
         best: tuple[float, Any, float, float] | None = None
         for distance in (9.0, 18.0, 30.0, 45.0):
             for turn in range(12):
                 # Below the diagonal is where the room is.
                 angle = math.radians(-45 + 30 * ((turn + 1) // 2) * (1 if turn % 2 else -1))
                 anchor = at + distance * np.array([math.cos(angle), math.sin(angle)])
-                left = anchor[0] - (width if math.cos(angle) < -0.3 else width / 2 if abs(math.cos(angle)) <= 0.3 else 0)
+                left = anchor[0] - (
+                    width if math.cos(angle) < -0.3 else width / 2 if abs(math.cos(angle)) <= 0.3 else 0
+                )
                 below = anchor[1] - height / 2
                 box = (left - 1, below - 1, left + width + 1, below + height + 1)
                 inside = (
@@ -244,9 +180,10 @@ def place_labels(
         taken.append(box)
         centre = (left + width / 2, below + height / 2)
         away = math.dist(at, (min(max(at[0], box[0]), box[2]), min(max(at[1], box[1]), box[3])))
+        leader = {"arrowstyle": "-", "lw": 0.6, "shrinkA": 0, "shrinkB": 2.5}
         panel.annotate(
             text, xy=(x, y), xytext=(x0 + centre[0] / scale[0], y0 + centre[1] / scale[1]), textcoords="data",
             ha="center", va="center", fontsize=SMALL, color=colour, zorder=9, gid="direct label",
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 1, "shrinkB": 3} if away > 10 else None,
+            arrowprops={**leader, "color": colour} if away > 6 else None,
             path_effects=[withStroke(linewidth=2.0, foreground=theme.paper)],
         )  # fmt: skip
