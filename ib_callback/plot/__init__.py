@@ -27,7 +27,12 @@ __all__ = ["compare", "information_plane", "over_steps", "plane_by_layer", "save
 
 # Points that become an image within a vector file are drawn as finely as they are printed.
 _VECTOR_DPI = 300
-_UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "ps": {"CreationDate": None}}
+# Texts stay texts, names within the file are no random ones, and nothing that the user has set cuts the picture.
+_SAVING: Any = {
+    "svg.fonttype": "none", "svg.hashsalt": "ib_callback", "pdf.fonttype": 42, "ps.fonttype": 42,
+    "savefig.bbox": None, "savefig.transparent": False,
+}  # fmt: skip
+_UNDATED: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "ps": {"CreationDate": None}}
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -53,8 +58,7 @@ def encoded(figure: Figure, suffix: str = "png") -> bytes:
     if suffix not in known:
         raise ValueError(f"expected a picture file in one of the formats {', '.join(sorted(known))}, got .{suffix}")
     content = io.BytesIO()
-    texts_stay = {"svg.fonttype": "none", "svg.hashsalt": "ib_callback", "pdf.fonttype": 42, "ps.fonttype": 42}
-    with rc_context({**texts_stay, "savefig.bbox": None, "savefig.transparent": False}):
+    with rc_context(_SAVING):
         figure.savefig(
             content,
             format=suffix,

@@ -21,15 +21,16 @@ _FORMAT = 1
 class Curve(Protocol):
     """What is drawn of an IB curve, such as `ib_callback.ib_curve.IBCurve`.
 
-    Attributes:
-        complexity: I(X;Z) in nats, ascending, [points].
-        expressivity: I(Y;Z) in nats, [points].
-
     A curve may also say whose it is: `order`, by default the primary one, and `probe`, a fingerprint.
     """
 
-    complexity: Any
-    expressivity: Any
+    @property
+    def complexity(self) -> Any:
+        """I(X;Z) in nats, [points]."""
+
+    @property
+    def expressivity(self) -> Any:
+        """I(Y;Z) in nats, [points]."""
 
 
 @dataclass(frozen=True)

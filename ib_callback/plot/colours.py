@@ -71,6 +71,6 @@ class StepColours:
         chosen = [low, high]
         for tick in between:
             gaps = np.abs(self.norm(np.array(chosen)) - self.norm(np.array([tick])))
-            if low < tick < high and gaps.min() > 0.06:
+            if low < tick < high and gaps.min() > 0.07:
                 chosen.append(tick)
         return sorted(chosen)

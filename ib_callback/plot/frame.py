@@ -35,11 +35,11 @@ def plane_sheet(orders: Sequence[str], theme: Theme) -> Sheet:
     return sheet
 
 
-def square_limits(panel: Axes, low: float, high: float) -> None:
+def square_limits(panel: Axes, low: float, high: float, *, from_zero: bool = True) -> None:
     """The same limits for both axes of a square panel, so that the diagonal is one; from 0 if the data allow."""
     from matplotlib.ticker import MaxNLocator
 
-    if 0 <= low < 0.6 * high:
+    if from_zero and 0 <= low < 0.6 * high:
         low = 0.0
     margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
     panel.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin))

@@ -110,7 +110,7 @@ def _draw(
     mean = np.array([point.complexity, point.expressivity], dtype=float)
     null = np.array([point.complexity_null, point.expressivity_null], dtype=float)
 
-    square_limits(panel, *data.finite_range(layers, mean))
+    square_limits(panel, *data.finite_range(layers, mean), from_zero=False)
     panel.plot(*layers.T, color=theme.muted, lw=0.9, zorder=3, label="course")
     area = 40.0 if len(layers) <= _NAMED else 22.0
     panel.scatter(*layers.T, s=area, c=colours.rgba, linewidths=0, zorder=5, label="layers")
@@ -123,7 +123,7 @@ def _draw(
     low, high = panel.get_xlim()
     if np.isfinite(null).all() and ((low > null) | (null > high)).any():
         # Drawn to the scale of the null, the layers would lie on each other.
-        text = f"null of the mean: {null[0]:.3g}" + ("" if np.ptp(null) < 5e-4 else f", {null[1]:.3g}")
+        text = "null of the mean: " + ", ".join(dict.fromkeys(f"{value:.3f}" for value in null))
         panel.set_title(text, loc="right", fontsize=SMALL, color=theme.muted)
         panel.set_title("")
         panel.set_title(order, loc="left")

@@ -76,7 +76,7 @@ def over_steps(
             panel.set_ylabel(label)
             panel.grid(color=look.faint)
             panel.set_axisbelow(True)
-            _scale(panel, steps, log=log)
+            logarithmic = _scale(panel, steps, log=log)
             for index, order in enumerate(shown):
                 _draw(panel, points, steps, quantity, order, index, look, handles, several=len(shown) > 1)
             _reference(panel, points, quantity, look, handles)
@@ -87,7 +87,7 @@ def over_steps(
         for panel in sheet.panels[:2]:
             panel.tick_params(labelbottom=False)
         for panel in sheet.panels[2:]:
-            panel.set_xlabel(name + (", logarithmic" if log else ""))
+            panel.set_xlabel(name + (", logarithmic" if logarithmic else ""))
         if title is None:
             title = f"Order {shown[0]}" if len(shown) == 1 else f"Orders {', '.join(shown)}"
         notes = [*data.changed_settings_note(points), *data.missing_note(points)]
@@ -95,13 +95,14 @@ def over_steps(
     return sheet.figure
 
 
-def _scale(panel: Axes, steps: np.ndarray, *, log: bool) -> None:
+def _scale(panel: Axes, steps: np.ndarray, *, log: bool) -> bool:
+    """Whether the axis is logarithmic, for which there must be two steps."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     low, high = float(steps.min()), float(steps.max())
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     positive = steps[steps > 0]
-    if log and len(positive) and high > low:
+    logarithmic = log and len(positive) > 0 and high > low
+    if logarithmic:
         first = float(positive.min())
         panel.set_xscale("symlog", linthresh=first, linscale=0.4)
         ticks = sorted({*([0.0] if low <= 0 else []), *data.decades(first, high * 1.001)})
@@ -109,15 +110,16 @@ def _scale(panel: Axes, steps: np.ndarray, *, log: bool) -> None:
             ticks = [float(step) for step in steps[data.thinned(steps, 6)]]
         panel.xaxis.set_major_locator(FixedLocator(ticks))
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     else:
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     if high > low:
         inside = panel.xaxis.get_transform().transform([low, high])
         margin = 0.03 * (inside[1] - inside[0])
         panel.set_xlim(panel.xaxis.get_transform().inverted().transform([inside[0] - margin, inside[1] + margin]))
     else:
         panel.set_xlim(low - 1, high + 1)
+    return logarithmic
 
 
 def _from_zero(panel: Axes) -> None:
@@ -168,7 +170,7 @@ def _draw(
         handles["standard error"] = Patch(color=colour, alpha=0.25, label="± 1 standard error")
     if np.isfinite(beside).any():
         above = second.endswith("above_null")
-        style = {"color": colour if several or above else theme.muted, "lw": 1.1, "ls": LINES[2] if above else LINES[1]}
+        style = {"color": colour if several else theme.muted, "lw": 1.1, "ls": LINES[2] if above else LINES[1]}
         alone = np.flatnonzero(_isolated(beside)).tolist()
         panel.plot(
             steps, beside, zorder=3, label=f"{order}: {second}", marker=marker, markersize=3,
@@ -236,7 +238,7 @@ def _shade(panel: Axes, steps: np.ndarray, phases: Phases | None, theme: Theme, 
         begin = left if mine[0] == 0 else steps[mine[0]]
         end = right if mine[-1] == len(steps) - 1 else steps[mine[-1] + 1]
         fill: dict[str, Any] = {
-            "facecolor": theme.phases[phase], "edgecolor": theme.faint, "hatch": _HATCHES[phase], "lw": 0,
+            "facecolor": theme.phases[phase], "edgecolor": theme.hatch, "hatch": _HATCHES[phase], "lw": 0,
         }  # fmt: skip
         panel.axvspan(begin, end, zorder=0, label=phase.name.lower(), **fill)
         if mine[0] > 0:
