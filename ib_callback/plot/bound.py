@@ -54,18 +54,18 @@ def load_curve(path: Path) -> StoredCurve:
     try:
         data = json.loads(text)
         version, unit = data["format"], data["unit"]
-        values = [tuple(float(value) for value in data[name]) for name in ("complexity", "expressivity")]
+        complexity, expressivity = (tuple(map(float, data[name])) for name in ("complexity", "expressivity"))
     except (ValueError, KeyError, TypeError) as error:
         raise TrajectoryError(
             f"{path} is no IB curve: expected a JSON object with format, unit, complexity and expressivity, got "
             f"{type(error).__name__}: {error}. Write it anew, or move it away to draw without it"
         ) from error
-    if version != _FORMAT or unit != "nats" or len(values[0]) != len(values[1]):
+    if version != _FORMAT or unit != "nats" or len(complexity) != len(expressivity):
         raise TrajectoryError(
             f"{path}: expected format {_FORMAT} in nats with as many values of either kind, got format {version!r} in "
-            f"{unit} with {len(values[0])} and {len(values[1])}. Update ib-callback, or move the file away"
+            f"{unit} with {len(complexity)} and {len(expressivity)}. Update ib-callback, or move the file away"
         )
-    return StoredCurve(*values, order=data.get("order"), probe=data.get("probe"))
+    return StoredCurve(complexity, expressivity, order=data.get("order"), probe=data.get("probe"))
 
 
 def curve_beside(directory: Path) -> StoredCurve | None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ib_callback.plot.data import FEW_POINTS, decades
+from ib_callback.plot.data import FEW_POINTS, decades, spans_much
 from ib_callback.plot.sheet import Sheet
 from ib_callback.plot.theme import Theme
-
-# Steps that span more than this factor are coloured by their logarithm.
-LOGARITHMIC_SPAN = 50
 
 
 class StepColours:
@@ -34,7 +31,7 @@ class StepColours:
         self.numbers, self.title = numbers, title
         low, high = float(numbers.min()), float(numbers.max())
         positive = min((number for number in numbers if number > 0), default=1.0)
-        self.logarithmic = high / positive > LOGARITHMIC_SPAN if logarithmic is None else logarithmic
+        self.logarithmic = spans_much(numbers) if logarithmic is None else logarithmic
         self.norm = Normalize(low, high)
         if self.logarithmic:
             # Linear from step 0, which has no logarithm, to the first one after it.

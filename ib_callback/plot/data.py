@@ -18,6 +18,8 @@ from ib_callback.plot.sheet import Note
 FEW_POINTS = 16
 # Beyond, what is drawn for each point becomes an image also in a vector file, which would have megabytes else.
 RASTERISED_ABOVE = 500
+# Steps that span more than this factor are coloured by their logarithm.
+_LOGARITHMIC_SPAN = 50
 _LONGEST_DIFFERENCE = 160
 # Settings by which two models may differ and still be drawn in one plane.
 _OF_THE_MODEL = ("layers", "dtype", "version", "features", "orders")
@@ -160,6 +162,12 @@ def thinned(positions: np.ndarray, most: int) -> np.ndarray:
     cells = np.floor((positions - positions.min()) / span * (most - 1) * (1 - 1e-12)).astype(int)
     _, first = np.unique(cells, return_index=True)
     return np.union1d(first, [len(positions) - 1])
+
+
+def spans_much(numbers: np.ndarray) -> bool:
+    """Whether numbers are told apart better by their logarithms."""
+    positive = numbers[numbers > 0]
+    return len(positive) > 0 and bool(numbers.max() / positive.min() > _LOGARITHMIC_SPAN)
 
 
 def decades(low: float, high: float) -> list[float]:

@@ -113,7 +113,7 @@ def _draw(
     square_limits(panel, *data.finite_range(layers, mean), from_zero=False)
     panel.plot(*layers.T, color=theme.muted, lw=0.9, zorder=3, label="course")
     area = 40.0 if len(layers) <= _NAMED else 22.0
-    panel.scatter(*layers.T, s=area, c=colours.rgba, linewidths=0, zorder=5, label="layers")
+    panel.scatter(layers[:, 0], layers[:, 1], s=area, c=colours.rgba, linewidths=0, zorder=5, label="layers")
     dot: dict[str, Any] = {"ls": "", "color": theme.ink, "markersize": 5.5}
     handles["layers"] = Line2D([], [], marker="o", label="a layer", **dot)
     if len(layers) > 1 and np.isfinite(mean).all():

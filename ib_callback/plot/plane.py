@@ -160,8 +160,9 @@ class _Panel:
             self.panel.add_collection(joins, autolim=False)
         # Along the diagonal many of them would be a band that looks measured.
         shown = data.thinned(self.numbers, _NULLS_SHOWN)
+        x, y = self.nulls[shown].T
         self.panel.scatter(
-            *self.nulls[shown].T, s=0.8 * max(self.area, 12.0), c=self.rgba[shown], marker="x", zorder=4, label="null",
+            x, y, s=0.8 * max(self.area, 12.0), c=self.rgba[shown], marker="x", zorder=4, label="null",
             linewidths=1.1 if self.few else 0.6,
         )  # fmt: skip
         self.handles["null"] = Line2D([], [], ls="", marker="x", color=self.theme.ink, markersize=5.5, label="null")
@@ -191,8 +192,9 @@ class _Panel:
             if not chosen.any():
                 continue
             marker = "o" if name == "measured" else PHASE_MARKERS[Phase[name.upper()]]
+            x, y = self.points[chosen].T
             self.panel.scatter(
-                *self.points[chosen].T, s=self.area, c=self.rgba[chosen], marker=marker, linewidths=0, zorder=5,
+                x, y, s=self.area, c=self.rgba[chosen], marker=marker, linewidths=0, zorder=5,
                 label=name, rasterized=self.rasterised,
             )  # fmt: skip
             self.handles[name] = Line2D([], [], marker=marker, label=name, **dot)

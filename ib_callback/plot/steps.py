@@ -40,7 +40,7 @@ def over_steps(
     measurements: Iterable[Measurement],
     *,
     orders: Sequence[str] | None = None,
-    log: bool = False,
+    log: bool | None = False,
     theme: ThemeName = "light",
     title: str | None = None,
 ) -> Figure:
@@ -53,7 +53,7 @@ def over_steps(
     Args:
         measurements: a trajectory, or any other measurements in the order of training.
         orders: which n-gram orders to show, by default the primary one alone.
-        log: a logarithmic axis for the steps, linear from step 0 to the first one after it.
+        log: a logarithmic axis for the steps, linear from step 0 to the first one after it; None: if they span much.
         theme: "light" or "dark".
         title: of the whole figure, by default the order.
 
@@ -70,6 +70,8 @@ def over_steps(
     with drawing(look, "Drawing the numbers over steps"):
         sheet = Sheet.of(len(_QUANTITIES), 2, size=(3.5, 2.1), theme=look, margins=_MARGINS)
         steps, name = data.numbered(points)
+        if log is None:
+            log = data.spans_much(steps)
         phases = data.phases_of(points)
         handles: dict[str, Any] = {}
         for panel, (quantity, label) in zip(sheet.panels, _QUANTITIES.items(), strict=True):
@@ -114,9 +116,11 @@ def _scale(panel: Axes, steps: np.ndarray, *, log: bool) -> bool:
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     if high > low:
-        inside = panel.xaxis.get_transform().transform([low, high])
-        margin = 0.03 * (inside[1] - inside[0])
-        panel.set_xlim(panel.xaxis.get_transform().inverted().transform([inside[0] - margin, inside[1] + margin]))
+        scale = panel.xaxis.get_transform()
+        first_at, last_at = scale.transform([low, high])
+        margin = 0.03 * (last_at - first_at)
+        left, right = scale.inverted().transform([first_at - margin, last_at + margin])
+        panel.set_xlim(float(left), float(right))
     else:
         panel.set_xlim(low - 1, high + 1)
     return logarithmic
