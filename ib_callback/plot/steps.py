@@ -21,7 +21,7 @@ _QUANTITIES = {
     "complexity": "complexity I(X;Z)",
     "expressivity": "expressivity I(Y;Z)",
     "optimality": "optimality\n(expressivity / complexity)",
-    "distance_to_bound": "distance to the bound",
+    "distance_to_bound": "distance to the bound\n({bound} − expressivity)",
 }
 # What is drawn beside a number, thinner. The distance above null is nearly the distance: both nulls are much alike.
 _BESIDE = {
@@ -55,7 +55,7 @@ def over_steps(
         orders: which n-gram orders to show, by default the primary one alone.
         log: a logarithmic axis for the steps, linear from step 0 to the first one after it; None: if they span much.
         theme: "light" or "dark".
-        title: of the whole figure, by default the order.
+        title: of the whole figure.
 
     Returns:
         A figure of its own, 150 dots per inch, with four panels.
@@ -73,9 +73,11 @@ def over_steps(
         if log is None:
             log = data.spans_much(steps)
         phases = data.phases_of(points)
+        bounds = {point.settings.get("bound") for point in points if point.orders}
+        bound = "IB curve" if bounds == {"ib_curve"} else "complexity" if "ib_curve" not in bounds else "bound"
         handles: dict[str, Any] = {}
         for panel, (quantity, label) in zip(sheet.panels, _QUANTITIES.items(), strict=True):
-            panel.set_ylabel(label)
+            panel.set_ylabel(label.format(bound=bound))
             panel.grid(color=look.faint)
             panel.set_axisbelow(True)
             logarithmic = _scale(panel, steps, log=log)
@@ -90,8 +92,6 @@ def over_steps(
             panel.tick_params(labelbottom=False)
         for panel in sheet.panels[2:]:
             panel.set_xlabel(name + (", logarithmic" if logarithmic else ""))
-        if title is None:
-            title = f"Order {shown[0]}" if len(shown) == 1 else f"Orders {', '.join(shown)}"
         notes = [*data.changed_settings_note(points), *data.missing_note(points)]
         sheet.finish(handles=list(handles.values()), title=title, notes=notes)
     return sheet.figure
@@ -101,6 +101,7 @@ def _scale(panel: Axes, steps: np.ndarray, *, log: bool) -> bool:
     """Whether the axis is logarithmic, for which there must be two steps."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+    panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     low, high = float(steps.min()), float(steps.max())
     positive = steps[steps > 0]
     logarithmic = log and len(positive) > 0 and high > low
@@ -166,7 +167,7 @@ def _draw(
     panel.plot(
         steps, values, zorder=4, label=f"{order}: measured", markevery=np.flatnonzero(marked).tolist(), **style
     )  # fmt: skip
-    handles[f"{order} measured"] = Line2D([], [], label=f"{order}: measured" if several else "measured", **style)
+    handles[f"{order} measured"] = Line2D([], [], label=f"{order}: measured", **style)
     if np.isfinite(error).any():
         panel.fill_between(
             steps, values - error, values + error, color=colour, alpha=0.25, lw=0, zorder=2, label="standard error"

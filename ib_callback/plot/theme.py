@@ -145,7 +145,6 @@ def place_labels(
         theme: for the halo and the leader line.
     """
     import numpy as np
-    from matplotlib.patheffects import withStroke
 
     (x0, x1), (y0, y1) = panel.get_xlim(), panel.get_ylim()
     scale = inches * INCH / np.array([x1 - x0, y1 - y0])
@@ -182,10 +181,12 @@ def place_labels(
         taken.append(box)
         centre = (left + width / 2, below + height / 2)
         away = math.dist(at, (min(max(at[0], box[0]), box[2]), min(max(at[1], box[1]), box[3])))
+        # Not an outline of the letters, of which a vector file would have no text.
+        halo = {"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
         leader = {"arrowstyle": "-", "lw": 0.6, "shrinkA": 0, "shrinkB": 2.5}
         panel.annotate(
             text, xy=(x, y), xytext=(x0 + centre[0] / scale[0], y0 + centre[1] / scale[1]), textcoords="data",
             ha="center", va="center", fontsize=SMALL, color=colour, zorder=9, gid="direct label",
             arrowprops={**leader, "color": colour} if away > 6 else None,
-            path_effects=[withStroke(linewidth=2.0, foreground=theme.paper)],
+            bbox=halo,
         )  # fmt: skip
