@@ -89,7 +89,15 @@ def test_missing_points_are_counted_by_run_and_a_run_may_lack_an_order():
 def test_nothing_overlaps_and_nothing_is_cut_off(count, theme):
     name = "runs/2026-11-24/a-run-with-a-very-long-name-indeed/version_{}/checkpoints"
     runs = {name.format(i): run([0, 10, 20], scale=1 + i / 50) for i in range(count)}
-    nothing_overlaps(compare(runs, theme=theme, title="several runs"))
+    figure = compare(runs, theme=theme, title="several runs")
+    nothing_overlaps(figure)
+    # What they have in common is left out, not what tells them apart.
+    assert legend_texts(figure)[:count] == [f"version_{i}" for i in range(count)]
+    texts = [text for text in figure.axes[0].texts if text.get_gid() == "direct label"]
+    boxes = [text.get_bbox_patch().get_window_extent() for text in texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    if count == 2:
+        assert [text.get_text() for text in texts] == ["version_0", "version_1"]
 
 
 def test_mistakes_are_errors():

@@ -14,7 +14,7 @@ from ib_callback.plot.bound import Curve, curve_in_plane, why_not_drawn
 from ib_callback.plot.data import RASTERISED_ABOVE
 from ib_callback.plot.frame import draw_bounds, plane_sheet, square_limits
 from ib_callback.plot.sheet import Note
-from ib_callback.plot.theme import LINES, MARKERS, Theme, ThemeName, drawing, place_labels, shortened, theme_of
+from ib_callback.plot.theme import LINES, MARKERS, Theme, ThemeName, drawing, place_labels, shortened_alike, theme_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,6 +108,8 @@ def _draw(
     last_nulls = {name: nulls[name][drawn[name][-1:]] for name in tables}
     square_limits(panel, *data.finite_range(*tables.values(), *last_nulls.values()))
     labels = []
+    names = dict(zip(tables, shortened_alike(list(tables), _LONGEST_NAME), strict=True))
+    short = dict(zip(tables, shortened_alike(list(tables), _LONGEST_LABEL), strict=True))
     for index, (name, table) in enumerate(tables.items()):
         points = table[drawn[name]]
         colour, marker = theme.series[index % len(theme.series)], MARKERS[index % len(MARKERS)]
@@ -116,7 +118,7 @@ def _draw(
         style: dict[str, Any] = {"color": colour, "ls": line, "lw": 1.3, "marker": marker}
         if len(courses[name]) == 1:
             style["ls"] = ""
-        handles[name] = Line2D([], [], label=shortened(name, _LONGEST_NAME), markersize=6, **style)
+        handles[name] = Line2D([], [], label=names[name], markersize=6, **style)
         if not len(points):
             continue
         every = max(1, len(points) // _MARKED)
@@ -137,7 +139,7 @@ def _draw(
             rest["null"] = Line2D(
                 [], [], ls="", marker="x", color=theme.ink, markersize=5.5, label="null of the last point"
             )
-        labels.append((*points[-1], shortened(name, _LONGEST_LABEL), colour if theme.name == "dark" else theme.ink))
+        labels.append((*points[-1], short[name], colour if theme.name == "dark" else theme.ink))
     absent = [name for name in tables if not len(drawn[name])]
     if absent:
         panel.set_title(f"{len(absent)} without {order}", loc="right", fontsize=7, color=theme.muted)

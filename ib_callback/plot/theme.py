@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,6 +124,22 @@ def _settings(theme: Theme) -> dict[str, Any]:
     }
 
 
+def shortened_alike(names: Sequence[str], most: int) -> list[str]:
+    """Names of at most so many characters each; if any is too long, what all have in common is left out first.
+
+    >>> shortened_alike(["runs/a-long-name/version_1/csv", "runs/a-long-name/version_22/csv"], 16)
+    ['version_1', 'version_22']
+    """
+    if len(names) > 1 and any(len(name) > most for name in names):
+        parts = [re.split(r"(?<=[/_. -])", name) for name in names]
+        fewest = min(map(len, parts))
+        ahead = next((i for i in range(fewest) if len({p[i] for p in parts}) > 1), fewest - 1)
+        behind = next((i for i in range(fewest - ahead) if len({p[-1 - i] for p in parts}) > 1), 0)
+        # With the word before what differs, which says what it counts.
+        names = ["".join(p[max(0, ahead - 1) : len(p) - behind]).rstrip("/_. -") for p in parts]
+    return [shortened(name, most) for name in names]
+
+
 def shortened(name: str, most: int) -> str:
     """A name of at most so many characters: its beginning and its end, which tell names apart.
 
@@ -135,7 +152,7 @@ def shortened(name: str, most: int) -> str:
 def place_labels(
     panel: Axes, labels: Sequence[tuple[float, float, str, str]], obstacles: Any, *, inches: float, theme: Theme
 ) -> None:
-    """Write labels beside their points, each where it hides the fewest points and no other label.
+    """Write labels beside their points, each where it hides the fewest points; one without room is left out.
 
     Args:
         panel: with its final limits.
@@ -157,7 +174,7 @@ def place_labels(
     for x, y, text, colour in labels:
         at = (np.array([x, y]) - (x0, y0)) * scale
         width, height = len(text) * CHARACTER * SMALL, SMALL * 1.3
-        best: tuple[float, Any, float, float] | None = None
+        best: tuple[float, Any, float, float, bool] | None = None
         for distance in (9.0, 18.0, 30.0, 45.0):
             for turn in range(12):
                 # Below the diagonal is where the room is.
@@ -172,12 +189,15 @@ def place_labels(
                     (dots[:, 0] > box[0]) & (dots[:, 0] < box[2]) & (dots[:, 1] > box[1]) & (dots[:, 1] < box[3])
                 )  # fmt: skip
                 cost = 4.0 * np.count_nonzero(inside) + 0.15 * distance + 0.3 * turn
-                cost += sum(60.0 for t in taken if box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3])
-                cost += 500.0 * (box[0] < 0 or box[1] < 0 or box[2] > side or box[3] > side)
+                hides = any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken)
+                hides = hides or box[0] < 0 or box[1] < 0 or box[2] > side or box[3] > side
+                cost += 1e6 * hides
                 if best is None or cost < best[0]:
-                    best = (cost, box, left, below)
+                    best = (cost, box, left, below, hides)
         assert best is not None
-        _, box, left, below = best
+        _, box, left, below, hides = best
+        if hides:
+            continue
         taken.append(box)
         centre = (left + width / 2, below + height / 2)
         away = math.dist(at, (min(max(at[0], box[0]), box[2]), min(max(at[1], box[1]), box[3])))
