@@ -74,7 +74,7 @@ class IBCallback(TrainerCallback):
         select_from: from when on points can be selected: "compression", "fit" or a step. Also that of the
             `ib/selectable/...` numbers.
         output_dir: where the files go; the Trainer's `output_dir` by default.
-        log_plane: draw the plane, as a file and for Weights & Biases, which gets two further pictures; needs matplotlib.
+        log_plane: draw the plane, as a file and for Weights & Biases, which gets two more; needs matplotlib.
         overhead_budget: skip scheduled points while more than this share of the wall-clock time went into measuring.
         tokens_per_step: training tokens of one optimizer step, for `ib/tokens_seen`, where the Trainer does not
             count them (`include_num_input_tokens_seen`).

@@ -100,7 +100,7 @@ class IBCallback(Callback):
             `ib/selectable/...` numbers.
         output_dir: where the files go. By default the Trainer's own: the directory in which ModelCheckpoint
             makes `checkpoints`, that is the first logger's `save_dir/name/version`, or else `default_root_dir`.
-        log_plane: draw the plane, as a file and for Weights & Biases, which gets two further pictures; needs matplotlib.
+        log_plane: draw the plane, as a file and for Weights & Biases, which gets two more; needs matplotlib.
         overhead_budget: skip scheduled points while more than this share of the wall-clock time went into measuring.
         tokens_per_step: training tokens of one optimizer step, for `ib/tokens_seen`; Lightning does not count them.
         mix_settings: continue the trajectory of a resumed run although its settings have changed.

@@ -175,7 +175,7 @@ def _draw(
         handles["standard error"] = Patch(color=colour, alpha=0.25, label="± 1 standard error")
     if np.isfinite(beside).any():
         above = second.endswith("above_null")
-        style = {"color": colour if several else theme.muted, "lw": 1.1, "ls": LINES[2] if above else LINES[1]}
+        style = {"color": colour if several else theme.muted, "lw": 1.1, "ls": LINES[3] if above else LINES[1]}
         alone = np.flatnonzero(_isolated(beside)).tolist()
         panel.plot(
             steps, beside, zorder=3, label=f"{order}: {second}", marker=marker, markersize=3,
