@@ -159,7 +159,7 @@ def thinned(positions: np.ndarray, most: int) -> np.ndarray:
     if len(positions) <= most:
         return np.arange(len(positions))
     span = np.ptp(positions) or 1.0
-    cells = np.floor((positions - positions.min()) / span * (most - 1) * (1 - 1e-12)).astype(int)
+    cells = np.minimum(np.floor((positions - positions.min()) / span * (most - 1)), most - 2)
     _, first = np.unique(cells, return_index=True)
     return np.union1d(first, [len(positions) - 1])
 
