@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ib_callback._version import __version__
+from ib_callback.plot.command import add_arguments as add_plot_arguments
 
 if TYPE_CHECKING:
     from ib_callback.selection import SelectFrom
@@ -64,6 +65,24 @@ def _select(options: argparse.Namespace) -> int:
     return 0
 
 
+def _plot(options: argparse.Namespace) -> int:
+    from ib_callback.plot import command
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            paths = command.draw(options)
+        except (ImportError, ValueError, OSError) as error:
+            print(f"ib-callback: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        finally:
+            for message in dict.fromkeys(str(warning.message) for warning in caught):
+                print(f"ib-callback: {message}", file=sys.stderr)
+    for path in paths:
+        print(path)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ib-callback", description="Follow a language model through the information plane while it trains."
@@ -103,6 +122,15 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--all", action="store_true", help="show every point also of a long run")
     select.add_argument("--path-only", action="store_true", help="print nothing but the path, for scripts")
     select.set_defaults(run=_select)
+    plot = commands.add_parser(
+        "plot",
+        help="pictures of a run, or of several in one plane",
+        description="Draw the information plane of a run, the plane by layer at one step, its numbers over steps, or "
+        "several runs in one plane, from trajectory files.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_plot_arguments(plot)
+    plot.set_defaults(run=_plot)
     return parser
 
 

@@ -74,7 +74,7 @@ class IBCallback(TrainerCallback):
         select_from: from when on points can be selected: "compression", "fit" or a step. Also that of the
             `ib/selectable/...` numbers.
         output_dir: where the files go; the Trainer's `output_dir` by default.
-        log_plane: draw the plane, as a file and for Weights & Biases; needs matplotlib.
+        log_plane: draw the plane, as a file and for Weights & Biases, which gets two more; needs matplotlib.
         overhead_budget: skip scheduled points while more than this share of the wall-clock time went into measuring.
         tokens_per_step: training tokens of one optimizer step, for `ib/tokens_seen`, where the Trainer does not
             count them (`include_num_input_tokens_seen`).
@@ -425,7 +425,8 @@ class IBCallback(TrainerCallback):
             plane = self._recorder.draw()
             run = open_run()
             if run is not None:
-                self._wandb.log(run, metrics, step=step, plane=plane)
+                pictures = self._recorder.pictures()
+                self._wandb.log(run, metrics, step=step, plane=plane, pictures=pictures)
             if metrics:
                 report(self._handler, args, state, control, model, metrics)
         self._stop_if_decided(args, state, control, point)
@@ -444,11 +445,14 @@ class IBCallback(TrainerCallback):
     def _finish(self, state: TrainerState) -> None:
         self._running, self._handler = False, None
         with self._recorder.at_work():
+            run = open_run() if state.is_world_process_zero else None
+            pictures = {} if run is None else self._recorder.pictures(final=True)
             plane = self._recorder.finish()
-            run = open_run()
-            if run is not None and state.is_world_process_zero:
+            if run is not None:
                 summary = self._recorder.summary(self._selected)
-                self._wandb.finish(run, self.trajectory, summary, step=state.global_step, plane=plane)
+                self._wandb.finish(
+                    run, self.trajectory, summary, step=state.global_step, plane=plane, pictures=pictures
+                )
 
 
 def _checkpoint(args: TrainingArguments, step: int) -> Path:

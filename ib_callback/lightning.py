@@ -100,7 +100,7 @@ class IBCallback(Callback):
             `ib/selectable/...` numbers.
         output_dir: where the files go. By default the Trainer's own: the directory in which ModelCheckpoint
             makes `checkpoints`, that is the first logger's `save_dir/name/version`, or else `default_root_dir`.
-        log_plane: draw the plane, as a file and for Weights & Biases; needs matplotlib.
+        log_plane: draw the plane, as a file and for Weights & Biases, which gets two more; needs matplotlib.
         overhead_budget: skip scheduled points while more than this share of the wall-clock time went into measuring.
         tokens_per_step: training tokens of one optimizer step, for `ib/tokens_seen`; Lightning does not count them.
         mix_settings: continue the trajectory of a resumed run although its settings have changed.
@@ -341,10 +341,11 @@ class IBCallback(Callback):
 
     def _log(self, trainer: Any, metrics: dict[str, float], step: int, plane: Path | None) -> None:
         own_run = open_run()
+        pictures = self._recorder.pictures() if _logs_to_wandb(trainer) else {}
         for logger in trainer.loggers:
             # Through self.log() the values would arrive only at every log_every_n_steps, and then again and again.
             if _is_wandb(logger):
-                self._wandb.log(logger.experiment, metrics, step=step, plane=plane)
+                self._wandb.log(logger.experiment, metrics, step=step, plane=plane, pictures=pictures)
                 own_run = None if logger.experiment is own_run else own_run
             elif metrics:
                 try:
@@ -354,7 +355,7 @@ class IBCallback(Callback):
                     name, reason = type(logger).__name__, f"{type(error).__name__}: {error}"
                     _warn(f"The information of step {step} could not be logged to {name}; training goes on. {reason}")
         if own_run is not None:
-            self._wandb.log(own_run, metrics, step=step, plane=plane)
+            self._wandb.log(own_run, metrics, step=step, plane=plane, pictures=pictures)
 
     def _stop_if_decided(self, trainer: Any) -> None:
         decision = self._recorder.decision
@@ -421,6 +422,7 @@ class IBCallback(Callback):
     def _finish(self, trainer: Any) -> None:
         self._running = False
         with self._recorder.at_work():
+            pictures = self._recorder.pictures(final=True) if _logs_to_wandb(trainer) else {}
             plane = self._recorder.finish()
             if not trainer.is_global_zero:
                 return
@@ -430,7 +432,9 @@ class IBCallback(Callback):
                 runs.append(own_run)
             for run in runs:
                 summary = self._recorder.summary(self._selected)
-                self._wandb.finish(run, self.trajectory, summary, step=trainer.global_step, plane=plane)
+                self._wandb.finish(
+                    run, self.trajectory, summary, step=trainer.global_step, plane=plane, pictures=pictures
+                )
 
     def _directory(self, trainer: Any) -> Path:
         """On every rank the same, for not every logger knows its name and version on every rank."""
@@ -462,6 +466,10 @@ class IBCallback(Callback):
             return True
         limits = ((trainer.max_steps, trainer.global_step), (trainer.max_epochs, self._epoch))  # None or -1: no limit
         return any(limit is not None and 0 <= limit <= reached for limit, reached in limits)
+
+
+def _logs_to_wandb(trainer: Any) -> bool:
+    return open_run() is not None or any(_is_wandb(logger) for logger in trainer.loggers)
 
 
 def _is_wandb(logger: Any) -> bool:

@@ -39,6 +39,8 @@ PLANE_FILENAME = "information_plane.png"
 # small model, so that later ones wait until the run has this many times the points of the last picture.
 _DRAWN_SINGLY = 20
 _DRAWN_AGAIN = 1.25
+# Those that only a logger gets wait until the run has twice the points.
+_PICTURED_AGAIN = 2
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class _Run:
     checkpoints: CheckpointFile | None = None  # likewise
     plane: Path | None = None  # likewise, and where no plane is drawn
     points_drawn: int = 0
+    points_pictured: int = 1  # likewise of the pictures for a logger, which need two
     unsaved: list[Measurement] = field(default_factory=list)
     outages: set[str] = field(default_factory=set)
     seconds_at_work: float = 0.0
@@ -372,6 +375,22 @@ class Recorder:
             self._run.points_drawn = points
             return self._run.plane
         return None
+
+    def pictures(self, *, final: bool = False) -> dict[str, bytes]:
+        """Further pictures for a logger if it is time to, or if they are out of date at the end: PNG by name."""
+        points = sum(point.error is None for point in self.trajectory)
+        pictured = self._run.points_pictured
+        if self._run.plane is None or points <= pictured or not (final or points >= _PICTURED_AGAIN * pictured):
+            return {}
+        self._run.points_pictured = points
+        pictures: dict[str, bytes] = {}
+        with self.survived("The pictures over steps and by layer could not be drawn"):
+            from ib_callback.plot import encoded, over_steps, plane_by_layer
+
+            pictures["over_steps"] = encoded(over_steps(self.trajectory, log=None))
+            last = next(point for point in reversed(self.trajectory) if point.error is None)
+            pictures["layers"] = encoded(plane_by_layer(last))
+        return pictures
 
     def finish(self) -> Path | None:
         """Write what is still unwritten, draw the last plane and say what all of it cost; the file if it was drawn."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from ib_callback import checkpoints
 from ib_callback.errors import TrajectoryError
 from ib_callback.metric_names import Mode, metrics_of, resolve_metric
 from ib_callback.phases import Phase, Phases
+from ib_callback.run_directory import find_run
 from ib_callback.selection import Candidate, Choice, SelectFrom, Selection
 from ib_callback.trajectory import Trajectory
-from ib_callback.trajectory_lines import FILENAME
 
 _NO_CHECKPOINT = "no checkpoint"
 _NOT_RECORDED = f"not in {checkpoints.FILENAME}"
@@ -22,7 +22,6 @@ _LONG = 60
 _BEST_SHOWN = 5
 # Of the reason why a point could not be measured, in characters.
 _LONGEST_REASON = 80
-_LEVELS = 4
 _NOISE = (
     "How the noise is estimated: from the scatter of the values of successive points about a smooth curve, over all "
     "points that count. What changes more slowly than from point to point is not seen, so that it may be larger."
@@ -92,7 +91,7 @@ def select_report(
         ValueError: no point has such a metric (the message lists those that exist), or a setting is out of range.
     """
     try:
-        directory = _find(Path(run_dir))
+        directory = find_run(Path(run_dir))
         found = _checkpoints(directory)
     except OSError as error:
         raise TrajectoryError(f"{run_dir} cannot be searched ({error}). Check its permissions") from error
@@ -249,35 +248,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
-
-
-def _find(run_dir: Path) -> Path:
-    """The directory of the one trajectory in a directory, or up to four levels below it."""
-    if run_dir.name == FILENAME and run_dir.is_file():
-        return run_dir.parent
-    if not run_dir.is_dir():
-        raise TrajectoryError(f"there is no directory {run_dir}. Give the output directory of a run, or one above it")
-    if (run_dir / FILENAME).is_file():
-        return run_dir
-    found = list(_search(run_dir, _LEVELS, {run_dir.resolve()}))
-    if len(found) > 1:
-        several = "".join(f"\n  {directory}" for directory in found)
-        raise TrajectoryError(f"{run_dir} has several runs; give the directory of one of them:{several}")
-    if not found:
-        raise TrajectoryError(
-            f"no {FILENAME} in {run_dir}, nor up to {_LEVELS} levels below it, checkpoints left aside. Give the output "
-            "directory of a run that IBCallback followed, or write one there with ib.Trajectory.save"
-        )
-    return found[0]
-
-
-def _search(directory: Path, levels: int, seen: set[Path]) -> Iterator[Path]:
-    """Directories below one that have a trajectory; each once, however many links lead there."""
-    for path in sorted(directory.iterdir()):
-        if not path.is_dir() or checkpoints.is_checkpoint_folder(path) or path.resolve() in seen:
-            continue
-        seen.add(path.resolve())
-        if (path / FILENAME).is_file():
-            yield path
-        if levels > 1 and os.access(path, os.R_OK | os.X_OK):
-            yield from _search(path, levels - 1, seen)

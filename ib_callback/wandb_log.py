@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 from ib_callback.trajectory import Trajectory
 
+PICTURES = "ib/"
 PLANE_KEY = "ib/plane"
 TABLE_KEY = "ib/trajectory"
 
@@ -35,7 +37,15 @@ class WandbLog:
         self._described_run: Any = None
         self._warned: set[str] = set()
 
-    def log(self, run: Any, metrics: Mapping[str, float], *, step: int, plane: Path | None = None) -> None:
+    def log(
+        self,
+        run: Any,
+        metrics: Mapping[str, float],
+        *,
+        step: int,
+        plane: Path | None = None,
+        pictures: Mapping[str, bytes] | None = None,
+    ) -> None:
         """One row; whatever goes wrong is a warning, for a run must not die of its log.
 
         Args:
@@ -43,9 +53,10 @@ class WandbLog:
             metrics: scalars by full name.
             step: optimizer steps taken.
             plane: image file of the information plane to log along.
+            pictures: further images to log along, PNG by name.
         """
         try:
-            row: dict[str, Any] = {**metrics, **self._image(plane)}
+            row: dict[str, Any] = {**metrics, **self._images(plane, pictures)}
             if not row:
                 return
             if run is not self._described_run:
@@ -63,6 +74,7 @@ class WandbLog:
         *,
         step: int,
         plane: Path | None = None,
+        pictures: Mapping[str, bytes] | None = None,
     ) -> None:
         """The whole trajectory as a table, the last plane, and the summary of the run; failures are warnings.
 
@@ -72,27 +84,30 @@ class WandbLog:
             summary: values for the run's summary by full name.
             step: optimizer steps taken.
             plane: image file of the information plane, if it has changed.
+            pictures: further images that have changed, PNG by name.
         """
         try:
             table: dict[str, Any] = {}
             if trajectory:
                 columns, rows = _table(trajectory)
                 table = {TABLE_KEY: sys.modules["wandb"].Table(columns=columns, data=rows)}
-            row = {**table, **self._image(plane)}
+            row = {**table, **self._images(plane, pictures)}
             if row:
                 run.log({**row, self.step_metric: step})
             run.summary.update(dict(summary))
         except Exception as error:
             self._warn(f"The trajectory could not be logged to Weights & Biases: {_describe(error)}")
 
-    def _image(self, plane: Path | None) -> dict[str, Any]:
-        if plane is None:
-            return {}
-        try:
-            return {PLANE_KEY: sys.modules["wandb"].Image(str(plane))}
-        except Exception as error:  # the scalars can still be logged
-            self._warn(f"{plane.name} could not be logged to Weights & Biases: {_describe(error)}")
-            return {}
+    def _images(self, plane: Path | None, pictures: Mapping[str, bytes] | None) -> dict[str, Any]:
+        given: dict[str, tuple[str, Path | bytes]] = {} if plane is None else {PLANE_KEY: (plane.name, plane)}
+        given |= {f"{PICTURES}{name}": (name, content) for name, content in (pictures or {}).items()}
+        images = {}
+        for key, (name, source) in given.items():
+            try:
+                images[key] = sys.modules["wandb"].Image(str(source) if isinstance(source, Path) else _opened(source))
+            except Exception as error:  # the scalars can still be logged
+                self._warn(f"{name} could not be logged to Weights & Biases: {_describe(error)}")
+        return images
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:
@@ -112,6 +127,12 @@ def _table(trajectory: Trajectory) -> tuple[list[str], list[list[Any]]]:
         for point, phase, values in zip(trajectory, phases, scalars, strict=True)
     ]
     return ["step", "phase", *names, "error"], rows
+
+
+def _opened(content: bytes) -> Any:
+    from PIL import Image  # comes with Matplotlib, which has drawn it
+
+    return Image.open(io.BytesIO(content))
 
 
 def _describe(error: Exception) -> str:

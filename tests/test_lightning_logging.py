@@ -80,7 +80,11 @@ def test_rows_of_an_offline_run(opened_by: str, tmp_path: Path, monkeypatch: pyt
     assert own == ([] if opened_by == "the user" else [2, 5, 8, 11])
 
     assert last["trainer/global_step"] == 12
-    assert {key.split("/")[1] for key in last if key.startswith("ib/")} == {"trajectory"}, "no second point at step 12"
+    logged = {key.split("/")[1] for key in last if key.startswith("ib/")}
+    assert logged == {"trajectory", "over_steps", "layers"}, "no second point at step 12"
+    for key in ("ib/over_steps", "ib/layers"):
+        # At the second and the fourth point, and of all five at the end.
+        assert [f"{key}/path" in row for row in (*rows, last)] == [False, True, False, True, False, True]
     for shown, point in zip(run.table(last, "ib/trajectory"), points, strict=True):
         assert (shown["step"], shown["error"]) == (point.step, None)
         assert shown["token/optimality_above_null"] == point["token"].optimality_above_null

@@ -136,6 +136,46 @@ def test_a_picture_that_fails_is_one_warning_until_it_succeeds(
     assert len(drawing) == 2, "for points 1 and 2 together, and for 4"
 
 
+def test_further_pictures_are_drawn_at_twice_the_points_and_at_the_end(
+    model: torch.nn.Module, drawn: list[int], tmp_path: Path
+) -> None:
+    recorder = make_recorder(draw_plane=True)
+    recorder.start(model, directory=tmp_path)
+    at: dict[int, dict[str, bytes]] = {}
+    for step in range(7):
+        recorder.record(model, step)
+        at[step + 1] = recorder.pictures()
+    assert [points for points, pictures in at.items() if pictures] == [2, 4]
+    assert all(set(at[points]) == {"over_steps", "layers"} for points in (2, 4))
+    final = recorder.pictures(final=True)
+    assert all(content.startswith(b"\x89PNG") for content in (*at[2].values(), *final.values()))
+    assert recorder.pictures(final=True) == {}, "they are up to date"
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".png"] == [], "a logger alone gets them"
+
+
+def test_further_pictures_belong_to_the_plane(model: torch.nn.Module, tmp_path: Path) -> None:
+    for draw_plane, writes in ((False, True), (True, False)):
+        recorder = make_recorder(draw_plane=draw_plane)
+        recorder.start(model, directory=tmp_path, writes=writes)
+        record_all(recorder, model, range(2))
+        assert recorder.pictures(final=True) == {}
+        recorder.finish()
+
+
+def test_a_further_picture_that_fails_is_a_warning(
+    model: torch.nn.Module, drawn: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(plot_module, "plane_by_layer", fail)
+    recorder = make_recorder(draw_plane=True)
+    recorder.start(model, directory=tmp_path)
+    record_all(recorder, model, range(2))
+    with pytest.warns(RuntimeWarning, match=r"by layer could not be drawn\. RuntimeError: no fonts"):
+        assert set(recorder.pictures()) == {"over_steps"}
+
+
 def test_without_matplotlib(model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(

@@ -16,6 +16,7 @@ from synthetic_runs import run as made_up_run
 from tiny_hf import LENGTH, Each, tiny_callback, tiny_trainer
 from wandb_offline import OfflineRun, read_offline_runs
 
+from ib_callback.plot import encoded, plane_by_layer
 from ib_callback.points import PRIMARY_SCALARS
 from ib_callback.stopping import PlateauStopping
 from ib_callback.trajectory import Trajectory
@@ -91,6 +92,11 @@ def test_rows_of_an_offline_run_of_the_trainer(offline: Path) -> None:
             assert image.format == "PNG"
             assert image.size == (row["ib/plane/width"], row["ib/plane/height"])
             assert image.width > 500
+    for key in ("ib/over_steps", "ib/layers"):
+        # At twice the points each time, so that they are up to date at the end.
+        assert [f"{key}/path" in row for row in (*rows, last)] == [False, True, False, True, False]
+        with Image.open(run.files / rows[3][f"{key}/path"]) as image:
+            assert image.format == "PNG" and image.width > 500
     assert run.step_metrics["ib/*"] == "train/global_step"
     losses = [row["train/global_step"] for row in run.rows if "train/loss" in row]
     assert losses == [3, 6, 9, 12], "the trainer's own rows have suffered"
@@ -198,6 +204,16 @@ def test_scalars_are_logged_without_a_picture_that_fails(tmp_path: Path, monkeyp
     with pytest.warns(RuntimeWarning, match=r"plane\.png could not be logged to Weights & Biases: OSError"):
         WandbLog("train/global_step").log(run, {"ib/complexity": 0.5}, step=3, plane=tmp_path / "plane.png")
     assert run.rows == [{"ib/complexity": 0.5, "train/global_step": 3}]
+
+
+def test_scalars_are_logged_without_a_further_picture_that_fails(fake_wandb: None) -> None:
+    run = FakeRun()
+    png = encoded(plane_by_layer(measured(0, 0.5, 0.25)))
+    with pytest.warns(RuntimeWarning, match=r"layers could not be logged to Weights & Biases: UnidentifiedImageError"):
+        WandbLog("step").log(run, {"ib/a": 0.5}, step=3, pictures={"layers": b"no picture", "over_steps": png})
+    (row,) = run.rows
+    assert set(row) == {"ib/a", "ib/over_steps", "step"}
+    assert "PngImageFile" in row["ib/over_steps"]
 
 
 @pytest.fixture

@@ -1,0 +1,76 @@
+"""Pictures of a run, as Matplotlib figures that no pyplot knows, and as files.
+
+`information_plane` shows a run in the plane, `plane_by_layer` one measurement layer by layer, `over_steps` the
+numbers along the run, `compare` several runs in one plane; `save` writes any of them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ib_callback.files import write_atomically
+from ib_callback.measurement import Measurement
+from ib_callback.plot.comparison import compare
+from ib_callback.plot.layers import plane_by_layer
+from ib_callback.plot.plane import information_plane
+from ib_callback.plot.steps import over_steps
+from ib_callback.plot.theme import DPI
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["compare", "information_plane", "over_steps", "plane_by_layer", "save", "save_information_plane"]
+
+# Points that become an image within a vector file are drawn as finely as they are printed.
+_VECTOR_DPI = 300
+# Texts stay texts, names within the file are no random ones, and nothing that the user has set cuts the picture.
+_SAVING: Any = {
+    "svg.fonttype": "none", "svg.hashsalt": "ib_callback", "pdf.fonttype": 42, "ps.fonttype": 42,
+    "savefig.bbox": None, "savefig.transparent": False,
+}  # fmt: skip
+_UNDATED: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "ps": {"CreationDate": None}}
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure to a file, atomically; the same figure gives the same file.
+
+    Args:
+        figure: of this module.
+        path: its suffix decides the format: .png (150 dots per inch), .svg and .pdf, whose texts stay texts, and
+            whatever else Matplotlib writes. Without a suffix, PNG.
+
+    Raises:
+        ValueError: Matplotlib writes no such format.
+        OSError: the file cannot be written.
+    """
+    write_atomically(path, encoded(figure, Path(path).suffix.lstrip(".").lower() or "png"))
+
+
+def encoded(figure: Figure, suffix: str = "png") -> bytes:
+    """The content of the file that `save` writes."""
+    from matplotlib import rc_context
+
+    known = figure.canvas.get_supported_filetypes()
+    if suffix not in known:
+        raise ValueError(f"expected a picture file in one of the formats {', '.join(sorted(known))}, got .{suffix}")
+    content = io.BytesIO()
+    with rc_context(_SAVING):
+        figure.savefig(
+            content,
+            format=suffix,
+            dpi=_VECTOR_DPI if suffix in _UNDATED else DPI,
+            facecolor=figure.get_facecolor(),
+            metadata=_UNDATED.get(suffix),
+        )
+    return content.getvalue()
+
+
+def save_information_plane(
+    measurements: Measurement | Iterable[Measurement], path: str | os.PathLike[str], **options: Any
+) -> None:
+    """Write the figure of `information_plane(measurements, **options)` to a file; see `save`."""
+    save(information_plane(measurements, **options), path)

@@ -1,0 +1,175 @@
+"""What the figures show of a run: arrays with NaN for what was not measured, phases, and what must be said beside."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ib_callback.measurement import Measurement, settings_differences
+from ib_callback.phases import Phase, Phases, find_phases
+from ib_callback.plot.sheet import Note
+
+# Up to here each point can be seen: it is joined to its null, and has its standard error.
+FEW_POINTS = 16
+# Beyond, what is drawn for each point becomes an image also in a vector file, which would have megabytes else.
+RASTERISED_ABOVE = 500
+# Steps that span more than this factor are coloured by their logarithm.
+_LOGARITHMIC_SPAN = 50
+_LONGEST_DIFFERENCE = 160
+# Settings by which two models may differ and still be drawn in one plane.
+_OF_THE_MODEL = ("layers", "dtype", "version", "features", "orders")
+
+
+def given(measurements: Measurement | Iterable[Measurement]) -> list[Measurement]:
+    """All points, of a trajectory or otherwise.
+
+    Raises:
+        ValueError: none of them was measured.
+        TypeError: something else than measurements.
+    """
+    points = [measurements] if isinstance(measurements, Measurement) else list(measurements)
+    for point in points:
+        if not isinstance(point, Measurement):
+            raise TypeError(f"expected measurements, as a Trajectory has them, got {type(point).__name__}")
+    if not any(point.orders for point in points):
+        raise ValueError(f"expected at least one measured point to draw, got none among {len(points)} points")
+    return points
+
+
+def orders_of(points: Sequence[Measurement], asked: Sequence[str] | None) -> list[str]:
+    """The orders to draw: those asked for, by default all that were measured, the primary one first.
+
+    Raises:
+        ValueError: an order that was not measured, or none.
+    """
+    known = list(dict.fromkeys(order for point in points for order in point.orders))
+    if asked is None:
+        first = primary_of(points)
+        return sorted(known, key=lambda order: order != first)
+    asked = [asked] if isinstance(asked, str) else list(dict.fromkeys(asked))
+    if not asked or not set(asked) <= set(known):
+        raise ValueError(f"expected orders among {', '.join(known)}, got {', '.join(asked) or 'none'}")
+    return asked
+
+
+def primary_of(points: Sequence[Measurement]) -> str:
+    """The primary order of the first point that was measured."""
+    measured = next(point for point in points if point.orders)
+    return measured.primary or next(iter(measured.orders))
+
+
+def column(points: Sequence[Measurement], order: str, name: str) -> np.ndarray:
+    """One number of every point, [points], NaN where it is undefined, missing or not known to this version."""
+    return np.array([getattr(point.orders.get(order), name, None) for point in points], dtype=float)
+
+
+def plane(points: Sequence[Measurement], order: str, suffix: str = "") -> np.ndarray:
+    """Complexity and expressivity (or `…_null`, `…_se`) of every point, [points, 2], NaN likewise."""
+    return np.stack([column(points, order, f"{name}{suffix}") for name in ("complexity", "expressivity")], axis=1)
+
+
+def numbered(points: Sequence[Measurement]) -> tuple[np.ndarray, str]:
+    """The step of every point, [points], and what to call it; their numbers from 1 where a step is unknown."""
+    steps = [point.step for point in points if point.step is not None]
+    if len(steps) < len(points):
+        return np.arange(1.0, len(points) + 1), "measurement"
+    return np.array(steps, dtype=float), "training step"
+
+
+def phases_of(points: Sequence[Measurement]) -> Phases | None:
+    """The phases of a run; None where the points are no run: a single one, without steps, or out of order."""
+    steps = [point.step for point in points if point.step is not None]
+    if len(steps) < len(points) or len(points) < 2 or any(b <= a for a, b in itertools.pairwise(steps)):
+        return None
+    with warnings.catch_warnings():
+        # That there is no null is seen in the picture.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return find_phases(points)
+
+
+def phase_labels(phases: Phases) -> dict[Phase, str]:
+    """The phases that occur, with when they begin."""
+    since = {Phase.FITTING: phases.fit_start, Phase.COMPRESSION: phases.compression_start}
+    labels = {}
+    for phase in sorted(set(phases.phases)):
+        step = since.get(phase)
+        labels[phase] = f"{phase.name.lower()} phase" + ("" if step is None else f", from {step:,}")
+    return labels
+
+
+def missing_note(points: Sequence[Measurement]) -> list[Note]:
+    """How many points could not be measured."""
+    missing = [point for point in points if not point.orders]
+    if not missing:
+        return []
+    steps = [f"{point.step:,}" for point in missing if point.step is not None]
+    where = f" (step{'s' if len(steps) > 1 else ''} {', '.join(steps)})" if 0 < len(steps) <= 6 else ""
+    return [Note(f"Not drawn: {len(missing):,} of {len(points):,} points could not be measured{where}.")]
+
+
+def changed_settings_note(points: Sequence[Measurement]) -> list[Note]:
+    """Whether the settings changed along a run, which `mix_settings=True` permits."""
+    measured = [point for point in points if point.orders]
+    for before, after in itertools.pairwise(measured):
+        if before.settings != after.settings and (found := settings_differences(before, after)):
+            where = "" if after.step is None else f" at step {after.step:,}"
+            return [Note(f"Not comparable throughout: the settings changed{where}: {_some(found)}", alarm=True)]
+    return []
+
+
+def comparison_notes(runs: dict[str, list[Measurement]]) -> list[Note]:
+    """In which settings runs differ: those that make their numbers incomparable, and those of the models."""
+    settings = {name: next(p for p in reversed(points) if p.orders).settings for name, points in runs.items()}
+    first, *others = settings
+    notes = []
+    for other in others:
+        found = settings_differences(settings[first], settings[other])
+        if hard := [text for text in found if not text.startswith(_OF_THE_MODEL)]:
+            notes.append(Note(f"Not comparable: {first} and {other} differ in {_some(hard)}", alarm=True))
+    keys = [key for key in _OF_THE_MODEL if len({repr(s.get(key)) for s in settings.values()}) > 1]
+    if keys:
+        notes.append(Note(f"The runs differ in {', '.join(keys)} too."))
+    return notes
+
+
+def _some(differences: Sequence[str]) -> str:
+    # Of a fingerprint, as much as tells it from another one.
+    text = re.sub(r'"([0-9a-f]{8})[0-9a-f]{24,}[…"]*', r"\1…", "; ".join(differences))
+    return text if len(text) <= _LONGEST_DIFFERENCE else f"{text[: _LONGEST_DIFFERENCE - 1]}…"
+
+
+def finite_range(*arrays: np.ndarray | Sequence[float]) -> tuple[float, float]:
+    """Least and highest of all finite values; (0, 1) if there are none."""
+    values = np.concatenate([np.asarray(array, dtype=float).ravel() for array in arrays])
+    values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+
+
+def thinned(positions: np.ndarray, most: int) -> np.ndarray:
+    """Which of the given positions to keep, at most so many, evenly spread; the first and the last always.
+
+    >>> thinned(np.array([0.0, 0.1, 0.2, 5.0, 10.0]), 3).tolist()
+    [0, 3, 4]
+    """
+    if len(positions) <= most:
+        return np.arange(len(positions))
+    span = np.ptp(positions) or 1.0
+    cells = np.minimum(np.floor((positions - positions.min()) / span * (most - 1)), most - 2)
+    _, first = np.unique(cells, return_index=True)
+    return np.union1d(first, [len(positions) - 1])
+
+
+def spans_much(numbers: np.ndarray) -> bool:
+    """Whether numbers are told apart better by their logarithms."""
+    positive = numbers[numbers > 0]
+    return len(positive) > 0 and bool(numbers.max() / positive.min() > _LOGARITHMIC_SPAN)
+
+
+def decades(low: float, high: float) -> list[float]:
+    """Powers of ten below `high`, from 1 or `low` on."""
+    return [10.0**k for k in range(math.ceil(math.log10(max(high, 1.0)))) if 10.0**k >= low]

@@ -1,0 +1,141 @@
+"""The information plane by layer, at one step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ib_callback.measurement import Measurement
+from ib_callback.plot import data
+from ib_callback.plot.bound import Curve, curve_in_plane, why_not_drawn
+from ib_callback.plot.colours import StepColours
+from ib_callback.plot.frame import draw_bounds, plane_sheet, square_limits
+from ib_callback.plot.sheet import Note
+from ib_callback.plot.theme import SMALL, Theme, ThemeName, drawing, place_labels, shortened, theme_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Up to so many layers each is named; of more, the first, the last and some between.
+_NAMED = 12
+_SOME = 7
+_LONGEST_NAME = 24
+
+
+def plane_by_layer(
+    measurement: Measurement,
+    *,
+    orders: Sequence[str] | None = None,
+    curve: Curve | None = None,
+    theme: ThemeName = "light",
+    title: str | None = None,
+) -> Figure:
+    """Draw one measurement in the information plane, each layer a point, joined from the first to the last.
+
+    The diamond is the mean over layers, which is the point that the plane of a run shows, and the cross its null.
+
+    Args:
+        measurement: one that succeeded.
+        orders: which n-gram orders to show, one panel each, by default all, the primary one first.
+        curve: the IB curve of the probe, in nats; drawn in the panel of its order (by default the primary one).
+        theme: "light" or "dark".
+        title: of the whole figure, by default the step.
+
+    Returns:
+        A figure of its own, 150 dots per inch; both axes are fractions of log(num_bins).
+
+    Raises:
+        ValueError: the point is missing, an order is asked for that was not measured, or an unknown theme.
+        TypeError: not a single measurement.
+        ImportError: Matplotlib is not installed.
+    """
+    if not isinstance(measurement, Measurement):
+        raise TypeError(f"expected one Measurement, such as trajectory[-1], got {type(measurement).__name__}")
+    if measurement.error is not None:
+        raise ValueError(f"expected a point that was measured, got one that was not: {measurement.error}")
+    shown = data.orders_of(data.given(measurement), orders)
+    look = theme_of(theme)
+    names = layer_names(measurement.layers)
+    with drawing(look, "Drawing the information plane by layer"):
+        sheet = plane_sheet(shown, look)
+        colours = StepColours(np.arange(1.0, len(names) + 1), "depth (1 is the first layer)", look, logarithmic=False)
+        handles: dict[str, Any] = {}
+        for panel, order in zip(sheet.panels, shown, strict=True):
+            drawn_curve = curve_in_plane(curve, order, measurement)
+            _draw(panel, measurement, order, names, colours, drawn_curve, look, handles, sheet.size[0])
+        colours.draw_bar(sheet)
+        if title is None:
+            title = "By layer" if measurement.step is None else f"By layer, step {measurement.step:,}"
+        notes = [Note(reason)] if (reason := why_not_drawn(curve, measurement)) else []
+        sheet.finish(handles=list(handles.values()), title=title, notes=notes)
+    return sheet.figure
+
+
+def layer_names(names: Sequence[str]) -> list[str]:
+    """Names short enough for a picture: what is the same in all of them is left out.
+
+    >>> layer_names(["model.layers.0", "model.layers.1", "model.norm"])
+    ['layers.0', 'layers.1', 'norm']
+    >>> layer_names(["h.0", "h.1"])
+    ['h.0', 'h.1']
+    """
+    parts = [name.split(".") for name in names]
+    common = 0
+    while len(parts) > 1 and all(len(p) > common + 1 for p in parts) and len({p[common] for p in parts}) == 1:
+        # Not so far that a name begins with its number.
+        if any(p[common + 1][:1].isdigit() for p in parts):
+            break
+        common += 1
+    return [shortened(".".join(p[common:]), _LONGEST_NAME) for p in parts]
+
+
+def _draw(
+    panel: Axes,
+    measurement: Measurement,
+    order: str,
+    names: Sequence[str],
+    colours: StepColours,
+    curve: np.ndarray | None,
+    theme: Theme,
+    handles: dict[str, Any],
+    size: float,
+) -> None:
+    from matplotlib.lines import Line2D
+
+    point = measurement[order]
+    layers = np.stack([point.complexity_by_layer, point.expressivity_by_layer], axis=1).astype(float)
+    mean = np.array([point.complexity, point.expressivity], dtype=float)
+    null = np.array([point.complexity_null, point.expressivity_null], dtype=float)
+
+    square_limits(panel, *data.finite_range(layers, mean), from_zero=False)
+    panel.plot(*layers.T, color=theme.muted, lw=0.9, zorder=3, label="course")
+    area = 40.0 if len(layers) <= _NAMED else 22.0
+    panel.scatter(layers[:, 0], layers[:, 1], s=area, c=colours.rgba, linewidths=0, zorder=5, label="layers")
+    dot: dict[str, Any] = {"ls": "", "color": theme.ink, "markersize": 5.5}
+    handles["layers"] = Line2D([], [], marker="o", label="a layer", **dot)
+    if len(layers) > 1 and np.isfinite(mean).all():
+        shape: dict[str, Any] = {"marker": "D", "markerfacecolor": theme.paper, "markeredgewidth": 1.2}
+        panel.plot(*mean[:, None], zorder=6, label="mean", **{**dot, **shape, "markersize": 6})
+        handles["mean"] = Line2D([], [], label="mean over layers", **{**dot, **shape})
+    low, high = panel.get_xlim()
+    if np.isfinite(null).all() and ((low > null) | (null > high)).any():
+        # Drawn to the scale of the null, the layers would lie on each other.
+        text = "null of the mean: " + ", ".join(dict.fromkeys(f"{value:.3f}" for value in null))
+        panel.set_title(text, loc="right", fontsize=SMALL, color=theme.muted)
+        panel.set_title("")
+        panel.set_title(order, loc="left")
+    elif np.isfinite(null).all():
+        panel.plot(*null[:, None], marker="x", zorder=6, label="null", **dot)
+        handles["null"] = Line2D([], [], marker="x", label="null of the mean: finite sampling alone", **dot)
+    draw_bounds(panel, curve, theme, handles)
+
+    last = len(names) - 1
+    chosen: Sequence[int] = range(len(names))
+    if len(names) > _NAMED:
+        chosen = np.unique(np.linspace(0, last, _SOME).round().astype(int)).tolist()
+    obstacles = np.concatenate([layers, [mean, null]])
+    labels = [(*layers[index], names[index], theme.ink) for index in chosen]
+    place_labels(panel, labels, obstacles[np.isfinite(obstacles).all(axis=1)], inches=size, theme=theme)

@@ -1,0 +1,237 @@
+"""The information plane of a run: expressivity against complexity, one panel for each n-gram order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ib_callback.measurement import Measurement
+from ib_callback.phases import Phase, Phases
+from ib_callback.plot import data
+from ib_callback.plot.bound import Curve, curve_in_plane, why_not_drawn
+from ib_callback.plot.colours import StepColours
+from ib_callback.plot.data import FEW_POINTS, RASTERISED_ABOVE
+from ib_callback.plot.frame import DIAGONAL, IB_CURVE, draw_bounds, plane_sheet, square_limits
+from ib_callback.plot.sheet import Note
+from ib_callback.plot.theme import Theme, ThemeName, drawing, place_labels, theme_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Without colour too: by shape.
+PHASE_MARKERS = {Phase.INITIAL: "s", Phase.FITTING: "o", Phase.COMPRESSION: "^"}
+# Of a long run, so many evenly spread over the colours.
+_CEILINGS_SHOWN = 40
+_NULLS_SHOWN = 40
+_ERRORS_SHOWN = 200
+
+
+def information_plane(
+    measurements: Measurement | Iterable[Measurement],
+    *,
+    orders: Sequence[str] | None = None,
+    curve: Curve | None = None,
+    theme: ThemeName = "light",
+    title: str | None = None,
+    baseline: bool = True,
+) -> Figure:
+    """Draw expressivity against complexity, one panel for each n-gram order.
+
+    Points are coloured by training step, shaped by phase and joined in the order of training; those that could not be
+    measured are left out and counted. A cross is the null of a point, what finite sampling alone yields; few points
+    are joined to theirs. The diagonal is expressivity = complexity; the curve, where it is given, what the probe's
+    own tokens allow; the dotted line the ceiling of the last point, and the ticks at the upper edge those of all.
+
+    Args:
+        measurements: a trajectory, or any other measurements in the order of training, or a single one.
+        orders: which n-gram orders to show, by default all that were measured, the primary one first.
+        curve: the IB curve of the probe, in nats; drawn in the panel of its order (by default the primary one).
+        theme: "light" or "dark".
+        title: of the whole figure.
+        baseline: whether nulls and ceilings are drawn, where they were measured.
+
+    Returns:
+        A figure of its own, 150 dots per inch; both axes are fractions of log(num_bins).
+
+    Raises:
+        ValueError: there is no point to draw, an order is asked for that was not measured, or an unknown theme.
+        ImportError: Matplotlib is not installed.
+    """
+    points = data.given(measurements)
+    shown = data.orders_of(points, orders)
+    look = theme_of(theme)
+    with drawing(look, "Drawing the information plane"):
+        sheet = plane_sheet(shown, look)
+        drawn = [point for point in points if point.orders]
+        colours = StepColours(*data.numbered(drawn), look)
+        phases = data.phases_of(points)
+        known = None if phases is None else [p for p, m in zip(phases.phases, points, strict=True) if m.orders]
+        handles: dict[str, Any] = {}
+        pictures = [
+            _Panel(panel, order, drawn, colours, known, look, handles, size=sheet.size[0])
+            for panel, order in zip(sheet.panels, shown, strict=True)
+        ]
+        # One scale for all orders, so that they can be compared at a glance.
+        limits = data.finite_range(*(picture.extent(baseline=baseline) for picture in pictures))
+        for picture in pictures:
+            square_limits(picture.panel, *limits)
+            picture.draw(curve_in_plane(curve, picture.order, drawn[-1]), baseline=baseline)
+        colours.draw_bar(sheet)
+        notes = [*data.changed_settings_note(points), *data.missing_note(points)]
+        if reason := why_not_drawn(curve, drawn[-1]):
+            notes.append(Note(reason))
+        sheet.finish(handles=_legend(handles, drawn, phases), title=title, notes=notes)
+    return sheet.figure
+
+
+class _Panel:
+    """One order. Stand-ins for what is drawn are collected in `handles`, by label."""
+
+    def __init__(
+        self,
+        panel: Axes,
+        order: str,
+        points: Sequence[Measurement],
+        colours: StepColours,
+        phases: Sequence[Phase] | None,
+        theme: Theme,
+        handles: dict[str, Any],
+        *,
+        size: float,
+    ) -> None:
+        self.panel, self.order, self.theme, self.handles, self.size = panel, order, theme, handles, size
+        table = data.plane(points, order)
+        self.keep = np.isfinite(table).all(axis=1)
+        self.absent = int(len(points) - self.keep.sum())
+        self.points, self.rgba = table[self.keep], colours.rgba[self.keep]
+        self.nulls = data.plane(points, order, "_null")[self.keep]
+        self.errors = data.plane(points, order, "_se")[self.keep]
+        self.ceilings = np.array([point.ceiling for point in points], dtype=float)[self.keep]
+        self.numbers = np.asarray(colours.norm(colours.numbers), dtype=float)[self.keep]
+        self.phases = None if phases is None else np.array(phases)[self.keep]
+        few, many = len(self.points) <= FEW_POINTS, len(self.points) > 200
+        self.few, self.area = few, 36.0 if few else 7.0 if many else 18.0
+        self.rasterised = len(self.points) > RASTERISED_ABOVE
+
+    def extent(self, *, baseline: bool) -> np.ndarray:
+        """All that is to lie within the limits."""
+        return np.concatenate([self.points.ravel(), *([self.nulls.ravel(), self.ceilings] if baseline else [])])
+
+    def draw(self, curve: np.ndarray | None, *, baseline: bool) -> None:
+        draw_bounds(self.panel, curve, self.theme, self.handles)
+        if baseline:
+            self._ceilings()
+            self._nulls()
+        self._errors()
+        self._points()
+        self._transitions()
+        if self.absent:
+            note = f"{self.absent:,} without {self.order}"
+            self.panel.set_title(note, loc="right", fontsize=7, color=self.theme.muted)
+
+    def _ceilings(self) -> None:
+        from matplotlib.lines import Line2D
+
+        there = np.flatnonzero(np.isfinite(self.ceilings))
+        if not len(there):
+            return
+        style: dict[str, Any] = {"color": self.theme.ink, "lw": 1.2, "ls": (0, (1, 1.6)), "label": "ceiling"}
+        self.panel.axvline(self.ceilings[there[-1]], zorder=1.4, **style)
+        self.handles["ceiling"] = Line2D([], [], **style)
+        shown = there[data.thinned(self.numbers[there], _CEILINGS_SHOWN)]
+        if len(shown) > 1:
+            self.panel.vlines(
+                self.ceilings[shown], 0.965, 1.0, colors=self.rgba[shown], lw=1.2, zorder=1.4, label="ceilings",
+                transform=self.panel.get_xaxis_transform(),
+            )  # fmt: skip
+
+    def _nulls(self) -> None:
+        from matplotlib.collections import LineCollection
+        from matplotlib.lines import Line2D
+
+        if not np.isfinite(self.nulls).all(axis=1).any():
+            return
+        if self.few:
+            pairs = list(np.stack([self.nulls, self.points], axis=1))
+            joins = LineCollection(pairs, colors=self.rgba, linewidths=0.6, alpha=0.45, zorder=2.5, label="joins")
+            self.panel.add_collection(joins, autolim=False)
+        # Along the diagonal many of them would be a band that looks measured.
+        shown = data.thinned(self.numbers, _NULLS_SHOWN)
+        x, y = self.nulls[shown].T
+        self.panel.scatter(
+            x, y, s=0.8 * max(self.area, 12.0), c=self.rgba[shown], marker="x", zorder=4, label="null",
+            linewidths=1.1 if self.few else 0.6,
+        )  # fmt: skip
+        self.handles["null"] = Line2D([], [], ls="", marker="x", color=self.theme.ink, markersize=5.5, label="null")
+
+    def _errors(self) -> None:
+        if len(self.points) > _ERRORS_SHOWN or not np.isfinite(self.errors).any():
+            return
+        from matplotlib.lines import Line2D
+
+        (x, y), (dx, dy) = self.points.T, np.nan_to_num(self.errors).T
+        style: dict[str, Any] = {"colors": self.rgba, "linewidths": 1.0, "zorder": 4.5}
+        self.panel.hlines(y, x - dx, x + dx, label="standard error", **style)
+        self.panel.vlines(x, y - dy, y + dy, label="standard error", **style)
+        self.handles["standard error"] = Line2D(
+            [], [], ls="", marker="+", color=self.theme.ink, markersize=8, label="standard error"
+        )
+
+    def _points(self) -> None:
+        from matplotlib.lines import Line2D
+
+        self.panel.plot(*self.points.T, color=self.theme.muted, lw=0.8, alpha=0.6, zorder=3, label="course")
+        dot: dict[str, Any] = {"ls": "", "color": self.theme.ink, "markersize": 5.5}
+        groups = {"measured": np.ones(len(self.points), dtype=bool)}
+        if self.phases is not None:
+            groups = {phase.name.lower(): self.phases == phase for phase in PHASE_MARKERS}
+        for name, chosen in groups.items():
+            if not chosen.any():
+                continue
+            marker = "o" if name == "measured" else PHASE_MARKERS[Phase[name.upper()]]
+            x, y = self.points[chosen].T
+            self.panel.scatter(
+                x, y, s=self.area, c=self.rgba[chosen], marker=marker, linewidths=0, zorder=5,
+                label=name, rasterized=self.rasterised,
+            )  # fmt: skip
+            self.handles[name] = Line2D([], [], marker=marker, label=name, **dot)
+        if len(self.points) > 1:
+            style: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 1.3, "markersize": 9}
+            self.panel.plot(
+                *self.points[-1:].T, ls="", marker="o", color=self.theme.ink, zorder=6, label="last", **style
+            )  # fmt: skip
+            self.handles["last"] = Line2D([], [], marker="o", label="last", **{**dot, **style})
+
+    def _transitions(self) -> None:
+        """Name the first point of each phase but the initial one, where the panel has it."""
+        if self.phases is None:
+            return
+        labels = []
+        for phase in (Phase.FITTING, Phase.COMPRESSION):
+            begun = np.flatnonzero(self.phases == phase)
+            # A phase that does not follow another one began before the run did.
+            if len(begun) and begun[0] > 0:
+                x, y = self.points[begun[0]]
+                labels.append((x, y, phase.name.lower(), self.theme.ink))
+        place_labels(self.panel, labels, self.points, inches=self.size, theme=self.theme)
+
+
+def _legend(handles: dict[str, Any], points: Sequence[Measurement], phases: Phases | None) -> list[Any]:
+    texts = {
+        "measured": "measured", "initial": "", "fitting": "", "compression": "", "last": "last point",
+        "null": "null: finite sampling alone", "standard error": "± 1 standard error",
+        "diagonal": DIAGONAL, "IB curve": IB_CURVE, "ceiling": "ceiling (last point)",
+    }  # fmt: skip
+    if phases is not None:
+        texts.update({phase.name.lower(): text for phase, text in data.phase_labels(phases).items()})
+    if len(points) == 1 and points[0].step is not None:
+        texts["measured"] = f"measured at step {points[0].step:,}"
+    if len(points) > 1:
+        texts["ceiling"] = "ceiling (last point; ticks: each)"
+    for name, text in texts.items():
+        if name in handles:
+            handles[name].set_label(text)
+    return [handles[name] for name in texts if name in handles]

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from plot_runs import (
+    artist,
+    artists,
+    failed,
+    labels,
+    legend_texts,
+    measurement,
+    notes,
+    nothing_overlaps,
+    run,
+    with_errors,
+)
+from synthetic_runs import C, E
+from synthetic_runs import run as synthetic_run
+
+from ib_callback.plot import over_steps
+
+QUANTITIES = ("complexity", "expressivity", "optimality", "distance_to_bound")
+
+
+def line(panel, label="token: measured"):
+    x, y = artist(panel, label).get_data()
+    return np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+
+
+def test_four_numbers_are_drawn_over_their_steps_with_what_belongs_beside():
+    trajectory = run([0, 10, 100])
+    figure = over_steps(trajectory)
+    assert len(figure.axes) == 4
+    for panel, name in zip(figure.axes, QUANTITIES, strict=True):
+        steps, values = line(panel)
+        assert steps.tolist() == [0, 10, 100]
+        assert values.tolist() == [getattr(m["token"], name) for m in trajectory]
+    for panel, name in zip(
+        figure.axes, ("complexity_null", "expressivity_null", "optimality_above_null"), strict=False
+    ):
+        assert line(panel, f"token: {name}")[1].tolist() == [getattr(m["token"], name) for m in trajectory]
+    assert line(figure.axes[0], "ceiling")[1].tolist() == [m.ceiling for m in trajectory]
+    assert [artist(panel, "on the bound").get_ydata()[0] for panel in figure.axes[2:]] == [1.0, 0.0]
+    assert [panel.get_ylabel().split("\n")[0] for panel in figure.axes] == [
+        "complexity I(X;Z)", "expressivity I(Y;Z)", "optimality", "distance to the bound",
+    ]  # fmt: skip
+    assert [panel.get_xlabel() for panel in figure.axes[2:]] == ["training step"] * 2
+
+
+def test_the_bound_that_was_measured_against_is_named():
+    settings = {"primary": "token", "num_bins": 100, "bound": "ib_curve"}
+    assert "IB curve − expressivity" in over_steps(run([0, 10], settings=settings)).axes[3].get_ylabel()
+    assert "complexity − expressivity" in over_steps(run([0, 10])).axes[3].get_ylabel()
+
+
+def test_orders_have_colours_and_markers_of_their_own():
+    figure = over_steps(run([0, 10], orders=3), orders=["token", "trigram"])
+    assert {text for text in labels(figure.axes[0]) if "measured" in text} == {"token: measured", "trigram: measured"}
+    lines = [artist(figure.axes[0], f"{order}: measured") for order in ("token", "trigram")]
+    assert len({drawn.get_color() for drawn in lines}) == len({drawn.get_marker() for drawn in lines}) == 2
+    assert [text for text in legend_texts(figure) if "measured" in text] == ["token: measured", "trigram: measured"]
+    assert not [text for text in labels(over_steps(run([0, 10], orders=3)).axes[0]) if "bigram" in text]
+
+
+def test_a_logarithmic_axis_shows_step_0():
+    for log in (True, None):
+        figure = over_steps(run([0, 1, 10, 100, 1000]), log=log)
+        panel = figure.axes[2]
+        figure.draw_without_rendering()
+        assert panel.get_xscale() == "symlog"
+        low, high = panel.get_xlim()
+        assert low < 0 and high > 1000
+        assert [text.get_text() for text in panel.get_xticklabels()] == ["0", "1", "10", "100", "1,000"]
+        assert panel.get_xlabel() == "training step, logarithmic"
+    assert over_steps(run([0, 500, 1000]), log=None).axes[2].get_xscale() == "linear"
+    assert over_steps(run([0]), log=True).axes[2].get_xscale() == "linear"
+
+
+def test_points_that_are_missing_interrupt_the_line_and_are_marked():
+    points = [
+        measurement(0),
+        measurement(10),
+        failed(20),
+        measurement(30),
+        failed(40),
+        measurement(50),
+        measurement(60),
+    ]
+    figure = over_steps(points)
+    panel = figure.axes[0]
+    steps, values = line(panel)
+    assert np.isnan(values).tolist() == [False, False, True, False, True, False, False]
+    assert steps.tolist() == [0, 10, 20, 30, 40, 50, 60]
+    assert artist(panel, "missing").get_xdata().tolist() == [20, 40]
+    assert notes(figure) == "Not drawn: 2 of 7 points could not be measured (steps 20, 40)."
+    assert "not measured (2)" in legend_texts(figure)
+    # Between two gaps, no line would show a point.
+    assert artist(panel, "token: complexity_null").get_markevery() == [3]
+
+
+def test_of_a_long_run_only_lonely_points_are_marked():
+    points = [failed(step) if step in (99, 101) else measurement(step) for step in range(200)]
+    assert artist(over_steps(points).axes[0], "token: measured").get_markevery() == [100]
+
+
+def test_bands_of_standard_errors():
+    points = [with_errors(step, error) for step, error in ((0, 0.01), (10, 0.02), (20, None))]
+    figure = over_steps(points)
+    for panel, name in zip(figure.axes, QUANTITIES, strict=True):
+        (outline,) = [path.vertices for path in artist(panel, "standard error").get_paths()]
+        at_10 = outline[outline[:, 0] == 10][:, 1]
+        value = getattr(points[1]["token"], name)
+        assert [at_10.min(), at_10.max()] == pytest.approx([value - 0.02, value + 0.02])
+        assert outline[:, 0].max() == 10
+    assert "± 1 standard error" in legend_texts(figure)
+    assert not artists(over_steps(run([0, 10])).axes[0], "standard error")
+
+
+def test_phases_are_shaded():
+    trajectory = synthetic_run([*C, *np.linspace(C[-1], 0.35, 8)], [*E, *[E[-1]] * 8])
+    phases = trajectory.phases()
+    figure = over_steps(trajectory)
+    for panel in figure.axes:
+        spans = {}
+        for name in ("initial", "fitting", "compression"):
+            corners = artist(panel, name).get_extents().transformed(panel.transData.inverted())
+            spans[name] = (corners.x0, corners.x1)
+        left, right = panel.get_xlim()
+        assert spans["initial"] == pytest.approx((left, phases.fit_start))
+        assert spans["fitting"] == pytest.approx((phases.fit_start, phases.compression_start))
+        assert spans["compression"] == pytest.approx((phases.compression_start, right))
+        fills = [np.mean(artist(panel, name).get_facecolor()[:3]) for name in spans]
+        assert len({round(float(fill), 2) for fill in fills}) == 3, "told apart in grey"
+    assert f"fitting phase, from {phases.fit_start:,}" in legend_texts(figure)
+
+
+def test_axes_begin_at_zero_where_that_costs_little():
+    figure = over_steps(run([0, 10]))
+    assert all(-0.1 < panel.get_ylim()[0] <= 0 for panel in figure.axes)
+    figure = over_steps(synthetic_run([0.8, 0.79], [0.78, 0.77], nulls=[0.75, 0.75]))
+    assert figure.axes[0].get_ylim()[0] > 0.7
+
+
+def test_negative_distances_are_drawn():
+    panel = over_steps(synthetic_run([0.3, 0.2], [0.4, 0.5])).axes[3]
+    assert line(panel)[1].tolist() == pytest.approx([-0.1, -0.3])
+    low, high = panel.get_ylim()
+    assert low < -0.3 and high > 0
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("steps", [[7], [0, 10], [None, None], range(3000)])
+def test_nothing_overlaps_and_nothing_is_cut_off(steps, log):
+    figure = over_steps(run(steps, orders=2), log=log, orders=["token", "bigram"], title="a run", theme="dark")
+    nothing_overlaps(figure)
+
+
+def test_mistakes_are_errors():
+    with pytest.raises(ValueError, match="at least one measured point to draw, got none among 1 points"):
+        over_steps([failed(0)])
+    with pytest.raises(ValueError, match="expected orders among token, got bigram"):
+        over_steps(run([0]), orders=["bigram"])
+    with pytest.raises(TypeError, match="expected measurements, as a Trajectory has them, got str"):
+        over_steps("ib_trajectory.jsonl")
