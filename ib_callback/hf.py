@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ib_callback.checkpoints import is_complete
+from ib_callback.feature_probes import FeatureProbes
 from ib_callback.measurement import Measurement
 from ib_callback.meter import Meter
 from ib_callback.optional import require
@@ -79,6 +80,8 @@ class IBCallback(TrainerCallback):
         tokens_per_step: training tokens of one optimizer step, for `ib/tokens_seen`, where the Trainer does not
             count them (`include_num_input_tokens_seen`).
         mix_settings: continue the trajectory of a resumed run although its settings have changed.
+        feature_probes: further probes of which only the feature labels are measured, such as pairs of a preferred and a
+            rejected answer; see `ib.Meter`.
         **meter_keywords: those of `ib.Meter`, such as `orders`, `layers` or `batch_size`. `progress` is by
             default what the Trainer does (`disable_tqdm`).
 
@@ -100,13 +103,14 @@ class IBCallback(TrainerCallback):
         overhead_budget: float | None = None,
         tokens_per_step: int | None = None,
         mix_settings: bool = False,
+        feature_probes: FeatureProbes = (),
         **meter_keywords: Any,
     ) -> None:
         check_keywords(type(self), meter_keywords)
         self.output_dir = output_dir
         self._progress: bool | None = meter_keywords.get("progress")
         self._recorder = Recorder(
-            Meter(probe, **meter_keywords),
+            Meter(probe, feature_probes=feature_probes, **meter_keywords),
             as_schedule(every_n_steps),
             draw_plane=log_plane,
             early_stopping=early_stopping,

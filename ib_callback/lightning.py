@@ -22,6 +22,7 @@ from ib_callback._lightning_model import Target, find_target
 from ib_callback._lightning_saving import SavingWatch
 from ib_callback.checkpoints import CheckpointFile, is_complete
 from ib_callback.errors import TrajectoryError
+from ib_callback.feature_probes import FeatureProbes
 from ib_callback.files import write_atomically
 from ib_callback.guard import resharded, untouched
 from ib_callback.meter import Meter
@@ -104,6 +105,8 @@ class IBCallback(Callback):
         overhead_budget: skip scheduled points while more than this share of the wall-clock time went into measuring.
         tokens_per_step: training tokens of one optimizer step, for `ib/tokens_seen`; Lightning does not count them.
         mix_settings: continue the trajectory of a resumed run although its settings have changed.
+        feature_probes: further probes of which only the feature labels are measured, such as pairs of a preferred and a
+            rejected answer; see `ib.Meter`.
         **meter_keywords: those of `ib.Meter`, such as `orders`, `layers` or `batch_size`. `progress` is by
             default what the Trainer does (`enable_progress_bar`), except beside Rich's bar, which a second bar
             would garble.
@@ -126,6 +129,7 @@ class IBCallback(Callback):
         overhead_budget: float | None = None,
         tokens_per_step: int | None = None,
         mix_settings: bool = False,
+        feature_probes: FeatureProbes = (),
         **meter_keywords: Any,
     ) -> None:
         _derive_from_packages_in_use()
@@ -133,7 +137,7 @@ class IBCallback(Callback):
         check_keywords(type(self), meter_keywords)
         self.output_dir = output_dir
         self._progress: bool | None = meter_keywords.get("progress")
-        meter = Meter(probe, **meter_keywords)
+        meter = Meter(probe, feature_probes=feature_probes, **meter_keywords)
         self._layers: Layers = meter.layers
         self._forward = meter.forward
         self._recorder = Recorder(

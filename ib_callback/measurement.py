@@ -154,7 +154,7 @@ class Measurement:
         for order, point in self.orders.items():
             named.update((f"{order}/{name}", getattr(point, name)) for name in PLANE_SCALARS)
         for feature, value in self.features.items():
-            for name in ("information", "information_null", "ratio"):
+            for name in ("information", "information_null", "information_null_std", "ratio"):
                 named[f"{feature}/{name}"] = getattr(value, name)
         named.update((name, getattr(self, name)) for name in ("seconds", "overhead", "tokens_seen"))
         return named

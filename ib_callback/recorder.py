@@ -116,7 +116,7 @@ class Recorder:
         self.tokens_per_step = tokens_per_step
         self.mix_settings = mix_settings
         self.rules = LiveRules(
-            meter.orders, meter.features, early_stopping=early_stopping, select=select, select_from=select_from
+            meter.orders, meter.feature_names, early_stopping=early_stopping, select=select, select_from=select_from
         )
         self.trajectory = Trajectory()
         self._working_since: float | None = None
