@@ -177,6 +177,11 @@ class Meter:
         return [meter for meter, _ in self._further]
 
     @property
+    def probes(self) -> tuple[Probe, ...]:
+        """The main probe and those of which features are measured."""
+        return (self.probe, *(meter.probe for meter, _ in self._further))
+
+    @property
     def feature_names(self) -> tuple[str, ...]:
         """Names of all features that are measured, those of `feature_probes` included."""
         return (*self.features, *(name for _, names in self._further for name in names.values()))

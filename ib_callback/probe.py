@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ from ib_callback import _probe_file, builtin_text
 from ib_callback._probe_checks import check_name, fingerprint, normalise
 from ib_callback._probe_texts import collect, describe
 from ib_callback.errors import ProbeError
+
+if TYPE_CHECKING:
+    from ib_callback.overlap import Overlap
 
 
 class Probe:
@@ -247,6 +250,18 @@ class Probe:
                 f"probe {self._name!r} was changed in place: expected fingerprint {self._fingerprint}, "
                 f"got {found}. Make a new probe with Probe.from_tokens, and edit clones of the tensors."
             )
+
+    def overlap(self, data: Any, tokenizer: Any = None, **options: Any) -> Overlap:
+        """What this probe shares with training text: whole sequences, and runs of 13 tokens.
+
+        Args:
+            data: texts, sequences of token ids, one long array of them, or rows such as those of a dataset.
+            tokenizer: for texts; that of the probe.
+            **options: `text_column`, `n`, `max_texts`; see `ib_callback.overlap.overlap`.
+        """
+        from ib_callback.overlap import overlap  # it needs this class
+
+        return overlap(self, data, tokenizer, **options)
 
     @property
     def input_ids(self) -> Tensor:

@@ -394,7 +394,7 @@ class Recorder:
 
     def announce(self, message: str) -> None:
         """Tell whoever watches the run, on the process that writes: also where nobody has set up logging."""
-        if self._run.file is None:
+        if self._run.file is None or not message:
             return
         if _log.isEnabledFor(logging.INFO):
             _log.info("%s", message)
