@@ -285,7 +285,8 @@ class Meter:
         root = models.unwrap(model)
         probes = [(self.probe, {name: name for name in self.features})]
         probes += [(meter.probe, names) for meter, names in self._further]
-        optional = {
+        optional: dict[str, Any] = {
+            "documents": self.probe.source.get("documents"),
             "feature_probes": {name: probe.fingerprint for probe, names in probes[1:] for name in names.values()},
             "label_names": {name: texts for pair in probes for name, texts in label_names(*pair).items()},
         }

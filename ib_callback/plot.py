@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ib_callback.comparability import warn_of_other_tokenizers
 from ib_callback.files import write_atomically
 from ib_callback.measurement import Measurement
 from ib_callback.optional import require
@@ -68,6 +69,7 @@ def information_plane(
     canvas_type = require("matplotlib.backends.backend_agg", extra="plot", purpose=purpose).FigureCanvasAgg
 
     given = [measurements] if isinstance(measurements, Measurement) else list(measurements)
+    warn_of_other_tokenizers(given)
     measured = [m for m in given if m.orders]
     if not measured:
         raise ValueError(f"expected at least one measured point to draw, got none among {len(given)} points")

@@ -145,6 +145,20 @@ class Probe:
             tokenizer=describe(tokenizer),
         )
 
+    @staticmethod
+    def for_tokenizers(texts: Iterable[str], tokenizers: Mapping[str, Any], **options: Any) -> dict[str, Probe]:
+        """A probe for each of several tokenizers, all of the same documents, for models of different families.
+
+        Args:
+            texts: documents; one counts if it is long enough under every tokenizer.
+            tokenizers: by a name of your choice.
+            **options: `num_sequences`, `max_length`, `min_length`, `labels` and `name`, as for `from_texts`; see
+                `ib_callback.several_tokenizers.probes_for`.
+        """
+        from ib_callback.several_tokenizers import probes_for  # it needs this class
+
+        return probes_for(texts, tokenizers, **options)
+
     @classmethod
     def builtin(cls, tokenizer: Any = None, *, num_sequences: int = 256, max_length: int = 128) -> Probe:
         """A probe that needs no network: documentation text that comes with Python, NumPy, SciPy and torch.
