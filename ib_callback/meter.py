@@ -153,7 +153,7 @@ class Meter:
         self._proved_trunk: weakref.ref[nn.Module] | None = None
         self._autocast = ""  # known from the first forward pass on
         self._planes = True
-        self._read_ahead: set[type] = set()  # kinds of models that have been looked at
+        self._read_ahead: set[str] = set()  # names of the kinds of models that have been looked at
         self._further = [
             (self._for_features(other), names)
             for other, names in named_features(feature_probes, self.orders, self.features)
@@ -391,9 +391,10 @@ class Meter:
 
     def _warn_if_bidirectional(self, root: nn.Module, layers: list[Layer]) -> None:
         """Once for each kind of model, by two passes over one sequence whose second half is changed."""
-        if not self._planes or type(root) in self._read_ahead:
+        kind = f"{type(root).__module__}.{type(root).__qualname__}"
+        if not self._planes or kind in self._read_ahead:
             return
-        self._read_ahead.add(type(root))
+        self._read_ahead.add(kind)
         if causality.is_declared(root) or not models.is_of_transformers(root):
             return
         plan = self.plan()

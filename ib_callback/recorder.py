@@ -442,7 +442,8 @@ def check_keywords(callback: type, keywords: Mapping[str, Any]) -> None:
     if unknown:
         raise TypeError(
             f"{callback.__name__} got the unknown keyword{'s' if len(unknown) > 1 else ''} "
-            f"{', '.join(unknown)}; it takes {', '.join(own)}, and those of Meter: {', '.join(of_meter)}."
+            f"{', '.join(unknown)}; it takes {', '.join(own)}, and those of Meter: "
+            f"{', '.join(name for name in of_meter if name not in own)}."
         )
 
 

@@ -42,8 +42,9 @@ def look_for_probes(probes: Iterable[Probe], loaders: Any, count: int, tokenizer
         What was looked at and not found, in a sentence; empty if there is nothing to tell.
     """
     clean = []
-    for dataset in _datasets(loaders):
+    for loader in _each(loaders):
         try:
+            dataset = getattr(loader, "dataset", None)
             why_not = _why_not(dataset)
             if why_not:
                 _warn(f"The training data was not searched for the probe: {why_not} {_BY_HAND}")
@@ -80,14 +81,14 @@ class _Sample:
         return (self._dataset[number] for number in self._numbers)
 
 
-def _datasets(loaders: Any) -> Iterator[Any]:
+def _each(loaders: Any) -> Iterator[Any]:
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())
     if isinstance(loaders, (list, tuple)):
         for loader in loaders:
-            yield from _datasets(loader)
+            yield from _each(loader)
     else:
-        yield getattr(loaders, "dataset", None)
+        yield loaders
 
 
 def _why_not(dataset: Any) -> str:

@@ -98,3 +98,21 @@ def test_the_encoder_alone_is_an_encoder():
         point = ib.measure(t5(tf.T5EncoderModel), probe(), **SETTINGS)
     assert point.layers == ("encoder.block.0", "encoder.block.1:final")
     assert 0 < point.features["half"].information < 1
+
+
+def test_a_decoder_that_writes_after_a_given_text_is_causal():
+    """As docs/comparability.md shows it."""
+    torch.manual_seed(0)
+    prompt = torch.tensor([[3, 4, 5]])
+
+    def forward(model, ids, mask):
+        source = prompt.expand(len(ids), -1)
+        return model(input_ids=source, decoder_input_ids=ids, decoder_attention_mask=mask, use_cache=False)
+
+    meter = ib.Meter(probe(), layers=["decoder.block.*"], forward=forward, **SETTINGS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert meter.preflight(t5()).layers == ("decoder.block.0", "decoder.block.1")
+        assert 0 < meter.measure(t5()).complexity < 1
+    with pytest.warns(RuntimeWarning, match="attention is bidirectional"):
+        ib.Meter(probe(), layers=["encoder.block.*"], forward=encoder, **SETTINGS).preflight(t5())

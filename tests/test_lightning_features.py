@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import pytorch_lightning
 import torch
+import transformers as tf
 from test_hf_features import pairs
 from tiny_hf import random_ids, random_states, same_weights, tiny_probe, weights
 from tiny_lightning import Batches, saving, tiny_callback, tiny_module, tiny_trainer
@@ -54,6 +55,29 @@ def test_a_feature_probe_of_another_tokenizer_is_refused_before_the_first_step(t
     trainer = tiny_trainer(tmp_path, [tiny_callback(feature_probes=[pairs(vocabulary=900)])])
     with pytest.raises(ib.ModelError, match=r"probe 'pairs': token id .* is outside the model's vocabulary"):
         trainer.fit(module)
+    assert module.losses == []
+
+
+# --- models of other kinds
+
+
+def small(config: Any) -> Any:
+    return config(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+
+
+def test_an_encoder_is_measured_with_a_warning(tmp_path: Path) -> None:
+    callback = tiny_callback(orders="token", feature_probes=[pairs()])
+    with pytest.warns(RuntimeWarning, match="hidden states of BertForMaskedLM change with the tokens that follow"):
+        tiny_trainer(tmp_path, [callback], steps=2).fit(tiny_module(net=tf.BertForMaskedLM(small(tf.BertConfig))))
+    assert [point.error for point in callback.trajectory] == [None, None]
+
+
+@pytest.mark.parametrize("keywords", [{}, {"layers": ["decoder.block.*"]}])
+def test_an_encoder_decoder_is_refused_before_the_first_step(keywords: dict[str, Any], tmp_path: Path) -> None:
+    config = tf.T5Config(vocab_size=60, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    module = tiny_module(net=tf.T5ForConditionalGeneration(config))
+    with pytest.raises(ib.ModelError, match="T5ForConditionalGeneration is an encoder-decoder"):
+        tiny_trainer(tmp_path, [tiny_callback(**keywords)]).fit(module)
     assert module.losses == []
 
 
