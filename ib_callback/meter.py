@@ -210,7 +210,6 @@ class Meter:
             ProbeError: no valid position, or more memory needed than `memory_budget` allows.
             RepresentationError: the model's states are zero, NaN or inf already now.
         """
-        further = [(meter.probe.name, meter.preflight(model)) for meter in self._further_meters()]
         root = models.unwrap(model)
         layers = self._layers(root)
         plan = self.plan()
@@ -235,7 +234,7 @@ class Meter:
             num_positions=plan.num_positions,
             memory=memory,
             passes=len(groups),
-            feature_probes=tuple(further),
+            feature_probes=tuple((meter.probe.name, meter.preflight(model)) for meter in self._further_meters()),
         )
 
     def measure(self, model: nn.Module, *, step: int | None = None) -> Measurement:

@@ -85,7 +85,7 @@ def overlap(
 ) -> Overlap:
     """Compare a probe with training text.
 
-    The text is read once, in order, and not kept: memory is that of the probe's n-grams, some 40 bytes each.
+    The text is read once, in order, and not kept: memory is that of the probe's n-grams, under 100 bytes each.
 
     Args:
         probe: what is looked for.
