@@ -5,6 +5,7 @@ from ib_callback.errors import ModelError, ProbeError, RepresentationError, Traj
 from ib_callback.estimator import soft_entropy, soft_mutual_information
 from ib_callback.measurement import Measurement
 from ib_callback.meter import Meter, Preflight, measure
+from ib_callback.overlap import Overlap
 from ib_callback.phases import Phase, PhaseRule, Phases
 from ib_callback.points import FeaturePoint, PlanePoint
 from ib_callback.probe import Probe
@@ -23,6 +24,7 @@ __all__ = [
     "Measurement",
     "Meter",
     "ModelError",
+    "Overlap",
     "Phase",
     "PhaseRule",
     "Phases",

@@ -90,6 +90,7 @@ def _which_of(pl_module: nn.Module, found: dict[str, nn.Module]) -> str:
 def _call(pl_module: Any, model: nn.Module, forward: Forward | None) -> Callable[[Tensor, Tensor], Any]:
     if forward is not None:
         return lambda input_ids, attention_mask: forward(pl_module, input_ids, attention_mask)
+    models.refuse_encoder_decoder(model)
     owner = getattr(type(model).forward, "__module__", None) or ""
     if model is pl_module and owner.split(".")[0] in ("torch", "lightning", "pytorch_lightning"):
         raise ModelError(

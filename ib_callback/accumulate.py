@@ -16,7 +16,7 @@ class Sums:
     """What a pass over the probe adds up to, for each of L layers. float64, on the CPU, efficiencies.
 
     conditional: [label sets, L] sum over labels of (count or 1) times the entropy of the label's histogram.
-    single: [L] sum over valid positions of the entropy of one assignment.
+    single: [L] sum over valid positions of the entropy of one assignment; 0 if features alone are measured.
     kept: [num_kept, L] entropies of the kept histograms.
     nulls: for each null plan, [R, L] and [U, L] divergences of its subsets and unions from the whole sample.
     """
@@ -56,6 +56,7 @@ class Accumulator:
         self._plan = plan
         self._shape = (num_layers, num_bins)
         self._empirical = weighting == "empirical"
+        self._has_planes = plan.has_planes
         self._device = device
         # MPS has no float64; the few float64 sums are then kept on the CPU.
         self._exact = torch.device("cpu") if device.type == "mps" else device
@@ -85,9 +86,11 @@ class Accumulator:
         if len(batch.long_target):
             pieces[self._on(batch.long_target)] = whole
 
-        alone = self._entropy(rows)
-        self._single += alone.sum(0)
-        self._finish(alone, batch.alone, torch.ones_like(batch.alone))
+        # With features alone, mostly nobody asks for the entropies of single positions: as many as all else together.
+        if self._has_planes or bool(batch.alone.any()):
+            alone = self._entropy(rows)
+            self._single += alone.sum(0)
+            self._finish(alone, batch.alone, torch.ones_like(batch.alone))
         self._finish(self._entropy(pieces[self._on(batch.done_piece)]), batch.done_sets, batch.done_count)
         self._slots[self._on(batch.open_slot)] = pieces[self._on(batch.open_piece)]
         self._slots[self._on(batch.more_slot)] += pieces[self._on(batch.more_piece)]

@@ -9,6 +9,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
+from ib_callback.comparability import warn_of_other_tokenizers
 from ib_callback.measurement import Measurement
 from ib_callback.metric_names import metrics_of
 from ib_callback.points import PRIMARY_SCALARS
@@ -52,6 +53,7 @@ def correlations(
         primary order, the entropy and the information on each feature, each with each.
     """
     points = [m for m in measurements if m.error is None]
+    warn_of_other_tokenizers(points)
     columns: dict[str, list[float | None]] = {}
     for name in dict.fromkeys(name for m in points for name in metrics_of(m)):
         columns[name] = [m.scalars().get(name) for m in points]

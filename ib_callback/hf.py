@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ib_callback.checkpoints import is_complete
+from ib_callback.feature_probes import FeatureProbes
 from ib_callback.measurement import Measurement
 from ib_callback.meter import Meter
 from ib_callback.optional import require
@@ -26,6 +27,7 @@ from ib_callback.recorder import Recorder, check_keywords
 from ib_callback.schedule import Schedule, as_schedule
 from ib_callback.selection import SelectFrom, Selection
 from ib_callback.stopping import PlateauStopping, StopDecision
+from ib_callback.training_data import check_count, look_for_probes
 from ib_callback.trajectory import Trajectory
 from ib_callback.wandb_log import WandbLog, open_run
 
@@ -79,6 +81,10 @@ class IBCallback(TrainerCallback):
         tokens_per_step: training tokens of one optimizer step, for `ib/tokens_seen`, where the Trainer does not
             count them (`include_num_input_tokens_seen`).
         mix_settings: continue the trajectory of a resumed run although its settings have changed.
+        feature_probes: further probes of which only the feature labels are measured, such as pairs of a preferred and a
+            rejected answer; see `ib.Meter`.
+        check_overlap: at the start, look for the probes in so many examples of the training data; what is found is a
+            warning. 0: not at all.
         **meter_keywords: those of `ib.Meter`, such as `orders`, `layers` or `batch_size`. `progress` is by
             default what the Trainer does (`disable_tqdm`).
 
@@ -100,13 +106,16 @@ class IBCallback(TrainerCallback):
         overhead_budget: float | None = None,
         tokens_per_step: int | None = None,
         mix_settings: bool = False,
+        feature_probes: FeatureProbes = (),
+        check_overlap: int = 0,
         **meter_keywords: Any,
     ) -> None:
         check_keywords(type(self), meter_keywords)
         self.output_dir = output_dir
+        self._check_overlap = check_count(check_overlap)
         self._progress: bool | None = meter_keywords.get("progress")
         self._recorder = Recorder(
-            Meter(probe, **meter_keywords),
+            Meter(probe, feature_probes=feature_probes, **meter_keywords),
             as_schedule(every_n_steps),
             draw_plane=log_plane,
             early_stopping=early_stopping,
@@ -174,6 +183,9 @@ class IBCallback(TrainerCallback):
                 writes=writes,
                 training=state,
             )
+            if self._check_overlap and writes:
+                loader, tokenizer = kwargs.get("train_dataloader"), kwargs.get("processing_class")
+                recorder.announce(look_for_probes(recorder.meter.probes, loader, self._check_overlap, tokenizer))
             self._note_resumed_checkpoint(args, step)
             if step == 0 or (self._must_have() and not recorder.recorded(step)) or recorder.due(step):
                 self._record(args, state, control, model, at_start=True)

@@ -22,6 +22,7 @@ from ib_callback._lightning_model import Target, find_target
 from ib_callback._lightning_saving import SavingWatch
 from ib_callback.checkpoints import CheckpointFile, is_complete
 from ib_callback.errors import TrajectoryError
+from ib_callback.feature_probes import FeatureProbes
 from ib_callback.files import write_atomically
 from ib_callback.guard import resharded, untouched
 from ib_callback.meter import Meter
@@ -33,6 +34,7 @@ from ib_callback.recorder import Recorder, check_keywords
 from ib_callback.schedule import Schedule, as_schedule
 from ib_callback.selection import SelectFrom, Selection
 from ib_callback.stopping import PlateauStopping, StopDecision
+from ib_callback.training_data import check_count, look_for_probes
 from ib_callback.trajectory import Trajectory
 from ib_callback.trajectory_lines import FILENAME
 from ib_callback.wandb_log import WandbLog, open_run
@@ -104,6 +106,10 @@ class IBCallback(Callback):
         overhead_budget: skip scheduled points while more than this share of the wall-clock time went into measuring.
         tokens_per_step: training tokens of one optimizer step, for `ib/tokens_seen`; Lightning does not count them.
         mix_settings: continue the trajectory of a resumed run although its settings have changed.
+        feature_probes: further probes of which only the feature labels are measured, such as pairs of a preferred and a
+            rejected answer; see `ib.Meter`.
+        check_overlap: at the start, look for the probes in so many examples of the training data; what is found is a
+            warning. 0: not at all.
         **meter_keywords: those of `ib.Meter`, such as `orders`, `layers` or `batch_size`. `progress` is by
             default what the Trainer does (`enable_progress_bar`), except beside Rich's bar, which a second bar
             would garble.
@@ -126,14 +132,17 @@ class IBCallback(Callback):
         overhead_budget: float | None = None,
         tokens_per_step: int | None = None,
         mix_settings: bool = False,
+        feature_probes: FeatureProbes = (),
+        check_overlap: int = 0,
         **meter_keywords: Any,
     ) -> None:
         _derive_from_packages_in_use()
         super().__init__()
         check_keywords(type(self), meter_keywords)
         self.output_dir = output_dir
+        self._check_overlap = check_count(check_overlap)
         self._progress: bool | None = meter_keywords.get("progress")
-        meter = Meter(probe, **meter_keywords)
+        meter = Meter(probe, feature_probes=feature_probes, **meter_keywords)
         self._layers: Layers = meter.layers
         self._forward = meter.forward
         self._recorder = Recorder(
@@ -231,6 +240,9 @@ class IBCallback(Callback):
                 writes=writes,
                 training=trainer,
             )
+            if self._check_overlap and writes:
+                loaders = trainer.train_dataloader
+                recorder.announce(look_for_probes(recorder.meter.probes, loaders, self._check_overlap))
             self._state = {"directory": os.path.abspath(directory)}
             self._watch_saving(trainer, earlier)
             resumed_from = trainer.ckpt_path

@@ -154,7 +154,7 @@ class Measurement:
         for order, point in self.orders.items():
             named.update((f"{order}/{name}", getattr(point, name)) for name in PLANE_SCALARS)
         for feature, value in self.features.items():
-            for name in ("information", "information_null", "ratio"):
+            for name in ("information", "information_null", "information_null_std", "ratio"):
                 named[f"{feature}/{name}"] = getattr(value, name)
         named.update((name, getattr(self, name)) for name in ("seconds", "overhead", "tokens_seen"))
         return named
@@ -222,7 +222,12 @@ def settings_differences(a: Measurement | Mapping[str, Any], b: Measurement | Ma
     ['num_bins: 100 vs 64']
     """
     settings = [json_values(x.settings if isinstance(x, Measurement) else x) for x in (a, b)]
-    return list(_differences(settings[0], settings[1], ""))
+    differences = list(_differences(settings[0], settings[1], ""))
+    if settings[0].get("documents") is not None and settings[0]["documents"] == settings[1].get("documents"):
+        differences = [
+            f"{d} (the same documents, another tokenizer)" if d.startswith("probe: ") else d for d in differences
+        ]
+    return differences
 
 
 _ABSENT = object()

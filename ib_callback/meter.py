@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 import weakref
@@ -12,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ib_callback import models
+from ib_callback import causality, models
 from ib_callback._version import __version__
 from ib_callback.accumulate import Accumulator, Sums
 from ib_callback.capture import Capture, Quantiser
 from ib_callback.checks import check_integer
 from ib_callback.errors import ModelError, ProbeError
 from ib_callback.estimator import check_weighting
+from ib_callback.feature_probes import FeatureProbes, label_names, named_features
 from ib_callback.guard import resharded, untouched
 from ib_callback.labels import parse_orders
 from ib_callback.measurement import Measurement
@@ -40,6 +42,7 @@ class Preflight:
     num_sequences, num_positions: of the probe.
     memory: bytes that a measurement needs beside the forward pass.
     passes: forward passes over the probe in one measurement (more than one if `memory_budget` asks for groups).
+    feature_probes: the same of each further probe, by its name.
     """
 
     layers: tuple[str, ...]
@@ -47,13 +50,18 @@ class Preflight:
     num_positions: int
     memory: int
     passes: int
+    feature_probes: tuple[tuple[str, Preflight], ...] = ()
 
     def describe(self) -> str:
         """One line for a console."""
+        further = [f"; features of {name}: {of_probe._size()}" for name, of_probe in self.feature_probes]
+        return f"{len(self.layers)} layers ({self.layers[0]} … {self.layers[-1]}), {self._size()}{''.join(further)}"
+
+    def _size(self) -> str:
         passes = "" if self.passes == 1 else f" in {self.passes} passes"
         return (
-            f"{len(self.layers)} layers ({self.layers[0]} … {self.layers[-1]}), {self.num_sequences:,} sequences, "
-            f"{self.num_positions:,} valid positions, {self.memory / 2**20:,.0f} MiB beside the forward pass{passes}"
+            f"{self.num_sequences:,} sequences, {self.num_positions:,} valid positions, "
+            f"{self.memory / 2**20:,.0f} MiB beside the forward pass{passes}"
         )
 
 
@@ -81,6 +89,9 @@ class Meter:
         forward: callable(model, input_ids [B, S], attention_mask [B, S]) that runs the model, for models whose
             own call differs.
         progress: whether to show a bar when a measurement takes more than two seconds.
+        feature_probes: further probes of which the labels alone are measured, with all other settings as given here,
+            at positions that have as many tokens on both sides. The label's name is the feature's; of a mapping
+            `{name: probe}`, name, underscore and label's name.
 
     Raises:
         TypeError, ValueError: a setting that cannot be; says what was expected.
@@ -104,6 +115,7 @@ class Meter:
         memory_budget: int | None = None,
         forward: Forward | None = None,
         progress: bool = False,
+        feature_probes: FeatureProbes = (),
     ) -> None:
         if not isinstance(probe, Probe):
             raise TypeError(f"probe: expected an ib_callback.Probe, got {type(probe).__name__}. See Probe.from_texts.")
@@ -140,10 +152,39 @@ class Meter:
         self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
         self._proved_trunk: weakref.ref[nn.Module] | None = None
         self._autocast = ""  # known from the first forward pass on
+        self._planes = True
+        self._read_ahead: set[str] = set()  # names of the kinds of models that have been looked at
+        self._further = [
+            (self._for_features(other), names)
+            for other, names in named_features(feature_probes, self.orders, self.features)
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         # A weak reference cannot be pickled, and the model that it means is another one in another process.
         return self.__dict__ | {"_proved_trunk": None}
+
+    def _for_features(self, probe: Probe) -> Meter:
+        """A meter like this one of the features of another probe, without the orders."""
+        other = copy.copy(self)
+        other.probe, other.features = probe, tuple(probe.labels)
+        other._planes, other._plans, other._further = False, {}, []
+        return other
+
+    def _further_meters(self) -> list[Meter]:
+        """Those of the feature probes, as this one is set now: callbacks choose these settings for each run."""
+        for meter, _ in self._further:
+            meter.layers, meter.forward, meter.progress = self.layers, self.forward, self.progress
+        return [meter for meter, _ in self._further]
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """The main probe and those of which features are measured."""
+        return (self.probe, *(meter.probe for meter, _ in self._further))
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of all features that are measured, those of `feature_probes` included."""
+        return (*self.features, *(name for _, names in self._further for name in names.values()))
 
     def plan(self) -> Plan:
         """The plan for the present batch size, made on first use. Raises ProbeError if no position is valid."""
@@ -156,6 +197,7 @@ class Meter:
                     batch_size=self.batch_size,
                     null=self.null,
                     seed=self.seed,
+                    planes=self._planes,
                 )
             }
         return self._plans[self.batch_size]
@@ -183,13 +225,16 @@ class Meter:
             )
         longest = max(plan.batches, key=lambda batch: batch.width)
         with untouched(root), resharded(root):
-            self._one_forward(root, layers, longest, self._call(root, layers, plan))
+            call = self._call(root, layers, plan)
+            self._one_forward(root, layers, longest, call)
+            self._warn_if_bidirectional(root, layers)
         return Preflight(
             layers=tuple(layer.name for layer in layers),
             num_sequences=len(self.probe),
             num_positions=plan.num_positions,
             memory=memory,
             passes=len(groups),
+            feature_probes=tuple((meter.probe.name, meter.preflight(model)) for meter in self._further_meters()),
         )
 
     def measure(self, model: nn.Module, *, step: int | None = None) -> Measurement:
@@ -213,10 +258,15 @@ class Meter:
         if step is not None:
             check_integer("step", step, minimum=0, cure="None is for a model outside training")
         root = models.unwrap(model)
-        self.probe.verify()
-        layers = self._layers(root)
+        further = self._further_meters()
+        for meter in (self, *further):
+            meter.probe.verify()
+            layers = meter._layers(root)
         with untouched(root), resharded(root):
+            if self.forward is None:
+                self._warn_if_bidirectional(root, layers)
             plan, sums = self._sums_with_retries(root, layers)
+            others = [meter._sums_with_retries(root, layers) for meter in further]
         return read_out(
             plan,
             sums,
@@ -226,11 +276,19 @@ class Meter:
             primary=self.primary,
             settings=self.settings(root),
             seconds=time.perf_counter() - started,
+            others=[(names, *sums) for (_, names), sums in zip(self._further, others, strict=True)],
         )
 
     def settings(self, model: nn.Module) -> dict[str, Any]:
         """All that decides whether two measurements can be compared, as JSON values."""
         root = models.unwrap(model)
+        probes = [(self.probe, {name: name for name in self.features})]
+        probes += [(meter.probe, names) for meter, names in self._further]
+        optional: dict[str, Any] = {
+            "documents": self.probe.source.get("documents"),
+            "feature_probes": {name: probe.fingerprint for probe, names in probes[1:] for name in names.values()},
+            "label_names": {name: texts for pair in probes for name, texts in label_names(*pair).items()},
+        }
         return {
             "probe": self.probe.fingerprint,
             "K": max(self.orders.values()),
@@ -245,11 +303,14 @@ class Meter:
             "bound": self.bound,
             "dtype": models.dtype_of(root) + self._autocast,
             "version": __version__,
+            **{name: value for name, value in optional.items() if value},
         }
 
     def _layers(self, root: nn.Module) -> list[Layer]:
         """The layers to measure, after checking that the probe fits the model."""
         layers = models.resolve_layers(root, self.layers)
+        if self.forward is None:
+            models.refuse_encoder_decoder(root)
         vocabulary = models.vocabulary_size(root)
         highest = int(self.probe.input_ids.max())
         if vocabulary is not None and highest >= vocabulary:
@@ -324,21 +385,45 @@ class Meter:
         row = int(self.probe.attention_mask[batch.sequences].sum(1).argmax())
         first = batch.sequences.start + row
         positions = batch.positions[batch.positions // batch.width == row] % batch.width
-        return self._run(root, layers, slice(first, first + 1), batch.width, positions, call)
+        ids, mask = self._inputs(slice(first, first + 1), batch.width, models.device_of(root))
+        return self._run(root, layers, ids, mask, positions, call)
+
+    def _warn_if_bidirectional(self, root: nn.Module, layers: list[Layer]) -> None:
+        """Once for each kind of model, by two passes over one sequence whose second half is changed."""
+        kind = f"{type(root).__module__}.{type(root).__qualname__}"
+        if not self._planes or kind in self._read_ahead:
+            return
+        self._read_ahead.add(kind)
+        if causality.is_declared(root) or not models.is_of_transformers(root):
+            return
+        plan = self.plan()
+        call = self._call(root, layers, plan)
+        batch = max(plan.batches, key=lambda batch: batch.width)
+        row = int(self.probe.attention_mask[batch.sequences].sum(1).argmax())
+        positions = batch.positions[batch.positions // batch.width == row] % batch.width
+        positions = positions[: (len(positions) + 1) // 2]
+        first = batch.sequences.start + row
+        ids, mask = self._inputs(slice(first, first + 1), batch.width, models.device_of(root))
+        changed = causality.with_other_ending(ids, int(positions[-1]))
+        if changed is None:
+            return
+        before = self._run(root, layers, ids, mask, positions, call).clone()
+        if causality.differs(before, self._run(root, layers, changed, mask, positions, call)):
+            warnings.warn(causality.explanation(root), RuntimeWarning, stacklevel=3)
 
     def _most_padded(self, root: nn.Module, layers: list[Layer], plan: Plan, call: Forward) -> Tensor:
         """Assignments of the whole batch with the most padding, where a difference in its treatment would show."""
         batch = min(plan.batches, key=lambda b: float(self.probe.attention_mask[b.sequences, : b.width].float().mean()))
-        return self._run(root, layers, batch.sequences, batch.width, batch.positions, call)
+        ids, mask = self._inputs(batch.sequences, batch.width, models.device_of(root))
+        return self._run(root, layers, ids, mask, batch.positions, call)
 
     def _run(
-        self, root: nn.Module, layers: list[Layer], rows: slice, width: int, positions: Tensor, call: Forward
+        self, root: nn.Module, layers: list[Layer], ids: Tensor, mask: Tensor, positions: Tensor, call: Forward
     ) -> Tensor:
         """Assignments [T, L, num_bins] at some positions, from a pass of its own."""
-        device = models.device_of(root)
-        ids, mask = self._inputs(rows, width, device)
         with Capture(layers, self._quantiser) as capture:
-            assignments = capture.run(lambda: call(root, ids, mask), positions.to(device), (len(ids), width))
+            shape = (ids.shape[0], ids.shape[1])
+            assignments = capture.run(lambda: call(root, ids, mask), positions.to(ids.device), shape)
         self._autocast = capture.autocast
         return assignments
 

@@ -12,7 +12,7 @@ Mode = Literal["min", "max"]
 
 # Logged as well, but of no use to a rule.
 _BOOKKEEPING = ("seconds", "overhead", "tokens_seen")
-_FEATURE_SCALARS = ("information", "information_null", "ratio")
+_FEATURE_SCALARS = ("information", "information_null", "information_null_std", "ratio")
 _BETTER: dict[str, Mode] = {
     "optimality": "max",
     "optimality_above_null": "max",
@@ -32,9 +32,9 @@ def metric_names(orders: Iterable[str], features: Iterable[str] = ()) -> list[st
     """Every metric of measurements with these orders and features, before one is made.
 
     >>> names = metric_names(["token"], ["preference"])
-    >>> names[:4], names[-3:]
+    >>> names[:4], names[-4:]
     (['complexity', 'expressivity', 'optimality', 'distance_to_bound'],
-     ['preference/information', 'preference/information_null', 'preference/ratio'])
+     ['preference/information', 'preference/information_null', 'preference/information_null_std', 'preference/ratio'])
     """
     return [
         *PRIMARY_SCALARS, "entropy", "ceiling",

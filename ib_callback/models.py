@@ -110,11 +110,7 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
     """The trunk and its blocks."""
     config = _text_config(model)
     number = getattr(config, "num_hidden_layers", None)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"{type(model).__name__} is an encoder-decoder; which of its stacks to measure is not defined yet. "
-            "Name modules with layers=[...] and pass forward= with the inputs that it needs."
-        )
+    refuse_encoder_decoder(model)
     names = {module: name for name, module in model.named_modules()}
     trunk = find_trunk(model)
     stack = None if trunk is None else _stack(trunk, number)
@@ -126,6 +122,19 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
         f"layers: the blocks of {type(model).__name__} could not be found. Expected {expected}, got "
         f"{_candidates(model)}. Name them with layers=[...] (module names or globs) or layers=callable."
     )
+
+
+def refuse_encoder_decoder(model: nn.Module) -> None:
+    """Raise a ModelError for a model with two stacks, each with tokens of its own; its encoder alone is none."""
+    configs: tuple[Any, ...] = (getattr(model, "config", None), _text_config(model))
+    if any(getattr(config, "is_encoder_decoder", False) is True for config in configs):
+        raise ModelError(
+            f"{type(model).__name__} is an encoder-decoder: it reads one text and writes another, while complexity and "
+            "expressivity are defined on one. Say which stack is to be measured, and on what inputs: name its modules "
+            "with layers=[...] and pass forward=callable(model, input_ids, attention_mask). For its encoder: "
+            "layers=lambda model: …, the blocks of model.get_encoder(), and forward=lambda model, ids, mask: "
+            "model.get_encoder()(input_ids=ids, attention_mask=mask)."
+        )
 
 
 def find_trunk(model: nn.Module) -> nn.Module | None:
@@ -261,11 +270,15 @@ def _arguments(module: nn.Module) -> tuple[set[str], bool]:
     return names, True
 
 
+def is_of_transformers(model: nn.Module) -> bool:
+    """Whether the forward of the model's class is one of transformers, which has no memory of earlier calls."""
+    return getattr(type(model).forward, "__module__", "").startswith("transformers.")
+
+
 def plain_trunk(model: nn.Module) -> nn.Module | None:
     """The trunk, where calling it instead of the model can be equal: an unwrapped, unpatched transformers model."""
     trunk = find_trunk(model)
-    own = getattr(type(model).forward, "__module__", "").startswith("transformers.")
-    if trunk is None or trunk is model or not own:
+    if trunk is None or trunk is model or not is_of_transformers(model):
         return None
     patched = "forward" in vars(model) or bool(model._forward_pre_hooks) or type(model).__name__.startswith("FSDP")
     return None if patched else trunk

@@ -120,6 +120,11 @@ class Plan:
     null: NullPlan | None
     features: tuple[FeaturePlan, ...]
 
+    @property
+    def has_planes(self) -> bool:
+        """Whether any order is measured, and not features alone."""
+        return any(label_set.name[0] == "complexity" for label_set in self.label_sets)
+
     def nulls(self) -> list[NullPlan]:
         """All subset designs: that of the orders first, then those of features."""
         return [null for null in (self.null, *(feature.null for feature in self.features)) if null is not None]

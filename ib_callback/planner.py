@@ -29,6 +29,7 @@ def make_plan(
     batch_size: int,
     null: bool,
     seed: int,
+    planes: bool = True,
 ) -> Plan:
     """Plan the measurement of `probe`.
 
@@ -39,6 +40,7 @@ def make_plan(
         batch_size: sequences in a forward pass.
         null: whether to plan for null information.
         seed: of the random subsets and permutations.
+        planes: whether to plan for the orders; if not, positions that carry none of the features are left out.
 
     Raises:
         ProbeError: no position is valid, or a feature labels none of them.
@@ -53,9 +55,14 @@ def make_plan(
             "Use longer texts or narrower orders."
         )
     builder = _Builder()
-    _add_orders(builder, probe.input_ids.numpy(), positions, sorted(orders.items(), key=lambda order: order[1]))
+    null_plan = None
+    if planes:
+        _add_orders(builder, probe.input_ids.numpy(), positions, sorted(orders.items(), key=lambda order: order[1]))
+    else:
+        positions = _labelled(positions, [probe.labels[name].numpy() for name in features])
     total = builder.keep(np.arange(len(positions)))
-    null_plan = builder.keep_subsets(total, np.arange(len(positions)), builder.counts, seed) if null else None
+    if planes and null:
+        null_plan = builder.keep_subsets(total, np.arange(len(positions)), builder.counts, seed)
     feature_plans = tuple(
         _add_feature(builder, make_feature(name, probe.labels[name].numpy(), positions, seed), positions, null, seed)
         for name in features
@@ -73,6 +80,12 @@ def make_plan(
         null=null_plan,
         features=feature_plans,
     )
+
+
+def _labelled(positions: Positions, tables: list[np.ndarray]) -> Positions:
+    """The positions that carry a label in any table; all of them if none does, for `_add_feature` to say so."""
+    carries = np.any([table[positions.sequence, positions.offset] >= 0 for table in tables], axis=0)
+    return Positions(positions.sequence[carries], positions.offset[carries]) if carries.any() else positions
 
 
 def _add_orders(builder: _Builder, ids: np.ndarray, positions: Positions, orders: list[tuple[str, int]]) -> None:

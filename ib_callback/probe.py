@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ from ib_callback import _probe_file, builtin_text
 from ib_callback._probe_checks import check_name, fingerprint, normalise
 from ib_callback._probe_texts import collect, describe
 from ib_callback.errors import ProbeError
+
+if TYPE_CHECKING:
+    from ib_callback.overlap import Overlap
 
 
 class Probe:
@@ -142,6 +145,20 @@ class Probe:
             tokenizer=describe(tokenizer),
         )
 
+    @staticmethod
+    def for_tokenizers(texts: Iterable[str], tokenizers: Mapping[str, Any], **options: Any) -> dict[str, Probe]:
+        """A probe for each of several tokenizers, all of the same documents, for models of different families.
+
+        Args:
+            texts: documents; one counts if it is long enough under every tokenizer.
+            tokenizers: by a name of your choice.
+            **options: `num_sequences`, `max_length`, `min_length`, `labels` and `name`, as for `from_texts`; see
+                `ib_callback.several_tokenizers.probes_for`.
+        """
+        from ib_callback.several_tokenizers import probes_for  # it needs this class
+
+        return probes_for(texts, tokenizers, **options)
+
     @classmethod
     def builtin(cls, tokenizer: Any = None, *, num_sequences: int = 256, max_length: int = 128) -> Probe:
         """A probe that needs no network: documentation text that comes with Python, NumPy, SciPy and torch.
@@ -247,6 +264,18 @@ class Probe:
                 f"probe {self._name!r} was changed in place: expected fingerprint {self._fingerprint}, "
                 f"got {found}. Make a new probe with Probe.from_tokens, and edit clones of the tensors."
             )
+
+    def overlap(self, data: Any, tokenizer: Any = None, **options: Any) -> Overlap:
+        """What this probe shares with training text: whole sequences, and runs of 13 tokens.
+
+        Args:
+            data: texts, sequences of token ids, one long array of them, or rows such as those of a dataset.
+            tokenizer: for texts; that of the probe.
+            **options: `text_column`, `n`, `max_texts`; see `ib_callback.overlap.overlap`.
+        """
+        from ib_callback.overlap import overlap  # it needs this class
+
+        return overlap(self, data, tokenizer, **options)
 
     @property
     def input_ids(self) -> Tensor:

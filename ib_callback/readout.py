@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,18 +24,27 @@ def read_out(
     primary: str,
     settings: dict[str, Any],
     seconds: float,
+    others: Iterable[tuple[Mapping[str, str], Plan, Sums]] = (),
 ) -> Measurement:
-    """The measurement that the sums of a whole pass amount to."""
+    """The measurement that the sums of a whole pass amount to.
+
+    `others` are passes over further probes, of which the features are measured: the name that the measurement gives
+    to each label, plan and sums.
+    """
     reader = _Reader(plan, sums, weighting)
     names = [name for quantity, name in (s.name for s in plan.label_sets) if quantity == "complexity"]
     orders = {name: reader.plane_point(name) for name in names}
     complexity = orders[primary].complexity
+    features = {f.feature.name: reader.feature_point(f, complexity) for f in plan.features}
+    for public, other_plan, other_sums in others:
+        other = _Reader(other_plan, other_sums, weighting)
+        features.update((public[f.feature.name], other.feature_point(f, complexity)) for f in other_plan.features)
     return Measurement(
         step=step,
         entropy=float(reader.entropy.mean()),
         ceiling=float((reader.entropy - reader.single).mean()) if weighting == "empirical" else None,
         orders=orders,
-        features={f.feature.name: reader.feature_point(f, complexity) for f in plan.features},
+        features=features,
         layers=tuple(layers),
         entropy_by_layer=tuple(reader.entropy.tolist()),
         num_positions=plan.num_positions,

@@ -119,7 +119,7 @@ class Recorder:
         self.tokens_per_step = tokens_per_step
         self.mix_settings = mix_settings
         self.rules = LiveRules(
-            meter.orders, meter.features, early_stopping=early_stopping, select=select, select_from=select_from
+            meter.orders, meter.feature_names, early_stopping=early_stopping, select=select, select_from=select_from
         )
         self.trajectory = Trajectory()
         self._working_since: float | None = None
@@ -413,7 +413,7 @@ class Recorder:
 
     def announce(self, message: str) -> None:
         """Tell whoever watches the run, on the process that writes: also where nobody has set up logging."""
-        if self._run.file is None:
+        if self._run.file is None or not message:
             return
         if _log.isEnabledFor(logging.INFO):
             _log.info("%s", message)
@@ -461,7 +461,8 @@ def check_keywords(callback: type, keywords: Mapping[str, Any]) -> None:
     if unknown:
         raise TypeError(
             f"{callback.__name__} got the unknown keyword{'s' if len(unknown) > 1 else ''} "
-            f"{', '.join(unknown)}; it takes {', '.join(own)}, and those of Meter: {', '.join(of_meter)}."
+            f"{', '.join(unknown)}; it takes {', '.join(own)}, and those of Meter: "
+            f"{', '.join(name for name in of_meter if name not in own)}."
         )
 
 

@@ -16,18 +16,22 @@ TWO_RANKS = """
 import sys
 import torch
 from pathlib import Path
-from tiny_hf import tiny_callback, tiny_trainer
+import ib_callback as ib
+from tiny_hf import random_ids, tiny_callback, tiny_trainer
 from ib_callback.errors import TrajectoryError
 
 directory = Path(sys.argv[1])
-callback = tiny_callback(every_n_steps=2)
+rows = random_ids(6, seed=21)
+pairs = ib.Probe.from_tokens(rows, labels={"preference": torch.tensor([1, 0] * 3)[:, None].expand_as(rows)})
+features = {"feature_probes": [pairs], "check_overlap": 8}
+callback = tiny_callback(every_n_steps=2, **features)
 trainer = tiny_trainer(directory, [callback], steps=5, save_strategy="steps", save_steps=2)
 trainer.train()
 assert trainer.accelerator.num_processes == 2
 rank = trainer.args.process_index
 callback.trajectory.save(directory / f"seen_by_{rank}.jsonl")
 
-resumed = tiny_callback(every_n_steps=2)
+resumed = tiny_callback(every_n_steps=2, **features)
 trainer = tiny_trainer(directory, [resumed], steps=5)
 trainer.train(resume_from_checkpoint=str(directory / "checkpoint-2"))
 assert resumed.trajectory.steps == [0, 2, 4, 5], resumed.trajectory.steps
@@ -149,10 +153,13 @@ def test_two_ranks_measure_the_same_and_one_writes(trained: tuple[Path, list[str
         first, second = (ib.Trajectory.load(directory / f"{run}_by_{rank}.jsonl") for rank in range(2))
         assert first.steps == second.steps == [0, 2, 4, 5]
         assert list(map(numbers, first)) == list(map(numbers, second))
+        assert all(list(point.features) == ["preference"] for point in first)
     assert ib.Trajectory.load(directory) == ib.Trajectory.load(directory / "resumed_by_0.jsonl")
     for rank, text in enumerate(output):
         assert f"rank {rank}: " in text
         assert "cannot write to the output directory" in text
+        # Each run looks at the training data once, for each of two probes.
+        assert text.count("shares no run of 13 tokens with 8 examples") == (4 if rank == 0 else 0)
 
 
 def test_a_failure_of_one_rank_at_the_start_is_raised_on_both(trained: tuple[Path, list[str]]) -> None:

@@ -206,7 +206,7 @@ def test_metrics_are_named_as_documented_and_leave_out_what_is_undefined():
         *(f"ib/{name}" for name in of_point[:4]), "ib/entropy", "ib/ceiling",
         *(f"ib/token/{name}" for name in of_point),
         *(f"ib/bigram/{name}" for name in of_point[:4]),
-        "ib/preference/information", "ib/preference/information_null", "ib/preference/ratio",
+        *(f"ib/preference/{name}" for name in ("information", "information_null", "information_null_std", "ratio")),
         "ib/seconds", "ib/overhead", "ib/tokens_seen",
     }  # fmt: skip
     assert {type(value) for value in metrics.values()} == {float}

@@ -178,7 +178,7 @@ def test_the_whole_model_runs_where_its_trunk_differs():
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     ib.Meter(make_probe(), batch_size=5).measure(model)
-    assert len(calls) == 3  # one for the proof, two batches
+    assert len(calls) == 6  # two proofs, two for what its attention sees, two batches
 
 
 def test_the_proof_looks_at_padding():

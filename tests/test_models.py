@@ -141,10 +141,30 @@ def test_layers_that_cannot_be_found(model, layers, message):
         models.resolve_layers(model, layers)
 
 
-def test_encoder_decoders_are_refused():
-    config = tf.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
-    with pytest.raises(ModelError, match=r"T5ForConditionalGeneration is an encoder-decoder.*layers=\[\.\.\.\]"):
-        models.resolve_layers(tf.T5ForConditionalGeneration(config), "hidden_states")
+def t5(kind=tf.T5ForConditionalGeneration):
+    return kind(tf.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
+
+
+def bart(kind=tf.BartForConditionalGeneration):
+    stacks = {f"{stack}_{name}": 2 for stack in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    sizes = {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 24}
+    return kind(tf.BartConfig(vocab_size=40, **stacks, **sizes))
+
+
+def two_berts():
+    decoder = tf.BertLMHeadModel(tf.BertConfig(**SMALL, is_decoder=True, add_cross_attention=True))
+    return tf.EncoderDecoderModel(encoder=bare_bert(), decoder=decoder)
+
+
+def bare_bert():
+    return tf.BertModel(tf.BertConfig(**SMALL))
+
+
+@pytest.mark.parametrize("make", [t5, bart, two_berts], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("layers", ["hidden_states", "blocks"])
+def test_encoder_decoders_are_refused(make, layers):
+    with pytest.raises(ModelError, match=r"is an encoder-decoder: .*layers=\[\.\.\.\] and pass forward="):
+        models.resolve_layers(make(), layers)
 
 
 @pytest.mark.parametrize(("make", "limit"), [(llama, 24), (gpt2, 24), (bert, 24), (roberta, 22), (bloom, None)])

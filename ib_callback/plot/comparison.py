@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ib_callback.comparability import warn_of_other_tokenizers
 from ib_callback.measurement import Measurement
 from ib_callback.plot import data
 from ib_callback.plot.bound import Curve, curve_in_plane, why_not_drawn
@@ -70,6 +71,7 @@ def compare(
     everything = [point for points in courses.values() for point in points]
     shown = data.orders_of(everything, [data.primary_of(first)] if orders is None else orders)
     look = theme_of(theme)
+    warn_of_other_tokenizers(everything)
     notes = data.comparison_notes(courses)
     for note in notes:
         if note.alarm:

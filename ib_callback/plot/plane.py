@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ib_callback.comparability import warn_of_other_tokenizers
 from ib_callback.measurement import Measurement
 from ib_callback.phases import Phase, Phases
 from ib_callback.plot import data
@@ -63,6 +64,7 @@ def information_plane(
     points = data.given(measurements)
     shown = data.orders_of(points, orders)
     look = theme_of(theme)
+    warn_of_other_tokenizers(points)
     with drawing(look, "Drawing the information plane"):
         sheet = plane_sheet(shown, look)
         drawn = [point for point in points if point.orders]
