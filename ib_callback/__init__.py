@@ -1,6 +1,7 @@
 """Complexity, expressivity and distance to the Information Bottleneck bound of a model, while it trains."""
 
 from ib_callback._version import __version__
+from ib_callback.difference import Difference, difference
 from ib_callback.errors import ModelError, ProbeError, RepresentationError, TrajectoryError
 from ib_callback.estimator import soft_entropy, soft_mutual_information
 from ib_callback.measurement import Measurement
@@ -19,6 +20,7 @@ from ib_callback.trajectory import Trajectory
 __all__ = [
     "Candidate",
     "Choice",
+    "Difference",
     "FeaturePoint",
     "Measurement",
     "Meter",
@@ -40,6 +42,7 @@ __all__ = [
     "TrajectoryError",
     "__version__",
     "calibrated_temperature",
+    "difference",
     "every",
     "logarithmic",
     "measure",

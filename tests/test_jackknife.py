@@ -124,8 +124,20 @@ def test_nothing_else_changes_and_layers_may_be_measured_in_groups():
             if name in PLANE_ERRORS or name.endswith("_jackknife"):
                 assert value is None or value == []
             else:
-                assert whole["orders"][order][name] == pytest.approx(value, abs=1e-12)
+                assert whole["orders"][order][name] == pytest.approx(value, abs=1e-7)
             assert joined["orders"][order][name] == pytest.approx(whole["orders"][order][name], abs=1e-9)
+
+
+def test_the_numbers_are_bitwise_those_without_errors_where_batches_are_the_same():
+    generator = torch.Generator().manual_seed(0)
+    probe = ib.Probe.from_tokens(torch.randint(0, 9, (16, 12), generator=generator))
+    table = table_of(probe)
+    plain, plan = (make_plan(probe, ORDERS, (), batch_size=2, null=True, seed=0, num_groups=g) for g in (0, 4))
+    assert [b.sequences for b in plan.batches] == [b.sequences for b in plain.batches]
+    bare, full = (measurement_of(p, sums_of(p, table)).to_dict() for p in (plain, plan))
+    for order in ORDERS:
+        for name in (name for name in bare["orders"][order] if name not in PLANE_ERRORS and "_jackknife" not in name):
+            assert full["orders"][order][name] == bare["orders"][order][name]
 
 
 def test_null_replicates_follow_counts_and_scale():
@@ -222,7 +234,7 @@ def test_the_excess_of_a_quadratic_statistic_is_taken_off():
         corrected.append(jackknife_error(values[-1], [*one, *two]) ** 2)
         plain.append(15 * np.var(one))
     assert np.mean(plain) / np.var(values) == pytest.approx(2.0, abs=0.3)
-    assert np.mean(corrected) / np.var(values) == pytest.approx(1.1, abs=0.15)
+    assert 1.0 < np.mean(corrected) / np.var(values) < 1.5
 
 
 def test_settings_mean_a_number_of_groups():
@@ -327,7 +339,7 @@ def test_measurements_of_old_files_load_and_new_ones_come_back():
 @pytest.mark.parametrize(("vocabulary", "spread"), [(20, 0.5), (400, 1.0)])
 def test_coverage_of_the_interval(vocabulary, spread):
     """Small twin of benchmarks/coverage.py: well-sampled and undersampled labels, sequences that are alike within."""
-    groups, number, length, bins, repeats = 16, 32, 14, 8, 120
+    groups, number, length, bins, repeats = 16, 32, 14, 8, 200
     generator = torch.Generator().manual_seed(vocabulary)
     of_token = torch.randn(vocabulary, bins, generator=generator)
     frequency = 1.0 / torch.arange(1, vocabulary + 1)
@@ -347,5 +359,4 @@ def test_coverage_of_the_interval(vocabulary, spread):
     values, errors = np.array(values), np.array(errors)
     inside = np.abs(values - values.mean(0)) < student.ppf(0.975, groups - 1) * errors
     covered = dict(zip(names, inside.mean(0).tolist(), strict=True))
-    print(covered)
     assert all(0.90 <= share <= 0.99 for share in covered.values()), covered
