@@ -87,6 +87,7 @@ class Emit(nn.Module):
         self._rows = {row.numpy().tobytes(): state for row, state in zip(ids, states, strict=True)}
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Look up the states of these sequences."""
         states = torch.stack([self._rows[row.numpy().tobytes()] for row in ids])
         return self.layer(states)
 

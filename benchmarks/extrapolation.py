@@ -13,18 +13,26 @@ half         2 I - mean of I over two halves of the sequences: linear in 1/n (Tr
 quadratic    8/3 I - 2 I(halves) + 1/3 I(quarters): quadratic in 1/n (Strong et al. 1998)
 jackknife    G I - (G - 1) mean of I without each of 16 groups
 adjusted     (I - null) / (1 - null / ceiling), `ib_callback.adjusted_information`
+
+    python benchmarks/extrapolation.py --text c4.jsonl.gz --tokenizer gpt2
+
+instead measures a small random GPT-2 on the first 16, 64, 256 … documents of a text: an estimate of the information
+itself must not depend on how many there are.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 import torch
 
+import ib_callback as ib
+from _common import add_text_arguments, load_probe
 from ib_callback.adjusted import adjusted_information
 from ib_callback.histogram import divergence
 from ib_callback.null import LabelCounts, SubsetCurve, design_subsets
@@ -36,12 +44,16 @@ NAMES = ("plain", "above null", "half", "quadratic", "jackknife", "adjusted")
 
 @dataclass(frozen=True)
 class World:
-    """vocabulary: labels. strength: of the label in Z; alike: of the sequence in Z; clumped: of topics in labels."""
+    """vocabulary: labels. strength: of the label in Z; alike: of the sequence in Z; clumped: of topics in labels.
+
+    tilt: from the most frequent label to the rarest, strength goes from 1 - tilt to 1 + tilt times its value.
+    """
 
     vocabulary: int
     strength: float
     alike: float = 0.0
     clumped: float = 0.0
+    tilt: float = 0.0
     sequences: int = 64
     length: int = 64
 
@@ -50,7 +62,9 @@ class World:
         logits = -1.1 * np.log(np.arange(1, self.vocabulary + 1))
         topics = np.exp(logits + self.clumped * draw.normal(size=(10, self.vocabulary)))
         object.__setattr__(self, "topics", topics / topics.sum(1, keepdims=True))
-        object.__setattr__(self, "vectors", self.strength * draw.normal(size=(self.vocabulary, BINS)))
+        rank = np.log(np.arange(1, self.vocabulary + 1)) / np.log(self.vocabulary)
+        strength = self.strength * (1 + self.tilt * (2 * rank - 1))
+        object.__setattr__(self, "vectors", strength[:, None] * draw.normal(size=(self.vocabulary, BINS)))
 
     def truth(self, draws: int = 4000) -> float:
         """I(X;Z) of endless text, in fractions of log(BINS)."""
@@ -127,14 +141,44 @@ WORLDS = [
     for strength in (1.5, 0.3)
     for alike, clumped in ((0.0, 0.0), (0.7, 1.0))
     for v in (30, 300, 3000, 30000)
+] + [
+    World(v, 0.8, tilt=tilt, alike=alike, clumped=clumped)
+    for tilt, alike, clumped in ((0.8, 0.0, 0.0), (-0.8, 0.0, 0.0), (0.0, 1.5, 3.0))
+    for v in (300, 30000)
 ]
+
+
+def by_size_of_probe(text: Path, tokenizer: str) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=128, n_head=4)).eval()
+    print(
+        "documents  order      "
+        + "".join(f"{n:>12}" for n in ("plain C", "null", "above null", "adjusted", "adjusted E/C"))
+    )
+    for number in (16, 64, 256, 1024):
+        probe = load_probe(text, tokenizer, num_sequences=number, max_length=256)
+        point = ib.measure(model, probe)
+        for order in ("token", "bigram", "trigram"):
+            of_order = ib.adjusted(point, order)
+            values = [getattr(point[order], f"complexity{name}") for name in ("", "_null", "_above_null")]
+            values += [of_order.complexity, of_order.optimality]
+            print(
+                f"{number:9}  {order:10}" + "".join(f"{'-' if v is None else f'{v:.4f}':>12}" for v in values),
+                flush=True,
+            )
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_text_arguments(parser)
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if options.text is not None:
+        by_size_of_probe(options.text, options.tokenizer)
+        return
     print("label   within a   labels per   once   truth   null   error: mean (root mean square), % of the truth")
     print("in Z    sequence    position" + " " * 28 + "".join(f"{name:>16}" for name in NAMES))
     for world in WORLDS:
@@ -147,13 +191,13 @@ def main(arguments: list[str] | None = None) -> None:
         null = np.mean(values[:, 0] - values[:, 1])
         mean = (values.mean(0) - truth) / truth
         size = np.sqrt(((values - truth) ** 2).mean(0)) / truth
-        cells = [
-            f"{m:+.0%} ({s:.0%})" + ("*" if s == size.min() else " ") for m, s in zip(mean, size, strict=True)
-        ]
-        kind = "strong" if world.strength > 1 else "weak"
+        cells = [f"{m:+.0%} ({s:.0%})" + ("*" if s == size.min() else " ") for m, s in zip(mean, size, strict=True)]
+        kind = "strong" if world.strength > 1 else "weak" if world.strength < 0.5 else "middle"
+        alike = "free" if not world.alike else "alike" if world.alike < 1 else "much alike"
+        kind = "rare +" if world.tilt > 0 else "rare -" if world.tilt < 0 else kind
         print(
-            f"{kind:8}{'alike' if world.alike else 'free':11}{kinds:9.3f}{once:7.0%}{truth:8.4f}{null:7.4f}"
-            + " " * 4 + "".join(f"{cell:>16}" for cell in cells),
+            f"{kind:8}{alike:11}{kinds:9.3f}{once:7.0%}{truth:8.4f}{null:7.4f}    "
+            + "".join(f"{cell:>16}" for cell in cells),
             flush=True,
         )  # fmt: skip
 

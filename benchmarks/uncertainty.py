@@ -60,9 +60,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     print(describe_machine(options.device))
     print(
-        f"{options.layers} layers of {options.width}, {len(probe)} x {probe.input_ids.shape[1]} tokens of {probe.name}, "
-        f"{points['A'].num_positions} valid positions, batches of {options.batch_size}, {options.groups} groups, "
-        f"{options.rounds} rounds: median (min to max)"
+        f"{options.layers} layers of {options.width}, {len(probe)} x {probe.input_ids.shape[1]} tokens of "
+        f"{probe.name}, {points['A'].num_positions} valid positions, batches of {options.batch_size}, "
+        f"{options.groups} groups, {options.rounds} rounds: median (min to max)"
     )
     print(HEADING)
     for name, what in (("A", "without"), ("B", "with standard errors")):

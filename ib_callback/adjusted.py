@@ -24,7 +24,8 @@ def adjusted_information(information: float, null: float, ceiling: float) -> flo
 
     Args:
         information: plain I(X;Z), in any unit.
-        null, ceiling: in the same unit.
+        null: in the same unit.
+        ceiling: likewise.
 
     Returns:
         In the same unit; None where null and ceiling are within 10 % of each other: nearly every label occurs once,
@@ -36,8 +37,6 @@ def adjusted_information(information: float, null: float, ceiling: float) -> flo
     if ceiling <= 0 or 1 - null / ceiling < MIN_ROOM:
         return None
     return (information - null) / (1 - null / ceiling)
-
-
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
     different numbers of groups, the errors are taken to be independent.
 
     Args:
-        a, b: measured with `Meter(standard_errors=...)`.
+        a: measured with `Meter(standard_errors=...)`.
+        b: likewise; its value is taken from that of `a`.
         metric: complexity, expressivity, optimality, distance_to_bound, or one of these above the null
             (`complexity_above_null`, …, `distance_above_null`); `"bigram/optimality"` names the order too.
         order: n-gram order, by default the primary one of `a`.
@@ -104,7 +105,8 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
         freedom = sum(variances) ** 2 / sum(parts) if error > 0 else float(num_groups(first[1]) - 1)
     if metric in ABOVE_NULL:
         # The error of the nulls themselves, taken as independent: an upper estimate where the probe is the same.
-        error = math.hypot(error, *(_null_part(point, metric, *each) for point, each in zip(points, (first, second))))
+        of_nulls = [_null_part(point, metric, *each) for point, each in zip(points, (first, second), strict=True)]
+        error = math.hypot(error, *of_nulls)
     reach = float(student.ppf(0.975, freedom)) * error
     return Difference(
         metric=f"{order}/{metric}",
@@ -122,7 +124,11 @@ def _replicates(name: str, point: PlanePoint, metric: str) -> tuple[float, Array
     omitted = replicates_of(point, metric)
     if omitted is None:
         value = getattr(point, metric)
-        why = "it is undefined" if value is None else "it was measured without errors: use Meter(standard_errors=True)"
+        why = "it was measured without errors: use Meter(standard_errors=True)"
+        if value is None:
+            why = "it is undefined"
+        elif point.complexity_jackknife:
+            why = "it would need the bound's curve: compare complexity and expressivity"
         raise ValueError(f"{name}: no standard error of {metric} can be had; {why}.")
     return float(getattr(point, metric)), np.asarray(omitted)
 

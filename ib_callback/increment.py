@@ -73,7 +73,9 @@ def information_increment(
             model ignores them: give the sequence of each position to ask for what lies beyond it. The positions that
             count are then far fewer.
         num_permutations: R; 100 make the smallest p value 0.0099.
-        num_bins, seed, temperature: as in `soft_mutual_information`; `seed` also of the permutations.
+        num_bins: as in `soft_mutual_information`.
+        seed: likewise, and of the permutations.
+        temperature: likewise.
 
     Raises:
         TypeError, ValueError: as `soft_mutual_information`.
@@ -136,7 +138,9 @@ def information_increment(
     )
 
 
-def ngram_labels(probe: Probe, order: str, *, side: str = "preceding", widest: str | None = None) -> tuple[Tensor, Tensor]:
+def ngram_labels(
+    probe: Probe, order: str, *, side: str = "preceding", widest: str | None = None
+) -> tuple[Tensor, Tensor]:
     """Return where the n-gram labels of a probe are, and which: what `Meter` uses, for the pure functions.
 
     Args:

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,9 +99,32 @@ def replicates_of(point: PlanePoint, metric: str) -> Array | None:
     if metric in ABOVE_NULL:
         complexity = complexity - np.array(point.complexity_null_jackknife)
         expressivity = expressivity - np.array(point.expressivity_null_jackknife)
+    if metric == "distance_to_bound" and not _is_diagonal(point):
+        return None  # see `with_bound_error`
     if formula is FORMULAS["optimality"] and (np.abs(complexity) < NEGLIGIBLE).any():
         return None
     return formula(complexity, expressivity)
+
+
+def _is_diagonal(point: PlanePoint) -> bool:
+    """Whether the diagonal is what a measured point has its distance to."""
+    values = point.complexity, point.expressivity, point.distance_to_bound
+    complexity, expressivity, distance = (math.nan if value is None else value for value in values)
+    return abs(complexity - expressivity - distance) < 1e-9
+
+
+def with_bound_error(point: PlanePoint, bound: Callable[[float], float] | None) -> PlanePoint:
+    """The point with the standard error of its distance to another bound than the diagonal, a curve taken as given.
+
+    Args:
+        point: with replicates and with its distance to that bound.
+        bound: the highest expressivity at a complexity, in the unit of the point; None: there is none.
+    """
+    error = None
+    if bound is not None and point.distance_to_bound is not None and point.complexity_jackknife:
+        highest = np.array([float(bound(value)) for value in point.complexity_jackknife])
+        error = jackknife_error(point.distance_to_bound, highest - point.expressivity_jackknife)
+    return replace(point, distance_to_bound_se=error)
 
 
 def null_gradient(point: PlanePoint, metric: str) -> tuple[float, float]:
@@ -115,19 +140,19 @@ def null_gradient(point: PlanePoint, metric: str) -> tuple[float, float]:
     return 0.0, 0.0
 
 
-def plane_errors(point: PlanePoint, null_error: Callable[[float, float], float]) -> dict[str, float | None]:
-    """Standard errors of a point's numbers, by field name, from its replicates.
+def with_errors(point: PlanePoint, null_error: Callable[[float, float], float]) -> PlanePoint:
+    """The point with the standard errors of its numbers, from its replicates.
 
     Args:
         point: with replicates.
         null_error: standard error of a linear combination of the nulls of complexity and expressivity, which
             random subsets estimate; it is independent of the choice of sequences and adds in quadrature.
     """
-    errors: dict[str, float | None] = {}
+    errors: dict[str, Any] = {}
     for metric in (*FORMULAS, *ABOVE_NULL):
         values = replicates_of(point, metric)
         error = None if values is None else jackknife_error(getattr(point, metric), values)
         if error is not None and metric in ABOVE_NULL:
             error = math.hypot(error, null_error(*null_gradient(point, metric)))
         errors[f"{metric}_se"] = error
-    return errors
+    return replace(point, **errors)

@@ -13,13 +13,13 @@ numbered in this order.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from ib_callback.layout import Pieces, Slots, assign_slots, first_of_run, ranges
 from ib_callback.null import LabelCounts
-
 
 # Omissions are bits of an int64.
 MAX_GROUPS = 32
@@ -58,7 +58,7 @@ def group_sequences(used: np.ndarray, num_sequences: int, num_groups: int, batch
     bounds = np.concatenate([[0], starts[1:], [num_sequences]])
     parts = [
         np.linspace(begin, end, -(-(end - begin) // batch_size), endpoint=False).astype(np.int64)
-        for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
+        for begin, end in pairwise(bounds.tolist())
     ]
     return Groups(bounds, np.append(np.concatenate(parts), num_sequences))
 
@@ -149,11 +149,16 @@ def plan_jackknife(
     """Plan snapshots and shares for the label groups that `pieces` begins with.
 
     Args:
-        pieces, slots: of the plan.
+        pieces: of the plan.
+        slots: of its labels.
         groups: of sequences.
         group_of_position: [T].
-        sets, counts, alone, num_sets: label sets and sizes of the labels, as in the plan.
-        late, late_kept: labels in kept histograms, and which these are.
+        sets: [labels] label sets (bits).
+        counts: [labels] positions.
+        alone: [T] label sets in which the position is the only one of its label.
+        num_sets: number of label sets.
+        late: labels in kept histograms.
+        late_kept: which these are.
         totals: kept histograms of the whole and of features, with those of their groups.
     """
     num_batches = len(groups.batch_bounds) - 1

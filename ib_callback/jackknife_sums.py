@@ -66,9 +66,11 @@ class GroupSums:
 
         Args:
             batch: its plan.
-            slots, kept: histograms [.., L * num_bins].
-            alone, done, closing: [.., L] entropies of its positions (None if nobody asked for them), of the labels
-                finished within it and of those that end in it.
+            slots: [num_slots, L * num_bins] histograms of labels.
+            kept: [num_kept, L * num_bins] kept histograms.
+            alone: [T_b, L] entropies of its positions; None if nobody asked for them.
+            done: entropies of the labels that are finished within it.
+            closing: entropies of the labels that end in it.
         """
         here = batch.grouped
         assert here is not None

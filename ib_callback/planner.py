@@ -248,9 +248,7 @@ class _Builder:
         sets = np.concatenate([s.sets for s in self._segments])
         alone = np.bitwise_or.reduce([s.alone for s in self._segments])
         in_slots_first = is_first & in_slots
-        slots = assign_slots(
-            pieces.group[in_slots_first], batch_of_piece[in_slots_first], len(counts), num_batches
-        )
+        slots = assign_slots(pieces.group[in_slots_first], batch_of_piece[in_slots_first], len(counts), num_batches)
         jackknife = None
         if self.groups is not None:
             jackknife = plan_jackknife(

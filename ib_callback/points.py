@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from ib_callback.plain import plain_integer, plain_number, plain_numbers
 
@@ -107,7 +108,7 @@ class PlanePoint:
                     f"{name}_null and {name}_null_se must be given together or not at all, got {null} and "
                     f"{error}; the standard error of a null known exactly is 0.0"
                 )
-        by_layer = {
+        by_layer: dict[str, Any] = {
             "complexity_by_layer": plain_numbers(complexity_by_layer, "complexity_by_layer"),
             "expressivity_by_layer": plain_numbers(expressivity_by_layer, "expressivity_by_layer"),
         }

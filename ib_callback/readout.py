@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ib_callback.accumulate import Sums
-from ib_callback.jackknife import plane_errors
+from ib_callback.jackknife import with_errors
 from ib_callback.left_out import LeftOut
 from ib_callback.measurement import Measurement
 from ib_callback.null import SubsetCurve
@@ -87,7 +87,7 @@ class _Reader:
         )
         curve = self._curve
         if curve is None:
-            return replace(point, **plane_errors(point, lambda _, __: 0.0))
+            return with_errors(point, lambda _, __: 0.0)
         single = float((self.entropy - self.single).mean())
         point = replace(
             point,
@@ -95,7 +95,7 @@ class _Reader:
             expressivity_null_jackknife=tuple(self._left_out.null(b, curve, single)),
         )
         counts = self._plan.counts
-        return replace(point, **plane_errors(point, lambda u, v: curve.combined_error(counts[a], counts[b], u, v)))
+        return with_errors(point, lambda u, v: curve.combined_error(counts[a], counts[b], u, v))
 
     def feature_point(self, plan: FeaturePlan, complexity: float | None) -> FeaturePoint:
         entropy = self._kept[plan.total]
@@ -107,7 +107,9 @@ class _Reader:
             information_null=mean,
             information_null_std=spread,
             complexity=complexity,
-            information_se=None if self._left_out is None else self._left_out.feature_error(plan, float(information.mean())),
+            information_se=None
+            if self._left_out is None
+            else self._left_out.feature_error(plan, float(information.mean())),
         )
 
     def _side(self, quantity: str, order: str) -> tuple[np.ndarray, float | None, float | None]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import brute_force as bf
 import numpy as np
 import pytest
 
-import brute_force as bf
 import ib_callback as ib
 from ib_callback.adjusted import adjusted, adjusted_information
 from ib_callback.points import PlanePoint

@@ -120,6 +120,13 @@ def test_what_cannot_be_compared(b, keywords, message):
         ib.difference(measured(groups(0)), b, **keywords)
 
 
+def test_distance_to_a_curve_is_refused():
+    a = measured(groups(0))
+    curved = dataclasses.replace(a, orders={"token": dataclasses.replace(a["token"], distance_to_bound=0.9)})
+    with pytest.raises(ValueError, match=r"b: no standard error of distance_to_bound .* would need the bound's curve"):
+        ib.difference(a, curved, "distance_to_bound")
+
+
 def test_bound_is_part_of_the_definition_of_a_distance():
     a, b = measured(groups(0), bound="diagonal"), measured(groups(1), bound="ib_curve")
     assert ib.difference(a, b, "complexity").paired

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import brute_force as bf
 import numpy as np
 import pytest
 import torch
 
-import brute_force as bf
 import ib_callback as ib
 from ib_callback.increment import information_increment, ngram_labels
 
@@ -53,9 +53,7 @@ def test_increment_is_the_difference_of_informations_and_null_that_of_permuted_l
 
 
 def test_without_a_link_p_values_are_uniform():
-    p = [
-        information_increment(*sample(80, seed)[:3], num_bins=BINS, num_permutations=39).p_value for seed in range(60)
-    ]
+    p = [information_increment(*sample(80, seed)[:3], num_bins=BINS, num_permutations=39).p_value for seed in range(60)]
     # 60 uniform values: the mean's standard deviation is 0.037.
     assert 0.38 < np.mean(p) < 0.64
     assert np.mean(np.array(p) <= 0.1) < 0.25

@@ -7,16 +7,23 @@ import json
 import math
 from itertools import pairwise
 
+import brute_force as bf
 import numpy as np
 import pytest
 import torch
 from scipy.stats import t as student
 
-import brute_force as bf
 import ib_callback as ib
 from ib_callback import jackknife_sums, planner
 from ib_callback.accumulate import Accumulator, Sums
-from ib_callback.jackknife import interval_factor, jackknife_error, null_gradient, plane_errors, replicates_of
+from ib_callback.jackknife import (
+    interval_factor,
+    jackknife_error,
+    null_gradient,
+    replicates_of,
+    with_bound_error,
+    with_errors,
+)
 from ib_callback.jackknife_plan import group_sequences
 from ib_callback.null import LabelCounts, SubsetCurve
 from ib_callback.planner import make_plan
@@ -66,7 +73,7 @@ def groups_of(probe, number, paired=False):
     units = [sorted(u) for u in ({b, b ^ 1} for b in used)] if paired else [[b] for b in used]
     units = [unit for i, unit in enumerate(units) if unit not in units[:i]]
     cuts = [g * len(units) // number for g in range(number + 1)]
-    return [{b for unit in units[a:z] for b in unit} for a, z in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [{b for unit in units[a:z] for b in unit} for a, z in pairwise(cuts)]
 
 
 def twin(probe, table, order, side, without):
@@ -204,7 +211,7 @@ def test_groups_are_of_neighbours_and_batches_never_cross_them():
 
 def test_one_sequence_cannot_be_left_out():
     probe = ib.Probe.from_tokens(torch.arange(20).view(1, 20))
-    with pytest.raises(ib.ProbeError, match="at least two sequences .* for standard errors, got 1 sequences"):
+    with pytest.raises(ib.ProbeError, match=r"at least two sequences .* for standard errors, got 1 sequences"):
         ib.Meter(probe, standard_errors=True).plan()
 
 
@@ -214,7 +221,11 @@ def test_one_sequence_cannot_be_left_out():
         ({"standard_errors": 1}, ValueError, "standard_errors: expected an integer of at least 2, got 1"),
         ({"standard_errors": 33}, ValueError, "standard_errors: expected at most 32 groups, got 33"),
         ({"standard_errors": 2.5}, TypeError, "standard_errors: expected an integer"),
-        ({"standard_errors": True, "weighting": "uniform"}, ValueError, "expected weighting='empirical', got 'uniform'"),
+        (
+            {"standard_errors": True, "weighting": "uniform"},
+            ValueError,
+            "expected weighting='empirical', got 'uniform'",
+        ),
     ],
 )
 def test_bad_settings(keywords, error, message):
@@ -271,13 +282,13 @@ def point_with(**changes):
 
 def test_error_of_the_null_adds_to_what_is_above_it():
     point = point_with()
-    errors = plane_errors(point, lambda u, v: math.hypot(u, v) * 0.01)
+    errors = with_errors(point, lambda u, v: math.hypot(u, v) * 0.01)
     ratios = np.array([0.15 / 0.4, 0.14 / 0.41, 0.17 / 0.38])
     u, v = 0.15 / 0.4**2, -1 / 0.4
-    assert errors["optimality_above_null_se"] == pytest.approx(
+    assert errors.optimality_above_null_se == pytest.approx(
         math.hypot(math.sqrt(2 * ratios.var()), math.hypot(u, v) * 0.01)
     )
-    assert errors["optimality_se"] == pytest.approx(math.sqrt(2 * np.var([0.5, 0.24 / 0.52, 0.26 / 0.48])))
+    assert errors.optimality_se == pytest.approx(math.sqrt(2 * np.var([0.5, 0.24 / 0.52, 0.26 / 0.48])))
     assert [null_gradient(point, name) for name in ("complexity_above_null", "distance_above_null", "complexity")] == [
         (-1.0, 0.0), (-1.0, 1.0), (0.0, 0.0)
     ]  # fmt: skip
@@ -295,11 +306,20 @@ def test_gradient_of_the_null_is_that_of_the_formula():
 
 def test_undefined_numbers_have_no_error():
     point = point_with()
-    with pytest.raises(ValueError, match="metric: expected one of complexity, .*got 'entropy'"):
+    with pytest.raises(ValueError, match=r"metric: expected one of complexity, .*got 'entropy'"):
         replicates_of(point, "entropy")
     assert replicates_of(PlanePoint.from_layers([0.5], [0.25]), "complexity") is None
     assert replicates_of(dataclasses.replace(point, optimality_above_null=None), "optimality_above_null") is None
     assert replicates_of(point_with(complexity_jackknife=(0.5, 0.0, 0.5, 0.5, 0.5)), "optimality") is None
+
+
+def test_distance_to_a_curve():
+    point = dataclasses.replace(point_with(), distance_to_bound=0.5**0.5 - 0.25)
+    assert replicates_of(point, "distance_to_bound") is None  # the replicates know the diagonal only
+    c, e = np.array(point.complexity_jackknife), np.array(point.expressivity_jackknife)
+    curved = with_bound_error(point, math.sqrt)
+    assert curved.distance_to_bound_se == pytest.approx(jackknife_error(0.5**0.5 - 0.25, np.sqrt(c) - e))
+    assert with_bound_error(curved, None).distance_to_bound_se is None
 
 
 def test_combined_error_of_two_nulls_of_one_curve():
