@@ -141,9 +141,7 @@ def simulate_differences(world: World, repeats: int) -> dict[str, tuple[float, f
     found = []
     for seed in range(repeats):
         ids, states = world.draw(parameters, seed)
-        meter = ib.Meter(
-            ib.Probe.from_tokens(ids), orders=world.order, standard_errors=True, batch_size=32, **METER
-        )
+        meter = ib.Meter(ib.Probe.from_tokens(ids), orders=world.order, standard_errors=True, batch_size=32, **METER)
         generator = torch.Generator().manual_seed(10**6 + seed)
         other = states - 0.3 * states.mean(1, keepdim=True) + 0.3 * torch.randn(states.shape, generator=generator)
         a, b = (meter.measure(Emit(ids, each)) for each in (states, other))

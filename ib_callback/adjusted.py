@@ -31,8 +31,8 @@ def adjusted_information(information: float, null: float, ceiling: float) -> flo
         In the same unit; None where null and ceiling are within 10 % of each other: nearly every label occurs once,
         and the sample says nothing about it.
 
-    >>> adjusted_information(0.5, null=0.25, ceiling=0.75)
-    0.375
+    >>> adjusted_information(0.75, null=0.5, ceiling=1.0)
+    0.5
     """
     if ceiling <= 0 or 1 - null / ceiling < MIN_ROOM:
         return None

@@ -23,6 +23,8 @@ from ib_callback.null import LabelCounts
 
 # Omissions are bits of an int64.
 MAX_GROUPS = 32
+# Shares whose histograms are formed at a time.
+ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,11 @@ class JackknifePlan:
     rest: np.ndarray
     rest_of_set: np.ndarray
     counts: list[list[LabelCounts]]
+
+    def bytes_per_bin(self) -> int:
+        """Bytes for each layer and bin: snapshots, and what forming the histograms of shares takes for a moment."""
+        most = max(len(self.late), *(len(batch.shares) for batch in self.batches.values()))
+        return 4 * (self.num_snapshots + 1) + 28 * min(ROWS, most)
 
 
 def plan_jackknife(

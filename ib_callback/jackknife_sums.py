@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 from ib_callback.histogram import entropy
-from ib_callback.jackknife_plan import JackknifePlan, Shares
+from ib_callback.jackknife_plan import ROWS, JackknifePlan, Shares
 from ib_callback.plan import Batch
-
-# Shares whose histograms are formed at a time.
-_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -105,8 +102,8 @@ class GroupSums:
 
     def _shares(self, shares: Shares, histograms: Tensor, histogram_of_row: Tensor, entropies: Tensor) -> None:
         """Labels that span groups: the entropy of what is left of them without each."""
-        for begin in range(0, len(shares), _ROWS):
-            part = slice(begin, begin + _ROWS)
+        for begin in range(0, len(shares), ROWS):
+            part = slice(begin, begin + ROWS)
             row, after = self._on(shares.row[part]), self._on(shares.after[part])
             whole = histograms[histogram_of_row[row.to(histogram_of_row.device)]]
             behind = whole - self._snapshots[after.clamp_min(0)].to(whole)

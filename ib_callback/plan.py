@@ -133,5 +133,5 @@ class Plan:
         """Bytes that a measurement of so many layers at once needs beside the forward pass."""
         rows = max(len(b.positions) + b.num_pieces + len(b.done_piece) + len(b.more_piece) for b in self.batches)
         kept_scratch = max(len(b.kept_members) + len(b.kept_target) for b in self.batches)
-        snapshots = 0 if self.jackknife is None else self.jackknife.num_snapshots + 1
-        return num_layers * num_bins * (4 * (rows + self.num_slots + snapshots) + 8 * (self.num_kept + kept_scratch))
+        errors = 0 if self.jackknife is None else self.jackknife.bytes_per_bin()
+        return num_layers * num_bins * (4 * (rows + self.num_slots) + errors + 8 * (self.num_kept + kept_scratch))
