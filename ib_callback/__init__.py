@@ -1,8 +1,11 @@
 """Complexity, expressivity and distance to the Information Bottleneck bound of a model, while it trains."""
 
 from ib_callback._version import __version__
+from ib_callback.adjusted import Adjusted, adjusted, adjusted_information
+from ib_callback.difference import Difference, difference
 from ib_callback.errors import ModelError, ProbeError, RepresentationError, TrajectoryError
 from ib_callback.estimator import soft_entropy, soft_mutual_information
+from ib_callback.increment import Increment, information_increment, ngram_labels
 from ib_callback.measurement import Measurement
 from ib_callback.meter import Meter, Preflight, measure
 from ib_callback.overlap import Overlap
@@ -18,9 +21,12 @@ from ib_callback.temperature import calibrated_temperature
 from ib_callback.trajectory import Trajectory
 
 __all__ = [
+    "Adjusted",
     "Candidate",
     "Choice",
+    "Difference",
     "FeaturePoint",
+    "Increment",
     "Measurement",
     "Meter",
     "ModelError",
@@ -41,10 +47,15 @@ __all__ = [
     "Trajectory",
     "TrajectoryError",
     "__version__",
+    "adjusted",
+    "adjusted_information",
     "calibrated_temperature",
+    "difference",
     "every",
+    "information_increment",
     "logarithmic",
     "measure",
+    "ngram_labels",
     "reference_points",
     "soft_assign",
     "soft_entropy",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ib_callback.histogram import divergence, entropy, segment_sum
+from ib_callback.jackknife_sums import GroupSums, JackknifeSums
 from ib_callback.plan import Batch, NullPlan, Plan
 
 
@@ -19,16 +20,19 @@ class Sums:
     single: [L] sum over valid positions of the entropy of one assignment; 0 if features alone are measured.
     kept: [num_kept, L] entropies of the kept histograms.
     nulls: for each null plan, [R, L] and [U, L] divergences of its subsets and unions from the whole sample.
+    jackknife: the same with groups of sequences left out, if that is planned.
     """
 
     conditional: Tensor
     single: Tensor
     kept: Tensor
     nulls: list[tuple[Tensor, Tensor]]
+    jackknife: JackknifeSums | None = None
 
     @staticmethod
     def join(groups: list[Sums]) -> Sums:
         """Sums of groups of layers side by side."""
+        left_out = [s.jackknife for s in groups if s.jackknife is not None]
         return Sums(
             conditional=torch.cat([s.conditional for s in groups], dim=1),
             single=torch.cat([s.single for s in groups]),
@@ -37,6 +41,7 @@ class Sums:
                 (torch.cat([subsets for subsets, _ in parts], dim=1), torch.cat([unions for _, unions in parts], dim=1))
                 for parts in zip(*(s.nulls for s in groups), strict=True)
             ],
+            jackknife=JackknifeSums.join(left_out) if left_out else None,
         )
 
 
@@ -67,6 +72,9 @@ class Accumulator:
         self._conditional = torch.zeros(num_sets, num_layers, dtype=torch.float64, device=self._exact)
         self._single = torch.zeros(num_layers, dtype=torch.float64, device=self._exact)
         self._bits = torch.arange(num_sets, device=self._exact).unsqueeze(1)
+        self._groups = None
+        if plan.jackknife is not None:
+            self._groups = GroupSums(plan.jackknife, num_sets, self._shape, device, self._exact)
 
     def add(self, batch: Batch, assignments: Tensor) -> None:
         """Add one batch.
@@ -87,25 +95,32 @@ class Accumulator:
             pieces[self._on(batch.long_target)] = whole
 
         # With features alone, mostly nobody asks for the entropies of single positions: as many as all else together.
+        alone = None
         if self._has_planes or bool(batch.alone.any()):
             alone = self._entropy(rows)
             self._single += alone.sum(0)
             self._finish(alone, batch.alone, torch.ones_like(batch.alone))
-        self._finish(self._entropy(pieces[self._on(batch.done_piece)]), batch.done_sets, batch.done_count)
+        done = self._entropy(pieces[self._on(batch.done_piece)])
+        self._finish(done, batch.done_sets, batch.done_count)
         self._slots[self._on(batch.open_slot)] = pieces[self._on(batch.open_piece)]
         self._slots[self._on(batch.more_slot)] += pieces[self._on(batch.more_piece)]
-        self._finish(self._entropy(self._slots[self._on(batch.close_slot)]), batch.close_sets, batch.close_count)
+        closing = self._entropy(self._slots[self._on(batch.close_slot)])
+        self._finish(closing, batch.close_sets, batch.close_count)
+        if self._groups is not None:
+            self._groups.add(batch, self._slots, self._kept, alone, done, closing)
 
     def sums(self) -> Sums:
         """The sums after the last batch; to be asked for once."""
         kept = self._entropy(self._kept)
         late = self._plan.late
         self._finish(kept[late.kept], late.sets, late.count)
+        left_out = None if self._groups is None else self._groups.sums(self._kept, kept, late.kept)
         return Sums(
             conditional=self._conditional.cpu(),
             single=self._single.cpu(),
             kept=kept.cpu(),
             nulls=[self._null(plan) for plan in self._plan.nulls()],
+            jackknife=left_out,
         )
 
     def _null(self, plan: NullPlan) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from ib_callback.plain import json_values, plain_integer, plain_number, plain_numbers
-from ib_callback.points import PLANE_SCALARS, PRIMARY_SCALARS, FeaturePoint, PlanePoint
+from ib_callback.points import PLANE_ERRORS, PLANE_SCALARS, PRIMARY_SCALARS, FeaturePoint, PlanePoint
 
 _Point = TypeVar("_Point", "PlanePoint", "FeaturePoint")
 
@@ -147,15 +147,22 @@ class Measurement:
         return iter(self.orders)
 
     def scalars(self) -> dict[str, float | int | None]:
-        """Every number that is logged, under its name without prefix; None where undefined."""
+        """Every number that is logged, under its name without prefix; None where undefined.
+
+        Standard errors are among them where they are known.
+        """
         named: dict[str, float | int | None] = {
             name: getattr(self, name) for name in (*PRIMARY_SCALARS, "entropy", "ceiling")
         }
         for order, point in self.orders.items():
             named.update((f"{order}/{name}", getattr(point, name)) for name in PLANE_SCALARS)
+            errors = {name: getattr(point, name) for name in PLANE_ERRORS}
+            named.update((f"{order}/{name}", error) for name, error in errors.items() if error is not None)
         for feature, value in self.features.items():
             for name in ("information", "information_null", "information_null_std", "ratio"):
                 named[f"{feature}/{name}"] = getattr(value, name)
+            if value.information_se is not None:
+                named[f"{feature}/information_se"] = value.information_se
         named.update((name, getattr(self, name)) for name in ("seconds", "overhead", "tokens_seen"))
         return named
 

@@ -22,6 +22,8 @@ from ib_callback.errors import ModelError, ProbeError
 from ib_callback.estimator import check_weighting
 from ib_callback.feature_probes import FeatureProbes, label_names, named_features
 from ib_callback.guard import resharded, untouched
+from ib_callback.jackknife import NUM_GROUPS
+from ib_callback.jackknife_plan import MAX_GROUPS
 from ib_callback.labels import parse_orders
 from ib_callback.measurement import Measurement
 from ib_callback.models import Forward, Layer, Layers
@@ -92,6 +94,8 @@ class Meter:
         feature_probes: further probes of which the labels alone are measured, with all other settings as given here,
             at positions that have as many tokens on both sides. The label's name is the feature's; of a mapping
             `{name: probe}`, name, underscore and label's name.
+        standard_errors: whether to estimate them, by leaving out groups of sequences in turn; True for 16 groups, or
+            their number. Batches then never cross a group. Needs memory for shares of labels (see `preflight`).
 
     Raises:
         TypeError, ValueError: a setting that cannot be; says what was expected.
@@ -116,6 +120,7 @@ class Meter:
         forward: Forward | None = None,
         progress: bool = False,
         feature_probes: FeatureProbes = (),
+        standard_errors: bool | int = False,
     ) -> None:
         if not isinstance(probe, Probe):
             raise TypeError(f"probe: expected an ib_callback.Probe, got {type(probe).__name__}. See Probe.from_texts.")
@@ -148,6 +153,7 @@ class Meter:
             raise TypeError(f"forward: expected callable(model, input_ids, attention_mask), got {forward!r}.")
         self.forward = forward
         self.progress = bool(progress)
+        self.standard_errors = _choose_groups(standard_errors, weighting)
         self._plans: dict[int, Plan] = {}
         self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
         self._proved_trunk: weakref.ref[nn.Module] | None = None
@@ -198,6 +204,7 @@ class Meter:
                     null=self.null,
                     seed=self.seed,
                     planes=self._planes,
+                    num_groups=self.standard_errors,
                 )
             }
         return self._plans[self.batch_size]
@@ -497,6 +504,23 @@ def _choose_features(features: str | Iterable[str] | None, probe: Probe, orders:
         if name in orders:
             raise ValueError(f"features: label {name!r} has the name of an n-gram order; rename it in the probe.")
     return names
+
+
+def _choose_groups(standard_errors: Any, weighting: str) -> int:
+    """Number of groups of sequences to leave out in turn, 0 for none."""
+    if standard_errors is None or standard_errors is False:
+        return 0
+    if weighting != "empirical":
+        raise ValueError(
+            f"standard_errors: expected weighting='empirical', got {weighting!r}. Leave one of the two settings out."
+        )
+    if standard_errors is True:
+        return NUM_GROUPS
+    if check_integer("standard_errors", standard_errors, minimum=2, cure="True is for 16 groups") > MAX_GROUPS:
+        raise ValueError(
+            f"standard_errors: expected at most {MAX_GROUPS} groups, got {standard_errors}; True is for 16."
+        )
+    return int(standard_errors)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ib_callback.features import Feature
+from ib_callback.jackknife_plan import GroupedBatch, JackknifePlan
 from ib_callback.labels import LabelSet
 from ib_callback.null import LabelCounts, SubsetDesign
 
@@ -32,6 +33,7 @@ class Batch:
     open_piece, open_slot: groups that begin here and go on; `more_piece`, `more_slot`: groups that go on.
     close_slot, close_sets, close_count: groups that end here.
     kept_members, kept_offsets, kept_target: pieces to add to each kept histogram.
+    grouped: what leaving out groups of sequences needs of it, if that is planned.
     """
 
     sequences: slice
@@ -56,6 +58,7 @@ class Batch:
     kept_members: torch.Tensor
     kept_offsets: torch.Tensor
     kept_target: torch.Tensor
+    grouped: GroupedBatch | None = None
 
     @property
     def num_pieces(self) -> int:
@@ -107,6 +110,7 @@ class Plan:
     label_sets: in the order of their bits: complexity by order, expressivity by order, features.
     counts: label counts of each label set.
     total: kept histogram over all valid positions.
+    jackknife: what leaving out groups of sequences needs; None without standard errors.
     """
 
     num_positions: int
@@ -119,6 +123,7 @@ class Plan:
     total: int
     null: NullPlan | None
     features: tuple[FeaturePlan, ...]
+    jackknife: JackknifePlan | None = None
 
     @property
     def has_planes(self) -> bool:
@@ -133,4 +138,5 @@ class Plan:
         """Bytes that a measurement of so many layers at once needs beside the forward pass."""
         rows = max(len(b.positions) + b.num_pieces + len(b.done_piece) + len(b.more_piece) for b in self.batches)
         kept_scratch = max(len(b.kept_members) + len(b.kept_target) for b in self.batches)
-        return num_layers * num_bins * (4 * (rows + self.num_slots) + 8 * (self.num_kept + kept_scratch))
+        errors = 0 if self.jackknife is None else self.jackknife.bytes_per_bin()
+        return num_layers * num_bins * (4 * (rows + self.num_slots) + errors + 8 * (self.num_kept + kept_scratch))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from ib_callback.errors import ProbeError
 from ib_callback.features import Feature, make_feature
+from ib_callback.jackknife_plan import Groups, JackknifePlan, group_sequences, plan_jackknife
 from ib_callback.labels import LabelSet, Positions, Segments, context_segments, valid_positions, value_segments
 from ib_callback.layout import Pieces, Slots, assign_slots, cut, first_of_run, ranges
 from ib_callback.null import LabelCounts, design_subsets
@@ -30,6 +32,7 @@ def make_plan(
     null: bool,
     seed: int,
     planes: bool = True,
+    num_groups: int = 0,
 ) -> Plan:
     """Plan the measurement of `probe`.
 
@@ -41,9 +44,10 @@ def make_plan(
         null: whether to plan for null information.
         seed: of the random subsets and permutations.
         planes: whether to plan for the orders; if not, positions that carry none of the features are left out.
+        num_groups: groups of sequences to leave out in turn for standard errors; 0 for none.
 
     Raises:
-        ProbeError: no position is valid, or a feature labels none of them.
+        ProbeError: no position is valid, a feature labels none of them, or fewer than two groups can be made.
     """
     mask = probe.attention_mask.numpy()
     width = max(orders.values())
@@ -54,31 +58,38 @@ def make_plan(
             f"({width} before and {width} after a position at the widest order), got at most {mask.sum(1).max()}. "
             "Use longer texts or narrower orders."
         )
-    builder = _Builder()
-    null_plan = None
+    batch_bounds = np.append(np.arange(0, len(mask), batch_size), len(mask))
+    if not planes:
+        positions = _labelled(positions, [probe.labels[name].numpy() for name in features])
+    groups = None
+    if num_groups:
+        groups = _group(probe, positions, num_groups, batch_size)
+        batch_bounds = groups.batch_bounds
+    builder = _Builder(groups, positions)
     if planes:
         _add_orders(builder, probe.input_ids.numpy(), positions, sorted(orders.items(), key=lambda order: order[1]))
-    else:
-        positions = _labelled(positions, [probe.labels[name].numpy() for name in features])
-    total = builder.keep(np.arange(len(positions)))
+    total = builder.keep_total(np.arange(len(positions)))
+    null_plan = None
     if planes and null:
         null_plan = builder.keep_subsets(total, np.arange(len(positions)), builder.counts, seed)
     feature_plans = tuple(
         _add_feature(builder, make_feature(name, probe.labels[name].numpy(), positions, seed), positions, null, seed)
         for name in features
     )
-    layout = builder.layout(positions.sequence // batch_size, -(-len(mask) // batch_size))
+    batch_of = np.searchsorted(batch_bounds, positions.sequence, side="right") - 1
+    layout = builder.layout(batch_of, len(batch_bounds) - 1)
     return Plan(
         num_positions=len(positions),
         label_sets=tuple(builder.label_sets),
         counts=tuple(builder.counts),
-        batches=tuple(_batches(layout, mask, positions, batch_size)),
+        batches=tuple(_batches(layout, mask, positions, batch_bounds)),
         num_slots=layout.slots.number,
         num_kept=builder.num_kept,
         late=layout.late,
         total=total,
         null=null_plan,
         features=feature_plans,
+        jackknife=layout.jackknife,
     )
 
 
@@ -86,6 +97,19 @@ def _labelled(positions: Positions, tables: list[np.ndarray]) -> Positions:
     """The positions that carry a label in any table; all of them if none does, for `_add_feature` to say so."""
     carries = np.any([table[positions.sequence, positions.offset] >= 0 for table in tables], axis=0)
     return Positions(positions.sequence[carries], positions.offset[carries]) if carries.any() else positions
+
+
+def _group(probe: Probe, positions: Positions, num_groups: int, batch_size: int) -> Groups:
+    used = np.unique(positions.sequence)
+    groups = group_sequences(
+        used, len(probe), num_groups, batch_size, paired="preference" in probe.labels and len(probe) % 2 == 0
+    )
+    if groups.number < 2:
+        raise ProbeError(
+            f"probe {probe.name!r}: expected at least two sequences (pairs, of preferences) with valid positions for "
+            f"standard errors, got {len(used)} sequences. Use a larger probe, or standard_errors=False."
+        )
+    return groups
 
 
 def _add_orders(builder: _Builder, ids: np.ndarray, positions: Positions, orders: list[tuple[str, int]]) -> None:
@@ -107,7 +131,7 @@ def _add_feature(builder: _Builder, feature: Feature, positions: Positions, null
         )
     bit = len(builder.label_sets)
     builder.add_segments(value_segments(feature.values, bit), [("feature", feature.name)])
-    total = builder.keep(labelled)
+    total = builder.keep_total(labelled)
     permuted = permuted_count = null_plan = None
     if null and feature.permuted is not None:
         permuted, permuted_count = builder.keep_permutations(feature, positions)
@@ -131,6 +155,8 @@ def _add_feature(builder: _Builder, feature: Feature, positions: Positions, null
 class _Builder:
     """Collects groups of positions and kept histograms, then lays them out over batches."""
 
+    groups: Groups | None
+    positions: Positions
     label_sets: list[LabelSet] = field(default_factory=list)
     counts: list[LabelCounts] = field(default_factory=list)
     num_kept: int = 0
@@ -140,6 +166,8 @@ class _Builder:
         # Bundles are groups of positions that go into kept histograms, several of them perhaps.
         self._bundles: list[np.ndarray] = []
         self._bundle_targets: list[np.ndarray] = []
+        # Kept histograms of wholes, and of each group's share.
+        self._totals: list[tuple[int, slice]] = []
 
     def add_segments(self, segments: Segments, names: list[tuple[str, str]]) -> None:
         """Register the label sets that `segments` groups by."""
@@ -160,6 +188,20 @@ class _Builder:
         self._bundle_targets.append(np.array([self.num_kept]))
         self.num_kept += 1
         return self.num_kept - 1
+
+    def keep_total(self, members: np.ndarray) -> int:
+        """Keep one histogram over these positions and, for standard errors, one for each group of sequences."""
+        total = self.num_kept
+        if self.groups is None:
+            return self.keep(members)
+        shares = slice(total + 1, total + 1 + self.groups.number)
+        self.num_kept = shares.stop
+        self._totals.append((total, shares))
+        group = self.groups.of_sequence(self.positions.sequence[members])
+        for g in np.unique(group):
+            self._bundles.append(members[group == g])
+            self._bundle_targets.append(np.array([total, shares.start + g]))
+        return total
 
     def keep_subsets(self, total: int, members: np.ndarray, counts: list[LabelCounts], seed: int) -> NullPlan:
         """Keep the random subsets of `members` that a null of labels with these counts needs.
@@ -217,31 +259,48 @@ class _Builder:
         targets = [*self._bundle_targets, np.arange(late_kept.start, late_kept.stop)]
         num_targets = np.array([*map(len, self._bundle_targets), *[1] * len(late)])
         sets = np.concatenate([s.sets for s in self._segments])
+        alone = np.bitwise_or.reduce([s.alone for s in self._segments])
+        in_slots_first = is_first & in_slots
+        slots = assign_slots(pieces.group[in_slots_first], batch_of_piece[in_slots_first], len(counts), num_batches)
+        jackknife = None
+        if self.groups is not None:
+            jackknife = plan_jackknife(
+                pieces,
+                slots,
+                groups=self.groups,
+                group_of_position=self.groups.of_sequence(self.positions.sequence),
+                sets=sets,
+                counts=counts,
+                alone=alone,
+                num_sets=len(self.label_sets),
+                late=late,
+                late_kept=late_kept,
+                totals=self._totals,
+            )
         return _Layout(
             pieces=pieces,
             is_first=is_first,
-            slots=assign_slots(
-                pieces.group[is_first & in_slots], batch_of_piece[is_first & in_slots], len(counts), num_batches
-            ),
+            slots=slots,
             sets=sets,
             counts=counts,
-            alone=np.bitwise_or.reduce([s.alone for s in self._segments]),
+            alone=alone,
             bundle=bundle,
             targets=np.concatenate(targets),
             num_targets=num_targets,
             first_target=np.cumsum(num_targets) - num_targets,
             late=LateLabels(late_kept, _int64(sets[late]), _int64(counts[late])),
+            jackknife=jackknife,
         )
 
 
-def _batches(layout: _Layout, mask: np.ndarray, positions: Positions, batch_size: int) -> Iterator[Batch]:
-    first_position = np.searchsorted(positions.sequence, np.arange(0, len(mask) + batch_size, batch_size))
+def _batches(layout: _Layout, mask: np.ndarray, positions: Positions, bounds: np.ndarray) -> Iterator[Batch]:
+    first_position = np.searchsorted(positions.sequence, bounds)
     real_width = mask.shape[1] - np.argmax(mask[:, ::-1], axis=1)
-    for number, begin in enumerate(range(0, len(mask), batch_size)):
+    for number, (begin, end) in enumerate(pairwise(bounds.tolist())):
         here = slice(first_position[number], first_position[number + 1])
         if here.start == here.stop:
             continue  # no valid position: nothing to run the model for
-        sequences = slice(begin, min(begin + batch_size, len(mask)))
+        sequences = slice(begin, end)
         width = int(real_width[sequences].max())
         flat = (positions.sequence[here] - begin) * width + positions.offset[here]
         yield Batch(
@@ -249,6 +308,7 @@ def _batches(layout: _Layout, mask: np.ndarray, positions: Positions, batch_size
             width=width,
             positions=_int64(flat),
             alone=_int64(layout.alone[here]),
+            grouped=None if layout.jackknife is None else layout.jackknife.batches[number],
             **layout.work(number, here.start),
         )
 
@@ -263,6 +323,7 @@ class _Layout:
     bundle: number of the bundle that a group is, -1 for label groups that are summed in slots.
     targets, first_target, num_targets: kept histograms that each bundle goes into.
     late: label groups that are summed in kept histograms.
+    jackknife: shares of label groups in groups of sequences.
     """
 
     pieces: Pieces
@@ -276,6 +337,7 @@ class _Layout:
     first_target: np.ndarray
     num_targets: np.ndarray
     late: LateLabels
+    jackknife: JackknifePlan | None
 
     def work(self, number: int, first_position: int) -> dict[str, torch.Tensor]:
         """What `Batch` says of pieces, groups and slots, for one batch."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from ib_callback.plain import plain_integer, plain_number, plain_numbers
 
@@ -24,6 +25,10 @@ class PlanePoint:
 
     Values are Python floats, or None where undefined. A null is what finite sampling alone yields: the truth
     lies between `*_above_null` (measured minus null) and the measured value.
+
+    With `Meter(standard_errors=...)`, `*_se` are standard errors of the expected value at this probe size, and
+    `*_jackknife` hold the [2 G - 1] values without each of G groups of sequences and without each two neighbouring
+    groups (jackknife.py), so that two points can be compared group by group (`ib_callback.difference`).
     """
 
     complexity: float | None
@@ -40,6 +45,18 @@ class PlanePoint:
     distance_above_null: float | None
     complexity_by_layer: tuple[float, ...]
     expressivity_by_layer: tuple[float, ...]
+    complexity_se: float | None = None
+    expressivity_se: float | None = None
+    optimality_se: float | None = None
+    distance_to_bound_se: float | None = None
+    complexity_above_null_se: float | None = None
+    expressivity_above_null_se: float | None = None
+    optimality_above_null_se: float | None = None
+    distance_above_null_se: float | None = None
+    complexity_jackknife: tuple[float, ...] = ()
+    expressivity_jackknife: tuple[float, ...] = ()
+    complexity_null_jackknife: tuple[float, ...] = ()
+    expressivity_null_jackknife: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _make_plain(self)
@@ -91,7 +108,7 @@ class PlanePoint:
                     f"{name}_null and {name}_null_se must be given together or not at all, got {null} and "
                     f"{error}; the standard error of a null known exactly is 0.0"
                 )
-        by_layer = {
+        by_layer: dict[str, Any] = {
             "complexity_by_layer": plain_numbers(complexity_by_layer, "complexity_by_layer"),
             "expressivity_by_layer": plain_numbers(expressivity_by_layer, "expressivity_by_layer"),
         }
@@ -126,7 +143,15 @@ class PlanePoint:
 # The numbers of its primary order that a measurement shows as its own.
 PRIMARY_SCALARS = ("complexity", "expressivity", "optimality", "distance_to_bound")
 # All numbers of a plane point that are not by layer, in the order of logging.
-PLANE_SCALARS = tuple(f.name for f in fields(PlanePoint) if not f.name.endswith("_by_layer"))
+_VECTORS = ("_by_layer", "_jackknife")
+# Standard errors, which are logged where they were asked for.
+PLANE_ERRORS = (
+    "complexity_se", "expressivity_se", "optimality_se", "distance_to_bound_se",
+    "complexity_above_null_se", "expressivity_above_null_se", "optimality_above_null_se", "distance_above_null_se",
+)  # fmt: skip
+PLANE_SCALARS = tuple(
+    f.name for f in fields(PlanePoint) if not f.name.endswith(_VECTORS) and f.name not in PLANE_ERRORS
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +161,7 @@ class FeaturePoint:
     `information_null` and `information_null_std` are mean and standard deviation over permutations of the
     labels: of whole sequences where the label is constant within them (preference: swapped within pairs), else
     of positions, in which case the standard deviation is an upper estimate (0.9 to 2 times the true one).
+    `information_se`, with `Meter(standard_errors=...)`, is the standard error of the information's expected value.
     `ratio` is information / complexity of the primary order. None where undefined.
     """
 
@@ -145,6 +171,7 @@ class FeaturePoint:
     ratio: float | None
     information_by_layer: tuple[float, ...]
     num_positions: int
+    information_se: float | None = None
 
     def __post_init__(self) -> None:
         _make_plain(self)
@@ -159,6 +186,7 @@ class FeaturePoint:
         information_null: float | None = None,
         information_null_std: float | None = None,
         complexity: float | None = None,
+        information_se: float | None = None,
     ) -> FeaturePoint:
         """Derive the mean over layers and its ratio to `complexity`, that of the main probe's primary order.
 
@@ -177,6 +205,7 @@ class FeaturePoint:
             ratio=None if complexity is None else _ratio(information, complexity),
             information_by_layer=values,
             num_positions=num_positions,
+            information_se=information_se,
         )
 
 
@@ -194,7 +223,7 @@ def _make_plain(point: PlanePoint | FeaturePoint) -> None:
     # Whatever numbers come as (NumPy scalars, 0-dim tensors), they are kept and written as Python floats.
     for f in fields(point):
         value = getattr(point, f.name)
-        if f.name.endswith("_by_layer"):
+        if f.name.endswith(_VECTORS):
             object.__setattr__(point, f.name, plain_numbers(value, f.name))
         elif f.name != "num_positions":
             object.__setattr__(point, f.name, plain_number(value, f.name))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ib_callback.accumulate import Sums
+from ib_callback.jackknife import with_errors
+from ib_callback.left_out import LeftOut
 from ib_callback.measurement import Measurement
 from ib_callback.null import SubsetCurve
 from ib_callback.plan import FeaturePlan, NullPlan, Plan
@@ -65,6 +68,7 @@ class _Reader:
         self._divergences = {id(null): parts for null, parts in zip(plan.nulls(), sums.nulls, strict=True)}
         self.entropy = self._kept[plan.total]
         self.single = sums.single.numpy() / plan.num_positions
+        self._left_out = None if sums.jackknife is None else LeftOut(plan, sums, sums.jackknife)
         self._curve = None
         if plan.null is not None:
             self._curve = self._estimate(plan.null, float((self.entropy - self.single).mean()))
@@ -72,7 +76,7 @@ class _Reader:
     def plane_point(self, order: str) -> PlanePoint:
         complexity, complexity_null, complexity_error = self._side("complexity", order)
         expressivity, expressivity_null, expressivity_error = self._side("expressivity", order)
-        return PlanePoint.from_layers(
+        point = PlanePoint.from_layers(
             complexity.tolist(),
             expressivity.tolist(),
             complexity_null=complexity_null,
@@ -80,6 +84,27 @@ class _Reader:
             expressivity_null=expressivity_null,
             expressivity_null_se=expressivity_error,
         )
+        return point if self._left_out is None else self._with_errors(point, order)
+
+    def _with_errors(self, point: PlanePoint, order: str) -> PlanePoint:
+        assert self._left_out is not None
+        a, b = (self._sets[quantity, order] for quantity in ("complexity", "expressivity"))
+        point = replace(
+            point,
+            complexity_jackknife=tuple(self._left_out.information(a)),
+            expressivity_jackknife=tuple(self._left_out.information(b)),
+        )
+        curve = self._curve
+        if curve is None:
+            return with_errors(point, lambda _, __: 0.0)
+        single = float((self.entropy - self.single).mean())
+        point = replace(
+            point,
+            complexity_null_jackknife=tuple(self._left_out.null(a, curve, single)),
+            expressivity_null_jackknife=tuple(self._left_out.null(b, curve, single)),
+        )
+        counts = self._plan.counts
+        return with_errors(point, lambda u, v: curve.combined_error(counts[a], counts[b], u, v))
 
     def feature_point(self, plan: FeaturePlan, complexity: float | None) -> FeaturePoint:
         entropy = self._kept[plan.total]
@@ -91,6 +116,9 @@ class _Reader:
             information_null=mean,
             information_null_std=spread,
             complexity=complexity,
+            information_se=None
+            if self._left_out is None
+            else self._left_out.feature_error(plan, float(information.mean())),
         )
 
     def _side(self, quantity: str, order: str) -> tuple[np.ndarray, float | None, float | None]:

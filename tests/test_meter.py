@@ -377,3 +377,28 @@ def test_dynamic_rope_is_not_reset():
 def test_outputs_of_dropout_are_not_measured():
     model = llama(attention_dropout=0.9).train()
     assert numbers(ib.measure(model, make_probe())) == numbers(ib.measure(model, make_probe()))
+
+
+# --- standard errors
+
+
+def test_standard_errors_leave_the_numbers_and_the_settings_as_they_are():
+    model, probe = llama(), make_probe(16)
+    plain = ib.Meter(probe, batch_size=2, orders=("token", "bigram"))
+    errors = ib.Meter(probe, batch_size=2, orders=("token", "bigram"), standard_errors=4)
+    a, b = plain.measure(model, step=3), errors.measure(model, step=3)
+    assert a.settings == b.settings
+    assert {**b.metrics(), **a.metrics(), "ib/seconds": 0} == {**b.metrics(), "ib/seconds": 0}
+    added = set(b.metrics()) - set(a.metrics())
+    assert {"ib/token/complexity_se", "ib/token/optimality_se", "ib/bigram/distance_above_null_se"} <= added
+    assert all(name.endswith("_se") for name in added)
+    assert numbers(errors.measure(model, step=3)) == numbers(b)
+    tight = ib.Meter(
+        probe, batch_size=2, orders=("token", "bigram"), standard_errors=4, memory_budget=errors.plan().memory(1, 100)
+    )
+    assert tight.preflight(model).passes == 2
+    for order, point in tight.measure(model).orders.items():
+        assert point.optimality_se == pytest.approx(b[order].optimality_se, rel=1e-6)
+    difference = ib.difference(b, b)
+    assert (difference.value, difference.standard_error, difference.significant) == (0.0, 0.0, False)
+    assert difference.paired
