@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
-from ib_callback import _probe_file, builtin_text
-from ib_callback._probe_checks import check_name, fingerprint, normalise
-from ib_callback._probe_texts import collect, describe
+from ib_callback import _probe_datasets, _probe_file, builtin_text
+from ib_callback._probe_checks import check_label_names, check_name, fingerprint, normalise
+from ib_callback._probe_datasets import C4, TULU, Reading
+from ib_callback._probe_labels import LabelReader
+from ib_callback._probe_texts import collect, documents
+from ib_callback._tokenizing import describe
 from ib_callback.errors import ProbeError
 
 
@@ -25,9 +29,10 @@ class Probe:
         input_ids: [N, S] long, on the CPU; 0 at padding.
         attention_mask: [N, S] bool, true at real tokens. Padding is at the ends of a sequence, not within.
         labels: {name: [N, S] long} in the order of the names; -1 where a position has no label.
+        label_names: {name: the names of its numbers from 0 on}, of labels that have names.
         name: short name, for messages and files.
         fingerprint: hex SHA-256 over ids, mask and labels, with their shapes and the labels' names. What
-            padding holds makes no difference, nor does the platform.
+            padding holds makes no difference, nor does the platform; nor do the names of the labels' numbers.
         source: how the probe was made, as strings by name.
         tokenizer: class, name and size of the tokenizer; None if it is not known.
 
@@ -42,7 +47,7 @@ class Probe:
         True
     """
 
-    __slots__ = ("_fingerprint", "_input_ids", "_labels", "_mask", "_name", "_source", "_tokenizer")
+    __slots__ = ("_fingerprint", "_input_ids", "_label_names", "_labels", "_mask", "_name", "_source", "_tokenizer")
 
     def __init__(
         self,
@@ -50,12 +55,14 @@ class Probe:
         attention_mask: Any = None,
         *,
         labels: Mapping[str, Any] | None = None,
+        label_names: Mapping[str, Sequence[str]] | None = None,
         name: str,
         source: Mapping[str, str],
         tokenizer: str | None = None,
     ) -> None:
         check_name(name)
         self._input_ids, self._mask, self._labels = normalise(input_ids, attention_mask, labels)
+        self._label_names = check_label_names(label_names, self._labels)
         self._name = name
         self._source = dict(source)
         self._tokenizer = tokenizer
@@ -68,6 +75,7 @@ class Probe:
         attention_mask: Any = None,
         *,
         labels: Mapping[str, Any] | None = None,
+        label_names: Mapping[str, Sequence[str]] | None = None,
         name: str = "tokens",
     ) -> Probe:
         """A probe of text that is tokenised already.
@@ -76,13 +84,15 @@ class Probe:
             input_ids: [N, S] integers: tensor, array or nested lists. One document a sequence, not packed.
             attention_mask: [N, S], true or 1 at real tokens; None: all are real.
             labels: {name: [N, S] integers}, -1 where a position has none.
+            label_names: {name of a label: names of its numbers, from 0 on}.
             name: short name, for messages and files.
 
         Raises:
             ProbeError: wrong shapes or dtypes, negative ids at real tokens, labels under -1, a sequence with
                 padding amid its tokens or without a real token, or no sequence at all.
         """
-        return cls(input_ids, attention_mask, labels=labels, name=name, source={"constructor": "from_tokens"})
+        source = {"constructor": "from_tokens"}
+        return cls(input_ids, attention_mask, labels=labels, label_names=label_names, name=name, source=source)
 
     @classmethod
     def from_texts(
@@ -93,7 +103,7 @@ class Probe:
         num_sequences: int | None = None,
         max_length: int = 512,
         min_length: int = 16,
-        labels: Mapping[str, Iterable[int | None]] | None = None,
+        labels: Mapping[str, Iterable[Any]] | None = None,
         name: str = "texts",
     ) -> Probe:
         """A probe of the first texts that are long enough, one document a sequence, cut at `max_length`.
@@ -107,8 +117,9 @@ class Probe:
             num_sequences: how many to take; None: all.
             max_length: most tokens of a sequence.
             min_length: texts with fewer tokens are skipped.
-            labels: {name: an integer or None for each text, skipped ones too}. A text's label becomes that of
-                all its tokens; None: no label.
+            labels: {name: a label or None for each text, skipped ones too}. Integers or strings, which are
+                numbered by the alphabet; a text's label becomes that of all its tokens, None is no label. Or for
+                each text a list of spans `(start, end, label)`, in characters: see `from_dataset`.
             name: short name, for messages and files.
 
         Raises:
@@ -119,12 +130,12 @@ class Probe:
             UserWarning: fewer than `num_sequences` texts are long enough.
         """
         collected = collect(
-            texts,
+            documents(texts, labels),
             tokenizer,
             num_sequences=num_sequences,
             max_length=max_length,
             min_length=min_length,
-            labels=labels,
+            readers=[LabelReader(feature) for feature in labels or {}],
         )
         source = {
             "constructor": "from_texts",
@@ -132,15 +143,178 @@ class Probe:
             "max_length": str(max_length),
             "min_length": str(min_length),
             "texts_read": str(collected.texts_read),
+            "texts_too_short": str(collected.texts_read - len(collected.input_ids)),
         }
-        return cls(
+        probe = cls(
             collected.input_ids,
             collected.attention_mask,
             labels=collected.labels,
+            label_names=collected.label_names,
             name=name,
             source=source,
             tokenizer=describe(tokenizer),
         )
+        _warn(_probe_datasets.shortfall(probe, num_sequences))
+        return probe
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        tokenizer: Any,
+        *,
+        text_column: str = "text",
+        label_columns: Sequence[str] | Mapping[str, str] = (),
+        num_sequences: int | None = 512,
+        max_length: int = 512,
+        min_length: int = 16,
+        name: str | None = None,
+        **reading: Any,
+    ) -> Probe:
+        """A probe of the first rows of a dataset that are long enough, streamed, and cached.
+
+        Args:
+            dataset: a name on the HuggingFace hub; a local file (.json, .jsonl, .parquet, .csv, or .txt with a
+                document a line; also .gz) or folder; an object of `datasets`; or an iterable of dicts, one a row.
+            tokenizer: as for `from_texts`.
+            text_column: the column with the text: strings, or lists of words, which are joined by spaces.
+            label_columns: columns with labels, or {feature: column}. A label is an integer (-1 or None: none) or
+                a string, for all tokens of its row; or a list with one of these for each word; or a list of spans
+                `(start, end, label)` in characters of the text. Strings are numbered by the alphabet, and
+                `label_names` keeps their names, as those of `datasets.ClassLabel`. A token has the label of the
+                span that its first character lies in.
+            num_sequences: how many rows to take; None: all.
+            max_length: most tokens of a sequence.
+            min_length: rows with fewer tokens are skipped.
+            name: short name, for messages and files; None: that of the dataset.
+            **reading: `config=None`, `split=None` (needed where there are several) and `revision=None` of datasets
+                on the hub; `skip=0` rows to leave out first; `retries=5`, how often to try again, with growing
+                pauses, when a connection is lost; `cache=True`, `cache_dir=None` (the user's cache directory) and
+                `progress=None` (a bar on terminals).
+
+        A probe of a named dataset, of files or of a `datasets.Dataset` is kept in the cache, by all that decides its
+        content, and read from there the next time, by any process, without a network.
+
+        Raises:
+            ProbeError: the dataset cannot be reached or read, has no such columns, or no row is long enough.
+            TypeError: not a dataset or tokenizer.
+            ImportError: the package `datasets` is missing.
+
+        Warns:
+            UserWarning: fewer than `num_sequences` rows are long enough.
+        """
+        probe = _probe_datasets.texts_probe(
+            cls,
+            dataset,
+            tokenizer,
+            text_column=text_column,
+            label_columns=label_columns,
+            num_sequences=num_sequences,
+            max_length=max_length,
+            min_length=min_length,
+            name=name,
+            reading=Reading(**reading),
+        )
+        _warn(_probe_datasets.shortfall(probe, num_sequences))
+        return probe
+
+    @classmethod
+    def from_c4(
+        cls,
+        tokenizer: Any,
+        *,
+        num_sequences: int | None = 512,
+        max_length: int = 512,
+        min_length: int = 16,
+        split: str = "validation",
+        **reading: Any,
+    ) -> Probe:
+        """A probe of English C4 (allenai/c4, "en"), the validation split, which models must not be trained on.
+
+        For arguments, errors and caching see `from_dataset`.
+        """
+        probe = _probe_datasets.texts_probe(
+            cls,
+            C4,
+            tokenizer,
+            text_column="text",
+            label_columns=(),
+            num_sequences=num_sequences,
+            max_length=max_length,
+            min_length=min_length,
+            name="c4",
+            reading=Reading(**{"config": "en", "split": split, **reading}),
+        )
+        _warn(_probe_datasets.shortfall(probe, num_sequences))
+        return probe
+
+    @classmethod
+    def from_preferences(
+        cls,
+        pairs: Any,
+        tokenizer: Any,
+        *,
+        num_sequences: int | None = 512,
+        max_length: int = 512,
+        name: str = "preferences",
+        **reading: Any,
+    ) -> Probe:
+        """A probe of preference pairs: sequence 2i is the preferred text of pair i, 2i + 1 the rejected one.
+
+        `labels["preference"]` is 1 (preferred) or 0 (rejected) at the tokens of the continuation, and -1 at those of
+        the prompt. Both members of a pair are there or neither is: left out are pairs of equal texts (or equal
+        `score_chosen` and `score_rejected`), with an empty continuation, or with a prompt that leaves no room for
+        one within `max_length`. `source` counts them, by reason.
+
+        Args:
+            pairs: as `dataset` in `from_dataset`, with columns `chosen` and `rejected`, and perhaps `prompt`: strings,
+                or lists of messages `{"role": …, "content": …}`, which are written by the tokenizer's chat template
+                where it has one, and else as `Role: content` with blank lines between. Without a prompt, it is what
+                both begin with.
+            tokenizer: as for `from_texts`.
+            num_sequences: how many to take, two a pair; None: all.
+            max_length: most tokens of a sequence.
+            name: short name, for messages and files.
+            **reading: see `from_dataset`.
+
+        Raises:
+            ProbeError: an odd `num_sequences`, no usable pair, or as for `from_dataset`.
+
+        Warns:
+            UserWarning: pairs were left out.
+        """
+        probe = _probe_datasets.preferences_probe(
+            cls,
+            pairs,
+            tokenizer,
+            num_sequences=num_sequences,
+            max_length=max_length,
+            name=name,
+            reading=Reading(**reading),
+        )
+        _warn(_probe_datasets.shortfall(probe, num_sequences) or _probe_datasets.left_out(probe.source))
+        return probe
+
+    @classmethod
+    def from_tulu(
+        cls, tokenizer: Any, *, num_sequences: int | None = 512, max_length: int = 512, **reading: Any
+    ) -> Probe:
+        """A probe of preference pairs of Tulu 3 (allenai/llama-3.1-tulu-3-8b-preference-mixture).
+
+        The dataset has a train split only. Leave the rows of the probe out of preference tuning: they are the
+        first ones, after `skip=`. For arguments, errors and caching see `from_preferences` and `from_dataset`.
+        """
+        probe = _probe_datasets.preferences_probe(
+            cls,
+            TULU,
+            tokenizer,
+            num_sequences=num_sequences,
+            max_length=max_length,
+            name="tulu",
+            reading=Reading(**{"split": "train", **reading}),
+        )
+        _warn(_probe_datasets.shortfall(probe, num_sequences) or _probe_datasets.left_out(probe.source))
+        return probe
 
     @classmethod
     def builtin(cls, tokenizer: Any = None, *, num_sequences: int = 256, max_length: int = 128) -> Probe:
@@ -164,7 +338,7 @@ class Probe:
         """
         held_out = builtin_text.split()[1]
         collected = collect(
-            held_out,
+            documents(held_out, None),
             builtin_text.default_tokenizer() if tokenizer is None else tokenizer,
             num_sequences=num_sequences,
             max_length=max_length,
@@ -176,15 +350,20 @@ class Probe:
             "corpus_fingerprint": builtin_text.corpus_fingerprint(),
             "num_sequences": str(num_sequences),
             "max_length": str(max_length),
+            "min_length": str(min(16, max_length)),
+            "texts_read": str(collected.texts_read),
+            "texts_too_short": str(collected.texts_read - len(collected.input_ids)),
             **builtin_text.versions(),
         }
-        return cls(
+        probe = cls(
             collected.input_ids,
             collected.attention_mask,
             name="builtin",
             source=source,
             tokenizer=builtin_text.TOKENIZER if tokenizer is None else describe(tokenizer),
         )
+        _warn(_probe_datasets.shortfall(probe, num_sequences))
+        return probe
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Probe:
@@ -201,6 +380,7 @@ class Probe:
                 content.input_ids,
                 content.attention_mask,
                 labels=content.labels,
+                label_names=content.label_names,
                 name=content.name,
                 source=content.source,
                 tokenizer=content.tokenizer,
@@ -228,6 +408,7 @@ class Probe:
                 self._input_ids,
                 self._mask,
                 self._labels,
+                self._label_names,
                 self._name,
                 self._tokenizer,
                 self._source,
@@ -264,6 +445,11 @@ class Probe:
         return MappingProxyType(self._labels)
 
     @property
+    def label_names(self) -> dict[str, tuple[str, ...]]:
+        """Names of the numbers of labels, from 0 on, of those labels that have names (a copy)."""
+        return dict(self._label_names)
+
+    @property
     def name(self) -> str:
         """Short name, for messages and files."""
         return self._name
@@ -298,3 +484,9 @@ class Probe:
             f"Probe({self._name!r}, {len(self)} sequences of up to {self._input_ids.shape[1]} tokens"
             f"{labels}, fingerprint {self._fingerprint[:12]}…)"
         )
+
+
+def _warn(message: str | None) -> None:
+    """Warn whoever called the constructor that calls this."""
+    if message:
+        warnings.warn(message, stacklevel=3)
