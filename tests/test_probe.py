@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from word_tokenizer import word_tokenizer
 
 from ib_callback import Probe, ProbeError
 
@@ -30,17 +30,6 @@ LABELS = {"language": [[0, 0, 0, 0], [1, 1, 1, -1], [2, 2, -1, -1]]}
 
 def small_probe() -> Probe:
     return Probe.from_tokens(IDS, RIGHT, labels=LABELS, name="small")
-
-
-def word_tokenizer() -> Tokenizer:
-    """Ids by hand: [CLS] 1, [SEP] 2, the letters a … j 3 … 12, anything else 0."""
-    vocabulary = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2} | {letter: 3 + i for i, letter in enumerate("abcdefghij")}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    return tokenizer
 
 
 # ---------------------------------------------------------------- from_tokens
