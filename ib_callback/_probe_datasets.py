@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ib_callback._probe_cache import cached, probe_path
@@ -110,7 +111,7 @@ def texts_probe(
         counts = {"texts_read": collected.texts_read, "texts_without_text": missing, "texts_too_short": skipped}
         return collected, {key: str(value) for key, value in counts.items()}
 
-    default = dataset.rsplit("/", 1)[-1] if isinstance(dataset, str) else "dataset"
+    default = Path(dataset).name if isinstance(dataset, (str, Path)) else "dataset"
     return _probe(make, rows, tokenizer, asked, build, num_sequences, max_length, name or default or "dataset", reading)
 
 
