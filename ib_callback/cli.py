@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ib_callback._version import __version__
+from ib_callback.probe_command import add_probe_command
 
 if TYPE_CHECKING:
     from ib_callback.selection import SelectFrom
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--all", action="store_true", help="show every point also of a long run")
     select.add_argument("--path-only", action="store_true", help="print nothing but the path, for scripts")
     select.set_defaults(run=_select)
+    add_probe_command(commands)
     return parser
 
 
