@@ -134,7 +134,12 @@ def _check_shape(tensor: Tensor, shape: torch.Size, what: str, cure: str) -> Non
 
 
 def _mask(values: Any, shape: torch.Size) -> Tensor:
-    numbers = _integers(values, "attention_mask", booleans=True)
+    if (
+        isinstance(values, Tensor) and values.dtype == torch.bool
+    ):  # by way of integers it would take eight times as much
+        numbers = values.detach().to("cpu", copy=True).contiguous()
+    else:
+        numbers = _integers(values, "attention_mask", booleans=True)
     _check_shape(numbers, shape, "attention_mask", "Pass the mask of these ids; None if all are real.")
     other = numbers[(numbers != 0) & (numbers != 1)]
     if other.numel():

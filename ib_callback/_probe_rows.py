@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -274,15 +275,18 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _worth_a_retry(error: Exception) -> bool:
-    if any(type(cause).__name__ == "OfflineModeIsEnabled" for cause in _causes(error)):
+    """Whether time may heal it: a connection, or data that were cut off on their way."""
+    causes = list(_causes(error))
+    if any("OfflineModeIsEnabled" in (type(cause).__name__ + str(cause)) for cause in causes):
         return False
-    if "OfflineModeIsEnabled" in str(error):
+    if isinstance(error, FileNotFoundError):  # also what `datasets` says of a name that does not exist
         return False
-    if type(error).__name__ in ("DatasetNotFoundError", "DataFilesNotFoundError", "RepositoryNotFoundError"):
-        return False
-    # Of a name that is wrong, `datasets` says ValueError at once: unknown split, unknown config.
-    return not (
-        isinstance(error, ValueError) and str(error).startswith(("Unknown split", "BuilderConfig", "Bad split"))
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int):
+        return status >= 500 or status in (408, 429)
+    cut_off = (EOFError, OSError, zlib.error)
+    return is_network_error(error) or any(
+        isinstance(cause, cut_off) or type(cause).__module__.startswith("pyarrow") for cause in causes
     )
 
 

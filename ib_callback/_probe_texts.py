@@ -136,6 +136,12 @@ def collect(
     return table.collected(readers, read)
 
 
+def encoder(tokenizer: Any, max_length: int) -> Callable[[str], list[int]]:
+    """A function of one text to its ids; see `Encoder`."""
+    encode = Encoder(tokenizer, max_length)
+    return lambda text: encode([text])[0].ids.tolist()
+
+
 class Table:
     """Rows of ids and labels, four bytes a number, until they are padded to one tensor.
 
@@ -162,7 +168,10 @@ class Table:
         lengths = torch.tensor([len(row) for row in self._ids])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
         ids = torch.zeros(mask.shape, dtype=torch.long)
-        ids[mask] = torch.from_numpy(np.concatenate(self._ids)).long()
+        # Row by row, for one statement over all of them would hold several copies at once.
+        for row, ids_of_row in zip(ids, self._ids, strict=True):
+            row[: len(ids_of_row)] = torch.from_numpy(ids_of_row)
+        self._ids.clear()
         labels, names = {}, {}
         for reader in readers:
             table = torch.full(mask.shape, NO_LABEL)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
-from ib_callback import _probe_datasets, _probe_file, builtin_text
+from ib_callback import _probe_file, builtin_text
 from ib_callback._probe_checks import check_label_names, check_name, fingerprint, normalise
-from ib_callback._probe_datasets import C4, TULU, Reading
+from ib_callback._probe_constructors import FromDatasets, warn_caller
+from ib_callback._probe_datasets import shortfall
 from ib_callback._probe_labels import LabelReader
 from ib_callback._probe_texts import collect, documents
 from ib_callback._tokenizing import describe
 from ib_callback.errors import ProbeError
 
 
-class Probe:
+class Probe(FromDatasets):
     """A frozen sample of N sequences of up to S tokens, one document each.
 
     Two measurements can be compared only if they are of the same probe, so a probe never changes: its
@@ -154,166 +154,7 @@ class Probe:
             source=source,
             tokenizer=describe(tokenizer),
         )
-        _warn(_probe_datasets.shortfall(probe, num_sequences))
-        return probe
-
-    @classmethod
-    def from_dataset(
-        cls,
-        dataset: Any,
-        tokenizer: Any,
-        *,
-        text_column: str = "text",
-        label_columns: Sequence[str] | Mapping[str, str] = (),
-        num_sequences: int | None = 512,
-        max_length: int = 512,
-        min_length: int = 16,
-        name: str | None = None,
-        **reading: Any,
-    ) -> Probe:
-        """A probe of the first rows of a dataset that are long enough, streamed, and cached.
-
-        Args:
-            dataset: a name on the HuggingFace hub; a local file (.json, .jsonl, .parquet, .csv, or .txt with a
-                document a line; also .gz) or folder; an object of `datasets`; or an iterable of dicts, one a row.
-            tokenizer: as for `from_texts`.
-            text_column: the column with the text: strings, or lists of words, which are joined by spaces.
-            label_columns: columns with labels, or {feature: column}. A label is an integer (-1 or None: none) or
-                a string, for all tokens of its row; or a list with one of these for each word; or a list of spans
-                `(start, end, label)` in characters of the text. Strings are numbered by the alphabet, and
-                `label_names` keeps their names, as those of `datasets.ClassLabel`. A token has the label of the
-                span that its first character lies in.
-            num_sequences: how many rows to take; None: all.
-            max_length: most tokens of a sequence.
-            min_length: rows with fewer tokens are skipped.
-            name: short name, for messages and files; None: that of the dataset.
-            **reading: `config=None`, `split=None` (needed where there are several) and `revision=None` of datasets
-                on the hub; `skip=0` rows to leave out first; `retries=5`, how often to try again, with growing
-                pauses, when a connection is lost; `cache=True`, `cache_dir=None` (the user's cache directory) and
-                `progress=None` (a bar on terminals).
-
-        A probe of a named dataset, of files or of a `datasets.Dataset` is kept in the cache, by all that decides its
-        content, and read from there the next time, by any process, without a network.
-
-        Raises:
-            ProbeError: the dataset cannot be reached or read, has no such columns, or no row is long enough.
-            TypeError: not a dataset or tokenizer.
-            ImportError: the package `datasets` is missing.
-
-        Warns:
-            UserWarning: fewer than `num_sequences` rows are long enough.
-        """
-        probe = _probe_datasets.texts_probe(
-            cls,
-            dataset,
-            tokenizer,
-            text_column=text_column,
-            label_columns=label_columns,
-            num_sequences=num_sequences,
-            max_length=max_length,
-            min_length=min_length,
-            name=name,
-            reading=Reading(**reading),
-        )
-        _warn(_probe_datasets.shortfall(probe, num_sequences))
-        return probe
-
-    @classmethod
-    def from_c4(
-        cls,
-        tokenizer: Any,
-        *,
-        num_sequences: int | None = 512,
-        max_length: int = 512,
-        min_length: int = 16,
-        split: str = "validation",
-        **reading: Any,
-    ) -> Probe:
-        """A probe of English C4 (allenai/c4, "en"), the validation split, which models must not be trained on.
-
-        For arguments, errors and caching see `from_dataset`.
-        """
-        probe = _probe_datasets.texts_probe(
-            cls,
-            C4,
-            tokenizer,
-            text_column="text",
-            label_columns=(),
-            num_sequences=num_sequences,
-            max_length=max_length,
-            min_length=min_length,
-            name="c4",
-            reading=Reading(**{"config": "en", "split": split, **reading}),
-        )
-        _warn(_probe_datasets.shortfall(probe, num_sequences))
-        return probe
-
-    @classmethod
-    def from_preferences(
-        cls,
-        pairs: Any,
-        tokenizer: Any,
-        *,
-        num_sequences: int | None = 512,
-        max_length: int = 512,
-        name: str = "preferences",
-        **reading: Any,
-    ) -> Probe:
-        """A probe of preference pairs: sequence 2i is the preferred text of pair i, 2i + 1 the rejected one.
-
-        `labels["preference"]` is 1 (preferred) or 0 (rejected) at the tokens of the continuation, and -1 at those of
-        the prompt. Both members of a pair are there or neither is: left out are pairs of equal texts (or equal
-        `score_chosen` and `score_rejected`), with an empty continuation, or with a prompt that leaves no room for
-        one within `max_length`. `source` counts them, by reason.
-
-        Args:
-            pairs: as `dataset` in `from_dataset`, with columns `chosen` and `rejected`, and perhaps `prompt`: strings,
-                or lists of messages `{"role": …, "content": …}`, which are written by the tokenizer's chat template
-                where it has one, and else as `Role: content` with blank lines between. Without a prompt, it is what
-                both begin with.
-            tokenizer: as for `from_texts`.
-            num_sequences: how many to take, two a pair; None: all.
-            max_length: most tokens of a sequence.
-            name: short name, for messages and files.
-            **reading: see `from_dataset`.
-
-        Raises:
-            ProbeError: an odd `num_sequences`, no usable pair, or as for `from_dataset`.
-
-        Warns:
-            UserWarning: pairs were left out.
-        """
-        probe = _probe_datasets.preferences_probe(
-            cls,
-            pairs,
-            tokenizer,
-            num_sequences=num_sequences,
-            max_length=max_length,
-            name=name,
-            reading=Reading(**reading),
-        )
-        _warn(_probe_datasets.shortfall(probe, num_sequences) or _probe_datasets.left_out(probe.source))
-        return probe
-
-    @classmethod
-    def from_tulu(
-        cls, tokenizer: Any, *, num_sequences: int | None = 512, max_length: int = 512, **reading: Any
-    ) -> Probe:
-        """A probe of preference pairs of Tulu 3 (allenai/llama-3.1-tulu-3-8b-preference-mixture).
-
-        The dataset has a train split only. Leave the rows of the probe out of preference tuning: they are the
-        first ones, after `skip=`. For arguments, errors and caching see `from_preferences` and `from_dataset`.
-        """
-        probe = _probe_datasets.preferences_probe(
-            cls,
-            TULU,
-            tokenizer,
-            num_sequences=num_sequences,
-            max_length=max_length,
-            name="tulu",
-            reading=Reading(**{"split": "train", **reading}),
-        )
-        _warn(_probe_datasets.shortfall(probe, num_sequences) or _probe_datasets.left_out(probe.source))
+        warn_caller(shortfall(probe, num_sequences))
         return probe
 
     @classmethod
@@ -362,7 +203,7 @@ class Probe:
             source=source,
             tokenizer=builtin_text.TOKENIZER if tokenizer is None else describe(tokenizer),
         )
-        _warn(_probe_datasets.shortfall(probe, num_sequences))
+        warn_caller(shortfall(probe, num_sequences))
         return probe
 
     @classmethod
@@ -484,9 +325,3 @@ class Probe:
             f"Probe({self._name!r}, {len(self)} sequences of up to {self._input_ids.shape[1]} tokens"
             f"{labels}, fingerprint {self._fingerprint[:12]}…)"
         )
-
-
-def _warn(message: str | None) -> None:
-    """Warn whoever called the constructor that calls this."""
-    if message:
-        warnings.warn(message, stacklevel=3)

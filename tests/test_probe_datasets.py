@@ -8,12 +8,15 @@ import os
 import subprocess
 import sys
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from word_tokenizer import word_tokenizer
@@ -352,14 +355,68 @@ def test_other_rows_after_an_interruption_are_refused(later: list[dict[str, Any]
         next(stream)
 
 
-def test_errors_that_time_does_not_heal_are_raised_at_once(pauses: list[float]) -> None:
-    class OfflineModeIsEnabled(ConnectionError):
-        pass
+class OfflineModeIsEnabled(ConnectionError):
+    pass
 
-    for error in (OfflineModeIsEnabled("offline"), ValueError("Unknown split 'x'")):
-        with pytest.raises(ProbeError, match="the stream: cannot be read, at the start"):
-            list(_probe_rows.resumed(unreliable([0], error=error), retries=3))
+
+class Answer(OSError):
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.response = SimpleNamespace(status_code=status)
+
+
+def caused_by(cause: Exception) -> Exception:
+    error = RuntimeError("reading failed")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "heals"),
+    [
+        (TimeoutError("slow"), True),
+        (EOFError("cut off"), True),
+        (zlib.error("cut off"), True),
+        (pa.ArrowInvalid("cut off"), True),
+        (caused_by(ConnectionError("lost")), True),
+        (Answer(503), True),
+        (Answer(429), True),
+        (Answer(403), False),
+        (OfflineModeIsEnabled("offline"), False),
+        (ConnectionError("Couldn't reach it (OfflineModeIsEnabled)"), False),
+        (FileNotFoundError("no such dataset"), False),
+        (ValueError("Unknown split 'x'"), False),
+        (RuntimeError("Dataset scripts are no longer supported"), False),
+    ],
+)
+def test_only_what_time_may_heal_is_tried_again(error: Exception, heals: bool, pauses: list[float]) -> None:
+    stream = _probe_rows.resumed(unreliable([2], error=error), retries=3)
+    if heals:
+        assert list(stream) == ROWS
+    else:
+        with pytest.raises(
+            ProbeError, match=f"the stream: cannot be read, after 2 rows .{type(error).__name__}: "
+        ) as raised:
+            list(stream)
+        assert raised.value.__cause__ is error
+    assert len(pauses) == heals
+
+
+def test_local_files_are_not_tried_again(pauses: list[float]) -> None:
+    rows = unreliable([2])
+    rows.remote = False
+    with pytest.raises(ProbeError, match=r"the stream: cannot be read, after 2 rows \(ConnectionError: lost\)"):
+        list(_probe_rows.resumed(rows, retries=3))
     assert pauses == []
+
+
+def test_reading_needs_datasets_and_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    for dataset in (json_lines(tmp_path), "allenai/c4"):
+        with pytest.raises(
+            ImportError, match=r'Reading .* needs the package "datasets".*pip install "ib-callback\[hf\]"'
+        ):
+            Probe.from_dataset(dataset, word_tokenizer(), **SETTINGS)
 
 
 def test_a_stream_object_is_read_again_from_the_start(pauses: list[float]) -> None:
