@@ -6,9 +6,21 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from ib_callback._probe_datasets import C4, TULU, Reading, left_out, preferences_probe, shortfall, texts_probe
+from ib_callback._probe_datasets import (
+    C4,
+    TULU,
+    Reading,
+    ReadingOptions,
+    SplitOptions,
+    left_out,
+    preferences_probe,
+    shortfall,
+    texts_probe,
+)
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from ib_callback.probe import Probe
 
 
@@ -29,7 +41,7 @@ class FromDatasets:
         max_length: int = 512,
         min_length: int = 16,
         name: str | None = None,
-        **reading: Any,
+        **reading: Unpack[SplitOptions],
     ) -> Probe:
         """A probe of the first rows of a dataset that are long enough, streamed, and cached.
 
@@ -73,7 +85,7 @@ class FromDatasets:
             max_length=max_length,
             min_length=min_length,
             name=name,
-            reading=Reading(**reading),
+            reading=Reading.of(reading),
         )
         warn_caller(shortfall(probe, num_sequences))
         return probe
@@ -87,7 +99,7 @@ class FromDatasets:
         max_length: int = 512,
         min_length: int = 16,
         split: str = "validation",
-        **reading: Any,
+        **reading: Unpack[ReadingOptions],
     ) -> Probe:
         """A probe of English C4 (allenai/c4, "en"), the validation split, which models must not be trained on.
 
@@ -103,7 +115,7 @@ class FromDatasets:
             max_length=max_length,
             min_length=min_length,
             name="c4",
-            reading=Reading(**{"config": "en", "split": split, **reading}),
+            reading=Reading.of(reading, config="en", split=split),
         )
         warn_caller(shortfall(probe, num_sequences))
         return probe
@@ -117,7 +129,7 @@ class FromDatasets:
         num_sequences: int | None = 512,
         max_length: int = 512,
         name: str = "preferences",
-        **reading: Any,
+        **reading: Unpack[SplitOptions],
     ) -> Probe:
         """A probe of preference pairs: sequence 2i is the preferred text of pair i, 2i + 1 the rejected one.
 
@@ -150,14 +162,19 @@ class FromDatasets:
             num_sequences=num_sequences,
             max_length=max_length,
             name=name,
-            reading=Reading(**reading),
+            reading=Reading.of(reading),
         )
         warn_caller(shortfall(probe, num_sequences) or left_out(probe.source))
         return probe
 
     @classmethod
     def from_tulu(
-        cls, tokenizer: Any, *, num_sequences: int | None = 512, max_length: int = 512, **reading: Any
+        cls,
+        tokenizer: Any,
+        *,
+        num_sequences: int | None = 512,
+        max_length: int = 512,
+        **reading: Unpack[ReadingOptions],
     ) -> Probe:
         """A probe of preference pairs of Tulu 3 (allenai/llama-3.1-tulu-3-8b-preference-mixture).
 
@@ -171,7 +188,7 @@ class FromDatasets:
             num_sequences=num_sequences,
             max_length=max_length,
             name="tulu",
-            reading=Reading(**{"split": "train", **reading}),
+            reading=Reading.of(reading, split="train"),
         )
         warn_caller(shortfall(probe, num_sequences) or left_out(probe.source))
         return probe

@@ -8,10 +8,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ib_callback._probe_cache import cached, probe_path
 from ib_callback._probe_labels import LabelReader
@@ -29,9 +29,27 @@ C4 = "allenai/c4"
 TULU = "allenai/llama-3.1-tulu-3-8b-preference-mixture"
 
 
+class ReadingOptions(TypedDict, total=False):
+    """Keywords of every constructor that reads a dataset: see `Probe.from_dataset` for each."""
+
+    config: str | None
+    revision: str | None
+    skip: int
+    retries: int
+    cache: bool
+    cache_dir: str | os.PathLike[str] | None
+    progress: bool | None
+
+
+class SplitOptions(ReadingOptions, total=False):
+    """Those of constructors that leave the split open."""
+
+    split: str | None
+
+
 @dataclass(frozen=True)
 class Reading:
-    """Which rows are read, and how: see `Probe.from_dataset` for each."""
+    """Which rows are read, and how."""
 
     config: str | None = None
     split: str | None = None
@@ -41,6 +59,21 @@ class Reading:
     cache: bool = True
     cache_dir: str | os.PathLike[str] | None = None
     progress: bool | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], **defaults: str) -> Reading:
+        """From keywords, and what is to hold where there is none.
+
+        Raises:
+            TypeError: one that is not known.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise TypeError(
+                    f"unexpected keyword {name}=. Expected, beside those of the signature: {', '.join(known)}."
+                )
+        return cls(**{**defaults, **options})
 
 
 def texts_probe(

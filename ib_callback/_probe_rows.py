@@ -104,37 +104,22 @@ def resumed(rows: Rows, retries: int) -> Iterator[Mapping[str, Any]]:
         TypeError: rows that are not dicts.
     """
     seen = failures = 0
-    digest = hashlib.blake2b()
+    before = hashlib.blake2b()  # of the rows that were given on
+    iterator: Iterator[Any] | None = None
     while True:
-        again = hashlib.blake2b()
         try:
-            reached = 0
-            for row in rows.open():
-                if not isinstance(row, Mapping):
-                    raise TypeError(f"{rows.what}: expected rows that are dicts, got {type(row).__name__} {row!r}")
-                reached += 1
-                if not rows.remote:
-                    yield row
-                    continue
-                key = repr(sorted(row.items())).encode()
-                if reached <= seen:
-                    again.update(key)
-                    if reached == seen and again.digest() != digest.digest():
-                        raise ProbeError(_not_the_same(rows, seen))
-                    continue
-                digest.update(key)
-                seen, failures = reached, 0
-                yield row
+            if iterator is None:
+                iterator, reached, again = iter(rows.open()), 0, hashlib.blake2b()
+            row = next(iterator)
+        except StopIteration:
             if reached < seen:
-                raise ProbeError(_not_the_same(rows, seen))
+                raise ProbeError(_not_the_same(rows, seen)) from None
             return
-        except (ProbeError, TypeError, ImportError):
+        except (ProbeError, ImportError):
             raise
         except Exception as error:
-            if not rows.remote or not _worth_a_retry(error):
-                raise ProbeError(_unreadable(rows, seen if rows.remote else reached, error)) from error
             failures += 1
-            if failures > retries:
+            if not rows.remote or failures > retries or not _worth_a_retry(error):
                 raise ProbeError(_unreadable(rows, seen, error)) from error
             pause = BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1]
             _log.warning(
@@ -142,6 +127,18 @@ def resumed(rows: Rows, retries: int) -> Iterator[Mapping[str, Any]]:
                 *(rows.what, seen, _said(error), pause, failures, retries),
             )
             time.sleep(pause)
+            iterator = None
+            continue
+        if not isinstance(row, Mapping):
+            raise TypeError(f"{rows.what}: expected rows that are dicts, got {type(row).__name__} {row!r}")
+        reached += 1
+        if rows.remote:
+            (again if reached <= seen else before).update(repr(sorted(row.items())).encode())
+        if reached > seen:
+            seen, failures = reached, 0
+            yield row
+        elif reached == seen and again.digest() != before.digest():
+            raise ProbeError(_not_the_same(rows, seen))
 
 
 def is_network_error(error: BaseException) -> bool:

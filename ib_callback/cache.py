@@ -162,10 +162,12 @@ def _locked(path: Path, what: str) -> Iterator[bool]:
         try:
             lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
             _acquire(lock, path, what)
-        except OSError:
+        except BaseException as error:
             if lock is not None:
                 os.close(lock)
-            lock = None
+                lock = None
+            if not isinstance(error, OSError):  # an interrupt while waiting
+                raise
     try:
         yield lock is not None
     finally:

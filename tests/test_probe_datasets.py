@@ -56,6 +56,18 @@ def json_lines(folder: Path) -> Path:
     return path
 
 
+def json_array(folder: Path) -> Path:
+    path = folder / "rows.json"
+    path.write_text(json.dumps(ROWS))
+    return path
+
+
+def csv(folder: Path) -> Path:
+    path = folder / "rows.csv"
+    path.write_text("n,text\n" + "".join(f"{row['n']},{row['text']}\n" for row in ROWS))
+    return path
+
+
 def compressed(folder: Path) -> Path:
     path = folder / "rows.json.gz"
     path.write_bytes(gzip.compress(json_lines(folder).read_bytes()))
@@ -95,6 +107,8 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "str": lambda folder: str(json_lines(folder)),
     "json.gz": compressed,
     "parquet": parquet,
+    "json": json_array,
+    "csv": csv,
     "txt": text,
     "folder": folder_of_shards,
     "saved": saved_to_disk,
@@ -139,7 +153,7 @@ def test_splits_and_rows_to_skip() -> None:
         (ROWS, {"skip": -1}, ValueError, "skip: expected an integer of at least 0, got -1"),
         (ROWS, {"retries": 1.5}, TypeError, "retries: expected an integer of at least 0, got 1.5"),
         (ROWS, {"num_sequences": 0}, ValueError, "num_sequences: expected an integer of at least 1, got 0"),
-        (ROWS, {"spilt": "test"}, TypeError, "spilt"),
+        (ROWS, {"spilt": "test"}, TypeError, "unexpected keyword spilt=. Expected, beside .*: config, split, revision"),
         (ROWS, {"text_column": "n"}, TypeError, "expected strings or lists of words in column 'n', got int in row 0"),
         ([], {}, ProbeError, "the list: expected rows, got none"),
         (TEXTS, {}, TypeError, "the list: expected rows that are dicts, got str 'a b c d'"),
@@ -163,6 +177,15 @@ def test_a_damaged_local_file_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ProbeError, match=r"rows.json.gz: cannot be read, at the start \(EOFError"):
         Probe.from_dataset(path, word_tokenizer(), **SETTINGS)
+
+
+def test_a_file_whose_columns_change_their_kind_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number, value in enumerate((1, {"a": [2]})):
+        (folder / f"{number}.jsonl").write_text(json.dumps({"text": "a b c", "f": value}) + "\n")
+    with pytest.raises(ProbeError, match=r"shards: cannot be read, after 1 rows \("):
+        Probe.from_dataset(folder, word_tokenizer(), num_sequences=2, min_length=1, label_columns=["f"])
 
 
 def test_what_is_no_tokenizer_is_refused_before_anything_is_read() -> None:
