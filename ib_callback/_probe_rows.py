@@ -161,7 +161,7 @@ def _hub(name: str, columns: Sequence[str], config: str | None, split: str | Non
             from huggingface_hub import HfApi
 
             # One commit for all tries, so that a change on the hub in the meantime cannot mix two versions.
-            rows.source["revision"] = str(HfApi().dataset_info(name, revision=revision).sha)
+            rows.source["revision"] = HfApi().dataset_info(name, revision=revision).sha or revision or "main"
         loaded = datasets.load_dataset(name, config, split=split, revision=rows.source["revision"], streaming=True)
         return _opened(_one_split(loaded, split, name), columns, rows)
 

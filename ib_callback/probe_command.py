@@ -16,6 +16,7 @@ from ib_callback.probe_statistics import DIM, ProbeStatistics, probe_statistics
 
 FAILED = 2
 _MUCH_SOURCE = ("tokenizer_sha256", "chat_template", "corpus_fingerprint")
+_NOTHING = ("", "{}", "None")
 
 
 def add_probe_command(commands: Any) -> None:
@@ -80,12 +81,14 @@ def add_probe_command(commands: Any) -> None:
 def describe_probe(probe: Probe, statistics: ProbeStatistics, options: argparse.Namespace) -> str:
     """All that `show` prints."""
     lengths = probe.attention_mask.sum(1)
+    described = {key: value for key, value in probe.source.items() if key not in _MUCH_SOURCE}
+    described["tokenizer"] = probe.tokenizer or "not known"
     lines = [
         f"probe {probe.name!r}: {len(probe):,} sequences, {probe.num_tokens:,} tokens, {int(lengths.min())} to "
         f"{int(lengths.max())} a sequence (median {int(lengths.median())})",
         f"fingerprint {probe.fingerprint}",
-        f"tokenizer   {probe.tokenizer or 'not known'}",
-        *(f"{key:<11} {value}" for key, value in sorted(probe.source.items()) if key not in _MUCH_SOURCE and value),
+        "",
+        *(f"{key:<20} {value}" for key, value in sorted(described.items()) if value not in _NOTHING),
         "",
         f"{statistics.num_positions:,} valid positions, with 4 tokens on either side:",
         "",

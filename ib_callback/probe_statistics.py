@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 
-from ib_callback.labels import ORDER_NAMES
+from ib_callback.labels import ORDER_NAMES, valid_positions
 from ib_callback.null import LabelCounts
 from ib_callback.planner import make_plan
 from ib_callback.probe import Probe
@@ -76,9 +76,13 @@ def probe_statistics(
         dim: of the states, for the expected null.
 
     Raises:
-        ProbeError: no position is valid, or a feature labels none of them.
+        ProbeError: no position is valid.
     """
-    plan = make_plan(probe, ORDER_NAMES, tuple(probe.labels), batch_size=batch_size, null=True, seed=0)
+    positions = valid_positions(probe.attention_mask.numpy(), max(ORDER_NAMES.values()))
+    measurable = [
+        name for name, table in probe.labels.items() if (table.numpy()[positions.sequence, positions.offset] >= 0).any()
+    ]
+    plan = make_plan(probe, ORDER_NAMES, tuple(measurable), batch_size=batch_size, null=True, seed=0)
     total = plan.num_positions
     sides = {}
     for label_set, counts in zip(plan.label_sets, plan.counts, strict=True):
@@ -86,7 +90,8 @@ def probe_statistics(
         null = isotropic_null(counts, total, dim=dim, num_bins=num_bins)
         sides[label_set.name] = SideStatistics(label_set.num_labels, round(singles * total), singles, null)
     orders = {order: (sides["complexity", order], sides["expressivity", order]) for order in ORDER_NAMES}
-    features = {}
+    none = FeatureStatistics({}, "which no valid position carries, so that it cannot be measured")
+    features = dict.fromkeys(probe.labels, none)
     for planned in plan.features:
         feature = planned.feature
         table = probe.labels[feature.name]

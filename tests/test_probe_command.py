@@ -111,8 +111,8 @@ def test_show(spelling: list[str], folder: Path, capsys: pytest.CaptureFixture[s
     for line in (
         "probe 'tokens': 2 sequences, 19 tokens, 9 to 10 a sequence (median 9)",
         f"fingerprint {probe.fingerprint}",
-        "tokenizer   not known",
-        "constructor from_tokens",
+        f"{'tokenizer':<20} not known",
+        f"{'constructor':<20} from_tokens",
         "5 valid positions, with 4 tokens on either side:",
         "feature language, permuted by whole sequences:",
         "feature pos, labels vary within sequences: permuted over positions:",

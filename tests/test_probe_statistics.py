@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ib_callback import Probe, soft_mutual_information
+from ib_callback import Probe, ProbeError, soft_mutual_information
 from ib_callback.null import LabelCounts
 from ib_callback.planner import make_plan
 from ib_callback.probe_statistics import isotropic_null, probe_statistics
@@ -71,6 +71,19 @@ def test_labels_of_features() -> None:
     assert features["language"].null == "permuted by whole sequences"
     assert features["preference"].null == "swapped within pairs"
     assert features["pos"].null == "labels vary within sequences: permuted over positions"
+
+
+def test_a_feature_that_no_valid_position_carries() -> None:
+    labels = {"edge": [[1] + [-1] * 9], "middle": [[1] * 10]}
+    features = probe_statistics(Probe.from_tokens([[*range(10)]], labels=labels), dim=16).features
+    assert features["edge"].counts == {}
+    assert "cannot be measured" in features["edge"].null
+    assert features["middle"].counts == {"1": (1, 3)}
+
+
+def test_a_probe_without_valid_positions_is_refused() -> None:
+    with pytest.raises(ProbeError, match=r"no valid position\. Expected sequences of at least 8 real tokens"):
+        probe_statistics(Probe.from_tokens([[1, 2, 3]]))
 
 
 def test_memory_is_that_of_the_plan() -> None:
