@@ -146,7 +146,7 @@ def is_network_error(error: BaseException) -> bool:
     return any(
         isinstance(cause, (ConnectionError, TimeoutError))
         or type(cause).__module__.split(".")[0] in ("httpx", "httpcore", "aiohttp")
-        or type(cause).__name__ in ("OfflineModeIsEnabled", "LocalEntryNotFoundError")
+        or type(cause).__name__ in ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "FSTimeoutError")
         for cause in _causes(error)
     )
 

@@ -112,6 +112,10 @@ def repositories() -> dict[str, dict[str, bytes]]:
             "data/0.json.gz": shard(rows[:5]),
             "data/1.json.gz": whole[: len(whole) // 2],
         },
+        "made/truncated-parquet": {
+            "README.md": card("default", "train", "data/train-*"),
+            "data/train-00000-of-00001.parquet": parquet.getvalue()[:-100],
+        },
         "made/renamed": {"README.md": card("default", "test", pattern), "data/0.json.gz": shard(renamed)},
         "made/renamed-late": {
             "README.md": card("default", "test", pattern),
@@ -126,6 +130,7 @@ STEPS: dict[str, Any] = {
     "c4": ("from_c4", [], {"num_sequences": 8, "max_length": 32}),
     "tulu": ("from_tulu", [], {"num_sequences": 12, "max_length": 32}),
     "truncated": ("from_dataset", ["made/truncated"], {"num_sequences": 8, "retries": 2}),
+    "truncated parquet": ("from_preferences", ["made/truncated-parquet"], {"num_sequences": 2, "retries": 1}),
     "renamed": ("from_dataset", ["made/renamed"], {"num_sequences": 4}),
     "other column": ("from_dataset", ["made/renamed"], {"num_sequences": 4, "text_column": "content"}),
     "renamed late": ("from_dataset", ["made/renamed-late"], {"num_sequences": 8}),
@@ -201,6 +206,10 @@ def test_a_truncated_shard_is_an_error_and_no_shorter_probe(online: dict[str, An
     assert error.startswith("made/truncated: cannot be read, after 5 rows (EOFError: Compressed file ended")
     assert "Without a network" not in error
     assert len(online["truncated"]["said"]) == 2
+    error = online["truncated parquet"]["error"]
+    assert error.startswith(
+        "made/truncated-parquet: cannot be read, at the start (ArrowInvalid: Parquet magic bytes not"
+    )
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(online: dict[str, Any]) -> None:
