@@ -54,6 +54,32 @@ def normalise(input_ids: Any, attention_mask: Any, labels: Any) -> tuple[Tensor,
     return ids, mask, {} if labels is None else _labels(labels, mask)
 
 
+def check_label_names(names: Any, labels: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """Names of the numbers of labels, {feature: names in the order of the numbers}, in the order of the features.
+
+    Raises:
+        ProbeError: not so, of a feature that is not there, or fewer names than numbers.
+    """
+    if names is None:
+        return {}
+    if not isinstance(names, Mapping):
+        raise ProbeError(f"label_names: expected {{feature: [names]}}, got {type(names).__name__}.")
+    checked = {}
+    for feature in sorted(names):
+        what, given = f"label_names[{feature!r}]", names[feature]
+        if feature not in labels:
+            raise ProbeError(f"{what}: expected one of the labels {sorted(labels)}, got {feature!r}.")
+        if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+            raise ProbeError(f"{what}: expected a list of strings, got {given!r}.")
+        if len(given) != len(set(given)):
+            raise ProbeError(f"{what}: expected names that differ, got {list(given)}.")
+        highest = int(labels[feature].max())
+        if highest >= len(given):
+            raise ProbeError(f"{what}: expected a name for each number up to {highest}, got {len(given)} names.")
+        checked[feature] = tuple(given)
+    return checked
+
+
 def fingerprint(input_ids: Tensor, attention_mask: Tensor, labels: Mapping[str, Tensor]) -> str:
     """Hex SHA-256 over ids, mask and labels, their shapes and the labels' names; the same on every platform.
 
@@ -64,7 +90,7 @@ def fingerprint(input_ids: Tensor, attention_mask: Tensor, labels: Mapping[str, 
     digest = hashlib.sha256()
     for name, tensor, dtype in parts:
         digest.update((json.dumps([name, list(tensor.shape)]) + "\n").encode())
-        digest.update(tensor.numpy().astype(dtype).tobytes())
+        digest.update(np.ascontiguousarray(tensor.numpy(), dtype).data)
     return digest.hexdigest()
 
 
@@ -108,7 +134,12 @@ def _check_shape(tensor: Tensor, shape: torch.Size, what: str, cure: str) -> Non
 
 
 def _mask(values: Any, shape: torch.Size) -> Tensor:
-    numbers = _integers(values, "attention_mask", booleans=True)
+    if (
+        isinstance(values, Tensor) and values.dtype == torch.bool
+    ):  # by way of integers it would take eight times as much
+        numbers = values.detach().to("cpu", copy=True).contiguous()
+    else:
+        numbers = _integers(values, "attention_mask", booleans=True)
     _check_shape(numbers, shape, "attention_mask", "Pass the mask of these ids; None if all are real.")
     other = numbers[(numbers != 0) & (numbers != 1)]
     if other.numel():

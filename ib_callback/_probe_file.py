@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -18,6 +19,8 @@ from ib_callback.optional import require
 FORMAT_VERSION = 1
 _LABELS = "labels/"
 _REQUIRED = ("format_version", "name", "source", "fingerprint")
+# Of the header, which the fingerprint of the content does not cover. Files of early versions have none.
+_CHECKSUM = "header_sha256"
 
 
 class Content(NamedTuple):
@@ -26,6 +29,7 @@ class Content(NamedTuple):
     input_ids: Tensor
     attention_mask: Tensor
     labels: dict[str, Tensor]
+    label_names: dict[str, tuple[str, ...]]
     name: str
     tokenizer: str | None
     source: dict[str, str]
@@ -48,6 +52,9 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
     }
     if content.tokenizer is not None:
         metadata["tokenizer"] = content.tokenizer
+    if content.label_names:
+        metadata["label_names"] = json.dumps(content.label_names, sort_keys=True)
+    metadata[_CHECKSUM] = _checksum(metadata)
     data = safetensors.save(tensors, metadata)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +74,7 @@ def read(path: str | os.PathLike[str]) -> Content:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            source = _checked_source(path, metadata)
+            source, label_names = _checked_header(path, metadata)
             tensors = {key: _copy(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise _refusal(path, f"it is not a safetensors file, or not a whole one ({error})") from error
@@ -78,17 +85,26 @@ def read(path: str | os.PathLike[str]) -> Content:
     found = fingerprint(ids, mask, labels)
     if found != metadata["fingerprint"]:
         raise _refusal(path, f"it was damaged or changed: expected fingerprint {metadata['fingerprint']}, got {found}")
-    return Content(ids, mask.bool(), labels, metadata["name"], metadata.get("tokenizer"), source, found)
+    return Content(ids, mask.bool(), labels, label_names, metadata["name"], metadata.get("tokenizer"), source, found)
 
 
-def _checked_source(path: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str, str]:
-    """The source of a probe file whose header is complete and of a format that is known."""
+def _checksum(metadata: dict[str, str]) -> str:
+    """Hex SHA-256 over the header's entries without the checksum itself."""
+    entries = sorted((key, value) for key, value in metadata.items() if key != _CHECKSUM)
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def _checked_header(
+    path: str | os.PathLike[str], metadata: dict[str, str]
+) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Source and label names of a probe file whose header is complete and of a format that is known."""
     missing = [key for key in _REQUIRED if key not in metadata]
     if missing:
         raise _refusal(path, f"it is not a probe file, for its header has no {', '.join(missing)}")
     try:
         version = int(metadata["format_version"])
         source: Any = json.loads(metadata["source"])
+        names: Any = json.loads(metadata.get("label_names", "{}"))
     except ValueError as error:
         raise _refusal(path, f"its header cannot be read ({error})") from error
     if version > FORMAT_VERSION:
@@ -98,7 +114,11 @@ def _checked_source(path: str | os.PathLike[str], metadata: dict[str, str]) -> d
         )
     if not isinstance(source, dict):
         raise _refusal(path, f"its header cannot be read (source is {type(source).__name__}, not an object)")
-    return {str(key): str(value) for key, value in source.items()}
+    if not isinstance(names, dict):
+        raise _refusal(path, f"its header cannot be read (label_names is {type(names).__name__}, not an object)")
+    if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(metadata):
+        raise _refusal(path, "its header was damaged or changed")
+    return {str(key): str(value) for key, value in source.items()}, {key: tuple(value) for key, value in names.items()}
 
 
 def _check_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,151 +10,184 @@ import torch
 from torch import Tensor
 
 from ib_callback._probe_checks import NO_LABEL
+from ib_callback._probe_labels import LabelReader, by_token
+from ib_callback._tokenizing import Encoded, Encoder, take_batch
 from ib_callback.checks import check_integer
 from ib_callback.errors import ProbeError
 
 
+class Document(NamedTuple):
+    """A text, the words it was joined from if it was, and what its label columns hold, by name."""
+
+    text: str
+    words: Sequence[str] | None
+    labels: Mapping[str, Any]
+
+
 class Collected(NamedTuple):
-    """Right-padded sequences: ids [N, S] long, 0 at padding; mask [N, S] bool; labels [N, S] long by name."""
+    """Right-padded sequences: ids [N, S] long, 0 at padding; mask [N, S] bool; labels [N, S] long by name.
+
+    label_names: {feature: names of its numbers} where they have names.
+    texts_read, longest: how many texts were read, and the most tokens that one had (at most `max_length`).
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: dict[str, Tensor]
+    label_names: dict[str, tuple[str, ...]]
     texts_read: int
 
 
-def collect(
-    texts: Iterable[Any],
-    tokenizer: Any,
-    *,
-    num_sequences: int | None,
-    max_length: int,
-    min_length: int,
-    labels: Mapping[str, Any] | None = None,
-) -> Collected:
-    """Tokenise texts in order, one document a sequence, until `num_sequences` are long enough.
+def documents(texts: Iterable[Any], labels: Mapping[str, Any] | None) -> Iterator[Document]:
+    """Texts with the label that each column has for them.
 
     Raises:
-        ProbeError: no text is long enough, or lengths or labels are not usable.
-        TypeError: `texts` is one string or holds something else, or `tokenizer` is not a tokenizer.
+        ProbeError: a column is too short or too long, or not a column.
+        TypeError: `texts` is one string or holds something else.
     """
     if isinstance(texts, (str, bytes)):
         raise TypeError(
             f"texts: expected an iterable of strings, one a document, got {type(texts).__name__}. "
             "Pass a single document as [text]."
         )
-    _check_lengths(num_sequences, max_length, min_length)
     columns = {name: _label_column(name, column, texts) for name, column in (labels or {}).items()}
-    encode = encoder(tokenizer, max_length)
-    rows: list[list[int]] = []
-    row_labels: dict[str, list[int]] = {name: [] for name in columns}
-    longest = read = 0
+    return _documents(texts, columns)
+
+
+def _documents(texts: Iterable[Any], columns: dict[str, list[Any]]) -> Iterator[Document]:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(
                 f"texts: expected strings, got {type(text).__name__} at index {index}. "
-                "Of a dataset with columns pass the one with the text, e.g. dataset['text']."
+                "Of a dataset with columns pass the one with the text, e.g. dataset['text'], or use "
+                "Probe.from_dataset."
             )
-        read += 1
-        text_labels = [_label_at(column, index, name) for name, column in columns.items()]
-        ids = encode(text)
-        if len(ids) > max_length:
-            # What tokenizers do if the special tokens alone are too many.
+        for name, column in columns.items():
+            if index >= len(column):
+                raise ProbeError(
+                    f"labels[{name!r}]: expected an entry for each text (skipped ones too), got {len(column)}, none "
+                    f"for text {index}."
+                )
+        yield Document(text, None, {name: column[index] for name, column in columns.items()})
+
+
+def collect(
+    texts: Iterable[Document],
+    tokenizer: Any,
+    *,
+    num_sequences: int | None,
+    max_length: int,
+    min_length: int,
+    readers: Sequence[LabelReader] = (),
+    progress: Callable[[int], object] = lambda _: None,
+) -> Collected:
+    """Tokenise texts in order, one document a sequence, until `num_sequences` are long enough.
+
+    Args:
+        texts: read no further than needed.
+        tokenizer: see `Encoder`.
+        num_sequences: how many to take; None: all.
+        max_length: most tokens of a sequence.
+        min_length: texts with fewer tokens are skipped.
+        readers: one for each label of the documents.
+        progress: called with the number of sequences that were added, now and then.
+
+    Raises:
+        ProbeError: no text is long enough, or lengths or labels are not usable.
+        TypeError: `tokenizer` is not a tokenizer.
+    """
+    check_lengths(num_sequences, max_length, min_length)
+    encoder = Encoder(tokenizer, max_length)
+    table = Table([reader.name for reader in readers])
+    longest = read = 0
+    source = iter(texts)
+    while batch := take_batch(source, None if num_sequences is None else num_sequences - len(table)):
+        labellings = [
+            [reader.read(text.labels[reader.name], read + i, text.words) for reader in readers]
+            for i, text in enumerate(batch)
+        ]
+        read += len(batch)
+        before = len(table)
+        in_spans = any(isinstance(label, np.ndarray) for labels in labellings for label in labels)
+        if in_spans and not encoder.has_offsets:
             raise ProbeError(
-                f"max_length: expected room for the tokenizer's special tokens and some text, got {max_length}, "
-                "and it cuts nothing to that. Raise max_length."
+                "tokenizer: labels of words or spans need one that knows where its tokens come from, got "
+                f"{type(tokenizer).__name__}. Use a fast tokenizer."
             )
-        longest = max(longest, len(ids))
-        if len(ids) < min_length:
-            continue
-        rows.append(ids)
-        for kept, label in zip(row_labels.values(), text_labels, strict=True):
-            kept.append(label)
-        if len(rows) == num_sequences:
-            break
+        encoded = encoder([text.text for text in batch], places=in_spans)
+        for text, one, labels in zip(batch, encoded, labellings, strict=True):
+            check_cut(one, max_length)
+            longest = max(longest, len(one.ids))
+            if len(one.ids) < min_length:
+                continue
+            if in_spans:
+                assert one.offsets is not None
+                assert one.special is not None
+                labels = [by_token(label, text.text, one.offsets, one.special) for label in labels]
+            table.add(one.ids, labels)
+        progress(len(table) - before)
     if read == 0:
         raise ProbeError("texts: expected at least one text, got none. Was the iterator used up before?")
-    if not rows:
+    if not len(table):
         raise ProbeError(
             f"texts: expected a text of at least min_length={min_length} tokens, got {read} texts, the "
             f"longest of {longest}. Pass longer texts or lower min_length."
         )
-    if num_sequences is not None and len(rows) < num_sequences:
-        warnings.warn(
-            f"asked for {num_sequences} sequences, got {len(rows)}: there were {read} texts, and "
-            f"{read - len(rows)} have fewer than min_length={min_length} tokens.",
-            stacklevel=3,
+    return table.collected(readers, read)
+
+
+class Table:
+    """Rows of ids and labels, four bytes a number, until they are padded to one tensor.
+
+    Args:
+        features: names of the labels.
+    """
+
+    def __init__(self, features: Sequence[str]) -> None:
+        self._ids: list[np.ndarray] = []
+        self._labels: dict[str, list[np.ndarray]] = {name: [] for name in features}
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(self, ids: np.ndarray, labels: Sequence[Any]) -> None:
+        """A row: ids [n], and for each feature one label or [n] of them."""
+        self._ids.append(ids)
+        for column, label in zip(self._labels.values(), labels, strict=True):
+            fits = np.abs(label).max(initial=0) < 2**31 if isinstance(label, np.ndarray) else abs(label) < 2**31
+            column.append(np.atleast_1d(np.asarray(label, np.int32 if fits else np.int64)))
+
+    def collected(self, readers: Sequence[LabelReader], texts_read: int) -> Collected:
+        """Everything, padded on the right, with final numbers and names of labels."""
+        lengths = torch.tensor([len(row) for row in self._ids])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        ids = torch.zeros(mask.shape, dtype=torch.long)
+        # Row by row, for one statement over all of them would hold several copies at once.
+        for row, ids_of_row in zip(ids, self._ids, strict=True):
+            row[: len(ids_of_row)] = torch.from_numpy(ids_of_row)
+        self._ids.clear()
+        labels, names = {}, {}
+        for reader in readers:
+            table = torch.full(mask.shape, NO_LABEL)
+            for row, length, label in zip(table, lengths.tolist(), self._labels[reader.name], strict=True):
+                row[:length] = torch.from_numpy(label)
+            labels[reader.name], known = reader.finish(table)
+            if known is not None:
+                names[reader.name] = known
+        return Collected(ids, mask, labels, names, texts_read)
+
+
+def check_cut(encoded: Encoded, max_length: int) -> None:
+    """Refuse a `max_length` that tokenizers do not cut to, for the special tokens alone are too many."""
+    if len(encoded.ids) > max_length:
+        raise ProbeError(
+            f"max_length: expected room for the tokenizer's special tokens and some text, got {max_length}, "
+            "and it cuts nothing to that. Raise max_length."
         )
-    return Collected(*_pad(rows, row_labels), texts_read=read)
 
 
-def encoder(tokenizer: Any, max_length: int) -> Callable[[str], list[int]]:
-    """A function text → ids, cut to `max_length`, with the special tokens that `tokenizer` adds by default.
-
-    `tokenizer` is one of transformers (fast or slow) or a `tokenizers.Tokenizer`. Its settings are the same
-    after each call as before.
-    """
-    if hasattr(tokenizer, "enable_truncation") and hasattr(tokenizer, "encode"):
-
-        def encode_raw(text: str) -> list[int]:
-            direction = (tokenizer.truncation or {}).get("direction", "right")
-            tokenizer.no_padding()
-            tokenizer.enable_truncation(max_length, direction=direction)
-            return list(tokenizer.encode(text).ids)
-
-        return _leaving_settings(tokenizer, encode_raw)
-
-    if callable(tokenizer) and hasattr(tokenizer, "model_max_length"):
-
-        def encode(text: str) -> list[int]:
-            encoding = tokenizer(text, truncation=True, max_length=max_length, padding=False, verbose=False)
-            return list(encoding["input_ids"])
-
-        return _leaving_settings(getattr(tokenizer, "backend_tokenizer", None), encode)
-
-    processor = hasattr(tokenizer, "tokenizer")
-    raise TypeError(
-        "tokenizer: expected a transformers tokenizer, e.g. AutoTokenizer.from_pretrained(...), or a "
-        f"tokenizers.Tokenizer, got {type(tokenizer).__name__}. "
-        + ("Pass its .tokenizer." if processor else "Texts tokenised otherwise can go to Probe.from_tokens.")
-    )
-
-
-def describe(tokenizer: Any) -> str:
-    """Class, name if it has one, and number of entries of a tokenizer."""
-    kind = type(tokenizer).__name__
-    if hasattr(tokenizer, "get_vocab_size"):
-        return f"tokenizers.{kind}, {tokenizer.get_vocab_size()} entries"
-    name = getattr(tokenizer, "name_or_path", "")
-    return f"{kind} {name}, {len(tokenizer)} entries" if name else f"{kind}, {len(tokenizer)} entries"
-
-
-def _leaving_settings(backend: Any, encode: Callable[[str], list[int]]) -> Callable[[str], list[int]]:
-    """`encode`, with the truncation and padding of the `tokenizers.Tokenizer` put back after each call.
-
-    After each, not at the end: the texts may come from a generator that uses the tokenizer, too.
-    """
-    if backend is None:
-        return encode
-
-    def encode_and_restore(text: str) -> list[int]:
-        truncation, padding = backend.truncation, backend.padding
-        try:
-            return encode(text)
-        finally:
-            if truncation is None:
-                backend.no_truncation()
-            else:
-                backend.enable_truncation(**truncation)
-            if padding is None:
-                backend.no_padding()
-            else:
-                backend.enable_padding(**padding)
-
-    return encode_and_restore
-
-
-def _check_lengths(num_sequences: Any, max_length: Any, min_length: Any) -> None:
+def check_lengths(num_sequences: Any, max_length: Any, min_length: Any = 1) -> None:
+    """Refuse numbers that make no probe."""
     wanted = {"num_sequences": num_sequences, "max_length": max_length, "min_length": min_length}
     for name, value in wanted.items():
         if name == "num_sequences" and value is None:
@@ -171,42 +202,10 @@ def _check_lengths(num_sequences: Any, max_length: Any, min_length: Any) -> None
 
 def _label_column(name: str, values: Any, texts: Iterable[Any]) -> list[Any]:
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise ProbeError(f"labels[{name!r}]: expected one integer or None for each text, got {type(values).__name__}.")
+        raise ProbeError(f"labels[{name!r}]: expected one label or None for each text, got {type(values).__name__}.")
     column = list(values)
     if isinstance(texts, Sized) and len(column) != len(texts):
         raise ProbeError(
             f"labels[{name!r}]: expected {len(texts)} entries, one for each text (skipped ones too), got {len(column)}."
         )
     return column
-
-
-def _label_at(column: list[Any], index: int, name: str) -> int:
-    what = f"labels[{name!r}]"
-    if index >= len(column):
-        raise ProbeError(
-            f"{what}: expected an entry for each text (skipped ones too), got {len(column)}, none for text {index}."
-        )
-    value = column[index]
-    if value is None:
-        return NO_LABEL
-    if isinstance(value, np.bool_):
-        return int(value)
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise ProbeError(
-            f"{what}: expected integers or None, got {type(value).__name__} {value!r} at index {index}. "
-            "Number named labels first, e.g. {'en': 0, 'de': 1}."
-        ) from error
-    if number < NO_LABEL:
-        raise ProbeError(f"{what}: expected 0 or more, or None for no label, got {number} at index {index}.")
-    return number
-
-
-def _pad(rows: list[list[int]], row_labels: dict[str, list[int]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    ids = torch.zeros(mask.shape, dtype=torch.long)
-    ids[mask] = torch.tensor([token for row in rows for token in row])
-    by_name = {name: torch.tensor(values)[:, None] for name, values in row_labels.items()}
-    return ids, mask, {name: torch.where(mask, label, NO_LABEL) for name, label in by_name.items()}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ib_callback._version import __version__
 from ib_callback.plot.command import add_arguments as add_plot_arguments
+from ib_callback.probe_command import add_probe_command
 
 if TYPE_CHECKING:
     from ib_callback.selection import SelectFrom
@@ -131,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_plot_arguments(plot)
     plot.set_defaults(run=_plot)
+    add_probe_command(commands)
     return parser
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ib_callback._probe_texts import encoder
+from ib_callback._tokenizing import Encoder
 from ib_callback.errors import ProbeError
 
-# Texts may be of any length; what truncation needs is a number that tokenizers take.
-_NO_LIMIT = 2**31 - 1
 # Tokens of one long array that are read at a time, and how many are read twice for sequences across the seam.
 _PART = 1 << 22
 _SEAM = 1 << 16
@@ -42,7 +40,7 @@ def rows_of(data: Any, tokenizer: Any, text_column: str, *, max_texts: int | Non
     if _is_stream(data):
         yield from _parts(data)
         return
-    encode: Callable[[str], list[int]] | None = None
+    encoder: Encoder | None = None
     for index, item in enumerate(data):
         if index == max_texts:
             return
@@ -53,8 +51,8 @@ def rows_of(data: Any, tokenizer: Any, text_column: str, *, max_texts: int | Non
                     "texts can be compared only as tokens: expected tokenizer=, that of the probe, got None. "
                     "Or pass rows with input_ids."
                 )
-            encode = encode or encoder(tokenizer, _NO_LIMIT)
-            item = encode(item)
+            encoder = encoder or Encoder(tokenizer, None)
+            item = encoder([item])[0].ids
         tokens = _token_ids(item, index)
         yield Row(tokens, True, len(tokens))
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ib_callback import _probe_file, builtin_text
-from ib_callback._probe_checks import check_name, fingerprint, normalise
-from ib_callback._probe_texts import collect, describe
+from ib_callback._probe_checks import check_label_names, check_name, fingerprint, normalise
+from ib_callback._probe_constructors import FromDatasets, warn_caller
+from ib_callback._probe_datasets import shortfall
+from ib_callback._probe_labels import LabelReader
+from ib_callback._probe_texts import collect, documents
+from ib_callback._tokenizing import describe
 from ib_callback.errors import ProbeError
 
 if TYPE_CHECKING:
     from ib_callback.overlap import Overlap
 
 
-class Probe:
+class Probe(FromDatasets):
     """A frozen sample of N sequences of up to S tokens, one document each.
 
     Two measurements can be compared only if they are of the same probe, so a probe never changes: its
@@ -28,9 +32,10 @@ class Probe:
         input_ids: [N, S] long, on the CPU; 0 at padding.
         attention_mask: [N, S] bool, true at real tokens. Padding is at the ends of a sequence, not within.
         labels: {name: [N, S] long} in the order of the names; -1 where a position has no label.
+        label_names: {name: the names of its numbers from 0 on}, of labels that have names.
         name: short name, for messages and files.
         fingerprint: hex SHA-256 over ids, mask and labels, with their shapes and the labels' names. What
-            padding holds makes no difference, nor does the platform.
+            padding holds makes no difference, nor does the platform; nor do the names of the labels' numbers.
         source: how the probe was made, as strings by name.
         tokenizer: class, name and size of the tokenizer; None if it is not known.
 
@@ -45,7 +50,7 @@ class Probe:
         True
     """
 
-    __slots__ = ("_fingerprint", "_input_ids", "_labels", "_mask", "_name", "_source", "_tokenizer")
+    __slots__ = ("_fingerprint", "_input_ids", "_label_names", "_labels", "_mask", "_name", "_source", "_tokenizer")
 
     def __init__(
         self,
@@ -53,12 +58,14 @@ class Probe:
         attention_mask: Any = None,
         *,
         labels: Mapping[str, Any] | None = None,
+        label_names: Mapping[str, Sequence[str]] | None = None,
         name: str,
         source: Mapping[str, str],
         tokenizer: str | None = None,
     ) -> None:
         check_name(name)
         self._input_ids, self._mask, self._labels = normalise(input_ids, attention_mask, labels)
+        self._label_names = check_label_names(label_names, self._labels)
         self._name = name
         self._source = dict(source)
         self._tokenizer = tokenizer
@@ -71,6 +78,7 @@ class Probe:
         attention_mask: Any = None,
         *,
         labels: Mapping[str, Any] | None = None,
+        label_names: Mapping[str, Sequence[str]] | None = None,
         name: str = "tokens",
     ) -> Probe:
         """A probe of text that is tokenised already.
@@ -79,13 +87,15 @@ class Probe:
             input_ids: [N, S] integers: tensor, array or nested lists. One document a sequence, not packed.
             attention_mask: [N, S], true or 1 at real tokens; None: all are real.
             labels: {name: [N, S] integers}, -1 where a position has none.
+            label_names: {name of a label: names of its numbers, from 0 on}.
             name: short name, for messages and files.
 
         Raises:
             ProbeError: wrong shapes or dtypes, negative ids at real tokens, labels under -1, a sequence with
                 padding amid its tokens or without a real token, or no sequence at all.
         """
-        return cls(input_ids, attention_mask, labels=labels, name=name, source={"constructor": "from_tokens"})
+        source = {"constructor": "from_tokens"}
+        return cls(input_ids, attention_mask, labels=labels, label_names=label_names, name=name, source=source)
 
     @classmethod
     def from_texts(
@@ -96,7 +106,7 @@ class Probe:
         num_sequences: int | None = None,
         max_length: int = 512,
         min_length: int = 16,
-        labels: Mapping[str, Iterable[int | None]] | None = None,
+        labels: Mapping[str, Iterable[Any]] | None = None,
         name: str = "texts",
     ) -> Probe:
         """A probe of the first texts that are long enough, one document a sequence, cut at `max_length`.
@@ -110,8 +120,9 @@ class Probe:
             num_sequences: how many to take; None: all.
             max_length: most tokens of a sequence.
             min_length: texts with fewer tokens are skipped.
-            labels: {name: an integer or None for each text, skipped ones too}. A text's label becomes that of
-                all its tokens; None: no label.
+            labels: {name: a label or None for each text, skipped ones too}. Integers or strings, which are
+                numbered by the alphabet; a text's label becomes that of all its tokens, None is no label. Or for
+                each text a list of spans `(start, end, label)`, in characters: see `from_dataset`.
             name: short name, for messages and files.
 
         Raises:
@@ -122,12 +133,12 @@ class Probe:
             UserWarning: fewer than `num_sequences` texts are long enough.
         """
         collected = collect(
-            texts,
+            documents(texts, labels),
             tokenizer,
             num_sequences=num_sequences,
             max_length=max_length,
             min_length=min_length,
-            labels=labels,
+            readers=[LabelReader(feature) for feature in labels or {}],
         )
         source = {
             "constructor": "from_texts",
@@ -135,15 +146,19 @@ class Probe:
             "max_length": str(max_length),
             "min_length": str(min_length),
             "texts_read": str(collected.texts_read),
+            "texts_too_short": str(collected.texts_read - len(collected.input_ids)),
         }
-        return cls(
+        probe = cls(
             collected.input_ids,
             collected.attention_mask,
             labels=collected.labels,
+            label_names=collected.label_names,
             name=name,
             source=source,
             tokenizer=describe(tokenizer),
         )
+        warn_caller(shortfall(probe, num_sequences))
+        return probe
 
     @staticmethod
     def for_tokenizers(texts: Iterable[str], tokenizers: Mapping[str, Any], **options: Any) -> dict[str, Probe]:
@@ -181,7 +196,7 @@ class Probe:
         """
         held_out = builtin_text.split()[1]
         collected = collect(
-            held_out,
+            documents(held_out, None),
             builtin_text.default_tokenizer() if tokenizer is None else tokenizer,
             num_sequences=num_sequences,
             max_length=max_length,
@@ -193,15 +208,20 @@ class Probe:
             "corpus_fingerprint": builtin_text.corpus_fingerprint(),
             "num_sequences": str(num_sequences),
             "max_length": str(max_length),
+            "min_length": str(min(16, max_length)),
+            "texts_read": str(collected.texts_read),
+            "texts_too_short": str(collected.texts_read - len(collected.input_ids)),
             **builtin_text.versions(),
         }
-        return cls(
+        probe = cls(
             collected.input_ids,
             collected.attention_mask,
             name="builtin",
             source=source,
             tokenizer=builtin_text.TOKENIZER if tokenizer is None else describe(tokenizer),
         )
+        warn_caller(shortfall(probe, num_sequences))
+        return probe
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Probe:
@@ -218,6 +238,7 @@ class Probe:
                 content.input_ids,
                 content.attention_mask,
                 labels=content.labels,
+                label_names=content.label_names,
                 name=content.name,
                 source=content.source,
                 tokenizer=content.tokenizer,
@@ -245,6 +266,7 @@ class Probe:
                 self._input_ids,
                 self._mask,
                 self._labels,
+                self._label_names,
                 self._name,
                 self._tokenizer,
                 self._source,
@@ -291,6 +313,11 @@ class Probe:
     def labels(self) -> Mapping[str, Tensor]:
         """Labels [N, S], long, by name; -1 where a position has none. The mapping is read-only."""
         return MappingProxyType(self._labels)
+
+    @property
+    def label_names(self) -> dict[str, tuple[str, ...]]:
+        """Names of the numbers of labels, from 0 on, of those labels that have names (a copy)."""
+        return dict(self._label_names)
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ib_callback._probe_texts import encoder
+from ib_callback._tokenizing import Encoder
 from ib_callback.checks import check_integer
 from ib_callback.errors import ProbeError
 from ib_callback.probe import Probe
@@ -59,7 +59,7 @@ def probes_for(
     if num_sequences is not None:
         check_integer("num_sequences", num_sequences, minimum=1, cure="None takes all documents")
     check_integer("min_length", min_length, minimum=1, cure="16 is the default")
-    encoders = [encoder(tokenizer, min_length) for tokenizer in tokenizers.values()]
+    encoders = [Encoder(tokenizer, min_length) for tokenizer in tokenizers.values()]
     columns = {label: list(column) for label, column in (labels or {}).items()}
     chosen: list[str] = []
     numbers: list[int] = []
@@ -67,7 +67,7 @@ def probes_for(
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"texts: expected strings, got {type(text).__name__} at index {number}.")
-        if all(len(encode(text)) >= min_length for encode in encoders):
+        if all(len(encode([text])[0].ids) >= min_length for encode in encoders):
             chosen.append(text)
             numbers.append(number)
         if len(chosen) == num_sequences:

@@ -75,6 +75,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
 
 @pytest.fixture(autouse=True)
 def _seeded_and_contained(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The same random numbers whichever tests ran before, and W&B's files out of the working directory."""
+    """The same random numbers whichever tests ran before, and no files in the working or the home directory."""
     torch.manual_seed(0)
     monkeypatch.setenv("WANDB_DIR", str(tmp_path_factory.getbasetemp()))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))

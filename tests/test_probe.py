@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import logging
 import pickle
@@ -17,8 +18,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from word_tokenizer import word_tokenizer
 
 from ib_callback import Probe, ProbeError
 
@@ -29,17 +30,6 @@ LABELS = {"language": [[0, 0, 0, 0], [1, 1, 1, -1], [2, 2, -1, -1]]}
 
 def small_probe() -> Probe:
     return Probe.from_tokens(IDS, RIGHT, labels=LABELS, name="small")
-
-
-def word_tokenizer() -> Tokenizer:
-    """Ids by hand: [CLS] 1, [SEP] 2, the letters a … j 3 … 12, anything else 0."""
-    vocabulary = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2} | {letter: 3 + i for i, letter in enumerate("abcdefghij")}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    return tokenizer
 
 
 # ---------------------------------------------------------------- from_tokens
@@ -330,13 +320,14 @@ def test_labels_of_texts_cover_their_tokens_and_skip_with_them() -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["en", "de"], r"labels\['f'\]: expected integers or None, got str 'en' at index 0. Number"),
+        ([0, "de"], r"labels\['f'\]: expected integers throughout, or strings.*got 'de' at index 1 after integers"),
+        (["en", 1], "got 1 at index 1 after strings. Make them all of one kind"),
         ([0, 0.5], "got float 0.5 at index 1"),
         ([0, -3], "got -3 at index 1"),
         ([0], "expected 2 entries.*got 1"),
         ([0, 1, 2], "expected 2 entries.*got 3"),
-        ("en", "one integer or None for each text, got str"),
-        (5, "one integer or None for each text, got int"),
+        ("en", "one label or None for each text, got str"),
+        (5, "one label or None for each text, got int"),
     ],
 )
 def test_unusable_labels_of_texts_are_refused(labels: Any, message: str) -> None:
@@ -399,8 +390,8 @@ def data_start(content: bytes) -> int:
     return 8 + struct.unpack("<Q", content[:8])[0]
 
 
-def edit_header(path: Path, **metadata: str | None) -> None:
-    """Change entries of the header's metadata; None removes one."""
+def edit_header(path: Path, *, sealed: bool = True, **metadata: str | None) -> None:
+    """Change entries of the header's metadata, and if `sealed`, its checksum with them; None removes one."""
     content = path.read_bytes()
     start = data_start(content)
     header = json.loads(content[8:start])
@@ -409,6 +400,9 @@ def edit_header(path: Path, **metadata: str | None) -> None:
             del header["__metadata__"][key]
         else:
             header["__metadata__"][key] = value
+    if sealed:
+        entries = sorted([key, value] for key, value in header["__metadata__"].items() if key != "header_sha256")
+        header["__metadata__"]["header_sha256"] = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
     encoded = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + content[start:])
 
@@ -492,7 +486,8 @@ def test_any_damage_to_the_data_is_refused(saved: Path) -> None:
                 Probe.load(saved)
 
 
-def test_damage_to_the_header_never_changes_the_content(saved: Path) -> None:
+def test_damage_to_the_header_never_changes_what_is_loaded(saved: Path) -> None:
+    Probe.from_tokens(IDS, RIGHT, labels=LABELS, label_names={"language": ["de", "en", "fr"]}).save(saved)
     content = saved.read_bytes()
     probe = Probe.load(saved)
     refused = 0
@@ -509,6 +504,8 @@ def test_damage_to_the_header_never_changes_the_content(saved: Path) -> None:
             assert torch.equal(loaded.input_ids, probe.input_ids)
             assert torch.equal(loaded.attention_mask, probe.attention_mask)
             assert torch.equal(loaded.labels["language"], probe.labels["language"])
+            assert loaded.label_names == probe.label_names
+            assert (loaded.name, loaded.source, loaded.tokenizer) == (probe.name, probe.source, probe.tokenizer)
     assert refused > data_start(content)
 
 
@@ -532,12 +529,53 @@ def test_a_file_cut_short_is_refused(saved: Path) -> None:
         ({"source": "[]"}, "source is list, not an object"),
         ({"name": ""}, "name: expected a non-empty string"),
         ({"fingerprint": "0" * 64}, "expected fingerprint 0000"),
+        ({"label_names": "[]"}, "label_names is list, not an object"),
+        ({"label_names": '{"language": ["de"]}'}, "expected a name for each number up to 2, got 1 names"),
     ],
 )
 def test_an_unusable_header_is_refused(metadata: dict[str, str | None], message: str, saved: Path) -> None:
     edit_header(saved, **metadata)
     with pytest.raises(ProbeError, match=message):
         Probe.load(saved)
+
+
+def test_a_header_that_was_changed_is_refused(saved: Path) -> None:
+    edit_header(saved, sealed=False, name="other")
+    with pytest.raises(ProbeError, match="its header was damaged or changed"):
+        Probe.load(saved)
+
+
+def test_files_of_early_versions_have_no_checksum_of_the_header(saved: Path) -> None:
+    edit_header(saved, sealed=False, header_sha256=None)
+    assert Probe.load(saved).fingerprint == small_probe().fingerprint
+
+
+def test_names_of_labels(tmp_path: Path) -> None:
+    names = {"language": ("de", "en", "fr", "it")}
+    probe = Probe.from_tokens(IDS, RIGHT, labels=LABELS, label_names={"language": list(names["language"])})
+    assert probe.label_names == names
+    assert probe.fingerprint == small_probe().fingerprint
+    probe.label_names.clear()
+    probe.save(tmp_path / "p")
+    assert Probe.load(tmp_path / "p").label_names == probe.label_names == names
+    assert pickle.loads(pickle.dumps(probe)).label_names == names
+    assert small_probe().label_names == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"other": ["a"]}, r"label_names\['other'\]: expected one of the labels \['language'\]"),
+        ({"language": ["a", "b"]}, "a name for each number up to 2, got 2 names"),
+        ({"language": "abc"}, "expected a list of strings, got 'abc'"),
+        ({"language": ["a", "b", 3]}, "expected a list of strings"),
+        ({"language": ["a", "b", "a"]}, "expected names that differ"),
+        (["a", "b", "c"], "expected {feature: .*got list"),
+    ],
+)
+def test_unusable_names_of_labels_are_refused(names: Any, message: str) -> None:
+    with pytest.raises(ProbeError, match=message):
+        Probe.from_tokens(IDS, RIGHT, labels=LABELS, label_names=names)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
