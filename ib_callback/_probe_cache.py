@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ib_callback import _probe_file
 from ib_callback.cache import build_once, user_cache_directory
+from ib_callback.optional import require
 
 if TYPE_CHECKING:
     from ib_callback.probe import Probe
@@ -38,5 +39,10 @@ def probe_path(request: Mapping[str, str], name: str, directory: str | os.PathLi
 
 
 def cached(path: Path, build: Callable[[], Probe], load: Callable[[Path], Probe], what: str) -> Probe:
-    """The probe in the file, or a new one, which is kept there; one process at a time builds."""
+    """The probe in the file, or a new one, which is kept there; one process at a time builds.
+
+    Raises:
+        ImportError: the package `safetensors` is missing; before anything is built.
+    """
+    require("safetensors.torch", extra="hf", purpose="Keeping a probe in the cache (cache=False does without)")
     return build_once(path, build, write=lambda partial, probe: probe.save(partial), read=load, what=what)

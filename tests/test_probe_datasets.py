@@ -522,6 +522,18 @@ def test_a_place_for_the_cache_and_none(tmp_path: Path, own_cache: Path) -> None
     assert Probe.load(file).fingerprint == expected().fingerprint
 
 
+def test_the_cache_needs_safetensors_and_says_so_before_it_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    path = json_lines(tmp_path)
+    with pytest.raises(
+        ImportError, match=r"Keeping a probe in the cache \(cache=False does without\) needs the package"
+    ):
+        Probe.from_dataset(path, word_tokenizer(), **SETTINGS)
+    assert Probe.from_dataset(path, word_tokenizer(), cache=False, **SETTINGS).fingerprint == expected().fingerprint
+
+
 def test_a_damaged_file_of_the_cache_is_built_anew(tmp_path: Path, own_cache: Path) -> None:
     path = json_lines(tmp_path)
     Probe.from_dataset(path, word_tokenizer(), **SETTINGS)
