@@ -65,6 +65,9 @@ class PlanePoint:
                 "complexity_by_layer and expressivity_by_layer must have one value per layer each, "
                 f"got {len(self.complexity_by_layer)} and {len(self.expressivity_by_layer)} values"
             )
+        lengths = [len(getattr(self, f.name)) for f in fields(self) if f.name.endswith("_jackknife")]
+        if len({*lengths} - {0}) > 1:
+            raise ValueError(f"the *_jackknife must have one value for each omission, got {lengths} values")
 
     @classmethod
     def from_layers(

@@ -352,6 +352,8 @@ def test_measurements_of_old_files_load_and_new_ones_come_back():
     assert measured.metrics()["ib/token/optimality_se"] == measured["token"].optimality_se
     assert FeaturePoint.from_layers([0.1], num_positions=3).information_se is None
     assert not set(PLANE_ERRORS) & set(PLANE_SCALARS)
+    with pytest.raises(ValueError, match=r"one value for each omission, got \[9, 1, 9, 9\] values"):
+        dataclasses.replace(measured["token"], expressivity_jackknife=(0.1,))
 
 
 # --- coverage
