@@ -1,0 +1,199 @@
+"""Files that are dear to make and shared by runs, ranks and resumes: one process builds, the others wait and read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: several processes may then build the same, but each file is still whole
+    fcntl = None  # type: ignore[assignment]
+
+_log = logging.getLogger(__name__)
+Content = TypeVar("Content")
+
+POLL_SECONDS = 0.1
+SAY_WAITING_SECONDS = (5.0, 60.0)  # first after so long, then every so long
+# Written in seconds, after everything is built: what is left over longer is of a process that died.
+LEFTOVER_SECONDS = 3600.0
+
+
+def user_cache_directory() -> Path:
+    """Where this package keeps what can be built again: `ib_callback` below the user's cache directory.
+
+    That is `$XDG_CACHE_HOME` where it is set, otherwise what is customary: `~/.cache`, `~/Library/Caches` on
+    macOS, `%LOCALAPPDATA%` on Windows. It need not exist.
+    """
+    # By the XDG specification relative paths are to be ignored.
+    asked = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(asked):
+        return Path(asked, "ib_callback")
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/ib_callback").expanduser()
+    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
+        return Path(os.environ["LOCALAPPDATA"], "ib_callback")
+    return Path("~/.cache/ib_callback").expanduser()
+
+
+def build_once(
+    path: Path,
+    build: Callable[[], Content],
+    *,
+    write: Callable[[Path, Content], None],
+    read: Callable[[Path], Content],
+    what: str,
+) -> Content:
+    """What the file holds, if it is there and whole; otherwise it is built, by one process at a time.
+
+    The others wait until it is there, and read it. A file appears under its name only when it is complete and on
+    the disk and has been read back: one that is cut off in the middle leaves nothing that looks finished. The
+    lock on the work is the operating system's and ends with the process, however that ends.
+
+    Several machines that share a directory take turns where its file system passes locks on (NFS 4, or 3 with
+    lockd; Lustre mounted with `flock`). Where it does not, each machine may build, and the last file stays: that
+    is sound as long as what they build is the same.
+
+    Args:
+        path: of the file; missing folders are made. Its name should say all that decides the content.
+        build: makes the content. Its errors are raised, and the next process in line tries again.
+        write: writes the content to a path, which is not `path`.
+        read: reads and verifies a file. The content must not depend on the file any more; a file that is damaged
+            must be a ValueError, and is then set aside and built anew.
+        what: what is built, for messages: "the probe of ...".
+
+    Warns:
+        RuntimeWarning: the file was damaged, or cannot be read or written: what was built is then not kept.
+    """
+    found = _attempt(path, read, what)
+    if found is not None:
+        return found[0]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _warn_not_kept(path, what, error)
+        return build()
+    with _locked(path, what) as locked:
+        # Whoever held the lock until now has built it, most likely.
+        found = _attempt(path, read, what)
+        if found is not None:
+            return found[0]
+        _set_aside(path, what)
+        if locked:
+            _remove_leftovers(path)
+        content = build()
+        try:
+            return _keep(path, content, write, read)
+        except OSError as error:
+            _warn_not_kept(path, what, error)
+            return content
+
+
+def _attempt(path: Path, read: Callable[[Path], Content], what: str) -> tuple[Content] | None:
+    """The content of a whole file; None if there is none, or it is of no use."""
+    try:
+        return (read(path),) if path.exists() else None
+    except (ValueError, FileNotFoundError):  # damaged, or set aside by another process in this moment
+        return None
+    except OSError as error:
+        warnings.warn(
+            f"{what}: {path} cannot be read ({error.strerror or error}), so it is built anew",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
+
+
+def _keep(
+    path: Path, content: Content, write: Callable[[Path, Content], None], read: Callable[[Path], Content]
+) -> Content:
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        write(partial, content)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        kept = read(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return kept
+
+
+def _set_aside(path: Path, what: str) -> None:
+    """Move a file out of the way that `_attempt` found to be of no use."""
+    damaged = path.with_name(f"{path.name}.damaged")
+    try:
+        os.replace(path, damaged)
+    except OSError:
+        return  # there is none, or the directory cannot be written, which is said when it comes to that
+    warnings.warn(
+        f"{what}: {path} is damaged. It was moved to {damaged.name} beside it, and is built anew",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _remove_leftovers(path: Path) -> None:
+    # Writers may use a temporary name of their own, made of the one they were given.
+    for partial in path.parent.glob(f"*.{path.name}.*.partial"):
+        try:
+            if time.time() - partial.stat().st_mtime > LEFTOVER_SECONDS:
+                partial.unlink()
+        except OSError:  # another machine was quicker
+            continue
+
+
+@contextmanager
+def _locked(path: Path, what: str) -> Iterator[bool]:
+    """Hold the lock on building a file; false where the file system or the directory allows none.
+
+    The lock file stays: to remove it would let two processes hold locks on two files of one name.
+    """
+    lock = None
+    if fcntl is not None:
+        try:
+            lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+            _acquire(lock, path, what)
+        except OSError:
+            if lock is not None:
+                os.close(lock)
+            lock = None
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            # Closing alone would leave the lock to child processes that inherited the file.
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            os.close(lock)
+
+
+def _acquire(lock: int, path: Path, what: str) -> None:
+    waited, say = 0.0, SAY_WAITING_SECONDS[0]
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(POLL_SECONDS)
+            waited += POLL_SECONDS
+            if waited >= say:
+                _log.warning("%s: another process builds it; waiting for %s, %.0f s so far", what, path, waited)
+                say += SAY_WAITING_SECONDS[1]
+        else:
+            return
+
+
+def _warn_not_kept(path: Path, what: str, error: OSError) -> None:
+    warnings.warn(
+        f"{what}: it cannot be kept in {path.parent} ({error.strerror or error}), so every run and rank builds it "
+        "anew. Point XDG_CACHE_HOME or cache_dir= to a directory that can be written",
+        RuntimeWarning,
+        stacklevel=3,
+    )
