@@ -3,11 +3,13 @@
 from ib_callback._version import __version__
 from ib_callback.errors import ModelError, ProbeError, RepresentationError, TrajectoryError
 from ib_callback.estimator import soft_entropy, soft_mutual_information
+from ib_callback.ib_curve import IBCurve, ib_curve
 from ib_callback.measurement import Measurement
 from ib_callback.meter import Meter, Preflight, measure
 from ib_callback.phases import Phase, PhaseRule, Phases
 from ib_callback.points import FeaturePoint, PlanePoint
 from ib_callback.probe import Probe
+from ib_callback.probe_joint import probe_curve, probe_joint
 from ib_callback.quantise import reference_points, soft_assign
 from ib_callback.schedule import every, logarithmic
 from ib_callback.selection import Candidate, Choice, Selection
@@ -20,6 +22,7 @@ __all__ = [
     "Candidate",
     "Choice",
     "FeaturePoint",
+    "IBCurve",
     "Measurement",
     "Meter",
     "ModelError",
@@ -41,8 +44,11 @@ __all__ = [
     "__version__",
     "calibrated_temperature",
     "every",
+    "ib_curve",
     "logarithmic",
     "measure",
+    "probe_curve",
+    "probe_joint",
     "reference_points",
     "soft_assign",
     "soft_entropy",

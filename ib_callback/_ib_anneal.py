@@ -23,8 +23,11 @@ _FLOAT64_ENTRIES = 1 << 18
 _MIX = 0.01
 # Steps are in log β.
 _FIRST_BETA, _FIRST_STRIDE = 300.0, 0.5
-_LEAST_STRIDE, _GREATEST_STRIDE = 0.001, 1.0
+_LEAST_STRIDE = {torch.float64: 0.001, torch.float32: 0.02}
+_GREATEST_STRIDE = 1.0
 _MOST_STEPS = 400
+# So many of the best hard codes are starts.
+_DESCENTS = 2
 # Below this a code says nothing, in nats.
 _NOTHING = 1e-9
 
@@ -38,7 +41,7 @@ class Effort:
     dtype: of encoders. float64 for small problems, where 1e-4 nats have to be right at any price; float32 for large
         ones, where it halves time and memory and costs under 1e-5 nats, far less than local maxima do.
     max_iterations, tolerance: as for `ib_curve`.
-    starts: random starts of sequential clustering.
+    starts: random starts of sequential clustering, of which the best two go on.
     gap: greatest gap between a chord and the tangents at its ends, in nats.
     """
 
@@ -61,10 +64,10 @@ class Effort:
         work = codewords * (2 * min(joint.probability.nnz, rows * columns) + 10 * (rows + columns))
         return cls(
             dtype=dtype,
-            max_iterations=int(np.clip(4e9 / work, 60, 3000)) if max_iterations is None else max_iterations,
-            tolerance=(1e-7 if dtype == torch.float64 else 2e-6) if tolerance is None else tolerance,
+            max_iterations=int(np.clip(6e8 / work, 30, 1000)) if max_iterations is None else max_iterations,
+            tolerance=(1e-7 if dtype == torch.float64 else 1e-5) if tolerance is None else tolerance,
             starts=int(np.clip(2000 // rows, 1, 8)),
-            gap=4e-5 if dtype == torch.float64 else 1e-4 * joint.mutual_information,
+            gap=4e-5 if dtype == torch.float64 else 3e-4 * joint.mutual_information,
         )
 
 
@@ -109,12 +112,13 @@ def _hard_codes(joint: Joint, num_codewords: int, effort: Effort, seed: int) -> 
     rows = len(joint.rows)
     if num_codewords >= rows:
         return [np.arange(rows)]
-    sweeps = math.ceil(effort.max_iterations / 10)
-    tolerance = effort.tolerance * 100
-    return [
+    # A sweep costs about as much as a dozen iterations at least, and is done once, not at each β.
+    sweeps, tolerance = math.ceil(effort.max_iterations / 3), 100 * effort.tolerance
+    codes = [
         cluster(joint, num_codewords, sweeps=sweeps, tolerance=tolerance, seed=seed + start)
         for start in range(effort.starts)
     ]
+    return [code for code, _ in sorted(codes, key=lambda found: -found[1])[:_DESCENTS]]
 
 
 def _descend(
@@ -132,18 +136,18 @@ def _descend(
             encoder, point = solve(beta)
             yield point
         return
-    upper, stride = top, _FIRST_STRIDE
+    upper, stride, least = top, _FIRST_STRIDE, _LEAST_STRIDE[effort.dtype]
     for _ in range(_MOST_STEPS):
         # Below 1 no code is worth its complexity, by the data processing inequality.
         beta = max(_FIRST_BETA if math.isinf(upper[2]) else upper[2] * math.exp(-stride), 1.0)
         found, point = solve(beta)
         yield point
         gap = _gap(point, upper)
-        accepted = gap <= 1.5 * effort.gap or stride <= _LEAST_STRIDE or math.isinf(upper[2])
+        accepted = gap <= 1.5 * effort.gap or stride <= least or math.isinf(upper[2])
         # Along a smooth curve the gap grows with the square of the stride.
         factor = math.sqrt(0.8 * effort.gap / max(gap, effort.gap / 100))
         if not math.isinf(upper[2]):
-            stride = float(np.clip(stride * np.clip(factor, 0.2, 2.0), _LEAST_STRIDE, _GREATEST_STRIDE))
+            stride = float(np.clip(stride * np.clip(factor, 0.2, 2.0), least, _GREATEST_STRIDE))
         if accepted:
             encoder, upper = solver.without_copies(found), point
             if beta == 1.0 or point[0] < _NOTHING or encoder.shape[1] == 1:

@@ -14,8 +14,8 @@ from scipy.special import xlogy
 from ib_callback._ib_joint import Joint
 
 
-def cluster(joint: Joint, num_codewords: int, *, sweeps: int, tolerance: float, seed: int) -> np.ndarray:
-    """Codeword [R] of each row, from a random start: a local maximum of I(T;Y), or near it.
+def cluster(joint: Joint, num_codewords: int, *, sweeps: int, tolerance: float, seed: int) -> tuple[np.ndarray, float]:
+    """Codeword [R] of each row and I(T;Y) in nats, from a random start: a local maximum, or near it.
 
     Args:
         joint: of R rows, more than there are codewords.
@@ -55,4 +55,6 @@ def cluster(joint: Joint, num_codewords: int, *, sweeps: int, tolerance: float, 
                 code[row] = best
         if gained < tolerance:
             break
-    return np.unique(code, return_inverse=True)[1]
+    parts = (table, weight, joint.columns)
+    both, over_t, over_y = (float(xlogy(p, p).sum()) for p in parts)
+    return np.unique(code, return_inverse=True)[1], both - over_t - over_y

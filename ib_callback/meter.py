@@ -20,16 +20,18 @@ from ib_callback.checks import check_integer
 from ib_callback.errors import ModelError, ProbeError
 from ib_callback.estimator import check_weighting
 from ib_callback.guard import resharded, untouched
+from ib_callback.ib_curve import IBCurve
 from ib_callback.labels import parse_orders
 from ib_callback.measurement import Measurement
 from ib_callback.models import Forward, Layer, Layers
 from ib_callback.plan import Batch, Plan
 from ib_callback.planner import make_plan
 from ib_callback.probe import Probe
+from ib_callback.probe_joint import probe_curve
 from ib_callback.quantise import check_seed, check_temperature
 from ib_callback.readout import read_out
 
-BOUNDS = ("diagonal",)
+BOUNDS = ("diagonal", "ib_curve")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ class Meter:
         temperature: `"calibrated"`, or a number.
         seed: of the reference points, and of the subsets and permutations of the nulls.
         weighting: of labels in H(Z given X): `"empirical"` by frequency, `"uniform"` all alike.
-        bound: what the distance is taken to: `"diagonal"`, I(Y;Z) = I(X;Z).
+        bound: what the distance is taken to: `"diagonal"`, I(Y;Z) = I(X;Z), or `"ib_curve"`, the Information
+            Bottleneck curve of the probe's own p(x, y) of the primary order, with as many codewords as bins. It is
+            computed before the first measurement (some seconds to a minute) and kept in the user's cache directory.
         null: whether to estimate what finite sampling alone yields.
         batch_size: sequences in a forward pass; halved for good when memory runs out.
         memory_budget: bytes for histograms and assignments; layers are measured in as many groups, each with a
@@ -123,6 +127,11 @@ class Meter:
         self.weighting = weighting
         if bound not in BOUNDS:
             raise ValueError(f"bound: expected one of {', '.join(map(repr, BOUNDS))}, got {bound!r}.")
+        if bound == "ib_curve" and weighting != "empirical":
+            raise ValueError(
+                f'bound="ib_curve" bounds mutual information, which weighting={weighting!r} does not yield. Use '
+                'weighting="empirical", or bound="diagonal".'
+            )
         self.bound = bound
         # Nulls and ceiling are not defined for uniform weights.
         self.null = bool(null) and weighting == "empirical"
@@ -137,6 +146,7 @@ class Meter:
         self.forward = forward
         self.progress = bool(progress)
         self._plans: dict[int, Plan] = {}
+        self._curve: IBCurve | None = None
         self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
         self._proved_trunk: weakref.ref[nn.Module] | None = None
         self._autocast = ""  # known from the first forward pass on
@@ -159,6 +169,18 @@ class Meter:
                 )
             }
         return self._plans[self.batch_size]
+
+    def curve(self) -> IBCurve | None:
+        """The IB curve that is the bound, in nats, computed on first use; None if the bound is the diagonal."""
+        if self.bound == "ib_curve" and self._curve is None:
+            self._curve = probe_curve(
+                self.probe,
+                order=self.primary,
+                orders=self.orders,
+                num_codewords=self.num_bins,
+                progress=self.progress,
+            )
+        return self._curve
 
     def preflight(self, model: nn.Module) -> Preflight:
         """Check everything that can be checked before training: blocks, vocabulary, positions, memory, one forward.
@@ -184,6 +206,7 @@ class Meter:
         longest = max(plan.batches, key=lambda batch: batch.width)
         with untouched(root), resharded(root):
             self._one_forward(root, layers, longest, self._call(root, layers, plan))
+        self.curve()
         return Preflight(
             layers=tuple(layer.name for layer in layers),
             num_sequences=len(self.probe),
@@ -209,6 +232,7 @@ class Meter:
         Returns:
             The point; information in fractions of log(num_bins), as Conklin et al. (ICLR 2026) plot it.
         """
+        curve = self.curve()
         started = time.perf_counter()
         if step is not None:
             check_integer("step", step, minimum=0, cure="None is for a model outside training")
@@ -226,11 +250,13 @@ class Meter:
             primary=self.primary,
             settings=self.settings(root),
             seconds=time.perf_counter() - started,
+            curve=None if curve is None else curve.to_efficiency(self.num_bins),
         )
 
     def settings(self, model: nn.Module) -> dict[str, Any]:
         """All that decides whether two measurements can be compared, as JSON values."""
         root = models.unwrap(model)
+        codewords = {"bound_codewords": self.num_bins} if self.bound == "ib_curve" else {}
         return {
             "probe": self.probe.fingerprint,
             "K": max(self.orders.values()),
@@ -243,6 +269,7 @@ class Meter:
             "seed": self.seed,
             "weighting": self.weighting,
             "bound": self.bound,
+            **codewords,
             "dtype": models.dtype_of(root) + self._autocast,
             "version": __version__,
         }

@@ -7,8 +7,8 @@ optimality and distance to the bound are those of Conklin et al., ICLR 2026, and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 from ib_callback.plain import plain_integer, plain_number, plain_numbers
 
@@ -24,6 +24,11 @@ class PlanePoint:
 
     Values are Python floats, or None where undefined. A null is what finite sampling alone yields: the truth
     lies between `*_above_null` (measured minus null) and the measured value.
+
+    `distance_to_bound` is bound(complexity) − expressivity, and `bound_ratio` expressivity / bound(complexity). With
+    the diagonal as bound the ratio is the optimality and stays None; with the IB curve, which is that of one order,
+    both are None for all other orders. `distance_above_null` is measured to the diagonal always: the null is the same
+    on both axes, not on both sides of a curve.
     """
 
     complexity: float | None
@@ -38,6 +43,7 @@ class PlanePoint:
     expressivity_above_null: float | None
     optimality_above_null: float | None
     distance_above_null: float | None
+    bound_ratio: float | None = None
     complexity_by_layer: tuple[float, ...]
     expressivity_by_layer: tuple[float, ...]
 
@@ -122,11 +128,42 @@ class PlanePoint:
             **by_layer,
         )
 
+    def against(self, bound: Callable[[float], float] | None) -> PlanePoint:
+        """The same point with its distance to another bound than the diagonal.
+
+        A bound that is concave, like the IB curve, holds for the mean over layers if it holds for each of them.
+
+        Args:
+            bound: the highest expressivity at a complexity, in the unit of the point; None: none is known for this
+                order, and so there is neither a distance nor a ratio.
+        """
+        if bound is None or self.complexity is None or self.expressivity is None:
+            return replace(self, distance_to_bound=None, bound_ratio=None)
+        highest = bound(self.complexity)
+        return replace(
+            self,
+            distance_to_bound=highest - self.expressivity,
+            bound_ratio=_ratio(self.expressivity, highest),
+        )
+
 
 # The numbers of its primary order that a measurement shows as its own.
 PRIMARY_SCALARS = ("complexity", "expressivity", "optimality", "distance_to_bound")
 # All numbers of a plane point that are not by layer, in the order of logging.
 PLANE_SCALARS = tuple(f.name for f in fields(PlanePoint) if not f.name.endswith("_by_layer"))
+
+
+def plane_scalars(order: str, *, primary: str | None, bound: str) -> tuple[str, ...]:
+    """Those of `PLANE_SCALARS` that are defined for an order with such a bound.
+
+    >>> "distance_to_bound" in plane_scalars("bigram", primary="token", bound="ib_curve")
+    False
+    """
+    if bound == "diagonal":
+        undefined = {"bound_ratio"}
+    else:
+        undefined = set() if order == primary else {"distance_to_bound", "bound_ratio"}
+    return tuple(name for name in PLANE_SCALARS if name not in undefined)
 
 
 @dataclass(frozen=True, kw_only=True)

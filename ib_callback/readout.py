@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ib_callback.accumulate import Sums
+from ib_callback.ib_curve import IBCurve
 from ib_callback.measurement import Measurement
 from ib_callback.null import SubsetCurve
 from ib_callback.plan import FeaturePlan, NullPlan, Plan
@@ -24,11 +25,14 @@ def read_out(
     primary: str,
     settings: dict[str, Any],
     seconds: float,
+    curve: IBCurve | None = None,
 ) -> Measurement:
-    """The measurement that the sums of a whole pass amount to."""
+    """The measurement that the sums of a whole pass amount to; `curve`, if it is the bound, in efficiencies."""
     reader = _Reader(plan, sums, weighting)
     names = [name for quantity, name in (s.name for s in plan.label_sets) if quantity == "complexity"]
     orders = {name: reader.plane_point(name) for name in names}
+    if curve is not None:
+        orders = {name: point.against(curve.bound if name == primary else None) for name, point in orders.items()}
     complexity = orders[primary].complexity
     return Measurement(
         step=step,
