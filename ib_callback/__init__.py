@@ -9,7 +9,7 @@ from ib_callback.meter import Meter, Preflight, measure
 from ib_callback.phases import Phase, PhaseRule, Phases
 from ib_callback.points import FeaturePoint, PlanePoint
 from ib_callback.probe import Probe
-from ib_callback.probe_joint import probe_curve, probe_joint
+from ib_callback.probe_joint import probe_curve
 from ib_callback.quantise import reference_points, soft_assign
 from ib_callback.schedule import every, logarithmic
 from ib_callback.selection import Candidate, Choice, Selection
@@ -48,7 +48,6 @@ __all__ = [
     "logarithmic",
     "measure",
     "probe_curve",
-    "probe_joint",
     "reference_points",
     "soft_assign",
     "soft_entropy",

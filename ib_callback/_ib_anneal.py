@@ -121,9 +121,7 @@ def _hard_codes(joint: Joint, num_codewords: int, effort: Effort, seed: int) -> 
     return [code for code, _ in sorted(codes, key=lambda found: -found[1])[:_DESCENTS]]
 
 
-def _descend(
-    solver: Solver, encoder: Tensor, top: Point, effort: Effort, betas: list[float] | None
-) -> Iterator[Point]:
+def _descend(solver: Solver, encoder: Tensor, top: Point, effort: Effort, betas: list[float] | None) -> Iterator[Point]:
     """Codes at lower and lower β, each begun from the last."""
 
     def solve(beta: float) -> tuple[Tensor, Point]:

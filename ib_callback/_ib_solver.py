@@ -74,7 +74,9 @@ class Solver:
             return matrix @ table
         # Like histogram.segment_sum: no atomics, so the same on every run.
         members, offsets, weights = matrix
-        return F.embedding_bag(members, table, offsets, mode="sum", include_last_offset=True, per_sample_weights=weights)
+        return F.embedding_bag(
+            members, table, offsets, mode="sum", include_last_offset=True, per_sample_weights=weights
+        )
 
     def hard(self, code: np.ndarray) -> Tensor:
         """The encoder [R, n] that gives each row its codeword."""

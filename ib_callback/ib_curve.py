@@ -67,7 +67,14 @@ class IBCurve:
                 f"{c.shape}, {e.shape} and {b.shape}"
             )
         finite = np.isfinite(c).all() and np.isfinite(e).all() and math.isfinite(mutual_information)
-        if not finite or np.isnan(b).any() or c[0] != 0 or e[0] != 0 or (np.diff(c) <= 0).any() or (np.diff(e) < 0).any():
+        if (
+            not finite
+            or np.isnan(b).any()
+            or c[0] != 0
+            or e[0] != 0
+            or (np.diff(c) <= 0).any()
+            or (np.diff(e) < 0).any()
+        ):
             raise ValueError("the corners of an IBCurve are finite and ascend from (0, 0)")
         for array in arrays:
             array.flags.writeable = False

@@ -71,7 +71,7 @@ def resolve_metric(name: str, available: Measurement | Iterable[str]) -> str:
             return candidate
     hint = ""
     if name.rpartition("/")[2] in ("bound_ratio", "distance_to_bound"):
-        hint = "; a bound_ratio takes bound=\"ib_curve\", which is the bound of the primary order and of no other"
+        hint = '; a bound_ratio takes bound="ib_curve", which is the bound of the primary order and of no other'
     raise ValueError(f"no metric {name!r} is measured{hint}; those measured: {', '.join(names) or 'none'}")
 
 

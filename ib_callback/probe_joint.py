@@ -42,9 +42,7 @@ class ProbeJoint:
         return int(self.counts.data.sum())
 
 
-def probe_joint(
-    probe: Probe, order: str = "token", *, orders: str | Iterable[str] = tuple(ORDER_NAMES)
-) -> ProbeJoint:
+def probe_joint(probe: Probe, order: str = "token", *, orders: str | Iterable[str] = tuple(ORDER_NAMES)) -> ProbeJoint:
     """Count the pairs of input and output label of one n-gram order over the valid positions of a probe.
 
     Args:
