@@ -20,7 +20,7 @@ MANY_ROWS = 4096
 _FLOAT64_ENTRIES = 1 << 18
 # Share of each row given to all codewords alike before β is lowered. Without it codewords that have lost some y for
 # good (p(y|t) underflows while β is high) could never take up rows with that y again.
-_MIX = 0.01
+_MIX = 0.001
 # Steps are in log β.
 _FIRST_BETA, _FIRST_STRIDE = 300.0, 0.5
 _LEAST_STRIDE = {torch.float64: 0.001, torch.float32: 0.02}
@@ -125,16 +125,22 @@ def _descend(solver: Solver, encoder: Tensor, top: Point, effort: Effort, betas:
     """Codes at lower and lower β, each begun from the last."""
 
     def solve(beta: float) -> tuple[Tensor, Point]:
-        mixed = (1 - _MIX) * encoder + _MIX / encoder.shape[1]
-        found = solver.solve(mixed, beta, max_iterations=effort.max_iterations, tolerance=effort.tolerance)
-        return found, (*solver.information(found), beta)
+        for mix in (_MIX, 0.0):
+            start = (1 - mix) * encoder + mix / encoder.shape[1]
+            found = solver.solve(start, beta, max_iterations=effort.max_iterations, tolerance=effort.tolerance)
+            point = (*solver.information(found), beta)
+            # Mixing may have undone more than the iteration had the patience to restore; without it nothing is lost.
+            if point[1] - point[0] / beta >= upper[1] - upper[0] / beta - effort.tolerance:
+                break
+        return found, point
 
+    upper = top
     if betas is not None:
         for beta in betas:
-            encoder, point = solve(beta)
-            yield point
+            encoder, upper = solve(beta)
+            yield upper
         return
-    upper, stride, least = top, _FIRST_STRIDE, _LEAST_STRIDE[effort.dtype]
+    stride, least = _FIRST_STRIDE, _LEAST_STRIDE[effort.dtype]
     for _ in range(_MOST_STEPS):
         # Below 1 no code is worth its complexity, by the data processing inequality.
         beta = max(_FIRST_BETA if math.isinf(upper[2]) else upper[2] * math.exp(-stride), 1.0)

@@ -23,7 +23,8 @@ _DENSE = 0.2
 # The longest extrapolation, in steps.
 _LONGEST = 64.0
 # Codewords whose distributions over y have a squared Hellinger distance below this are one codeword.
-_SAME = {torch.float64: 1e-10, torch.float32: 3e-6}
+# Not far above: while β is falling towards the split of two codewords they lie close together, and still count.
+_SAME = 1e-10
 
 
 @contextmanager
@@ -65,8 +66,10 @@ class Solver:
 
     def _sparse(self, matrix: csr_matrix) -> tuple[Tensor, Tensor, Tensor]:
         matrix.sort_indices()
-        index = (torch.from_numpy(part.astype(np.int64)).to(self.device) for part in (matrix.indices, matrix.indptr))
-        return *index, torch.from_numpy(matrix.data).to(self.device, self.dtype)
+        members, offsets = (
+            torch.from_numpy(part.astype(np.int64)).to(self.device) for part in (matrix.indices, matrix.indptr)
+        )
+        return members, offsets, torch.from_numpy(matrix.data).to(self.device, self.dtype)
 
     @staticmethod
     def _product(matrix: Tensor | tuple[Tensor, Tensor, Tensor], table: Tensor) -> Tensor:
@@ -152,9 +155,9 @@ class Solver:
         weight = joint.sum(0)
         used = weight > torch.finfo(self.dtype).eps * 1e-3
         encoder, joint, weight = encoder[:, used], joint[:, used], weight[used]
-        root = (joint / weight).sqrt()
+        root = (joint.double() / weight.double()).sqrt()
         affinity = root.T @ root
-        same = csr_matrix((1.0 - affinity < _SAME[self.dtype]).cpu().numpy())
+        same = csr_matrix((1.0 - affinity < _SAME).cpu().numpy())
         number, group = connected_components(same, directed=False)
         if number == encoder.shape[1]:
             return encoder / encoder.sum(1, keepdim=True)

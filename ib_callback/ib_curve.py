@@ -226,8 +226,8 @@ def ib_curve(
             gain nothing.
         betas: the weights β at which codes are sought, positive; by default chosen as above. The hard code at β → ∞
             belongs to the curve in any case.
-        max_iterations: at each β, and three times the sweeps of sequential clustering; by default 30 to 1,000, fewer for
-            larger problems.
+        max_iterations: at each β, and three times the sweeps of sequential clustering; by default 30 to 1,000,
+            fewer for larger problems.
         tolerance: in nats: iteration ends where the objective grows by less; by default 1e-7 in float64, 1e-5 in
             float32.
         seed: of the random starts of sequential clustering.
@@ -281,7 +281,7 @@ def ib_curve(
 
 
 def _envelope(points: list[tuple[float, float, float]], mutual_information: float) -> np.ndarray:
-    """Corners [k, 3] of the least concave and monotone curve from (0, 0) on over points (complexity, expressivity, β)."""
+    """Corners [k, 3] of the least concave, monotone curve from (0, 0) on over points (complexity, expressivity, β)."""
     corners: list[tuple[float, float, float]] = [(0.0, 0.0, 0.0)]
     # By the data processing inequality, to which rounding does not keep.
     proper = sorted((c, min(e, c, mutual_information), -beta) for c, e, beta in points)

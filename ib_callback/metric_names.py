@@ -34,7 +34,8 @@ def metric_names(
     """Every metric of measurements with these orders and features, before one is made.
 
     Args:
-        orders, features: that are measured.
+        orders: that are measured.
+        features: likewise.
         primary: the primary order; the IB curve is the bound of that one alone.
         bound: as for `Meter`.
 

@@ -125,6 +125,7 @@ class PlanePoint:
             expressivity_above_null=expressivity_above,
             optimality_above_null=optimality_above,
             distance_above_null=distance_above,
+            bound_ratio=None,
             **by_layer,
         )
 

@@ -399,18 +399,18 @@ def test_saved_and_loaded(curve, tmp_path):
         ("{", "expected a file written by IBCurve.save"),
         ("[]", "expected a file written by IBCurve.save"),
         ('{"format": 1, "unit": "nats"}', "expected a file written by IBCurve.save"),
-        (dict(format=2), "expected format 1 in nats, got format 2"),
-        (dict(unit="bits"), "expected format 1 in nats, got format 1 in 'bits'"),
-        (dict(complexity=[0.0, 1.0, 0.5]), "damaged: the corners of an IBCurve are finite and ascend"),
-        (dict(complexity=[0.0]), "damaged: an IBCurve needs .* the same length"),
+        ({"format": 2}, "expected format 1 in nats, got format 2"),
+        ({"unit": "bits"}, "expected format 1 in nats, got format 1 in 'bits'"),
+        ({"complexity": [0.0, 1.0, 0.5]}, "damaged: the corners of an IBCurve are finite and ascend"),
+        ({"complexity": [0.0]}, "damaged: an IBCurve needs .* the same length"),
     ],
 )
 def test_files_that_are_none(tmp_path, content, message):
     path = tmp_path / "curve.json"
-    whole = dict(
-        format=1, unit="nats", complexity=[0.0, 0.5, 1.0], expressivity=[0.0, 0.4, 0.5], betas=[0.0, 2.0, None],
-        mutual_information=0.6, num_codewords=3,
-    )  # fmt: skip
+    whole = {
+        "format": 1, "unit": "nats", "mutual_information": 0.6, "num_codewords": 3,
+        "complexity": [0.0, 0.5, 1.0], "expressivity": [0.0, 0.4, 0.5], "betas": [0.0, 2.0, None],
+    }  # fmt: skip
     path.write_text(json.dumps(whole))
     assert ib.IBCurve.load(path).betas[-1] == math.inf
     path.write_text(content if isinstance(content, str) else json.dumps(whole | content))
