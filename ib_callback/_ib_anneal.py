@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ _FIRST_BETA, _FIRST_STRIDE = 300.0, 0.5
 _LEAST_STRIDE = {torch.float64: 0.001, torch.float32: 0.02}
 _GREATEST_STRIDE = 1.0
 _MOST_STEPS = 400
+# New starts: how many along the curve, and at most how many in gaps; and their share of random assignment.
+_NEW_STARTS = {torch.float64: (12, 40), torch.float32: (4, 4)}
+_FRESH = 0.3
 # So many of the best hard codes are starts.
 _DESCENTS = 2
 # Below this a code says nothing, in nats.
@@ -65,9 +69,9 @@ class Effort:
         return cls(
             dtype=dtype,
             max_iterations=int(np.clip(6e8 / work, 30, 1000)) if max_iterations is None else max_iterations,
-            tolerance=(1e-7 if dtype == torch.float64 else 1e-5) if tolerance is None else tolerance,
+            tolerance=(1e-6 if dtype == torch.float64 else 1e-5) if tolerance is None else tolerance,
             starts=int(np.clip(2000 // rows, 1, 8)),
-            gap=4e-5 if dtype == torch.float64 else 3e-4 * joint.mutual_information,
+            gap=8e-5 if dtype == torch.float64 else 3e-4 * joint.mutual_information,
         )
 
 
@@ -105,7 +109,76 @@ def anneal(
             for point in _descend(solver, encoder, top, effort, betas):
                 points.append(point)
                 report((number + 1 - point[0] / max(top[0], _NOTHING)) / len(codes))
+        if betas is None:
+            _fill(solver, solver.hard(codes[0]), points, effort, seed)
     return points
+
+
+def _fill(solver: Solver, hard: Tensor, points: list[Point], effort: Effort, seed: int) -> None:
+    """Look for better codes from new starts, at some β and where the curve has gaps, and add them to `points`.
+
+    On the way down a code can outlive the β at which it is best, and then fall past others.
+    """
+    random = torch.Generator().manual_seed(seed)
+
+    def start_at(beta: float) -> None:
+        noise = torch.rand(hard.shape, generator=random, dtype=torch.float64).to(hard)
+        start = (1 - _FRESH) * hard + _FRESH * noise / noise.sum(1, keepdim=True)
+        found = solver.solve(start, beta, max_iterations=effort.max_iterations, tolerance=effort.tolerance)
+        point = (*solver.information(found), beta)
+        if _lead(point, points) > effort.gap / 4:
+            for below in _descend(solver, solver.without_copies(found), point, effort, None):
+                points.append(below)
+                if _lead(below, points[:-1]) < 0:
+                    break
+        points.append(point)
+
+    checks, fills = _NEW_STARTS[effort.dtype]
+    corners = envelope(points)
+    if len(corners) == 1:
+        return
+    for complexity in np.linspace(corners[-1][0], 0.0, checks + 2)[1:-1]:
+        start_at(_between(*next(pair for pair in pairwise(envelope(points)) if complexity <= pair[1][0])))
+    tried: set[float] = set()
+    for _ in range(fills):
+        corners = envelope(points)
+        # The curve begins with a slope of 1 at most.
+        corners[0] = (0.0, 0.0, 1.0)
+        gaps = [(_gap(*pair), _between(*pair)) for pair in pairwise(corners)]
+        gaps = [(gap, beta) for gap, beta in gaps if gap > 2 * effort.gap and beta not in tried]
+        if not gaps:
+            return
+        beta = max(gaps)[1]
+        tried.add(beta)
+        start_at(beta)
+
+
+def _between(lower: Point, upper: Point) -> float:
+    """The β at which both codes are equally good."""
+    return min((upper[0] - lower[0]) / max(upper[1] - lower[1], _NOTHING), _FIRST_BETA)
+
+
+def _lead(point: Point, others: list[Point]) -> float:
+    """By how much a code is better at its own β than the best of the others, in nats."""
+    return point[1] - point[0] / point[2] - max(max(e - c / point[2] for c, e, _ in others), 0.0)
+
+
+def envelope(points: list[Point]) -> list[Point]:
+    """Corners of the least concave and monotone curve from (0, 0) on over points; β is 0 at (0, 0)."""
+    corners: list[Point] = [(0.0, 0.0, 0.0)]
+    for c, e, negative in sorted((c, e, -beta) for c, e, beta in points):
+        if e <= corners[-1][1] + 1e-12 or c <= 1e-12:
+            continue
+        while len(corners) > 1 and _turns_up(corners[-2], corners[-1], (c, e)):
+            corners.pop()
+        if c > corners[-1][0]:
+            corners.append((c, e, -negative))
+    return corners
+
+
+def _turns_up(a: tuple[float, ...], b: tuple[float, ...], c: tuple[float, ...]) -> bool:
+    """Whether b lies on or below the chord from a to c."""
+    return (b[1] - a[1]) * (c[0] - a[0]) <= (c[1] - a[1]) * (b[0] - a[0])
 
 
 def _hard_codes(joint: Joint, num_codewords: int, effort: Effort, seed: int) -> list[np.ndarray]:
