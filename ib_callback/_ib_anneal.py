@@ -17,18 +17,18 @@ from ib_callback._ib_solver import Solver, one_thread
 
 # As many codewords as rows are not taken by default beyond this number of rows: the encoder is their square.
 MANY_ROWS = 4096
-# Encoders with more entries than this are float32, see `Effort`.
-_FLOAT64_ENTRIES = 1 << 18
+# Encoders with up to so many entries are float64, and problems up to so many are computed thoroughly: see `Effort`.
+_FLOAT64_ENTRIES, _THOROUGH_ENTRIES = 1 << 12, 1 << 18
 # Share of each row given to all codewords alike before β is lowered. Without it codewords that have lost some y for
 # good (p(y|t) underflows while β is high) could never take up rows with that y again.
 _MIX = 0.001
 # Steps are in log β.
 _FIRST_BETA, _FIRST_STRIDE = 300.0, 0.5
-_LEAST_STRIDE = {torch.float64: 0.001, torch.float32: 0.02}
+_LEAST_STRIDE = {True: 0.001, False: 0.02}
 _GREATEST_STRIDE = 1.0
 _MOST_STEPS = 400
 # New starts: how many along the curve, and at most how many in gaps; and their share of random assignment.
-_NEW_STARTS = {torch.float64: (12, 40), torch.float32: (4, 4)}
+_NEW_STARTS = {True: (8, 40), False: (4, 4)}
 _FRESH = 0.3
 # So many of the best hard codes are starts.
 _DESCENTS = 2
@@ -42,14 +42,16 @@ Point = tuple[float, float, float]
 class Effort:
     """How exactly to compute, and for how long.
 
-    dtype: of encoders. float64 for small problems, where 1e-4 nats have to be right at any price; float32 for large
-        ones, where it halves time and memory and costs under 1e-5 nats, far less than local maxima do.
+    dtype: of encoders. float64 where that costs nothing; float32 beyond, where it halves time and memory and alters a
+        code's informations by under 1e-5 nats, less than the steps in β do. Sums are float64 in any case.
+    thorough: whether the problem is small enough for an accuracy of 1e-4 nats.
     max_iterations, tolerance: as for `ib_curve`.
     starts: random starts of sequential clustering, of which the best two go on.
     gap: greatest gap between a chord and the tangents at its ends, in nats.
     """
 
     dtype: torch.dtype
+    thorough: bool
     max_iterations: int
     tolerance: float
     starts: int
@@ -63,15 +65,16 @@ class Effort:
         rows, columns = joint.probability.shape
         codewords = min(num_codewords, rows)
         entries = rows * codewords
-        dtype = torch.float64 if entries <= _FLOAT64_ENTRIES else torch.float32
+        thorough = entries <= _THOROUGH_ENTRIES
         # Of one iteration: two products, and exponentials and logarithms, which cost about 10 multiplications.
         work = codewords * (2 * min(joint.probability.nnz, rows * columns) + 10 * (rows + columns))
         return cls(
-            dtype=dtype,
+            dtype=torch.float64 if entries <= _FLOAT64_ENTRIES else torch.float32,
+            thorough=thorough,
             max_iterations=int(np.clip(6e8 / work, 30, 1000)) if max_iterations is None else max_iterations,
-            tolerance=(1e-6 if dtype == torch.float64 else 1e-5) if tolerance is None else tolerance,
+            tolerance=(1e-6 if thorough else 1e-5) if tolerance is None else tolerance,
             starts=int(np.clip(2000 // rows, 1, 8)),
-            gap=8e-5 if dtype == torch.float64 else 3e-4 * joint.mutual_information,
+            gap=8e-5 if thorough else 3e-4 * joint.mutual_information,
         )
 
 
@@ -133,7 +136,7 @@ def _fill(solver: Solver, hard: Tensor, points: list[Point], effort: Effort, see
                     break
         points.append(point)
 
-    checks, fills = _NEW_STARTS[effort.dtype]
+    checks, fills = _NEW_STARTS[effort.thorough]
     corners = envelope(points)
     if len(corners) == 1:
         return
@@ -213,7 +216,7 @@ def _descend(solver: Solver, encoder: Tensor, top: Point, effort: Effort, betas:
             encoder, upper = solve(beta)
             yield upper
         return
-    stride, least = _FIRST_STRIDE, _LEAST_STRIDE[effort.dtype]
+    stride, least = _FIRST_STRIDE, _LEAST_STRIDE[effort.thorough]
     for _ in range(_MOST_STEPS):
         # Below 1 no code is worth its complexity, by the data processing inequality.
         beta = max(_FIRST_BETA if math.isinf(upper[2]) else upper[2] * math.exp(-stride), 1.0)

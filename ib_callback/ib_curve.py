@@ -228,8 +228,8 @@ def ib_curve(
             belongs to the curve in any case.
         max_iterations: at each β, and three times the sweeps of sequential clustering; by default 30 to 1,000,
             fewer for larger problems.
-        tolerance: in nats: iteration ends where the objective grows by less; by default 1e-6 in float64, 1e-5 in
-            float32.
+        tolerance: in nats: iteration ends where the objective grows by less; by default 1e-6, or 1e-5 for
+            large problems.
         seed: of the random starts of sequential clustering.
         device: where to iterate; by default where `joint` is.
         progress: whether to show a bar when it takes more than two seconds.
@@ -277,7 +277,9 @@ def ib_curve(
     # By the data processing inequality, to which rounding does not keep.
     proper = [(c, min(e, c, reduced.mutual_information), beta) for c, e, beta in points]
     return IBCurve(
-        *np.array(envelope(proper)).T, mutual_information=reduced.mutual_information, num_codewords=num_codewords or max(rows, 2)
+        *np.array(envelope(proper)).T,
+        mutual_information=reduced.mutual_information,
+        num_codewords=num_codewords or max(rows, 2),
     )
 
 
