@@ -5,6 +5,7 @@ from ib_callback.adjusted import Adjusted, adjusted, adjusted_information
 from ib_callback.difference import Difference, difference
 from ib_callback.errors import ModelError, ProbeError, RepresentationError, TrajectoryError
 from ib_callback.estimator import soft_entropy, soft_mutual_information
+from ib_callback.ib_curve import IBCurve, ib_curve
 from ib_callback.increment import Increment, information_increment, ngram_labels
 from ib_callback.measurement import Measurement
 from ib_callback.meter import Meter, Preflight, measure
@@ -12,6 +13,7 @@ from ib_callback.overlap import Overlap
 from ib_callback.phases import Phase, PhaseRule, Phases
 from ib_callback.points import FeaturePoint, PlanePoint
 from ib_callback.probe import Probe
+from ib_callback.probe_joint import probe_curve
 from ib_callback.quantise import reference_points, soft_assign
 from ib_callback.schedule import every, logarithmic
 from ib_callback.selection import Candidate, Choice, Selection
@@ -26,6 +28,7 @@ __all__ = [
     "Choice",
     "Difference",
     "FeaturePoint",
+    "IBCurve",
     "Increment",
     "Measurement",
     "Meter",
@@ -52,10 +55,12 @@ __all__ = [
     "calibrated_temperature",
     "difference",
     "every",
+    "ib_curve",
     "information_increment",
     "logarithmic",
     "measure",
     "ngram_labels",
+    "probe_curve",
     "reference_points",
     "soft_assign",
     "soft_entropy",

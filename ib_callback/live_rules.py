@@ -26,6 +26,7 @@ class LiveRules:
         select: what to select checkpoints by: a metric or a feature, or a `Selection` with more to it; None if
             none are selected.
         select_from: from when on points can be selected.
+        primary, bound: as for `Meter`; they decide which metrics there are.
 
     Attributes:
         stopping: the rule, or None.
@@ -47,9 +48,11 @@ class LiveRules:
         early_stopping: PlateauStopping | None = None,
         select: str | Selection | None = None,
         select_from: SelectFrom = "compression",
+        primary: str | None = None,
+        bound: str = "diagonal",
     ) -> None:
         features = tuple(features)
-        self.metrics = metric_names(orders, features)
+        self.metrics = metric_names(orders, features, primary=primary, bound=bound)
         if early_stopping is not None and not isinstance(early_stopping, PlateauStopping):
             raise TypeError(
                 f"early_stopping: expected an ib.PlateauStopping or None, got {early_stopping!r}; "

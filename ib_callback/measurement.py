@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from ib_callback.plain import json_values, plain_integer, plain_number, plain_numbers
-from ib_callback.points import PLANE_ERRORS, PLANE_SCALARS, PRIMARY_SCALARS, FeaturePoint, PlanePoint
+from ib_callback.points import PLANE_ERRORS, PRIMARY_SCALARS, FeaturePoint, PlanePoint, plane_scalars
 
 _Point = TypeVar("_Point", "PlanePoint", "FeaturePoint")
 
@@ -154,8 +154,10 @@ class Measurement:
         named: dict[str, float | int | None] = {
             name: getattr(self, name) for name in (*PRIMARY_SCALARS, "entropy", "ceiling")
         }
+        bound = self.settings.get("bound", "diagonal")
         for order, point in self.orders.items():
-            named.update((f"{order}/{name}", getattr(point, name)) for name in PLANE_SCALARS)
+            names = plane_scalars(order, primary=self.primary, bound=bound)
+            named.update((f"{order}/{name}", getattr(point, name)) for name in names)
             errors = {name: getattr(point, name) for name in PLANE_ERRORS}
             named.update((f"{order}/{name}", error) for name, error in errors.items() if error is not None)
         for feature, value in self.features.items():

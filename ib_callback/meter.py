@@ -22,6 +22,7 @@ from ib_callback.errors import ModelError, ProbeError
 from ib_callback.estimator import check_weighting
 from ib_callback.feature_probes import FeatureProbes, label_names, named_features
 from ib_callback.guard import resharded, untouched
+from ib_callback.ib_curve import IBCurve
 from ib_callback.jackknife import NUM_GROUPS
 from ib_callback.jackknife_plan import MAX_GROUPS
 from ib_callback.labels import parse_orders
@@ -30,10 +31,11 @@ from ib_callback.models import Forward, Layer, Layers
 from ib_callback.plan import Batch, Plan
 from ib_callback.planner import make_plan
 from ib_callback.probe import Probe
+from ib_callback.probe_joint import probe_curve
 from ib_callback.quantise import check_seed, check_temperature
 from ib_callback.readout import read_out
 
-BOUNDS = ("diagonal",)
+BOUNDS = ("diagonal", "ib_curve")
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,9 @@ class Meter:
         temperature: `"calibrated"`, or a number.
         seed: of the reference points, and of the subsets and permutations of the nulls.
         weighting: of labels in H(Z given X): `"empirical"` by frequency, `"uniform"` all alike.
-        bound: what the distance is taken to: `"diagonal"`, I(Y;Z) = I(X;Z).
+        bound: what the distance is taken to: `"diagonal"`, I(Y;Z) = I(X;Z), or `"ib_curve"`, the Information
+            Bottleneck curve of the probe's own p(x, y) of the primary order, with as many codewords as bins. It is
+            computed before the first measurement (some seconds to a minute) and kept in the user's cache directory.
         null: whether to estimate what finite sampling alone yields.
         batch_size: sequences in a forward pass; halved for good when memory runs out.
         memory_budget: bytes for histograms and assignments; layers are measured in as many groups, each with a
@@ -140,6 +144,11 @@ class Meter:
         self.weighting = weighting
         if bound not in BOUNDS:
             raise ValueError(f"bound: expected one of {', '.join(map(repr, BOUNDS))}, got {bound!r}.")
+        if bound == "ib_curve" and weighting != "empirical":
+            raise ValueError(
+                f'bound="ib_curve" bounds mutual information, which weighting={weighting!r} does not yield. Use '
+                'weighting="empirical", or bound="diagonal".'
+            )
         self.bound = bound
         # Nulls and ceiling are not defined for uniform weights.
         self.null = bool(null) and weighting == "empirical"
@@ -155,6 +164,7 @@ class Meter:
         self.progress = bool(progress)
         self.standard_errors = _choose_groups(standard_errors, weighting)
         self._plans: dict[int, Plan] = {}
+        self._curve: IBCurve | None = None
         self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
         self._proved_trunk: weakref.ref[nn.Module] | None = None
         self._autocast = ""  # known from the first forward pass on
@@ -209,6 +219,18 @@ class Meter:
             }
         return self._plans[self.batch_size]
 
+    def curve(self) -> IBCurve | None:
+        """The IB curve that is the bound, in nats, computed on first use; None if the bound is the diagonal."""
+        if self.bound == "ib_curve" and self._curve is None:
+            self._curve = probe_curve(
+                self.probe,
+                order=self.primary,
+                orders=self.orders,
+                num_codewords=self.num_bins,
+                progress=self.progress,
+            )
+        return self._curve
+
     def preflight(self, model: nn.Module) -> Preflight:
         """Check everything that can be checked before training: blocks, vocabulary, positions, memory, one forward.
 
@@ -235,6 +257,7 @@ class Meter:
             call = self._call(root, layers, plan)
             self._one_forward(root, layers, longest, call)
             self._warn_if_bidirectional(root, layers)
+        self.curve()
         return Preflight(
             layers=tuple(layer.name for layer in layers),
             num_sequences=len(self.probe),
@@ -261,6 +284,7 @@ class Meter:
         Returns:
             The point; information in fractions of log(num_bins), as Conklin et al. (ICLR 2026) plot it.
         """
+        curve = self.curve()
         started = time.perf_counter()
         if step is not None:
             check_integer("step", step, minimum=0, cure="None is for a model outside training")
@@ -284,6 +308,7 @@ class Meter:
             settings=self.settings(root),
             seconds=time.perf_counter() - started,
             others=[(names, *sums) for (_, names), sums in zip(self._further, others, strict=True)],
+            curve=None if curve is None else curve.to_efficiency(self.num_bins),
         )
 
     def settings(self, model: nn.Module) -> dict[str, Any]:
@@ -296,6 +321,7 @@ class Meter:
             "feature_probes": {name: probe.fingerprint for probe, names in probes[1:] for name in names.values()},
             "label_names": {name: texts for pair in probes for name, texts in label_names(*pair).items()},
         }
+        codewords = {"bound_codewords": self.num_bins} if self.bound == "ib_curve" else {}
         return {
             "probe": self.probe.fingerprint,
             "K": max(self.orders.values()),
@@ -308,6 +334,7 @@ class Meter:
             "seed": self.seed,
             "weighting": self.weighting,
             "bound": self.bound,
+            **codewords,
             "dtype": models.dtype_of(root) + self._autocast,
             "version": __version__,
             **{name: value for name, value in optional.items() if value},

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from ib_callback.measurement import Measurement
-from ib_callback.points import PLANE_SCALARS, PRIMARY_SCALARS
+from ib_callback.points import PRIMARY_SCALARS, plane_scalars
 
 Mode = Literal["min", "max"]
 
@@ -28,8 +28,16 @@ _BETTER: dict[str, Mode] = {
 }
 
 
-def metric_names(orders: Iterable[str], features: Iterable[str] = ()) -> list[str]:
+def metric_names(
+    orders: Iterable[str], features: Iterable[str] = (), *, primary: str | None = None, bound: str = "diagonal"
+) -> list[str]:
     """Every metric of measurements with these orders and features, before one is made.
+
+    Args:
+        orders: that are measured.
+        features: likewise.
+        primary: the primary order; the IB curve is the bound of that one alone.
+        bound: as for `Meter`.
 
     >>> names = metric_names(["token"], ["preference"])
     >>> names[:4], names[-4:]
@@ -38,7 +46,7 @@ def metric_names(orders: Iterable[str], features: Iterable[str] = ()) -> list[st
     """
     return [
         *PRIMARY_SCALARS, "entropy", "ceiling",
-        *(f"{order}/{name}" for order in orders for name in PLANE_SCALARS),
+        *(f"{order}/{name}" for order in orders for name in plane_scalars(order, primary=primary, bound=bound)),
         *(f"{feature}/{name}" for feature in features for name in _FEATURE_SCALARS),
     ]  # fmt: skip
 
@@ -62,7 +70,10 @@ def resolve_metric(name: str, available: Measurement | Iterable[str]) -> str:
     for candidate in (name, f"{name}/information"):
         if candidate in names:
             return candidate
-    raise ValueError(f"no metric {name!r} is measured; those measured: {', '.join(names) or 'none'}")
+    hint = ""
+    if name.rpartition("/")[2] in ("bound_ratio", "distance_to_bound"):
+        hint = '; a bound_ratio takes bound="ib_curve", which is the bound of the primary order and of no other'
+    raise ValueError(f"no metric {name!r} is measured{hint}; those measured: {', '.join(names) or 'none'}")
 
 
 def better_direction(name: str) -> Mode | None:

@@ -7,8 +7,8 @@ optimality and distance to the bound are those of Conklin et al., ICLR 2026, and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ib_callback.plain import plain_integer, plain_number, plain_numbers
@@ -25,6 +25,11 @@ class PlanePoint:
 
     Values are Python floats, or None where undefined. A null is what finite sampling alone yields: the truth
     lies between `*_above_null` (measured minus null) and the measured value.
+
+    `distance_to_bound` is bound(complexity) − expressivity, and `bound_ratio` expressivity / bound(complexity). With
+    the diagonal as bound the ratio is the optimality and stays None; with the IB curve, which is that of one order,
+    both are None for all other orders. `distance_above_null` is measured to the diagonal always: the null is the same
+    on both axes, not on both sides of a curve.
 
     With `Meter(standard_errors=...)`, `*_se` are standard errors of the expected value at this probe size, and
     `*_jackknife` hold the [2 G - 1] values without each of G groups of sequences and without each two neighbouring
@@ -43,6 +48,7 @@ class PlanePoint:
     expressivity_above_null: float | None
     optimality_above_null: float | None
     distance_above_null: float | None
+    bound_ratio: float | None = None
     complexity_by_layer: tuple[float, ...]
     expressivity_by_layer: tuple[float, ...]
     complexity_se: float | None = None
@@ -139,7 +145,26 @@ class PlanePoint:
             expressivity_above_null=expressivity_above,
             optimality_above_null=optimality_above,
             distance_above_null=distance_above,
+            bound_ratio=None,
             **by_layer,
+        )
+
+    def against(self, bound: Callable[[float], float] | None) -> PlanePoint:
+        """The same point with its distance to another bound than the diagonal.
+
+        A bound that is concave, like the IB curve, holds for the mean over layers if it holds for each of them.
+
+        Args:
+            bound: the highest expressivity at a complexity, in the unit of the point; None: none is known for this
+                order, and so there is neither a distance nor a ratio.
+        """
+        if bound is None or self.complexity is None or self.expressivity is None:
+            return replace(self, distance_to_bound=None, bound_ratio=None)
+        highest = bound(self.complexity)
+        return replace(
+            self,
+            distance_to_bound=highest - self.expressivity,
+            bound_ratio=_ratio(self.expressivity, highest),
         )
 
 
@@ -155,6 +180,19 @@ PLANE_ERRORS = (
 PLANE_SCALARS = tuple(
     f.name for f in fields(PlanePoint) if not f.name.endswith(_VECTORS) and f.name not in PLANE_ERRORS
 )
+
+
+def plane_scalars(order: str, *, primary: str | None, bound: str) -> tuple[str, ...]:
+    """Those of `PLANE_SCALARS` that are defined for an order with such a bound.
+
+    >>> "distance_to_bound" in plane_scalars("bigram", primary="token", bound="ib_curve")
+    False
+    """
+    if bound == "diagonal":
+        undefined = {"bound_ratio"}
+    else:
+        undefined = set() if order == primary else {"distance_to_bound", "bound_ratio"}
+    return tuple(name for name in PLANE_SCALARS if name not in undefined)
 
 
 @dataclass(frozen=True, kw_only=True)

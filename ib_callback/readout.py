@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ib_callback.accumulate import Sums
-from ib_callback.jackknife import with_errors
+from ib_callback.ib_curve import IBCurve
+from ib_callback.jackknife import with_bound_error, with_errors
 from ib_callback.left_out import LeftOut
 from ib_callback.measurement import Measurement
 from ib_callback.null import SubsetCurve
@@ -28,15 +29,19 @@ def read_out(
     settings: dict[str, Any],
     seconds: float,
     others: Iterable[tuple[Mapping[str, str], Plan, Sums]] = (),
+    curve: IBCurve | None = None,
 ) -> Measurement:
     """The measurement that the sums of a whole pass amount to.
 
     `others` are passes over further probes, of which the features are measured: the name that the measurement gives
-    to each label, plan and sums.
+    to each label, plan and sums. `curve`, if it is the bound, is in efficiencies.
     """
     reader = _Reader(plan, sums, weighting)
     names = [name for quantity, name in (s.name for s in plan.label_sets) if quantity == "complexity"]
     orders = {name: reader.plane_point(name) for name in names}
+    if curve is not None:
+        bounds = {name: curve.bound if name == primary else None for name in orders}
+        orders = {n: with_bound_error(p.against(bounds[n]), bounds[n]) for n, p in orders.items()}
     complexity = orders[primary].complexity
     features = {f.feature.name: reader.feature_point(f, complexity) for f in plan.features}
     for public, other_plan, other_sums in others:

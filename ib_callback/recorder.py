@@ -35,6 +35,7 @@ from ib_callback.trajectory_file import TrajectoryFile
 from ib_callback.trajectory_lines import append_line, check_writable
 
 PLANE_FILENAME = "information_plane.png"
+CURVE_FILENAME = "ib_curve.json"
 # Every point is drawn at once up to this number of them. A picture takes about as long as a measurement of a
 # small model, so that later ones wait until the run has this many times the points of the last picture.
 _DRAWN_SINGLY = 20
@@ -119,7 +120,13 @@ class Recorder:
         self.tokens_per_step = tokens_per_step
         self.mix_settings = mix_settings
         self.rules = LiveRules(
-            meter.orders, meter.feature_names, early_stopping=early_stopping, select=select, select_from=select_from
+            meter.orders,
+            meter.feature_names,
+            early_stopping=early_stopping,
+            select=select,
+            select_from=select_from,
+            primary=meter.primary,
+            bound=meter.bound,
         )
         self.trajectory = Trajectory()
         self._working_since: float | None = None
@@ -155,7 +162,8 @@ class Recorder:
 
         Args:
             model: as it will be trained.
-            directory: where `ib_trajectory.jsonl`, `ib_checkpoints.jsonl` and `information_plane.png` go.
+            directory: where `ib_trajectory.jsonl`, `ib_checkpoints.jsonl` and `information_plane.png` go, and
+                `ib_curve.json` if that is the bound.
             step: 0 for a fresh run, which rotates old files away; else the step from which the run resumes.
             last_step: of a resumed run, that of the last point when its checkpoint was saved, if known. Later
                 points were measured on weights that the run never had.
@@ -191,6 +199,10 @@ class Recorder:
 
         self.trajectory = _from_writer(open_files, writes=writes)
         self.rules.replay(self.trajectory)
+        curve = self.meter.curve()
+        if writes and curve is not None:
+            with self.survived(f"{CURVE_FILENAME} could not be written, and pictures will lack the curve"):
+                curve.save(directory / CURVE_FILENAME)
         if writes and self.draw_plane:
             if importlib.util.find_spec("matplotlib") is not None:
                 run.plane = Path(directory) / PLANE_FILENAME

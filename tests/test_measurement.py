@@ -74,6 +74,7 @@ def test_plane_point_derives_every_quantity_from_the_layers():
         "expressivity_above_null": 0.125,
         "optimality_above_null": 0.5,
         "distance_above_null": 0.125,
+        "bound_ratio": None,
         "complexity_by_layer": (0.25, 0.5),
         "expressivity_by_layer": (0.125, 0.25),
         **UNCERTAINTY,
@@ -85,7 +86,41 @@ def test_without_a_null_what_depends_on_it_is_none():
     assert (point.optimality, point.distance_to_bound) == (1.5, -0.25)
     undefined = {name for name, value in dataclasses.asdict(point).items() if value is None}
     names = [name for name in dataclasses.asdict(point) if name not in UNCERTAINTY]
-    assert undefined - set(UNCERTAINTY) == {name for name in names if "null" in name}
+    assert undefined - set(UNCERTAINTY) == {"bound_ratio", *(name for name in names if "null" in name)}
+
+
+def test_the_distance_to_another_bound_replaces_that_to_the_diagonal():
+    diagonal = PlanePoint.from_layers([0.25, 0.5], [0.125, 0.25], **NULLS)
+    point = diagonal.against(lambda complexity: complexity / 1.5)
+    assert (point.distance_to_bound, point.bound_ratio) == (0.0625, 0.75)
+    changed = {"distance_to_bound": diagonal.distance_to_bound, "bound_ratio": None}
+    assert dataclasses.replace(point, **changed) == diagonal
+
+
+def test_without_a_bound_there_is_neither_distance_nor_ratio():
+    point = PlanePoint.from_layers([0.25, 0.5], [0.125, 0.25]).against(None)
+    assert (point.distance_to_bound, point.bound_ratio, point.optimality) == (None, None, 0.5)
+
+
+def test_a_bound_of_zero_gives_a_distance_but_no_ratio():
+    point = PlanePoint.from_layers([0.0], [0.0]).against(lambda complexity: 0.0)
+    assert (point.distance_to_bound, point.bound_ratio) == (0.0, None)
+
+
+def test_with_the_curve_as_bound_the_other_orders_have_no_distance_among_their_numbers():
+    point = PlanePoint.from_layers([0.25, 0.5], [0.125, 0.25])
+    of_curve = measurement(
+        orders={"token": point.against(lambda c: c), "bigram": point.against(None)},
+        settings={"primary": "token", "bound": "ib_curve"},
+    )
+    names = {name for name in of_curve.scalars() if "bound" in name}
+    assert names == {"distance_to_bound", "token/distance_to_bound", "token/bound_ratio"}
+    assert of_curve.metrics()["ib/token/bound_ratio"] == 0.5
+    assert Measurement.from_dict(of_curve.to_dict()) == of_curve
+    older = of_curve.to_dict()
+    for saved in older["orders"].values():
+        del saved["bound_ratio"]
+    assert Measurement.from_dict(older)["token"].bound_ratio is None
 
 
 @pytest.mark.parametrize(
@@ -258,7 +293,7 @@ def test_round_trip_is_exact_directly_and_through_strict_json(original):
 def test_unknown_keys_of_newer_files_are_ignored():
     d = measurement().to_dict()
     d["curvature"] = 1.0
-    d["orders"]["token"]["bound_ratio"] = 0.5
+    d["orders"]["token"]["some_later_number"] = 0.5
     d["features"]["preference"]["p_value"] = 0.01
     assert Measurement.from_dict(d) == measurement()
 
