@@ -102,7 +102,7 @@ def anneal(
     if min(joint.probability.shape) < 2:
         return []
     points: list[Point] = []
-    with one_thread(device):
+    with one_thread(device), torch.inference_mode():
         solver = Solver(joint, dtype=effort.dtype, device=device)
         codes = _hard_codes(joint, num_codewords, effort, seed)
         for number, code in enumerate(codes):
