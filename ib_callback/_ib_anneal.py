@@ -109,6 +109,8 @@ def anneal(
             encoder = solver.hard(code)
             top = (*solver.information(encoder), math.inf)
             points.append(top)
+            if top[0] - top[1] < effort.gap / 8:
+                return points  # on the diagonal, and so is the chord to it: nothing lies above
             for point in _descend(solver, encoder, top, effort, betas):
                 points.append(point)
                 report((number + 1 - point[0] / max(top[0], _NOTHING)) / len(codes))
