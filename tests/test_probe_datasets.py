@@ -148,6 +148,7 @@ def test_splits_and_rows_to_skip() -> None:
     [
         (ROWS, {"text_column": "body"}, ProbeError, "expected a column 'body', got the columns text, n. Name"),
         (ROWS, {"label_columns": ["a", "n"]}, ProbeError, "expected a column 'a', got the columns text, n"),
+        ("", {}, ProbeError, "dataset: expected a file, a folder or a name on the hub, got an empty string"),
         (ROWS, {"label_columns": "n"}, ProbeError, "label_columns: expected a list of column names.*got str 'n'"),
         (ROWS, {"split": "test"}, ProbeError, "split=: expected with a dataset on the hub, got list"),
         (ROWS, {"skip": -1}, ValueError, "skip: expected an integer of at least 0, got -1"),
@@ -170,6 +171,25 @@ def test_unusable_datasets_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         Probe.from_dataset(dataset, word_tokenizer(), **keywords)
+
+
+def test_a_file_without_rows_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("")
+    with pytest.raises(ProbeError, match=r"rows\.jsonl: expected rows, got none"):
+        Probe.from_dataset(tmp_path / "rows.jsonl", word_tokenizer(), **SETTINGS)
+
+
+def test_a_transform_of_a_dataset_makes_its_rows(own_cache: Path) -> None:
+    plain = datasets.Dataset.from_list([{"text": "a b c"}, {"text": "d e f"}])
+
+    def probe(column: str, to: str) -> Probe:
+        rows = plain.with_transform(lambda batch: {column: [text.replace("b", to) for text in batch["text"]]})
+        return Probe.from_dataset(rows, word_tokenizer(), num_sequences=2, min_length=1, text_column=column)
+
+    assert probe("text", "j").input_ids.tolist() == [[1, 3, 12, 5, 2], [1, 6, 7, 8, 2]]
+    assert probe("body", "j").input_ids.tolist() == [[1, 3, 12, 5, 2], [1, 6, 7, 8, 2]]
+    # Not the one from the cache.
+    assert probe("text", "i").input_ids.tolist() == [[1, 3, 11, 5, 2], [1, 6, 7, 8, 2]]
 
 
 def test_a_damaged_local_file_is_an_error(tmp_path: Path) -> None:
@@ -233,6 +253,15 @@ def test_labels_of_rows_as_integers_strings_and_partly_missing() -> None:
     assert probe.labels["good"].tolist() == [[1] * 5, [0, 0, 0, 0, -1], [1] * 5]
 
 
+def test_missing_integers_as_pandas_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,f\na b c,2\nd e f,\ng h i,0\n")
+    columns: dict[str, Any] = {"label_columns": ["f"], "num_sequences": 3, "min_length": 1}
+    assert Probe.from_dataset(path, word_tokenizer(), **columns).labels["f"][:, 0].tolist() == [2, -1, 0]
+    rows = [{"text": "a", "f": value} for value in (np.float32(2), float("nan"), 0.0)]
+    assert Probe.from_dataset(rows, word_tokenizer(), **columns).labels["f"][:, 0].tolist() == [2, -1, 0]
+
+
 def test_numbers_of_names_do_not_depend_on_the_order_of_rows() -> None:
     names = ["c", "a", "b", "a"]
     rows = [{"text": "a b", "f": name} for name in names]
@@ -291,6 +320,9 @@ def test_labels_of_words_with_class_names() -> None:
     ("rows", "message"),
     [
         ([{"text": "a", "f": 1.5}], "expected integers, strings or None, or spans .*got float 1.5 at index 0"),
+        ([{"text": "a", "f": 2**63}], "expected integers, .*got int 9223372036854775808 at index 0"),
+        ([{"text": "a", "f": float("inf")}], "got float inf at index 0"),
+        ([{"text": "a", "f": {"start": [0], "end": [1, 2], "label": [3]}}], "expected integers, .*got dict"),
         ([{"text": "a", "f": "x"}, {"text": "a", "f": 1}], "got 1 at index 1 after strings"),
         ([{"text": "a", "f": [0]}], r"expected spans \(start, end, label\).*got 0 at index 0.*words need words"),
         ([{"text": "a", "f": [(2, 1, "x")]}], r"expected spans with 0 <= start <= end, got \(2, 1\)"),
