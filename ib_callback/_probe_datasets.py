@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -18,7 +17,7 @@ from ib_callback._probe_labels import LabelReader
 from ib_callback._probe_preferences import REASONS, collect_pairs
 from ib_callback._probe_rows import Rows, is_network_error, resumed, rows_of
 from ib_callback._probe_texts import Collected, Document, check_lengths, collect
-from ib_callback._tokenizing import Encoder, describe, tokenizer_hash
+from ib_callback._tokenizing import Encoder, describe, template_hash, tokenizer_hash
 from ib_callback.checks import check_integer
 from ib_callback.errors import ProbeError
 
@@ -97,7 +96,7 @@ def texts_probe(
     asked = {
         "constructor": "from_dataset",
         "text_column": text_column,
-        "label_columns": json.dumps(features),
+        "label_columns": json.dumps(features, sort_keys=True),
         "min_length": str(min_length),
     }
 
@@ -162,11 +161,7 @@ def preferences_probe(
     check_lengths(num_sequences, max_length)
     columns = ["prompt", "chosen", "rejected", "score_chosen", "score_rejected"]
     rows = _rows(pairs, columns, reading)
-    template = getattr(tokenizer, "chat_template", None)
-    asked = {
-        "constructor": "from_preferences",
-        "chat_template": hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest() if template else "",
-    }
+    asked = {"constructor": "from_preferences", "chat_template": template_hash(tokenizer)}
 
     def build(
         stream: Iterator[Mapping[str, Any]], progress: Callable[[int], object]
