@@ -121,7 +121,8 @@ class LabelReader:
             # Where pandas wrote the file, integers of which some are missing are floats, and NaN is a missing label.
             if np.isnan(value):
                 return NO_LABEL
-            value = int(value) if value == np.floor(value) and abs(value) < 2**53 else value
+            if float(value).is_integer() and abs(float(value)) < 2**53:
+                value = int(value)
         try:
             number = int(value) if isinstance(value, np.bool_) else operator.index(value)
         except TypeError:

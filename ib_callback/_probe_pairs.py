@@ -140,6 +140,8 @@ def _of_messages(
         raise DropError("empty")
     template = bool(getattr(tokenizer, "chat_template", None))
     members = [_member(chosen[:same], rest, tokenizer if template else None) for rest in rests]
+    if template:
+        members = _after_shared(members, [rest[0]["content"].strip() for rest in rests])
     return Pair(members[0], members[1], templated=template)
 
 
@@ -162,6 +164,21 @@ def _member(prompt: list[dict[str, str]], rest: list[dict[str, str]], tokenizer:
         raise DropError("template") from error
     # Some templates write earlier turns otherwise than the last one.
     return Member(text, _common_start(before, text))
+
+
+def _after_shared(members: list[Member], contents: list[str]) -> list[Member]:
+    """Borders where the first messages of the continuations begin, if all before is the same in both members.
+
+    Templates write more before an answer than they do to ask for one (an empty `<think>` block), and write earlier
+    turns otherwise than the last one.
+    """
+    if any(member.border is None for member in members):
+        return members
+    begins = [member.text.find(content, member.border) for member, content in zip(members, contents, strict=True)]
+    between = {member.text[member.border : begin] for member, begin in zip(members, begins, strict=True)}
+    if min(begins) < 0 or len(between) > 1:
+        return members
+    return [Member(member.text, begin) for member, begin in zip(members, begins, strict=True)]
 
 
 def _with_fixed_date(tokenizer: Any) -> dict[str, str]:

@@ -41,7 +41,7 @@ class Encoder:
 
     Raises:
         TypeError: `tokenizer` is not a tokenizer.
-        ProbeError: when called with a text that is no valid Unicode.
+        ProbeError: it draws at random; or, when called with a text that is no valid Unicode.
     """
 
     def __init__(self, tokenizer: Any, max_length: int | None) -> None:
@@ -56,6 +56,12 @@ class Encoder:
                 + ("Pass its .tokenizer." if processor else "Texts tokenised otherwise can go to Probe.from_tokens.")
             )
         self._backend = backend(tokenizer)
+        dropout = getattr(getattr(self._backend, "model", None), "dropout", None)
+        if dropout:
+            raise ProbeError(
+                f"tokenizer: expected one that gives the same ids each time, got one with dropout={dropout}, whose "
+                "probe nobody could build again. Set .model.dropout = None on a copy of the tokenizers.Tokenizer."
+            )
         self.has_offsets = self._raw or bool(getattr(tokenizer, "is_fast", False))
 
     def __call__(self, texts: Sequence[str], *, places: bool = False, special_tokens: bool = True) -> list[Encoded]:
@@ -167,8 +173,11 @@ def tokenizer_hash(tokenizer: Any) -> str:
         parts["model"] = hashlib.sha256(model.serialized_model_proto()).hexdigest()
     if is_raw(tokenizer):
         parts["side"] = (tokenizer.truncation or {}).get("direction", "right")
+        parts["split"] = getattr(tokenizer, "encode_special_tokens", False)
     else:
         parts["side"] = getattr(tokenizer, "truncation_side", "right")
+        # Whether special tokens that stand in a text are taken as text. Serialised forms leave it out.
+        parts["split"] = bool(getattr(tokenizer, "split_special_tokens", False))
     parts["sample"] = Encoder(tokenizer, None)([_SAMPLE])[0].ids.tolist()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -18,6 +18,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+from tokenizers import Tokenizer, models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from word_tokenizer import word_tokenizer
 
@@ -543,6 +544,32 @@ def test_the_hash_of_a_tokenizer_is_of_what_it_does_not_of_its_settings() -> Non
     slow = {tokenizer_hash(ByT5Tokenizer()), tokenizer_hash(ByT5Tokenizer(extra_ids=3))}
     assert len(slow | {before, tokenizer_hash(fast)}) == 4
     assert tokenizer_hash(ByT5Tokenizer()) in slow
+
+
+def test_special_tokens_in_texts_taken_as_text_have_a_hash_of_their_own() -> None:
+    def tokenizer() -> Any:
+        inner = word_tokenizer()
+        inner.add_special_tokens(["<|own|>"])
+        return inner
+
+    raw, split = tokenizer(), tokenizer()
+    split.encode_special_tokens = True
+    fast, fast_split = (
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer(), split_special_tokens=value) for value in (False, True)
+    )
+    assert raw.encode("a <|own|>").ids != split.encode("a <|own|>").ids
+    for one, other in ((raw, split), (fast, fast_split)):
+        before = tokenizer_hash(one)
+        assert before != tokenizer_hash(other)
+        one.encode("a")
+        assert tokenizer_hash(one) == before
+
+
+def test_a_tokenizer_that_draws_at_random_is_refused() -> None:
+    dropping = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")], dropout=0.5))
+    for tokenizer in (dropping, PreTrainedTokenizerFast(tokenizer_object=dropping)):
+        with pytest.raises(ProbeError, match=r"the same ids each time, got one with dropout=0\.5"):
+            Probe.from_texts(["ab ab"], tokenizer, min_length=1)
 
 
 def test_a_place_for_the_cache_and_none(tmp_path: Path, own_cache: Path) -> None:

@@ -189,6 +189,34 @@ def test_a_template_that_asks_for_the_date_gets_the_same_every_day(merging: Any)
     assert labelled(probe, 0, twin) == ("26 Jul 2024 [user] the sky is ;\n[assistant]", " blue ;\n", [1])
 
 
+@pytest.mark.parametrize("questions", [("is", "is"), ("is", "sky")])
+def test_what_a_template_writes_before_both_answers_is_no_part_of_them(
+    merging: Any, questions: tuple[str, str]
+) -> None:
+    # As templates of models that reason: the last answer has a block that earlier ones have not.
+    template = (
+        "{% set n = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set n.last = loop.index0 %}"
+        "{% endif %}{% endfor %}{% for m in messages %}[{{ m.role }}]"
+        "{% if m.role == 'assistant' and loop.index0 > n.last %}<></>{% endif %}"
+        "{{ m.content }};{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    twin = PreTrainedTokenizerFast(tokenizer_object=merging.backend_tokenizer, chat_template=template)
+    begin = [message("user", "the"), message("assistant", "able")]
+    chosen, rejected = (
+        [*begin, message("user", question), message("assistant", answer)]
+        for question, answer in zip(questions, ("blue", "unable"), strict=True)
+    )
+    probe = Probe.from_preferences([{"chosen": chosen, "rejected": rejected}], twin, num_sequences=2)
+    if questions[0] == questions[1]:
+        before = "[user]the;[assistant]able;[user]is;[assistant]<></>"
+        assert labelled(probe, 0, twin) == (before, "blue;", [1])
+        assert labelled(probe, 1, twin) == (before, "unable;", [0])
+    else:
+        before = "[user]the;[assistant]able;[user]"
+        assert labelled(probe, 0, twin) == (before, "is;[assistant]<></>blue;", [1])
+        assert labelled(probe, 1, twin) == (before, "sky;[assistant]<></>unable;", [0])
+
+
 def test_content_in_parts_is_their_text(merging: Any) -> None:
     question, parts = (
         message("user", "the sky is"),
@@ -342,9 +370,7 @@ def test_pairs_are_cached_by_the_chat_template_too(tmp_path: Path, merging: Any)
     pair = {"chosen": [message("user", "a"), message("assistant", "b")], "rejected": [message("user", "a")]}
     pair["rejected"].append(message("assistant", "c"))
     path.write_text(json.dumps(pair) + "\n")
-    other = PreTrainedTokenizerFast(
-        tokenizer_object=merging.backend_tokenizer, chat_template=CHAT.replace("[assistant]", "<assistant>")
-    )
+    other = PreTrainedTokenizerFast(tokenizer_object=merging.backend_tokenizer, chat_template=CHAT.replace(";", "!"))
     settings: dict[str, Any] = {"num_sequences": 2, "cache_dir": tmp_path / "cache"}
     first = Probe.from_preferences(path, merging, **settings)
     second = Probe.from_preferences(path, other, **settings)
