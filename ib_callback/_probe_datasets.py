@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ib_callback._probe_cache import cached, probe_path
+from ib_callback._probe_checks import check_name
 from ib_callback._probe_labels import LabelReader
 from ib_callback._probe_preferences import REASONS, collect_pairs
 from ib_callback._probe_rows import Rows, is_network_error, resumed, rows_of
@@ -189,6 +190,23 @@ def shortfall(probe: Probe, num_sequences: int | None) -> str | None:
     return f"asked for {num_sequences} sequences, got {len(probe)}: {why}."
 
 
+def one_label(probe: Probe) -> str | None:
+    """What to warn of: features of which the probe has a single label, or none; None if there are none such."""
+    alone = []
+    for feature, table in probe.labels.items():
+        numbers = table[table >= 0].unique().tolist()
+        if len(numbers) < 2:
+            names = probe.label_names.get(feature)
+            found = [names[number] if names else number for number in numbers]
+            alone.append(f"{feature!r} (all {found[0]!r})" if found else f"{feature!r} (all without)")
+    if not alone:
+        return None
+    return (
+        f"a single label throughout the probe: {', '.join(alone)}. Information about it is 0. Rows are taken in order, "
+        "so if the dataset is sorted, shuffle it with a seed, or take more rows."
+    )
+
+
 def left_out(source: Mapping[str, str]) -> str:
     """How many pairs were left out, and why, from the source of a probe; empty if none was."""
     counts = {reason: int(source.get(f"pairs_dropped_{reason}", "0")) for reason in REASONS}
@@ -214,7 +232,9 @@ def _probe(
     name: str,
     reading: Reading,
 ) -> Probe:
-    Encoder(tokenizer, max_length)  # refuses what is no tokenizer before anything is read
+    # Refused before anything is read, for that may take long.
+    check_name(name)
+    Encoder(tokenizer, max_length)
     asked = asked | {
         "num_sequences": str(num_sequences),
         "max_length": str(max_length),

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -209,13 +209,15 @@ def test_a_file_whose_columns_change_their_kind_is_an_error(tmp_path: Path) -> N
         Probe.from_dataset(folder, word_tokenizer(), num_sequences=2, min_length=1, label_columns=["f"])
 
 
-def test_what_is_no_tokenizer_is_refused_before_anything_is_read() -> None:
+def test_what_is_no_tokenizer_or_name_is_refused_before_anything_is_read() -> None:
     def rows() -> Iterator[dict[str, str]]:
         raise AssertionError("read")
         yield {}
 
     with pytest.raises(TypeError, match="tokenizer: expected a transformers tokenizer"):
         Probe.from_dataset(rows(), str.split)
+    with pytest.raises(ProbeError, match="name: expected a non-empty string, got 3"):
+        Probe.from_dataset(rows(), word_tokenizer(), name=cast("str", 3))
 
 
 def test_fewer_rows_than_asked_for_is_a_warning_also_from_the_cache(tmp_path: Path) -> None:
@@ -246,7 +248,8 @@ def test_labels_of_rows_as_integers_strings_and_partly_missing() -> None:
         {"text": "f g h", "language": "de", "domain": None, "good": np.bool_(True)},
     ]
     columns = {"tongue": "language", "domain": "domain", "good": "good"}
-    probe = Probe.from_dataset(rows, word_tokenizer(), min_length=4, num_sequences=None, label_columns=columns)
+    with pytest.warns(UserWarning, match=r"'domain' \(all 2\)"):
+        probe = Probe.from_dataset(rows, word_tokenizer(), min_length=4, num_sequences=None, label_columns=columns)
     # The alphabet decides, of the names that are in the probe.
     assert probe.label_names == {"tongue": ("de", "fr")}
     assert probe.labels["tongue"].tolist() == [[1] * 5, [-1] * 5, [0] * 5]
@@ -261,6 +264,18 @@ def test_missing_integers_as_pandas_writes_them(tmp_path: Path) -> None:
     assert Probe.from_dataset(path, word_tokenizer(), **columns).labels["f"][:, 0].tolist() == [2, -1, 0]
     rows = [{"text": "a", "f": value} for value in (np.float32(2), float("nan"), 0.0)]
     assert Probe.from_dataset(rows, word_tokenizer(), **columns).labels["f"][:, 0].tolist() == [2, -1, 0]
+
+
+def test_a_sorted_dataset_whose_first_rows_have_one_label_is_a_warning() -> None:
+    rows = [{"text": "a b c", "f": label, "g": None} for label in ("x", "x", "y")]
+    columns: dict[str, Any] = {"min_length": 1, "label_columns": ["f", "g"]}
+    with pytest.warns(
+        UserWarning, match=r"a single label .*: 'f' \(all 'x'\), 'g' \(all without\). .*shuffle"
+    ) as caught:
+        Probe.from_dataset(rows, word_tokenizer(), num_sequences=2, **columns)
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"a single label throughout the probe: 'g' \(all without\)\. "):
+        Probe.from_dataset(rows, word_tokenizer(), num_sequences=3, **columns)
 
 
 def test_numbers_of_names_do_not_depend_on_the_order_of_rows() -> None:
