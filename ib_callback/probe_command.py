@@ -136,7 +136,9 @@ def load_tokenizer(name: str) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except OSError as error:
+    except ImportError:
+        raise
+    except Exception as error:  # of a damaged file transformers and `tokenizers` raise what comes along
         raise ValueError(f"--tokenizer {name}: cannot be loaded ({error})") from error
     if not len(tokenizer):
         raise ValueError(

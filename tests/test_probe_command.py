@@ -20,6 +20,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     PreTrainedTokenizerFast(tokenizer_object=word_tokenizer()).save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "tokenizer.json").write_text("{")
+    (tmp_path / "damaged" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     rows = [{"text": f"{letter} {WORDS}", "kind": kind} for letter, kind in zip("abcd", "xyxy", strict=True)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pairs = [{"prompt": WORDS, "chosen": f"a {WORDS}", "rejected": f"b {WORDS}"}] * 2 + [
@@ -195,6 +198,7 @@ def test_lines_that_are_no_probe(case: str, folder: Path, capsys: pytest.Capture
         ("probe build --dataset rows.jsonl --tokenizer tokenizer -o p --split x", "split=: expected with a dataset on"),
         ("probe build --dataset c4 --tokenizer tokenizer -o p --retries 0", "allenai/c4: cannot be read, at the start"),
         ("probe build --dataset rows.jsonl --tokenizer nobody/nothing -o p", "nobody/nothing"),
+        ("probe build --dataset rows.jsonl --tokenizer damaged -o p", "--tokenizer damaged: cannot be loaded"),
         ("probe build --dataset rows.jsonl --tokenizer rows.jsonl -o p", "expected a tokenizer.json, got another file"),
         ("probe build --dataset rows.jsonl --tokenizer - -o p", "--tokenizer -: expected with --dataset builtin alone"),
         ("probe build --dataset rows.jsonl --tokenizer tokenizer -o p.jsonl", "-o: expected a .safetensors file"),
