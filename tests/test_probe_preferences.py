@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -384,17 +385,12 @@ def test_pairs_are_cached_by_the_special_tokens_that_the_template_writes(tmp_pat
     pair = {"chosen": [message("user", "a"), message("assistant", "b")], "rejected": [message("user", "a")]}
     pair["rejected"].append(message("assistant", "c"))
     path.write_text(json.dumps(pair) + "\n")
-    probes = [
-        Probe.from_preferences(
-            path,
-            PreTrainedTokenizerFast(
-                tokenizer_object=merging.backend_tokenizer, chat_template="{{ bos_token }} " + CHAT, bos_token=token
-            ),
-            num_sequences=2,
-            cache_dir=tmp_path / "cache",
-        )
-        for token in "XY"
-    ]
+    probes = []
+    for token in "xy":  # both are entries already
+        twin = copy.deepcopy(merging)
+        twin.chat_template = "{{ bos_token }} " + CHAT
+        twin.bos_token = token
+        probes.append(Probe.from_preferences(path, twin, num_sequences=2, cache_dir=tmp_path / "cache"))
     assert probes[0].input_ids[0, 0] != probes[1].input_ids[0, 0]
 
 
