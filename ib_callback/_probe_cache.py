@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ib_callback.probe import Probe
 
 # To be raised when the same arguments begin to give another probe.
-BUILD_RULES = 1
+BUILD_RULES = 2
 
 
 def probe_path(request: Mapping[str, str], name: str, directory: str | os.PathLike[str] | None) -> Path:

@@ -13,6 +13,7 @@ from ib_callback._probe_datasets import (
     ReadingOptions,
     SplitOptions,
     left_out,
+    one_label,
     preferences_probe,
     shortfall,
     texts_probe,
@@ -73,7 +74,7 @@ class FromDatasets:
             ImportError: the package `datasets` is missing.
 
         Warns:
-            UserWarning: fewer than `num_sequences` rows are long enough.
+            UserWarning: fewer than `num_sequences` rows are long enough, or all that were taken have the same label.
         """
         probe = texts_probe(
             cast("type[Probe]", cls),
@@ -88,6 +89,7 @@ class FromDatasets:
             reading=Reading.of(reading),
         )
         warn_caller(shortfall(probe, num_sequences))
+        warn_caller(one_label(probe))
         return probe
 
     @classmethod

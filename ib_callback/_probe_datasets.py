@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -14,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ib_callback._probe_cache import cached, probe_path
+from ib_callback._probe_checks import check_name
 from ib_callback._probe_labels import LabelReader
 from ib_callback._probe_preferences import REASONS, collect_pairs
 from ib_callback._probe_rows import Rows, is_network_error, resumed, rows_of
 from ib_callback._probe_texts import Collected, Document, check_lengths, collect
-from ib_callback._tokenizing import Encoder, describe, tokenizer_hash
+from ib_callback._tokenizing import Encoder, describe, template_hash, tokenizer_hash
 from ib_callback.checks import check_integer
 from ib_callback.errors import ProbeError
 
@@ -97,7 +97,7 @@ def texts_probe(
     asked = {
         "constructor": "from_dataset",
         "text_column": text_column,
-        "label_columns": json.dumps(features),
+        "label_columns": json.dumps(features, sort_keys=True),
         "min_length": str(min_length),
     }
 
@@ -162,11 +162,7 @@ def preferences_probe(
     check_lengths(num_sequences, max_length)
     columns = ["prompt", "chosen", "rejected", "score_chosen", "score_rejected"]
     rows = _rows(pairs, columns, reading)
-    template = getattr(tokenizer, "chat_template", None)
-    asked = {
-        "constructor": "from_preferences",
-        "chat_template": hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest() if template else "",
-    }
+    asked = {"constructor": "from_preferences", "chat_template": template_hash(tokenizer)}
 
     def build(
         stream: Iterator[Mapping[str, Any]], progress: Callable[[int], object]
@@ -194,6 +190,23 @@ def shortfall(probe: Probe, num_sequences: int | None) -> str | None:
     return f"asked for {num_sequences} sequences, got {len(probe)}: {why}."
 
 
+def one_label(probe: Probe) -> str | None:
+    """What to warn of: features of which the probe has a single label, or none; None if there are none such."""
+    alone = []
+    for feature, table in probe.labels.items():
+        numbers = table[table >= 0].unique().tolist()
+        if len(numbers) < 2:
+            names = probe.label_names.get(feature)
+            found = [names[number] if names else number for number in numbers]
+            alone.append(f"{feature!r} (all {found[0]!r})" if found else f"{feature!r} (all without)")
+    if not alone:
+        return None
+    return (
+        f"a single label throughout the probe: {', '.join(alone)}. Information about it is 0. Rows are taken in order, "
+        "so if the dataset is sorted, shuffle it with a seed, or take more rows."
+    )
+
+
 def left_out(source: Mapping[str, str]) -> str:
     """How many pairs were left out, and why, from the source of a probe; empty if none was."""
     counts = {reason: int(source.get(f"pairs_dropped_{reason}", "0")) for reason in REASONS}
@@ -219,7 +232,9 @@ def _probe(
     name: str,
     reading: Reading,
 ) -> Probe:
-    Encoder(tokenizer, max_length)  # refuses what is no tokenizer before anything is read
+    # Refused before anything is read, for that may take long.
+    check_name(name)
+    Encoder(tokenizer, max_length)
     asked = asked | {
         "num_sequences": str(num_sequences),
         "max_length": str(max_length),

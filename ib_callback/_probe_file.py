@@ -67,10 +67,14 @@ def read(path: str | os.PathLike[str]) -> Content:
     Raises:
         ProbeError: not a probe file, damaged, changed, or of a newer format.
         FileNotFoundError: there is no such file.
+        OSError: it may not be read.
     """
     safetensors = require("safetensors", extra="hf", purpose="Loading a probe")
     if not Path(path).exists():
         raise FileNotFoundError(f"{path}: no such probe file. Make a probe and save it: probe.save(path).")
+    if Path(path).is_file():
+        with open(path, "rb"):  # safetensors would say of a file that may not be read that there is none
+            pass
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})

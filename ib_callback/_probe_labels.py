@@ -24,9 +24,10 @@ class LabelReader:
         name: of the feature.
         class_names: of the numbers, where the dataset knows them (a `datasets.ClassLabel`).
 
-    A document's label is an integer (0 or more; -1 or None for none), a bool, or a string. Or it is a list: of
-    spans `(start, end, label)` in characters of the text, also as `{"start": …, "end": …, "label": …}`; or, where
-    the text is a list of words, of one label for each word. Strings are numbered in the order of the alphabet.
+    A document's label is an integer (0 or more; -1, None or NaN for none; also as a float, 2.0), a bool, or a string.
+    Or it is a list: of spans `(start, end, label)` in characters of the text, also as
+    `{"start": …, "end": …, "label": …}`; or, where the text is a list of words, of one label for each word. Strings
+    are numbered in the order of the alphabet.
     """
 
     def __init__(self, name: str, class_names: Sequence[str] | None = None) -> None:
@@ -52,7 +53,10 @@ class LabelReader:
         if isinstance(value, Mapping):  # a sequence of structs, as some versions of `datasets` give it
             if not {"start", "end", "label"} <= value.keys():
                 raise self._refusal(value, index)
-            value = list(zip(value["start"], value["end"], value["label"], strict=True))
+            parts: list[Any] = [value[key] for key in ("start", "end", "label")]
+            if not all(isinstance(part, (list, tuple)) and len(part) == len(parts[0]) for part in parts):
+                raise self._refusal(value, index)
+            value = list(zip(*parts, strict=True))
         if not isinstance(value, (list, tuple)):
             return self._code(value, index)
         if words is not None:
@@ -113,10 +117,18 @@ class LabelReader:
                     f"{index} after integers. Make them all of one kind."
                 )
             return self._codes.setdefault(value, len(self._codes))
+        if isinstance(value, (float, np.floating)):
+            # Where pandas wrote the file, integers of which some are missing are floats, and NaN is a missing label.
+            if np.isnan(value):
+                return NO_LABEL
+            if float(value).is_integer() and abs(float(value)) < 2**53:
+                value = int(value)
         try:
             number = int(value) if isinstance(value, np.bool_) else operator.index(value)
         except TypeError:
             raise self._refusal(value, index) from None
+        if number >= 2**63:
+            raise self._refusal(value, index)
         if number < NO_LABEL:
             raise ProbeError(f"{self._what}: expected 0 or more, or None for no label, got {number} at index {index}.")
         if number == NO_LABEL:

@@ -60,6 +60,7 @@ def read_lines(path: str | os.PathLike[str]) -> Probe:
             if number == 1 and isinstance(line, dict) and isinstance(line.get(_HEADER), dict):
                 header = line[_HEADER]
             elif isinstance(line, dict) and isinstance(line.get("input_ids"), list) and line["input_ids"]:
+                _check_row(line, f"{path}:{number}")
                 rows.append(line)
             else:
                 raise ProbeError(f'{path}:{number}: expected {{"input_ids": [ids], …}}, got {text.strip()[:60]}.')
@@ -75,7 +76,17 @@ def read_lines(path: str | os.PathLike[str]) -> Probe:
     return probe
 
 
+def _check_row(row: dict[str, Any], where: str) -> None:
+    if not isinstance(row.get("labels", {}), dict):
+        raise ProbeError(f'{where}: expected {{"labels": {{name: [labels]}}}}, got {str(row["labels"])[:60]}.')
+    padding = row.get("padding", 0)
+    if type(padding) is not int or padding < 0:
+        raise ProbeError(f'{where}: expected "padding" to be 0 or more, the tokens before, got {padding!r}.')
+
+
 def _probe(path: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> Probe:
+    if type(header.get("length", 0)) is not int:
+        raise ProbeError(f'{path}: expected "length" in the header to be an integer, got {header["length"]!r}.')
     ends = [row.get("padding", 0) + len(row["input_ids"]) for row in rows]
     shape = len(rows), max(*ends, header.get("length", 0), 0)
     names = sorted({name for row in rows for name in row.get("labels", {})})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +15,9 @@ from ib_callback.errors import ProbeError
 
 PROMPT, CHOSEN, REJECTED = "prompt", "chosen", "rejected"
 SCORES = ("score_chosen", "score_rejected")
+# For chat templates that ask for today's: the one that Llama 3's template itself falls back to.
+DATE = datetime.date(2024, 7, 26)
+_TODAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
 
 class Member(NamedTuple):
@@ -134,6 +140,8 @@ def _of_messages(
         raise DropError("empty")
     template = bool(getattr(tokenizer, "chat_template", None))
     members = [_member(chosen[:same], rest, tokenizer if template else None) for rest in rests]
+    if template:
+        members = _after_shared(members, [rest[0]["content"].strip() for rest in rests])
     return Pair(members[0], members[1], templated=template)
 
 
@@ -144,17 +152,47 @@ def _member(prompt: list[dict[str, str]], rest: list[dict[str, str]], tokenizer:
         # The name of who speaks is no part of what is preferred.
         return Member(text, len(before) + len(rest[0]["role"]) + 1)
     try:
-        text = tokenizer.apply_chat_template(prompt + rest, tokenize=False)
+        fixed = _with_fixed_date(tokenizer)
+        text = tokenizer.apply_chat_template(prompt + rest, tokenize=False, **fixed)
         if not prompt:
             return Member(text, None)
         answers = rest[0]["role"] == "assistant"
-        before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=answers)
+        before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=answers, **fixed)
     except Exception as error:  # jinja2's errors, and whatever a template raises by itself
         if not type(error).__module__.startswith("jinja2"):
             raise
         raise DropError("template") from error
     # Some templates write earlier turns otherwise than the last one.
     return Member(text, _common_start(before, text))
+
+
+def _after_shared(members: list[Member], contents: list[str]) -> list[Member]:
+    """Borders where the first messages of the continuations begin, if all before is the same in both members.
+
+    Templates write more before an answer than they do to ask for one (an empty `<think>` block), and write earlier
+    turns otherwise than the last one.
+    """
+    if any(member.border is None for member in members):
+        return members
+    begins = [member.text.find(content, member.border) for member, content in zip(members, contents, strict=True)]
+    between = {member.text[member.border : begin] for member, begin in zip(members, begins, strict=True)}
+    if min(begins) < 0 or len(between) > 1:
+        return members
+    return [Member(member.text, begin) for member, begin in zip(members, begins, strict=True)]
+
+
+def _with_fixed_date(tokenizer: Any) -> dict[str, str]:
+    """Keywords by which a chat template that writes today's date writes one that is the same every day.
+
+    The probe of tomorrow, or of another machine, would be another one.
+    """
+    template = tokenizer.chat_template
+    if "strftime_now" not in json.dumps(template):
+        return {}
+    if not isinstance(template, str):  # several, by name
+        template = tokenizer.get_chat_template()
+    # In the source, for transformers lets no function of a caller into a template.
+    return {"chat_template": _TODAY.sub(lambda found: json.dumps(DATE.strftime(found[2])), template)}
 
 
 def _messages(value: Any, column: str, index: int) -> list[dict[str, str]]:
@@ -170,9 +208,22 @@ def _messages(value: Any, column: str, index: int) -> list[dict[str, str]]:
                 f"pairs: expected messages {{'role': …, 'content': …}}, got {message!r} in column {column} of row "
                 f"{index}."
             )
-        content = message.get("content")
-        messages.append({"role": message["role"], "content": content if isinstance(content, str) else ""})
+        messages.append({"role": message["role"], "content": _content(message.get("content"), column, index)})
     return messages
+
+
+def _content(content: Any, column: str, index: int) -> str:
+    """Text of a message: a string, parts `{"type": "text", "text": …}`, or None (calls of tools)."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, Sequence):
+        texts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+        if all(isinstance(text, str) for text in texts):
+            return "".join(map(str, texts))
+    raise ProbeError(
+        f"pairs: expected the content of a message to be a string, or a list of parts with text alone, got "
+        f"{content!r} in column {column} of row {index}. Leave out what is no text."
+    )
 
 
 def _common_start(first: str, second: str) -> int:

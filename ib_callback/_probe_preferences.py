@@ -78,8 +78,8 @@ def collect_pairs(
     while batch := take_batch(source, None if num_sequences is None else (num_sequences - len(table)) // 2):
         before = len(table)
         for rows_of_pair in _encoded_pairs([pair for _, pair in batch], encoder, whole, max_length):
-            if rows_of_pair is None:
-                dropped["long"] += 1
+            if isinstance(rows_of_pair, str):
+                dropped[rows_of_pair] += 1
                 continue
             for ids, labels in rows_of_pair:
                 table.add(ids, [labels])
@@ -96,8 +96,8 @@ def collect_pairs(
 
 def _encoded_pairs(
     pairs: list[Pair], encoder: Encoder, whole: Encoder, max_length: int
-) -> Iterator[list[tuple[np.ndarray, np.ndarray]] | None]:
-    """Ids and labels of both members of each pair; None where of a continuation nothing is left."""
+) -> Iterator[list[tuple[np.ndarray, np.ndarray]] | str]:
+    """Ids and labels of both members of each pair; or why it is left out: "tie" or "long"."""
     members = [member for pair in pairs for member in (pair.chosen, pair.rejected)]
     templated = [pair.templated for pair in pairs for _ in range(2)]
     encoded = _encode([member.text for member in members], templated, encoder)
@@ -116,7 +116,13 @@ def _encoded_pairs(
             if one.special is not None:
                 labels[one.special] = NO_LABEL
             rows.append((one.ids, labels))
-        yield rows if all((labels != NO_LABEL).any() for _, labels in rows) else None
+        labelled = all((labels != NO_LABEL).any() for _, labels in rows)
+        # Also of texts that differ: templates trim, tokenizers fold case, and both are cut. One sequence that is
+        # preferred and rejected tells nothing of preference, and hides what other pairs tell.
+        if np.array_equal(both[0].ids, both[1].ids) and (labelled or len(both[0].ids) < max_length):
+            yield "tie"
+        else:
+            yield rows if labelled else "long"
 
 
 def _encode(texts: list[str], templated: list[bool], encoder: Encoder) -> list[Encoded]:

@@ -69,6 +69,8 @@ def rows_of(
         TypeError: not a dataset.
     """
     if isinstance(dataset, (str, Path)):
+        if not str(dataset):  # as a path it would be the current folder
+            raise ProbeError("dataset: expected a file, a folder or a name on the hub, got an empty string.")
         path = Path(dataset).expanduser()
         if path.is_file():
             _no_options("a file", config=config, split=split, revision=revision)
@@ -103,13 +105,15 @@ def resumed(rows: Rows, retries: int) -> Iterator[Mapping[str, Any]]:
         ProbeError: it cannot be reached or read, or gives other rows than at the first time.
         TypeError: rows that are not dicts.
     """
-    seen = failures = 0
+    seen = failures = reached = 0
     before = hashlib.blake2b()  # of the rows that were given on
     iterator: Iterator[Any] | None = None
     while True:
         try:
             if iterator is None:
-                iterator, reached, again = iter(rows.open()), 0, hashlib.blake2b()
+                # First, for `datasets` raises StopIteration already when it opens a file without rows.
+                reached, again = 0, hashlib.blake2b()
+                iterator = iter(rows.open())
             row = next(iterator)
         except StopIteration:
             if reached < seen:
@@ -226,6 +230,8 @@ def _opened(dataset: Any, columns: Sequence[str], rows: Rows) -> Iterable[Any]:
         names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
         if names and column in columns:
             rows.class_names[column] = tuple(names)
+    if (getattr(dataset, "format", None) or {}).get("type") == "custom":  # set_transform: it makes the rows
+        return dataset
     if hasattr(dataset, "with_format"):
         dataset = dataset.with_format(None)
     known = dataset.column_names

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ib_callback.errors import ProbeError
+
 # Texts that are encoded at once, so that fast tokenizers use all cores; bounded, for an encoding takes some hundred
 # bytes a token before it is cut.
 BATCH_TEXTS = 128
@@ -39,6 +41,7 @@ class Encoder:
 
     Raises:
         TypeError: `tokenizer` is not a tokenizer.
+        ProbeError: it draws at random; or, when called with a text that is no valid Unicode.
     """
 
     def __init__(self, tokenizer: Any, max_length: int | None) -> None:
@@ -53,6 +56,12 @@ class Encoder:
                 + ("Pass its .tokenizer." if processor else "Texts tokenised otherwise can go to Probe.from_tokens.")
             )
         self._backend = backend(tokenizer)
+        dropout = getattr(getattr(self._backend, "model", None), "dropout", None)
+        if dropout:
+            raise ProbeError(
+                f"tokenizer: expected one that gives the same ids each time, got one with dropout={dropout}, whose "
+                "probe nobody could build again. Set .model.dropout = None on a copy of the tokenizers.Tokenizer."
+            )
         self.has_offsets = self._raw or bool(getattr(tokenizer, "is_fast", False))
 
     def __call__(self, texts: Sequence[str], *, places: bool = False, special_tokens: bool = True) -> list[Encoded]:
@@ -68,6 +77,8 @@ class Encoder:
             try:
                 return self._encode(texts, places, special_tokens)
             except TypeError:
+                for text in texts:
+                    _check_unicode(text)
                 if len(texts) == 1:
                     raise
                 # What `tokenizers` says of a whole batch does not tell what is the matter with a text of it.
@@ -162,10 +173,25 @@ def tokenizer_hash(tokenizer: Any) -> str:
         parts["model"] = hashlib.sha256(model.serialized_model_proto()).hexdigest()
     if is_raw(tokenizer):
         parts["side"] = (tokenizer.truncation or {}).get("direction", "right")
+        parts["split"] = getattr(tokenizer, "encode_special_tokens", False)
     else:
         parts["side"] = getattr(tokenizer, "truncation_side", "right")
+        # Whether special tokens that stand in a text are taken as text. Serialised forms leave it out.
+        parts["split"] = bool(getattr(tokenizer, "split_special_tokens", False))
     parts["sample"] = Encoder(tokenizer, None)([_SAMPLE])[0].ids.tolist()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def template_hash(tokenizer: Any) -> str:
+    """Hex SHA-256 of all that decides what a chat template writes; empty if there is none.
+
+    Templates name special tokens (`{{ bos_token }}`), which can be set apart from those in the vocabulary.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
+        return ""
+    special = getattr(tokenizer, "special_tokens_map", {})
+    return hashlib.sha256(json.dumps([template, special], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _encoded(ids: Any, offsets: Any, special: Any) -> Encoded:
@@ -174,6 +200,18 @@ def _encoded(ids: Any, offsets: Any, special: Any) -> Encoded:
         None if offsets is None else np.array(offsets, np.int64).reshape(-1, 2),
         None if special is None else np.array(special, bool),
     )
+
+
+def _check_unicode(text: Any) -> None:
+    """Say what is the matter with a text that `tokenizers` refuses as if it were none."""
+    try:
+        if isinstance(text, str):
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise ProbeError(
+            f"texts: expected valid Unicode, got half a surrogate pair, {text[error.start]!r}, at character "
+            f"{error.start} of {text[:40]!r}. Clean it first: text.encode('utf-8', 'replace').decode()."
+        ) from error
 
 
 @contextmanager

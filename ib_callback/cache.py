@@ -71,9 +71,12 @@ def build_once(
         what: what is built, for messages: "the probe of ...".
 
     Warns:
-        RuntimeWarning: the file was damaged, or cannot be read or written: what was built is then not kept.
+        RuntimeWarning: the file was damaged; or it cannot be read or written, and what was built is then not kept.
     """
-    found = _attempt(path, read, what)
+    try:
+        found = _attempt(path, read)
+    except OSError as error:
+        return _beside(path, build, what, error)
     if found is not None:
         return found[0]
     try:
@@ -83,7 +86,10 @@ def build_once(
         return build()
     with _locked(path, what) as locked:
         # Whoever held the lock until now has built it, most likely.
-        found = _attempt(path, read, what)
+        try:
+            found = _attempt(path, read)
+        except OSError as error:
+            return _beside(path, build, what, error)
         if found is not None:
             return found[0]
         _set_aside(path, what)
@@ -97,19 +103,27 @@ def build_once(
             return content
 
 
-def _attempt(path: Path, read: Callable[[Path], Content], what: str) -> tuple[Content] | None:
-    """The content of a whole file; None if there is none, or it is of no use."""
+def _attempt(path: Path, read: Callable[[Path], Content]) -> tuple[Content] | None:
+    """The content of a whole file; None if there is none, or it is damaged.
+
+    Raises:
+        OSError: it cannot be read, which says nothing of its content.
+    """
     try:
         return (read(path),) if path.exists() else None
     except (ValueError, FileNotFoundError):  # damaged, or set aside by another process in this moment
         return None
-    except OSError as error:
-        warnings.warn(
-            f"{what}: {path} cannot be read ({error.strerror or error}), so it is built anew",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-        return None
+
+
+def _beside(path: Path, build: Callable[[], Content], what: str, error: OSError) -> Content:
+    """Build for this process alone: a file that cannot be read may be whole, and others may be using it."""
+    warnings.warn(
+        f"{what}: {path} cannot be read ({error.strerror or error}), so it is built anew, and that is not kept. Make "
+        "it readable, or point cache_dir= to another directory",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return build()
 
 
 def _keep(

@@ -16,6 +16,7 @@ from ib_callback.probe_statistics import DIM, ProbeStatistics, probe_statistics
 
 FAILED = 2
 _MUCH_SOURCE = ("tokenizer_sha256", "chat_template", "corpus_fingerprint")
+_KNOWN = ("c4", "tulu", "builtin")
 _NOTHING = ("", "{}", "None")
 
 
@@ -58,7 +59,7 @@ def add_probe_command(commands: Any) -> None:
     build.add_argument("--retries", type=int, default=5, metavar="N", help="how often to try again when it stops")
     build.add_argument("--no-cache", action="store_true", help="neither look into the cache nor keep it there")
     build.add_argument("-o", "--output", required=True, metavar="FILE", help="where to, .safetensors")
-    build.set_defaults(run=_guarded(_build))
+    build.set_defaults(run=_guarded(_build), default_of=build.get_default)
     show = actions.add_parser(
         "show",
         help="what is in a probe, and what measuring on it will be like",
@@ -127,12 +128,17 @@ def load_tokenizer(name: str) -> Any:
     if path.is_file():
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_file(str(path))
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # `tokenizers` raises no other class
+            raise ValueError(f"--tokenizer {name}: expected a tokenizer.json, got another file ({error})") from error
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except OSError as error:
+    except ImportError:
+        raise
+    except Exception as error:  # of a damaged file transformers and `tokenizers` raise what comes along
         raise ValueError(f"--tokenizer {name}: cannot be loaded ({error})") from error
     if not len(tokenizer):
         raise ValueError(
@@ -149,6 +155,13 @@ def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(options: argparse.Namespace) -> None:
+    _check_used(options)
+    if Path(options.output).suffix == ".jsonl":
+        raise ValueError(
+            f"-o: expected a .safetensors file, got {options.output}. Build that, and then: ib-callback probe convert"
+        )
+    if Path(options.output).is_dir():
+        raise ValueError(f"-o: expected a .safetensors file, got the folder {options.output}")
     name = {} if options.name is None else {"name": options.name}
     sizes: dict[str, Any] = {"num_sequences": options.num_sequences, "max_length": options.max_length}
     lengths = {"min_length": options.min_length}
@@ -179,6 +192,27 @@ def _build(options: argparse.Namespace) -> None:
             )
     probe.save(options.output)
     print(f"{options.output}: {probe}")
+
+
+def _check_used(options: argparse.Namespace) -> None:
+    """Refuse options that this kind of probe has no use for, rather than build another one than was asked for."""
+    pairs = options.dataset == "tulu" or (options.preferences and options.dataset not in _KNOWN)
+    unused = ["text_column", "label_column"] if pairs or options.dataset in _KNOWN else []
+    if options.dataset in _KNOWN:
+        unused.append("name")
+    if options.dataset in ("c4", "builtin"):
+        unused.append("preferences")
+    if options.dataset == "builtin":
+        unused += ["config", "split", "revision", "skip", "retries", "no_cache"]
+    if pairs or options.dataset == "builtin":
+        unused.append("min_length")
+    given = [option for option in unused if getattr(options, option) != options.default_of(option)]
+    if given:
+        kind = f"--dataset {options.dataset}" + (" --preferences" if options.preferences else "")
+        names = ", ".join(f"--{option.replace('_', '-')}" for option in given)
+        raise ValueError(f"{names}: expected to be left out with {kind}, which has no use for it")
+    if options.tokenizer == "-" and options.dataset != "builtin":
+        raise ValueError("--tokenizer -: expected with --dataset builtin alone. Name the tokenizer of the model")
 
 
 def _show_or_help(options: argparse.Namespace) -> int:

@@ -173,6 +173,24 @@ def test_a_directory_that_cannot_be_made_or_written(tmp_path, monkeypatch):
     assert once(tmp_path / "n") == 8  # what is there can be read all the same
 
 
+@pytest.mark.parametrize("readings_before", [0, 1])
+def test_a_file_that_cannot_be_read_is_left_alone(tmp_path, readings_before):
+    # It may be whole: of another user, or on a disk that fails for a moment.
+    write_number(tmp_path / "n", 8)
+    readings = []
+
+    def read(path: Path) -> int:
+        readings.append(path)
+        if len(readings) <= readings_before:
+            raise ValueError("damaged, it seems")
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.warns(RuntimeWarning, match="n cannot be read .Permission denied., so .* that is not kept"):
+        assert build_once(tmp_path / "n", lambda: 7, write=write_number, read=read, what="a number") == 7
+    assert "n.damaged" not in names(tmp_path)
+    assert read_number(tmp_path / "n") == 8
+
+
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
     def no_locks(*_: object) -> None:
         raise OSError(37, "No locks available")

@@ -286,9 +286,16 @@ def test_settings_of_the_tokenizer_are_neither_used_nor_changed(kind: str) -> No
     assert [*states, (backend.truncation, backend.padding, backend.to_str())] == [before, before]
 
 
+def test_half_a_surrogate_pair_is_named() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=word_tokenizer())
+    for kind in (tokenizer, word_tokenizer()):
+        with pytest.raises(ProbeError, match=r"half a surrogate pair, '\\ud83d', at character 2 of 'a "):
+            Probe.from_texts(["a b c", "a \ud83d b"], kind, min_length=1)
+
+
 def test_settings_are_put_back_when_encoding_fails() -> None:
     tokenizer = word_tokenizer()
-    with pytest.raises(TypeError, match="TextInputSequence must be str"):
+    with pytest.raises(ProbeError, match="half a surrogate pair"):
         Probe.from_texts(["a \ud800"], tokenizer)
     assert tokenizer.truncation is None
     assert tokenizer.padding is None
@@ -576,6 +583,15 @@ def test_names_of_labels(tmp_path: Path) -> None:
 def test_unusable_names_of_labels_are_refused(names: Any, message: str) -> None:
     with pytest.raises(ProbeError, match=message):
         Probe.from_tokens(IDS, RIGHT, labels=LABELS, label_names=names)
+
+
+def test_a_file_that_may_not_be_read_is_not_said_to_be_damaged(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Any, *_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        Probe.load(saved)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

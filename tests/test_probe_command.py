@@ -20,6 +20,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     PreTrainedTokenizerFast(tokenizer_object=word_tokenizer()).save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "tokenizer.json").write_text("{")
+    (tmp_path / "damaged" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     rows = [{"text": f"{letter} {WORDS}", "kind": kind} for letter, kind in zip("abcd", "xyxy", strict=True)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pairs = [{"prompt": WORDS, "chosen": f"a {WORDS}", "rejected": f"b {WORDS}"}] * 2 + [
@@ -158,6 +161,15 @@ LINES = {
     "nothing": ("\n", "expected at least one line with input_ids"),
     "fractions": ('{"input_ids": [1.5]}\n', "sequence 0: expected integers, and as many labels as ids (got float64)"),
     "labels": ('{"input_ids": [1, 2], "labels": {"f": [1, 2, 3]}}\n', "as many labels as ids"),
+    "labels without a name": (
+        '{"input_ids": [1], "labels": [1]}\n',
+        'bad.jsonl:1: expected {"labels": {name:',
+    ),
+    "padding": ('{"input_ids": [1], "padding": -1}\n', 'bad.jsonl:1: expected "padding" to be 0 or more'),
+    "length": (
+        '{"probe": {"length": "3"}}\n{"input_ids": [1]}\n',
+        "in the header to be an integer, got '3'",
+    ),
     "changed": (
         '{"probe": {"fingerprint": "00"}}\n{"input_ids": [1]}\n',
         "its lines were changed: expected fingerprint 00",
@@ -186,6 +198,23 @@ def test_lines_that_are_no_probe(case: str, folder: Path, capsys: pytest.Capture
         ("probe build --dataset rows.jsonl --tokenizer tokenizer -o p --split x", "split=: expected with a dataset on"),
         ("probe build --dataset c4 --tokenizer tokenizer -o p --retries 0", "allenai/c4: cannot be read, at the start"),
         ("probe build --dataset rows.jsonl --tokenizer nobody/nothing -o p", "nobody/nothing"),
+        ("probe build --dataset rows.jsonl --tokenizer damaged -o p", "--tokenizer damaged: cannot be loaded"),
+        ("probe build --dataset rows.jsonl --tokenizer rows.jsonl -o p", "expected a tokenizer.json, got another file"),
+        ("probe build --dataset rows.jsonl --tokenizer - -o p", "--tokenizer -: expected with --dataset builtin alone"),
+        ("probe build --dataset rows.jsonl --tokenizer tokenizer -o p.jsonl", "-o: expected a .safetensors file"),
+        ("probe build --dataset rows.jsonl --tokenizer tokenizer -o tokenizer", "got the folder tokenizer"),
+        (
+            "probe build --dataset c4 --tokenizer tokenizer -o p --name n --label-column l",
+            "--label-column, --name: ",
+        ),
+        (
+            "probe build --dataset builtin --tokenizer - -o p --skip 3 --no-cache",
+            "--skip, --no-cache: expected",
+        ),
+        (
+            "probe build --dataset pairs.jsonl --preferences --min-length 3 --tokenizer tokenizer -o p",
+            "--min-length: expected to be left out with --dataset pairs.jsonl --preferences",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(command: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

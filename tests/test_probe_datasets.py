@@ -12,12 +12,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+from tokenizers import Tokenizer, models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from word_tokenizer import word_tokenizer
 
@@ -148,6 +149,7 @@ def test_splits_and_rows_to_skip() -> None:
     [
         (ROWS, {"text_column": "body"}, ProbeError, "expected a column 'body', got the columns text, n. Name"),
         (ROWS, {"label_columns": ["a", "n"]}, ProbeError, "expected a column 'a', got the columns text, n"),
+        ("", {}, ProbeError, "dataset: expected a file, a folder or a name on the hub, got an empty string"),
         (ROWS, {"label_columns": "n"}, ProbeError, "label_columns: expected a list of column names.*got str 'n'"),
         (ROWS, {"split": "test"}, ProbeError, "split=: expected with a dataset on the hub, got list"),
         (ROWS, {"skip": -1}, ValueError, "skip: expected an integer of at least 0, got -1"),
@@ -172,6 +174,25 @@ def test_unusable_datasets_are_refused(
         Probe.from_dataset(dataset, word_tokenizer(), **keywords)
 
 
+def test_a_file_without_rows_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("")
+    with pytest.raises(ProbeError, match=r"rows\.jsonl: expected rows, got none"):
+        Probe.from_dataset(tmp_path / "rows.jsonl", word_tokenizer(), **SETTINGS)
+
+
+def test_a_transform_of_a_dataset_makes_its_rows(own_cache: Path) -> None:
+    plain = datasets.Dataset.from_list([{"text": "a b c"}, {"text": "d e f"}])
+
+    def probe(column: str, to: str) -> Probe:
+        rows = plain.with_transform(lambda batch: {column: [text.replace("b", to) for text in batch["text"]]})
+        return Probe.from_dataset(rows, word_tokenizer(), num_sequences=2, min_length=1, text_column=column)
+
+    assert probe("text", "j").input_ids.tolist() == [[1, 3, 12, 5, 2], [1, 6, 7, 8, 2]]
+    assert probe("body", "j").input_ids.tolist() == [[1, 3, 12, 5, 2], [1, 6, 7, 8, 2]]
+    # Not the one from the cache.
+    assert probe("text", "i").input_ids.tolist() == [[1, 3, 11, 5, 2], [1, 6, 7, 8, 2]]
+
+
 def test_a_damaged_local_file_is_an_error(tmp_path: Path) -> None:
     path = compressed(tmp_path)
     path.write_bytes(path.read_bytes()[:-20])
@@ -188,13 +209,15 @@ def test_a_file_whose_columns_change_their_kind_is_an_error(tmp_path: Path) -> N
         Probe.from_dataset(folder, word_tokenizer(), num_sequences=2, min_length=1, label_columns=["f"])
 
 
-def test_what_is_no_tokenizer_is_refused_before_anything_is_read() -> None:
+def test_what_is_no_tokenizer_or_name_is_refused_before_anything_is_read() -> None:
     def rows() -> Iterator[dict[str, str]]:
         raise AssertionError("read")
         yield {}
 
     with pytest.raises(TypeError, match="tokenizer: expected a transformers tokenizer"):
         Probe.from_dataset(rows(), str.split)
+    with pytest.raises(ProbeError, match="name: expected a non-empty string, got 3"):
+        Probe.from_dataset(rows(), word_tokenizer(), name=cast("str", 3))
 
 
 def test_fewer_rows_than_asked_for_is_a_warning_also_from_the_cache(tmp_path: Path) -> None:
@@ -225,12 +248,34 @@ def test_labels_of_rows_as_integers_strings_and_partly_missing() -> None:
         {"text": "f g h", "language": "de", "domain": None, "good": np.bool_(True)},
     ]
     columns = {"tongue": "language", "domain": "domain", "good": "good"}
-    probe = Probe.from_dataset(rows, word_tokenizer(), min_length=4, num_sequences=None, label_columns=columns)
+    with pytest.warns(UserWarning, match=r"'domain' \(all 2\)"):
+        probe = Probe.from_dataset(rows, word_tokenizer(), min_length=4, num_sequences=None, label_columns=columns)
     # The alphabet decides, of the names that are in the probe.
     assert probe.label_names == {"tongue": ("de", "fr")}
     assert probe.labels["tongue"].tolist() == [[1] * 5, [-1] * 5, [0] * 5]
     assert probe.labels["domain"].tolist() == [[2] * 5, [-1] * 5, [-1] * 5]
     assert probe.labels["good"].tolist() == [[1] * 5, [0, 0, 0, 0, -1], [1] * 5]
+
+
+def test_missing_integers_as_pandas_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,f\na b c,2\nd e f,\ng h i,0\n")
+    columns: dict[str, Any] = {"label_columns": ["f"], "num_sequences": 3, "min_length": 1}
+    assert Probe.from_dataset(path, word_tokenizer(), **columns).labels["f"][:, 0].tolist() == [2, -1, 0]
+    rows = [{"text": "a", "f": value} for value in (np.float32(2), float("nan"), 0.0)]
+    assert Probe.from_dataset(rows, word_tokenizer(), **columns).labels["f"][:, 0].tolist() == [2, -1, 0]
+
+
+def test_a_sorted_dataset_whose_first_rows_have_one_label_is_a_warning() -> None:
+    rows = [{"text": "a b c", "f": label, "g": None} for label in ("x", "x", "y")]
+    columns: dict[str, Any] = {"min_length": 1, "label_columns": ["f", "g"]}
+    with pytest.warns(
+        UserWarning, match=r"a single label .*: 'f' \(all 'x'\), 'g' \(all without\). .*shuffle"
+    ) as caught:
+        Probe.from_dataset(rows, word_tokenizer(), num_sequences=2, **columns)
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"a single label throughout the probe: 'g' \(all without\)\. "):
+        Probe.from_dataset(rows, word_tokenizer(), num_sequences=3, **columns)
 
 
 def test_numbers_of_names_do_not_depend_on_the_order_of_rows() -> None:
@@ -291,6 +336,9 @@ def test_labels_of_words_with_class_names() -> None:
     ("rows", "message"),
     [
         ([{"text": "a", "f": 1.5}], "expected integers, strings or None, or spans .*got float 1.5 at index 0"),
+        ([{"text": "a", "f": 2**63}], "expected integers, .*got int 9223372036854775808 at index 0"),
+        ([{"text": "a", "f": float("inf")}], "got float inf at index 0"),
+        ([{"text": "a", "f": {"start": [0], "end": [1, 2], "label": [3]}}], "expected integers, .*got dict"),
         ([{"text": "a", "f": "x"}, {"text": "a", "f": 1}], "got 1 at index 1 after strings"),
         ([{"text": "a", "f": [0]}], r"expected spans \(start, end, label\).*got 0 at index 0.*words need words"),
         ([{"text": "a", "f": [(2, 1, "x")]}], r"expected spans with 0 <= start <= end, got \(2, 1\)"),
@@ -511,6 +559,32 @@ def test_the_hash_of_a_tokenizer_is_of_what_it_does_not_of_its_settings() -> Non
     slow = {tokenizer_hash(ByT5Tokenizer()), tokenizer_hash(ByT5Tokenizer(extra_ids=3))}
     assert len(slow | {before, tokenizer_hash(fast)}) == 4
     assert tokenizer_hash(ByT5Tokenizer()) in slow
+
+
+def test_special_tokens_in_texts_taken_as_text_have_a_hash_of_their_own() -> None:
+    def tokenizer() -> Any:
+        inner = word_tokenizer()
+        inner.add_special_tokens(["<|own|>"])
+        return inner
+
+    raw, split = tokenizer(), tokenizer()
+    split.encode_special_tokens = True
+    fast, fast_split = (
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer(), split_special_tokens=value) for value in (False, True)
+    )
+    assert raw.encode("a <|own|>").ids != split.encode("a <|own|>").ids
+    for one, other in ((raw, split), (fast, fast_split)):
+        before = tokenizer_hash(one)
+        assert before != tokenizer_hash(other)
+        one.encode("a")
+        assert tokenizer_hash(one) == before
+
+
+def test_a_tokenizer_that_draws_at_random_is_refused() -> None:
+    dropping = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")], dropout=0.5))
+    for tokenizer in (dropping, PreTrainedTokenizerFast(tokenizer_object=dropping)):
+        with pytest.raises(ProbeError, match=r"the same ids each time, got one with dropout=0\.5"):
+            Probe.from_texts(["ab ab"], tokenizer, min_length=1)
 
 
 def test_a_place_for_the_cache_and_none(tmp_path: Path, own_cache: Path) -> None:

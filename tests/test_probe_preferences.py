@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,6 +167,73 @@ def test_special_tokens_of_a_chat_template_are_not_doubled() -> None:
     assert probe.labels["preference"].tolist() == [[-1, -1, -1, 1, 1, 1], [-1, -1, -1, 0, 0, -1]]
 
 
+def test_answers_that_the_template_makes_equal_are_ties(merging: Any) -> None:
+    twin = PreTrainedTokenizerFast(
+        tokenizer_object=merging.backend_tokenizer, chat_template=CHAT.replace("m.content", "m.content | trim")
+    )
+    question = message("user", "the sky is")
+    pairs = [
+        {"chosen": [question, message("assistant", "blue")], "rejected": [question, message("assistant", "able")]},
+        {"chosen": [question, message("assistant", "blue")], "rejected": [question, message("assistant", "blue ")]},
+    ]
+    with pytest.warns(UserWarning, match="left out 1 of 2 pairs: 1 of equal texts or scores"):
+        assert len(Probe.from_preferences(pairs, twin, num_sequences=None)) == 2
+
+
+def test_a_template_that_asks_for_the_date_gets_the_same_every_day(merging: Any) -> None:
+    twin = PreTrainedTokenizerFast(
+        tokenizer_object=merging.backend_tokenizer, chat_template="{{ strftime_now('%d %b %Y') }} " + CHAT
+    )
+    question = message("user", "the sky is")
+    pairs = [{"chosen": [question, message("assistant", "blue")], "rejected": [question, message("assistant", "able")]}]
+    probe = Probe.from_preferences(pairs, twin, num_sequences=2)
+    assert labelled(probe, 0, twin) == ("26 Jul 2024 [user] the sky is ;\n[assistant]", " blue ;\n", [1])
+
+
+@pytest.mark.parametrize("questions", [("is", "is"), ("is", "sky")])
+def test_what_a_template_writes_before_both_answers_is_no_part_of_them(
+    merging: Any, questions: tuple[str, str]
+) -> None:
+    # As templates of models that reason: the last answer has a block that earlier ones have not.
+    template = (
+        "{% set n = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set n.last = loop.index0 %}"
+        "{% endif %}{% endfor %}{% for m in messages %}[{{ m.role }}]"
+        "{% if m.role == 'assistant' and loop.index0 > n.last %}<></>{% endif %}"
+        "{{ m.content }};{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    twin = PreTrainedTokenizerFast(tokenizer_object=merging.backend_tokenizer, chat_template=template)
+    begin = [message("user", "the"), message("assistant", "able")]
+    chosen, rejected = (
+        [*begin, message("user", question), message("assistant", answer)]
+        for question, answer in zip(questions, ("blue", "unable"), strict=True)
+    )
+    probe = Probe.from_preferences([{"chosen": chosen, "rejected": rejected}], twin, num_sequences=2)
+    if questions[0] == questions[1]:
+        before = "[user]the;[assistant]able;[user]is;[assistant]<></>"
+        assert labelled(probe, 0, twin) == (before, "blue;", [1])
+        assert labelled(probe, 1, twin) == (before, "unable;", [0])
+    else:
+        before = "[user]the;[assistant]able;[user]"
+        assert labelled(probe, 0, twin) == (before, "is;[assistant]<></>blue;", [1])
+        assert labelled(probe, 1, twin) == (before, "sky;[assistant]<></>unable;", [0])
+
+
+def test_content_in_parts_is_their_text(merging: Any) -> None:
+    question, parts = (
+        message("user", "the sky is"),
+        [{"type": "text", "text": "the "}, {"type": "text", "text": "sky is"}],
+    )
+    answers = [message("assistant", "blue"), message("assistant", "able")]
+    whole = [{"chosen": [question, answers[0]], "rejected": [question, answers[1]]}]
+    in_parts: dict[str, Any] = {"role": "user", "content": parts}
+    cut = [{"chosen": [in_parts, answers[0]], "rejected": [in_parts, answers[1]]}]
+    found = [Probe.from_preferences(pairs, merging, num_sequences=2).fingerprint for pairs in (whole, cut)]
+    assert found[0] == found[1]
+    parts.append({"type": "image"})
+    with pytest.raises(ProbeError, match=r"list of parts with text alone, got .*'image'.* in column chosen of row 0"):
+        Probe.from_preferences(cut, merging, num_sequences=2)
+
+
 def test_messages_without_a_template_are_written_plainly(merging: Any) -> None:
     plain = PreTrainedTokenizerFast(tokenizer_object=merging.backend_tokenizer)
     chosen = [message("user", "the sky is"), message("assistant", "blue")]
@@ -189,6 +257,8 @@ LEFT_OUT: dict[str, tuple[dict[str, Any], str]] = {
         "tie",
     ),
     "equal messages": ({"chosen": [message("user", "a")], "rejected": [message("user", "a")]}, "tie"),
+    "the same ids": ({"prompt": "a", "chosen": "b zebra", "rejected": "b quagga"}, "tie"),
+    "the same as far as they go": ({"prompt": "a", "chosen": "b c d e f g", "rejected": "b c d e f h"}, "tie"),
     "nothing chosen": ({"prompt": "a", "chosen": "", "rejected": "c"}, "empty"),
     "nothing rejected": ({"prompt": "a", "chosen": "b", "rejected": None}, "empty"),
     "white space": ({"prompt": "a", "chosen": "b", "rejected": " \n"}, "empty"),
@@ -301,15 +371,27 @@ def test_pairs_are_cached_by_the_chat_template_too(tmp_path: Path, merging: Any)
     pair = {"chosen": [message("user", "a"), message("assistant", "b")], "rejected": [message("user", "a")]}
     pair["rejected"].append(message("assistant", "c"))
     path.write_text(json.dumps(pair) + "\n")
-    other = PreTrainedTokenizerFast(
-        tokenizer_object=merging.backend_tokenizer, chat_template=CHAT.replace("[assistant]", "<assistant>")
-    )
+    other = PreTrainedTokenizerFast(tokenizer_object=merging.backend_tokenizer, chat_template=CHAT.replace(";", "!"))
     settings: dict[str, Any] = {"num_sequences": 2, "cache_dir": tmp_path / "cache"}
     first = Probe.from_preferences(path, merging, **settings)
     second = Probe.from_preferences(path, other, **settings)
     assert first.fingerprint != second.fingerprint
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2
     assert Probe.from_preferences(path, merging, **settings).fingerprint == first.fingerprint
+
+
+def test_pairs_are_cached_by_the_special_tokens_that_the_template_writes(tmp_path: Path, merging: Any) -> None:
+    path = tmp_path / "pairs.jsonl"
+    pair = {"chosen": [message("user", "a"), message("assistant", "b")], "rejected": [message("user", "a")]}
+    pair["rejected"].append(message("assistant", "c"))
+    path.write_text(json.dumps(pair) + "\n")
+    probes = []
+    for token in "xy":  # both are entries already
+        twin = copy.deepcopy(merging)
+        twin.chat_template = "{{ bos_token }} " + CHAT
+        twin.bos_token = token
+        probes.append(Probe.from_preferences(path, twin, num_sequences=2, cache_dir=tmp_path / "cache"))
+    assert probes[0].input_ids[0, 0] != probes[1].input_ids[0, 0]
 
 
 def test_batches_of_pairs_make_no_difference(merging: Any, monkeypatch: pytest.MonkeyPatch) -> None:
