@@ -25,3 +25,12 @@ def first_failure(reason: str | None) -> tuple[int, str] | None:
     reasons: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(reasons, reason)
     return next(((rank, found) for rank, found in enumerate(reasons) if found is not None), None)
+
+
+def first_different(value: Value) -> int | None:
+    """The lowest rank whose value is not rank 0's, on every rank; None if all are equal. Each must ask."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    values: list[Value | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return next((rank for rank, found in enumerate(values) if found != values[0]), None)

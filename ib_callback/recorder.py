@@ -20,13 +20,13 @@ import torch
 from ib_callback.checkpoints import CheckpointFile
 from ib_callback.checks import check_integer
 from ib_callback.claim import Claim
-from ib_callback.errors import TrajectoryError
+from ib_callback.errors import ProbeError, TrajectoryError
 from ib_callback.guard import preserved_rng
 from ib_callback.live_rules import LiveRules
 from ib_callback.measurement import Measurement, settings_differences
 from ib_callback.meter import Meter, is_out_of_memory
 from ib_callback.outcome import Cost, Selected, summarise
-from ib_callback.ranks import first_failure, of_rank_zero
+from ib_callback.ranks import first_different, first_failure, of_rank_zero
 from ib_callback.schedule import Schedule, never_fires
 from ib_callback.selection import SelectFrom, Selection
 from ib_callback.stopping import PlateauStopping, StopDecision
@@ -181,6 +181,7 @@ class Recorder:
         since = time.perf_counter() if self._working_since is None else self._working_since
         self._run = run = _Run(started=since)
         directory = Path(directory).absolute()  # the working directory may change while training runs
+        self._check_same_probes()
         preflight = self.meter.preflight(model)
         self.schedule(step)  # a mistake in it shows now
         run.settings = self.meter.settings(model)
@@ -211,6 +212,16 @@ class Recorder:
                     f"{PLANE_FILENAME} will not be drawn, for Matplotlib is not installed. Install it with: "
                     'pip install "ib-callback[plot]", or pass log_plane=False.'
                 )
+
+    def _check_same_probes(self) -> None:
+        # Each rank runs as many passes as its own probe takes, so that a sharded model would wait forever.
+        rank = first_different([probe.fingerprint for probe in self.meter.probes])
+        if rank is not None:
+            raise ProbeError(
+                f"expected the same probes on every rank, got others on rank {rank} than on rank 0. A stream that is "
+                "split between the ranks gives each its own rows: build the probe once (ib-callback probe build, or "
+                "Probe.save), and load it on every rank with Probe.load."
+            )
 
     def _check_schedule(self, step: int, max_steps: int | None, *, warns: bool) -> None:
         fires = True

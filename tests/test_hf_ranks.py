@@ -117,6 +117,13 @@ try:
 except RuntimeError as error:
     print(f"rank {rank} at step {trainer.state.global_step}: {error}")
 
+callback = tiny_callback()
+callback._recorder.meter.probe = ib.Probe.from_tokens(random_ids(6, seed=rank))
+try:
+    tiny_trainer(directory / "probes", [callback], steps=3, ddp_timeout=60).train()
+except ib.ProbeError as error:
+    print(f"rank {rank}: {error}")
+
 
 class Clock:
     now = 0.0
@@ -168,6 +175,11 @@ def test_a_failure_of_one_rank_at_the_start_is_raised_on_both(trained: tuple[Pat
         "rank 0 at step 0: rank 1 could not measure the model as training finds it: RuntimeError: out of luck" in first
     )
     assert "rank 1 at step 0: out of luck" in second
+
+
+def test_ranks_with_different_probes_are_refused_on_both(trained: tuple[Path, list[str]]) -> None:
+    for rank, text in enumerate(trained[1]):
+        assert f"rank {rank}: expected the same probes on every rank, got others on rank 1 than on rank 0." in text
 
 
 def found(directory: Path, name: str) -> tuple[dict[str, Any], ib.Trajectory]:

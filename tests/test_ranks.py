@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from ib_callback import Measurement
-from ib_callback.ranks import first_failure, of_rank_zero
+from ib_callback.ranks import first_different, first_failure, of_rank_zero
 
 # What two processes make of it: tests/test_hf_ranks.py and tests/test_lightning_ranks.py.
 
@@ -36,3 +36,7 @@ def test_a_failure_is_that_of_the_lowest_rank_that_has_one(group_of_one: None) -
 def test_alone_a_failure_is_that_of_this_process() -> None:
     assert first_failure(None) is None
     assert first_failure("out of luck") == (0, "out of luck")
+
+
+def test_a_single_process_differs_from_nobody(group_of_one: None) -> None:
+    assert first_different(["a" * 64]) is None
