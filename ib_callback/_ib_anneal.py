@@ -72,7 +72,7 @@ class Effort:
             dtype=torch.float64 if entries <= _FLOAT64_ENTRIES else torch.float32,
             thorough=thorough,
             max_iterations=int(np.clip(6e8 / work, 30, 1000)) if max_iterations is None else max_iterations,
-            tolerance=(1e-6 if thorough else 1e-5) if tolerance is None else tolerance,
+            tolerance=(3e-6 if thorough else 1e-5) if tolerance is None else tolerance,
             starts=int(np.clip(2000 // rows, 1, 8)),
             gap=8e-5 if thorough else 3e-4 * joint.mutual_information,
         )
@@ -132,7 +132,7 @@ def _fill(solver: Solver, hard: Tensor, points: list[Point], effort: Effort, see
         if _lead(point, points) > effort.gap / 4:
             for below in _descend(solver, solver.without_copies(found), point, effort, None):
                 points.append(below)
-                if _lead(below, points[:-1]) < 0:
+                if _lead(below, points[:-1]) < effort.gap / 2:
                     break
         points.append(point)
 
