@@ -102,13 +102,15 @@ def anneal(
     if min(joint.probability.shape) < 2:
         return []
     points: list[Point] = []
-    with one_thread(device):
+    with one_thread(device), torch.inference_mode():
         solver = Solver(joint, dtype=effort.dtype, device=device)
         codes = _hard_codes(joint, num_codewords, effort, seed)
         for number, code in enumerate(codes):
             encoder = solver.hard(code)
             top = (*solver.information(encoder), math.inf)
             points.append(top)
+            if top[0] - top[1] < effort.gap / 8:
+                return points  # on the diagonal, and so is the chord to it: nothing lies above
             for point in _descend(solver, encoder, top, effort, betas):
                 points.append(point)
                 report((number + 1 - point[0] / max(top[0], _NOTHING)) / len(codes))
