@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from ib_callback.jackknife import ABOVE_NULL, Array, jackknife_error, num_groups, replicates_of
 from ib_callback.measurement import Measurement, settings_differences
@@ -107,7 +107,7 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
         # The error of the nulls themselves, taken as independent: an upper estimate where the probe is the same.
         of_nulls = [_null_part(point, metric, *each) for point, each in zip(points, (first, second), strict=True)]
         error = math.hypot(error, *of_nulls)
-    reach = float(student.ppf(0.975, freedom)) * error
+    reach = float(stdtrit(freedom, 0.975)) * error
     return Difference(
         metric=f"{order}/{metric}",
         value=value,

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from ib_callback.points import NEGLIGIBLE, PlanePoint
 
@@ -66,7 +66,7 @@ def interval_factor(num_groups: int, level: float = 0.95) -> float:
     >>> round(interval_factor(16), 2)
     2.13
     """
-    return float(student.ppf((1 + level) / 2, num_groups - 1))
+    return float(stdtrit(num_groups - 1, (1 + level) / 2))
 
 
 # What each number with a standard error is, of complexity and expressivity, or of both less their nulls.
