@@ -14,6 +14,7 @@ from torch import Tensor
 from ib_callback._ib_hard import cluster
 from ib_callback._ib_joint import Joint
 from ib_callback._ib_solver import Solver, one_thread
+from ib_callback.quantise import exact_float32
 
 # As many codewords as rows are not taken by default beyond this number of rows: the encoder is their square.
 MANY_ROWS = 4096
@@ -47,6 +48,8 @@ class Effort:
     thorough: whether the problem is small enough for an accuracy of 1e-4 nats.
     max_iterations, tolerance: as for `ib_curve`.
     starts: random starts of sequential clustering, of which the best two go on.
+    partitions: the same at each β at which there are new starts, of which all go on; for small problems alone, where
+        they cost little and a missed code is a large part of the curve.
     gap: greatest gap between a chord and the tangents at its ends, in nats.
     """
 
@@ -55,6 +58,7 @@ class Effort:
     max_iterations: int
     tolerance: float
     starts: int
+    partitions: int
     gap: float
 
     @classmethod
@@ -74,6 +78,7 @@ class Effort:
             max_iterations=int(np.clip(6e8 / work, 30, 1000)) if max_iterations is None else max_iterations,
             tolerance=(3e-6 if thorough else 1e-5) if tolerance is None else tolerance,
             starts=int(np.clip(2000 // rows, 1, 8)),
+            partitions=min(200 // rows, 8),
             gap=8e-5 if thorough else 3e-4 * joint.mutual_information,
         )
 
@@ -102,7 +107,7 @@ def anneal(
     if min(joint.probability.shape) < 2:
         return []
     points: list[Point] = []
-    with one_thread(device), torch.inference_mode():
+    with one_thread(device), exact_float32(device), torch.inference_mode():
         solver = Solver(joint, dtype=effort.dtype, device=device)
         codes = _hard_codes(joint, num_codewords, effort, seed)
         for number, code in enumerate(codes):
@@ -115,20 +120,31 @@ def anneal(
                 points.append(point)
                 report((number + 1 - point[0] / max(top[0], _NOTHING)) / len(codes))
         if betas is None:
-            _fill(solver, solver.hard(codes[0]), points, effort, seed)
+            _fill(solver, joint, codes[0], points, effort, seed, num_codewords)
     return points
 
 
-def _fill(solver: Solver, hard: Tensor, points: list[Point], effort: Effort, seed: int) -> None:
+def _fill(
+    solver: Solver, joint: Joint, code: np.ndarray, points: list[Point], effort: Effort, seed: int, num_codewords: int
+) -> None:
     """Look for better codes from new starts, at some β and where the curve has gaps, and add them to `points`.
 
     On the way down a code can outlive the β at which it is best, and then fall past others.
     """
     random = torch.Generator().manual_seed(seed)
+    hard = solver.hard(code)
+    few = effort.partitions > 0 and num_codewords < len(joint.rows)
 
     def start_at(beta: float) -> None:
-        noise = torch.rand(hard.shape, generator=random, dtype=torch.float64).to(hard)
-        start = (1 - _FRESH) * hard + _FRESH * noise / noise.sum(1, keepdim=True)
+        noise = torch.rand(hard.shape, generator=random, dtype=torch.float64, device="cpu").to(hard)
+        begin_at((1 - _FRESH) * hard + _FRESH * noise / noise.sum(1, keepdim=True), beta)
+        # With codewords to spare the best code at any β can be reached from that of one row each. Otherwise the best
+        # partition depends on β: at a lower one some codewords are rarer, or unused.
+        if few:
+            for start in range(effort.partitions):
+                begin_at(solver.hard(_partition(joint, num_codewords, effort, seed + start, beta)[0]), beta)
+
+    def begin_at(start: Tensor, beta: float) -> None:
         found = solver.solve(start, beta, max_iterations=effort.max_iterations, tolerance=effort.tolerance)
         point = (*solver.information(found), beta)
         if _lead(point, points) > effort.gap / 4:
@@ -139,11 +155,15 @@ def _fill(solver: Solver, hard: Tensor, points: list[Point], effort: Effort, see
         points.append(point)
 
     checks, fills = _NEW_STARTS[effort.thorough]
+    if few:
+        checks *= min(effort.partitions, 3)
     corners = envelope(points)
     if len(corners) == 1:
         return
     for complexity in np.linspace(corners[-1][0], 0.0, checks + 2)[1:-1]:
-        start_at(_between(*next(pair for pair in pairwise(envelope(points)) if complexity <= pair[1][0])))
+        pairs = list(pairwise(envelope(points)))
+        # What was found meanwhile may reach as high at less complexity, so that the curve ends before.
+        start_at(_between(*next((pair for pair in pairs if complexity <= pair[1][0]), pairs[-1])))
     tried: set[float] = set()
     for _ in range(fills):
         corners = envelope(points)
@@ -190,13 +210,16 @@ def _hard_codes(joint: Joint, num_codewords: int, effort: Effort, seed: int) -> 
     rows = len(joint.rows)
     if num_codewords >= rows:
         return [np.arange(rows)]
-    # A sweep costs about as much as a dozen iterations at least, and is done once, not at each β.
-    sweeps, tolerance = math.ceil(effort.max_iterations / 3), 100 * effort.tolerance
-    codes = [
-        cluster(joint, num_codewords, sweeps=sweeps, tolerance=tolerance, seed=seed + start)
-        for start in range(effort.starts)
-    ]
+    codes = [_partition(joint, num_codewords, effort, seed + start) for start in range(effort.starts)]
     return [code for code, _ in sorted(codes, key=lambda found: -found[1])[:_DESCENTS]]
+
+
+def _partition(
+    joint: Joint, num_codewords: int, effort: Effort, seed: int, beta: float = math.inf
+) -> tuple[np.ndarray, float]:
+    # A sweep costs about as much as a dozen iterations at least.
+    sweeps, tolerance = math.ceil(effort.max_iterations / 3), 100 * effort.tolerance
+    return cluster(joint, num_codewords, sweeps=sweeps, tolerance=tolerance, seed=seed % 2**32, beta=beta)
 
 
 def _descend(solver: Solver, encoder: Tensor, top: Point, effort: Effort, betas: list[float] | None) -> Iterator[Point]:

@@ -8,13 +8,17 @@ sparse joints of text nearly every pair of label and codeword is.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy.special import xlogy
 
 from ib_callback._ib_joint import Joint
 
 
-def cluster(joint: Joint, num_codewords: int, *, sweeps: int, tolerance: float, seed: int) -> tuple[np.ndarray, float]:
+def cluster(
+    joint: Joint, num_codewords: int, *, sweeps: int, tolerance: float, seed: int, beta: float = math.inf
+) -> tuple[np.ndarray, float]:
     """Codeword [R] of each row and I(T;Y) in nats, from a random start: a local maximum, or near it.
 
     Args:
@@ -23,6 +27,7 @@ def cluster(joint: Joint, num_codewords: int, *, sweeps: int, tolerance: float, 
         sweeps: at most so often each row is looked at.
         tolerance: stop after a sweep that gains less, in nats.
         seed: of the start and of the order of rows.
+        beta: what is maximised is I(T;Y) - I(T;X)/beta, of which the last is H(T)/beta, as codes are hard.
     """
     random = np.random.RandomState(seed)
     num_rows = len(joint.rows)
@@ -41,10 +46,11 @@ def cluster(joint: Joint, num_codewords: int, *, sweeps: int, tolerance: float, 
             without[:, own] = np.maximum(without[:, own] - values[entries], 0.0)
             rest = weight.copy()
             rest[own] = max(rest[own] - p, 0.0)
-            # Change of sum p(y,t) log p(y,t) - sum p(t) log p(t), that is of I(T;Y), when the row joins each codeword.
+            # Change of sum p(y,t) log p(y,t) - (1 - 1/beta) sum p(t) log p(t), the objective but for a constant, when
+            # the row joins each codeword.
             together = without + values[entries, None]
             gain = (xlogy(together, together) - xlogy(without, without)).sum(0)
-            gain -= xlogy(rest + p, rest + p) - xlogy(rest, rest)
+            gain -= (1 - 1 / beta) * (xlogy(rest + p, rest + p) - xlogy(rest, rest))
             best = int(gain.argmax())
             # Not for rounding error: rows would move to and fro.
             if gain[best] > gain[own] + 1e-14:

@@ -81,7 +81,7 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
         if order not in measurement:
             raise ValueError(f"{name}: order {order!r} was not measured; measured: {', '.join(measurement.orders)}")
         points.append(measurement[order])
-    definitions = [*_DEFINITIONS, *(["bound"] if metric.startswith("distance") else [])]
+    definitions = [*_DEFINITIONS, *(["bound"] if metric == "distance_to_bound" else [])]
     differing = settings_differences(
         {name: a.settings.get(name) for name in definitions}, {name: b.settings.get(name) for name in definitions}
     )
@@ -91,7 +91,7 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
             "Measure both with the same settings."
         )
     first, second = (_replicates(name, point, metric) for name, point in zip("ab", points, strict=True))
-    same_text = [a.settings.get(k) == b.settings.get(k) for k in ("probe", "K", "orders")]
+    same_text = [a.settings.get(k) == b.settings.get(k) for k in ("probe", "K")]
     paired = all(same_text) and a.settings.get("probe") is not None and len(first[1]) == len(second[1])
     value = first[0] - second[0]
     if paired:
@@ -116,7 +116,7 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
         significant=abs(value) > reach,
         paired=paired,
         degrees_of_freedom=freedom,
-        note=_note(a, b, metric, paired),
+        note=_note(a, b, paired),
     )
 
 
@@ -139,12 +139,15 @@ def _null_part(point: PlanePoint, metric: str, value: float, omitted: Array) -> 
     return 0.0 if whole is None else math.sqrt(max(whole**2 - jackknife_error(value, omitted) ** 2, 0.0))
 
 
-def _note(a: Measurement, b: Measurement, metric: str, paired: bool) -> str:
-    if paired:
-        return ""
-    if a.settings.get("probe") == b.settings.get("probe"):
-        return "same probe but other positions or groups: taken as independent, the error is an upper estimate"
-    note = "different probes"
-    if a.num_positions != b.num_positions and metric not in ABOVE_NULL:
-        note += f" of {a.num_positions} and {b.num_positions} positions, which alone moves a plain value"
-    return note
+def _note(a: Measurement, b: Measurement, paired: bool) -> str:
+    notes = []
+    if not paired and a.settings.get("probe") == b.settings.get("probe"):
+        notes.append("same probe but other positions or groups: taken as independent, the error is an upper estimate")
+    elif not paired:
+        note = "different probes"
+        if a.num_positions != b.num_positions:
+            note += f" of {a.num_positions} and {b.num_positions} positions, which alone moves the number"
+        notes.append(note)
+    if a.layers != b.layers:
+        notes.append("means over different layers")
+    return "; ".join(notes)

@@ -30,7 +30,7 @@ class IBCurve:
 
     It is a lower bound on what codes of X can reach, hence on the true bound, and rounding apart it lies at or below
     min(complexity, `mutual_information`), an upper bound on it. Between corners it is reached by time-sharing: the
-    one code for a share of the positions and the other for the rest.
+    one code for a share of the positions and the other for the rest, which may take twice `num_codewords`.
 
     Hidden states of a language model see more of the text than X, the token: their point may lie above this curve,
     and above the diagonal. That excess is information from the wider context, not an error.

@@ -116,6 +116,8 @@ def _is_diagonal(point: PlanePoint) -> bool:
 def with_bound_error(point: PlanePoint, bound: Callable[[float], float] | None) -> PlanePoint:
     """The point with the standard error of its distance to another bound than the diagonal, a curve taken as given.
 
+    The curve of the sample moves with the probe too, so that this is an error for comparing models on one probe.
+
     Args:
         point: with replicates and with its distance to that bound.
         bound: the highest expressivity at a complexity, in the unit of the point; None: there is none.

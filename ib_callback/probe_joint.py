@@ -18,7 +18,7 @@ from ib_callback.labels import ORDER_NAMES, parse_orders, valid_positions
 from ib_callback.probe import Probe
 
 # To be raised whenever the curve of the same probe becomes another one; old files are then not read again.
-ALGORITHM = 1
+ALGORITHM = 2
 
 _log = logging.getLogger(__name__)
 

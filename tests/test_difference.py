@@ -67,7 +67,9 @@ def test_on_different_probes_the_errors_add_up():
     assert not found.significant
     assert found.standard_error == pytest.approx(error)
     assert found.degrees_of_freedom == pytest.approx(2 * (GROUPS - 1))  # Welch, of equal variances
-    assert found.note == "different probes of 100 and 90 positions, which alone moves a plain value"
+    assert found.note == "different probes of 100 and 90 positions, which alone moves the number"
+    # Above null too: docs/reading-the-numbers.md has one that doubles with the probe.
+    assert ib.difference(a, b, "complexity_above_null").note == found.note
     assert "unpaired): within the error (different probes" in str(found)
 
 
@@ -75,6 +77,25 @@ def test_same_probe_with_other_groups_is_unpaired():
     found = ib.difference(measured(groups(0)), measured(groups(1)[:4]), "complexity")
     assert not found.paired
     assert "upper estimate" in found.note
+
+
+def test_the_same_text_is_paired_whatever_else_was_measured_on_it():
+    text = groups(0)
+    a, b = measured(text + 0.01), measured(text, orders=["token", "bigram"])
+    assert ib.difference(a, b, "complexity").paired  # K decides which positions are valid
+    assert not ib.difference(a, dataclasses.replace(b, settings=b.settings | {"K": 2}), "complexity").paired
+
+
+def test_other_layers_are_said():
+    text = groups(0)
+    a, b = measured(text + 0.01), dataclasses.replace(measured(text), layers=("h.1",))
+    assert ib.difference(a, b, "complexity").note == "means over different layers"
+
+
+def test_above_null_the_distance_is_to_the_diagonal_whatever_the_bound():
+    text = groups(0)
+    a, b = measured(text + 0.01, bound="ib_curve"), measured(text, bound="diagonal")
+    assert ib.difference(a, b, "distance_above_null").value == pytest.approx(0.0)
 
 
 def test_optimality_is_the_default_and_sign_follows_the_arguments():
