@@ -105,7 +105,11 @@ def test_settings_tell_which_probes_they_were(measured):
 
 def test_logged_like_any_feature(measured):
     names = {name for name in measured.metrics() if name.startswith("ib/preference")}
-    assert names == {f"ib/preference/{n}" for n in ("information", "information_null", "information_null_std", "ratio")}
+    logged = ("information", "information_null", "information_null_std", "information_p_value", "ratio")
+    assert names == {f"ib/preference/{name}" for name in logged}
+    # Its positions, not its sequences, are what is permuted.
+    assert measured.features["speech"].information_p_value is None
+    assert "ib/speech/information_p_value" not in measured.metrics()
 
 
 def test_a_preflight_covers_them(model):
