@@ -145,9 +145,7 @@ class _Reader:
         weight = label_set.num_positions if self._empirical else label_set.num_labels
         return self._conditional[index] / weight
 
-    def _feature_null(
-        self, plan: FeaturePlan, entropy: np.ndarray
-    ) -> tuple[float | None, float | None, float | None]:
+    def _feature_null(self, plan: FeaturePlan, entropy: np.ndarray) -> tuple[float | None, float | None, float | None]:
         """Mean and standard deviation of the information when labels are permuted, and the p-value of the measured."""
         if plan.permuted is not None and plan.permuted_count is not None:
             weights = plan.permuted_count / plan.permuted_count.sum(1, keepdims=True)

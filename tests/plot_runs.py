@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from ib_callback.measurement import Measurement
@@ -12,16 +12,6 @@ from ib_callback.trajectory import Trajectory
 
 ORDERS = ("token", "bigram", "trigram", "quadgram", "5-gram")
 SETTINGS = {"primary": "token", "num_bins": 100, "probe": "a" * 64, "bound": "diagonal"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PointWithErrors(PlanePoint):
-    """With standard errors of what was measured."""
-
-    complexity_se: float | None = None
-    expressivity_se: float | None = None
-    optimality_se: float | None = None
-    distance_to_bound_se: float | None = None
 
 
 def measurement(
@@ -64,9 +54,8 @@ def run(steps: Iterable[int | None], **options: Any) -> Trajectory:
 def with_errors(step: int, error: float | None) -> Measurement:
     """A point whose numbers have this standard error."""
     whole = measurement(step)
-    fields = {name: getattr(whole["token"], name) for name in PlanePoint.__dataclass_fields__}
     names = ("complexity_se", "expressivity_se", "optimality_se", "distance_to_bound_se")
-    point = PointWithErrors(**fields, **dict.fromkeys(names, error))
+    point = replace(whole["token"], **dict.fromkeys(names, error))
     return Measurement(**{**whole.__dict__, "orders": {"token": point}})
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -12,6 +11,7 @@ from synthetic_runs import C, E
 from synthetic_runs import run as synthetic_run
 
 from ib_callback import cli
+from ib_callback.ib_curve import IBCurve
 from ib_callback.trajectory import Trajectory
 
 
@@ -87,9 +87,8 @@ def test_several_runs_are_compared(runs, capsys):
 
 
 def test_the_curve_beside_a_trajectory_is_drawn(runs):
-    curve = {"format": 1, "unit": "nats", "complexity": [0, 2], "expressivity": [0, 1], "order": "bigram",
-             "probe": SETTINGS["probe"]}  # fmt: skip
-    (runs / "small" / "ib_curve.json").write_text(json.dumps(curve))
+    curve = IBCurve([0, 2], [0, 1], [0, 2], mutual_information=1.0, num_codewords=100)
+    curve.with_info(order="token", probe=SETTINGS["probe"]).save(runs / "small" / "ib_curve.json")
     assert cli.main(["plot", str(runs / "small"), "--kind", "plane", "-o", "plane.svg"]) == 0
     assert "IB curve of the probe (achievable)" in texts("plane.svg")
     assert cli.main(["plot", str(runs / "large"), "--kind", "plane", "-o", "plane.svg"]) == 0

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ib_callback.errors import TrajectoryError
+from ib_callback.ib_curve import IBCurve
 from ib_callback.measurement import Measurement
 from ib_callback.plot import compare, information_plane, over_steps, plane_by_layer, save
-from ib_callback.plot.bound import StoredCurve, curve_beside
+from ib_callback.plot.bound import curve_beside
 from ib_callback.run_directory import find_run
 from ib_callback.trajectory import Trajectory
 from ib_callback.trajectory_lines import FILENAME
@@ -29,7 +30,7 @@ _DEFAULT_SUFFIX = ".png"
 class _Run:
     name: str
     trajectory: Trajectory
-    curve: StoredCurve | None
+    curve: IBCurve | None
 
 
 @dataclass(frozen=True, kw_only=True)
