@@ -58,12 +58,15 @@ def test_one_picture_to_a_file_with_its_options(runs, capsys):
     file = str(runs / "small" / "ib_trajectory.jsonl")
     assert cli.main(["plot", file, "--kind", "steps", "--log", "--theme=dark", "--order=bigram", "-o", "out.svg"]) == 0
     assert {"training step, logarithmic", "bigram: measured"} <= texts("out.svg")
+    Trajectory(measurement(step) for step in (0, 1, 2, 4, 100)).save("early.jsonl")
+    assert cli.main(["plot", "early.jsonl", "--kind", "steps", "-o", "early.svg"]) == 0
+    assert "training step, logarithmic" in texts("early.svg")
     assert "#16191d" in Path("out.svg").read_text()
     assert cli.main(["plot", file, "--kind", "layers", "--step", "10", "-o", "out.svg"]) == 0
     assert {"small, step 10", "token", "bigram", "h.1"} <= texts("out.svg")
     assert cli.main(["plot", file, "--kind", "plane", "--order", "bigram", "-o", "out.pdf"]) == 0
     assert Path("out.pdf").read_bytes().startswith(b"%PDF")
-    assert capsys.readouterr().out.split() == ["out.svg", "out.svg", "out.pdf"]
+    assert capsys.readouterr().out.split() == ["out.svg", "early.svg", "out.svg", "out.pdf"]
 
 
 def test_several_pictures_share_the_name_given(runs, capsys):
