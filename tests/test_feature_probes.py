@@ -192,7 +192,7 @@ def labelled(**labels):
         (make_probe, lambda: ["tulu"], TypeError, "expected ib_callback.Probe objects, .*got str"),
         (make_probe, lambda: "tulu", TypeError, "expected probes in a list or as .* got str"),
         (make_probe, lambda: 3, TypeError, "expected probes in a list or as .* got int"),
-        (make_probe, lambda: {"a/b": pairs()}, ValueError, 'expected names without "/", got \'a/b\''),
+        (make_probe, lambda: {"a/b": pairs()}, ValueError, 'expected names, not empty and without "/", got \'a/b\''),
     ],
 )  # fmt: skip
 def test_probes_that_cannot_be(main, probes, error, message):
