@@ -34,11 +34,11 @@ def main() -> None:
     counts = probe_joint(probe).counts
     reduced = Joint.of(counts)
     effort = Effort.of(reduced, arguments.codewords)
+    rows, columns = reduced.probability.shape
     print(describe_machine(arguments.device))
     print(
         f"{probe.num_tokens:,} tokens, joint of {counts.shape[0]:,} x {counts.shape[1]:,} with {counts.nnz:,} "
-        f"non-zeros; distinct {reduced.probability.shape[0]:,} x {reduced.probability.shape[1]:,} "
-        f"with {reduced.probability.nnz:,}"
+        f"non-zeros; distinct {rows:,} x {columns:,} with {reduced.probability.nnz:,}"
     )
     before = peak_mib()
     curve, wall, cpu = timed(counts, arguments)

@@ -72,7 +72,7 @@ class Effort:
             dtype=torch.float64 if entries <= _FLOAT64_ENTRIES else torch.float32,
             thorough=thorough,
             max_iterations=int(np.clip(6e8 / work, 30, 1000)) if max_iterations is None else max_iterations,
-            tolerance=(1e-6 if thorough else 1e-5) if tolerance is None else tolerance,
+            tolerance=(3e-6 if thorough else 1e-5) if tolerance is None else tolerance,
             starts=int(np.clip(2000 // rows, 1, 8)),
             gap=8e-5 if thorough else 3e-4 * joint.mutual_information,
         )
@@ -102,13 +102,15 @@ def anneal(
     if min(joint.probability.shape) < 2:
         return []
     points: list[Point] = []
-    with one_thread(device):
+    with one_thread(device), torch.inference_mode():
         solver = Solver(joint, dtype=effort.dtype, device=device)
         codes = _hard_codes(joint, num_codewords, effort, seed)
         for number, code in enumerate(codes):
             encoder = solver.hard(code)
             top = (*solver.information(encoder), math.inf)
             points.append(top)
+            if top[0] - top[1] < effort.gap / 8:
+                return points  # on the diagonal, and so is the chord to it: nothing lies above
             for point in _descend(solver, encoder, top, effort, betas):
                 points.append(point)
                 report((number + 1 - point[0] / max(top[0], _NOTHING)) / len(codes))
@@ -132,7 +134,7 @@ def _fill(solver: Solver, hard: Tensor, points: list[Point], effort: Effort, see
         if _lead(point, points) > effort.gap / 4:
             for below in _descend(solver, solver.without_copies(found), point, effort, None):
                 points.append(below)
-                if _lead(below, points[:-1]) < 0:
+                if _lead(below, points[:-1]) < effort.gap / 2:
                     break
         points.append(point)
 

@@ -157,10 +157,10 @@ class Solver:
         encoder, joint, weight = encoder[:, used], joint[:, used], weight[used]
         root = (joint.double() / weight.double()).sqrt()
         affinity = root.T @ root
-        same = csr_matrix((1.0 - affinity < _SAME).cpu().numpy())
-        number, group = connected_components(same, directed=False)
-        if number == encoder.shape[1]:
+        same = (1.0 - affinity < _SAME).fill_diagonal_(False)
+        if not same.any():
             return encoder / encoder.sum(1, keepdim=True)
+        number, group = connected_components(csr_matrix(same.cpu().numpy()), directed=False)
         adds_up = F.one_hot(torch.from_numpy(group).long(), number).to(self.device, self.dtype)
         merged = encoder @ adds_up
         return merged / merged.sum(1, keepdim=True)

@@ -230,7 +230,7 @@ def ib_curve(
             belongs to the curve in any case.
         max_iterations: at each β, and three times the sweeps of sequential clustering; by default 30 to 1,000,
             fewer for larger problems.
-        tolerance: in nats: iteration ends where the objective grows by less; by default 1e-6, or 1e-5 for
+        tolerance: in nats: iteration ends where the objective grows by less; by default 3e-6, or 1e-5 for
             large problems.
         seed: of the random starts of sequential clustering.
         device: where to iterate; by default where `joint` is.

@@ -543,7 +543,7 @@ def _choose_groups(standard_errors: Any, weighting: str) -> int:
         )
     if standard_errors is True:
         return NUM_GROUPS
-    if check_integer("standard_errors", standard_errors, minimum=2, cure="True is for 16 groups") > MAX_GROUPS:
+    if check_integer("standard_errors", standard_errors, minimum=3, cure="True is for 16 groups") > MAX_GROUPS:
         raise ValueError(
             f"standard_errors: expected at most {MAX_GROUPS} groups, got {standard_errors}; True is for 16."
         )

@@ -47,7 +47,7 @@ def make_plan(
         num_groups: groups of sequences to leave out in turn for standard errors; 0 for none.
 
     Raises:
-        ProbeError: no position is valid, a feature labels none of them, or fewer than two groups can be made.
+        ProbeError: no position is valid, a feature labels none of them, or fewer than three groups can be made.
     """
     mask = probe.attention_mask.numpy()
     width = max(orders.values())
@@ -104,9 +104,9 @@ def _group(probe: Probe, positions: Positions, num_groups: int, batch_size: int)
     groups = group_sequences(
         used, len(probe), num_groups, batch_size, paired="preference" in probe.labels and len(probe) % 2 == 0
     )
-    if groups.number < 2:
+    if groups.number < 3:  # without two neighbours something must be left
         raise ProbeError(
-            f"probe {probe.name!r}: expected at least two sequences (pairs, of preferences) with valid positions for "
+            f"probe {probe.name!r}: expected at least three sequences (pairs, of preferences) with valid positions for "
             f"standard errors, got {len(used)} sequences. Use a larger probe, or standard_errors=False."
         )
     return groups

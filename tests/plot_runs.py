@@ -55,8 +55,7 @@ def with_errors(step: int, error: float | None) -> Measurement:
     """A point whose numbers have this standard error."""
     whole = measurement(step)
     names = ("complexity_se", "expressivity_se", "optimality_se", "distance_to_bound_se")
-    point = replace(whole["token"], **dict.fromkeys(names, error))
-    return Measurement(**{**whole.__dict__, "orders": {"token": point}})
+    return replace(whole, orders={"token": replace(whole["token"], **dict.fromkeys(names, error))})
 
 
 def artists(panel: Any, label: str) -> list[Any]:

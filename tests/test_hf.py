@@ -424,3 +424,13 @@ def test_no_warnings_of_our_own_in_a_good_run(tmp_path: Path) -> None:
         warnings.simplefilter("always")
         tiny_trainer(tmp_path, [tiny_callback(every_n_steps=2, log_plane=True)], steps=4).train()
     assert [str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)] == []
+
+
+def test_standard_errors_reach_the_log_and_the_file(tmp_path: Path) -> None:
+    callback = tiny_callback(standard_errors=3)
+    trainer = tiny_trainer(tmp_path, [callback])
+    trainer.train()
+    logged = [row for row in trainer.state.log_history if "ib/token/optimality_se" in row]
+    assert [row["ib/token/optimality_se"] for row in logged] == [p["token"].optimality_se for p in callback.trajectory]
+    stored = ib.Trajectory.load(tmp_path / FILENAME)
+    assert ib.difference(stored[-1], stored[0]) == ib.difference(callback.trajectory[-1], callback.trajectory[0])

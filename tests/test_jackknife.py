@@ -76,10 +76,10 @@ def groups_of(probe, number, paired=False):
     return [{b for unit in units[a:z] for b in unit} for a, z in pairwise(cuts)]
 
 
-def twin(probe, table, order, side, without):
+def twin(probe, table, order, side, without, widest=2):
     """Information by its definition, of the positions outside some sequences, mean over layers."""
     ids = probe.input_ids.numpy()
-    positions = [p for p in bf.valid_positions(probe.attention_mask.numpy(), 2) if p[0] not in without]
+    positions = [p for p in bf.valid_positions(probe.attention_mask.numpy(), widest) if p[0] not in without]
     label = bf.input_label if side == "complexity" else bf.output_label
     labels = [label(ids, position, ORDERS[order]) for position in positions]
     rows = np.array([table[b, s].double().numpy() for b, s in positions])
@@ -209,16 +209,16 @@ def test_groups_are_of_neighbours_and_batches_never_cross_them():
     assert group_sequences(np.array([2, 5]), 6, 16, 4, paired=False).sequence_bounds.tolist() == [0, 5, 6]
 
 
-def test_one_sequence_cannot_be_left_out():
-    probe = ib.Probe.from_tokens(torch.arange(20).view(1, 20))
-    with pytest.raises(ib.ProbeError, match=r"at least two sequences .* for standard errors, got 1 sequences"):
+def test_two_sequences_are_too_few():
+    probe = ib.Probe.from_tokens(torch.arange(40).view(2, 20))
+    with pytest.raises(ib.ProbeError, match=r"at least three sequences .* for standard errors, got 2 sequences"):
         ib.Meter(probe, standard_errors=True).plan()
 
 
 @pytest.mark.parametrize(
     ("keywords", "error", "message"),
     [
-        ({"standard_errors": 1}, ValueError, "standard_errors: expected an integer of at least 2, got 1"),
+        ({"standard_errors": 2}, ValueError, "standard_errors: expected an integer of at least 3, got 2"),
         ({"standard_errors": 33}, ValueError, "standard_errors: expected at most 32 groups, got 33"),
         ({"standard_errors": 2.5}, TypeError, "standard_errors: expected an integer"),
         (
@@ -246,6 +246,15 @@ def test_the_excess_of_a_quadratic_statistic_is_taken_off():
         plain.append(15 * np.var(one))
     assert np.mean(plain) / np.var(values) == pytest.approx(2.0, abs=0.3)
     assert 1.0 < np.mean(corrected) / np.var(values) < 1.5
+
+
+def test_three_sequences_are_enough():
+    probe = ib.Probe.from_tokens(torch.randint(0, 4, (3, 12), generator=torch.Generator().manual_seed(0)))
+    plan = ib.Meter(probe, orders="token", standard_errors=True).plan()
+    point = measurement_of(plan, sums_of(plan, table_of(probe))).orders["token"]
+    one = [twin(probe, table_of(probe), "token", "complexity", {g}, widest=1) for g in range(3)]
+    assert point.complexity_jackknife[:3] == pytest.approx(one, abs=1e-7)
+    assert point.complexity_se == pytest.approx(math.sqrt(2 * np.var(one)), rel=1e-4)
 
 
 def test_settings_mean_a_number_of_groups():

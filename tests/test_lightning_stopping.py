@@ -138,7 +138,7 @@ def test_a_least_number_that_leaves_no_room_is_a_warning(
     with pytest.warns(RuntimeWarning, match=f"early_stopping can never act: {said}, or leave early_stopping out"):
         train(tmp_path, [following(early_stopping=RULE)], **arguments)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", category=RuntimeWarning)
+        warnings.filterwarnings("error", message=".*early_stopping can never act")
         train(tmp_path, [following(early_stopping=RULE)], min_steps=5, min_epochs=1, max_epochs=3)
         train(tmp_path, [following()], **arguments)
 
