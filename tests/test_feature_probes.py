@@ -239,7 +239,8 @@ def test_a_failing_feature_fails_the_point():
     broken = ib.Probe.from_tokens(ids, probe.attention_mask, labels=dict(probe.labels))
     main = make_probe(highest=38)
     assert ib.measure(model, main, **SETTINGS).error is None
-    with warnings.catch_warnings(), pytest.raises(ib.RepresentationError, match="zero, NaN or infinite"):
+    named = r"^feature probe 'tokens': representations .* zero, NaN or infinite"
+    with warnings.catch_warnings(), pytest.raises(ib.RepresentationError, match=named):
         ib.measure(model, main, feature_probes=[broken], **SETTINGS)
 
 
