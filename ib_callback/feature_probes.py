@@ -83,7 +83,7 @@ def _with_prefix(feature_probes: Any) -> list[tuple[str, Any]]:
     if isinstance(feature_probes, Mapping):
         bad = [name for name in feature_probes if not (isinstance(name, str) and name and "/" not in name)]
         if bad:
-            raise ValueError(f'feature_probes: expected names without "/", got {bad[0]!r}.')
+            raise ValueError(f'feature_probes: expected names, not empty and without "/", got {bad[0]!r}.')
         return list(feature_probes.items())
     if isinstance(feature_probes, Probe):
         return [("", feature_probes)]

@@ -23,6 +23,8 @@ from ib_callback.checks import check_integer
 from ib_callback.files import write_atomically
 
 FORMAT = 1
+# Beside the trajectory of a run of which it is the bound.
+FILENAME = "ib_curve.json"
 
 
 class IBCurve:

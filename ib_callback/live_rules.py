@@ -58,8 +58,7 @@ class LiveRules:
                 f"early_stopping: expected an ib.PlateauStopping or None, got {early_stopping!r}; "
                 "ib.PlateauStopping() stops on the distance to the bound"
             )
-        if early_stopping is not None:
-            early_stopping.check(self.metrics)
+        self._monitored = None if early_stopping is None else early_stopping.check(self.metrics)
         if select is not None and not isinstance(select, (str, Selection)):
             raise TypeError(f"select: expected the name of a metric or feature, or an ib.Selection, got {select!r}")
         if isinstance(select, Selection):
@@ -68,8 +67,7 @@ class LiveRules:
             if select is not None:
                 _check_exists(select, self.metrics)
             self.selection = Selection(select or "optimality", select_from=select_from)
-        if select is not None:
-            _check_exists(self.selection.by, self.metrics)
+        self._selected_by = "" if select is None else _check_exists(self.selection.by, self.metrics)
         self.stopping = early_stopping
         self.selects = select is not None
         self._directions = {name: mode for name in self.metrics if (mode := better_direction(name)) is not None}
@@ -93,7 +91,8 @@ class LiveRules:
         self._tracker = PhaseTracker(self.selection.phase_rule)
         self._numbers: dict[str, float | int | None] = dict.fromkeys(self.names)
         if self.stopping is not None:
-            self.stopping.reset()
+            # Points of an earlier part of the run, with other settings, may lack it.
+            self.stopping.reset(self._monitored)
         for point in points:
             self.update(point)
 
@@ -120,11 +119,14 @@ class LiveRules:
 
     def choose(self, trajectory: Trajectory, available: Collection[int]) -> Choice:
         """The best of the points of which a checkpoint exists, as known now."""
+        if self.selects and not any(self._selected_by in point.scalars() for point in trajectory):
+            # All of them were measured with other settings, before this run was resumed.
+            return Choice(best=None, runner_up=None, noise=None, candidates=())
         return self.selection.choose(trajectory, available=available)
 
 
-def _check_exists(name: str, metrics: list[str]) -> None:
+def _check_exists(name: str, metrics: list[str]) -> str:
     try:
-        resolve_metric(name, metrics)
+        return resolve_metric(name, metrics)
     except ValueError as error:
         raise ValueError(f"select={name!r} cannot work: {error}") from None

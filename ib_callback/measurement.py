@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from ib_callback.plain import json_values, plain_integer, plain_number, plain_numbers
-from ib_callback.points import PLANE_ERRORS, PRIMARY_SCALARS, FeaturePoint, PlanePoint, plane_scalars
+from ib_callback.points import FEATURE_SCALARS, PLANE_ERRORS, PRIMARY_SCALARS, FeaturePoint, PlanePoint, plane_scalars
 
 _Point = TypeVar("_Point", "PlanePoint", "FeaturePoint")
 
@@ -161,7 +161,7 @@ class Measurement:
             errors = {name: getattr(point, name) for name in PLANE_ERRORS}
             named.update((f"{order}/{name}", error) for name, error in errors.items() if error is not None)
         for feature, value in self.features.items():
-            for name in ("information", "information_null", "information_null_std", "ratio"):
+            for name in FEATURE_SCALARS:
                 named[f"{feature}/{name}"] = getattr(value, name)
             if value.information_se is not None:
                 named[f"{feature}/information_se"] = value.information_se

@@ -18,7 +18,7 @@ from ib_callback._version import __version__
 from ib_callback.accumulate import Accumulator, Sums
 from ib_callback.capture import Capture, Quantiser
 from ib_callback.checks import check_integer
-from ib_callback.errors import ModelError, ProbeError
+from ib_callback.errors import ModelError, ProbeError, RepresentationError
 from ib_callback.estimator import check_weighting
 from ib_callback.feature_probes import FeatureProbes, label_names, named_features
 from ib_callback.guard import resharded, untouched
@@ -380,6 +380,11 @@ class Meter:
                 plan = self.plan()
                 call = self._call(root, layers, plan)
                 return plan, Sums.join([self._pass(root, group, plan, call) for group in self._groups(plan, layers)])
+            except RepresentationError as error:
+                if self._planes:
+                    raise
+                # The main probe may be fine.
+                raise RepresentationError(f"feature probe {self.probe.name!r}: {error}") from error
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.batch_size == 1:
                     raise

@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from typing import Literal
 
 from ib_callback.measurement import Measurement
-from ib_callback.points import PRIMARY_SCALARS, plane_scalars
+from ib_callback.points import FEATURE_SCALARS, PRIMARY_SCALARS, plane_scalars
 
 Mode = Literal["min", "max"]
 
 # Logged as well, but of no use to a rule.
 _BOOKKEEPING = ("seconds", "overhead", "tokens_seen")
-_FEATURE_SCALARS = ("information", "information_null", "information_null_std", "ratio")
 _BETTER: dict[str, Mode] = {
     "optimality": "max",
     "optimality_above_null": "max",
@@ -40,14 +39,14 @@ def metric_names(
         bound: as for `Meter`.
 
     >>> names = metric_names(["token"], ["preference"])
-    >>> names[:4], names[-4:]
+    >>> names[:4], names[-2:]
     (['complexity', 'expressivity', 'optimality', 'distance_to_bound'],
-     ['preference/information', 'preference/information_null', 'preference/information_null_std', 'preference/ratio'])
+     ['preference/information_p_value', 'preference/ratio'])
     """
     return [
         *PRIMARY_SCALARS, "entropy", "ceiling",
         *(f"{order}/{name}" for order in orders for name in plane_scalars(order, primary=primary, bound=bound)),
-        *(f"{feature}/{name}" for feature in features for name in _FEATURE_SCALARS),
+        *(f"{feature}/{name}" for feature in features for name in FEATURE_SCALARS),
     ]  # fmt: skip
 
 

@@ -71,7 +71,8 @@ class FeaturePlan:
     """Where a feature's histograms are kept, and what its null is made from.
 
     total: kept histogram over the positions that carry the feature.
-    permuted: [R, V] kept histograms of the labels under permutation of sequences, and their `permuted_count`.
+    permuted: [R + 1, V] kept histograms of the labels under permutation of sequences, and their `permuted_count`; the
+        last row is that of the labels as they are.
     subsets: the design of a null over positions instead, with the kept histograms `subset_kept` and `part_kept`.
     """
 

@@ -218,16 +218,21 @@ class _Builder:
         return NullPlan(design, total, slice(first, middle), slice(middle, self.num_kept))
 
     def keep_permutations(self, feature: Feature, positions: Positions) -> tuple[np.ndarray, np.ndarray]:
-        """Keep the histograms of a feature's labels under each permutation of whole sequences."""
+        """Keep the histograms of a feature's labels under each permutation of whole sequences, and as they are.
+
+        The labels as they are come last. Summed like the permuted ones, they are bitwise equal to those permutations
+        that change nothing, or names only, and so can be compared with all of them.
+        """
         assert feature.permuted is not None
-        num_permutations, num_labels = len(feature.permuted), feature.num_labels
-        kept = self.num_kept + np.arange(num_permutations * num_labels).reshape(num_permutations, num_labels)
+        num_rows, num_labels = len(feature.permuted) + 1, feature.num_labels
+        kept = self.num_kept + np.arange(num_rows * num_labels).reshape(num_rows, num_labels)
         self.num_kept += kept.size
         counts = np.zeros(kept.shape)
         labelled = np.flatnonzero(feature.values >= 0)
-        rows = np.arange(num_permutations)
+        rows = np.arange(num_rows)
         for members in np.split(labelled, np.flatnonzero(np.diff(positions.sequence[labelled])) + 1):
-            labels = feature.permuted[:, positions.sequence[members[0]]]
+            permuted = feature.permuted[:, positions.sequence[members[0]]]
+            labels = np.append(permuted, feature.values[members[0]])
             self._bundles.append(members)
             self._bundle_targets.append(kept[rows, labels])
             counts[rows, labels] += len(members)

@@ -172,6 +172,7 @@ class PlanePoint:
 PRIMARY_SCALARS = ("complexity", "expressivity", "optimality", "distance_to_bound")
 # All numbers of a plane point that are not by layer, in the order of logging.
 _VECTORS = ("_by_layer", "_jackknife")
+FEATURE_SCALARS = ("information", "information_null", "information_null_std", "information_p_value", "ratio")
 # Standard errors, which are logged where they were asked for.
 PLANE_ERRORS = (
     "complexity_se", "expressivity_se", "optimality_se", "distance_to_bound_se",
@@ -202,6 +203,8 @@ class FeaturePoint:
     `information_null` and `information_null_std` are mean and standard deviation over permutations of the
     labels: of whole sequences where the label is constant within them (preference: swapped within pairs), else
     of positions, in which case the standard deviation is an upper estimate (0.9 to 2 times the true one).
+    `information_p_value` is (1 + permutations with at least the measured information) / (1 + permutations), where whole
+    sequences are permuted: how often labels that say nothing look at least as informative. At least 1/101.
     `information_se`, with `Meter(standard_errors=...)`, is the standard error of the information's expected value.
     `ratio` is information / complexity of the primary order. None where undefined.
     """
@@ -213,6 +216,7 @@ class FeaturePoint:
     information_by_layer: tuple[float, ...]
     num_positions: int
     information_se: float | None = None
+    information_p_value: float | None = None
 
     def __post_init__(self) -> None:
         _make_plain(self)
@@ -228,6 +232,7 @@ class FeaturePoint:
         information_null_std: float | None = None,
         complexity: float | None = None,
         information_se: float | None = None,
+        information_p_value: float | None = None,
     ) -> FeaturePoint:
         """Derive the mean over layers and its ratio to `complexity`, that of the main probe's primary order.
 
@@ -247,6 +252,7 @@ class FeaturePoint:
             information_by_layer=values,
             num_positions=num_positions,
             information_se=information_se,
+            information_p_value=information_p_value,
         )
 
 

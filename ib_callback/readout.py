@@ -17,6 +17,9 @@ from ib_callback.null import SubsetCurve
 from ib_callback.plan import FeaturePlan, NullPlan, Plan
 from ib_callback.points import FeaturePoint, PlanePoint
 
+# Of sums of a few float64 numbers of order 1.
+_ROUNDING = 1e-14
+
 
 def read_out(
     plan: Plan,
@@ -114,12 +117,13 @@ class _Reader:
     def feature_point(self, plan: FeaturePlan, complexity: float | None) -> FeaturePoint:
         entropy = self._kept[plan.total]
         information = entropy - self._given(plan.label_set.name)
-        mean, spread = self._feature_null(plan, entropy)
+        mean, spread, p_value = self._feature_null(plan, entropy)
         return FeaturePoint.from_layers(
             information.tolist(),
             num_positions=plan.label_set.num_positions,
             information_null=mean,
             information_null_std=spread,
+            information_p_value=p_value,
             complexity=complexity,
             information_se=None
             if self._left_out is None
@@ -141,19 +145,23 @@ class _Reader:
         weight = label_set.num_positions if self._empirical else label_set.num_labels
         return self._conditional[index] / weight
 
-    def _feature_null(self, plan: FeaturePlan, entropy: np.ndarray) -> tuple[float | None, float | None]:
-        """Mean and standard deviation of the information when labels are permuted."""
+    def _feature_null(self, plan: FeaturePlan, entropy: np.ndarray) -> tuple[float | None, float | None, float | None]:
+        """Mean and standard deviation of the information when labels are permuted, and the p-value of the measured."""
         if plan.permuted is not None and plan.permuted_count is not None:
             weights = plan.permuted_count / plan.permuted_count.sum(1, keepdims=True)
             # A label with no positions under some permutation has an empty histogram and no weight.
             entropies = np.where(plan.permuted_count > 0, self._kept[plan.permuted].mean(-1), 0.0)
             values = entropy.mean() - (weights * entropies).sum(1)
-            return float(values.mean()), float(values.std(ddof=1))
+            permuted, measured = values[:-1], values[-1]
+            # Permutations that change names only may differ in the order of the last sum.
+            at_least = int((permuted >= measured - _ROUNDING).sum())
+            p_value = (1 + at_least) / (1 + len(permuted))
+            return float(permuted.mean()), float(permuted.std(ddof=1)), p_value
         if plan.null is None:
-            return None, None
+            return None, None, None
         single = float((entropy - self._given(("single", plan.feature.name))).mean())
         curve = self._estimate(plan.null, single)
-        return curve.null(plan.counts)[0], curve.spread_of_null(plan.counts)
+        return curve.null(plan.counts)[0], curve.spread_of_null(plan.counts), None
 
     def _estimate(self, null: NullPlan, single: float) -> SubsetCurve:
         subsets, unions = self._divergences[id(null)]

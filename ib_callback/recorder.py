@@ -22,6 +22,7 @@ from ib_callback.checks import check_integer
 from ib_callback.claim import Claim
 from ib_callback.errors import ProbeError, TrajectoryError
 from ib_callback.guard import preserved_rng
+from ib_callback.ib_curve import FILENAME as CURVE_FILENAME
 from ib_callback.live_rules import LiveRules
 from ib_callback.measurement import Measurement, settings_differences
 from ib_callback.meter import Meter, is_out_of_memory
@@ -35,7 +36,6 @@ from ib_callback.trajectory_file import TrajectoryFile
 from ib_callback.trajectory_lines import append_line, check_writable
 
 PLANE_FILENAME = "information_plane.png"
-CURVE_FILENAME = "ib_curve.json"
 # Every point is drawn at once up to this number of them. A picture takes about as long as a measurement of a
 # small model, so that later ones wait until the run has this many times the points of the last picture.
 _DRAWN_SINGLY = 20
@@ -202,7 +202,7 @@ class Recorder:
         self.rules.replay(self.trajectory)
         curve = self.meter.curve()
         if writes and curve is not None:
-            with self.survived(f"{CURVE_FILENAME} could not be written, and pictures will lack the curve"):
+            with self.survived(f"{CURVE_FILENAME} could not be written, and later pictures from files will lack it"):
                 curve.save(directory / CURVE_FILENAME)
         if writes and self.draw_plane:
             if importlib.util.find_spec("matplotlib") is not None:
@@ -394,7 +394,7 @@ class Recorder:
         with self.survived(f"{self._run.plane} could not be drawn"):
             from ib_callback.plot import save_information_plane
 
-            save_information_plane(self.trajectory, self._run.plane)
+            save_information_plane(self.trajectory, self._run.plane, curve=self.meter.curve())
             self._run.points_drawn = points
             return self._run.plane
         return None
@@ -412,7 +412,7 @@ class Recorder:
 
             pictures["over_steps"] = encoded(over_steps(self.trajectory, log=None))
             last = next(point for point in reversed(self.trajectory) if point.error is None)
-            pictures["layers"] = encoded(plane_by_layer(last))
+            pictures["layers"] = encoded(plane_by_layer(last, curve=self.meter.curve()))
         return pictures
 
     def finish(self) -> Path | None:

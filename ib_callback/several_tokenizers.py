@@ -81,7 +81,7 @@ def probes_for(
         warnings.warn(
             f"asked for {num_sequences} documents, got {len(chosen)}: of the others none has min_length={min_length} "
             "tokens under every tokenizer.",
-            stacklevel=2,
+            stacklevel=3,
         )
     kept = {label: _at(column, numbers, label) for label, column in columns.items()}
     documents = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()

@@ -121,9 +121,14 @@ class PlateauStopping:
     def __repr__(self) -> str:
         return f"PlateauStopping({self.monitor!r}, mode={self.mode!r}, patience={self.patience}, arm={self.arm!r})"
 
-    def reset(self) -> None:
-        """Forget every measurement."""
-        self._metric: str | None = None
+    def reset(self, metric: str | None = None) -> None:
+        """Forget every measurement.
+
+        Args:
+            metric: full name of the monitored one, where `check` has found it: points that lack it, measured before it
+                was, then count as undefined. None: the first point that could be measured must have it.
+        """
+        self._metric: str | None = metric
         self._phases = PhaseTracker(self.phase_rule)
         self._values: list[float] = []  # those of points that are not collapsed, the last few
         self._best: float | None = None

@@ -1,7 +1,9 @@
 """A look at the training data before the first step: is the probe held out?
 
 Examples are read by number from datasets that have numbers. One that can only be iterated is left alone: it may hold a
-connection, a place in a file or a shuffled buffer that the training will go on from.
+connection, a place in a file or a shuffled buffer that the training will go on from. Reading an example by number
+changes nothing in most datasets; one that draws from a generator of its own, or opens at the first example a file that
+worker processes would then share, is better left alone.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ def look_for_probes(probes: Iterable[Probe], loaders: Any, count: int, tokenizer
         except Exception as error:  # whatever a user's dataset does, it will do when training needs it
             _warn(
                 "The training data could not be searched for the probe; training goes on. "
-                f"{type(error).__name__}: {error} {_BY_HAND}"
+                f"{type(error).__name__}: {str(error).rstrip('.')}. {_BY_HAND}"
             )
     return "; ".join(clean)
 

@@ -105,7 +105,11 @@ def test_settings_tell_which_probes_they_were(measured):
 
 def test_logged_like_any_feature(measured):
     names = {name for name in measured.metrics() if name.startswith("ib/preference")}
-    assert names == {f"ib/preference/{n}" for n in ("information", "information_null", "information_null_std", "ratio")}
+    logged = ("information", "information_null", "information_null_std", "information_p_value", "ratio")
+    assert names == {f"ib/preference/{name}" for name in logged}
+    # Its positions, not its sequences, are what is permuted.
+    assert measured.features["speech"].information_p_value is None
+    assert "ib/speech/information_p_value" not in measured.metrics()
 
 
 def test_a_preflight_covers_them(model):
@@ -188,7 +192,7 @@ def labelled(**labels):
         (make_probe, lambda: ["tulu"], TypeError, "expected ib_callback.Probe objects, .*got str"),
         (make_probe, lambda: "tulu", TypeError, "expected probes in a list or as .* got str"),
         (make_probe, lambda: 3, TypeError, "expected probes in a list or as .* got int"),
-        (make_probe, lambda: {"a/b": pairs()}, ValueError, 'expected names without "/", got \'a/b\''),
+        (make_probe, lambda: {"a/b": pairs()}, ValueError, 'expected names, not empty and without "/", got \'a/b\''),
     ],
 )  # fmt: skip
 def test_probes_that_cannot_be(main, probes, error, message):
@@ -235,7 +239,8 @@ def test_a_failing_feature_fails_the_point():
     broken = ib.Probe.from_tokens(ids, probe.attention_mask, labels=dict(probe.labels))
     main = make_probe(highest=38)
     assert ib.measure(model, main, **SETTINGS).error is None
-    with warnings.catch_warnings(), pytest.raises(ib.RepresentationError, match="zero, NaN or infinite"):
+    named = r"^feature probe 'tokens': representations .* zero, NaN or infinite"
+    with warnings.catch_warnings(), pytest.raises(ib.RepresentationError, match=named):
         ib.measure(model, main, feature_probes=[broken], **SETTINGS)
 
 

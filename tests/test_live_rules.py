@@ -212,3 +212,17 @@ def test_a_metric_to_stop_on_that_is_not_measured_lists_those_that_are(monitor):
 def test_mistakes_say_what_was_expected(settings, error, message):
     with pytest.raises(error, match=message):
         rules(**settings)
+
+
+def test_points_measured_before_the_metric_was_are_no_error():
+    """A run resumed with `mix_settings=True` and another feature probe; the rules were checked when they were made."""
+    rule = PlateauStopping("preference", mode="max", arm="immediately")
+    live = rules(features=True, early_stopping=rule, select="preference")
+    earlier = run(C[:3], E[:3])
+    live.replay(earlier)
+    assert live.decision is not None
+    assert (live.decision.stop, live.decision.reason) == (False, StopReason.MISSING)
+    assert live.choose(earlier, available=set(earlier.steps)).best is None
+    # A rule that nobody has checked still says that there is no such metric.
+    with pytest.raises(ValueError, match=r"cannot work: no metric 'preference' is measured"):
+        rule.replay(earlier)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ib_callback.measurement import Measurement, settings_differences
-from ib_callback.points import PLANE_ERRORS, FeaturePoint, PlanePoint
+from ib_callback.points import FEATURE_SCALARS, PLANE_ERRORS, FeaturePoint, PlanePoint
 
 NULLS = {
     "complexity_null": 0.125, "expressivity_null": 0.0625,
@@ -45,6 +45,7 @@ def measurement(**changes: Any) -> Measurement:
                 complexity=0.375,
                 information_null=0.01,
                 information_null_std=0.004,
+                information_p_value=0.01,
             )
         },
         "layers": ("h.0", "h.1"),
@@ -248,7 +249,7 @@ def test_metrics_are_named_as_documented_and_leave_out_what_is_undefined():
         *(f"ib/{name}" for name in of_point[:4]), "ib/entropy", "ib/ceiling",
         *(f"ib/token/{name}" for name in of_point),
         *(f"ib/bigram/{name}" for name in of_point[:4]),
-        *(f"ib/preference/{name}" for name in ("information", "information_null", "information_null_std", "ratio")),
+        *(f"ib/preference/{name}" for name in FEATURE_SCALARS),
         "ib/seconds", "ib/overhead", "ib/tokens_seen",
     }  # fmt: skip
     assert {type(value) for value in metrics.values()} == {float}

@@ -123,3 +123,30 @@ def test_labels_at_random_lie_within_their_null(name, markers, at_random):
         naive = ib.measure(model, MAIN, feature_probes=[other], **SETTINGS).features[name]
         beyond_positions += naive.information - naive.information_null > 3 * naive.information_null_std
     assert beyond_positions >= 4
+
+
+@KINDS
+def test_the_p_value_of_labels_at_random_is_uniform_and_of_a_planted_label_the_smallest(name, markers, at_random):
+    planted = probe_of(markers, name)
+    meter = ib.Meter(MAIN, feature_probes=[planted], **SETTINGS)
+    assert meter.measure(Planted(STRENGTHS[-1])).features[name].information_p_value == pytest.approx(1 / 101)
+    found = []
+    for seed in range(20):
+        probe = probe_of(markers, name, at_random(seed))
+        point = ib.measure(Planted(STRENGTHS[-1]), MAIN, feature_probes=[probe], **SETTINGS).features[name]
+        assert point.information_p_value is not None
+        found.append(point.information_p_value)
+    # The distance of Kolmogorov and Smirnov: more than 0.35 in 1 of 100 cases of 20.
+    below = np.arange(1, len(found) + 1) / len(found)
+    assert np.abs(np.sort(found) - below + 0.5 / len(found)).max() < 0.35
+
+
+def test_permutations_that_change_nothing_or_names_only_count():
+    """Of two pairs there are four swaps, of which two at a time are alike: p is about 1/2 or 1."""
+    ids = torch.randint(2, VOCABULARY, (4, LENGTH), generator=torch.Generator().manual_seed(2))
+    for labels in ([1, 0, 1, 0], [1, 0, 0, 1]):
+        probe = ib.Probe.from_tokens(ids, labels={"preference": torch.tensor(labels)[:, None].expand(-1, LENGTH)})
+        point = ib.measure(Planted(0.0), MAIN, feature_probes=[probe], **SETTINGS).features["preference"]
+        p_value = point.information_p_value
+        above = point.information > point.information_null
+        assert p_value == 1.0 if not above else 0.35 < p_value < 0.65

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -12,6 +11,7 @@ from synthetic_runs import C, E
 from synthetic_runs import run as synthetic_run
 
 from ib_callback import cli
+from ib_callback.ib_curve import IBCurve
 from ib_callback.trajectory import Trajectory
 
 
@@ -58,12 +58,15 @@ def test_one_picture_to_a_file_with_its_options(runs, capsys):
     file = str(runs / "small" / "ib_trajectory.jsonl")
     assert cli.main(["plot", file, "--kind", "steps", "--log", "--theme=dark", "--order=bigram", "-o", "out.svg"]) == 0
     assert {"training step, logarithmic", "bigram: measured"} <= texts("out.svg")
+    Trajectory(measurement(step) for step in (0, 1, 2, 4, 100)).save("early.jsonl")
+    assert cli.main(["plot", "early.jsonl", "--kind", "steps", "-o", "early.svg"]) == 0
+    assert "training step, logarithmic" in texts("early.svg")
     assert "#16191d" in Path("out.svg").read_text()
     assert cli.main(["plot", file, "--kind", "layers", "--step", "10", "-o", "out.svg"]) == 0
     assert {"small, step 10", "token", "bigram", "h.1"} <= texts("out.svg")
     assert cli.main(["plot", file, "--kind", "plane", "--order", "bigram", "-o", "out.pdf"]) == 0
     assert Path("out.pdf").read_bytes().startswith(b"%PDF")
-    assert capsys.readouterr().out.split() == ["out.svg", "out.svg", "out.pdf"]
+    assert capsys.readouterr().out.split() == ["out.svg", "early.svg", "out.svg", "out.pdf"]
 
 
 def test_several_pictures_share_the_name_given(runs, capsys):
@@ -87,9 +90,8 @@ def test_several_runs_are_compared(runs, capsys):
 
 
 def test_the_curve_beside_a_trajectory_is_drawn(runs):
-    curve = {"format": 1, "unit": "nats", "complexity": [0, 2], "expressivity": [0, 1], "order": "bigram",
-             "probe": SETTINGS["probe"]}  # fmt: skip
-    (runs / "small" / "ib_curve.json").write_text(json.dumps(curve))
+    curve = IBCurve([0, 2], [0, 1], [0, 2], mutual_information=1.0, num_codewords=100)
+    curve.with_info(order="token", probe=SETTINGS["probe"]).save(runs / "small" / "ib_curve.json")
     assert cli.main(["plot", str(runs / "small"), "--kind", "plane", "-o", "plane.svg"]) == 0
     assert "IB curve of the probe (achievable)" in texts("plane.svg")
     assert cli.main(["plot", str(runs / "large"), "--kind", "plane", "-o", "plane.svg"]) == 0

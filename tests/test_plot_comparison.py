@@ -17,7 +17,7 @@ from plot_runs import (
     run,
 )
 
-from ib_callback.plot import compare
+from ib_callback.plot import compare, information_plane
 
 
 def test_every_run_is_a_line_with_its_name_at_its_end():
@@ -70,6 +70,9 @@ def test_another_model_is_a_note_alone():
                 "b": run([0, 10], settings={**SETTINGS, "layers": ["h.0", "h.1"], "dtype": "bfloat16"}),
             }
         )
+        pairs = run([0, 10], settings={**SETTINGS, "feature_probes": {"preference": "c" * 64}})
+        assert notes(compare({"a": run([0, 10]), "b": pairs})) == "The runs differ in feature_probes too."
+        assert "Not comparable" not in notes(information_plane([*run([0]), pairs[1]]))
     assert notes(figure) == "The runs differ in layers, dtype too."
     assert notes(compare({"a": run([0]), "b": run([0])})) == ""
 

@@ -15,8 +15,9 @@ import ib_callback as ib
 from ib_callback import probe_joint as module
 from ib_callback._ib_hard import cluster
 from ib_callback._ib_joint import Joint
+from ib_callback.ib_curve import FILENAME as CURVE_FILENAME
 from ib_callback.live_rules import LiveRules
-from ib_callback.recorder import CURVE_FILENAME, Recorder
+from ib_callback.recorder import Recorder
 
 VOCABULARY = 12
 
@@ -258,6 +259,23 @@ def test_a_run_keeps_its_curve_beside_its_trajectory(probe, tmp_path, writes):
     if writes:
         assert ib.IBCurve.load(file) == meter.curve()
         recorder.finish()
+
+
+def test_the_pictures_of_a_run_have_its_curve(probe, tmp_path, monkeypatch):
+    from ib_callback import plot
+
+    meter, seen = curve_meter(probe), []
+    for name in ("save_information_plane", "plane_by_layer", "over_steps", "encoded"):
+        monkeypatch.setattr(plot, name, lambda *_, **given: seen.append(given.get("curve")))
+    recorder = Recorder(meter, ib.every(2))
+    recorder.start(TokenModel(0), directory=tmp_path / "run")
+    for step in range(2):
+        recorder.record(TokenModel(0), step)
+    recorder.draw()
+    assert seen == [meter.curve()]
+    recorder.pictures()
+    assert meter.curve() in seen[1:]
+    recorder.finish()
 
 
 def test_a_curve_that_cannot_be_written_is_a_warning(probe, tmp_path, monkeypatch):

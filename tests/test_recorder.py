@@ -44,7 +44,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many points each picture had; instead of drawing any."""
     points: list[int] = []
 
-    def draw(trajectory: Trajectory, path: Path) -> None:
+    def draw(trajectory: Trajectory, path: Path, *, curve: None) -> None:
         points.append(len(trajectory))
         path.write_bytes(b"a picture")
 
@@ -123,7 +123,7 @@ def test_a_picture_that_fails_is_one_warning_until_it_succeeds(
 ) -> None:
     failing = {1, 2, 4}
 
-    def draw(trajectory: Trajectory, path: Path) -> None:
+    def draw(trajectory: Trajectory, path: Path, *, curve: None) -> None:
         if len(trajectory) in failing:
             raise OSError(28, "No space left on device")
 

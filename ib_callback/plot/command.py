@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ib_callback.errors import TrajectoryError
+from ib_callback.ib_curve import IBCurve
 from ib_callback.measurement import Measurement
 from ib_callback.plot import compare, information_plane, over_steps, plane_by_layer, save
-from ib_callback.plot.bound import StoredCurve, curve_beside
+from ib_callback.plot.bound import curve_beside
 from ib_callback.run_directory import find_run
 from ib_callback.trajectory import Trajectory
 from ib_callback.trajectory_lines import FILENAME
@@ -29,7 +30,7 @@ _DEFAULT_SUFFIX = ".png"
 class _Run:
     name: str
     trajectory: Trajectory
-    curve: StoredCurve | None
+    curve: IBCurve | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", default="last", metavar="N|last|best", help="of the plane by layer (best: by optimality)"
     )
-    parser.add_argument("--log", action="store_true", help="a logarithmic axis for the steps")
+    parser.add_argument("--log", action="store_true", help="a logarithmic axis for the steps, whatever they are")
     parser.add_argument("--theme", choices=("light", "dark"), default="light", help="on white, or on dark grey")
     parser.add_argument(
         "-o", "--output", metavar="PATH",
@@ -144,7 +145,7 @@ def _of_one(
         draw = partial(plane_by_layer, point, curve=run.curve, title=title, **common)
         yield _Picture(name=f"{prefix}layers", draw=draw)
     if kind == "steps" or (kind is None and len(trajectory) > 1):
-        draw = partial(over_steps, trajectory, log=options.log, title=run.name, **common)
+        draw = partial(over_steps, trajectory, log=options.log or None, title=run.name, **common)
         yield _Picture(name=f"{prefix}steps", draw=draw)
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ib_callback.comparability import warn_of_other_tokenizers
+from ib_callback.ib_curve import IBCurve
 from ib_callback.measurement import Measurement
 from ib_callback.plot import data
-from ib_callback.plot.bound import Curve, curve_in_plane, why_not_drawn
+from ib_callback.plot.bound import curve_in_plane, why_not_drawn
 from ib_callback.plot.data import RASTERISED_ABOVE
 from ib_callback.plot.frame import draw_bounds, plane_sheet, square_limits
 from ib_callback.plot.sheet import Note
@@ -32,7 +33,7 @@ def compare(
     runs: Mapping[str, Measurement | Iterable[Measurement]],
     *,
     orders: Sequence[str] | None = None,
-    curve: Curve | None = None,
+    curve: IBCurve | None = None,
     theme: ThemeName = "light",
     title: str | None = None,
 ) -> Figure:
@@ -45,7 +46,7 @@ def compare(
     Args:
         runs: a trajectory or a measurement by name.
         orders: which n-gram orders to show, one panel each, by default the primary one of the first run alone.
-        curve: the IB curve of the probe of the first run, in nats; drawn in the panel of its order.
+        curve: the IB curve of the probe of the first run; drawn in the panel of its order.
         theme: "light" or "dark".
         title: of the whole figure.
 

@@ -21,8 +21,10 @@ RASTERISED_ABOVE = 500
 # Steps that span more than this factor are coloured by their logarithm.
 _LOGARITHMIC_SPAN = 50
 _LONGEST_DIFFERENCE = 160
+# Settings that move no point in the plane.
+_OF_FEATURES = ("features", "feature_probes", "label_names")
 # Settings by which two models may differ and still be drawn in one plane.
-_OF_THE_MODEL = ("layers", "dtype", "version", "features", "orders")
+_OF_THE_MODEL = ("layers", "dtype", "version", *_OF_FEATURES, "orders")
 
 
 def given(measurements: Measurement | Iterable[Measurement]) -> list[Measurement]:
@@ -116,7 +118,8 @@ def changed_settings_note(points: Sequence[Measurement]) -> list[Note]:
     """Whether the settings changed along a run, which `mix_settings=True` permits."""
     measured = [point for point in points if point.orders]
     for before, after in itertools.pairwise(measured):
-        if before.settings != after.settings and (found := settings_differences(before, after)):
+        found = [] if before.settings == after.settings else settings_differences(before, after)
+        if found := [text for text in found if not text.startswith(_OF_FEATURES)]:
             where = "" if after.step is None else f" at step {after.step:,}"
             return [Note(f"Not comparable throughout: the settings changed{where}: {_some(found)}", alarm=True)]
     return []
@@ -168,6 +171,16 @@ def spans_much(numbers: np.ndarray) -> bool:
     """Whether numbers are told apart better by their logarithms."""
     positive = numbers[numbers > 0]
     return len(positive) > 0 and bool(numbers.max() / positive.min() > _LOGARITHMIC_SPAN)
+
+
+def crowds_at_the_start(numbers: np.ndarray) -> bool:
+    """Whether most of the numbers lie in the first fifth of their range, as on a logarithmic schedule.
+
+    >>> crowds_at_the_start(np.arange(0.0, 100_000.0, 500.0)), crowds_at_the_start(np.array([0.0, 1.0, 2.0, 5.0, 60.0]))
+    (False, True)
+    """
+    positive = numbers[numbers > 0]
+    return len(positive) > 1 and bool(np.median(positive) < 0.2 * positive.max())
 
 
 def decades(low: float, high: float) -> list[float]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ib_callback.ib_curve import IBCurve
 from ib_callback.measurement import Measurement
 from ib_callback.plot import data
-from ib_callback.plot.bound import Curve, curve_in_plane, why_not_drawn
+from ib_callback.plot.bound import curve_in_plane, why_not_drawn
 from ib_callback.plot.colours import StepColours
 from ib_callback.plot.frame import draw_bounds, plane_sheet, square_limits
 from ib_callback.plot.sheet import Note
@@ -29,7 +30,7 @@ def plane_by_layer(
     measurement: Measurement,
     *,
     orders: Sequence[str] | None = None,
-    curve: Curve | None = None,
+    curve: IBCurve | None = None,
     theme: ThemeName = "light",
     title: str | None = None,
 ) -> Figure:
@@ -40,7 +41,7 @@ def plane_by_layer(
     Args:
         measurement: one that succeeded.
         orders: which n-gram orders to show, one panel each, by default all, the primary one first.
-        curve: the IB curve of the probe, in nats; drawn in the panel of its order (by default the primary one).
+        curve: the IB curve of the probe; drawn in the panel of its order (by default the primary one).
         theme: "light" or "dark".
         title: of the whole figure, by default the step.
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ib_callback.comparability import warn_of_other_tokenizers
+from ib_callback.ib_curve import IBCurve
 from ib_callback.measurement import Measurement
 from ib_callback.phases import Phase, Phases
 from ib_callback.plot import data
-from ib_callback.plot.bound import Curve, curve_in_plane, why_not_drawn
+from ib_callback.plot.bound import curve_in_plane, why_not_drawn
 from ib_callback.plot.colours import StepColours
 from ib_callback.plot.data import FEW_POINTS, RASTERISED_ABOVE
 from ib_callback.plot.frame import DIAGONAL, IB_CURVE, draw_bounds, plane_sheet, square_limits
@@ -34,7 +35,7 @@ def information_plane(
     measurements: Measurement | Iterable[Measurement],
     *,
     orders: Sequence[str] | None = None,
-    curve: Curve | None = None,
+    curve: IBCurve | None = None,
     theme: ThemeName = "light",
     title: str | None = None,
     baseline: bool = True,
@@ -49,7 +50,7 @@ def information_plane(
     Args:
         measurements: a trajectory, or any other measurements in the order of training, or a single one.
         orders: which n-gram orders to show, by default all that were measured, the primary one first.
-        curve: the IB curve of the probe, in nats; drawn in the panel of its order (by default the primary one).
+        curve: the IB curve of the probe; drawn in the panel of its order (by default the primary one).
         theme: "light" or "dark".
         title: of the whole figure.
         baseline: whether nulls and ceilings are drawn, where they were measured.

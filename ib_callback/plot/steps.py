@@ -53,7 +53,8 @@ def over_steps(
     Args:
         measurements: a trajectory, or any other measurements in the order of training.
         orders: which n-gram orders to show, by default the primary one alone.
-        log: a logarithmic axis for the steps, linear from step 0 to the first one after it; None: if they span much.
+        log: a logarithmic axis for the steps, linear from step 0 to the first one after it; None: if most steps
+            lie near the first one.
         theme: "light" or "dark".
         title: of the whole figure.
 
@@ -71,7 +72,7 @@ def over_steps(
         sheet = Sheet.of(len(_QUANTITIES), 2, size=(3.5, 2.1), theme=look, margins=_MARGINS)
         steps, name = data.numbered(points)
         if log is None:
-            log = data.spans_much(steps)
+            log = data.crowds_at_the_start(steps)
         phases = data.phases_of(points)
         bounds = {point.settings.get("bound") for point in points if point.orders}
         bound = "IB curve" if bounds == {"ib_curve"} else "complexity" if "ib_curve" not in bounds else "bound"
