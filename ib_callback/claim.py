@@ -61,6 +61,11 @@ class Claim:
         else:
             self._lock = lock
 
+    @property
+    def holds(self) -> bool:
+        """Whether the directory is still this run's: a later training in this process may have taken it over."""
+        return _claims.get(self._directory) is self
+
     def release(self) -> None:
         """Let other runs have the directory; more than once does no harm."""
         if self._lock is not None:
