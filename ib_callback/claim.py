@@ -53,8 +53,8 @@ class Claim:
         except BlockingIOError:
             os.close(lock)
             raise TrajectoryError(
-                f"{directory}: another live run, in another process, writes its trajectory there. Wait for it to end, "
-                "or pass another output_dir=."
+                f"{directory}: another live run, in another process, writes its trajectory there. Wait for it to end "
+                "(an interrupted one ends with its process, a notebook perhaps), or pass another output_dir=."
             ) from None
         except OSError:  # a file system without locks
             os.close(lock)

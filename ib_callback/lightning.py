@@ -251,9 +251,9 @@ class IBCallback(Callback):
             )
             if step and not earlier and self.trajectory and writes:
                 _warn(
-                    f"The checkpoint knows nothing of this callback. The points up to step {self.trajectory[-1].step} in "
-                    f"{directory} are taken for earlier ones of this run; if they are another run's, pass another "
-                    "output_dir=, or move the files away."
+                    "The checkpoint knows nothing of this callback. The points up to step "
+                    f"{self.trajectory[-1].step} in {directory} are taken for earlier ones of this run; if they are "
+                    "another run's, pass another output_dir=, or move the files away."
                 )
             if self._check_overlap and writes:
                 loaders = trainer.train_dataloader
