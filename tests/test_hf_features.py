@@ -148,7 +148,9 @@ def test_a_dataset_of_texts_is_read_with_the_trainers_tokenizer(tmp_path: Path) 
     class Tokenizer:
         model_max_length = 16
 
-        def __call__(self, text: str, **keywords: Any) -> dict[str, list[int]]:
+        def __call__(self, text: str | list[str], **keywords: Any) -> dict[str, Any]:
+            if isinstance(text, list):
+                return {"input_ids": [self(one)["input_ids"] for one in text]}
             return {"input_ids": [int(word) for word in text.split()]}
 
     rows = random_ids(64, seed=11)
