@@ -61,7 +61,7 @@ def main() -> None:
             learning_rate=2e-3,
             logging_steps=10,
             save_steps=20,
-            save_total_limit=2,  # the last two, and whatever is the best
+            save_total_limit=2,  # the last one, and whatever is the best
             report_to="none",  # "wandb" adds the numbers and the information plane to the Trainer's run
             use_cpu=True,
             dataloader_pin_memory=False,

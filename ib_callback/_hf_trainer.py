@@ -38,10 +38,18 @@ def watched_metric(args: TrainingArguments, names: Iterable[str], *, selects: bo
             Trainer has been told, or assumes, that it is better when high.
     """
     metric = args.metric_for_best_model
-    if metric is None or not metric.removeprefix("eval_").startswith(("ib_", "ib/")):
+    if metric is None:
+        return None
+    known = {evaluation_key(name): name for name in names}
+    if not metric.removeprefix("eval_").startswith(("ib_", "ib/")):
+        of_dataset = next((k for k in known if metric.endswith(f"_{k.removeprefix('eval_')}")), None)
+        if of_dataset is not None:
+            raise ValueError(
+                f'metric_for_best_model="{metric}" is never there: the model is measured on the probe, not on an '
+                f'evaluation dataset. Use "{of_dataset.removeprefix("eval_")}".'
+            )
         return None
     key = metric if metric.startswith("eval_") else f"eval_{metric}"
-    known = {evaluation_key(name): name for name in names}
     if key not in known:
         existing = ", ".join(name.removeprefix("eval_") for name in known)
         raise ValueError(f'metric_for_best_model="{metric}" is not measured; those measured: {existing}.')
@@ -66,7 +74,31 @@ def watched_metric(args: TrainingArguments, names: Iterable[str], *, selects: bo
             RuntimeWarning,
             stacklevel=3,
         )
+    if args.lr_scheduler_type == "reduce_lr_on_plateau":
+        _check_plateau_scheduler(args, known[key])
     return key
+
+
+def _check_plateau_scheduler(args: TrainingArguments, name: str) -> None:
+    """Warn of a ReduceLROnPlateau that takes the metric the wrong way round, or its absence for a plateau."""
+    keywords: Any = args.lr_scheduler_kwargs or {}
+    mode = better_direction(name)
+    if mode is not None and keywords.get("mode", "min") != mode:
+        warnings.warn(
+            f'lr_scheduler_type="reduce_lr_on_plateau" watches metric_for_best_model="{args.metric_for_best_model}", '
+            f"which is better when {'high' if mode == 'max' else 'low'}, the other way round: set "
+            f'lr_scheduler_kwargs={{"mode": "{mode}"}}.',
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    if name.startswith("selectable/"):
+        warnings.warn(
+            f'lr_scheduler_type="reduce_lr_on_plateau" watches metric_for_best_model="{args.metric_for_best_model}", '
+            "which is NaN until it can be selected: that counts as no improvement, and the learning rate is reduced. "
+            "Use another scheduler.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def for_evaluation(numbers: Mapping[str, float | int | None]) -> dict[str, float]:

@@ -53,13 +53,18 @@ class Claim:
         except BlockingIOError:
             os.close(lock)
             raise TrajectoryError(
-                f"{directory}: another live run, in another process, writes its trajectory there. Wait for it to end, "
-                "or pass another output_dir=."
+                f"{directory}: another live run, in another process, writes its trajectory there. Wait for it to end "
+                "(an interrupted one ends with its process, a notebook perhaps), or pass another output_dir=."
             ) from None
         except OSError:  # a file system without locks
             os.close(lock)
         else:
             self._lock = lock
+
+    @property
+    def holds(self) -> bool:
+        """Whether the directory is still this run's: a later training in this process may have taken it over."""
+        return _claims.get(self._directory) is self
 
     def release(self) -> None:
         """Let other runs have the directory; more than once does no harm."""

@@ -50,8 +50,9 @@ class IBCallback(TrainerCallback):
     the same result. Training is not disturbed: with this callback and without it, the weights are the same
     bits. World process zero writes `ib_trajectory.jsonl`, `ib_checkpoints.jsonl` and `information_plane.png`, and
     adds `ib/...` rows to whatever the Trainer reports to (`report_to=`), Weights & Biases and TensorBoard among
-    them; `state.log_history`, and so `trainer_state.json`, has the same numbers. A resumed run continues its
-    trajectory.
+    them; `state.log_history`, and so `trainer_state.json`, has the same numbers. The `on_log` of a callback of your own
+    is not called with them, nor are they printed: it finds them there, and in `.trajectory`. A resumed run continues
+    its trajectory.
 
     Every evaluation's metrics get `eval_ib_...`, so that `metric_for_best_model="ib_selectable_optimality"` and
     `EarlyStoppingCallback` (after this callback in the list) work; if the Trainer judges by one of them, every

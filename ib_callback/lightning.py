@@ -162,6 +162,7 @@ class IBCallback(Callback):
         self._step = 0
         self._epoch = 0
         self._state: dict[str, Any] = {}
+        self._resumes = True
         self._target: Target | None = None
         self._saving: SavingWatch | None = None
         self._selected: Selected | None = None
@@ -202,9 +203,17 @@ class IBCallback(Callback):
         saving = {} if self._saving is None else self._saving.state_dict()
         return {**self._state, "last_step": steps[-1] if steps else None, **saving}
 
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Forget an earlier training of this callback if another one is resumed."""
+        # Lightning restores callbacks for trainer.test(ckpt_path=...) as well, which is no part of the training.
+        self._resumes = trainer.state.fn == "fit"
+        if self._resumes:
+            self._state = {}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the progress of an earlier part of the run."""
-        self._state = dict(state_dict)
+        if self._resumes:
+            self._state = dict(state_dict)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Wait for the training to begin."""
@@ -240,6 +249,12 @@ class IBCallback(Callback):
                 writes=writes,
                 training=trainer,
             )
+            if step and not earlier and self.trajectory and writes:
+                _warn(
+                    "The checkpoint knows nothing of this callback. The points up to step "
+                    f"{self.trajectory[-1].step} in {directory} are taken for earlier ones of this run; if they are "
+                    "another run's, pass another output_dir=, or move the files away."
+                )
             if self._check_overlap and writes:
                 loaders = trainer.train_dataloader
                 recorder.announce(look_for_probes(recorder.meter.probes, loaders, self._check_overlap))

@@ -91,3 +91,9 @@ def check_direction(mode: str) -> None:
     """Raise a ValueError unless mode is "min" or "max"."""
     if mode not in ("min", "max"):
         raise ValueError(f'mode must be "min" (low values are better) or "max", got {mode!r}')
+
+
+def check_metric(argument: str, name: object) -> None:
+    """Raise a TypeError unless the name of a metric is a text."""
+    if not isinstance(name, str):
+        raise TypeError(f'{argument}: expected the name of a metric, such as "optimality", got {name!r}')

@@ -352,6 +352,7 @@ class Recorder:
         """Take note of a checkpoint that is complete."""
         if self._run.checkpoints is not None:
             with self.survived("A checkpoint could not be recorded, and can be selected in this process only"):
+                self._check_claim()
                 self._run.checkpoints.add(step, path)
 
     def selected(self, *, also: int | None = None) -> Selected | None:
@@ -389,7 +390,7 @@ class Recorder:
         points = sum(point.error is None for point in self.trajectory)
         drawn = self._run.points_drawn
         due = points <= _DRAWN_SINGLY or points >= _DRAWN_AGAIN * drawn or final
-        if self._run.plane is None or points == drawn or not due:
+        if self._run.plane is None or points == drawn or not due or not self._holds_directory:
             return None
         with self.survived(f"{self._run.plane} could not be drawn"):
             from ib_callback.plot import save_information_plane
@@ -448,8 +449,20 @@ class Recorder:
             self._claim.release()
             self._claim = None
 
+    @property
+    def _holds_directory(self) -> bool:
+        return self._claim is None or self._claim.holds
+
+    def _check_claim(self) -> None:
+        if not self._holds_directory:
+            raise TrajectoryError(
+                "another training in this process, which began later, writes to the same directory: give each its own "
+                "output_dir="
+            )
+
     def _save(self, file: Path) -> None:
         with self.survived("A point could not be written, and will be tried again with the next one"):
+            self._check_claim()
             while self._run.unsaved:
                 append_line(file, self._run.unsaved[0])
                 del self._run.unsaved[0]

@@ -207,9 +207,9 @@ def _verdict(directory: Path, selection: Selection, choice: Choice, phases: Phas
         lines.append(
             f"There is no {checkpoints.FILENAME}: whatever checkpoint lies in {directory} is taken for one of this run."
         )
-    if best is None:
+    if best is None and any(c.measurement.error is None for c in choice.candidates):
         lines += _cure(selection, phases)
-    else:
+    elif best is not None:
         step = best.measurement.step
         assert step is not None  # else it could not have been selected
         lines.append(f"The best checkpoint: {found.existing[step]}")

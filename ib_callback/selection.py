@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ib_callback.measurement import Measurement
-from ib_callback.metric_names import Mode, better_direction, check_direction, resolve_metric
+from ib_callback.metric_names import Mode, better_direction, check_direction, check_metric, resolve_metric
 from ib_callback.phases import DEFAULT_RULE, Phase, PhaseRule, PhaseTracker
 from ib_callback.scatter import MIN_VALUES, scatter
 
@@ -103,6 +103,7 @@ class Selection:
 
     Raises:
         ValueError: no default exists for `mode`, or another setting is out of range.
+        TypeError: `by` is no text.
     """
 
     by: str = "optimality"
@@ -112,6 +113,7 @@ class Selection:
     least_learned: float = 0.5
 
     def __post_init__(self) -> None:
+        check_metric("by", self.by)
         if self.mode is None:
             mode = better_direction(self.by)
             if mode is None:
@@ -121,7 +123,6 @@ class Selection:
         start = self.select_from
         if start not in _FROM_PHASE and (isinstance(start, (bool, str)) or not isinstance(start, int) or start < 0):
             raise ValueError(f'select_from must be "compression", "fit" or a step (0 or more), got {start!r}')
-
         if not 0 <= self.least_learned < 1:
             raise ValueError(f"least_learned must be at least 0 and less than 1, got {self.least_learned}")
 

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Literal
 
 from ib_callback.measurement import Measurement
-from ib_callback.metric_names import Mode, better_direction, check_direction, resolve_metric
+from ib_callback.metric_names import Mode, better_direction, check_direction, check_metric, resolve_metric
 from ib_callback.phases import DEFAULT_RULE, Phase, PhaseRule, PhaseTracker
 
 _ARMED_FROM = {"compression": Phase.COMPRESSION, "fit": Phase.FITTING, "immediately": Phase.INITIAL}
@@ -75,7 +75,7 @@ class PlateauStopping:
 
     Raises:
         ValueError: a setting out of range.
-        TypeError: a number of points is not an integer.
+        TypeError: a number of points is not an integer, or another value of the wrong type.
 
     >>> PlateauStopping("optimality", mode="max", arm="immediately", patience=3)
     PlateauStopping('optimality', mode='max', patience=3, arm='immediately')
@@ -95,6 +95,7 @@ class PlateauStopping:
         floor: float = 0.01,
         phase_rule: PhaseRule = DEFAULT_RULE,
     ) -> None:
+        check_metric("monitor", monitor)
         check_direction(mode)
         if arm not in _ARMED_FROM:
             raise ValueError(f"arm must be one of {', '.join(_ARMED_FROM)}, got {arm!r}")
@@ -104,6 +105,8 @@ class PlateauStopping:
             if count < 1:
                 raise ValueError(f"{name} must be at least 1 measurement, got {count}")
         for name, number in (("min_delta", min_delta), ("divergence", divergence), ("floor", floor)):
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                raise TypeError(f"{name} must be a number, got {number!r}")
             if not 0 <= number < math.inf:
                 raise ValueError(f"{name} must be a finite number and not negative, got {number}")
         self.monitor = monitor

@@ -32,6 +32,7 @@ def test_two_claims_of_one_training(tmp_path):
 def test_a_training_that_ended_without_a_word_is_taken_over(tmp_path):
     interrupted = Claim(tmp_path, object())
     taken = Claim(tmp_path, object())
+    assert taken.holds and not interrupted.holds
     interrupted.release()  # late, and of no effect on the new claim
     process = subprocess.run([sys.executable, "-c", HOLD, str(tmp_path)], capture_output=True, text=True, input="")
     assert "another live run, in another process" in process.stderr

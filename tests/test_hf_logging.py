@@ -15,7 +15,7 @@ import torch
 from scripted import COURSE, follow
 from synthetic_runs import COLLAPSE_AT_THE_END, C, E, run
 from tiny_hf import LENGTH, Each, tiny_callback, tiny_trainer
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.integrations import integration_utils
 
 import ib_callback as ib
@@ -138,8 +138,16 @@ def test_tensorboard_gets_every_number_at_its_step(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
     callback = tiny_callback(every_n_steps=5, orders=("token", "bigram"))
-    trainer = tiny_trainer(tmp_path, [callback], steps=12, report_to="tensorboard")
+    own: list[str] = []
+
+    class OwnLogger(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            own.extend(logs)
+
+    trainer = tiny_trainer(tmp_path, [callback, OwnLogger()], steps=12, report_to=["tensorboard"])
     trainer.train()
+    assert "loss" in own
+    assert not any(name.startswith("ib/") for name in own), "it finds them in state.log_history"
     (writer,) = Writer.opened
     assert writer.closed
     ours = {key: value for key, value in writer.scalars.items() if key[0].startswith("ib/")}

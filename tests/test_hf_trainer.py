@@ -70,6 +70,26 @@ def test_an_optimality_that_is_to_be_low_is_a_warning(tmp_path: Path) -> None:
         watched_metric(arguments(tmp_path, "ib_optimality", greater_is_better=False), NAMES)
 
 
+def test_the_metric_of_one_of_several_datasets(tmp_path: Path) -> None:
+    for metric in ("eval_novels_ib_bigram_optimality", "novels_ib_bigram_optimality"):
+        with pytest.raises(ValueError, match=f'"{metric}" is never there: .* Use "ib_bigram_optimality"'):
+            watched_metric(arguments(tmp_path, metric), NAMES)
+
+
+def test_a_learning_rate_that_depends_on_the_metric(tmp_path: Path) -> None:
+    plateau = {"lr_scheduler_type": "reduce_lr_on_plateau"}
+    with pytest.warns(RuntimeWarning, match=r'"ib_optimality", which is better when high, .*\{"mode": "max"\}'):
+        watched_metric(arguments(tmp_path, "ib_optimality", **plateau), NAMES)
+    right = {**plateau, "lr_scheduler_kwargs": {"mode": "max"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        watched_metric(arguments(tmp_path, "ib_optimality", **right), NAMES)
+        watched_metric(arguments(tmp_path, "ib_distance_to_bound", greater_is_better=False, **plateau), NAMES)
+    metric = "ib_selectable_bigram_distance_to_bound"
+    with pytest.warns(RuntimeWarning, match="NaN until it can be selected: that counts as no improvement"):
+        watched_metric(arguments(tmp_path, metric, greater_is_better=False, **plateau), NAMES)
+
+
 def test_without_evaluation_nothing_is_judged_by_a_metric(tmp_path: Path) -> None:
     without = arguments(tmp_path, "ib_distance_to_bound", eval_strategy="no")
     with pytest.raises(ValueError, match=r'eval_strategy is "no"\. Set eval_strategy, or .* select="optimality"'):

@@ -120,14 +120,37 @@ def test_with_and_without_the_callback_at_either_end(tmp_path: Path) -> None:
 
 
 def test_with_then_without_and_then_with_it_again(tmp_path: Path) -> None:
+    """Nothing tells these points from another run's: they are kept, and it is said."""
+    taken = pytest.warns(RuntimeWarning, match=r"knows nothing of this callback\. The points up to step 4 in ")
     for steps, callbacks in ((4, [tiny_callback(every_n_steps=2)]), (8, []), (12, [tiny_callback(every_n_steps=2)])):
         before = tmp_path / "saved" / f"step={steps - 4}.ckpt"
         trainer = tiny_trainer(tmp_path, [*callbacks, saving(tmp_path, 4)], steps=steps, enable_checkpointing=True)
-        trainer.fit(tiny_module(), ckpt_path=before if before.exists() else None)
+        with taken if steps == 12 else nullcontext():
+            trainer.fit(tiny_module(), ckpt_path=before if before.exists() else None)
     assert callbacks[0].trajectory.steps == [0, 2, 4, 8, 10, 12]
     assert ib.Trajectory.load(tmp_path) == callbacks[0].trajectory
     existing = CheckpointFile(tmp_path).existing()
     assert sorted(existing) == [4, 8, 12], "the one that it was resumed from is known"
+
+
+def test_a_callback_that_followed_another_training_forgets_it(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path / "a", [saving(tmp_path / "a", 4)], steps=4, enable_checkpointing=True).fit(tiny_module())
+    callback = tiny_callback()
+    tiny_trainer(tmp_path / "b", [callback], steps=4).fit(tiny_module())
+    trainer = tiny_trainer(tmp_path / "c", [callback], steps=6)
+    trainer.fit(tiny_module(), ckpt_path=tmp_path / "a" / "saved" / "step=4.ckpt")
+    assert callback.trajectory.steps == [4, 5, 6]
+
+
+def test_a_test_of_a_checkpoint_in_between_changes_nothing(tmp_path: Path) -> None:
+    module, callback = tiny_module(), tiny_callback(every_n_steps=2)
+    module.test_step = module.validation_step
+    trainer = tiny_trainer(tmp_path, [callback, saving(tmp_path, 2)], steps=6, enable_checkpointing=True)
+    trainer.fit(module)
+    trainer.test(module, module.val_dataloader(), ckpt_path=tmp_path / "saved" / "step=2.ckpt", verbose=False)
+    trainer.fit_loop.epoch_loop.max_steps = 8
+    trainer.fit(module)
+    assert callback.trajectory.steps == [0, 2, 4, 6, 8]
 
 
 def test_a_second_training_begins_anew_and_keeps_the_old_file(tmp_path: Path) -> None:

@@ -370,3 +370,19 @@ def test_a_trajectory_of_other_settings(
     # The rules have taken what is kept.
     assert (resumed.trajectory.steps, resumed.has_values) == ((list(range(13)), True) if mix else ([], False))
     assert resumed.numbers()["ib/phase"] == (1 if mix else None)
+
+
+def test_a_training_in_between_keeps_the_directory(model: torch.nn.Module, tmp_path: Path) -> None:
+    """A training that another one of this process has interrupted writes nothing more among its points."""
+    outer, inner = make_recorder(), make_recorder()
+    outer.start(model, directory=tmp_path)
+    record_all(outer, model, range(2))
+    inner.start(model, directory=tmp_path)
+    record_all(inner, model, range(3))
+    inner.finish()
+    with pytest.warns(RuntimeWarning, match=r"another training in this process.*give each its own output_dir="):
+        record_all(outer, model, range(5, 6))
+    with pytest.warns(RuntimeWarning, match=r"could not be written to .*: steps 5\. \.trajectory has them"):
+        outer.finish()
+    assert Trajectory.load(tmp_path) == inner.trajectory
+    assert outer.trajectory.steps == [0, 1, 5]

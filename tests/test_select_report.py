@@ -206,7 +206,9 @@ def test_why_there_is_none_and_what_to_do(tmp_path):
         assert verdict.endswith("with --from STEP.")
         assert "--from fit" not in verdict
     save(tmp_path, Trajectory())
-    assert select_report(tmp_path).verdict.startswith("No point can be selected: nothing was measured.")
+    verdict = select_report(tmp_path).verdict
+    assert verdict.startswith("No point can be selected: nothing was measured.")
+    assert "phase" not in verdict
 
 
 def test_checkpoints_of_steps_that_were_not_measured(tmp_path):

@@ -184,6 +184,11 @@ def test_settings_out_of_range(settings, message):
         Selection(**settings)
 
 
+def test_a_metric_that_is_no_name():
+    with pytest.raises(TypeError, match=r"by: expected the name of a metric, .*, got 3"):
+        Selection(3)  # type: ignore[arg-type]
+
+
 def test_an_unknown_metric_lists_those_that_exist():
     with pytest.raises(ValueError, match=r"no metric 'bigram/optimality' .*token/optimality"):
         run(C, E).best("bigram/optimality")

@@ -250,6 +250,13 @@ def test_a_number_of_points_must_be_an_integer():
         PlateauStopping(patience=2.5)  # type: ignore[arg-type]
 
 
+def test_other_values_of_the_wrong_type():
+    with pytest.raises(TypeError, match=r"min_delta must be a number, got '0\.1'"):
+        PlateauStopping(min_delta="0.1")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"monitor: expected the name of a metric, .*, got 3"):
+        PlateauStopping(3)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("monitor", "mode"), [("optimality", "min"), ("bigram/complexity", "max"), ("preference", "min")]
 )
