@@ -8,10 +8,12 @@ from ib_callback.estimator import soft_entropy, soft_mutual_information
 from ib_callback.ib_curve import IBCurve, ib_curve
 from ib_callback.increment import Increment, information_increment, ngram_labels
 from ib_callback.measurement import Measurement
-from ib_callback.meter import Meter, Preflight, measure
+from ib_callback.meter import Meter, measure
+from ib_callback.model_increments import model_increments
 from ib_callback.overlap import Overlap
 from ib_callback.phases import Phase, PhaseRule, Phases
 from ib_callback.points import FeaturePoint, PlanePoint
+from ib_callback.preflight import Preflight
 from ib_callback.probe import Probe
 from ib_callback.probe_joint import probe_curve
 from ib_callback.quantise import reference_points, soft_assign
@@ -59,6 +61,7 @@ __all__ = [
     "information_increment",
     "logarithmic",
     "measure",
+    "model_increments",
     "ngram_labels",
     "probe_curve",
     "reference_points",

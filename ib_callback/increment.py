@@ -96,12 +96,19 @@ def information_increment(
     points = reference_points(z.shape[1], num_bins, seed=seed)
     with torch.no_grad():
         assignments = in_float64(soft_assign(z, points, resolve_temperature(temperature, z.shape[1], num_bins)))
+    return increment_of(assignments, narrow, wide, within, num_permutations=num_permutations, seed=seed)
+
+
+def increment_of(
+    assignments: Tensor, narrow: Tensor, wide: Tensor, within: Tensor | None, *, num_permutations: int, seed: int
+) -> Increment:
+    """`information_increment` of soft assignments [T, num_bins], in float64; the labels are checked already."""
     narrow, wide = narrow.to(assignments.device), wide.to(assignments.device)
     joint = _joint(narrow, wide)
     stratum = narrow if within is None else _joint(narrow, within.to(assignments.device))
 
     given_narrow, number = _entropies(assignments, narrow)
-    base = float((number * given_narrow).sum()) / len(z)
+    base = float((number * given_narrow).sum()) / len(assignments)
     movable = _movable(stratum, joint)
     rows, labels = assignments[movable], joint[movable]
     # A joint label is fixed as a whole or has positions on both sides when strata are finer than narrow labels.
@@ -119,7 +126,7 @@ def information_increment(
             moved = torch.empty_like(rows)
             moved[order] = rows[source]
         given, count = _entropies(torch.cat([moved, fixed_rows]), torch.cat([labels, fixed_labels]))
-        values.append(base - float((count * given).sum()) / len(z))
+        values.append(base - float((count * given).sum()) / len(assignments))
     information, permuted = values[0], np.array(values[1:])
     std = float(permuted.std(ddof=1))
     above = information - float(permuted.mean())

@@ -7,7 +7,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,50 +23,22 @@ from ib_callback.estimator import check_weighting
 from ib_callback.feature_probes import FeatureProbes, label_names, named_features
 from ib_callback.guard import resharded, untouched
 from ib_callback.ib_curve import IBCurve
-from ib_callback.jackknife import NUM_GROUPS
-from ib_callback.jackknife_plan import MAX_GROUPS
 from ib_callback.labels import parse_orders
 from ib_callback.measurement import Measurement
+from ib_callback.memory import free_memory, is_out_of_memory
+from ib_callback.meter_settings import choose_features, choose_groups, choose_layers, choose_primary
 from ib_callback.models import Forward, Layer, Layers
 from ib_callback.plan import Batch, Plan
 from ib_callback.planner import make_plan
+from ib_callback.preflight import Preflight
 from ib_callback.probe import Probe
 from ib_callback.probe_joint import probe_curve
 from ib_callback.quantise import check_seed, check_temperature
 from ib_callback.readout import read_out
 
+# Bytes that `assignments` holds at a time, unless a budget is set.
+_ASSIGNMENTS_MEMORY = 1 << 30
 BOUNDS = ("diagonal", "ib_curve")
-
-
-@dataclass(frozen=True)
-class Preflight:
-    """What a measurement will do, found out before training time is spent.
-
-    layers: names of the measured layers.
-    num_sequences, num_positions: of the probe.
-    memory: bytes that a measurement needs beside the forward pass.
-    passes: forward passes over the probe in one measurement (more than one if `memory_budget` asks for groups).
-    feature_probes: the same of each further probe, by its name.
-    """
-
-    layers: tuple[str, ...]
-    num_sequences: int
-    num_positions: int
-    memory: int
-    passes: int
-    feature_probes: tuple[tuple[str, Preflight], ...] = ()
-
-    def describe(self) -> str:
-        """One line for a console."""
-        further = [f"; features of {name}: {of_probe._size()}" for name, of_probe in self.feature_probes]
-        return f"{len(self.layers)} layers ({self.layers[0]} … {self.layers[-1]}), {self._size()}{''.join(further)}"
-
-    def _size(self) -> str:
-        passes = "" if self.passes == 1 else f" in {self.passes} passes"
-        return (
-            f"{self.num_sequences:,} sequences, {self.num_positions:,} valid positions, "
-            f"{self.memory / 2**20:,.0f} MiB beside the forward pass{passes}"
-        )
 
 
 class Meter:
@@ -130,9 +102,9 @@ class Meter:
             raise TypeError(f"probe: expected an ib_callback.Probe, got {type(probe).__name__}. See Probe.from_texts.")
         self.probe = probe
         self.orders = parse_orders(orders)
-        self.primary = _choose_primary(primary, self.orders)
-        self.features = _choose_features(features, probe, self.orders)
-        self.layers = _choose_layers(layers)
+        self.primary = choose_primary(primary, self.orders)
+        self.features = choose_features(features, probe, self.orders)
+        self.layers = choose_layers(layers)
         self.num_bins = check_integer("num_bins", num_bins, minimum=2, cure="100 is the published choice")
         self.temperature = (
             temperature
@@ -162,7 +134,7 @@ class Meter:
             raise TypeError(f"forward: expected callable(model, input_ids, attention_mask), got {forward!r}.")
         self.forward = forward
         self.progress = bool(progress)
-        self.standard_errors = _choose_groups(standard_errors, weighting)
+        self.standard_errors = choose_groups(standard_errors, weighting)
         self._plans: dict[int, Plan] = {}
         self._curve: IBCurve | None = None
         self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
@@ -244,7 +216,7 @@ class Meter:
         plan = self.plan()
         groups = self._groups(plan, layers)
         memory = plan.memory(len(groups[0]), self.num_bins)
-        free = _free_memory(models.device_of(root))
+        free = free_memory(models.device_of(root))
         if free is not None and memory > free:
             warnings.warn(
                 f"a measurement needs {memory / 2**20:,.0f} MiB beside the forward pass, and {free / 2**20:,.0f} MiB "
@@ -310,6 +282,44 @@ class Meter:
             others=[(names, *sums) for (_, names), sums in zip(self._further, others, strict=True)],
             curve=None if curve is None else curve.to_efficiency(self.num_bins),
         )
+
+    def assignments(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """The soft assignments that a measurement of `model` adds up, layer after layer, for an analysis of your own.
+
+        They are read in as many passes as `memory_budget` (by default 1 GiB) asks for; `ngram_labels` with `widest=`
+        the widest order of this meter tells where they are and what is there.
+
+        Yields:
+            Name of the layer and [T, num_bins], float32, on the CPU, of the valid positions in the order of the probe.
+
+        Raises:
+            ModelError, ProbeError, RepresentationError: as `measure`.
+        """
+        root = models.unwrap(model)
+        self.probe.verify()
+        layers = self._layers(root)
+        plan = self.plan()
+        each = 4 * plan.num_positions * self.num_bins
+        size = max(1, (self.memory_budget or _ASSIGNMENTS_MEMORY) // each)
+        for group in (layers[i : i + size] for i in range(0, len(layers), size)):
+            # Not around the yield: whatever the caller does meanwhile is not part of the measurement.
+            with untouched(root), resharded(root):
+                table = self._table(root, group, plan, self._call(root, layers, plan))
+            for index, layer in enumerate(group):
+                yield layer.name, table[:, index]
+
+    def _table(self, root: nn.Module, layers: list[Layer], plan: Plan, call: Forward) -> Tensor:
+        """[T, L, num_bins] of all valid positions in the order of the probe, on the CPU."""
+        device = models.device_of(root)
+        parts = []
+        with Capture(layers, self._quantiser) as capture:
+            for batch in self._bar(plan.batches):
+                ids, mask = self._inputs(batch.sequences, batch.width, device)
+                shape = (ids.shape[0], ids.shape[1])
+                run = partial(call, root, ids, mask)
+                # A copy: the next pass overwrites them.
+                parts.append(capture.run(run, batch.positions.to(device), shape).to("cpu", copy=True))
+        return torch.cat(parts)
 
     def settings(self, model: nn.Module) -> dict[str, Any]:
         """All that decides whether two measurements can be compared, as JSON values."""
@@ -505,75 +515,3 @@ class Meter:
 def measure(model: nn.Module, probe: Probe, *, step: int | None = None, **meter_keywords: Any) -> Measurement:
     """Measure `model` on `probe` once; `step` is for the record, the other keywords are those of `Meter`."""
     return Meter(probe, **meter_keywords).measure(model, step=step)
-
-
-def _choose_layers(layers: Any) -> Layers:
-    if isinstance(layers, str) or callable(layers):
-        return layers
-    names = tuple(layers) if isinstance(layers, Iterable) else ()
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ModelError(
-            f'layers: expected "hidden_states", "blocks", at least one module name or glob, or a callable '
-            f"model -> modules, got {layers!r}."
-        )
-    return names
-
-
-def _choose_primary(primary: str | None, orders: dict[str, int]) -> str:
-    if primary is None:
-        return "token" if "token" in orders else next(iter(orders))
-    if primary not in orders:
-        raise ValueError(f"primary: expected one of the measured orders ({', '.join(orders)}), got {primary!r}.")
-    return primary
-
-
-def _choose_features(features: str | Iterable[str] | None, probe: Probe, orders: dict[str, int]) -> tuple[str, ...]:
-    names = tuple(probe.labels) if features is None else (features,) if isinstance(features, str) else tuple(features)
-    for name in names:
-        if name not in probe.labels:
-            known = ", ".join(map(repr, probe.labels)) or "none"
-            raise ValueError(f"features: the probe has no label {name!r}; it has {known}.")
-        if name in orders:
-            raise ValueError(f"features: label {name!r} has the name of an n-gram order; rename it in the probe.")
-    return names
-
-
-def _choose_groups(standard_errors: Any, weighting: str) -> int:
-    """Number of groups of sequences to leave out in turn, 0 for none."""
-    if standard_errors is None or standard_errors is False:
-        return 0
-    if weighting != "empirical":
-        raise ValueError(
-            f"standard_errors: expected weighting='empirical', got {weighting!r}. Leave one of the two settings out."
-        )
-    if standard_errors is True:
-        return NUM_GROUPS
-    if check_integer("standard_errors", standard_errors, minimum=3, cure="True is for 16 groups") > MAX_GROUPS:
-        raise ValueError(
-            f"standard_errors: expected at most {MAX_GROUPS} groups, got {standard_errors}; True is for 16."
-        )
-    return int(standard_errors)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a device or on the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    # torch's CPU allocator raises a plain RuntimeError.
-    text = str(error)
-    return "out of memory" in text.lower() or "can't allocate memory" in text
-
-
-def _free_memory(device: torch.device) -> int | None:
-    """Free bytes on the device, if it can be told."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    if device.type == "cpu":
-        try:
-            with open("/proc/meminfo") as file:  # Linux; unlike the free pages, it counts what caches would give up
-                available = next(line for line in file if line.startswith("MemAvailable:"))
-            return int(available.split()[1]) * 1024
-        except (OSError, StopIteration, ValueError):
-            return None
-    return None

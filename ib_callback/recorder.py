@@ -25,7 +25,8 @@ from ib_callback.guard import preserved_rng
 from ib_callback.ib_curve import FILENAME as CURVE_FILENAME
 from ib_callback.live_rules import LiveRules
 from ib_callback.measurement import Measurement, settings_differences
-from ib_callback.meter import Meter, is_out_of_memory
+from ib_callback.memory import is_out_of_memory
+from ib_callback.meter import Meter
 from ib_callback.outcome import Cost, Selected, summarise
 from ib_callback.ranks import first_different, first_failure, of_rank_zero
 from ib_callback.schedule import Schedule, never_fires

@@ -127,7 +127,7 @@ def test_preflight_meets_states_that_cannot_be_quantised():
 
 
 def test_preflight_warns_when_memory_is_short(monkeypatch):
-    monkeypatch.setattr("ib_callback.meter._free_memory", lambda device: 1)
+    monkeypatch.setattr("ib_callback.meter.free_memory", lambda device: 1)
     with pytest.warns(RuntimeWarning, match="are free. Set memory_budget="):
         ib.Meter(make_probe()).preflight(llama())
 
