@@ -278,7 +278,7 @@ def test_an_interrupted_run_has_its_last_picture(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(recorder, "_DRAWN_SINGLY", 1)
     monkeypatch.setattr(recorder, "_DRAWN_AGAIN", 100.0)
     drawn: list[list[int | None]] = []
-    monkeypatch.setattr(plot, "save_information_plane", lambda trajectory, path: drawn.append(trajectory.steps))
+    monkeypatch.setattr(plot, "save_information_plane", lambda trajectory, path, **_: drawn.append(trajectory.steps))
 
     def interrupt(trainer: Any, *args: Any) -> None:
         if trainer.global_step == 5:
