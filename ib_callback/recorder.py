@@ -30,7 +30,7 @@ from ib_callback.meter import Meter
 from ib_callback.outcome import Cost, Selected, summarise
 from ib_callback.ranks import first_different, first_failure, of_rank_zero
 from ib_callback.schedule import Schedule, never_fires
-from ib_callback.selection import SelectFrom, Selection
+from ib_callback.selection import Choice, SelectFrom, Selection
 from ib_callback.stopping import PlateauStopping, StopDecision
 from ib_callback.trajectory import Trajectory
 from ib_callback.trajectory_file import TrajectoryFile
@@ -375,10 +375,14 @@ class Recorder:
 
     def why_none_selected(self) -> str:
         """Why no checkpoint can be selected, in words."""
+        choice = self._choice()
+        return "" if choice is None else choice.describe()
+
+    def _choice(self) -> Choice | None:
         with self.survived("The best checkpoint could not be determined"):
             existing = {} if self._run.checkpoints is None else self._run.checkpoints.existing()
-            return self.rules.choose(self.trajectory, set(existing)).describe()
-        return ""
+            return self.rules.choose(self.trajectory, set(existing))
+        return None
 
     def summary(self, selected: Selected | None = None) -> dict[str, float | str]:
         """The run in a few values for a logger, by full name."""
@@ -424,6 +428,8 @@ class Recorder:
             if self._run.unsaved:
                 steps = ", ".join(str(point.step) for point in self._run.unsaved)
                 _warn(f"Points that could not be written to {self._run.file}: steps {steps}. .trajectory has them.")
+            if self.rules.selects and (choice := self._choice()) is not None and choice.may_be_chance:
+                _warn(choice.describe())
         plane = self.draw(final=True)
         if self._run.file is not None and self._run.points:
             self.announce(str(self.cost))

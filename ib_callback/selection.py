@@ -15,6 +15,8 @@ SelectFrom = Literal["compression", "fit"] | int
 _FROM_PHASE = {"compression": Phase.COMPRESSION, "fit": Phase.FITTING}
 # Beyond this many standard deviations a difference is not taken for noise.
 _CLEAR = 2.0
+# Information that random labels reach in a greater share of cases is no evidence of any.
+_BY_CHANCE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +45,25 @@ class Choice:
             all measured points from the start of the selection on, collapsed ones left out; None if these
             are fewer than 8. What is slower than a few measurements is not noise in this sense.
         candidates: every point of the run, in its order.
+        by: full name of the metric.
     """
 
     best: Candidate | None
     runner_up: Candidate | None
     noise: float | None
     candidates: tuple[Candidate, ...] = field(repr=False)
+    by: str = ""
+
+    @property
+    def p_value(self) -> float | None:
+        """Share of random labellings that say as much at the best point; None unless it was selected by a feature."""
+        feature = None if self.best is None else self.best.measurement.features.get(self.by.partition("/")[0])
+        return None if feature is None else feature.information_p_value
+
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether a feature was selected by of which labels at random would say as much in over 5 % of cases."""
+        return self.p_value is not None and self.p_value > _BY_CHANCE
 
     @property
     def difference(self) -> float | None:
@@ -70,6 +85,8 @@ class Choice:
             reasons = dict.fromkeys(c.rejected for c in self.candidates if c.rejected)
             return f"No point can be selected: {'; '.join(reasons) or 'nothing was measured'}."
         text = f"The best point is step {self.best.measurement.step:,}, with {self.best.value:.4g}."
+        if self.may_be_chance:
+            text += f" That may be chance: labels at random say as much in {self.p_value:.0%} of cases."
         if self.runner_up is None or self.difference is None:
             return f"{text} It is the only one."
         text += f" The next best, step {self.runner_up.measurement.step:,}, differs by {self.difference:.3g}"
@@ -192,7 +209,8 @@ class Selection:
             candidates.append(Candidate(measurement=m, value=value, rejected=rejected))
         noise = scatter([value for value, _ in comparable], [step for _, step in comparable])
         best, runner_up = self._two_best(candidates)
-        return Choice(best=best, runner_up=runner_up, noise=noise, candidates=tuple(candidates))
+        by = next((resolve_metric(self.by, m) for m in measured if self._has(m)), self.by)
+        return Choice(best=best, runner_up=runner_up, noise=noise, candidates=tuple(candidates), by=by)
 
     def _has(self, measurement: Measurement) -> bool:
         try:

@@ -27,7 +27,9 @@ def test_features_are_measured_beside_the_plane(tmp_path: Path) -> None:
     keywords: dict[str, Any] = {"orders": ("token",), "select_from": 0}
     callback = tiny_callback(feature_probes=[pairs()], select="preference", early_stopping=stopping, **keywords)
     trainer = tiny_trainer(tmp_path / "with", [callback], save_strategy="steps", save_steps=6)
-    trainer.train()
+    # Of three pairs at least a quarter of all labellings says as much as any other.
+    with pytest.warns(RuntimeWarning, match="The best point is step .* That may be chance: labels at random say as"):
+        trainer.train()
     without = tiny_trainer(tmp_path / "without")
     without.train()
     assert same_weights(weights(trainer.model), weights(without.model))

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from synthetic_runs import CASES, COLLAPSE_AT_THE_END, TABLE_TOKEN, C, Case, E, failed, measured, recorded, run
 
 from ib_callback.correlation import Correlation, correlation
 from ib_callback.phases import PhaseRule, PhaseTracker
+from ib_callback.points import FeaturePoint
 from ib_callback.selection import Selection
 from ib_callback.trajectory import Trajectory
 
@@ -237,3 +240,30 @@ def test_correlations_with_scores():
     # .20, .208, .22 against 4, 3.5, 3.25.
     assert found["expressivity", "score"].spearman == pytest.approx(-1.0)
     assert found["expressivity", "score"].num_points == 3
+
+
+def informed(p_value: float | None) -> Trajectory:
+    """A run that compresses, with information about a feature that random labels reach in this share of cases."""
+
+    def with_feature(number: int) -> FeaturePoint:
+        point = FeaturePoint.from_layers([0.001 * number], num_positions=100)
+        return replace(point, information_null=0.0, information_null_std=0.001, information_p_value=p_value)
+
+    return Trajectory(replace(m, features={"preference": with_feature(i)}) for i, m in enumerate(run(C, E)))
+
+
+def test_information_that_random_labels_reach_as_well_is_called_chance():
+    choice = Selection("preference").choose(informed(0.38))
+    assert choice.by == "preference/information"
+    assert choice.p_value == 0.38
+    assert choice.may_be_chance
+    assert "That may be chance: labels at random say as much in 38% of cases." in choice.describe()
+    # The choice stays the same.
+    assert choice.best.measurement.step == Selection("preference").choose(informed(0.01)).best.measurement.step
+
+
+@pytest.mark.parametrize(("by", "p_value"), [("preference", 0.05), ("preference", None), ("optimality", 0.9)])
+def test_nothing_is_called_chance_without_reason(by, p_value):
+    choice = Selection(by).choose(informed(p_value))
+    assert not choice.may_be_chance
+    assert "chance" not in choice.describe()
