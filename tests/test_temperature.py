@@ -86,9 +86,9 @@ def test_integer_types_of_numpy_are_taken_and_the_result_is_a_float() -> None:
 
 @pytest.mark.parametrize("value", [True, np.bool_(True)])
 def test_bools_are_refused(value: object) -> None:
-    with pytest.raises(TypeError, match=r"dim: expected an integer of at least 2, got (np\.)?True_? \(bool\)"):
+    with pytest.raises(TypeError, match=r"dim: expected an integer of at least 2, got (np\.)?True_? \(bool_?\)"):
         calibrated_temperature(value)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"num_bins: expected an integer of at least 2, got (np\.)?True_? \(bool\)"):
+    with pytest.raises(TypeError, match=r"num_bins: expected an integer of at least 2, got (np\.)?True_? \(bool_?\)"):
         calibrated_temperature(8, value)  # type: ignore[arg-type]
 
 
