@@ -28,7 +28,7 @@ class Collected(NamedTuple):
     """Right-padded sequences: ids [N, S] long, 0 at padding; mask [N, S] bool; labels [N, S] long by name.
 
     label_names: {feature: names of its numbers} where they have names.
-    texts_read, longest: how many texts were read, and the most tokens that one had (at most `max_length`).
+    texts_read: how many texts were read.
     """
 
     input_ids: Tensor

@@ -74,8 +74,8 @@ def label_names(probe: Probe, names: Mapping[str, str]) -> dict[str, list[str]]:
         probe: with names for the numbers that its labels are.
         names: the name under which each of its labels is measured.
     """
-    known: Mapping[str, Any] = getattr(probe, "label_names", None) or {}
-    texts = {public: [str(text) for text in known.get(label) or ()] for label, public in names.items()}
+    known = probe.label_names
+    texts = {public: list(known.get(label, ())) for label, public in names.items()}
     return {public: text for public, text in texts.items() if 0 < len(text) <= MOST_NAMES}
 
 
