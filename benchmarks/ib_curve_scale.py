@@ -10,9 +10,9 @@ import numpy as np
 
 import ib_callback as ib
 from _common import add_text_arguments, describe_machine, load_probe
-from ib_callback._ib_anneal import Effort
-from ib_callback._ib_joint import Joint
-from ib_callback.probe_joint import probe_joint
+from ib_callback.bound._anneal import Effort
+from ib_callback.bound._joint import Joint
+from ib_callback.bound.probe_curve import probe_joint
 
 # Share of I(X;Y) by which ten times the iterations may raise the curve, and the bars for time and memory.
 MOST_RAISED, MOST_SECONDS, MOST_MIB = 0.01, 60.0, 1024.0

@@ -93,7 +93,7 @@ def made_up() -> Iterator[str]:
 
 def build(path: Path, number: int, options: argparse.Namespace) -> None:
     import ib_callback as ib
-    from ib_callback import builtin_text
+    from ib_callback.probe import builtin_text
 
     if options.tokenizer:
         from transformers import AutoTokenizer

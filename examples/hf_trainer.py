@@ -21,8 +21,8 @@ from transformers import (
 )
 
 import ib_callback as ib
-from ib_callback import builtin_text
 from ib_callback.hf import IBCallback
+from ib_callback.probe import builtin_text
 
 LENGTH = 64
 

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import ib_callback as ib
-from ib_callback import builtin_text
 from ib_callback.lightning import IBCallback
+from ib_callback.probe import builtin_text
 
 LENGTH = 64
 

@@ -6,7 +6,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import ib_callback as ib
-from ib_callback import builtin_text
+from ib_callback.probe import builtin_text
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 400
 torch.manual_seed(0)

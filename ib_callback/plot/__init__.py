@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ib_callback.files import write_atomically
-from ib_callback.measurement import Measurement
+from ib_callback.common.files import write_atomically
 from ib_callback.plot.comparison import compare
 from ib_callback.plot.layers import plane_by_layer
 from ib_callback.plot.plane import information_plane
 from ib_callback.plot.steps import over_steps
 from ib_callback.plot.theme import DPI
+from ib_callback.results.measurement import Measurement
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ib_callback.errors import TrajectoryError
-from ib_callback.ib_curve import FILENAME, IBCurve
-from ib_callback.measurement import Measurement
+from ib_callback.bound.curve import FILENAME, IBCurve
+from ib_callback.common.errors import TrajectoryError
+from ib_callback.results.measurement import Measurement
 
 # What a curve may say of its sample, as settings of a measurement do.
 _OF_THE_SAMPLE = {"probe": "it is that of another probe", "K": "it is that of other positions (another widest order)"}

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ib_callback.comparability import warn_of_other_tokenizers
-from ib_callback.ib_curve import IBCurve
-from ib_callback.measurement import Measurement
+from ib_callback.bound.curve import IBCurve
 from ib_callback.plot import data
 from ib_callback.plot.bound import curve_in_plane, why_not_drawn
 from ib_callback.plot.data import RASTERISED_ABOVE
 from ib_callback.plot.frame import draw_bounds, plane_sheet, square_limits
 from ib_callback.plot.sheet import Note
 from ib_callback.plot.theme import LINES, MARKERS, Theme, ThemeName, drawing, place_labels, shortened_alike, theme_of
+from ib_callback.results.comparability import warn_of_other_tokenizers
+from ib_callback.results.measurement import Measurement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ib_callback.measurement import Measurement, settings_differences
-from ib_callback.phases import Phase, Phases, find_phases
 from ib_callback.plot.sheet import Note
+from ib_callback.results.measurement import Measurement, settings_differences
+from ib_callback.results.phases import Phase, Phases, find_phases
 
 # Up to here each point can be seen: it is joined to its null, and has its standard error.
 FEW_POINTS = 16

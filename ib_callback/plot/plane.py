@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ib_callback.comparability import warn_of_other_tokenizers
-from ib_callback.ib_curve import IBCurve
-from ib_callback.measurement import Measurement
-from ib_callback.phases import Phase, Phases
+from ib_callback.bound.curve import IBCurve
 from ib_callback.plot import data
 from ib_callback.plot.bound import curve_in_plane, why_not_drawn
 from ib_callback.plot.colours import StepColours
@@ -18,6 +15,9 @@ from ib_callback.plot.data import FEW_POINTS, RASTERISED_ABOVE
 from ib_callback.plot.frame import DIAGONAL, IB_CURVE, draw_bounds, plane_sheet, square_limits
 from ib_callback.plot.sheet import Note
 from ib_callback.plot.theme import Theme, ThemeName, drawing, place_labels, theme_of
+from ib_callback.results.comparability import warn_of_other_tokenizers
+from ib_callback.results.measurement import Measurement
+from ib_callback.results.phases import Phase, Phases
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ib_callback.measurement import Measurement
-from ib_callback.phases import Phase, Phases
 from ib_callback.plot import data
 from ib_callback.plot.sheet import Margins, Sheet
 from ib_callback.plot.theme import LINES, MARKERS, Theme, ThemeName, drawing, theme_of
+from ib_callback.results.measurement import Measurement
+from ib_callback.results.phases import Phase, Phases
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

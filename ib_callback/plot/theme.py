@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ib_callback.optional import require
+from ib_callback.common.optional import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

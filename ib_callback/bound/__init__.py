@@ -1,0 +1,1 @@
+"""The Information Bottleneck curve, of any joint distribution and of a probe."""

@@ -1,0 +1,317 @@
+"""The Information Bottleneck curve of a discrete joint distribution p(x, y): how much a code can say about Y.
+
+A code T of X that keeps complexity I(X;T) has an expressivity I(Y;T) of at most the curve of the joint (Tishby,
+Pereira & Bialek 1999). The iteration that finds codes may end in local maxima, so that what is found is *achievable*: a
+curve from inside, at or below the true bound. No code of X alone lies above min(I(X;T), I(X;Y)), by the data
+processing inequality: the two bracket the true bound.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ib_callback.bound._anneal import MANY_ROWS, Effort, anneal, envelope
+from ib_callback.bound._joint import Joint
+from ib_callback.common.checks import check_integer
+from ib_callback.common.files import write_atomically
+
+FORMAT = 1
+# Beside the trajectory of a run of which it is the bound.
+FILENAME = "ib_curve.json"
+
+
+class IBCurve:
+    """Achievable complexity and expressivity: a concave curve from (0, 0) on, of which these are the corners.
+
+    It is a lower bound on what codes of X can reach, hence on the true bound, and rounding apart it lies at or below
+    min(complexity, `mutual_information`), an upper bound on it. Between corners it is reached by time-sharing: the
+    one code for a share of the positions and the other for the rest, which may take twice `num_codewords`.
+
+    Hidden states of a language model see more of the text than X, the token: their point may lie above this curve,
+    and above the diagonal. That excess is information from the wider context, not an error.
+
+    Attributes:
+        complexity: I(X;T) of each corner, ascending from 0.0, [k], float64.
+        expressivity: I(Y;T) of each corner, ascending from 0.0, [k], float64.
+        betas: weight β of the expressivity in the objective I(Y;T) − I(X;T)/β with which the corner was found, [k]: 0
+            at the origin, infinite for a code that is hard (a partition of X).
+        mutual_information: I(X;Y), which no expressivity exceeds.
+        num_codewords: how many values T could take.
+        unit: of all of these but `betas`: "nats", "bits" or "efficiency", a fraction of log(number of bins).
+        info: what else a file says about the curve, as JSON values: for `probe_curve` the probe's fingerprint, the
+            order and the number of positions.
+    """
+
+    def __init__(
+        self,
+        complexity: Any,
+        expressivity: Any,
+        betas: Any,
+        *,
+        mutual_information: float,
+        num_codewords: int,
+        info: Mapping[str, Any] | None = None,
+        unit: str = "nats",
+        nats_per_unit: float = 1.0,
+    ) -> None:
+        arrays = [np.array(values, np.float64) for values in (complexity, expressivity, betas)]
+        c, e, b = arrays
+        if c.ndim != 1 or not len(c) or c.shape != e.shape or c.shape != b.shape:
+            raise ValueError(
+                "an IBCurve needs complexity, expressivity and betas of the same length, at least 1, got shapes "
+                f"{c.shape}, {e.shape} and {b.shape}"
+            )
+        finite = np.isfinite(c).all() and np.isfinite(e).all() and math.isfinite(mutual_information)
+        if (
+            not finite
+            or np.isnan(b).any()
+            or c[0] != 0
+            or e[0] != 0
+            or (np.diff(c) <= 0).any()
+            or (np.diff(e) < 0).any()
+        ):
+            raise ValueError("the corners of an IBCurve are finite and ascend from (0, 0)")
+        for array in arrays:
+            array.flags.writeable = False
+        self.complexity, self.expressivity, self.betas = arrays
+        self.mutual_information = float(mutual_information)
+        self.num_codewords = int(num_codewords)
+        self.info = dict(info or {})
+        self.unit = unit
+        self._nats_per_unit = float(nats_per_unit)
+
+    def bound(self, complexity: Any) -> Any:
+        """The highest expressivity that was achieved with at most this complexity.
+
+        Linear between corners; 0 for a complexity below 0, which rounding yields; beyond the last corner the
+        expressivity of that one, the largest that so many codewords achieved.
+
+        Args:
+            complexity: a number, or an array of any shape; in `unit`.
+
+        Raises:
+            ValueError: NaN.
+
+        Returns:
+            A float, or an array of that shape.
+        """
+        values = np.asarray(complexity, np.float64)
+        if np.isnan(values).any():
+            raise ValueError("complexity: expected numbers, got NaN")
+        bound = np.interp(values, self.complexity, self.expressivity)
+        return float(bound) if values.ndim == 0 else bound
+
+    def to_bits(self) -> IBCurve:
+        """The same curve in bits."""
+        return self._in("bits", math.log(2.0))
+
+    def to_efficiency(self, num_bins: int) -> IBCurve:
+        """The same curve in fractions of log(num_bins), the unit in which `Meter` measures."""
+        check_integer("num_bins", num_bins, minimum=2, cure="it is the number of reference points of the Meter")
+        return self._in("efficiency", math.log(num_bins))
+
+    def with_info(self, **info: Any) -> IBCurve:
+        """The same curve that says more about itself, in JSON values."""
+        return self._copy(1.0, info={**self.info, **info}, unit=self.unit, nats_per_unit=self._nats_per_unit)
+
+    def _in(self, unit: str, nats: float) -> IBCurve:
+        return self._copy(self._nats_per_unit / nats, info=self.info, unit=unit, nats_per_unit=nats)
+
+    def _copy(self, factor: float, **others: Any) -> IBCurve:
+        return IBCurve(
+            self.complexity * factor,
+            self.expressivity * factor,
+            self.betas,
+            mutual_information=self.mutual_information * factor,
+            num_codewords=self.num_codewords,
+            **others,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the curve as one JSON object, in nats, in one step; a file that is there already is replaced."""
+        curve = self if self._nats_per_unit == 1.0 else self._in("nats", 1.0)
+        content = {
+            "format": FORMAT,
+            "unit": "nats",
+            "complexity": curve.complexity.tolist(),
+            "expressivity": curve.expressivity.tolist(),
+            # JSON knows no infinity.
+            "betas": [beta if math.isfinite(beta) else None for beta in curve.betas.tolist()],
+            "mutual_information": curve.mutual_information,
+            "num_codewords": self.num_codewords,
+            **self.info,
+        }
+        write_atomically(path, json.dumps(content, allow_nan=False).encode() + b"\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> IBCurve:
+        """Read a curve that was saved; it is in nats.
+
+        Raises:
+            ValueError: not such a file, or a damaged one, or of a newer format.
+            FileNotFoundError: there is no such file.
+        """
+        with open(path, "rb") as file:
+            data = file.read()
+        try:
+            content = json.loads(data)
+            number, unit = content.pop("format"), content.pop("unit")
+            known = {name: content.pop(name) for name in ("complexity", "expressivity", "mutual_information")}
+            betas = [math.inf if beta is None else beta for beta in content.pop("betas")]
+            num_codewords = content.pop("num_codewords")
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{os.fspath(path)}: expected a file written by IBCurve.save, got something else or a damaged one "
+                f"({type(error).__name__}: {error}). Compute the curve again."
+            ) from error
+        if number != FORMAT or unit != "nats":
+            raise ValueError(
+                f"{os.fspath(path)}: expected format {FORMAT} in nats, got format {number!r} in {unit!r}. Read it with "
+                "the version of ib_callback that wrote it, or compute the curve again."
+            )
+        try:
+            return cls(**known, betas=betas, num_codewords=num_codewords, info=content)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{os.fspath(path)}: damaged: {error}. Compute the curve again.") from error
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, IBCurve):
+            return NotImplemented
+        arrays = ("complexity", "expressivity", "betas")
+        plain = ("mutual_information", "num_codewords", "info", "unit")
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in arrays) and all(
+            getattr(self, name) == getattr(other, name) for name in plain
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # arrays
+
+    def __repr__(self) -> str:
+        return (
+            f"IBCurve({len(self.complexity)} corners from (0, 0) to ({self.complexity[-1]:.4g}, "
+            f"{self.expressivity[-1]:.4g}) {self.unit}, I(X;Y) {self.mutual_information:.4g}, "
+            f"{self.num_codewords} codewords)"
+        )
+
+
+def ib_curve(
+    joint: Any,
+    *,
+    num_codewords: int | None = None,
+    betas: Iterable[float] | None = None,
+    max_iterations: int | None = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> IBCurve:
+    """The Information Bottleneck curve of a joint distribution, as far as iteration finds it.
+
+    From a hard code at β → ∞ (X itself if there are codewords enough, else the best of sequential clustering) β is
+    lowered step by step, each time to a fixed point of the self-consistent equations, until the code says nothing;
+    codewords that have become alike are joined on the way. Steps are so short that tangents, of slope 1/β, at two
+    successive points leave room for little above the chord between them: 8e-5 nats, or for large problems 3e-4 of
+    I(X;Y). On a joint of text this ends well above what raising β from 0 finds, where rare labels use up the codewords.
+
+    The result is the same on every run on one kind of device, whatever the number of threads.
+
+    Args:
+        joint: [X, Y] counts or probabilities, which need not sum to one: an array, a torch tensor (dense or sparse) or
+            a SciPy sparse matrix. Rows and columns of zeros are labels that never occur, and make no difference.
+        num_codewords: how many values T can take; by default as many as there are different p(y | x), beyond which more
+            gain nothing.
+        betas: the weights β at which codes are sought, positive; by default chosen as above. The hard code at β → ∞
+            belongs to the curve in any case.
+        max_iterations: at each β, and three times the sweeps of sequential clustering; by default 30 to 1,000,
+            fewer for larger problems.
+        tolerance: in nats: iteration ends where the objective grows by less; by default 3e-6, or 1e-5 for
+            large problems.
+        seed: of the random starts of sequential clustering.
+        device: where to iterate; by default where `joint` is.
+        progress: whether to show a bar when it takes more than two seconds.
+
+    Raises:
+        ValueError: a joint that is no table of finite, non-negative numbers with a positive sum, fewer than two
+            codewords, or betas that are not positive.
+        TypeError: not numbers, or not integers.
+
+    Returns:
+        The curve, in nats. Of independent X and Y, or with one row or column, it is the point (0, 0).
+
+    Examples:
+        >>> ib_curve([[2, 0, 0], [0, 1, 0], [0, 0, 1]])  # Y is a function of X: the diagonal, up to H(Y)
+        IBCurve(2 corners from (0, 0) to (1.04, 1.04) nats, I(X;Y) 1.04, 3 codewords)
+    """
+    seed = check_integer("seed", seed, minimum=0, cure="0 is the default")
+    chosen = None if betas is None else _check_betas(betas)
+    if num_codewords is not None:
+        num_codewords = check_integer("num_codewords", num_codewords, minimum=2, cure="with one nothing can be said")
+    if max_iterations is not None:
+        max_iterations = check_integer("max_iterations", max_iterations, minimum=1, cure="None is a good choice")
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance: expected a number of nats of at least 0, got {tolerance!r}.")
+    where = torch.device(device) if device is not None else joint.device if isinstance(joint, torch.Tensor) else None
+    reduced = Joint.of(joint)
+    rows = len(reduced.rows)
+    if num_codewords is None and rows > MANY_ROWS:
+        raise ValueError(
+            f"num_codewords: the joint has {rows:,} different rows, and a code with as many codewords would take "
+            f"{8 * rows**2 / 2**30:.1f} GiB several times over. Say how many codewords to use, such as 100."
+        )
+    effort = Effort.of(reduced, num_codewords or rows, max_iterations=max_iterations, tolerance=tolerance)
+    with _bar(progress) as report:
+        points = anneal(
+            reduced,
+            num_codewords or rows,
+            effort,
+            betas=chosen,
+            seed=seed,
+            # MPS has no float64, in which the results are added up.
+            device=torch.device("cpu") if where is None or where.type == "mps" else where,
+            report=report,
+        )
+    # By the data processing inequality, to which rounding does not keep.
+    proper = [(c, min(e, c, reduced.mutual_information), beta) for c, e, beta in points]
+    return IBCurve(
+        *np.array(envelope(proper)).T,
+        mutual_information=reduced.mutual_information,
+        num_codewords=num_codewords or max(rows, 2),
+    )
+
+
+def _check_betas(betas: Any) -> list[float]:
+    values = np.asarray(betas if isinstance(betas, (np.ndarray, torch.Tensor)) else list(betas), np.float64)
+    if values.ndim != 1 or not len(values) or not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"betas: expected at least one number, all finite and above 0, got {betas!r}.")
+    return sorted(set(values.tolist()), reverse=True)
+
+
+class _bar:  # noqa: N801
+    """A context in which a function takes the share that is done, from 0 to 1."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._bar: Any = None
+        if wanted:
+            try:
+                from tqdm.auto import tqdm
+            except ImportError:
+                return
+            form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
+            self._bar = tqdm(total=1.0, desc="IB curve", bar_format=form, leave=False, delay=2.0)
+
+    def __enter__(self) -> Callable[[float], None]:
+        return self._report
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _report(self, share: float) -> None:
+        if self._bar is not None:
+            self._bar.update(max(min(share, 1.0) - self._bar.n, 0.0))

@@ -1,0 +1,146 @@
+"""The joint distribution of preceding and trailing context on a probe, and its Information Bottleneck curve."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+
+from ib_callback.bound.curve import IBCurve, ib_curve
+from ib_callback.common.cache import build_once, user_cache_directory
+from ib_callback.common.checks import check_integer
+from ib_callback.common.errors import ProbeError
+from ib_callback.probe.ngrams import ORDER_NAMES, parse_orders, valid_positions
+from ib_callback.probe.probe import Probe
+
+# To be raised whenever the curve of the same probe becomes another one; old files are then not read again.
+ALGORITHM = 2
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ProbeJoint:
+    """How often each pair of labels occurs.
+
+    counts: [X, Y] integer counts, sparse (COO); they add up to the number of valid positions.
+    inputs: [X, o] token ids of each input label, the last o tokens up to the position, in reading order.
+    outputs: [Y, o] token ids of each output label, the o tokens after it.
+    """
+
+    counts: sp.coo_matrix
+    inputs: np.ndarray
+    outputs: np.ndarray
+
+    @property
+    def num_positions(self) -> int:
+        """Valid positions T."""
+        return int(self.counts.data.sum())
+
+
+def probe_joint(probe: Probe, order: str = "token", *, orders: str | Iterable[str] = tuple(ORDER_NAMES)) -> ProbeJoint:
+    """Count the pairs of input and output label of one n-gram order over the valid positions of a probe.
+
+    Args:
+        probe: frozen text.
+        order: of the labels: `"token"`, `"bigram"`, …
+        orders: all orders that are measured together; the widest decides which positions are valid.
+
+    Raises:
+        ProbeError: no position is valid.
+        ValueError: an order that is none, or is not among `orders`.
+    """
+    widths = parse_orders(orders)
+    if order not in widths:
+        raise ValueError(f"order: expected one of those in orders= ({', '.join(widths)}), got {order!r}.")
+    widest, width = max(widths.values()), widths[order]
+    positions = valid_positions(probe.attention_mask.numpy(), widest)
+    if not len(positions):
+        raise ProbeError(
+            f"probe {probe.name!r} has no valid position: orders up to {widest} need sequences of at least "
+            f"{2 * widest} tokens. Use longer sequences, or narrower orders."
+        )
+    ids = probe.input_ids.numpy()
+    steps = np.arange(1 - width, 1)
+    sequence, offset = positions.sequence[:, None], positions.offset[:, None]
+    inputs, x = _number(ids[sequence, offset + steps])
+    outputs, y = _number(ids[sequence, offset + steps + width])
+    pairs, counts = np.unique(x * len(outputs) + y, return_counts=True)
+    rows, columns = np.divmod(pairs, len(outputs))
+    return ProbeJoint(
+        sp.coo_matrix((counts, (rows, columns)), shape=(len(inputs), len(outputs))),
+        inputs,
+        outputs,
+    )
+
+
+def _number(contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different rows, and which of them each row is."""
+    distinct, number = np.unique(contexts, axis=0, return_inverse=True)
+    return distinct, number.reshape(-1).astype(np.int64)
+
+
+def probe_curve(
+    probe: Probe,
+    *,
+    order: str = "token",
+    orders: str | Iterable[str] = tuple(ORDER_NAMES),
+    num_codewords: int = 100,
+    cache: bool = True,
+    progress: bool = False,
+) -> IBCurve:
+    """The Information Bottleneck curve of a probe's own joint distribution p(x, y), on the CPU.
+
+    It is that of the sample: a code that knows the sample by heart could reach it. It is computed once and then kept
+    in `ib_callback/ib_curves` below the user's cache directory (`$XDG_CACHE_HOME`, by default `~/.cache`); of
+    several processes one computes and the others wait. Where nothing can be kept, each computes the same.
+
+    Args:
+        probe: frozen text.
+        order: of the labels.
+        orders: all orders that are measured together; the widest decides which positions are valid.
+        num_codewords: how many values a code can take: the number of bins, to compare with measurements.
+        cache: whether to keep the curve, and to use one that was kept.
+        progress: whether to show a bar when it takes more than two seconds.
+
+    Raises:
+        ProbeError: no position is valid, or the probe was changed in place.
+        ValueError: an order that is none or is not among `orders`, or fewer than two codewords.
+
+    Warns:
+        RuntimeWarning: the curve cannot be kept, or what was kept is damaged.
+
+    Returns:
+        The curve, in nats. `.to_efficiency(num_bins)` has the unit of measurements. Its `info` names the probe's
+        fingerprint, the order, K (the widest order) and the number of valid positions.
+    """
+    check_integer("num_codewords", num_codewords, minimum=2, cure="it is the number of bins, 100 by default")
+    widths = parse_orders(orders)
+    probe.verify()
+
+    def build() -> IBCurve:
+        joint = probe_joint(probe, order, orders=widths)
+        _log.info("computing the IB curve of probe %r (%s labels: %d x %d)", probe.name, order, *joint.counts.shape)
+        curve = ib_curve(joint.counts, num_codewords=num_codewords, progress=progress)
+        return curve.with_info(
+            probe=probe.fingerprint, order=order, K=max(widths.values()), num_positions=joint.num_positions
+        )
+
+    if not cache or order not in widths:
+        return build()
+    name = f"{probe.fingerprint}-{order}-K{max(widths.values())}-{num_codewords}-v{ALGORITHM}.json"
+    return build_once(
+        user_cache_directory() / "ib_curves" / name,
+        build,
+        write=_write,
+        read=IBCurve.load,
+        what=f"the IB curve of probe {probe.name!r}",
+    )
+
+
+def _write(path: Path, curve: IBCurve) -> None:
+    curve.save(path)

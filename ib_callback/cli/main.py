@@ -1,0 +1,175 @@
+"""The command `ib-callback`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ib_callback.cli.plot import add_arguments as add_plot_arguments
+from ib_callback.cli.probe import add_probe_command
+from ib_callback.common.version import __version__
+
+if TYPE_CHECKING:
+    from ib_callback.results.selection import SelectFrom
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    options = _parser().parse_args(argv)
+    try:
+        return options.run(options)
+    except (ImportError, ValueError) as error:  # our own errors on probes and trajectories are ValueErrors
+        print(f"ib-callback: {error}", file=sys.stderr)
+        return 1
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from ib_callback.cli.demo import run_demo
+
+    run_demo(
+        steps=options.steps,
+        minutes=options.minutes,
+        every=options.every,
+        output_dir=options.output_dir,
+        seed=options.seed,
+        threads=options.threads,
+    )
+    return 0
+
+
+def _select(options: argparse.Namespace) -> int:
+    from ib_callback.cli.select import select_report
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            report = select_report(
+                options.run_dir,
+                by=options.by,
+                select_from=_select_from(options.select_from),
+                mode=options.mode,
+                every_row=options.all,
+            )
+        finally:
+            # Without the place in the code, which is of no use to whoever types a command.
+            for message in dict.fromkeys(str(warning.message) for warning in caught):
+                print(f"ib-callback: {message}", file=sys.stderr)
+    if report.path is None:
+        if not options.path_only:
+            print(report.table)
+        print(f"ib-callback: {report.verdict}", file=sys.stderr)
+        return 1
+    print(report.path if options.path_only else report.text)
+    return 0
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from ib_callback.cli import plot
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            paths = plot.draw(options)
+        except (ImportError, ValueError, OSError) as error:
+            print(f"ib-callback: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        finally:
+            for message in dict.fromkeys(str(warning.message) for warning in caught):
+                print(f"ib-callback: {message}", file=sys.stderr)
+    for path in paths:
+        print(path)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ib-callback", description="Follow a language model through the information plane while it trains."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    demo = commands.add_parser(
+        "demo",
+        help="pre-train a small decoder on this machine's CPU, with the callback",
+        description="Pre-train a small decoder with HuggingFace's Trainer on text that every installation has, "
+        "with the callback. Needs no network and no GPU, and writes below the current directory only.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument("--steps", type=_positive, default=600, help="optimizer steps")
+    demo.add_argument(
+        "--minutes", type=_minutes, default=3.0, help="end the training after so long, however many steps are done"
+    )
+    demo.add_argument("--every", type=_positive, metavar="N", help="measure every N steps; by default ever more rarely")
+    demo.add_argument("--output-dir", default="ib_demo", metavar="DIR", help="where everything is written")
+    demo.add_argument("--seed", type=_seed, default=0, help="of the weights and of the order of the text")
+    demo.add_argument("--threads", type=_positive, default=1, metavar="N", help="CPU threads")
+    demo.set_defaults(run=_demo)
+    select = commands.add_parser(
+        "select",
+        help="the best existing checkpoint of a finished run",
+        description="Print the best existing checkpoint of a run that was followed, HuggingFace's or Lightning's, with "
+        "all candidates and why the others are none.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    select.add_argument("run_dir", metavar="RUN_DIR", help="where ib_trajectory.jsonl lies, or a directory above")
+    select.add_argument("--by", default="optimality", metavar="METRIC", help="a metric as logged, or a feature")
+    select.add_argument(
+        "--from", dest="select_from", default="compression", metavar="compression|fit|STEP",
+        help="from when on points can be selected: the start of a phase, or a step",
+    )  # fmt: skip
+    select.add_argument("--mode", choices=("min", "max"), help="which values are better, if it is not known")
+    select.add_argument("--all", action="store_true", help="show every point also of a long run")
+    select.add_argument("--path-only", action="store_true", help="print nothing but the path, for scripts")
+    select.set_defaults(run=_select)
+    plot = commands.add_parser(
+        "plot",
+        help="pictures of a run, or of several in one plane",
+        description="Draw the information plane of a run, the plane by layer at one step, its numbers over steps, or "
+        "several runs in one plane, from trajectory files.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_plot_arguments(plot)
+    plot.set_defaults(run=_plot)
+    add_probe_command(commands)
+    return parser
+
+
+def _select_from(text: str) -> SelectFrom:
+    if text == "compression":
+        return "compression"
+    if text == "fit":
+        return "fit"
+    try:
+        step = int(text.replace(",", ""))  # as steps are printed
+    except ValueError:
+        step = -1
+    if step < 0:
+        raise ValueError(f"--from: expected compression, fit or a step (0 or more), got {text!r}")
+    return step
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
+    return value
+
+
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected more than 0, got {text}")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"expected 0 to 2**32 - 1, got {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

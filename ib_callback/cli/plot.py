@@ -1,0 +1,186 @@
+"""`ib-callback plot`: pictures from trajectory files."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ib_callback.bound.curve import IBCurve
+from ib_callback.common.errors import TrajectoryError
+from ib_callback.plot import compare, information_plane, over_steps, plane_by_layer, save
+from ib_callback.plot.bound import curve_beside
+from ib_callback.results.measurement import Measurement
+from ib_callback.results.trajectory import Trajectory
+from ib_callback.results.trajectory_lines import FILENAME
+from ib_callback.run.run_directory import find_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KINDS = ("plane", "layers", "steps", "compare")
+_DEFAULT_SUFFIX = ".png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    name: str
+    trajectory: Trajectory
+    curve: IBCurve | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Picture:
+    name: str
+    draw: Callable[[], Figure]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help=f"a directory where {FILENAME} lies, one above it, or such a file"
+    )
+    parser.add_argument("--kind", choices=KINDS, help="which picture; by default all that the input allows")
+    parser.add_argument("--order", action="append", metavar="NAME", help="an n-gram order; may be given several times")
+    parser.add_argument(
+        "--step", default="last", metavar="N|last|best", help="of the plane by layer (best: by optimality)"
+    )
+    parser.add_argument("--log", action="store_true", help="a logarithmic axis for the steps, whatever they are")
+    parser.add_argument("--theme", choices=("light", "dark"), default="light", help="on white, or on dark grey")
+    parser.add_argument(
+        "-o", "--output", metavar="PATH",
+        help="a file, whose suffix decides the format (.png, .svg, .pdf), or an existing directory; of several "
+        "pictures each adds its kind to the name. By default PNG files in the current directory",
+    )  # fmt: skip
+
+
+def draw(options: argparse.Namespace) -> list[Path]:
+    """Draw what the options ask for, and return the files.
+
+    Raises:
+        TrajectoryError: a run that is not there, or cannot be read.
+        ValueError: what is asked for cannot be drawn from these runs, or not in this format.
+        ImportError: Matplotlib is not installed.
+        OSError: a file cannot be written.
+    """
+    runs = _load(options.runs)
+    pictures = _pictures(runs, options)
+    paths = _paths(pictures, options.output)
+    # All are drawn before any is written: a mistake leaves no half of the files.
+    figures = [picture.draw() for picture in pictures]
+    for figure, path in zip(figures, paths, strict=True):
+        save(figure, path)
+    return paths
+
+
+def _load(paths: Sequence[str]) -> list[_Run]:
+    files = []
+    for given in paths:
+        path = Path(given)
+        try:
+            files.append(path if path.is_file() else find_run(path) / FILENAME)
+        except OSError as error:
+            raise TrajectoryError(f"{path} cannot be searched ({error}). Check its permissions") from error
+    names = _names(files)
+    runs = []
+    for name, file in zip(names, files, strict=True):
+        trajectory = Trajectory.load(file)
+        if not any(point.orders for point in trajectory):
+            raise ValueError(
+                f"{file} has nothing to draw: expected at least one measured point, got none among "
+                f"{len(trajectory)}. Give a run that was measured"
+            )
+        runs.append(_Run(name=name, trajectory=trajectory, curve=curve_beside(file.parent)))
+    return runs
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """As much of each path, from its end, as tells it from the others."""
+    parts = []
+    for file in files:
+        whole = file.resolve()
+        parts.append(whole.parent.parts if whole.name == FILENAME else (*whole.parent.parts, whole.stem))
+    if len(set(parts)) < len(parts):
+        twice = next(file for file, path in zip(files, parts, strict=True) if parts.count(path) > 1)
+        raise ValueError(f"expected different runs, got {twice} twice. Leave one of them out")
+    names = []
+    for path in parts:
+        length = 1
+        while sum(other[-length:] == path[-length:] for other in parts) > 1:
+            length += 1
+        names.append("/".join(path[-length:]))
+    return names
+
+
+def _pictures(runs: Sequence[_Run], options: argparse.Namespace) -> list[_Picture]:
+    kind = options.kind or ("compare" if len(runs) > 1 else None)
+    common: dict[str, Any] = {"orders": options.order, "theme": options.theme}
+    if kind == "compare":
+        if len(runs) < 2:
+            raise ValueError("--kind compare needs two runs or more, got one. Give another one beside it")
+        courses = {run.name: run.trajectory for run in runs}
+        return [_Picture(name="compare", draw=partial(compare, courses, curve=runs[0].curve, **common))]
+    several = len(runs) > 1
+    return [
+        picture
+        for run in runs
+        for picture in _of_one(run, kind, options, common, prefix=f"{run.name.replace('/', '_')}_" if several else "")
+    ]
+
+
+def _of_one(
+    run: _Run, kind: str | None, options: argparse.Namespace, common: dict[str, Any], *, prefix: str
+) -> Iterable[_Picture]:
+    trajectory = run.trajectory
+    if kind in (None, "plane"):
+        draw = partial(information_plane, trajectory, curve=run.curve, title=run.name, **common)
+        yield _Picture(name=f"{prefix}plane", draw=draw)
+    if kind in (None, "layers"):
+        point = _point(trajectory, options.step)
+        title = run.name if point.step is None else f"{run.name}, step {point.step:,}"
+        draw = partial(plane_by_layer, point, curve=run.curve, title=title, **common)
+        yield _Picture(name=f"{prefix}layers", draw=draw)
+    if kind == "steps" or (kind is None and len(trajectory) > 1):
+        draw = partial(over_steps, trajectory, log=options.log or None, title=run.name, **common)
+        yield _Picture(name=f"{prefix}steps", draw=draw)
+
+
+def _point(trajectory: Trajectory, step: str) -> Measurement:
+    measured = [point for point in trajectory if point.orders]
+    if step == "last":
+        return measured[-1]
+    if step == "best":
+        best = trajectory.best(by="optimality")
+        if best is None:
+            raise ValueError(
+                "--step best: no point can be selected, for the compression phase was not recognised or has no "
+                "measured point. Give --step last or a number"
+            )
+        return best
+    try:
+        number = int(step.replace(",", ""))  # as steps are printed
+    except ValueError:
+        raise ValueError(f"--step: expected a number, last or best, got {step!r}") from None
+    for point in measured:
+        if point.step == number:
+            return point
+    steps = [point.step for point in measured if point.step is not None]
+    near = sorted(sorted(steps, key=lambda other: abs(other - number))[:5])
+    raise ValueError(f"--step {number}: no such point was measured; the nearest are {', '.join(map(str, near))}")
+
+
+def _paths(pictures: Sequence[_Picture], output: str | None) -> list[Path]:
+    if output is None or os.path.isdir(output):
+        directory = Path(output or ".")
+        return [directory / f"{picture.name}{_DEFAULT_SUFFIX}" for picture in pictures]
+    path = Path(output)
+    if output.endswith(("/", os.sep)) or not path.parent.is_dir():
+        missing = path if output.endswith(("/", os.sep)) else path.parent
+        raise ValueError(f"-o {output}: there is no directory {missing}. Make it, or give another path")
+    if len(pictures) == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}_{picture.name}{path.suffix or _DEFAULT_SUFFIX}") for picture in pictures]

@@ -1,0 +1,278 @@
+"""`ib-callback probe`: build a probe and freeze it in a file, show what is in one, convert it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ib_callback.cli._probe_lines import read_lines, write_lines
+from ib_callback.measuring.statistics import DIM, ProbeStatistics, probe_statistics
+from ib_callback.probe._tokenizing import is_raw
+from ib_callback.probe.probe import Probe
+
+FAILED = 2
+_MUCH_SOURCE = ("tokenizer_sha256", "chat_template", "corpus_fingerprint")
+_KNOWN = ("c4", "tulu", "builtin")
+_NOTHING = ("", "{}", "None")
+
+
+def add_probe_command(commands: Any) -> None:
+    """Add `probe` and its sub-commands to the parser of `ib-callback`."""
+    command = commands.add_parser(
+        "probe",
+        help="build, show and convert files of probes",
+        description="A probe is a frozen held-out sample on which a run is measured. Build it where there is a "
+        "network, and load it anywhere with Probe.load.",
+    )
+    # One spelling more, for those who look for it there.
+    command.add_argument("--show", metavar="FILE", help="the same as: show FILE")
+    _add_show_arguments(command)
+    command.set_defaults(run=_show_or_help, help_of=command)
+    actions = command.add_subparsers(metavar="build|show|convert")
+    build = actions.add_parser(
+        "build",
+        help="make a probe of a dataset",
+        description="Make a probe of a dataset, streamed from the HuggingFace hub or from local files.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    build.add_argument(
+        "--dataset", required=True, metavar="c4|tulu|builtin|NAME|PATH", help="known, on the hub, a file or a folder"
+    )
+    build.add_argument("--config", help="the dataset's configuration")
+    build.add_argument("--split", help="one that is not trained on; c4: validation, tulu: train")
+    build.add_argument("--revision", help="commit, branch or tag of a dataset on the hub")
+    build.add_argument("--text-column", default="text", metavar="COLUMN", help="strings, or lists of words")
+    build.add_argument(
+        "--label-column", action="append", default=[], metavar="COLUMN", help="labels, by row, word or span; repeatable"
+    )
+    build.add_argument("--preferences", action="store_true", help="rows are pairs: chosen, rejected, perhaps prompt")
+    build.add_argument("--tokenizer", required=True, metavar="NAME|DIR|JSON", help="that of the model; - for builtin's")
+    build.add_argument("--num-sequences", type=int, default=512, metavar="N", help="two a preference pair")
+    build.add_argument("--max-length", type=int, default=512, metavar="N", help="most tokens of a sequence")
+    build.add_argument("--min-length", type=int, default=16, metavar="N", help="shorter texts are skipped")
+    build.add_argument("--skip", type=int, default=0, metavar="N", help="rows to leave out first")
+    build.add_argument("--name", help="of the probe, for messages")
+    build.add_argument("--retries", type=int, default=5, metavar="N", help="how often to try again when it stops")
+    build.add_argument("--no-cache", action="store_true", help="neither look into the cache nor keep it there")
+    build.add_argument("-o", "--output", required=True, metavar="FILE", help="where to, .safetensors")
+    build.set_defaults(run=_guarded(_build), default_of=build.get_default)
+    show = actions.add_parser(
+        "show",
+        help="what is in a probe, and what measuring on it will be like",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    show.add_argument("file", metavar="FILE", help="a file that Probe.save wrote")
+    _add_show_arguments(show)
+    show.set_defaults(run=_guarded(lambda options: _show(options.file, options)))
+    convert = actions.add_parser(
+        "convert",
+        help="between .safetensors and .jsonl",
+        description="To .jsonl: a header, then one object a sequence, with input_ids and labels of its real tokens. "
+        "From .jsonl: the same, where the header may be missing.",
+    )
+    convert.add_argument("input", metavar="IN")
+    convert.add_argument("output", metavar="OUT")
+    convert.set_defaults(run=_guarded(_convert))
+
+
+def describe_probe(probe: Probe, statistics: ProbeStatistics, options: argparse.Namespace) -> str:
+    """All that `show` prints."""
+    lengths = probe.attention_mask.sum(1)
+    described = {key: value for key, value in probe.source.items() if key not in _MUCH_SOURCE}
+    described["tokenizer"] = probe.tokenizer or "not known"
+    lines = [
+        f"probe {probe.name!r}: {len(probe):,} sequences, {probe.num_tokens:,} tokens, {int(lengths.min())} to "
+        f"{int(lengths.max())} a sequence (median {int(lengths.median())})",
+        f"fingerprint {probe.fingerprint}",
+        "",
+        *(f"{key:<20} {value}" for key, value in sorted(described.items()) if value not in _NOTHING),
+        "",
+        f"{statistics.num_positions:,} valid positions, with 4 tokens on either side:",
+        "",
+        _row("order", "side", "labels", "once", "positions", "null"),
+    ]
+    for order, sides in statistics.orders.items():
+        for name, side in zip(("before", "after"), sides, strict=True):
+            share, null = f"{side.singleton_share:.1%}", f"{side.expected_null:.3f}"
+            lines.append(_row(order, name, f"{side.labels:,}", f"{side.singletons:,}", share, null))
+    lines += [
+        "",
+        "once: labels that occur once; positions: the share of positions that carry one of these.",
+        "null: the complexity (before) and expressivity (after) to expect of states in random directions that know",
+        f"nothing of the labels, with {options.dim} dimensions and {options.bins} bins. A trained model's null is "
+        "measured, and mostly lower.",
+    ]
+    for name, feature in statistics.features.items():
+        lines += ["", f"feature {name}, {feature.null}:"]
+        for label, (sequences, positions) in feature.counts.items():
+            lines.append(f"  {label:<20} {sequences:>9,} sequences {positions:>12,} valid positions")
+    memory = (
+        f"{statistics.memory / 2**20:,.0f} MiB" if statistics.memory < 2**32 else f"{statistics.memory / 2**30:.1f} GiB"
+    )
+    lines += [
+        "",
+        f"memory beside the forward pass: {memory} for {options.layers} layers, {options.bins} bins and batches of "
+        f"{options.batch_size}",
+        "(memory_budget= measures layers in groups, and divides that)",
+    ]
+    return "\n".join(lines)
+
+
+def load_tokenizer(name: str) -> Any:
+    """A tokenizer of a file `tokenizer.json`, of a folder or of a name on the hub."""
+    path = Path(name)
+    if path.is_file():
+        from tokenizers import Tokenizer
+
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # `tokenizers` raises no other class
+            raise ValueError(f"--tokenizer {name}: expected a tokenizer.json, got another file ({error})") from error
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except ImportError:
+        raise
+    except Exception as error:  # of a damaged file transformers and `tokenizers` raise what comes along
+        raise ValueError(f"--tokenizer {name}: cannot be loaded ({error})") from error
+    if not len(tokenizer):
+        raise ValueError(
+            f"--tokenizer: expected one with entries, got none from {name}. Save it anew with save_pretrained"
+        )
+    return tokenizer
+
+
+def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--layers", type=_positive, default=32, metavar="N", help="layers that are measured at once")
+    parser.add_argument("--bins", type=_positive, default=100, metavar="N", help="reference points")
+    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="sequences in a forward pass")
+    parser.add_argument("--dim", type=_positive, default=DIM, metavar="N", help="of the states, for the expected null")
+
+
+def _build(options: argparse.Namespace) -> None:
+    _check_used(options)
+    if Path(options.output).suffix == ".jsonl":
+        raise ValueError(
+            f"-o: expected a .safetensors file, got {options.output}. Build that, and then: ib-callback probe convert"
+        )
+    if Path(options.output).is_dir():
+        raise ValueError(f"-o: expected a .safetensors file, got the folder {options.output}")
+    name = {} if options.name is None else {"name": options.name}
+    sizes: dict[str, Any] = {"num_sequences": options.num_sequences, "max_length": options.max_length}
+    lengths = {"min_length": options.min_length}
+    reading = {"skip": options.skip, "retries": options.retries, "cache": not options.no_cache}
+    reading |= {
+        option: getattr(options, option)
+        for option in ("config", "split", "revision")
+        if getattr(options, option) is not None
+    }
+    if options.dataset == "builtin":
+        probe = Probe.builtin(None if options.tokenizer == "-" else load_tokenizer(options.tokenizer), **sizes)
+    else:
+        tokenizer = load_tokenizer(options.tokenizer)
+        if options.dataset == "c4":
+            probe = Probe.from_c4(tokenizer, **sizes, **lengths, **reading)
+        elif options.dataset == "tulu":
+            probe = Probe.from_tulu(tokenizer, **sizes, **reading)
+        elif options.preferences:
+            probe = Probe.from_preferences(options.dataset, tokenizer, **sizes, **name, **reading)
+        else:
+            columns = {"text_column": options.text_column, "label_columns": options.label_column}
+            probe = Probe.from_dataset(options.dataset, tokenizer, **columns, **sizes, **lengths, **name, **reading)
+        if is_raw(tokenizer):
+            print(
+                "ib-callback: these are the ids of a bare tokenizer.json; loaded by name or folder, the tokenizer may "
+                "add other special tokens",
+                file=sys.stderr,
+            )
+    probe.save(options.output)
+    print(f"{options.output}: {probe}")
+
+
+def _check_used(options: argparse.Namespace) -> None:
+    """Refuse options that this kind of probe has no use for, rather than build another one than was asked for."""
+    pairs = options.dataset == "tulu" or (options.preferences and options.dataset not in _KNOWN)
+    unused = ["text_column", "label_column"] if pairs or options.dataset in _KNOWN else []
+    if options.dataset in _KNOWN:
+        unused.append("name")
+    if options.dataset in ("c4", "builtin"):
+        unused.append("preferences")
+    if options.dataset == "builtin":
+        unused += ["config", "split", "revision", "skip", "retries", "no_cache"]
+    if pairs or options.dataset == "builtin":
+        unused.append("min_length")
+    given = [option for option in unused if getattr(options, option) != options.default_of(option)]
+    if given:
+        kind = f"--dataset {options.dataset}" + (" --preferences" if options.preferences else "")
+        names = ", ".join(f"--{option.replace('_', '-')}" for option in given)
+        raise ValueError(f"{names}: expected to be left out with {kind}, which has no use for it")
+    if options.tokenizer == "-" and options.dataset != "builtin":
+        raise ValueError("--tokenizer -: expected with --dataset builtin alone. Name the tokenizer of the model")
+
+
+def _show_or_help(options: argparse.Namespace) -> int:
+    if options.show is None:
+        options.help_of.print_help()
+        return FAILED
+    return _guarded(lambda given: _show(given.show, given))(options)
+
+
+def _show(file: str, options: argparse.Namespace) -> None:
+    probe = Probe.load(file)
+    statistics = probe_statistics(
+        probe, num_layers=options.layers, num_bins=options.bins, batch_size=options.batch_size, dim=options.dim
+    )
+    print(describe_probe(probe, statistics, options))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    kinds = [Path(name).suffix for name in (options.input, options.output)]
+    if kinds == [".safetensors", ".jsonl"]:
+        write_lines(options.output, Probe.load(options.input))
+    elif kinds == [".jsonl", ".safetensors"]:
+        read_lines(options.input).save(options.output)
+    else:
+        raise ValueError(
+            f"expected IN and OUT to be a .safetensors and a .jsonl file, in either order, got {options.input} and "
+            f"{options.output}"
+        )
+    print(options.output)
+
+
+def _guarded(action: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
+    """The action as a command: errors and warnings are a line each, without a place in the code."""
+
+    def run(options: argparse.Namespace) -> int:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            warnings.simplefilter("always", RuntimeWarning)
+            try:
+                action(options)
+                error = None
+            except (ValueError, TypeError, ImportError, OSError) as raised:
+                error = " ".join(str(raised).split())
+        for message in dict.fromkeys(str(warning.message) for warning in caught):
+            print(f"ib-callback: {message}", file=sys.stderr)
+        if error is not None:
+            print(f"ib-callback: {error}", file=sys.stderr)
+            return FAILED
+        return 0
+
+    return run
+
+
+def _row(*cells: str) -> str:
+    order, side, *numbers = cells
+    return f"{order:<9} {side:<6}" + "".join(f"{number:>12}" for number in numbers)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
+    return value

@@ -1,0 +1,1 @@
+"""What every package uses and none is about: errors, checks of arguments, files never half-written, caches."""

@@ -1,0 +1,133 @@
+"""Files of one JSON object a line that survive crashes: what was written stays, and nothing is half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ib_callback.common.errors import TrajectoryError
+
+_TAIL_BLOCK = 1 << 16
+
+
+def append(path: Path, line: bytes) -> None:
+    """Append one line, its line break included, and flush it to the disk; a torn last line is cut off.
+
+    Raises:
+        TrajectoryError: the file cannot be written. A line written in part is taken back.
+    """
+    # Unbuffered, so that after a full disk nothing is left over for close() to write.
+    with explained(path, "written"), open(path, "a+b", buffering=0) as handle:
+        end, terminated = _intact_end(handle)
+        if end < handle.seek(0, os.SEEK_END):
+            _warn_torn(path)
+            handle.truncate(end)
+        try:
+            rest = memoryview(line if terminated else b"\n" + line)
+            while rest:
+                rest = rest[handle.write(rest) :]
+            os.fsync(handle.fileno())
+        except OSError:
+            handle.truncate(end)
+            raise
+
+
+def intact_lines(data: bytes, path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number and content of every line that is JSON; a torn last line is left out with a warning.
+
+    Args:
+        data: content of the file.
+        path: of the file, for messages.
+
+    Raises:
+        TrajectoryError: a line that is damaged elsewhere than at the end of the file; it is named.
+    """
+    lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+    for number, line in lines:
+        if _is_json(line):
+            yield number, line
+        elif number == lines[-1][0]:
+            _warn_torn(path)
+        else:
+            raise TrajectoryError(
+                f"{path}:{number}: expected one JSON object, got {line[:40]!r}…. "
+                "The file is damaged before its end: remove that line, or move the file away"
+            )
+
+
+def reserve_name(path: Path) -> Path:
+    """A numbered name beside `path` that is later than all others, taken by creating an empty file."""
+    pattern = re.compile(rf"{re.escape(path.stem)}\.(\d+){re.escape(path.suffix)}")
+    taken = [int(match[1]) for name in os.listdir(path.parent) if (match := pattern.fullmatch(name))]
+    number = max(taken, default=0)
+    while True:
+        number += 1
+        candidate = path.with_name(f"{path.stem}.{number}{path.suffix}")
+        try:
+            # "x" fails where the file exists, so that two runs starting at once never take the same name.
+            open(candidate, "xb").close()
+        except FileExistsError:
+            continue
+        return candidate
+
+
+def set_aside(path: Path) -> Path | None:
+    """Move a file to a numbered name beside it, which is returned; None if there is none, or nothing in it."""
+    if not path.exists() or path.stat().st_size == 0:
+        return None
+    rotated = reserve_name(path)
+    os.replace(path, rotated)
+    return rotated
+
+
+@contextmanager
+def explained(path: Path, done: str) -> Iterator[None]:
+    """Turn an OSError into a TrajectoryError that says what cannot be done with the file."""
+    try:
+        yield
+    except OSError as error:
+        raise TrajectoryError(
+            f"the file {path} cannot be {done} ({error.strerror or error}). "
+            "Check that the path exists, its permissions and the free space"
+        ) from error
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line.decode())
+    except ValueError:
+        return False
+    return True
+
+
+def _intact_end(handle: BinaryIO) -> tuple[int, bool]:
+    """Where the next line may be written, and whether what lies before is empty or ends with a line break."""
+    size = handle.seek(0, os.SEEK_END)
+    block = _TAIL_BLOCK
+    while True:
+        start = max(0, size - block)
+        handle.seek(start)
+        body = handle.read().rstrip()
+        line_start = body.rfind(b"\n") + 1
+        if line_start or not start:
+            break
+        block *= 2
+    last = body[line_start:]
+    if not last or _is_json(last):
+        handle.seek(max(0, size - 1))
+        return size, handle.read() in (b"\n", b"")
+    return start + line_start, True
+
+
+def _warn_torn(path: Path) -> None:
+    warnings.warn(
+        f"{path}: the last line is torn (a run ended in the middle of a write); this one point is dropped",
+        RuntimeWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,1 @@
+"""The estimator: soft assignment to random directions, and information from its histograms. Pure functions."""

@@ -1,0 +1,166 @@
+"""Soft quantisation of representations: cosines to random unit vectors, then a softmax (Conklin 2025)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ib_callback.common.checks import check_integer
+from ib_callback.common.errors import RepresentationError
+from ib_callback.estimator.temperature import calibrated_temperature
+
+# Below this temperature (dimensions 2 and 3) float32 cosines are too coarse, and float64 ones are used.
+_SHARP = 1e-3
+
+
+def reference_points(dim: int, num_bins: int = 100, *, seed: int = 0) -> Tensor:
+    """Reference points w_j, uniform on the unit sphere; a function of the three arguments alone.
+
+    They are drawn by NumPy's frozen `RandomState` in float64 and cast at the end, because torch's CPU
+    normals differ between vector instruction sets.
+
+    Args:
+        dim: dimension of the representations, at least 2.
+        num_bins: number of points, at least 2.
+        seed: seed of the draw.
+
+    Returns:
+        Tensor [num_bins, dim], float32, unit rows, on the CPU.
+
+    >>> points = reference_points(768, 100)
+    >>> points.shape, bool(torch.allclose(points.norm(dim=1), torch.ones(100)))
+    (torch.Size([100, 768]), True)
+    """
+    check_integer("dim", dim, minimum=2, cure="cosines need representations of at least two dimensions")
+    check_integer("num_bins", num_bins, minimum=2, cure="100 is the published choice")
+    check_seed(seed)
+    normals = np.random.RandomState(int(seed)).standard_normal((int(num_bins), int(dim)))
+    unit = normals / np.linalg.norm(normals, axis=1, keepdims=True)
+    return torch.from_numpy(unit.astype(np.float32))
+
+
+def soft_assign(z: Tensor, points: Tensor, temperature: float | str) -> Tensor:
+    """Soft assignment p_j = softmax_j(cos(z, w_j) / temperature); differentiable in `z`.
+
+    Runs with autocast off and without TF32. float64 input stays float64, everything else is quantised
+    in float32.
+
+    Args:
+        z: representations [..., dim].
+        points: reference points [num_bins, dim].
+        temperature: softmax temperature, above 0, or `"calibrated"`.
+
+    Returns:
+        Assignments [..., num_bins]; each row sums to 1.
+
+    Raises:
+        RepresentationError: if a vector is zero, NaN or infinite.
+    """
+    for name, value in (("z", z), ("points", points)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a floating-point tensor, got {type(value).__name__}.")
+    if not z.is_floating_point() or z.ndim < 1:
+        raise TypeError(f"z: expected a floating-point tensor [..., dim], got {z.dtype} {tuple(z.shape)}.")
+    if points.ndim != 2 or points.shape[1] != z.shape[-1]:
+        raise ValueError(
+            f"points: expected [num_bins, {z.shape[-1]}] to match z {tuple(z.shape)}, got {tuple(points.shape)}. "
+            f"Make them with reference_points({z.shape[-1]}, num_bins)."
+        )
+    number = resolve_temperature(temperature, z.shape[-1], len(points))
+    z = z if z.dtype == torch.float64 else z.float()
+    # Cosines do not change with scale, but squares of very large or small components leave float32's range.
+    largest = z.detach().abs().amax(-1, keepdim=True)
+    assignments, norms = assign(z / torch.where(largest > 0, largest, 1.0), points.to(z), number)
+    bad = int((~usable(norms)).sum())
+    if bad:
+        raise RepresentationError(
+            f"z: {bad} of {norms.numel()} vectors are zero, NaN or infinite, and have no direction. "
+            "Drop them before measuring."
+        )
+    return assignments
+
+
+def assign(z: Tensor, points: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Assignments [..., num_bins] and norms [...] of `z`, with no check that would wait for a device."""
+    dtype = z.dtype
+    if temperature < _SHARP and z.device.type != "mps":
+        z, points = z.double(), points.double()
+    with exact_float32(z.device):
+        norms = torch.linalg.vector_norm(z, dim=-1)
+        logits = torch.matmul(z, points.T) / (norms * temperature).unsqueeze(-1)
+        return torch.softmax(logits, dim=-1).to(dtype), norms
+
+
+def usable(norms: Tensor) -> Tensor:
+    """Where a vector of that norm has a direction that float32 can tell: not zero, NaN, infinite or near its limits."""
+    return (norms > 1e-18) & (norms < 1e18)
+
+
+def resolve_temperature(temperature: float | str, dim: int, num_bins: int) -> float:
+    """The softmax temperature as a number: `"calibrated"` is solved for `dim` and `num_bins`."""
+    if isinstance(temperature, str) and temperature == "calibrated":
+        return calibrated_temperature(dim, num_bins)
+    return check_temperature(temperature)
+
+
+def check_temperature(temperature: Any) -> float:
+    """Return `temperature` as a float if it is a number that a softmax can use."""
+    if isinstance(temperature, str):
+        raise ValueError(f'temperature: expected "calibrated" or a number above 0, got {temperature!r}.')
+    if isinstance(temperature, bool) or not isinstance(temperature, Real):
+        raise TypeError(f'temperature: expected "calibrated" or a number above 0, got {temperature!r}.')
+    if not 0 < float(temperature) < math.inf:
+        raise ValueError(
+            f"temperature: expected a finite number above 0, got {temperature!r}. "
+            'Use "calibrated", or 1.0 for the plain softmax.'
+        )
+    return float(temperature)
+
+
+def check_seed(seed: Any) -> int:
+    """Return `seed` as an int if NumPy's frozen generator takes it."""
+    if check_integer("seed", seed, minimum=0, cure="0 is the default") >= 2**32:
+        raise ValueError(f"seed: expected less than 2**32, got {seed}; 0 is the default.")
+    return int(seed)
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Autocast off, and float32 products in full float32 (no TF32 on GPUs, no bfloat16 on CPUs)."""
+    saved = _set_matmul_precision(None)
+    try:
+        with torch.autocast(device_type=device.type, enabled=False):
+            yield
+    finally:
+        _set_matmul_precision(saved)
+
+
+def _set_matmul_precision(saved: Any) -> Any:
+    """With None: save the process-wide precision of float32 products and make it exact. Else: put it back.
+
+    torch 2.9 brought settings per backend; reading the older one while those are in use raises.
+    """
+    backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    modern = [backend for backend in backends if _has_precision(backend)]
+    if modern:
+        before = [backend.fp32_precision for backend in modern]
+        for backend, value in zip(modern, saved or ["ieee"] * len(modern), strict=True):
+            backend.fp32_precision = value
+        return before
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(saved or "highest")
+    return precision
+
+
+def _has_precision(backend: Any) -> bool:
+    try:
+        return isinstance(backend.fp32_precision, str)
+    except (AttributeError, RuntimeError):
+        return False

@@ -1,0 +1,164 @@
+"""What HuggingFace's Trainer asks of the callback: names in its metrics, its best model, and its other callbacks."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, WandbCallback
+from transformers.trainer_callback import CallbackHandler
+
+from ib_callback.results.metrics import better_direction
+
+
+def evaluation_key(name: str) -> str:
+    """The name of a number in the Trainer's evaluation metrics.
+
+    >>> evaluation_key("selectable/bigram/optimality")
+    'eval_ib_selectable_bigram_optimality'
+    """
+    return "eval_ib_" + name.replace("/", "_")
+
+
+def watched_metric(args: TrainingArguments, names: Iterable[str], *, selects: bool = False) -> str | None:
+    """The number of ours by which the Trainer is to judge its models, by its key; None if it judges by another one.
+
+    Args:
+        args: those of the Trainer.
+        names: all numbers that are measured.
+        selects: whether the callback selects checkpoints. Without evaluations the Trainer then judges nothing, but
+            for `save_strategy="best"` it wants a name all the same.
+
+    Raises:
+        ValueError: there is no such number (the message lists those that exist), or it is better when low and the
+            Trainer has been told, or assumes, that it is better when high.
+    """
+    metric = args.metric_for_best_model
+    if metric is None:
+        return None
+    known = {evaluation_key(name): name for name in names}
+    if not metric.removeprefix("eval_").startswith(("ib_", "ib/")):
+        of_dataset = next((k for k in known if metric.endswith(f"_{k.removeprefix('eval_')}")), None)
+        if of_dataset is not None:
+            raise ValueError(
+                f'metric_for_best_model="{metric}" is never there: the model is measured on the probe, not on an '
+                f'evaluation dataset. Use "{of_dataset.removeprefix("eval_")}".'
+            )
+        return None
+    key = metric if metric.startswith("eval_") else f"eval_{metric}"
+    if key not in known:
+        existing = ", ".join(name.removeprefix("eval_") for name in known)
+        raise ValueError(f'metric_for_best_model="{metric}" is not measured; those measured: {existing}.')
+    if args.eval_strategy == "no":
+        if selects:
+            return None
+        raise ValueError(
+            f'metric_for_best_model="{metric}" is looked up at evaluations, but eval_strategy is "no". Set '
+            'eval_strategy, or choose checkpoints without evaluating: save_strategy="best" and select="optimality" of '
+            "the callback."
+        )
+    direction = better_direction(known[key])
+    if direction == "min" and args.greater_is_better:
+        raise ValueError(
+            f'metric_for_best_model="{metric}" is better when low, but greater_is_better is True (so it is by default '
+            'for every name that does not end in "loss"): the worst model would be kept. Set greater_is_better=False.'
+        )
+    if direction == "max" and not args.greater_is_better:
+        warnings.warn(
+            f'metric_for_best_model="{metric}" is better when high, but greater_is_better is False: the worst model '
+            "will be kept.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    if args.lr_scheduler_type == "reduce_lr_on_plateau":
+        _check_plateau_scheduler(args, known[key])
+    return key
+
+
+def _check_plateau_scheduler(args: TrainingArguments, name: str) -> None:
+    """Warn of a ReduceLROnPlateau that takes the metric the wrong way round, or its absence for a plateau."""
+    keywords: Any = args.lr_scheduler_kwargs or {}
+    mode = better_direction(name)
+    if mode is not None and keywords.get("mode", "min") != mode:
+        warnings.warn(
+            f'lr_scheduler_type="reduce_lr_on_plateau" watches metric_for_best_model="{args.metric_for_best_model}", '
+            f"which is better when {'high' if mode == 'max' else 'low'}, the other way round: set "
+            f'lr_scheduler_kwargs={{"mode": "{mode}"}}.',
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    if name.startswith("selectable/"):
+        warnings.warn(
+            f'lr_scheduler_type="reduce_lr_on_plateau" watches metric_for_best_model="{args.metric_for_best_model}", '
+            "which is NaN until it can be selected: that counts as no improvement, and the learning rate is reduced. "
+            "Use another scheduler.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def for_evaluation(numbers: Mapping[str, float | int | None]) -> dict[str, float]:
+    """Numbers by evaluation key; NaN where undefined, which the Trainer never takes for the best."""
+    return {evaluation_key(name.removeprefix("ib/")): _or_nan(value) for name, value in numbers.items()}
+
+
+def _or_nan(value: float | int | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def find_handler(callback: TrainerCallback) -> CallbackHandler | None:
+    """The handler that is calling `callback`; the Trainer gives its callbacks everything but each other.
+
+    Its other callbacks are needed for what they log to, and for their order. None if something else is calling.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, CallbackHandler) and any(other is callback for other in owner.callbacks):
+            return owner
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def check_order(handler: CallbackHandler | None, callback: TrainerCallback) -> None:
+    """Raise a ValueError if an EarlyStoppingCallback would look for a number before it is there."""
+    for other in [] if handler is None else handler.callbacks:
+        if other is callback:
+            return
+        if isinstance(other, EarlyStoppingCallback):
+            raise ValueError(
+                f"{type(other).__name__} comes before {type(callback).__name__} in callbacks and would never find its "
+                f"numbers. Put {type(callback).__name__} first: callbacks=[IBCallback(…), EarlyStoppingCallback(…)]."
+            )
+
+
+def report(
+    handler: CallbackHandler | None, args: Any, state: Any, control: Any, model: Any, metrics: Mapping[str, float]
+) -> None:
+    """Log to every target of `report_to` but Weights & Biases; a target that fails is a warning.
+
+    TensorBoard gets the names as they are; the other integrations name them as they do the Trainer's own logs.
+    """
+    integrations = tuple(kind for kind in INTEGRATION_TO_CALLBACK.values() if kind is not WandbCallback)
+    others = [] if handler is None else handler.callbacks
+    targets: list[Any] = [other for other in others if isinstance(other, integrations)]
+    for target in targets:
+        try:
+            writer = getattr(target, "tb_writer", None)
+            if writer is not None:
+                for name, value in metrics.items():
+                    writer.add_scalar(name, value, state.global_step)
+                writer.flush()
+            elif not hasattr(target, "tb_writer"):
+                target.on_log(args, state, control, model=model, logs=dict(metrics))
+        except Exception as error:  # a run must not die of its log
+            warnings.warn(
+                f"The information plane could not be logged by {type(target).__name__}; training goes on. "
+                f"{type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )

@@ -1,0 +1,145 @@
+"""What to measure of a LightningModule, and how to run it as its training does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ib_callback.common.errors import ModelError
+from ib_callback.measuring.model import access
+from ib_callback.measuring.model.access import Forward, Layers
+
+_KEYWORDS = ("hidden_states", "blocks")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a Meter is given: the model, which of its modules to measure, and the call that runs it."""
+
+    model: nn.Module
+    layers: Layers
+    forward: Forward
+
+
+def find_target(trainer: Any, pl_module: Any, layers: Layers, forward: Forward | None) -> Target:
+    """The one transformers model inside a LightningModule, or else the LightningModule itself.
+
+    Args:
+        trainer: whose strategy and precision the forward pass goes through.
+        pl_module: the LightningModule.
+        layers: as given to the callback; names are those inside the transformers model or, with its own name in
+            front, those inside the LightningModule.
+        forward: callable(pl_module, input_ids, attention_mask) as given to the callback, or None.
+
+    Raises:
+        ModelError: several transformers models, or nothing that could be called.
+    """
+    found = transformers_models(pl_module)
+    names = None if callable(layers) or layers in _KEYWORDS else (layers,) if isinstance(layers, str) else tuple(layers)
+    if names is not None:
+        # Where there are several models, the names tell which is meant.
+        named = {name: model for name, model in found.items() if all(p.startswith(f"{name}.") for p in names)}
+        found = named or found
+    if len(found) > 1 and (forward is None or names is None):
+        raise ModelError(_which_of(pl_module, found))
+    name, model = next(iter(found.items())) if len(found) == 1 else ("", pl_module)
+    call = _call(pl_module, model, forward)
+    if names is not None:
+        inside = [pattern.removeprefix(f"{name}.") for pattern in names]
+        model, layers = (model, inside) if _has(model, inside) else (pl_module, names)
+    return Target(model, layers, _as_in_training(trainer, pl_module, call))
+
+
+def _has(model: nn.Module, names: list[str]) -> bool:
+    try:
+        access.resolve_layers(model, names)
+    except ModelError:
+        return False
+    return True
+
+
+def transformers_models(module: nn.Module, name: str = "") -> dict[str, nn.Module]:
+    """The transformers models inside a module by name, those that are part of another one left out."""
+    if _is_transformers_model(module):
+        return {name: module}
+    found: dict[str, nn.Module] = {}
+    for child_name, child in module.named_children():
+        found |= transformers_models(child, f"{name}.{child_name}" if name else child_name)
+    return found
+
+
+def _is_transformers_model(module: nn.Module) -> bool:
+    # By name, so that neither package is imported for a model that has nothing to do with it.
+    bases = {(base.__module__.split(".")[0], base.__name__) for base in type(module).__mro__}
+    return ("transformers", "PreTrainedModel") in bases or ("peft", "PeftModel") in bases
+
+
+def _which_of(pl_module: nn.Module, found: dict[str, nn.Module]) -> str:
+    models_found = ", ".join(f"{name} ({type(model).__name__})" for name, model in found.items())
+    first = next(iter(found))
+    return (
+        f"{type(pl_module).__name__} holds {len(found)} transformers models: {models_found}. Expected one, or to be "
+        f"told which: name its blocks with layers=['{first}.…'] (module names or globs), and if it is not to be "
+        "called with input_ids and attention_mask, pass forward=callable(pl_module, input_ids, attention_mask)."
+    )
+
+
+def _call(pl_module: Any, model: nn.Module, forward: Forward | None) -> Callable[[Tensor, Tensor], Any]:
+    if forward is not None:
+        return lambda input_ids, attention_mask: forward(pl_module, input_ids, attention_mask)
+    access.refuse_encoder_decoder(model)
+    owner = getattr(type(model).forward, "__module__", None) or ""
+    if model is pl_module and owner.split(".")[0] in ("torch", "lightning", "pytorch_lightning"):
+        raise ModelError(
+            f"{type(pl_module).__name__} holds no transformers model and has no forward() of its own. Pass "
+            "forward=callable(pl_module, input_ids, attention_mask), and name what to measure with layers=[...]."
+        )
+    own = access.default_forward(model)
+    return lambda input_ids, attention_mask: own(model, input_ids, attention_mask)
+
+
+def _as_in_training(trainer: Any, pl_module: Any, call: Callable[[Tensor, Tensor], Any]) -> Forward:
+    """`call` in the precision of the training, with sharded parameters gathered."""
+    outermost = trainer.strategy.model
+    sharded = _is_sharded(outermost) or _is_sharded(pl_module)
+
+    def forward(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        with trainer.precision_plugin.forward_context():
+            if not sharded:
+                # The inside of DistributedDataParallel gives the same and needs no communication.
+                return call(input_ids, attention_mask)
+            return _through(outermost, pl_module, lambda: call(input_ids, attention_mask))
+
+    return forward
+
+
+def _is_sharded(module: Any) -> bool:
+    return any(base.__name__ in ("FullyShardedDataParallel", "FSDPModule") for base in type(module).__mro__)
+
+
+def _through(outermost: nn.Module, pl_module: Any, body: Callable[[], Any]) -> Any:
+    """Run `body` in the place of `pl_module.forward`, called through the outermost wrapper.
+
+    Sharded parameters that belong to no inner module are gathered only when the outermost module is called.
+    """
+    missing = object()
+    before = vars(pl_module).get("forward", missing)
+
+    def put_back() -> None:
+        if before is missing:
+            vars(pl_module).pop("forward", None)
+        else:
+            pl_module.forward = before
+
+    def forward() -> Any:
+        put_back()  # the body may want to call the real one
+        return body()
+
+    pl_module.forward = forward
+    try:
+        return outermost()
+    finally:
+        put_back()

@@ -1,0 +1,540 @@
+"""The callback for Lightning's Trainer, of the package `lightning` and of `pytorch_lightning` alike.
+
+Example: one more line in a training script.
+
+    trainer = Trainer(max_steps=..., callbacks=[IBCallback(Probe.from_c4(tokenizer))])
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ib_callback.common.errors import TrajectoryError
+from ib_callback.common.files import write_atomically
+from ib_callback.common.optional import require
+from ib_callback.lightning._model import Target, find_target
+from ib_callback.lightning._saving import SavingWatch
+from ib_callback.measuring.feature_probes import FeatureProbes
+from ib_callback.measuring.meter import Meter
+from ib_callback.measuring.model.access import Forward, Layers
+from ib_callback.measuring.model.guard import resharded, untouched
+from ib_callback.probe.probe import Probe
+from ib_callback.results.selection import SelectFrom, Selection
+from ib_callback.results.stopping import PlateauStopping, StopDecision
+from ib_callback.results.trajectory import Trajectory
+from ib_callback.results.trajectory_lines import FILENAME
+from ib_callback.run.checkpoints import CheckpointFile, is_complete
+from ib_callback.run.recorder import Recorder, check_keywords
+from ib_callback.run.schedule import Schedule, as_schedule
+from ib_callback.run.summary import Cost, Selected
+from ib_callback.run.training_data import check_count, look_for_probes
+from ib_callback.run.wandb_log import WandbLog, open_run
+
+_PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+# Stands in for a value that cannot be selected: beyond every metric, and better by more than any min_delta with
+# every batch, not step: validation may come several times between two steps.
+_WORST = 1e15
+_BETTER_BY = 1e3
+
+
+def _callback_classes() -> list[type]:
+    """`Callback` of each Lightning package that is in use; of the one that is installed if none is so far."""
+    in_use = [sys.modules[name] for name in _PACKAGES if sys.modules.get(name) is not None]
+    if not in_use:
+        old_only = importlib.util.find_spec("lightning") is None and importlib.util.find_spec("pytorch_lightning")
+        name = "pytorch_lightning" if old_only else "lightning.pytorch"
+        in_use = [require(name, extra="lightning", purpose="ib_callback.lightning")]
+    return [package.Callback for package in in_use]
+
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+else:
+    Callback = _callback_classes()[0]
+
+
+class IBCallback(Callback):
+    """Follows the model through the information plane while Lightning's Trainer trains it.
+
+    Measures before the first step, at every step of the schedule (optimizer steps, `trainer.global_step`) and
+    after the last step, on every rank with the same result. Training is not disturbed: with this callback and
+    without it, the weights are the same bits. The `ib/...` numbers go to `trainer.callback_metrics`, so that
+    `ModelCheckpoint(monitor="ib/selectable/optimality", mode="max")` and the like see them, and to every logger at
+    the exact step; the plane goes to Weights & Biases, also to a run that you opened yourself. Global rank zero
+    writes `ib_trajectory.jsonl`, `ib_checkpoints.jsonl` and `information_plane.png`.
+
+    A LightningModule that holds one transformers model needs no configuration. Of any other, name the modules
+    to measure with `layers=` and pass `forward=callable(pl_module, input_ids, attention_mask)` unless it is
+    called with these two itself. Names in `layers` are those inside the LightningModule; the name of the
+    transformers model in front may be left out.
+
+    With `early_stopping` training ends when the rule says so, and not before `min_steps` and `min_epochs`. With
+    `select` the best of the checkpoints that `ModelCheckpoint` makes is kept, whatever `save_top_k` is (as a copy if
+    the next one goes to the same file), and every checkpoint is measured.
+
+    Mistakes (no recognisable blocks, a probe from another tokenizer, a directory that cannot be written, a metric
+    that does not exist) raise before the first step. A measurement that fails later is a warning and a point with
+    `.error`; `callback_metrics` then keeps the values of the last point. A number that is undefined at a point, such
+    as a ratio to nothing, is NaN there and missing in the loggers. As long as a metric cannot be selected, its
+    `ib/selectable/...` is NaN in the loggers; in `callback_metrics` it is a huge number on the worse side that
+    gets better with every batch, for NaN makes stock `EarlyStopping` stop at once and `ModelCheckpoint` hold on to the
+    first checkpoint.
+
+    A resumed run (`ckpt_path=`) continues its trajectory and finds its last values in `callback_metrics`. Where
+    loggers give the resumed run a directory of its own, the files of the earlier part are copied there.
+
+    Args:
+        probe: the frozen held-out sample to measure on.
+        every_n_steps: an int, `ib.logarithmic()`, or any callable step -> bool.
+        early_stopping: a rule such as `ib.PlateauStopping()`; None never stops.
+        select: by what to select checkpoints: `"optimality"`, another metric, a feature, or an `ib.Selection`, whose
+            own `select_from` then counts.
+        select_from: from when on points can be selected: "compression", "fit" or a step. Also that of the
+            `ib/selectable/...` numbers.
+        output_dir: where the files go. By default the Trainer's own: the directory in which ModelCheckpoint
+            makes `checkpoints`, that is the first logger's `save_dir/name/version`, or else `default_root_dir`.
+        log_plane: draw the plane, as a file and for Weights & Biases, which gets two more; needs matplotlib.
+        overhead_budget: skip scheduled points while more than this share of the wall-clock time went into measuring.
+        tokens_per_step: training tokens of one optimizer step, for `ib/tokens_seen`; Lightning does not count them.
+        mix_settings: continue the trajectory of a resumed run although its settings have changed.
+        feature_probes: further probes of which only the feature labels are measured, such as pairs of a preferred and a
+            rejected answer; see `ib.Meter`.
+        check_overlap: at the start, look for the probes in so many examples of the training data; what is found is a
+            warning. 0: not at all.
+        **meter_keywords: those of `ib.Meter`, such as `orders`, `layers` or `batch_size`. `progress` is by
+            default what the Trainer does (`enable_progress_bar`), except beside Rich's bar, which a second bar
+            would garble.
+
+    Raises:
+        TypeError: an unknown keyword, or a value of the wrong type.
+        ValueError: a setting out of range, or a metric that is not measured; the message lists those that are.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        *,
+        every_n_steps: int | Schedule = 500,
+        early_stopping: PlateauStopping | None = None,
+        select: str | Selection | None = None,
+        select_from: SelectFrom = "compression",
+        output_dir: str | os.PathLike[str] | None = None,
+        log_plane: bool = True,
+        overhead_budget: float | None = None,
+        tokens_per_step: int | None = None,
+        mix_settings: bool = False,
+        feature_probes: FeatureProbes = (),
+        check_overlap: int = 0,
+        **meter_keywords: Any,
+    ) -> None:
+        _derive_from_packages_in_use()
+        super().__init__()
+        check_keywords(type(self), meter_keywords)
+        self.output_dir = output_dir
+        self._check_overlap = check_count(check_overlap)
+        self._progress: bool | None = meter_keywords.get("progress")
+        meter = Meter(probe, feature_probes=feature_probes, **meter_keywords)
+        self._layers: Layers = meter.layers
+        self._forward = meter.forward
+        self._recorder = Recorder(
+            meter,
+            as_schedule(every_n_steps),
+            draw_plane=log_plane,
+            early_stopping=early_stopping,
+            select=select,
+            select_from=select_from,
+            overhead_budget=overhead_budget,
+            tokens_per_step=tokens_per_step,
+            mix_settings=mix_settings,
+        )
+        self._wandb = WandbLog("trainer/global_step")
+        self._begun = False
+        self._running = False
+        self._step = 0
+        self._epoch = 0
+        self._state: dict[str, Any] = {}
+        self._resumes = True
+        self._target: Target | None = None
+        self._saving: SavingWatch | None = None
+        self._selected: Selected | None = None
+        self._stand_ins: dict[str, str] = {}
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The points measured so far. With `ddp_spawn` they are in the processes that trained, and in the file."""
+        return self._recorder.trajectory
+
+    @property
+    def decision(self) -> StopDecision | None:
+        """What `early_stopping` said at the last point; None without a rule."""
+        return self._recorder.decision
+
+    @property
+    def selected(self) -> Selected | None:
+        """The checkpoint that `select` has chosen so far: `.step`, `.value`, `.path`."""
+        return self._selected
+
+    @property
+    def cost(self) -> Cost:
+        """What following the run has cost so far."""
+        return self._recorder.cost
+
+    @property
+    def state_key(self) -> str:
+        """Tells several callbacks apart by what tells their files apart, and by their probes."""
+        probe = self._recorder.meter.probe
+        directory = None if self.output_dir is None else os.fspath(self.output_dir)
+        return self._generate_state_key(probe=probe.name, fingerprint=probe.fingerprint[:12], output_dir=directory)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Progress, not settings, in plain Python: how far the trajectory has come, and where the files are."""
+        if not self._state:
+            return {}
+        steps = [step for step in self.trajectory.steps if step is not None]
+        saving = {} if self._saving is None else self._saving.state_dict()
+        return {**self._state, "last_step": steps[-1] if steps else None, **saving}
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Forget an earlier training of this callback if another one is resumed."""
+        # Lightning restores callbacks for trainer.test(ckpt_path=...) as well, which is no part of the training.
+        self._resumes = trainer.state.fn == "fit"
+        if self._resumes:
+            self._state = {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the progress of an earlier part of the run."""
+        if self._resumes:
+            self._state = dict(state_dict)
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Wait for the training to begin."""
+        self._begun = False
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check everything, open the trajectory and measure the model as training finds it."""
+        self._begin(trainer, pl_module)
+        self._stop_if_decided(trainer)
+
+    def _begin(self, trainer: Any, pl_module: Any) -> None:
+        recorder = self._recorder
+        self._begun = True
+        self._running, self._selected = False, None
+        self._step = step = trainer.global_step
+        self._epoch = trainer.current_epoch
+        writes = trainer.is_global_zero and not trainer.fast_dev_run
+        self._check_saving(trainer)
+        with recorder.at_work(), untouched(pl_module), resharded(pl_module):
+            self._target = find_target(trainer, pl_module, self._layers, self._forward)
+            self._set(self._target.layers, self._target.forward)
+            recorder.meter.progress = trainer.is_global_zero and self._shows_progress(trainer)
+            earlier = self._state if step else {}
+            directory = self._directory(trainer)
+            if earlier and writes:
+                _bring_along(earlier, directory)
+            recorder.start(
+                self._target.model,
+                directory=directory,
+                step=step,
+                last_step=earlier.get("last_step"),
+                max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
+                writes=writes,
+                training=trainer,
+            )
+            if step and not earlier and self.trajectory and writes:
+                _warn(
+                    "The checkpoint knows nothing of this callback. The points up to step "
+                    f"{self.trajectory[-1].step} in {directory} are taken for earlier ones of this run; if they are "
+                    "another run's, pass another output_dir=, or move the files away."
+                )
+            if self._check_overlap and writes:
+                loaders = trainer.train_dataloader
+                recorder.announce(look_for_probes(recorder.meter.probes, loaders, self._check_overlap))
+            self._state = {"directory": os.path.abspath(directory)}
+            self._watch_saving(trainer, earlier)
+            resumed_from = trainer.ckpt_path
+            if step and resumed_from is not None and is_complete(Path(resumed_from)):
+                # It is complete, though it may not have been recorded.
+                recorder.saved(step, resumed_from)
+            self._publish(trainer)
+        must_have = recorder.rules.selects or not recorder.has_values
+        # Only a point that can be left out is asked of the schedule, which counts those that it skips.
+        if step == 0 or (must_have and not recorder.recorded(step)) or recorder.due(step):
+            self._record(trainer, pl_module, at_start=True)
+        self._choose()
+        self._running = True
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Measure if the optimizer has made a step that the schedule wants, or if this is known to be the last."""
+        if not self._running:
+            return
+        self._publish_stand_ins(trainer)
+        before, step = self._step, trainer.global_step
+        # Equal within an accumulation of gradients; several optimizers may make several steps in one batch.
+        if step == before:
+            return
+        self._step = step
+        self._epoch = trainer.current_epoch + self._ends_epoch(trainer, batch_idx)
+        needed = self._is_last(trainer) and not self._recorder.recorded(step)
+        if needed or self._recorder.due(step, since=before):
+            self._record(trainer, pl_module)
+        self._stop_if_decided(trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure the last step if only now it is known to be the last, and finish the files."""
+        if not self._running:
+            return
+        if not self._recorder.recorded(trainer.global_step):
+            self._record(trainer, pl_module)
+        self._choose()
+        nothing = self._recorder.rules.selects and self._selected is None
+        if nothing and trainer.is_global_zero and not trainer.fast_dev_run:
+            _warn(f"No checkpoint could be selected. {self._recorder.why_none_selected()}")
+        self._finish(trainer)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Finish a run that was resumed where it ends: Lightning then calls no hook of training."""
+        if self._begun or not self._state or not trainer.global_step:
+            return
+        try:
+            self._begin(trainer, pl_module)
+            self.on_train_end(trainer, pl_module)
+        except Exception as error:  # what was trained is safe, and so is what was measured
+            reason = f"{type(error).__name__}: {error}"
+            _warn(f"The run was resumed where it ends, and its trajectory could not be taken up. {reason}")
+        finally:
+            if self._saving is not None:
+                self._saving.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Finish the files of a run that was interrupted."""
+        if self._running:
+            self._finish(trainer)
+        self._let_go()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Let go of the model and of the strategy."""
+        self._let_go()
+        self._saving = None
+
+    def _let_go(self) -> None:
+        self._target = None
+        self._set(self._layers, self._forward)
+
+    def _set(self, layers: Any, forward: Forward | None) -> None:
+        self._recorder.meter.layers = layers
+        self._recorder.meter.forward = forward
+
+    def _record(self, trainer: Any, pl_module: Any, *, at_start: bool = False) -> None:
+        assert self._target is not None
+        step = trainer.global_step
+        with self._recorder.at_work():
+            with untouched(pl_module), resharded(pl_module):
+                point = self._recorder.record(self._target.model, step, at_start=at_start)
+            if point.error is None:
+                self._publish(trainer)
+            if trainer.is_global_zero:
+                self._log(trainer, self._recorder.logged(point), step, self._recorder.draw())
+
+    def _publish(self, trainer: Any) -> None:
+        """For stock callbacks."""
+        numbers = self._recorder.numbers()
+        directions = {f"ib/{name}": mode for name, mode in self._recorder.rules.directions.items()}
+        self._stand_ins = {name: mode for name, mode in directions.items() if numbers[name] is None}
+        # An undefined number must neither keep its value of an earlier point nor be missing, which stock
+        # callbacks take for a mistake.
+        values = {k: math.nan if v is None else float(v) for k, v in numbers.items()}
+        trainer.callback_metrics.update({k: torch.tensor(v, dtype=torch.float64) for k, v in values.items()})
+        self._publish_stand_ins(trainer)
+
+    def _publish_stand_ins(self, trainer: Any) -> None:
+        """Where nothing can be selected, a number worse than any, but better than at the batch before.
+
+        With NaN, stock EarlyStopping would stop at once; with one number for all batches it would lose patience, and
+        ModelCheckpoint would hold on to the first checkpoint, perhaps of a collapsed model, instead of the latest.
+        """
+        if self._stand_ins:
+            worse = torch.tensor(_WORST - _BETTER_BY * trainer.fit_loop.total_batch_idx, dtype=torch.float64)
+            values = {"min": worse, "max": -worse}
+            trainer.callback_metrics.update({name: values[mode] for name, mode in self._stand_ins.items()})
+
+    def _log(self, trainer: Any, metrics: dict[str, float], step: int, plane: Path | None) -> None:
+        own_run = open_run()
+        pictures = self._recorder.pictures() if _logs_to_wandb(trainer) else {}
+        for logger in trainer.loggers:
+            # Through self.log() the values would arrive only at every log_every_n_steps, and then again and again.
+            if _is_wandb(logger):
+                self._wandb.log(logger.experiment, metrics, step=step, plane=plane, pictures=pictures)
+                own_run = None if logger.experiment is own_run else own_run
+            elif metrics:
+                try:
+                    logger.log_metrics(metrics, step=step)
+                    logger.save()
+                except Exception as error:  # a run must not die of its log
+                    name, reason = type(logger).__name__, f"{type(error).__name__}: {error}"
+                    _warn(f"The information of step {step} could not be logged to {name}; training goes on. {reason}")
+        if own_run is not None:
+            self._wandb.log(own_run, metrics, step=step, plane=plane, pictures=pictures)
+
+    def _stop_if_decided(self, trainer: Any) -> None:
+        decision = self._recorder.decision
+        if decision is None or not decision.stop or trainer.should_stop or not self._may_stop(trainer):
+            return
+        # Every rank has the same points; should one of them disagree all the same, all stop.
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(True, all=False)
+        self._recorder.announce(f"training stops at step {trainer.global_step}: {decision.message}")
+
+    def _check_saving(self, trainer: Any) -> None:
+        """Warn, on one rank, of what `select` and `early_stopping` wait for in vain."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        rules = self._recorder.rules
+        if rules.selects and not trainer.checkpoint_callbacks:
+            _warn(
+                f'select="{rules.selection.by}" chooses among checkpoints, but nothing saves any: add a '
+                "ModelCheckpoint(every_n_train_steps=…) to the Trainer's callbacks."
+            )
+        steps = (trainer.min_steps or 0) >= trainer.max_steps > 0
+        epochs = (trainer.min_epochs or 0) >= (trainer.max_epochs or -1) > 0
+        if rules.stopping is not None and (steps or epochs):
+            name, least, most = ("steps", trainer.min_steps, trainer.max_steps)
+            if not steps:
+                name, least, most = ("epochs", trainer.min_epochs, trainer.max_epochs)
+            _warn(
+                f"early_stopping can never act: min_{name}={least} is not below max_{name}={most}. Lower min_{name}, "
+                "or leave early_stopping out."
+            )
+
+    def _watch_saving(self, trainer: Any, earlier: Mapping[str, Any]) -> None:
+        self._saving = SavingWatch(
+            trainer,
+            before=lambda checkpoint: self._before_saving(trainer, checkpoint),
+            after=self._after_saving,
+            copied=self._recorder.saved,
+            state=earlier,
+        )
+
+    def _before_saving(self, trainer: Any, checkpoint: dict[str, Any]) -> None:
+        if self._running and self._recorder.rules.selects and not self._recorder.recorded(trainer.global_step):
+            self._record(trainer, trainer.lightning_module)
+            # Not after the next step only: a run that is resumed from this checkpoint makes none.
+            self._stop_if_decided(trainer)
+        # It was written down before that.
+        if self.state_key in checkpoint.get("callbacks", {}):
+            checkpoint["callbacks"][self.state_key] = self.state_dict()
+
+    def _after_saving(self, step: int, path: Path) -> None:
+        with self._recorder.at_work():
+            self._recorder.saved(step, path)
+            self._choose()
+
+    def _choose(self) -> None:
+        """Select among the checkpoints that exist, and keep the best one."""
+        if self._recorder.rules.selects and self._saving is not None:
+            self._selected = selected = self._recorder.selected()
+            with self._recorder.survived("A checkpoint that is no longer the best could not be removed"):
+                if selected is None or selected.path is None:
+                    self._saving.keep(None)
+                else:
+                    self._saving.keep(selected.path, selected.step)
+
+    def _finish(self, trainer: Any) -> None:
+        self._running = False
+        with self._recorder.at_work():
+            pictures = self._recorder.pictures(final=True) if _logs_to_wandb(trainer) else {}
+            plane = self._recorder.finish()
+            if not trainer.is_global_zero:
+                return
+            runs = [logger.experiment for logger in trainer.loggers if _is_wandb(logger)]
+            own_run = open_run()
+            if own_run is not None and not any(run is own_run for run in runs):
+                runs.append(own_run)
+            for run in runs:
+                summary = self._recorder.summary(self._selected)
+                self._wandb.finish(
+                    run, self.trajectory, summary, step=trainer.global_step, plane=plane, pictures=pictures
+                )
+
+    def _directory(self, trainer: Any) -> Path:
+        """On every rank the same, for not every logger knows its name and version on every rank."""
+        if self.output_dir is not None:
+            return Path(self.output_dir)
+        directory = trainer.default_root_dir
+        if trainer.loggers:
+            logger = trainer.loggers[0]
+            version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+            directory = os.path.join(logger.save_dir or directory, str(logger.name), version)
+        return Path(trainer.strategy.broadcast(os.fspath(directory)))
+
+    def _shows_progress(self, trainer: Any) -> bool:
+        if self._progress is not None:
+            return self._progress
+        bar = trainer.progress_bar_callback
+        return bar is not None and not any(base.__name__ == "RichProgressBar" for base in type(bar).__mro__)
+
+    @staticmethod
+    def _ends_epoch(trainer: Any, batch_idx: int) -> bool:
+        return bool(trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches)
+
+    def _may_stop(self, trainer: Any) -> bool:
+        return trainer.global_step >= (trainer.min_steps or 0) and self._epoch >= (trainer.min_epochs or 0)
+
+    def _is_last(self, trainer: Any) -> bool:
+        """Whether it is known that no step will follow; early stopping may yet decide so after this batch."""
+        if trainer.should_stop and self._may_stop(trainer):
+            return True
+        limits = ((trainer.max_steps, trainer.global_step), (trainer.max_epochs, self._epoch))  # None or -1: no limit
+        return any(limit is not None and 0 <= limit <= reached for limit, reached in limits)
+
+
+def _logs_to_wandb(trainer: Any) -> bool:
+    return open_run() is not None or any(_is_wandb(logger) for logger in trainer.loggers)
+
+
+def _is_wandb(logger: Any) -> bool:
+    return any(base.__name__ == "WandbLogger" for base in type(logger).__mro__)
+
+
+def _derive_from_packages_in_use() -> None:
+    # The Trainer of each package knows only its own Callback class. Importing both for the sake of one would cost
+    # seconds, and which ones are in use may become known only after this module has been imported.
+    missing = tuple(c for c in _callback_classes() if not issubclass(IBCallback, c))
+    if missing:
+        IBCallback.__bases__ += missing
+
+
+_derive_from_packages_in_use()
+
+
+def _bring_along(earlier: Mapping[str, Any], directory: Path) -> None:
+    """Copy the files of the earlier part of a resumed run to where the run continues."""
+    came_from = Path(earlier["directory"])
+    source, destination = came_from / FILENAME, directory / FILENAME
+    if destination.exists():
+        return
+    try:
+        # Read first: a failure must not leave half of the files behind.
+        trajectory = source.read_bytes()
+        if directory.resolve() != came_from.resolve():
+            directory.mkdir(parents=True, exist_ok=True)
+            checkpoints = CheckpointFile(directory)
+            for step, path in CheckpointFile(came_from).existing().items():
+                checkpoints.add(step, path)
+            write_atomically(destination, trajectory)
+    except (OSError, TrajectoryError) as error:
+        _warn(
+            f"The earlier part of the trajectory, {source}, could not be taken over, and a new one begins in "
+            f"{directory}. {error}"
+        )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=3)

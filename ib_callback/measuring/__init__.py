@@ -1,0 +1,1 @@
+"""Measuring: from a probe and a model to one measurement."""

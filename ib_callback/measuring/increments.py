@@ -1,0 +1,102 @@
+"""N-gram labels of a probe, and what a wider order adds to a narrower one in each layer of a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ib_callback.common.checks import check_integer
+from ib_callback.common.errors import ProbeError
+from ib_callback.estimator.increment import Increment, increment_of
+from ib_callback.measuring.meter import Meter
+from ib_callback.probe.ngrams import context_segments, parse_orders, valid_positions
+from ib_callback.probe.probe import Probe
+
+
+def ngram_labels(
+    probe: Probe, order: str, *, side: str = "preceding", widest: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return where the n-gram labels of a probe are, and which: what `Meter` uses, for the pure functions.
+
+    Args:
+        probe: frozen text.
+        order: of the labels, such as `"bigram"`.
+        side: `"preceding"`, the tokens that end at a position (complexity), or `"trailing"`, those just after it.
+        widest: the order that decides which positions are valid; by default `order`. Give all labels the same one.
+
+    Returns:
+        Positions [T, 2], sequence and offset in the probe, and labels [T], numbered from 0. With hidden states
+        [N, S, dim] the representations are `hidden[positions[:, 0], positions[:, 1]]`.
+
+    Raises:
+        ValueError: an unknown order or side, or `widest` narrower than `order`.
+        ProbeError: no position is valid.
+    """
+    width = parse_orders(order)[order]
+    limit = width if widest is None else parse_orders(widest)[widest]
+    if side not in ("preceding", "trailing"):
+        raise ValueError(f'side: expected "preceding" or "trailing", got {side!r}.')
+    if limit < width:
+        raise ValueError(f"widest: expected {order!r} or a wider order, got {widest!r}.")
+    positions = valid_positions(probe.attention_mask.numpy(), limit)
+    if not len(positions):
+        raise ProbeError(f"probe {probe.name!r}: no valid position for {widest or order!r}. Use longer texts.")
+    steps = np.arange(width)
+    columns = -steps if side == "preceding" else 1 + steps
+    contexts = probe.input_ids.numpy()[positions.sequence[:, None], positions.offset[:, None] + columns]
+    segments = context_segments(contexts, [width], first_bit=0)
+    # Segments of more than one position, in the order of the sort; positions alone in their label come after.
+    labels = np.full(len(positions), -1, np.int64)
+    for_group = np.repeat(np.arange(len(segments.start)), segments.stop - segments.start)
+    members = np.concatenate(
+        [segments.order[a:b] for a, b in zip(segments.start, segments.stop, strict=True)] or [for_group]
+    )
+    labels[members] = for_group
+    single = np.flatnonzero(labels < 0)
+    labels[single] = len(segments.start) + np.arange(len(single))
+    return torch.from_numpy(np.stack([positions.sequence, positions.offset], 1)), torch.from_numpy(labels)
+
+
+def model_increments(
+    meter: Meter,
+    model: nn.Module,
+    narrow: str = "token",
+    wide: str = "bigram",
+    *,
+    side: str = "preceding",
+    within_sequences: bool = False,
+    num_permutations: int = 100,
+) -> dict[str, Increment]:
+    """Return what a wider order adds in each layer, tested against permutations within the narrower order.
+
+    The plain increment of a layer is its information at the wider order less that at the narrower, as
+    `Meter.measure` gives them. Each permutation takes as long as the accumulation of one order.
+
+    Args:
+        meter: its probe, layers and settings of the quantisation; its widest order decides which positions are valid.
+        model: as for `Meter.measure`.
+        narrow: name of an order.
+        wide: name of a wider one, at most as wide as the widest of the meter.
+        side: `"preceding"`, of the complexity, or `"trailing"`, of the expressivity.
+        within_sequences: permute only within a sequence; see `within` of `information_increment`.
+        num_permutations: R; the least p value is 1 / (R + 1).
+
+    Returns:
+        By name of the layer.
+
+    Raises:
+        ValueError: an order that is unknown or too wide, `wide` not wider than `narrow`, or another side.
+        ModelError, ProbeError, RepresentationError: as `Meter.measure`.
+    """
+    check_integer("num_permutations", num_permutations, minimum=2, cure="100 is the default")
+    if parse_orders(narrow)[narrow] >= parse_orders(wide)[wide]:
+        raise ValueError(f"wide: expected an order wider than narrow={narrow!r}, got {wide!r}.")
+    widest = max(meter.orders, key=meter.orders.__getitem__)
+    places, labels = ngram_labels(meter.probe, narrow, side=side, widest=widest)
+    further = ngram_labels(meter.probe, wide, side=side, widest=widest)[1]
+    within = places[:, 0] if within_sequences else None
+    return {
+        name: increment_of(table.double(), labels, further, within, num_permutations=num_permutations, seed=meter.seed)
+        for name, table in meter.assignments(model)
+    }

@@ -1,0 +1,517 @@
+"""Measuring a model on a probe: the framework-free heart that both callbacks drive."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ib_callback.bound.curve import IBCurve
+from ib_callback.bound.probe_curve import probe_curve
+from ib_callback.common.checks import check_integer
+from ib_callback.common.errors import ModelError, ProbeError, RepresentationError
+from ib_callback.common.version import __version__
+from ib_callback.estimator.functional import check_weighting
+from ib_callback.estimator.quantise import check_seed, check_temperature
+from ib_callback.measuring.accumulate import Accumulator, Sums
+from ib_callback.measuring.feature_probes import FeatureProbes, label_names, named_features
+from ib_callback.measuring.memory import free_memory, is_out_of_memory
+from ib_callback.measuring.meter_settings import choose_features, choose_groups, choose_layers, choose_primary
+from ib_callback.measuring.model import access, bidirectional
+from ib_callback.measuring.model.access import Forward, Layer, Layers
+from ib_callback.measuring.model.capture import Capture, Quantiser
+from ib_callback.measuring.model.guard import resharded, untouched
+from ib_callback.measuring.plan.plan import Batch, Plan
+from ib_callback.measuring.plan.planner import make_plan
+from ib_callback.measuring.preflight import Preflight
+from ib_callback.measuring.readout import read_out
+from ib_callback.probe.ngrams import parse_orders
+from ib_callback.probe.probe import Probe
+from ib_callback.results.measurement import Measurement
+
+# Bytes that `assignments` holds at a time, unless a budget is set.
+_ASSIGNMENTS_MEMORY = 1 << 30
+BOUNDS = ("diagonal", "ib_curve")
+
+
+class Meter:
+    """Measures complexity, expressivity and what follows from them, on a frozen probe.
+
+    The plan for the probe is made on first use and kept. A measurement leaves no trace in the model or in any
+    random state, and two measurements of the same model are bitwise equal.
+
+    Args:
+        probe: frozen held-out text.
+        orders: n-gram orders of the context labels; the widest decides which positions are valid.
+        primary: order that the headline numbers refer to; by default `token` if measured, else the first order.
+        features: names of probe labels to measure information about; by default all.
+        layers: `"hidden_states"`, `"blocks"`, module names or globs, or a callable model → modules.
+        num_bins: number n of reference points.
+        temperature: `"calibrated"`, or a number.
+        seed: of the reference points, and of the subsets and permutations of the nulls.
+        weighting: of labels in H(Z given X): `"empirical"` by frequency, `"uniform"` all alike.
+        bound: what the distance is taken to: `"diagonal"`, I(Y;Z) = I(X;Z), or `"ib_curve"`, the Information
+            Bottleneck curve of the probe's own p(x, y) of the primary order, with as many codewords as bins. It is
+            computed before the first measurement (some seconds to a minute) and kept in the user's cache directory.
+        null: whether to estimate what finite sampling alone yields.
+        batch_size: sequences in a forward pass; halved for good when memory runs out.
+        memory_budget: bytes for histograms and assignments; layers are measured in as many groups, each with a
+            pass of its own, as this asks for. None: all at once.
+        forward: callable(model, input_ids [B, S], attention_mask [B, S]) that runs the model, for models whose
+            own call differs.
+        progress: whether to show a bar when a measurement takes more than two seconds.
+        feature_probes: further probes of which the labels alone are measured, with all other settings as given here,
+            at positions that have as many tokens on both sides. The label's name is the feature's; of a mapping
+            `{name: probe}`, name, underscore and label's name.
+        standard_errors: whether to estimate them, by leaving out groups of sequences in turn; True for 16 groups, or
+            their number. Batches then never cross a group. Needs memory for shares of labels (see `preflight`).
+
+    Raises:
+        TypeError, ValueError: a setting that cannot be; says what was expected.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        *,
+        orders: str | Iterable[str] = ("token", "bigram", "trigram", "quadgram"),
+        primary: str | None = None,
+        features: str | Iterable[str] | None = None,
+        layers: Layers = "hidden_states",
+        num_bins: int = 100,
+        temperature: float | str = "calibrated",
+        seed: int = 0,
+        weighting: str = "empirical",
+        bound: str = "diagonal",
+        null: bool = True,
+        batch_size: int = 8,
+        memory_budget: int | None = None,
+        forward: Forward | None = None,
+        progress: bool = False,
+        feature_probes: FeatureProbes = (),
+        standard_errors: bool | int = False,
+    ) -> None:
+        if not isinstance(probe, Probe):
+            raise TypeError(f"probe: expected an ib_callback.Probe, got {type(probe).__name__}. See Probe.from_texts.")
+        self.probe = probe
+        self.orders = parse_orders(orders)
+        self.primary = choose_primary(primary, self.orders)
+        self.features = choose_features(features, probe, self.orders)
+        self.layers = choose_layers(layers)
+        self.num_bins = check_integer("num_bins", num_bins, minimum=2, cure="100 is the published choice")
+        self.temperature = (
+            temperature
+            if isinstance(temperature, str) and temperature == "calibrated"
+            else check_temperature(temperature)
+        )
+        self.seed = check_seed(seed)
+        check_weighting(weighting)
+        self.weighting = weighting
+        if bound not in BOUNDS:
+            raise ValueError(f"bound: expected one of {', '.join(map(repr, BOUNDS))}, got {bound!r}.")
+        if bound == "ib_curve" and weighting != "empirical":
+            raise ValueError(
+                f'bound="ib_curve" bounds mutual information, which weighting={weighting!r} does not yield. Use '
+                'weighting="empirical", or bound="diagonal".'
+            )
+        self.bound = bound
+        # Nulls and ceiling are not defined for uniform weights.
+        self.null = bool(null) and weighting == "empirical"
+        self.batch_size = check_integer("batch_size", batch_size, minimum=1, cure="8 is the default")
+        self.memory_budget = (
+            None
+            if memory_budget is None
+            else check_integer("memory_budget", memory_budget, minimum=1, cure="it is in bytes, None for no limit")
+        )
+        if forward is not None and not callable(forward):
+            raise TypeError(f"forward: expected callable(model, input_ids, attention_mask), got {forward!r}.")
+        self.forward = forward
+        self.progress = bool(progress)
+        self.standard_errors = choose_groups(standard_errors, weighting)
+        self._plans: dict[int, Plan] = {}
+        self._curve: IBCurve | None = None
+        self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
+        self._proved_trunk: weakref.ref[nn.Module] | None = None
+        self._autocast = ""  # known from the first forward pass on
+        self._planes = True
+        self._read_ahead: set[str] = set()  # names of the kinds of models that have been looked at
+        self._further = [
+            (self._for_features(other), names)
+            for other, names in named_features(feature_probes, self.orders, self.features)
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A weak reference cannot be pickled, and the model that it means is another one in another process.
+        return self.__dict__ | {"_proved_trunk": None}
+
+    def _for_features(self, probe: Probe) -> Meter:
+        """A meter like this one of the features of another probe, without the orders."""
+        other = copy.copy(self)
+        other.probe, other.features = probe, tuple(probe.labels)
+        other._planes, other._plans, other._further = False, {}, []
+        return other
+
+    def _further_meters(self) -> list[Meter]:
+        """Those of the feature probes, as this one is set now: callbacks choose these settings for each run."""
+        for meter, _ in self._further:
+            meter.layers, meter.forward, meter.progress = self.layers, self.forward, self.progress
+        return [meter for meter, _ in self._further]
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """The main probe and those of which features are measured."""
+        return (self.probe, *(meter.probe for meter, _ in self._further))
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of all features that are measured, those of `feature_probes` included."""
+        return (*self.features, *(name for _, names in self._further for name in names.values()))
+
+    def plan(self) -> Plan:
+        """The plan for the present batch size, made on first use. Raises ProbeError if no position is valid."""
+        if self.batch_size not in self._plans:
+            self._plans = {
+                self.batch_size: make_plan(
+                    self.probe,
+                    self.orders,
+                    self.features,
+                    batch_size=self.batch_size,
+                    null=self.null,
+                    seed=self.seed,
+                    planes=self._planes,
+                    num_groups=self.standard_errors,
+                )
+            }
+        return self._plans[self.batch_size]
+
+    def curve(self) -> IBCurve | None:
+        """The IB curve that is the bound, in nats, computed on first use; None if the bound is the diagonal."""
+        if self.bound == "ib_curve" and self._curve is None:
+            self._curve = probe_curve(
+                self.probe,
+                order=self.primary,
+                orders=self.orders,
+                num_codewords=self.num_bins,
+                progress=self.progress,
+            )
+        return self._curve
+
+    def preflight(self, model: nn.Module) -> Preflight:
+        """Check everything that can be checked before training: blocks, vocabulary, positions, memory, one forward.
+
+        Raises:
+            ModelError: blocks not found, token ids or lengths beyond the model's.
+            ProbeError: no valid position, or more memory needed than `memory_budget` allows.
+            RepresentationError: the model's states are zero, NaN or inf already now.
+        """
+        root = access.unwrap(model)
+        layers = self._layers(root)
+        plan = self.plan()
+        groups = self._groups(plan, layers)
+        memory = plan.memory(len(groups[0]), self.num_bins)
+        free = free_memory(access.device_of(root))
+        if free is not None and memory > free:
+            warnings.warn(
+                f"a measurement needs {memory / 2**20:,.0f} MiB beside the forward pass, and {free / 2**20:,.0f} MiB "
+                "are free. Set memory_budget= (bytes) to measure layers in groups, or use a smaller probe.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        longest = max(plan.batches, key=lambda batch: batch.width)
+        with untouched(root), resharded(root):
+            call = self._call(root, layers, plan)
+            self._one_forward(root, layers, longest, call)
+            self._warn_if_bidirectional(root, layers)
+        self.curve()
+        return Preflight(
+            layers=tuple(layer.name for layer in layers),
+            num_sequences=len(self.probe),
+            num_positions=plan.num_positions,
+            memory=memory,
+            passes=len(groups),
+            feature_probes=tuple((meter.probe.name, meter.preflight(model)) for meter in self._further_meters()),
+        )
+
+    def measure(self, model: nn.Module, *, step: int | None = None) -> Measurement:
+        """Measure `model` as it is.
+
+        When memory runs out, the pass is repeated with half the batch, down to one sequence.
+
+        Args:
+            model: in any mode, on any device, wrapped for data parallelism or compiled.
+            step: optimizer steps taken, for the record.
+
+        Raises:
+            ModelError, ProbeError: as `preflight`.
+            RepresentationError: zero vectors, NaN or inf at valid positions.
+            torch.OutOfMemoryError: even one sequence at a time does not fit.
+
+        Returns:
+            The point; information in fractions of log(num_bins), as Conklin et al. (ICLR 2026) plot it.
+        """
+        curve = self.curve()
+        started = time.perf_counter()
+        if step is not None:
+            check_integer("step", step, minimum=0, cure="None is for a model outside training")
+        root = access.unwrap(model)
+        further = self._further_meters()
+        for meter in (self, *further):
+            meter.probe.verify()
+            layers = meter._layers(root)
+        with untouched(root), resharded(root):
+            if self.forward is None:
+                self._warn_if_bidirectional(root, layers)
+            plan, sums = self._sums_with_retries(root, layers)
+            others = [meter._sums_with_retries(root, layers) for meter in further]
+        return read_out(
+            plan,
+            sums,
+            step=step,
+            layers=[layer.name for layer in layers],
+            weighting=self.weighting,
+            primary=self.primary,
+            settings=self.settings(root),
+            seconds=time.perf_counter() - started,
+            others=[(names, *sums) for (_, names), sums in zip(self._further, others, strict=True)],
+            curve=None if curve is None else curve.to_efficiency(self.num_bins),
+        )
+
+    def assignments(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """The soft assignments that a measurement of `model` adds up, layer after layer, for an analysis of your own.
+
+        They are read in as many passes as `memory_budget` (by default 1 GiB) asks for; `ngram_labels` with `widest=`
+        the widest order of this meter tells where they are and what is there.
+
+        Yields:
+            Name of the layer and [T, num_bins], float32, on the CPU, of the valid positions in the order of the probe.
+
+        Raises:
+            ModelError, ProbeError, RepresentationError: as `measure`.
+        """
+        root = access.unwrap(model)
+        self.probe.verify()
+        layers = self._layers(root)
+        plan = self.plan()
+        each = 4 * plan.num_positions * self.num_bins
+        size = max(1, (self.memory_budget or _ASSIGNMENTS_MEMORY) // each)
+        for group in (layers[i : i + size] for i in range(0, len(layers), size)):
+            # Not around the yield: whatever the caller does meanwhile is not part of the measurement.
+            with untouched(root), resharded(root):
+                table = self._table(root, group, plan, self._call(root, layers, plan))
+            for index, layer in enumerate(group):
+                yield layer.name, table[:, index]
+
+    def _table(self, root: nn.Module, layers: list[Layer], plan: Plan, call: Forward) -> Tensor:
+        """[T, L, num_bins] of all valid positions in the order of the probe, on the CPU."""
+        device = access.device_of(root)
+        parts = []
+        with Capture(layers, self._quantiser) as capture:
+            for batch in self._bar(plan.batches):
+                ids, mask = self._inputs(batch.sequences, batch.width, device)
+                shape = (ids.shape[0], ids.shape[1])
+                run = partial(call, root, ids, mask)
+                # A copy: the next pass overwrites them.
+                parts.append(capture.run(run, batch.positions.to(device), shape).to("cpu", copy=True))
+        return torch.cat(parts)
+
+    def settings(self, model: nn.Module) -> dict[str, Any]:
+        """All that decides whether two measurements can be compared, as JSON values."""
+        root = access.unwrap(model)
+        probes = [(self.probe, {name: name for name in self.features})]
+        probes += [(meter.probe, names) for meter, names in self._further]
+        optional: dict[str, Any] = {
+            "documents": self.probe.source.get("documents"),
+            "feature_probes": {name: probe.fingerprint for probe, names in probes[1:] for name in names.values()},
+            "label_names": {name: texts for pair in probes for name, texts in label_names(*pair).items()},
+        }
+        codewords = {"bound_codewords": self.num_bins} if self.bound == "ib_curve" else {}
+        return {
+            "probe": self.probe.fingerprint,
+            "K": max(self.orders.values()),
+            "orders": list(self.orders),
+            "primary": self.primary,
+            "features": list(self.features),
+            "layers": [layer.name for layer in access.resolve_layers(root, self.layers)],
+            "num_bins": self.num_bins,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "weighting": self.weighting,
+            "bound": self.bound,
+            **codewords,
+            "dtype": access.dtype_of(root) + self._autocast,
+            "version": __version__,
+            **{name: value for name, value in optional.items() if value},
+        }
+
+    def _layers(self, root: nn.Module) -> list[Layer]:
+        """The layers to measure, after checking that the probe fits the model."""
+        layers = access.resolve_layers(root, self.layers)
+        if self.forward is None:
+            access.refuse_encoder_decoder(root)
+        vocabulary = access.vocabulary_size(root)
+        highest = int(self.probe.input_ids.max())
+        if vocabulary is not None and highest >= vocabulary:
+            raise ModelError(
+                f"probe {self.probe.name!r}: token id {highest} is outside the model's vocabulary of {vocabulary} "
+                f"(expected ids 0 … {vocabulary - 1}). Make the probe with this model's own tokenizer."
+            )
+        limit = access.position_limit(root)
+        length = int(self.probe.attention_mask.any(0).nonzero().max()) + 1
+        if limit is not None and length > limit:
+            raise ModelError(
+                f"probe {self.probe.name!r}: sequences are {length} tokens long, but the model takes at most {limit} "
+                f"(max_position_embeddings). Make the probe with max_length={limit} or less."
+            )
+        return layers
+
+    def _groups(self, plan: Plan, layers: list[Layer]) -> list[list[Layer]]:
+        """Layers cut into groups that fit the memory budget."""
+        if self.memory_budget is None:
+            return [layers]
+        each = plan.memory(1, self.num_bins)
+        size = self.memory_budget // each
+        if size < 1:
+            raise ProbeError(
+                f"memory_budget: one layer needs {each:,} bytes for probe {self.probe.name!r}, got "
+                f"{self.memory_budget:,}. Raise it, or use fewer sequences, orders or bins."
+            )
+        return [layers[i : i + size] for i in range(0, len(layers), size)]
+
+    def _sums_with_retries(self, root: nn.Module, layers: list[Layer]) -> tuple[Plan, Sums]:
+        while True:
+            try:
+                plan = self.plan()
+                call = self._call(root, layers, plan)
+                return plan, Sums.join([self._pass(root, group, plan, call) for group in self._groups(plan, layers)])
+            except RepresentationError as error:
+                if self._planes:
+                    raise
+                # The main probe may be fine.
+                raise RepresentationError(f"feature probe {self.probe.name!r}: {error}") from error
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.batch_size == 1:
+                    raise
+            # Outside the except block, so that the failed pass's tensors are no longer held by its traceback.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.batch_size = max(1, self.batch_size // 2)
+            warnings.warn(
+                f"out of memory while measuring; trying again with batch_size={self.batch_size}, also from now on.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def _pass(self, root: nn.Module, layers: list[Layer], plan: Plan, call: Forward) -> Sums:
+        """One pass over the probe for some of the layers."""
+        device = access.device_of(root)
+        accumulator = Accumulator(plan, len(layers), self.num_bins, weighting=self.weighting, device=device)
+        with Capture(layers, self._quantiser) as capture:
+            for batch in self._bar(plan.batches):
+                ids, mask = self._inputs(batch.sequences, batch.width, device)
+                assignments = capture.run(
+                    lambda ids=ids, mask=mask: call(root, ids, mask),  # type: ignore[misc]
+                    batch.positions.to(device),
+                    (ids.shape[0], ids.shape[1]),
+                )
+                accumulator.add(batch, assignments)
+        self._autocast = capture.autocast
+        return accumulator.sums()
+
+    def _inputs(self, sequences: slice, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        ids = self.probe.input_ids[sequences, :width].to(device)
+        mask = self.probe.attention_mask[sequences, :width].to(device, torch.long)
+        return ids, mask
+
+    def _one_forward(self, root: nn.Module, layers: list[Layer], batch: Batch, call: Forward) -> Tensor:
+        """Assignments [T, L, num_bins] of the longest sequence of a batch, from a pass of its own."""
+        row = int(self.probe.attention_mask[batch.sequences].sum(1).argmax())
+        first = batch.sequences.start + row
+        positions = batch.positions[batch.positions // batch.width == row] % batch.width
+        ids, mask = self._inputs(slice(first, first + 1), batch.width, access.device_of(root))
+        return self._run(root, layers, ids, mask, positions, call)
+
+    def _warn_if_bidirectional(self, root: nn.Module, layers: list[Layer]) -> None:
+        """Once for each kind of model, by two passes over one sequence whose second half is changed."""
+        kind = f"{type(root).__module__}.{type(root).__qualname__}"
+        if not self._planes or kind in self._read_ahead:
+            return
+        self._read_ahead.add(kind)
+        if bidirectional.is_declared(root) or not access.is_of_transformers(root):
+            return
+        plan = self.plan()
+        call = self._call(root, layers, plan)
+        batch = max(plan.batches, key=lambda batch: batch.width)
+        row = int(self.probe.attention_mask[batch.sequences].sum(1).argmax())
+        positions = batch.positions[batch.positions // batch.width == row] % batch.width
+        positions = positions[: (len(positions) + 1) // 2]
+        first = batch.sequences.start + row
+        ids, mask = self._inputs(slice(first, first + 1), batch.width, access.device_of(root))
+        changed = bidirectional.with_other_ending(ids, int(positions[-1]))
+        if changed is None:
+            return
+        before = self._run(root, layers, ids, mask, positions, call).clone()
+        if bidirectional.differs(before, self._run(root, layers, changed, mask, positions, call)):
+            warnings.warn(bidirectional.explanation(root), RuntimeWarning, stacklevel=3)
+
+    def _most_padded(self, root: nn.Module, layers: list[Layer], plan: Plan, call: Forward) -> Tensor:
+        """Assignments of the whole batch with the most padding, where a difference in its treatment would show."""
+        batch = min(plan.batches, key=lambda b: float(self.probe.attention_mask[b.sequences, : b.width].float().mean()))
+        ids, mask = self._inputs(batch.sequences, batch.width, access.device_of(root))
+        return self._run(root, layers, ids, mask, batch.positions, call)
+
+    def _run(
+        self, root: nn.Module, layers: list[Layer], ids: Tensor, mask: Tensor, positions: Tensor, call: Forward
+    ) -> Tensor:
+        """Assignments [T, L, num_bins] at some positions, from a pass of its own."""
+        with Capture(layers, self._quantiser) as capture:
+            shape = (ids.shape[0], ids.shape[1])
+            assignments = capture.run(lambda: call(root, ids, mask), positions.to(ids.device), shape)
+        self._autocast = capture.autocast
+        return assignments
+
+    def _call(self, root: nn.Module, layers: list[Layer], plan: Plan) -> Forward:
+        """How to run the model: the user's way, its own, or its trunk alone where that was proved equal."""
+        if self.forward is not None:
+            return self.forward
+        whole = access.default_forward(root)
+        trunk = None if access.skips_the_head(root) else access.plain_trunk(root)
+        if trunk is None:
+            return whole
+        trunk_call = access.default_forward(trunk)
+
+        def call_trunk(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
+            return trunk_call(trunk, input_ids, attention_mask)
+
+        if self._proved_trunk is None or self._proved_trunk() is not root:
+            try:
+                same = torch.equal(*(self._most_padded(root, layers, plan, call) for call in (whole, call_trunk)))
+            except ModelError:
+                # A measured layer lies outside the trunk; the whole model's own pass will tell if anything is wrong.
+                same = False
+            if not same:
+                return whole
+            self._proved_trunk = weakref.ref(root)
+        return call_trunk
+
+    def _bar(self, batches: tuple[Batch, ...]) -> Iterator[Batch]:
+        if not self.progress:
+            yield from batches
+            return
+        try:
+            from tqdm.auto import tqdm
+        except ImportError:
+            yield from batches
+            return
+        yield from tqdm(batches, desc="information", unit="batch", leave=False, delay=2.0)
+
+
+def measure(model: nn.Module, probe: Probe, *, step: int | None = None, **meter_keywords: Any) -> Measurement:
+    """Measure `model` on `probe` once; `step` is for the record, the other keywords are those of `Meter`."""
+    return Meter(probe, **meter_keywords).measure(model, step=step)

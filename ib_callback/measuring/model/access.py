@@ -1,0 +1,284 @@
+"""Finding in a model what is measured: its blocks, its trunk, its limits, and the call that runs it."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ib_callback.common.errors import ModelError
+
+Layers = str | Iterable[str] | Callable[[nn.Module], Iterable[nn.Module]]
+Forward = Callable[[nn.Module, Tensor, Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module whose output is measured, and the name under which it is reported."""
+
+    name: str
+    module: nn.Module
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside wrappers for data parallelism and compilation, whose forward is that of the inside.
+
+    Calling the inside of DistributedDataParallel needs no communication and gives the same result.
+
+    Raises:
+        TypeError: it is no module.
+        ModelError: its parameters have no values.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}.")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ModelError(
+            f"{type(model).__name__} has parameters on the meta device, which have no values. Load its weights first."
+        )
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            inside: Any = model.module
+        else:
+            inside = getattr(model, "_orig_mod", None)  # torch.compile's OptimizedModule
+        if not isinstance(inside, nn.Module):
+            return model
+        model = inside
+
+
+def resolve_layers(model: nn.Module, layers: Layers) -> list[Layer]:
+    """The modules to measure, in the order of the forward pass as far as the model's own order tells.
+
+    Args:
+        model: unwrapped model.
+        layers: `"hidden_states"` (output of every block, the last after the final norm, as in
+            `output_hidden_states=True` without the embeddings), `"blocks"` (raw block outputs), module names or
+            globs, or a callable model → modules.
+
+    Raises:
+        ModelError: nothing was found; lists candidates.
+    """
+    if isinstance(layers, str) and layers in ("hidden_states", "blocks"):
+        trunk, blocks = _find_blocks(model)
+        if layers == "blocks":
+            return blocks
+        # hidden_states[-1] is by definition the trunk's own output, after the final norm where there is one.
+        return [*blocks[:-1], Layer(f"{blocks[-1].name}:final", trunk)]
+    names = {module: name for name, module in model.named_modules()}
+    if callable(layers):
+        returned: Any = layers(model)
+        modules = list(returned) if isinstance(returned, Iterable) else []
+        if not modules or not all(isinstance(module, nn.Module) for module in modules):
+            raise ModelError(f"layers: expected the callable to return a list of modules, got {returned!r}.")
+        return _distinct([Layer(names.get(module, f"layer_{i}"), module) for i, module in enumerate(modules)])
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    return _distinct([layer for pattern in patterns for layer in _matching(model, pattern)])
+
+
+def _matching(model: nn.Module, pattern: str) -> list[Layer]:
+    named = [Layer(name, module) for name, module in model.named_modules() if name]
+    found = [layer for layer in named if _matches(layer.name, pattern)]
+    if not found:
+        raise ModelError(
+            f"layers: no module of {type(model).__name__} is called {pattern!r}. Expected names or globs such as "
+            f"{_some(layer.name for layer in named)}."
+        )
+    return found
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a dotted name matches a glob part by part: `h.*` is `h.0` but not `h.0.attn`."""
+    parts, patterns = name.split("."), pattern.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
+
+
+def _distinct(layers: list[Layer]) -> list[Layer]:
+    if not layers:
+        raise ModelError('layers: expected at least one layer, got none. Use "hidden_states", "blocks" or names.')
+    seen: dict[int, Layer] = {}
+    for layer in layers:
+        if seen.setdefault(id(layer.module), layer) is not layer:
+            raise ModelError(f"layers: module {layer.name!r} was named twice; name each module once.")
+    return layers
+
+
+def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
+    """The trunk and its blocks."""
+    config = _text_config(model)
+    number = getattr(config, "num_hidden_layers", None)
+    refuse_encoder_decoder(model)
+    names = {module: name for name, module in model.named_modules()}
+    trunk = find_trunk(model)
+    stack = None if trunk is None else _stack(trunk, number)
+    if trunk is not None and stack is not None:
+        name = names[stack]
+        return trunk, [Layer(f"{name}.{i}" if name else str(i), block) for i, block in enumerate(stack)]
+    expected = f"a list of {number} blocks (config.num_hidden_layers)" if number else "config.num_hidden_layers"
+    raise ModelError(
+        f"layers: the blocks of {type(model).__name__} could not be found. Expected {expected}, got "
+        f"{_candidates(model)}. Name them with layers=[...] (module names or globs) or layers=callable."
+    )
+
+
+def refuse_encoder_decoder(model: nn.Module) -> None:
+    """Raise a ModelError for a model with two stacks, each with tokens of its own; its encoder alone is none."""
+    configs: tuple[Any, ...] = (getattr(model, "config", None), _text_config(model))
+    if any(getattr(config, "is_encoder_decoder", False) is True for config in configs):
+        raise ModelError(
+            f"{type(model).__name__} is an encoder-decoder: it reads one text and writes another, while complexity and "
+            "expressivity are defined on one. Say which stack is to be measured, and on what inputs: name its modules "
+            "with layers=[...] and pass forward=callable(model, input_ids, attention_mask). For its encoder: "
+            "layers=lambda model: …, the blocks of model.get_encoder(), and forward=lambda model, ids, mask: "
+            "model.get_encoder()(input_ids=ids, attention_mask=mask)."
+        )
+
+
+def find_trunk(model: nn.Module) -> nn.Module | None:
+    """The part of a transformers model that makes hidden states: the decoder, the base model, or the model itself."""
+    get_base: Any = getattr(model, "get_base_model", None)  # PEFT
+    base: Any = get_base() if callable(get_base) else model
+    number = getattr(_text_config(model), "num_hidden_layers", None)
+    decoder = getattr(base, "get_decoder", None)
+    # Some models call a part of their head "decoder"; what has the blocks is what is meant.
+    for trunk in (decoder() if callable(decoder) else None, _base_model(base), base):
+        if isinstance(trunk, nn.Module) and _stack(trunk, number) is not None:
+            return trunk
+    return None
+
+
+def _base_model(model: Any) -> Any:
+    prefix = getattr(model, "base_model_prefix", "")
+    return getattr(model, prefix, None) if prefix else None
+
+
+def _stack(trunk: nn.Module, number: Any) -> nn.ModuleList | None:
+    """The list of `number` blocks; the shallowest one, for a block may itself hold a list of the same length."""
+    if not isinstance(number, int) or number < 1:
+        return None
+    stacks = [(name.count("."), module) for name, module in trunk.named_modules() if isinstance(module, nn.ModuleList)]
+    stacks = [(depth, stack) for depth, stack in stacks if len(stack) == number]
+    return min(stacks, key=lambda found: found[0])[1] if stacks else None
+
+
+def _candidates(model: nn.Module) -> str:
+    lists = [
+        f"layers=['{name}.*'] ({len(module)} × {type(module[0]).__name__})"
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 0 and name
+    ]
+    if lists:
+        return "candidates " + ", ".join(lists[:8])
+    return f"modules {_some(name for name, _ in model.named_modules() if name)}"
+
+
+def _some(names: Iterable[str], limit: int = 12) -> str:
+    names = list(names)
+    return ", ".join(map(repr, names[:limit])) + (f" … ({len(names)} in all)" if len(names) > limit else "")
+
+
+def _text_config(model: nn.Module) -> Any:
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _input_embeddings(model: Any) -> Any:
+    return model.get_input_embeddings()
+
+
+def vocabulary_size(model: nn.Module) -> int | None:
+    """Number of token ids that the model can embed, if it says."""
+    try:
+        rows = _input_embeddings(model).num_embeddings
+    except (AttributeError, NotImplementedError, TypeError):
+        rows = None
+    size = rows if isinstance(rows, int) else getattr(_text_config(model), "vocab_size", None)
+    return size if isinstance(size, int) else None
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """Longest sequence that the model takes, if it says."""
+    limit = getattr(_text_config(model), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from padding_idx + 1 on, in a table that is that much longer.
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and isinstance(padding, int):
+            return limit - padding - 1
+    return limit
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model takes its input: the device of its input embeddings, or of its first parameter."""
+    try:
+        return _input_embeddings(model).weight.device
+    except (AttributeError, NotImplementedError, TypeError):
+        first = next(model.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+
+
+def dtype_of(model: nn.Module) -> str:
+    """Name of the dtype of the model's first floating-point parameter."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return "none" if first is None else str(first.dtype).removeprefix("torch.")
+
+
+def default_forward(module: nn.Module) -> Forward:
+    """A call of `module` with ids and mask that keeps no cache and computes as few logits as its class allows.
+
+    Arguments go by name where the class, or the class that it hands `**kwargs` on to, knows the name. A model that
+    takes no `attention_mask` is called with the ids alone, and refuses sequences with padding.
+    """
+    names, open_ended = _arguments(module)
+    options = {
+        name: value for name, value in (("use_cache", False), ("logits_to_keep", 1)) if name in names
+    }  # fmt: skip
+    if "attention_mask" in names or open_ended:
+        return lambda model, input_ids, attention_mask: model(input_ids, attention_mask=attention_mask, **options)
+
+    def without_mask(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        if not attention_mask.all():
+            raise ModelError(
+                f"{type(module).__name__}.forward takes no attention_mask, but the probe has padding. Pass "
+                "forward=callable(model, input_ids, attention_mask), or a probe of sequences of one length."
+            )
+        return model(input_ids, **options)
+
+    return without_mask
+
+
+def skips_the_head(module: nn.Module) -> bool:
+    """Whether the default call of `module` already avoids the cost of the language-model head."""
+    return "logits_to_keep" in _arguments(module)[0]
+
+
+def _arguments(module: nn.Module) -> tuple[set[str], bool]:
+    """Names that `module.forward` takes, and whether it takes any other name too."""
+    names: set[str] = set()
+    # The classes' forwards, not the instance's: mixed-precision libraries patch the latter and hide its signature.
+    for base in type(module).__mro__:
+        if "forward" not in vars(base) or base is nn.Module:
+            continue
+        parameters = inspect.signature(vars(base)["forward"]).parameters.values()
+        names |= {parameter.name for parameter in parameters}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return names, False
+    return names, True
+
+
+def is_of_transformers(model: nn.Module) -> bool:
+    """Whether the forward of the model's class is one of transformers, which has no memory of earlier calls."""
+    return getattr(type(model).forward, "__module__", "").startswith("transformers.")
+
+
+def plain_trunk(model: nn.Module) -> nn.Module | None:
+    """The trunk, where calling it instead of the model can be equal: an unwrapped, unpatched transformers model."""
+    trunk = find_trunk(model)
+    if trunk is None or trunk is model or not is_of_transformers(model):
+        return None
+    patched = "forward" in vars(model) or bool(model._forward_pre_hooks) or type(model).__name__.startswith("FSDP")
+    return None if patched else trunk

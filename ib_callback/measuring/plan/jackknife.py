@@ -1,0 +1,351 @@
+"""What a measurement has to remember so that each group of sequences can be left out of it afterwards.
+
+Sequences are exchangeable, positions within one are not, so the probe is cut into groups of neighbouring sequences
+and batches never cross a group. A label's histogram without group g is its whole histogram minus its share in g.
+Labels that lie in one group need nothing more than its number. Of a label that spans k groups, k - 1 snapshots of its
+running sum are kept until it is finished, one at its last batch in each group but the last: shares are differences of
+successive snapshots.
+
+Each group is left out alone, and each two neighbouring groups together (jackknife.py says why): 2 G - 1 *omissions*,
+numbered in this order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from ib_callback.measuring.plan.batches import Pieces, Slots, assign_slots, first_of_run, ranges
+from ib_callback.measuring.plan.null import LabelCounts
+
+# Omissions are bits of an int64.
+MAX_GROUPS = 32
+# Shares whose histograms are formed at a time.
+ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Groups:
+    """sequence_bounds: [G + 1] first sequence of each group, and the end; batch_bounds: likewise of batches."""
+
+    sequence_bounds: np.ndarray
+    batch_bounds: np.ndarray
+
+    @property
+    def number(self) -> int:
+        """G."""
+        return len(self.sequence_bounds) - 1
+
+    def of_sequence(self, sequence: np.ndarray) -> np.ndarray:
+        """Group of each sequence."""
+        return np.searchsorted(self.sequence_bounds, sequence, side="right") - 1
+
+
+def group_sequences(used: np.ndarray, num_sequences: int, num_groups: int, batch_size: int, *, paired: bool) -> Groups:
+    """Cut a probe into groups of neighbouring sequences, as equal as can be, and those into batches.
+
+    Args:
+        used: sequences that have valid positions, ascending.
+        num_sequences: N.
+        num_groups: wanted; fewer if there are fewer sequences in use.
+        batch_size: most sequences in a batch.
+        paired: whether sequences 2i and 2i + 1 belong together (preference pairs).
+    """
+    units = np.unique(used // 2) * 2 if paired else used
+    number = min(num_groups, len(units))
+    starts = units[np.arange(number) * len(units) // number]
+    bounds = np.concatenate([[0], starts[1:], [num_sequences]])
+    parts = [
+        np.linspace(begin, end, -(-(end - begin) // batch_size), endpoint=False).astype(np.int64)
+        for begin, end in pairwise(bounds.tolist())
+    ]
+    return Groups(bounds, np.append(np.concatenate(parts), num_sequences))
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of labels in groups: one entry for each label and group, or two neighbouring groups, that it occurs in.
+
+    row: which of the finished labels; sets: its label sets (bits); count: its positions.
+    omissions: bits of the omissions that take this share, and nothing else, from the label.
+    before, after: snapshots on either side of the share. `before` is the row of zeros if it is the label's first,
+        `after` is -1 if it is the last.
+    rest: positions of the label outside the share.
+    """
+
+    row: torch.Tensor
+    sets: torch.Tensor
+    count: torch.Tensor
+    omissions: torch.Tensor
+    before: torch.Tensor
+    after: torch.Tensor
+    rest: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(frozen=True)
+class GroupedBatch:
+    """For one batch: its group, the snapshots to take after it, and the shares of the labels that it finishes.
+
+    omissions: numbers of the omissions that take the group.
+    slot_from, slot_to: slots to copy into snapshots; kept_from, kept_to: kept histograms, likewise.
+    confined: rows of `Batch.close_slot` whose labels lie in this group alone.
+    shares: rows of `Batch.close_slot` whose labels do not.
+    """
+
+    group: int
+    omissions: list[int]
+    slot_from: torch.Tensor
+    slot_to: torch.Tensor
+    kept_from: torch.Tensor
+    kept_to: torch.Tensor
+    confined: torch.Tensor
+    shares: Shares
+
+
+@dataclass(frozen=True)
+class JackknifePlan:
+    """What leaving out groups needs.
+
+    num_groups: G. num_snapshots: snapshots held at a time, at most.
+    batches: by the number of the batch.
+    late: shares of the labels that `LateLabels` holds, by their row there.
+    totals, shares_of_totals: kept histograms of the whole and of features, and their [G] shares.
+    taken: [2 G - 1, G] 0/1, which groups each omission takes.
+    rest: [2 G - 1] valid positions outside each omission.
+    rest_of_set: [label sets, 2 G - 1] positions that carry a label of the set outside each omission.
+    counts: for each label set and omission, the label counts outside it.
+    """
+
+    num_groups: int
+    num_snapshots: int
+    batches: dict[int, GroupedBatch]
+    late: Shares
+    totals: tuple[int, ...]
+    shares_of_totals: tuple[slice, ...]
+    taken: np.ndarray
+    rest: np.ndarray
+    rest_of_set: np.ndarray
+    counts: list[list[LabelCounts]]
+
+    def bytes_per_bin(self) -> int:
+        """Bytes for each layer and bin: snapshots, and what forming the histograms of shares takes for a moment."""
+        most = max(len(self.late), *(len(batch.shares) for batch in self.batches.values()))
+        return 4 * (self.num_snapshots + 1) + 28 * min(ROWS, most)
+
+
+def plan_jackknife(
+    pieces: Pieces,
+    slots: Slots,
+    *,
+    groups: Groups,
+    group_of_position: np.ndarray,
+    sets: np.ndarray,
+    counts: np.ndarray,
+    alone: np.ndarray,
+    num_sets: int,
+    late: np.ndarray,
+    late_kept: slice,
+    totals: list[tuple[int, slice]],
+) -> JackknifePlan:
+    """Plan snapshots and shares for the label groups that `pieces` begins with.
+
+    Args:
+        pieces: of the plan.
+        slots: of its labels.
+        groups: of sequences.
+        group_of_position: [T].
+        sets: [labels] label sets (bits).
+        counts: [labels] positions.
+        alone: [T] label sets in which the position is the only one of its label.
+        num_sets: number of label sets.
+        late: labels in kept histograms.
+        late_kept: which these are.
+        totals: kept histograms of the whole and of features, with those of their groups.
+    """
+    num_batches = len(groups.batch_bounds) - 1
+    batch_of_piece = np.repeat(np.arange(num_batches), np.diff(pieces.batch_start))
+    group_of_batch = groups.of_sequence(groups.batch_bounds[:-1])
+    is_label = pieces.group < len(counts)
+    label, batch, size = pieces.group[is_label], batch_of_piece[is_label], np.diff(pieces.offsets)[is_label]
+
+    # Labels by group, sorted: how many positions, and the last batch.
+    order = np.lexsort((batch, label))
+    label, batch, size = label[order], batch[order], size[order]
+    start = np.flatnonzero(first_of_run(label, group_of_batch[batch]))
+    share = np.add.reduceat(size, start) if len(start) else np.zeros(0, np.int64)
+    last_batch = batch[np.append(start[1:], len(batch)) - 1] if len(start) else start
+    label, group = label[start], group_of_batch[last_batch]
+    is_first = first_of_run(label)
+    is_last = np.append(is_first[1:], True)[: len(label)]
+
+    row_of_late = np.full(len(counts), -1, np.int64)
+    row_of_late[late] = np.arange(len(late))
+    is_late = row_of_late[label] >= 0
+    closes = np.where(row_of_late >= 0, num_batches, slots.closes)
+    snapped = np.flatnonzero(~is_last)
+    held = assign_slots(
+        np.repeat(np.arange(len(snapped)), 2),
+        np.stack([last_batch[snapped], closes[label[snapped]]], 1).reshape(-1),
+        len(snapped),
+        num_batches + 1,
+    )
+    after = np.full(len(label), -1, np.int64)
+    after[snapped] = held.slot
+    before = np.where(is_first, held.number, np.roll(after, 1))
+
+    taken = omissions_of(groups.number)
+    entries = _entries(label, group, share, before, after, is_last, taken)
+    # Of the labels that end in a batch, those come first that have the lower numbers, as in `Batch.close_slot`.
+    ending = np.flatnonzero(slots.opens < slots.closes)
+    ending = ending[np.argsort(slots.closes[ending], kind="stable")]
+    row_of_label = np.full(len(counts), -1, np.int64)
+    row_of_label[ending] = ranges(np.zeros(num_batches, int), np.bincount(slots.closes[ending], minlength=num_batches))
+    confined = label[is_first & is_last & (row_of_label[label] >= 0)]
+    is_confined = np.zeros(len(counts), bool)
+    is_confined[confined] = True
+
+    def shares(which: np.ndarray, rows: np.ndarray) -> Shares:
+        labels = entries.label[which]
+        return Shares(
+            row=_int64(rows[labels]),
+            sets=_int64(sets[labels]),
+            count=_int64(counts[labels]),
+            omissions=_int64(entries.omissions[which]),
+            before=_int64(entries.before[which]),
+            after=_int64(entries.after[which]),
+            rest=_int64(counts[labels] - entries.share[which]),
+        )
+
+    spanning = (row_of_label[entries.label] >= 0) & ~is_confined[entries.label]
+    closing_in = _by_batch(np.flatnonzero(spanning), closes[entries.label[spanning]], num_batches)
+    confined_in = _by_batch(confined, closes[confined], num_batches)
+    snapped_in = _by_batch(snapped, last_batch[snapped], num_batches)
+    batches = {}
+    for number in range(num_batches):
+        from_slot = snapped_in[number][~is_late[snapped_in[number]]]
+        from_kept = snapped_in[number][is_late[snapped_in[number]]]
+        batches[number] = GroupedBatch(
+            group=int(group_of_batch[number]),
+            omissions=np.flatnonzero(taken[:, group_of_batch[number]]).tolist(),
+            slot_from=_int64(slots.slot[label[from_slot]]),
+            slot_to=_int64(after[from_slot]),
+            kept_from=_int64(late_kept.start + row_of_late[label[from_kept]]),
+            kept_to=_int64(after[from_kept]),
+            confined=_int64(row_of_label[confined_in[number]]),
+            shares=shares(closing_in[number], row_of_label),
+        )
+    outside = _counts_outside(entries, counts, sets, alone, taken[:, group_of_position], num_sets)
+    return JackknifePlan(
+        num_groups=groups.number,
+        num_snapshots=held.number,
+        batches=batches,
+        late=shares(np.flatnonzero(row_of_late[entries.label] >= 0), row_of_late),
+        totals=tuple(total for total, _ in totals),
+        shares_of_totals=tuple(parts for _, parts in totals),
+        taken=taken,
+        rest=(~taken) @ np.bincount(group_of_position, minlength=groups.number),
+        rest_of_set=np.array([[number @ np.arange(len(number)) for number in by] for by in outside]),
+        counts=[[_label_counts(number) for number in by_omission] for by_omission in outside],
+    )
+
+
+def omissions_of(num_groups: int) -> np.ndarray:
+    """[2 G - 1, G] bool, which groups each omission takes: each one, then each two neighbours."""
+    one = np.eye(num_groups, dtype=bool)
+    return np.concatenate([one, one[:-1] | one[1:]])
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Columns of `Shares`, by label instead of row; `share` counts the positions in the share."""
+
+    label: np.ndarray
+    share: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    omissions: np.ndarray
+
+
+def _entries(
+    label: np.ndarray,
+    group: np.ndarray,
+    share: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    is_last: np.ndarray,
+    taken: np.ndarray,
+) -> _Entries:
+    """Shares in single groups, then those in two neighbours of labels that occur in both."""
+    num_groups = taken.shape[1]
+    next_too = ~is_last & (np.append(group[1:], -1)[: len(group)] == group + 1)
+    previous_too = np.roll(next_too, 1)
+    # Omission G + g takes g and g + 1. A single share is what it takes from labels that occur in one of them.
+    bit = np.int64(1)
+    omissions = bit << group
+    omissions |= np.where(previous_too | (group == 0), 0, bit << np.maximum(num_groups + group - 1, 0))
+    omissions |= np.where(next_too | (group == num_groups - 1), 0, bit << np.minimum(num_groups + group, 62))
+    first = np.flatnonzero(next_too)
+    return _Entries(
+        label=np.concatenate([label, label[first]]),
+        share=np.concatenate([share, share[first] + share[first + 1]]),
+        before=np.concatenate([before, before[first]]),
+        after=np.concatenate([after, after[first + 1]]),
+        omissions=np.concatenate([omissions, bit << (num_groups + group[first])]),
+    )
+
+
+def _by_batch(values: np.ndarray, batch: np.ndarray, num_batches: int) -> list[np.ndarray]:
+    """The values of each batch, in their order."""
+    order = np.argsort(batch, kind="stable")
+    return np.split(values[order], np.searchsorted(batch[order], np.arange(1, num_batches)))
+
+
+def _counts_outside(
+    entries: _Entries,
+    counts: np.ndarray,
+    sets: np.ndarray,
+    alone: np.ndarray,
+    takes_position: np.ndarray,
+    num_sets: int,
+) -> list[list[np.ndarray]]:
+    """For each label set and omission, how many labels occur how often (the index) outside the omission.
+
+    `takes_position` is [2 G - 1, T], which positions each omission takes.
+    """
+    outside = []
+    for bit in range(num_sets):
+        in_set = (sets >> bit) & 1 == 1
+        once = (alone >> bit) & 1 == 1
+        length = int(counts[in_set].max(initial=1)) + 1
+        everywhere = np.bincount(counts[in_set], minlength=length)
+        everywhere[1] += once.sum()
+        here = in_set[entries.label]
+        whole = counts[entries.label[here]]
+        rest = whole - entries.share[here]
+        omissions = entries.omissions[here]
+        by_omission = []
+        for number, takes in enumerate(takes_position):
+            changed = (omissions >> number) & 1 == 1
+            left = everywhere - np.bincount(whole[changed], minlength=length)
+            left += np.bincount(rest[changed], minlength=length)
+            left[1] -= (once & takes).sum()
+            left[0] = 0
+            by_omission.append(left)
+        outside.append(by_omission)
+    return outside
+
+
+def _label_counts(number: np.ndarray) -> LabelCounts:
+    count = np.flatnonzero(number)
+    positions = count * number[count]
+    return LabelCounts(count.astype(np.float64), positions / max(int(positions.sum()), 1))
+
+
+def _int64(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int64))

@@ -1,0 +1,202 @@
+"""The permutation null: the information that labels without meaning reach on a finite sample.
+
+E[I(π(X);Z)] over permutations π of the labels depends on the label counts only: it is H(Z) − Σ_x (c(x)/T) g(c(x)),
+where g(c) is the expected entropy of the mean of c assignments drawn without replacement. The mean over subsets of
+the cross-entropy to the whole sample's histogram is H(Z) exactly, so H(Z) − g(c) = d(c), the expected divergence of
+a subset's histogram from the whole's; and divergences scatter far less than entropies. d(1) and d(T) = 0 are known
+exactly from the pass itself; in between, d is estimated at a grid of sizes from random subsets, which serve every
+order and both sides, and interpolated in log c, where it is smooth.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+# Up to this share of the positions a subset is drawn directly; larger ones are unions of the parts of one random
+# partition, which cost the pass no more than reading every position once.
+NUM_PARTS = 64
+# Histograms to spread over the sizes that are drawn directly; the standard error falls with their square root.
+NUM_SUBSETS = 1536
+MIN_SUBSETS = 8
+# With fewer positions than this, subsets of any size are drawn directly.
+SMALL_SAMPLE = 2048
+# Positions that the subsets of any one size may add up to, as a multiple of T or at least so many.
+READS_PER_POSITION = 2
+MIN_READS = 20_000
+GRID_RATIO = 1.4
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """How often labels occur: `share[i]` of all positions lie in labels that occur `count[i]` times."""
+
+    count: np.ndarray
+    share: np.ndarray
+
+    @classmethod
+    def of(cls, counts: np.ndarray) -> LabelCounts:
+        """From the number of positions of each label."""
+        count, number = np.unique(counts, return_counts=True)
+        return cls(count.astype(np.float64), count * number / counts.sum())
+
+
+@dataclass(frozen=True)
+class SubsetDesign:
+    """Which random subsets of T positions are summed, so that d can be estimated where labels need it.
+
+    subsets: position numbers of each directly drawn subset.
+    subset_size: [R] their sizes.
+    parts: position numbers of each part of the random partition; empty if unions are not needed.
+    unions: [U, len(parts)] 0/1, which parts make up each union.
+    union_size: [U] nominal sizes (parts differ by at most one position).
+    num_positions: T.
+    """
+
+    subsets: list[np.ndarray]
+    subset_size: np.ndarray
+    parts: list[np.ndarray]
+    unions: np.ndarray
+    union_size: np.ndarray
+    num_positions: int
+
+
+def design_subsets(num_positions: int, label_counts: list[LabelCounts], seed: int) -> SubsetDesign:
+    """Choose subsets for label sets with these counts, with most of them where most of the weight lies."""
+    random = np.random.RandomState(seed)
+    largest = int(max((counts.count.max() for counts in label_counts), default=1))
+    direct_limit = num_positions if num_positions <= SMALL_SAMPLE else num_positions // NUM_PARTS
+    grid = _grid(min(largest, num_positions))
+    direct = [size for size in grid if size <= direct_limit and size < num_positions]
+    # One size beyond the limit is needed so that labels between the last direct size and the first union interpolate.
+    needs_unions = largest > max(direct, default=1) and num_positions > direct_limit
+
+    subsets: list[np.ndarray] = []
+    for size, number in zip(direct, _allocate(direct, num_positions, label_counts), strict=True):
+        drawn: list[np.ndarray] = []
+        while len(drawn) < number:
+            order = random.permutation(num_positions)
+            take = min(number - len(drawn), num_positions // size)
+            drawn.extend(order[: take * size].reshape(take, size))
+        subsets.extend(drawn)
+
+    parts: list[np.ndarray] = []
+    unions = np.zeros((0, 0))
+    union_size = np.zeros(0)
+    if needs_unions:
+        parts = np.array_split(random.permutation(num_positions), NUM_PARTS)
+        part_counts = [k for k in (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45) if (k - 1) * direct_limit < 2 * largest]
+        rows = []
+        for k in part_counts:
+            # Every part is used alike: row u takes k of them from place u on in a random circle.
+            circle = np.argsort(random.permutation(NUM_PARTS))
+            rows.append((circle[None] - np.arange(NUM_PARTS)[:, None]) % NUM_PARTS < k)
+        unions = np.concatenate(rows).astype(np.float64)
+        union_size = np.repeat(np.array(part_counts) * num_positions / NUM_PARTS, NUM_PARTS)
+    sizes = np.array([len(subset) for subset in subsets], np.float64)
+    return SubsetDesign(subsets, sizes, parts, unions, union_size, num_positions)
+
+
+def _grid(largest: int) -> list[int]:
+    """Sizes from 2 to at least `largest`: every small one, where most labels are, then geometric."""
+    sizes = list(range(2, min(largest, 8) + 1))
+    size = 8.0
+    while sizes and sizes[-1] < largest:
+        size *= GRID_RATIO
+        sizes.append(min(math.ceil(size), largest))
+    return sizes
+
+
+def _allocate(sizes: list[int], num_positions: int, label_counts: list[LabelCounts]) -> list[int]:
+    """Number of subsets of each size: proportional to the weight of the size times the spread of its divergences."""
+    if not sizes:
+        return []
+    knots = np.array([1, *sizes], np.float64)
+    weight = np.max([_weights_on(knots, counts) for counts in label_counts], axis=0)[1:]
+    # The spread of divergences falls like 1/c for large c, and more slowly for small c.
+    wanted = weight / knots[1:] ** 0.75
+    most = np.maximum(MIN_SUBSETS, max(READS_PER_POSITION * num_positions, MIN_READS) / knots[1:])
+    number = NUM_SUBSETS * wanted / max(wanted.sum(), 1e-300)
+    return [int(n) for n in np.clip(np.ceil(number), MIN_SUBSETS, most)]
+
+
+def _weights_on(knots: np.ndarray, counts: LabelCounts) -> np.ndarray:
+    """Share of the positions that each knot stands for when d is interpolated linearly in log c."""
+    place = np.interp(np.log(counts.count), np.log(knots), np.arange(len(knots)))
+    lower = np.minimum(place.astype(int), len(knots) - 1)
+    upper = np.minimum(lower + 1, len(knots) - 1)
+    weights = np.zeros(len(knots))
+    np.add.at(weights, lower, counts.share * (1 - (place - lower)))
+    np.add.at(weights, upper, counts.share * (place - lower))
+    return weights
+
+
+@dataclass(frozen=True)
+class SubsetCurve:
+    """d(c) = H(Z) − g(c), in the mean over layers, for c from 1 to T.
+
+    size: [k] ascending, from 1 to T.
+    value: [k] d, as a fraction of log(num_bins).
+    error: [k] standard error of `value`; 0 at 1 and T, which are exact.
+    spread: [k] standard deviation over subsets.
+    """
+
+    size: np.ndarray
+    value: np.ndarray
+    error: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def estimate(cls, design: SubsetDesign, subsets: np.ndarray, unions: np.ndarray, single: float) -> SubsetCurve:
+        """From the divergences of all subsets from the whole.
+
+        Args:
+            design: which subsets they are.
+            subsets: [R] of the directly drawn subsets, means over layers.
+            unions: [U] of the unions, likewise.
+            single: d(1), H(Z) minus the mean entropy of one assignment.
+        """
+        points = {1.0: (single, 0.0, 0.0), float(design.num_positions): (0.0, 0.0, 0.0)}
+        for sizes, divergences, overlap in ((design.subset_size, subsets, False), (design.union_size, unions, True)):
+            for size in np.unique(sizes):
+                drawn = divergences[sizes == size]
+                spread = float(drawn.std(ddof=1))
+                # Unions of k of the same parts share positions: only about NUM_PARTS / k are independent.
+                independent = len(drawn) * design.num_positions / size / NUM_PARTS if overlap else len(drawn)
+                error = spread / math.sqrt(max(independent, 1.0))
+                points.setdefault(float(size), (float(drawn.mean()), error, spread))
+        size = np.array(sorted(points))
+        value, error, spread = np.array([points[s] for s in size]).T
+        return cls(size, value, error, spread)
+
+    def null(self, counts: LabelCounts) -> tuple[float, float]:
+        """Null information of labels with these counts, and the standard error of that estimate."""
+        if len(self.size) == 1:  # a single position: nothing to permute
+            return 0.0, 0.0
+        from scipy.interpolate import PchipInterpolator  # imports scipy.optimize
+
+        curve = PchipInterpolator(np.log(self.size), self.value)
+        null = float((counts.share * curve(np.log(counts.count))).sum())
+        error = math.sqrt(float(((_weights_on(self.size, counts) * self.error) ** 2).sum()))
+        return null, error
+
+    def combined_error(self, a: LabelCounts, b: LabelCounts, weight_a: float, weight_b: float) -> float:
+        """Standard error of `weight_a` times the null of `a` plus `weight_b` times that of `b`, of the same curve."""
+        if len(self.size) == 1:
+            return 0.0
+        weights = weight_a * _weights_on(self.size, a) + weight_b * _weights_on(self.size, b)
+        return math.sqrt(float(((weights * self.error) ** 2).sum()))
+
+    def spread_of_null(self, counts: LabelCounts) -> float:
+        """An upper estimate of the standard deviation of the information over permutations.
+
+        Labels that hold much of the sample diverge together, since what one has the others lack; the spreads of
+        those above 1/16 of the sample are added, the others' squares are.
+        """
+        spread = np.interp(np.log(counts.count), np.log(self.size), self.spread)
+        common = counts.count > self.size[-1] / 16
+        number = counts.share * self.size[-1] / counts.count
+        each = counts.count / self.size[-1] * spread
+        return math.sqrt(float((number * each)[common].sum() ** 2 + (number * each**2)[~common].sum()))

@@ -1,0 +1,143 @@
+"""The plan of a measurement: everything about it that depends on the probe alone. planner.py makes it.
+
+Positions with equal labels form groups (labels.py). Per batch of sequences, each group's positions are cut into
+short pieces; one reduction over the assignments of all layers gives the histogram of every piece. A group whose
+positions all lie in one batch is finished there and never stored. The others hold a slot from their first batch
+to their last, and slots are reused. Some histograms are kept to the end, in float64: totals, labels found in many
+batches, random subsets for the null, and feature labels under permutation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ib_callback.measuring.plan.features import Feature
+from ib_callback.measuring.plan.jackknife import GroupedBatch, JackknifePlan
+from ib_callback.measuring.plan.null import LabelCounts, SubsetDesign
+from ib_callback.probe.ngrams import LabelSet
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is done after the forward pass of one batch; row numbers refer to the assignments of its positions.
+
+    sequences: which sequences of the probe, and `width`, to how many tokens they are cut (trailing padding only).
+    positions: [T_b] flat numbers of the valid positions in the [sequences, width] table.
+    alone: [T_b] label sets (bits) in which the position is the only one of its label.
+    members, offsets: rows of each piece, as `histogram.segment_sum` takes them.
+    long_*: groups of several pieces; their sum replaces the piece `long_target`.
+    done_piece, done_sets, done_count: groups finished within this batch.
+    open_piece, open_slot: groups that begin here and go on; `more_piece`, `more_slot`: groups that go on.
+    close_slot, close_sets, close_count: groups that end here.
+    kept_members, kept_offsets, kept_target: pieces to add to each kept histogram.
+    grouped: what leaving out groups of sequences needs of it, if that is planned.
+    """
+
+    sequences: slice
+    width: int
+    positions: torch.Tensor
+    alone: torch.Tensor
+    members: torch.Tensor
+    offsets: torch.Tensor
+    long_members: torch.Tensor
+    long_offsets: torch.Tensor
+    long_target: torch.Tensor
+    done_piece: torch.Tensor
+    done_sets: torch.Tensor
+    done_count: torch.Tensor
+    open_piece: torch.Tensor
+    open_slot: torch.Tensor
+    more_piece: torch.Tensor
+    more_slot: torch.Tensor
+    close_slot: torch.Tensor
+    close_sets: torch.Tensor
+    close_count: torch.Tensor
+    kept_members: torch.Tensor
+    kept_offsets: torch.Tensor
+    kept_target: torch.Tensor
+    grouped: GroupedBatch | None = None
+
+    @property
+    def num_pieces(self) -> int:
+        """Number of rows that the reduction of this batch yields."""
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """Where a feature's histograms are kept, and what its null is made from.
+
+    total: kept histogram over the positions that carry the feature.
+    permuted: [R + 1, V] kept histograms of the labels under permutation of sequences, and their `permuted_count`; the
+        last row is that of the labels as they are.
+    subsets: the design of a null over positions instead, with the kept histograms `subset_kept` and `part_kept`.
+    """
+
+    feature: Feature
+    label_set: LabelSet
+    counts: LabelCounts
+    total: int
+    permuted: np.ndarray | None
+    permuted_count: np.ndarray | None
+    null: NullPlan | None
+
+
+@dataclass(frozen=True)
+class NullPlan:
+    """A subset design and the kept histograms of the whole, its subsets and its parts."""
+
+    design: SubsetDesign
+    total: int
+    subsets: slice
+    parts: slice
+
+
+@dataclass(frozen=True)
+class LateLabels:
+    """Labels found in many batches: summed in float64 in `kept` histograms, and finished at the end."""
+
+    kept: slice
+    sets: torch.Tensor
+    count: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a measurement. See the module's docstring.
+
+    label_sets: in the order of their bits: complexity by order, expressivity by order, features.
+    counts: label counts of each label set.
+    total: kept histogram over all valid positions.
+    jackknife: what leaving out groups of sequences needs; None without standard errors.
+    """
+
+    num_positions: int
+    label_sets: tuple[LabelSet, ...]
+    counts: tuple[LabelCounts, ...]
+    batches: tuple[Batch, ...]
+    num_slots: int
+    num_kept: int
+    late: LateLabels
+    total: int
+    null: NullPlan | None
+    features: tuple[FeaturePlan, ...]
+    jackknife: JackknifePlan | None = None
+
+    @property
+    def has_planes(self) -> bool:
+        """Whether any order is measured, and not features alone."""
+        return any(label_set.name[0] == "complexity" for label_set in self.label_sets)
+
+    def nulls(self) -> list[NullPlan]:
+        """All subset designs: that of the orders first, then those of features."""
+        return [null for null in (self.null, *(feature.null for feature in self.features)) if null is not None]
+
+    def memory(self, num_layers: int, num_bins: int) -> int:
+        """Bytes that a measurement of so many layers at once needs beside the forward pass."""
+        rows = max(len(b.positions) + b.num_pieces + len(b.done_piece) + len(b.more_piece) for b in self.batches)
+        kept_scratch = max(len(b.kept_members) + len(b.kept_target) for b in self.batches)
+        errors = 0 if self.jackknife is None else self.jackknife.bytes_per_bin()
+        return num_layers * num_bins * (4 * (rows + self.num_slots) + errors + 8 * (self.num_kept + kept_scratch))

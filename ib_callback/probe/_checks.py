@@ -1,0 +1,190 @@
+"""What makes token ids, a mask and labels a probe: checks, one normal form, and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ib_callback.common.errors import ProbeError
+
+NO_LABEL = -1
+
+
+def check_name(name: Any) -> None:
+    """Refuse what cannot be a probe's name."""
+    if not isinstance(name, str) or not name:
+        raise ProbeError(f"name: expected a non-empty string, got {name!r}.")
+
+
+def normalise(input_ids: Any, attention_mask: Any, labels: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Check the content of a probe and bring it into the one form that is fingerprinted.
+
+    Ids under padding become 0 and labels there -1, so that what padding holds makes no difference. The
+    tensors are new, contiguous and on the CPU; labels are in the order of their names.
+
+    Args:
+        input_ids: [N, S] integers: tensor, array or nested lists.
+        attention_mask: [N, S], true or 1 at real tokens; None: all are real.
+        labels: [N, S] integers by name, -1 where a position has none; or None.
+
+    Returns:
+        Ids [N, S] long, mask [N, S] bool, labels [N, S] long by name.
+
+    Raises:
+        ProbeError: anything is not as described above, or a sequence has padding amid its tokens, or has no
+            real token.
+    """
+    ids = _integers(input_ids, "input_ids")
+    _check_matrix(ids)
+    all_real = torch.ones_like(ids, dtype=torch.bool)
+    mask = all_real if attention_mask is None else _mask(attention_mask, ids.shape)
+    negative = mask & (ids < 0)
+    if negative.any():
+        raise ProbeError(
+            f"input_ids: expected 0 or more at real tokens, got {int(ids[negative][0])} in sequence "
+            f"{_first_row(negative)}. If negative ids mean padding, pass attention_mask=(input_ids >= 0)."
+        )
+    ids[~mask] = 0
+    return ids, mask, {} if labels is None else _labels(labels, mask)
+
+
+def check_label_names(names: Any, labels: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """Names of the numbers of labels, {feature: names in the order of the numbers}, in the order of the features.
+
+    Raises:
+        ProbeError: not so, of a feature that is not there, or fewer names than numbers.
+    """
+    if names is None:
+        return {}
+    if not isinstance(names, Mapping):
+        raise ProbeError(f"label_names: expected {{feature: [names]}}, got {type(names).__name__}.")
+    checked = {}
+    for feature in sorted(names):
+        what, given = f"label_names[{feature!r}]", names[feature]
+        if feature not in labels:
+            raise ProbeError(f"{what}: expected one of the labels {sorted(labels)}, got {feature!r}.")
+        if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+            raise ProbeError(f"{what}: expected a list of strings, got {given!r}.")
+        if len(given) != len(set(given)):
+            raise ProbeError(f"{what}: expected names that differ, got {list(given)}.")
+        highest = int(labels[feature].max())
+        if highest >= len(given):
+            raise ProbeError(f"{what}: expected a name for each number up to {highest}, got {len(given)} names.")
+        checked[feature] = tuple(given)
+    return checked
+
+
+def fingerprint(input_ids: Tensor, attention_mask: Tensor, labels: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 over ids, mask and labels, their shapes and the labels' names; the same on every platform.
+
+    `attention_mask` may be bool, or the bytes of a file as uint8: bytes other than 0 and 1 make a difference.
+    """
+    parts = [("input_ids", input_ids, "<i8"), ("attention_mask", attention_mask, "u1")]
+    parts += [(f"labels/{name}", labels[name], "<i8") for name in sorted(labels)]
+    digest = hashlib.sha256()
+    for name, tensor, dtype in parts:
+        digest.update((json.dumps([name, list(tensor.shape)]) + "\n").encode())
+        digest.update(np.ascontiguousarray(tensor.numpy(), dtype).data)
+    return digest.hexdigest()
+
+
+def _integers(values: Any, what: str, *, booleans: bool = False) -> Tensor:
+    """A new long tensor on the CPU with the given integers."""
+    cure = "Pass integers: a tensor, an array or nested lists of int."
+    if isinstance(values, Tensor):
+        if values.is_floating_point() or values.is_complex() or (values.dtype == torch.bool and not booleans):
+            raise ProbeError(f"{what}: expected an integer dtype, got {values.dtype}. {cure}")
+        return values.detach().to("cpu", torch.long, copy=True).contiguous()
+    try:
+        array = np.array(values)
+    except ValueError as error:
+        raise ProbeError(
+            f"{what}: expected [N, S], got rows of different lengths. Pad them to one length and pass the "
+            "attention_mask, or let Probe.from_texts do both."
+        ) from error
+    if array.size and array.dtype.kind not in ("iub" if booleans else "iu"):
+        raise ProbeError(f"{what}: expected an integer dtype, got {array.dtype}. {cure}")
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
+
+
+def _check_matrix(ids: Tensor) -> None:
+    if ids.numel() == 0:
+        raise ProbeError(
+            f"input_ids: expected [N, S] with N and S at least 1, got shape {list(ids.shape)}. "
+            "A probe needs some held-out text."
+        )
+    if ids.dim() != 2:
+        raise ProbeError(
+            f"input_ids: expected [N, S] (sequences, tokens), got shape {list(ids.shape)}. "
+            "Pass a single sequence as [sequence]."
+        )
+
+
+def _check_shape(tensor: Tensor, shape: torch.Size, what: str, cure: str) -> None:
+    if tensor.shape != shape:
+        raise ProbeError(
+            f"{what}: expected [N, S] = {list(shape)} like input_ids, got shape {list(tensor.shape)}. {cure}"
+        )
+
+
+def _mask(values: Any, shape: torch.Size) -> Tensor:
+    if (
+        isinstance(values, Tensor) and values.dtype == torch.bool
+    ):  # by way of integers it would take eight times as much
+        numbers = values.detach().to("cpu", copy=True).contiguous()
+    else:
+        numbers = _integers(values, "attention_mask", booleans=True)
+    _check_shape(numbers, shape, "attention_mask", "Pass the mask of these ids; None if all are real.")
+    other = numbers[(numbers != 0) & (numbers != 1)]
+    if other.numel():
+        raise ProbeError(
+            f"attention_mask: expected 1 or true at real tokens, 0 or false at padding, got {int(other[0])}. "
+            "Pass the tokenizer's attention_mask, not an additive or a segment mask."
+        )
+    mask = numbers.bool()
+    begins = mask.clone()
+    begins[:, 1:] &= ~mask[:, :-1]
+    runs = begins.sum(1)
+    if (runs == 0).any():
+        raise ProbeError(
+            f"attention_mask: expected a real token in every sequence, got none in sequence "
+            f"{_first_row(runs == 0)}. Leave such sequences out of the probe."
+        )
+    if (runs > 1).any():
+        raise ProbeError(
+            "attention_mask: expected padding at the left or right end only, got padding amid the tokens of "
+            f"sequence {_first_row(runs > 1)}, which an n-gram would straddle. Pass one document a sequence."
+        )
+    return mask
+
+
+def _labels(labels: Any, mask: Tensor) -> dict[str, Tensor]:
+    if not isinstance(labels, Mapping):
+        raise ProbeError(f"labels: expected {{name: [N, S] integers}}, got {type(labels).__name__}.")
+    for name in labels:
+        if not isinstance(name, str) or not name:
+            raise ProbeError(f"labels: expected names that are non-empty strings, got {name!r}.")
+    checked = {}
+    for name in sorted(labels):
+        what = f"labels[{name!r}]"
+        label = _integers(labels[name], what, booleans=True)
+        _check_shape(label, mask.shape, what, "Labels of whole sequences: label[:, None].expand(N, S).")
+        label[~mask] = NO_LABEL
+        low = label < NO_LABEL
+        if low.any():
+            raise ProbeError(
+                f"{what}: expected 0 or more, or -1 for none, got {int(label[low][0])} in sequence "
+                f"{_first_row(low)}. Number the labels from 0; turn -100 into -1."
+            )
+        checked[name] = label
+    return checked
+
+
+def _first_row(marked: Tensor) -> int:
+    return int(marked.nonzero()[0, 0])

@@ -1,0 +1,154 @@
+"""The file of a probe: one safetensors file, whose header says what it is and what its content adds up to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ib_callback.common.errors import ProbeError
+from ib_callback.common.files import write_atomically
+from ib_callback.common.optional import require
+from ib_callback.probe._checks import fingerprint
+
+FORMAT_VERSION = 1
+_LABELS = "labels/"
+_REQUIRED = ("format_version", "name", "source", "fingerprint")
+# Of the header, which the fingerprint of the content does not cover. Files of early versions have none.
+_CHECKSUM = "header_sha256"
+
+
+class Content(NamedTuple):
+    """What a probe file holds; ids and labels [N, S] long, mask [N, S] bool."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: dict[str, Tensor]
+    label_names: dict[str, tuple[str, ...]]
+    name: str
+    tokenizer: str | None
+    source: dict[str, str]
+    fingerprint: str
+
+
+def write(path: str | os.PathLike[str], content: Content) -> None:
+    """Write a probe file in one step: readers see the old file or the new one, never a part of one.
+
+    Missing folders are made.
+    """
+    safetensors = require("safetensors.torch", extra="hf", purpose="Saving a probe")
+    tensors = {"input_ids": _compact(content.input_ids), "attention_mask": content.attention_mask}
+    tensors |= {_LABELS + name: _compact(label) for name, label in content.labels.items()}
+    metadata = {
+        "format_version": str(FORMAT_VERSION),
+        "name": content.name,
+        "source": json.dumps(content.source, sort_keys=True),
+        "fingerprint": content.fingerprint,
+    }
+    if content.tokenizer is not None:
+        metadata["tokenizer"] = content.tokenizer
+    if content.label_names:
+        metadata["label_names"] = json.dumps(content.label_names, sort_keys=True)
+    metadata[_CHECKSUM] = _checksum(metadata)
+    data = safetensors.save(tensors, metadata)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, data)
+
+
+def read(path: str | os.PathLike[str]) -> Content:
+    """Read a probe file and verify that its content is what was saved.
+
+    Raises:
+        ProbeError: not a probe file, damaged, changed, or of a newer format.
+        FileNotFoundError: there is no such file.
+        OSError: it may not be read.
+    """
+    safetensors = require("safetensors", extra="hf", purpose="Loading a probe")
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such probe file. Make a probe and save it: probe.save(path).")
+    if Path(path).is_file():
+        with open(path, "rb"):  # safetensors would say of a file that may not be read that there is none
+            pass
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            source, label_names = _checked_header(path, metadata)
+            tensors = {key: _copy(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _refusal(path, f"it is not a safetensors file, or not a whole one ({error})") from error
+    _check_tensors(path, tensors)
+    mask = tensors.pop("attention_mask")
+    ids = tensors.pop("input_ids").long()
+    labels = {key.removeprefix(_LABELS): label.long() for key, label in tensors.items()}
+    found = fingerprint(ids, mask, labels)
+    if found != metadata["fingerprint"]:
+        raise _refusal(path, f"it was damaged or changed: expected fingerprint {metadata['fingerprint']}, got {found}")
+    return Content(ids, mask.bool(), labels, label_names, metadata["name"], metadata.get("tokenizer"), source, found)
+
+
+def _checksum(metadata: dict[str, str]) -> str:
+    """Hex SHA-256 over the header's entries without the checksum itself."""
+    entries = sorted((key, value) for key, value in metadata.items() if key != _CHECKSUM)
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def _checked_header(
+    path: str | os.PathLike[str], metadata: dict[str, str]
+) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Source and label names of a probe file whose header is complete and of a format that is known."""
+    missing = [key for key in _REQUIRED if key not in metadata]
+    if missing:
+        raise _refusal(path, f"it is not a probe file, for its header has no {', '.join(missing)}")
+    try:
+        version = int(metadata["format_version"])
+        source: Any = json.loads(metadata["source"])
+        names: Any = json.loads(metadata.get("label_names", "{}"))
+    except ValueError as error:
+        raise _refusal(path, f"its header cannot be read ({error})") from error
+    if version > FORMAT_VERSION:
+        raise ProbeError(
+            f"{path}: expected probe format {FORMAT_VERSION}, got {version}, of a newer ib-callback. "
+            "Upgrade: pip install --upgrade ib-callback."
+        )
+    if not isinstance(source, dict):
+        raise _refusal(path, f"its header cannot be read (source is {type(source).__name__}, not an object)")
+    if not isinstance(names, dict):
+        raise _refusal(path, f"its header cannot be read (label_names is {type(names).__name__}, not an object)")
+    if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(metadata):
+        raise _refusal(path, "its header was damaged or changed")
+    return {str(key): str(value) for key, value in source.items()}, {key: tuple(value) for key, value in names.items()}
+
+
+def _check_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> None:
+    labels = {key for key in tensors if key.startswith(_LABELS)}
+    if tensors.keys() - labels != {"input_ids", "attention_mask"}:
+        raise _refusal(path, f"expected input_ids, attention_mask and labels/…, got {sorted(tensors)}")
+    for key, tensor in tensors.items():
+        wanted = (torch.uint8,) if key == "attention_mask" else (torch.int32, torch.int64)
+        if tensor.dtype not in wanted:
+            raise _refusal(path, f"{key}: expected {' or '.join(map(str, wanted))}, got {tensor.dtype}")
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A copy, for the tensors of a file may be views of it; a mask as its bytes.
+
+    A damaged byte of a mask, say 3, would become a sound true by any operation on bool.
+    """
+    return (tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor).clone()
+
+
+def _refusal(path: str | os.PathLike[str], reason: str) -> ProbeError:
+    return ProbeError(f"{path}: cannot be loaded as a probe: {reason}. Copy the file anew, or make the probe again.")
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """Half the size where all numbers fit into 32 bits; they are long again after loading."""
+    limits = torch.iinfo(torch.int32)
+    fits = limits.min <= int(tensor.min()) and int(tensor.max()) <= limits.max
+    return tensor.to(torch.int32) if fits else tensor

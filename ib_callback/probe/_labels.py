@@ -1,0 +1,173 @@
+"""Label columns of a dataset to numbers by token: ints or strings, of a whole document, of its words or of spans."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ib_callback.common.errors import ProbeError
+from ib_callback.probe._checks import NO_LABEL
+
+# One label for a whole document, or [k, 3] int64 spans: first character, character after the last, label.
+Labelling = int | np.ndarray
+
+
+class LabelReader:
+    """Numbers the labels of one feature as documents go by, and their names in the end.
+
+    Args:
+        name: of the feature.
+        class_names: of the numbers, where the dataset knows them (a `datasets.ClassLabel`).
+
+    A document's label is an integer (0 or more; -1, None or NaN for none; also as a float, 2.0), a bool, or a string.
+    Or it is a list: of spans `(start, end, label)` in characters of the text, also as
+    `{"start": …, "end": …, "label": …}`; or, where the text is a list of words, of one label for each word. Strings
+    are numbered in the order of the alphabet.
+    """
+
+    def __init__(self, name: str, class_names: Sequence[str] | None = None) -> None:
+        self.name = name
+        self._what = f"labels[{name!r}]"
+        self._class_names = None if class_names is None else tuple(class_names)
+        self._codes: dict[str, int] = {}
+        self._integers = class_names is not None
+
+    def read(self, value: Any, index: int, words: Sequence[str] | None = None) -> Labelling:
+        """The label of the document with this index.
+
+        Args:
+            value: what the column holds.
+            index: of the document, for messages.
+            words: of which the text consists, joined by single spaces; None: it is a plain string.
+
+        Raises:
+            ProbeError: not a label.
+        """
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if isinstance(value, Mapping):  # a sequence of structs, as some versions of `datasets` give it
+            if not {"start", "end", "label"} <= value.keys():
+                raise self._refusal(value, index)
+            parts: list[Any] = [value[key] for key in ("start", "end", "label")]
+            if not all(isinstance(part, (list, tuple)) and len(part) == len(parts[0]) for part in parts):
+                raise self._refusal(value, index)
+            value = list(zip(*parts, strict=True))
+        if not isinstance(value, (list, tuple)):
+            return self._code(value, index)
+        if words is not None:
+            if len(value) != len(words):
+                raise ProbeError(
+                    f"{self._what}: expected {len(words)} labels, one for each word, got {len(value)} at index {index}."
+                )
+            ends = np.cumsum([len(word) + 1 for word in words]) - 1
+            spans = zip(ends - [len(word) for word in words], ends, value, strict=True)
+            return self._spans(list(spans), index)
+        return self._spans([self._span(item, index) for item in value], index)
+
+    def finish(self, table: Tensor) -> tuple[Tensor, tuple[str, ...] | None]:
+        """Final numbers for a table [N, S] of those that `read` gave, and their names; None where they have none."""
+        if self._class_names is not None:
+            return table, self._class_names
+        if not self._codes:
+            return table, None
+        used = set(table.unique().tolist())
+        names = sorted(name for name, code in self._codes.items() if code in used)
+        final = torch.full((len(self._codes) + 1,), NO_LABEL)  # the last entry is for none, -1
+        for number, name in enumerate(names):
+            final[self._codes[name]] = number
+        return final[table], tuple(names)
+
+    def _span(self, item: Any, index: int) -> tuple[Any, Any, Any]:
+        if isinstance(item, Mapping) and {"start", "end", "label"} <= item.keys():
+            return item["start"], item["end"], item["label"]
+        if isinstance(item, (list, tuple)) and len(item) == 3:
+            return item[0], item[1], item[2]
+        raise ProbeError(
+            f"{self._what}: expected spans (start, end, label) in characters of the text, got {item!r} at index "
+            f"{index}. Labels of words need words: a text column that holds lists of them. "
+            "Labels of tokens go to Probe.from_tokens, with the ids."
+        )
+
+    def _spans(self, spans: list[tuple[Any, Any, Any]], index: int) -> np.ndarray:
+        rows = np.zeros((len(spans), 3), np.int64)
+        for row, (start, end, label) in zip(rows, spans, strict=True):
+            try:
+                row[:2] = operator.index(start), operator.index(end)
+            except TypeError:
+                raise self._refusal((start, end, label), index) from None
+            if not 0 <= row[0] <= row[1]:
+                raise ProbeError(
+                    f"{self._what}: expected spans with 0 <= start <= end, got {(start, end)} at index {index}."
+                )
+            row[2] = self._code(label, index)
+        return rows
+
+    def _code(self, value: Any, index: int) -> int:
+        if value is None:
+            return NO_LABEL
+        if isinstance(value, str):
+            if self._integers:
+                raise ProbeError(
+                    f"{self._what}: expected integers throughout, or strings throughout, got {value!r} at index "
+                    f"{index} after integers. Make them all of one kind."
+                )
+            return self._codes.setdefault(value, len(self._codes))
+        if isinstance(value, (float, np.floating)):
+            # Where pandas wrote the file, integers of which some are missing are floats, and NaN is a missing label.
+            if np.isnan(value):
+                return NO_LABEL
+            if float(value).is_integer() and abs(float(value)) < 2**53:
+                value = int(value)
+        try:
+            number = int(value) if isinstance(value, np.bool_) else operator.index(value)
+        except TypeError:
+            raise self._refusal(value, index) from None
+        if number >= 2**63:
+            raise self._refusal(value, index)
+        if number < NO_LABEL:
+            raise ProbeError(f"{self._what}: expected 0 or more, or None for no label, got {number} at index {index}.")
+        if number == NO_LABEL:
+            return number
+        if self._codes:
+            raise ProbeError(
+                f"{self._what}: expected integers throughout, or strings throughout, got {number} at index {index} "
+                "after strings. Make them all of one kind."
+            )
+        self._integers = True
+        return number
+
+    def _refusal(self, value: Any, index: int) -> ProbeError:
+        return ProbeError(
+            f"{self._what}: expected integers, strings or None, or spans (start, end, label), got "
+            f"{type(value).__name__} {value!r} at index {index}. Number other labels first, e.g. by their bin."
+        )
+
+
+def by_token(labelling: Labelling, text: str, offsets: np.ndarray, special: np.ndarray) -> np.ndarray:
+    """[n] int64: the label of each token of a text. Of a span, those of the tokens that begin in it.
+
+    A token begins at its first character that is not white space; tokens that the tokenizer added, or of white
+    space alone, carry no label of a span. Where spans overlap, the later one in the list counts.
+
+    Args:
+        labelling: of the text.
+        text: the whole text.
+        offsets: [n, 2] where the tokens come from.
+        special: [n] true at tokens that the tokenizer added.
+    """
+    if isinstance(labelling, int):
+        return np.full(len(offsets), labelling, np.int64)
+    characters = np.full(len(text) + 1, NO_LABEL, np.int64)
+    for start, end, label in labelling:
+        characters[start : min(end, len(text))] = label
+    labels = np.full(len(offsets), NO_LABEL, np.int64)
+    for place, (start, end) in enumerate(offsets):
+        token = text[start:end]
+        if not special[place] and token and not token.isspace():
+            labels[place] = characters[start + len(token) - len(token.lstrip())]
+    return labels

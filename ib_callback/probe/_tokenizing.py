@@ -1,0 +1,234 @@
+"""Tokenizers of every kind behind one call: texts to ids, cut to a length, with the places they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ib_callback.common.errors import ProbeError
+
+# Texts that are encoded at once, so that fast tokenizers use all cores; bounded, for an encoding takes some hundred
+# bytes a token before it is cut.
+BATCH_TEXTS = 128
+BATCH_CHARACTERS = 2_000_000
+
+# Pieces that tokenizers differ in: words, digits, white space, accents, other scripts, special tokens.
+_SAMPLE = "Tell me: what is 12 + 345?\n\n\tÜber Café 北京 🙂 don't  <|endoftext|> </s> [SEP] <unk>"
+
+
+class Encoded(NamedTuple):
+    """One text: ids [n] int32, and if asked for, offsets [n, 2] (characters) and special [n] bool, if known.
+
+    special: tokens that the tokenizer added to the text.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray | None
+    special: np.ndarray | None
+
+
+class Encoder:
+    """Texts to ids, cut to `max_length`, by any tokenizer; its settings are the same after each call as before.
+
+    Args:
+        tokenizer: of transformers (fast or slow), or a `tokenizers.Tokenizer`.
+        max_length: most tokens of a text; None: as many as there are.
+
+    Raises:
+        TypeError: `tokenizer` is not a tokenizer.
+        ProbeError: it draws at random; or, when called with a text that is no valid Unicode.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int | None) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._raw = is_raw(tokenizer)
+        if not self._raw and not (callable(tokenizer) and hasattr(tokenizer, "model_max_length")):
+            processor = hasattr(tokenizer, "tokenizer")
+            raise TypeError(
+                "tokenizer: expected a transformers tokenizer, e.g. AutoTokenizer.from_pretrained(...), or a "
+                f"tokenizers.Tokenizer, got {type(tokenizer).__name__}. "
+                + ("Pass its .tokenizer." if processor else "Texts tokenised otherwise can go to Probe.from_tokens.")
+            )
+        self._backend = backend(tokenizer)
+        dropout = getattr(getattr(self._backend, "model", None), "dropout", None)
+        if dropout:
+            raise ProbeError(
+                f"tokenizer: expected one that gives the same ids each time, got one with dropout={dropout}, whose "
+                "probe nobody could build again. Set .model.dropout = None on a copy of the tokenizers.Tokenizer."
+            )
+        self.has_offsets = self._raw or bool(getattr(tokenizer, "is_fast", False))
+
+    def __call__(self, texts: Sequence[str], *, places: bool = False, special_tokens: bool = True) -> list[Encoded]:
+        """Encode each text.
+
+        Args:
+            texts: whatever is to become a sequence each.
+            places: also say where tokens come from, as far as the tokenizer knows.
+            special_tokens: add those that the tokenizer adds by default.
+        """
+        # After each call, not at the end: the texts may come from a generator that uses the tokenizer, too.
+        with _settings_kept(self._backend):
+            try:
+                return self._encode(texts, places, special_tokens)
+            except TypeError:
+                for text in texts:
+                    _check_unicode(text)
+                if len(texts) == 1:
+                    raise
+                # What `tokenizers` says of a whole batch does not tell what is the matter with a text of it.
+                return [self._encode([text], places, special_tokens)[0] for text in texts]
+
+    def _encode(self, texts: Sequence[str], places: bool, special_tokens: bool) -> list[Encoded]:
+        if self._raw:
+            return self._encode_raw(texts, places, special_tokens)
+        places_asked = {"return_offsets_mapping": self.has_offsets, "return_special_tokens_mask": True}
+        encoding = self._tokenizer(
+            list(texts),
+            truncation=self._max_length is not None,
+            max_length=self._max_length,
+            padding=False,
+            add_special_tokens=special_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+            **(places_asked if places else {}),
+        )
+        ids = encoding["input_ids"]
+        offsets = encoding.get("offset_mapping") or [None] * len(ids)
+        special = encoding.get("special_tokens_mask") or [None] * len(ids)
+        return [_encoded(*one) for one in zip(ids, offsets, special, strict=True)]
+
+    def _encode_raw(self, texts: Sequence[str], places: bool, special_tokens: bool) -> list[Encoded]:
+        tokenizer = self._tokenizer
+        direction = (tokenizer.truncation or {}).get("direction", "right")
+        tokenizer.no_padding()
+        if self._max_length is None:
+            tokenizer.no_truncation()
+        else:
+            tokenizer.enable_truncation(self._max_length, direction=direction)
+        if len(texts) == 1:
+            encodings = [tokenizer.encode(texts[0], add_special_tokens=special_tokens)]
+        else:
+            encodings = tokenizer.encode_batch(list(texts), add_special_tokens=special_tokens)
+        if not places:
+            return [_encoded(e.ids, None, None) for e in encodings]
+        return [_encoded(e.ids, e.offsets, e.special_tokens_mask) for e in encodings]
+
+
+def take_batch(texts: Iterator[Any], most: int | None) -> list[Any]:
+    """The next (text, …) of a stream: a bounded number, of bounded length together, and no more than `most`."""
+    limit = BATCH_TEXTS if most is None else min(BATCH_TEXTS, most)
+    batch: list[Any] = []
+    characters = 0
+    while len(batch) < limit and characters < BATCH_CHARACTERS:
+        try:
+            batch.append(next(texts))
+        except StopIteration:
+            break
+        characters += len(batch[-1][0])
+    return batch
+
+
+def is_raw(tokenizer: Any) -> bool:
+    """Whether it is a `tokenizers.Tokenizer` rather than one of transformers."""
+    return hasattr(tokenizer, "enable_truncation") and hasattr(tokenizer, "encode")
+
+
+def backend(tokenizer: Any) -> Any:
+    """The `tokenizers.Tokenizer` of a fast tokenizer; None of a slow one."""
+    return tokenizer if is_raw(tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
+
+
+def describe(tokenizer: Any) -> str:
+    """Class, name if it has one, and number of entries of a tokenizer."""
+    kind = type(tokenizer).__name__
+    if hasattr(tokenizer, "get_vocab_size"):
+        return f"tokenizers.{kind}, {tokenizer.get_vocab_size()} entries"
+    name = getattr(tokenizer, "name_or_path", "")
+    return f"{kind} {name}, {len(tokenizer)} entries" if name else f"{kind}, {len(tokenizer)} entries"
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hex SHA-256 of all that decides which ids a tokenizer gives; its name and where it was loaded from do not.
+
+    Of a fast tokenizer that is its serialised form without truncation and padding, which callers set; of a slow
+    one its vocabulary, SentencePiece model and special tokens. The ids of a sample text stand for behaviour that
+    is in code.
+    """
+    parts: dict[str, Any] = {"class": type(tokenizer).__name__}
+    inner = backend(tokenizer)
+    model: Any = getattr(tokenizer, "sp_model", None)
+    if inner is not None:
+        parts["backend"] = json.loads(inner.to_str()) | {"truncation": None, "padding": None}
+    elif hasattr(tokenizer, "get_vocab"):
+        parts["vocabulary"] = sorted(tokenizer.get_vocab().items())
+        parts["special"] = {key: str(token) for key, token in getattr(tokenizer, "special_tokens_map", {}).items()}
+    if hasattr(model, "serialized_model_proto"):
+        parts["model"] = hashlib.sha256(model.serialized_model_proto()).hexdigest()
+    if is_raw(tokenizer):
+        parts["side"] = (tokenizer.truncation or {}).get("direction", "right")
+        parts["split"] = getattr(tokenizer, "encode_special_tokens", False)
+    else:
+        parts["side"] = getattr(tokenizer, "truncation_side", "right")
+        # Whether special tokens that stand in a text are taken as text. Serialised forms leave it out.
+        parts["split"] = bool(getattr(tokenizer, "split_special_tokens", False))
+    parts["sample"] = Encoder(tokenizer, None)([_SAMPLE])[0].ids.tolist()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def template_hash(tokenizer: Any) -> str:
+    """Hex SHA-256 of all that decides what a chat template writes; empty if there is none.
+
+    Templates name special tokens (`{{ bos_token }}`), which can be set apart from those in the vocabulary.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
+        return ""
+    special = getattr(tokenizer, "special_tokens_map", {})
+    return hashlib.sha256(json.dumps([template, special], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _encoded(ids: Any, offsets: Any, special: Any) -> Encoded:
+    return Encoded(
+        np.array(ids, np.int32),
+        None if offsets is None else np.array(offsets, np.int64).reshape(-1, 2),
+        None if special is None else np.array(special, bool),
+    )
+
+
+def _check_unicode(text: Any) -> None:
+    """Say what is the matter with a text that `tokenizers` refuses as if it were none."""
+    try:
+        if isinstance(text, str):
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise ProbeError(
+            f"texts: expected valid Unicode, got half a surrogate pair, {text[error.start]!r}, at character "
+            f"{error.start} of {text[:40]!r}. Clean it first: text.encode('utf-8', 'replace').decode()."
+        ) from error
+
+
+@contextmanager
+def _settings_kept(inner: Any) -> Iterator[None]:
+    """Put the truncation and padding of a `tokenizers.Tokenizer` back in the end."""
+    if inner is None:
+        yield
+        return
+    truncation, padding = inner.truncation, inner.padding
+    try:
+        yield
+    finally:
+        if truncation is None:
+            inner.no_truncation()
+        else:
+            inner.enable_truncation(**truncation)
+        if padding is None:
+            inner.no_padding()
+        else:
+            inner.enable_padding(**padding)

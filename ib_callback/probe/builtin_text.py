@@ -1,0 +1,214 @@
+"""English prose that every installation has: the documentation inside Python, NumPy, SciPy and torch.
+
+It needs no network, so a probe (`Probe.builtin`), a demonstration and tests can be made of it anywhere. It
+depends on the installed versions alone; `corpus_fingerprint` tells whether two machines have the same.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import platform
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy
+import scipy
+import torch
+
+from ib_callback.common.errors import ProbeError
+from ib_callback.common.optional import require
+from ib_callback.probe._docstrings import modules
+from ib_callback.probe._prose import paragraphs
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+CORPUS = "documentation of the Python standard library, NumPy, SciPy and torch"
+TOKENIZER = "byte-level BPE of the built-in text, 4096 entries"
+END_OF_TEXT = "<|endoftext|>"
+
+_MIN_DOCUMENT = 800  # characters: over 128 tokens for the usual tokenizers
+_MAX_DOCUMENT = 4000
+_HELD_OUT_DOCUMENTS = 512
+_SHARED_WORDS = 8  # a run of so many words in common is a copy, not a coincidence
+
+_WORD = re.compile(r"[a-z]+")
+
+
+def _pieces(parts: list[str]) -> list[list[str]]:
+    """Cut a long text between paragraphs, into documents of nearly equal length."""
+    length = sum(map(len, parts))
+    target = length / max(1, round(length / _MAX_DOCUMENT))
+    pieces: list[list[str]] = [[]]
+    reached = 0
+    for part in parts:
+        enough = min(sum(map(len, pieces[-1])), length - reached) >= _MIN_DOCUMENT
+        if enough and reached >= target * len(pieces):
+            pieces.append([])
+        pieces[-1].append(part)
+        reached += len(part)
+    return pieces
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Syntax trees are millions of objects without cycles: the collector finds none and doubles the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@lru_cache(maxsize=1)
+def _documents() -> tuple[tuple[str, ...], ...]:
+    """All documents as tuples of paragraphs; no paragraph occurs twice."""
+    seen: set[str] = set()
+    documents: list[list[str]] = []
+    with _without_garbage_collection():
+        for module in modules():
+            rest: list[str] = []
+            for text in module:
+                fresh = []
+                for paragraph in (paragraph for docstring in text for paragraph in paragraphs(docstring)):
+                    key = " ".join(_WORD.findall(paragraph.lower()))
+                    if key not in seen:
+                        seen.add(key)
+                        fresh.append(paragraph)
+                if sum(map(len, fresh)) >= _MIN_DOCUMENT:
+                    documents += _pieces(fresh)
+                else:
+                    rest += fresh
+            if sum(map(len, rest)) >= _MIN_DOCUMENT:
+                documents += _pieces(rest)
+    return tuple(map(tuple, documents))
+
+
+def _join(parts: Iterable[str]) -> str:
+    return "\n\n".join(parts)
+
+
+def _runs(text: str) -> Iterator[tuple[str, ...]]:
+    words = _WORD.findall(text.lower())
+    return zip(*(words[start:] for start in range(_SHARED_WORDS)), strict=False)
+
+
+@lru_cache(maxsize=1)
+def _split() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    found = _documents()
+    if len(found) < 8:
+        raise ProbeError(
+            "built-in text: expected the source files of the standard library, NumPy, SciPy and torch, "
+            f"got {len(found)} documents from those that are installed. "
+            "Make the probe of texts of your own: Probe.from_texts(texts, tokenizer)."
+        )
+    ordered = sorted(found, key=lambda parts: hashlib.sha256(_join(parts).encode()).digest())
+    num_held_out = min(_HELD_OUT_DOCUMENTS, len(ordered) // 4)
+    held_out = ordered[:num_held_out]
+    known = {run for parts in held_out for part in parts for run in _runs(part)}
+    training = []
+    for parts in ordered[num_held_out:]:
+        text = _join(part for part in parts if known.isdisjoint(_runs(part)))
+        if len(text) >= _MIN_DOCUMENT // 2:
+            training.append(text)
+    return tuple(training), tuple(_join(parts) for parts in held_out)
+
+
+@lru_cache(maxsize=1)
+def _default_tokenizer() -> str:
+    return train_tokenizer(_split()[0]).to_str()
+
+
+def documents() -> list[str]:
+    """All documents: one of each longer class, function or topic, and one of a module's short texts together.
+
+    Returns:
+        Texts of 800 characters or more, in the order of the files they are from. Paragraphs are separated by
+        an empty line; none occurs twice in the whole list.
+    """
+    return [_join(parts) for parts in _documents()]
+
+
+def split() -> tuple[list[str], list[str]]:
+    """The text to train on and the text held out of it: `(training, held_out)`.
+
+    The documents are ordered by the SHA-256 of their text, which mixes the sources; the first 512 are held
+    out. Training documents lose the paragraphs that share a run of eight words with a held-out document.
+
+    Raises:
+        ProbeError: the installation comes without the source files that hold the text.
+    """
+    training, held_out = _split()
+    return list(training), list(held_out)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
+    """Train a byte-level BPE tokenizer, so that any text can be encoded and nothing is unknown.
+
+    The same texts give the same tokenizer. Its one special token, `<|endoftext|>`, has the id 0; encoding
+    does not add it.
+
+    Args:
+        texts: what to train on.
+        vocab_size: number of entries, at least 257: the 256 bytes and the special token.
+
+    Returns:
+        A `tokenizers.Tokenizer`.
+
+    Raises:
+        ImportError: the package `tokenizers` is missing.
+        ValueError: `vocab_size` is under 257.
+    """
+    smallest = 257
+    if vocab_size < smallest:
+        raise ValueError(
+            f"vocab_size must be at least {smallest} (256 bytes and {END_OF_TEXT}), got {vocab_size}; "
+            "take more entries, e.g. 4096."
+        )
+    tokenizers = require("tokenizers", extra="hf", purpose="The built-in tokenizer")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def default_tokenizer() -> Tokenizer:
+    """The tokenizer of `Probe.builtin()`: 4096 entries, trained on `split()[0]` once per process.
+
+    Every call returns a new object, so that padding or truncation set on one is not seen by others.
+    """
+    tokenizers = require("tokenizers", extra="hf", purpose="The built-in tokenizer")
+    return tokenizers.Tokenizer.from_str(_default_tokenizer())
+
+
+@lru_cache(maxsize=1)
+def corpus_fingerprint() -> str:
+    """Hex SHA-256 over all documents in order: two machines with the same one have the same built-in text."""
+    digest = hashlib.sha256()
+    for parts in _documents():
+        text = _join(parts).encode()
+        digest.update(len(text).to_bytes(8, "little") + text)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The versions that the text depends on, by name."""
+    return {
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "scipy": scipy.__version__,
+        "torch": str(torch.__version__),
+    }

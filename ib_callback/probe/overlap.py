@@ -1,0 +1,256 @@
+"""How much of a probe occurs in training text: whole sequences, and n-grams of tokens.
+
+A held-out probe is held out only if the model has not been trained on it. The usual test is for common n-grams of 13
+tokens (Brown et al., 2020, appendix C). The n-grams of the probe are kept by a hash of 64 bits; training text
+streams past, and whatever has the hash of one of them is compared with it token by token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ib_callback.common.checks import check_integer
+from ib_callback.probe._overlap_texts import Row, rows_of
+from ib_callback.probe.probe import Probe
+
+Integers = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
+
+NGRAM = 13
+# Tokens looked at in one go: few enough to stay in a core's cache, enough that calls do not count.
+CHUNK = 1 << 16
+# Bits of the table that says which hashes may be among those of the probe, beyond those needed to number them.
+_SPARE_BITS = 4
+_MOST_BITS = 26
+_BASE = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """What a probe shares with the training text that was looked at.
+
+    Attributes:
+        num_sequences: of the probe.
+        num_ngrams: n-grams in the probe, each place counted; those that occur in the text are `found_ngrams`.
+        n: tokens of an n-gram.
+        sequences: numbers of the sequences that share an n-gram with the text.
+        duplicates: numbers of the sequences that occur in it as a whole. The first and the last token of a sequence may
+            differ, where tokenizers put special ones.
+        share_of_sequence: [N] share of each sequence's n-grams that was found; 0 for those that are too short.
+        too_short: sequences of fewer than n tokens, of which nothing can be said.
+        num_texts, num_tokens: examined. The text of a packed block is one text.
+    """
+
+    num_sequences: int
+    num_ngrams: int
+    found_ngrams: int
+    n: int
+    sequences: tuple[int, ...]
+    duplicates: tuple[int, ...]
+    share_of_sequence: tuple[float, ...]
+    too_short: int
+    num_texts: int
+    num_tokens: int
+
+    @property
+    def share(self) -> float:
+        """Share of the probe's n-grams that occur in the text, in [0, 1]."""
+        return self.found_ngrams / self.num_ngrams if self.num_ngrams else 0.0
+
+    def __bool__(self) -> bool:
+        """Whether anything was found."""
+        return bool(self.sequences or self.duplicates)
+
+    def __str__(self) -> str:
+        short = f" ({self.too_short:,} have fewer than {self.n} tokens and cannot be judged)" if self.too_short else ""
+        return (
+            f"{len(self.sequences):,} of {self.num_sequences:,} sequences share a run of {self.n} tokens with the "
+            f"{self.num_texts:,} texts ({self.num_tokens:,} tokens) examined, {len(self.duplicates):,} of them occur "
+            f"there as a whole, and {self.share:.2%} of the {self.n}-grams do{short}"
+        )
+
+
+def overlap(
+    probe: Probe,
+    data: Any,
+    tokenizer: Any = None,
+    *,
+    text_column: str = "text",
+    n: int = NGRAM,
+    max_texts: int | None = None,
+) -> Overlap:
+    """Compare a probe with training text.
+
+    The text is read once, in order, and not kept: memory is that of the probe's n-grams, under 100 bytes each.
+
+    Args:
+        probe: what is looked for.
+        data: texts (with `tokenizer`), sequences of token ids, rows with a column of either (`input_ids`, if
+            present, before `text_column`), such as a dataset of `datasets`; or one long array of token ids.
+        tokenizer: that of the probe, as for `Probe.from_texts`.
+        text_column: of rows that are not tokenised.
+        n: tokens of an n-gram. Fewer find more by chance.
+        max_texts: look at no more than these; None: at all.
+
+    Raises:
+        ProbeError: texts without a tokenizer, or rows without tokens and text.
+        TypeError: data of another kind.
+
+    >>> probe = Probe.from_tokens([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
+    >>> found = overlap(probe, [[0, 0, 2, 3, 4, 0]], n=3)
+    >>> found.sequences, found.duplicates, found.share
+    ((0,), (0,), 0.16666666666666666)
+    """
+    check_integer("n", n, minimum=1, cure=f"{NGRAM} is usual")
+    if max_texts is not None:
+        check_integer("max_texts", max_texts, minimum=1, cure="None is for all")
+    index = _Index(probe, n)
+    for row in rows_of(data, tokenizer, text_column, max_texts=max_texts):
+        index.add(row)
+    return index.result()
+
+
+class _Index:
+    """The n-grams of a probe, and which of them have been seen."""
+
+    def __init__(self, probe: Probe, n: int) -> None:
+        mask = probe.attention_mask.numpy()
+        self.n = n
+        self.num_sequences = len(mask)
+        self.tokens: Integers = probe.input_ids.numpy()[mask]
+        ends = np.cumsum(mask.sum(1))
+        self.bounds = np.stack([ends - mask.sum(1), ends], axis=1)
+        number = np.maximum(mask.sum(1) - n + 1, 0)
+        self.first_place = np.cumsum(number) - number
+        self.sequence = np.repeat(np.arange(len(mask), dtype=np.int32), number)
+        self.place = np.arange(len(self.sequence)) + np.repeat(self.bounds[:, 0] - self.first_place, number)
+        hashes = ngram_hashes(self.tokens, n)[self.place]
+        self.hashes, self.first, self.kind = np.unique(hashes, return_index=True, return_inverse=True)
+        self.seen = np.zeros(len(self.hashes), bool)
+        bits = min(max(16, len(self.hashes).bit_length() + _SPARE_BITS), _MOST_BITS)
+        self.shift = np.uint64(64 - bits)
+        self.may_be = np.zeros(1 << bits, bool)
+        self.may_be[(self.hashes >> self.shift).astype(np.int64)] = True
+        self._set_anchors()
+        self.num_texts = self.num_tokens = 0
+        # Rows that wait to be looked at together.
+        self._rows: list[Integers] = []
+        self._waiting = 0
+
+    def _set_anchors(self) -> None:
+        """Of each sequence the n-gram that any occurrence of the whole begins with, special tokens left aside."""
+        self.anchored: dict[int, list[int]] = {}
+        self.cores: dict[int, Integers] = {}
+        for sequence, (begin, end) in enumerate(self.bounds.tolist()):
+            if end - begin < self.n:
+                continue
+            special = 1 if end - begin >= self.n + 2 else 0
+            self.cores[sequence] = self.tokens[begin + special : end - special]
+            kind = int(self.kind[self.first_place[sequence] + special])
+            self.anchored.setdefault(kind, []).append(sequence)
+        self.is_anchor = np.zeros(len(self.hashes), bool)
+        self.is_anchor[list(self.anchored)] = True
+        self.longest = max(map(len, self.cores.values()), default=self.n)
+        self.duplicates: set[int] = set()
+
+    def add(self, row: Row) -> None:
+        """Look at one text."""
+        tokens = row.tokens
+        self.num_texts += row.is_new
+        self.num_tokens += row.num_new
+        if len(tokens) < self.n:
+            return
+        # Long texts in parts that overlap by as much as a sequence can be long.
+        step = max(CHUNK, 4 * self.longest)
+        for begin in range(0, max(len(tokens) - self.longest, 1), step):
+            self._rows.append(tokens[begin : begin + step + self.longest])
+            self._waiting += len(self._rows[-1])
+            if self._waiting >= CHUNK:
+                self._flush()
+
+    def _flush(self) -> None:
+        rows, self._rows, self._waiting = self._rows, [], 0
+        if not rows:
+            return
+        tokens = np.concatenate(rows) if len(rows) > 1 else rows[0]
+        ends = np.cumsum([len(row) for row in rows])
+        hashes = ngram_hashes(tokens, self.n)
+        candidates = np.flatnonzero(self.may_be[(hashes >> self.shift).astype(np.int64)])
+        kinds = np.searchsorted(self.hashes, hashes[candidates])
+        kinds = np.minimum(kinds, len(self.hashes) - 1)
+        row_end = ends[np.searchsorted(ends, candidates, side="right")]
+        hit = (self.hashes[kinds] == hashes[candidates]) & (candidates + self.n <= row_end)
+        candidates, kinds, row_end = candidates[hit], kinds[hit], row_end[hit]
+        if not len(candidates):
+            return
+        window = np.arange(self.n)
+        same = tokens[candidates[:, None] + window] == self.tokens[self.place[self.first[kinds]][:, None] + window]
+        equal = same.all(1)
+        self.seen[kinds[equal]] = True
+        anchors = equal & self.is_anchor[kinds]
+        for place, kind, end in zip(candidates[anchors], kinds[anchors].tolist(), row_end[anchors], strict=True):
+            self._look_for_whole(tokens[place:end], kind)
+
+    def _look_for_whole(self, text: Integers, kind: int) -> None:
+        missing = []
+        for sequence in self.anchored[kind]:
+            core = self.cores[sequence]
+            if np.array_equal(text[: len(core)], core):
+                self.duplicates.add(sequence)
+            else:
+                missing.append(sequence)
+        self.anchored[kind] = missing
+        self.is_anchor[kind] = bool(missing)
+
+    def result(self) -> Overlap:
+        self._flush()
+        found = self.seen[self.kind]
+        of_sequence = np.bincount(self.sequence, minlength=self.num_sequences)
+        seen_of = np.bincount(self.sequence, weights=found, minlength=self.num_sequences)
+        return Overlap(
+            num_sequences=self.num_sequences,
+            num_ngrams=len(self.kind),
+            found_ngrams=int(found.sum()),
+            n=self.n,
+            sequences=tuple(np.flatnonzero(seen_of).tolist()),
+            duplicates=tuple(sorted(self.duplicates)),
+            share_of_sequence=tuple((seen_of / np.maximum(of_sequence, 1)).tolist()),
+            too_short=int((of_sequence == 0).sum()),
+            num_texts=self.num_texts,
+            num_tokens=self.num_tokens,
+        )
+
+
+def ngram_hashes(tokens: Integers, n: int) -> Hashes:
+    """Hash of the n-gram that begins at each place; the last n - 1 places, where none does, are left out.
+
+    Σ h(t[i + j]) B^(n-1-j) modulo 2^64. Runs are put together from runs of powers of two, so that n = 13 takes five
+    multiplications a token instead of twelve.
+
+    >>> ngram_hashes(np.array([1, 2, 3, 1, 2]), 2).tolist()[0] == ngram_hashes(np.array([1, 2, 3, 1, 2]), 2).tolist()[3]
+    True
+    """
+    if len(tokens) < n:
+        return np.empty(0, np.uint64)
+    power = tokens.astype(np.uint64) * np.uint64(0xBF58476D1CE4E5B9)
+    power ^= power >> np.uint64(29)  # neighbouring ids, multiplied, are far from random in their lower bits
+    run: Hashes | None = None
+    length, done = 1, 0
+    while True:
+        if n & length:
+            # `run` covers the places from 0, the power those from `done` on.
+            run = power if run is None else run[: len(tokens) - done - length + 1] * _base(length) + power[done:]
+            done += length
+        if done == n:
+            assert run is not None
+            return run[: len(tokens) - n + 1]
+        power = power[: len(power) - length] * _base(length) + power[length:]
+        length *= 2
+
+
+def _base(exponent: int) -> np.uint64:
+    return np.uint64(pow(_BASE, exponent, 1 << 64))

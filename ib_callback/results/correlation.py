@@ -1,0 +1,90 @@
+"""How the metrics of a run go together, with each other or with scores from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+from ib_callback.results.comparability import warn_of_other_tokenizers
+from ib_callback.results.measurement import Measurement
+from ib_callback.results.metrics import metrics_of
+from ib_callback.results.points import PRIMARY_SCALARS
+
+SCORE = "score"
+MIN_POINTS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlation:
+    """Correlation coefficients in [-1, 1] over the points at which both numbers are defined.
+
+    Neighbouring points of one run are not independent, so that these describe a run and prove nothing.
+
+    Attributes:
+        pearson: of the values; None for fewer than 3 points, or where one number does not vary.
+        spearman: of their ranks, ties averaged; None likewise.
+        num_points: number of points.
+    """
+
+    pearson: float | None
+    spearman: float | None
+    num_points: int
+
+
+def correlations(
+    measurements: Iterable[Measurement], scores: Mapping[int, float] | None = None
+) -> dict[tuple[str, str], Correlation]:
+    """Correlations between numbers over the points of a run.
+
+    Published work correlates optimality and the like with benchmark scores, over models and over checkpoints
+    ("Conklin et al., ICLR 2026"; "Conklin 2025"). Points of the collapse dominate a correlation: leave them out,
+    as `Trajectory.correlations` does by default.
+
+    Args:
+        measurements: the points to use; those that could not be measured are left out.
+        scores: by step, such as the loss or the result of a benchmark.
+
+    Returns:
+        By pair of names. With scores: every metric with `"score"`. Without: training step, the metrics of the
+        primary order, the entropy and the information on each feature, each with each.
+    """
+    points = [m for m in measurements if m.error is None]
+    warn_of_other_tokenizers(points)
+    columns: dict[str, list[float | None]] = {}
+    for name in dict.fromkeys(name for m in points for name in metrics_of(m)):
+        columns[name] = [m.scalars().get(name) for m in points]
+    if scores is not None:
+        by_step = [None if m.step is None else scores.get(m.step) for m in points]
+        return {(name, SCORE): correlation(values, by_step) for name, values in columns.items()}
+    main = [name for name in columns if name in (*PRIMARY_SCALARS, "entropy") or name.endswith("/information")]
+    columns["step"] = [m.step for m in points]
+    return {(a, b): correlation(columns[a], columns[b]) for a, b in combinations(["step", *main], 2)}
+
+
+def correlation(x: Iterable[float | None], y: Iterable[float | None]) -> Correlation:
+    """Of two lists of equal length; pairs in which one is None are left out.
+
+    >>> correlation([1, 2, 3, None, 5], [1, 4, 9, 16, 25]).spearman
+    1.0
+    """
+    pairs = np.array([(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None], dtype=np.float64)
+    pairs = pairs.reshape(-1, 2)
+    pearson, spearman = (_pearson(columns) for columns in (pairs.T, [_ranks(column) for column in pairs.T]))
+    return Correlation(pearson=pearson, spearman=spearman, num_points=len(pairs))
+
+
+def _pearson(columns: Iterable[npt.NDArray[np.float64]]) -> float | None:
+    x, y = columns
+    if len(x) < MIN_POINTS or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(np.clip(np.corrcoef(x, y)[0, 1], -1.0, 1.0))
+
+
+def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """1 for the lowest; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]

@@ -1,0 +1,240 @@
+"""Which point of a run is the best one, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ib_callback.results.measurement import Measurement
+from ib_callback.results.metrics import Mode, better_direction, check_direction, check_metric, resolve_metric
+from ib_callback.results.noise import MIN_VALUES, scatter
+from ib_callback.results.phases import DEFAULT_RULE, Phase, PhaseRule, PhaseTracker
+
+SelectFrom = Literal["compression", "fit"] | int
+_FROM_PHASE = {"compression": Phase.COMPRESSION, "fit": Phase.FITTING}
+# Beyond this many standard deviations a difference is not taken for noise.
+_CLEAR = 2.0
+# Information that random labels reach in a greater share of cases is no evidence of any.
+_BY_CHANCE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A point of the run, and whether it can be selected.
+
+    Attributes:
+        measurement: the point.
+        value: of the metric; None where it is undefined.
+        rejected: why it cannot be selected; None if it can.
+    """
+
+    measurement: Measurement
+    value: float | None
+    rejected: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The best point of a run, the next best one, and what the difference between them means.
+
+    Attributes:
+        best: the best candidate; None if there is none.
+        runner_up: the second best; None if there is none.
+        noise: standard deviation of the noise in one value, estimated by `scatter` from the values of
+            all measured points from the start of the selection on, collapsed ones left out; None if these
+            are fewer than 8. What is slower than a few measurements is not noise in this sense.
+        candidates: every point of the run, in its order.
+        by: full name of the metric.
+    """
+
+    best: Candidate | None
+    runner_up: Candidate | None
+    noise: float | None
+    candidates: tuple[Candidate, ...] = field(repr=False)
+    by: str = ""
+
+    @property
+    def p_value(self) -> float | None:
+        """Share of random labellings that say as much at the best point; None unless it was selected by a feature."""
+        feature = None if self.best is None else self.best.measurement.features.get(self.by.partition("/")[0])
+        return None if feature is None else feature.information_p_value
+
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether a feature was selected by of which labels at random would say as much in over 5 % of cases."""
+        return self.p_value is not None and self.p_value > _BY_CHANCE
+
+    @property
+    def difference(self) -> float | None:
+        """How much better the best value is than that of the runner-up, 0 or more; None without one."""
+        values = [c.value for c in (self.best, self.runner_up) if c is not None and c.value is not None]
+        return abs(values[0] - values[1]) if len(values) == 2 else None
+
+    @property
+    def within_noise(self) -> bool | None:
+        """Whether the difference is less than two standard deviations of a difference; None if unknown."""
+        if self.difference is None or self.noise is None:
+            return None
+        # Each of the two values has the noise.
+        return self.difference <= _CLEAR * 2**0.5 * self.noise
+
+    def describe(self) -> str:
+        """One or two sentences for a person."""
+        if self.best is None:
+            reasons = dict.fromkeys(c.rejected for c in self.candidates if c.rejected)
+            return f"No point can be selected: {'; '.join(reasons) or 'nothing was measured'}."
+        text = f"The best point is step {self.best.measurement.step:,}, with {self.best.value:.4g}."
+        if self.may_be_chance:
+            text += f" That may be chance: labels at random say as much in {self.p_value:.0%} of cases."
+        if self.runner_up is None or self.difference is None:
+            return f"{text} It is the only one."
+        text += f" The next best, step {self.runner_up.measurement.step:,}, differs by {self.difference:.3g}"
+        if self.noise is None:
+            return f"{text}; there are too few points (under {MIN_VALUES}) to tell whether that is noise."
+        within = "within" if self.within_noise else "beyond"
+        return f"{text}, {within} the noise (standard deviation of one value {self.noise:.2g}, from the scatter)."
+
+
+@dataclass(frozen=True)
+class Selection:
+    """By which metric, and from when on, the best point of a run is chosen.
+
+    Collapsed and untrained models have the lowest complexity and distance of a run, and the plain optimality of
+    an untrained one can equal that of the trained one: hence the default to choose in the compression phase. With
+    "compression" and "fit" the points from the start of that phase on count, in hindsight, unless they are
+    collapsed; none as long as it has not been recognised. A step as `select_from` is taken at its word.
+
+    Nor can a point be selected that has learned little: soon after a collapse, when representations still lie close
+    together, the distance is small and the optimality may be high, though hardly anything is expressed yet.
+
+    A value that is undefined is never best. Of equal values the earlier is the better.
+
+    Args:
+        by: a metric as logged, without prefix, or a feature, which means its information.
+        mode: "min" or "max"; by default what is known to be better for the metric.
+        select_from: "compression", "fit", or the first step that can be selected.
+        phase_rule: when a phase is recognised.
+        least_learned: share of the highest expressivity above null of the run so far that a point must have, unless
+            `select_from` is a step.
+
+    Raises:
+        ValueError: no default exists for `mode`, or another setting is out of range.
+        TypeError: `by` is no text.
+    """
+
+    by: str = "optimality"
+    mode: Mode | None = None
+    select_from: SelectFrom = "compression"
+    phase_rule: PhaseRule = DEFAULT_RULE
+    least_learned: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_metric("by", self.by)
+        if self.mode is None:
+            mode = better_direction(self.by)
+            if mode is None:
+                raise ValueError(f'neither high nor low {self.by} is known to be better: give mode="min" or "max"')
+            object.__setattr__(self, "mode", mode)
+        check_direction(self.mode or "")
+        start = self.select_from
+        if start not in _FROM_PHASE and (isinstance(start, (bool, str)) or not isinstance(start, int) or start < 0):
+            raise ValueError(f'select_from must be "compression", "fit" or a step (0 or more), got {start!r}')
+        if not 0 <= self.least_learned < 1:
+            raise ValueError(f"least_learned must be at least 0 and less than 1, got {self.least_learned}")
+
+    def value(self, measurement: Measurement) -> float | None:
+        """The number that counts; None where it is undefined or the point is missing.
+
+        Raises:
+            ValueError: a point that was measured has no such metric.
+        """
+        if measurement.error is not None:
+            return None
+        value = measurement.scalars()[resolve_metric(self.by, measurement)]
+        return None if value is None else float(value)
+
+    def better(self, value: float, than: float) -> bool:
+        """Whether a value is strictly better than another one."""
+        return value > than if self.mode == "max" else value < than
+
+    def eligible(self, measurement: Measurement, tracker: PhaseTracker) -> bool:
+        """Whether a point can be selected as known when it was measured; `tracker` must have taken it last.
+
+        False for the points between the start of a phase and its recognition, which `choose` counts.
+        """
+        return self._rejected(measurement, tracker.phase, tracker.collapsed) is None
+
+    def best(self, measurements: Sequence[Measurement]) -> Measurement | None:
+        """The best point of a run; None if none can be selected."""
+        best = self.choose(measurements).best
+        return None if best is None else best.measurement
+
+    def choose(self, measurements: Sequence[Measurement], *, available: Collection[int] | None = None) -> Choice:
+        """The best point of a run, with all that is known about the choice.
+
+        Args:
+            measurements: in the order of training.
+            available: the steps of which a checkpoint exists; by default every step can be selected.
+
+        Raises:
+            ValueError: no point that was measured has the metric; the message lists those that exist.
+        """
+        measured = [m for m in measurements if m.error is None]
+        # A metric that only some points have is undefined at the others.
+        if measured and not any(self._has(m) for m in measured):
+            resolve_metric(self.by, measured[-1])
+        tracker = PhaseTracker(self.phase_rule)
+        if not isinstance(self.select_from, int):
+            for m in measurements:
+                tracker.update(m)
+        phases = tracker.phases()
+        candidates: list[Candidate] = []
+        comparable: list[tuple[float, int]] = []
+        for index, m in enumerate(measurements):
+            value = self.value(m) if self._has(m) else None
+            if isinstance(self.select_from, int):
+                rejected = self._rejected(m, Phase.INITIAL, False)
+            else:
+                rejected = self._rejected(m, phases.phases[index], phases.collapsed[index])
+                learned = phases.learned[index]
+                if rejected is None and learned is not None and learned < self.least_learned:
+                    rejected = f"less than {self.least_learned:.0%} of the highest expressivity"
+            if rejected is None and value is None:
+                rejected = "the metric is undefined"
+            if rejected is None and value is not None and m.step is not None:
+                comparable.append((value, m.step))
+                if available is not None and m.step not in available:
+                    rejected = "no checkpoint"
+            candidates.append(Candidate(measurement=m, value=value, rejected=rejected))
+        noise = scatter([value for value, _ in comparable], [step for _, step in comparable])
+        best, runner_up = self._two_best(candidates)
+        by = next((resolve_metric(self.by, m) for m in measured if self._has(m)), self.by)
+        return Choice(best=best, runner_up=runner_up, noise=noise, candidates=tuple(candidates), by=by)
+
+    def _has(self, measurement: Measurement) -> bool:
+        try:
+            resolve_metric(self.by, measurement)
+        except ValueError:
+            return False
+        return True
+
+    def _rejected(self, measurement: Measurement, phase: Phase, collapsed: bool) -> str | None:
+        if measurement.error is not None:
+            return f"not measured: {' '.join(measurement.error.split())}"
+        if measurement.step is None:
+            return "without a step"
+        if isinstance(self.select_from, int):
+            return f"before step {self.select_from:,}" if measurement.step < self.select_from else None
+        if phase < _FROM_PHASE[self.select_from]:
+            return f"not in the {'fitting' if self.select_from == 'fit' else 'compression'} phase"
+        return "collapsed" if collapsed else None
+
+    def _two_best(self, candidates: Sequence[Candidate]) -> tuple[Candidate | None, Candidate | None]:
+        sign = -1.0 if self.mode == "max" else 1.0
+        # A stable sort: of equal values the earlier comes first.
+        ranked = sorted(
+            (c for c in candidates if c.rejected is None and c.value is not None),
+            key=lambda c: sign * (c.value or 0.0),
+        )
+        return (ranked[0] if ranked else None), (ranked[1] if len(ranked) > 1 else None)

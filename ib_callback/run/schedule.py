@@ -1,0 +1,99 @@
+"""When to measure: a schedule is a value that answers `schedule(step) -> bool`.
+
+Whoever uses a schedule measures the first and the last step of a run besides, whatever the schedule says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ib_callback.common.checks import check_integer
+
+Schedule = Callable[[int], bool]
+
+
+@dataclass(frozen=True)
+class Every:
+    """Every `interval` steps; made by `every`."""
+
+    interval: int
+
+    def __call__(self, step: int) -> bool:
+        """Whether to measure at this step."""
+        return step % self.interval == 0
+
+
+@dataclass(frozen=True)
+class Logarithmic:
+    """`per_decade` steps in each power of ten, evenly spaced on a logarithmic axis; made by `logarithmic`."""
+
+    per_decade: int
+
+    def __call__(self, step: int) -> bool:
+        """Whether to measure at this step."""
+        if step <= 0:
+            return step == 0
+        # If any k rounds to this step, one of those next to the exact exponent does.
+        nearest = round(math.log10(step) * self.per_decade)
+        candidates = range(max(nearest - 1, 0), nearest + 2)
+        return any(round(10 ** (k / self.per_decade)) == step for k in candidates)
+
+
+def every(n: int) -> Every:
+    """The steps 0, n, 2n, …
+
+    >>> [step for step in range(11) if every(5)(step)]
+    [0, 5, 10]
+
+    Raises:
+        TypeError: n is not an integer.
+        ValueError: n is less than 1.
+    """
+    return Every(check_integer("n", n, minimum=1, cure="500 is the default of the callbacks"))
+
+
+def logarithmic(per_decade: int = 8) -> Logarithmic:
+    """The steps 10^(k / per_decade), k = 0, 1, …, rounded, and step 0.
+
+    Much happens in the first steps of a training run and ever less later: representations collapse and spread
+    again within the first hundred. This schedule follows all of it with few measurements, 40 for 100,000
+    steps at the default.
+
+    >>> [step for step in range(101) if logarithmic(per_decade=4)(step)]
+    [0, 1, 2, 3, 6, 10, 18, 32, 56, 100]
+
+    Raises:
+        TypeError: per_decade is not an integer.
+        ValueError: per_decade is less than 1.
+    """
+    return Logarithmic(check_integer("per_decade", per_decade, minimum=1, cure="8 is the default"))
+
+
+def never_fires(schedule: Schedule, step: int, max_steps: int) -> bool:
+    """Whether a schedule wants none of the steps after `step` up to `max_steps`, if there are any.
+
+    A schedule is asked step by step until it wants one, for no more than a million steps.
+    """
+    if max_steps <= step:
+        return False
+    if isinstance(schedule, Every):
+        return step // schedule.interval == max_steps // schedule.interval
+    return not any(schedule(s) for s in range(step + 1, min(max_steps, step + 1_000_000) + 1))
+
+
+def as_schedule(schedule: int | Schedule) -> Schedule:
+    """A number of steps becomes `every(n)`; a callable step → bool stays what it is.
+
+    Raises:
+        TypeError: neither an integer nor such a callable.
+        ValueError: an integer less than 1.
+    """
+    for name, function in (("every", every), ("logarithmic", logarithmic)):
+        if schedule is function:
+            raise TypeError(f"every_n_steps expects a schedule, got the function {name} itself; call it: {name}(…).")
+    if callable(schedule):
+        return schedule
+    cure = "or pass a callable step -> bool such as ib.logarithmic()"
+    return every(check_integer("every_n_steps", schedule, minimum=1, cure=cure))

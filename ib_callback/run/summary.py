@@ -1,0 +1,83 @@
+"""What has come of a run: what following it cost, the checkpoint selected, and a summary for a logger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ib_callback.results.points import PRIMARY_SCALARS
+from ib_callback.results.selection import Candidate
+from ib_callback.results.trajectory import Trajectory
+from ib_callback.run.rules import LiveRules
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What following a run has cost so far, in this process.
+
+    Attributes:
+        points: number of measurements.
+        seconds: wall-clock time of all that the callback did: measuring, writing, drawing.
+        share: of the wall-clock time since training began.
+        skipped: scheduled points that were left out to stay within `overhead_budget`.
+    """
+
+    points: int
+    seconds: float
+    share: float
+    skipped: int
+
+    def __str__(self) -> str:
+        text = f"{self.points} measurements took {self.seconds:.1f} s, {self.share:.1%} of the time"
+        return f"{text}; {self.skipped} more were skipped to save time" if self.skipped else text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """The checkpoint that is the best one so far.
+
+    Attributes:
+        step: optimizer steps behind it.
+        value: that it was selected by.
+        path: where it is; None if it has yet to be written.
+    """
+
+    step: int
+    value: float
+    path: Path | None
+
+    @classmethod
+    def of(cls, best: Candidate, existing: Mapping[int, Path]) -> Selected:
+        """A candidate that was chosen, among the checkpoints by step."""
+        step, value = best.measurement.step, best.value
+        assert step is not None  # else it could not have been selected
+        assert value is not None
+        return cls(step=step, value=value, path=existing.get(step))
+
+
+def summarise(
+    trajectory: Trajectory, rules: LiveRules, cost: Cost, selected: Selected | None
+) -> dict[str, float | str]:
+    """Best point, phases, last values, what stopped the run and what following it cost; by full name.
+
+    What does not exist, such as the start of a phase that was not reached, is left out.
+    """
+    phases = trajectory.phases()
+    best = rules.selection.best(trajectory)
+    values: dict[str, float | str | None] = {
+        "best_step": None if best is None else best.step,
+        "best_by": rules.selection.by,
+        "best_value": None if best is None else rules.selection.value(best),
+        "fit_start": phases.fit_start,
+        "compression_start": phases.compression_start,
+        **{f"final_{name}": rules.numbers().get(name) for name in PRIMARY_SCALARS},
+        "selected_step": None if selected is None else selected.step,
+        "selected_checkpoint": None if selected is None else str(selected.path),
+        "stop_reason": None if rules.decision is None else rules.decision.reason.value,
+        "stop_message": None if rules.decision is None else rules.decision.message,
+        "cost_seconds": cost.seconds,
+        "cost_share": cost.share,
+        "skipped_points": cost.skipped,
+    }
+    return {f"ib/{name}": value for name, value in values.items() if value is not None}

@@ -1,0 +1,139 @@
+"""Measurements as rows of a Weights & Biases run that the trainer, or the user, has opened."""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ib_callback.results.trajectory import Trajectory
+
+PICTURES = "ib/"
+PLANE_KEY = "ib/plane"
+TABLE_KEY = "ib/trajectory"
+
+
+def open_run() -> Any | None:
+    """The W&B run that is open in this process, or None; W&B is not imported to find out."""
+    wandb = sys.modules.get("wandb")
+    return getattr(wandb, "run", None)
+
+
+class WandbLog:
+    """Adds rows to an open run, each with the training step as a column of its own.
+
+    W&B's own `step=` is never given: it drops rows whose step is lower than the last one, and merges those
+    that share a step with the trainer's rows.
+
+    Args:
+        step_metric: name of that column, which the trainer's own rows have too.
+    """
+
+    def __init__(self, step_metric: str) -> None:
+        self.step_metric = step_metric
+        self._described_run: Any = None
+        self._warned: set[str] = set()
+
+    def log(
+        self,
+        run: Any,
+        metrics: Mapping[str, float],
+        *,
+        step: int,
+        plane: Path | None = None,
+        pictures: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """One row; whatever goes wrong is a warning, for a run must not die of its log.
+
+        Args:
+            run: the open run.
+            metrics: scalars by full name.
+            step: optimizer steps taken.
+            plane: image file of the information plane to log along.
+            pictures: further images to log along, PNG by name.
+        """
+        try:
+            row: dict[str, Any] = {**metrics, **self._images(plane, pictures)}
+            if not row:
+                return
+            if run is not self._described_run:
+                run.define_metric("ib/*", step_metric=self.step_metric)
+                self._described_run = run
+            run.log({**row, self.step_metric: step})
+        except Exception as error:
+            self._warn(f"The information plane could not be logged to Weights & Biases: {_describe(error)}")
+
+    def finish(
+        self,
+        run: Any,
+        trajectory: Trajectory,
+        summary: Mapping[str, float | str],
+        *,
+        step: int,
+        plane: Path | None = None,
+        pictures: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """The whole trajectory as a table, the last plane, and the summary of the run; failures are warnings.
+
+        Args:
+            run: the open run.
+            trajectory: all points; one row each.
+            summary: values for the run's summary by full name.
+            step: optimizer steps taken.
+            plane: image file of the information plane, if it has changed.
+            pictures: further images that have changed, PNG by name.
+        """
+        try:
+            table: dict[str, Any] = {}
+            if trajectory:
+                columns, rows = _table(trajectory)
+                table = {TABLE_KEY: sys.modules["wandb"].Table(columns=columns, data=rows)}
+            row = {**table, **self._images(plane, pictures)}
+            if row:
+                run.log({**row, self.step_metric: step})
+            run.summary.update(dict(summary))
+        except Exception as error:
+            self._warn(f"The trajectory could not be logged to Weights & Biases: {_describe(error)}")
+
+    def _images(self, plane: Path | None, pictures: Mapping[str, bytes] | None) -> dict[str, Any]:
+        given: dict[str, tuple[str, Path | bytes]] = {} if plane is None else {PLANE_KEY: (plane.name, plane)}
+        given |= {f"{PICTURES}{name}": (name, content) for name, content in (pictures or {}).items()}
+        images = {}
+        for key, (name, source) in given.items():
+            try:
+                images[key] = sys.modules["wandb"].Image(str(source) if isinstance(source, Path) else _opened(source))
+            except Exception as error:  # the scalars can still be logged
+                self._warn(f"{name} could not be logged to Weights & Biases: {_describe(error)}")
+        return images
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(
+                f"{message}. Training goes on; the trajectory file has every point.", RuntimeWarning, stacklevel=3
+            )
+
+
+def _table(trajectory: Trajectory) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows: the step, the phase in hindsight, every number, and why a point is missing."""
+    scalars = [point.scalars() for point in trajectory]
+    names = list(dict.fromkeys(name for values in scalars for name in values))
+    phases = trajectory.phases().phases
+    rows = [
+        [point.step, int(phase), *(values.get(name) for name in names), point.error]
+        for point, phase, values in zip(trajectory, phases, scalars, strict=True)
+    ]
+    return ["step", "phase", *names, "error"], rows
+
+
+def _opened(content: bytes) -> Any:
+    from PIL import Image  # comes with Matplotlib, which has drawn it
+
+    return Image.open(io.BytesIO(content))
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(". ")

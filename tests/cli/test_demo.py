@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tiny_hf import tiny_callback, tiny_trainer
+from wandb_offline import read_offline_runs
+
+from ib_callback import Measurement, PlanePoint, Trajectory
+from ib_callback.cli._demo_report import reading
+from ib_callback.cli.demo import _deadline
+from ib_callback.results.trajectory_lines import FILENAME
+
+# --- a very short demonstration ---
+
+
+@dataclass
+class Demo:
+    directory: Path
+    home: Path
+    out: str
+    err: str
+    status: int
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """`ib-callback demo` in an empty directory that has one file of an earlier run, with an empty home."""
+    directory, home = tmp_path_factory.mktemp("demo"), tmp_path_factory.mktemp("home")
+    (directory / "ib_demo").mkdir()
+    (directory / "ib_demo" / FILENAME).write_text("an earlier run\n")
+    root = str(Path(__file__).parents[2])
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("WANDB_", "HF_", "XDG_", "MPL")) and name != "NETRC"
+    }
+    environment |= {"HOME": str(home), "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-m", "ib_callback.cli.main", "demo", "--steps", "16", "--every", "2", "--minutes", "60"],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    return Demo(directory / "ib_demo", home, done.stdout, done.stderr, done.returncode)
+
+
+def test_it_succeeds_quietly(ran: Demo) -> None:
+    assert ran.status == 0, ran.err
+    assert "warning" not in (ran.out + ran.err).lower()
+    assert "16/16" in ran.err, "the progress bar"
+
+
+def test_its_files(ran: Demo) -> None:
+    trajectory = Trajectory.load(ran.directory)
+    assert trajectory.steps == list(range(0, 17, 2))
+    assert all(point.error is None for point in trajectory)
+    assert list(trajectory[0]) == ["token", "bigram", "trigram", "quadgram"]
+    assert trajectory[-1].tokens_seen == 16 * 1024
+    assert (ran.directory / "information_plane.png").read_bytes().startswith(b"\x89PNG")
+    assert (ran.directory / "ib_trajectory.1.jsonl").read_text() == "an earlier run\n"
+    (run,) = read_offline_runs(ran.directory)
+    assert [row["train/global_step"] for row in run.rows if "ib/complexity" in row] == trajectory.steps
+
+
+def test_it_writes_below_its_directory_only(ran: Demo) -> None:
+    assert [path for path in ran.home.rglob("*") if path.is_file()] == []
+    assert [path.name for path in ran.directory.parent.iterdir()] == ["ib_demo"]
+
+
+def test_its_table_has_the_points_and_the_loss(ran: Demo) -> None:
+    trajectory = Trajectory.load(ran.directory)
+    rows = [line.split() for line in ran.out.splitlines() if re.match(r" *\d+  ", line)]
+    assert [int(row[0]) for row in rows] == trajectory.steps
+    assert [row[2] for row in rows] == [f"{point.complexity:.4f}" for point in trajectory]
+    losses = [float(row[1]) for row in rows]
+    assert 8.2 < losses[0] < 8.5, "an untrained model of 4,096 tokens"
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_it_says_where_everything_is(ran: Demo) -> None:
+    for line in ran.out.splitlines():
+        if line.startswith(("information plane", "trajectory", "W&B run")):
+            assert (ran.directory.parent / line.split()[-1]).exists(), line
+    assert "wandb sync ib_demo" in ran.out
+
+
+def test_its_training_ends_in_time(tmp_path: Path) -> None:
+    callback = tiny_callback(every_n_steps=100)
+    tiny_trainer(tmp_path, [callback, _deadline(time.perf_counter() + 3600)], steps=3).train()
+    assert callback.trajectory.steps == [0, 3]
+    tiny_trainer(tmp_path, [callback, _deadline(time.perf_counter() - 1)], steps=3).train()
+    assert callback.trajectory.steps == [0, 1]
+
+
+# --- the reading ---
+
+
+def point(step: int, complexity: float, expressivity: float, *, entropy: float = 0.8, null: float = 0.1) -> Measurement:
+    """A token and a quadgram order, the second with nearly all of it null."""
+
+    def order(c: float, e: float, n: float) -> PlanePoint:
+        return PlanePoint.from_layers(
+            [c], [e], complexity_null=n, expressivity_null=n, complexity_null_se=0.0, expressivity_null_se=0.0
+        )
+
+    return Measurement(
+        step=step,
+        entropy=entropy,
+        ceiling=0.7,
+        orders={
+            "token": order(complexity, expressivity, null * complexity),
+            "quadgram": order(0.5, 0.49, 0.45),
+        },
+        features={},
+        layers=("only",),
+        entropy_by_layer=(entropy,),
+        num_positions=1000,
+        seconds=2.0,
+        settings={"primary": "token"},
+        overhead=0.25,
+    )
+
+
+def test_a_run_that_collapses_and_fits() -> None:
+    untrained, collapse, fit, end, cost = reading(
+        Trajectory(
+            [
+                point(0, 0.30, 0.15),
+                point(10, 0.02, 0.01, entropy=0.4),
+                Measurement.failed(20, "NaN", settings={}),
+                point(30, 0.20, 0.16),
+                point(40, 0.40, 0.24),
+            ]
+        )
+    )
+    assert "at quadgrams: complexity 0.500, expressivity 0.490, optimality 0.980" in untrained
+    assert "already give 0.450, 90% of that complexity" in untrained
+    assert collapse.startswith("Collapse, step 10:")
+    assert "H(Z) fell from 0.800 to 0.400, complexity from 0.300 to 0.020" in collapse
+    assert "lowest of the run, and so is the distance to the bound" in collapse
+    assert fit.startswith("Fitting, from step 30:")
+    assert "before training, 0.120, and reaches 0.200 at the end" in fit
+    assert "complexity 0.400, of at most 0.700" in end
+    assert "between 0.360 and 0.400 for complexity, 0.200 and 0.240 for expressivity" in end
+    assert "Optimality above the null: 0.556" in end
+    assert cost == "4 measurements took 8 s, 2.0 s each; with files and pictures 25% of this short run."
+
+
+def test_a_run_without_a_collapse_that_does_not_fit() -> None:
+    _, collapse, fit, _, _ = reading(Trajectory([point(0, 0.30, 0.15), point(10, 0.29, 0.14)]))
+    assert collapse.startswith("No collapse was seen: the lowest complexity, 0.290 at step 10")
+    assert fit.startswith("Fitting has not begun")
+
+
+def test_nothing_to_read() -> None:
+    assert reading(Trajectory([point(0, 0.3, 0.15), Measurement.failed(5, "NaN", settings={})])) == []

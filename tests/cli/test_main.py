@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from synthetic_runs import C, E, measured, run
+
+from ib_callback import __version__
+from ib_callback.cli import demo, main
+from ib_callback.results.trajectory import Trajectory
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main.main(["--version"])
+    assert capsys.readouterr().out == f"ib-callback {__version__}\n"
+
+
+def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main.main([])
+    assert "required: command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "1.5", "many"])
+@pytest.mark.parametrize("option", ["--steps", "--every", "--threads"])
+def test_counts_must_be_positive(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["demo", f"{option}={value}"])
+    assert f"argument {option}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "soon"])
+def test_minutes_must_be_positive(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["demo", f"--minutes={value}"])
+    assert "argument --minutes: " in capsys.readouterr().err
+
+
+def test_options_reach_the_demonstration(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, object]] = []
+    monkeypatch.setattr(demo, "run_demo", lambda **options: given.append(options))
+    assert main.main(["demo"]) == 0
+    assert (
+        main.main(["demo", "--steps=7", "--minutes=0.5", "--every=2", "--output-dir=x", "--seed=3", "--threads=2"]) == 0
+    )
+    assert given[0] == {
+        "steps": 600,
+        "minutes": 3.0,
+        "every": None,
+        "output_dir": "ib_demo",
+        "seed": 0,
+        "threads": 1,
+    }
+    assert given[1] == {"steps": 7, "minutes": 0.5, "every": 2, "output_dir": "x", "seed": 3, "threads": 2}
+
+
+def test_a_mistake_is_a_line_and_not_a_traceback(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+    file = f"{tmp_path}/file"
+    open(file, "w").close()
+    assert main.main(["demo", "--output-dir", f"{file}/below"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("ib-callback: cannot write to the output directory")
+    assert "Traceback" not in error
+
+
+# --- select
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """The course of `synthetic_runs`: the optimality is highest, .8, from 2000 on; compression begins at 1000."""
+    run(C, E).save(tmp_path / "ib_trajectory.jsonl")
+    for step in (500, 900, 1500, 2000):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for name in ("model.safetensors", "trainer_state.json"):
+            (folder / name).write_bytes(b"{}")
+    return tmp_path
+
+
+def test_select_prints_the_candidates_and_the_best(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["select", str(finished)]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[0].split() == ["step", "optimality", "phase", "checkpoint"]
+    assert lines[21].split() == ["2,000", "0.8000", "compression", "checkpoint-2000", "best"]
+    assert lines[-1] == f"The best checkpoint: {finished / 'checkpoint-2000'}"
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [
+        ([], 2000),
+        (["--by", "token/expressivity", "--mode", "min"], 1500),
+        # .265 at 900, before the compression, and .18 at 1500.
+        (["--from", "fit", "--by=distance_to_bound", "--mode=max"], 900),
+        (["--from", "500", "--by=distance_to_bound", "--mode=max"], 900),
+        (["--from", "1,000", "--by=distance_to_bound", "--mode=max"], 1500),
+    ],
+)
+def test_select_prints_the_path_alone(
+    finished: Path, options: list[str], step: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["select", str(finished), "--path-only", *options]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{finished / f'checkpoint-{step}'}\n"
+    assert captured.err == ""
+
+
+def test_select_says_why_there_is_none(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["select", str(finished), "--from", "2001"]) == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 1 + 31
+    assert captured.err.startswith("ib-callback: No point can be selected: before step 2,001; no checkpoint.\n")
+    assert main.main(["select", str(finished), "--from", "2001", "--path-only"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "before step 2,001; no checkpoint" in captured.err
+
+
+def test_select_shows_all_of_a_long_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run([0.8] * 70, [0.1 + 0.005 * i for i in range(70)]).save(tmp_path / "ib_trajectory.jsonl")
+    assert main.main(["select", str(tmp_path), "--from=0"]) == 1
+    assert "(65 of 70 points are left out" in capsys.readouterr().out
+    assert main.main(["select", str(tmp_path), "--from=0", "--all"]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 70
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--by", "optimallity"], "no metric 'optimallity' is measured; those measured: complexity, expressivity"),
+        (["--by", "bigram/optimality"], "no metric 'bigram/optimality' is measured"),
+        (["--by", "entropy"], "neither high nor low entropy is known to be better"),
+        (["--from", "later"], "--from: expected compression, fit or a step (0 or more), got 'later'"),
+        (["--from", "1.5"], "--from: expected compression, fit or a step (0 or more), got '1.5'"),
+        (["--from=-3"], "--from: expected compression, fit or a step (0 or more), got '-3'"),
+    ],
+)
+def test_a_mistake_in_an_option_of_select(
+    finished: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["select", str(finished), *options]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"ib-callback: {message}")
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_select_without_a_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["select", str(finished / "checkpoint-500")]) == 1
+    assert "no ib_trajectory.jsonl in" in capsys.readouterr().err
+    assert main.main(["select", str(finished / "nowhere")]) == 1
+    assert "there is no directory" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["select"])
+    assert "RUN_DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ib_trajectory.jsonl", "ib_checkpoints.jsonl"])
+def test_a_damaged_file_is_named(finished: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (finished / name).write_bytes(b'damage\n{"step": 5}\n')
+    assert main.main(["select", str(finished)]) == 1
+    error = capsys.readouterr().err
+    assert f"{name}:1: expected one JSON object" in error
+    assert "Traceback" not in error
+
+
+def test_a_warning_is_a_line_said_once(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = finished / "ib_trajectory.jsonl"
+    # Without a null both the choice and the column of phases warn.
+    trajectory = Trajectory(measured(100 * i, c, e, null=None) for i, (c, e) in enumerate(zip(C, E, strict=True)))
+    trajectory.save(path)
+    path.write_bytes(path.read_bytes() + b'{"step": 31')
+    assert main.main(["select", str(finished), "--path-only"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{finished / 'checkpoint-2000'}\n"
+    assert len(captured.err.splitlines()) == 2
+    assert f"ib-callback: {path}: the last line is torn" in captured.err
+    assert "ib-callback: phases are found from the plain expressivity" in captured.err

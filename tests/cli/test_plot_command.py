@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from plot_runs import SETTINGS, failed, measurement, run
+from synthetic_runs import C, E
+from synthetic_runs import run as synthetic_run
+
+from ib_callback.bound.curve import IBCurve
+from ib_callback.cli import main
+from ib_callback.results.trajectory import Trajectory
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two runs, and an empty directory to work in."""
+    for name, scale in (("small", 1.0), ("large", 1.1)):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        trajectory = run([0, 10, 100], orders=2, scale=scale, layers=("h.0", "h.1"))
+        trajectory.save(tmp_path / "runs" / name / "ib_trajectory.jsonl")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "runs"
+
+
+def written() -> list[str]:
+    return sorted(path.name for path in Path.cwd().iterdir())
+
+
+def texts(path: str) -> set[str]:
+    root = ElementTree.parse(path).getroot()
+    return {"".join(e.itertext()).strip() for e in root.iter("{http://www.w3.org/2000/svg}text")}
+
+
+def failing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of an error; nothing is written."""
+    before = written()
+    assert main.main(["plot", *arguments]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert written() == before
+    (line,) = output.err.splitlines()
+    return line
+
+
+def test_all_pictures_of_a_run_are_written_to_the_current_directory(runs, capsys):
+    assert main.main(["plot", str(runs / "small")]) == 0
+    assert capsys.readouterr().out.split() == ["plane.png", "layers.png", "steps.png"]
+    assert written() == ["layers.png", "plane.png", "steps.png"]
+    assert all(Path(name).read_bytes().startswith(b"\x89PNG") for name in written())
+
+
+def test_one_picture_to_a_file_with_its_options(runs, capsys):
+    file = str(runs / "small" / "ib_trajectory.jsonl")
+    assert main.main(["plot", file, "--kind", "steps", "--log", "--theme=dark", "--order=bigram", "-o", "out.svg"]) == 0
+    assert {"training step, logarithmic", "bigram: measured"} <= texts("out.svg")
+    Trajectory(measurement(step) for step in (0, 1, 2, 4, 100)).save("early.jsonl")
+    assert main.main(["plot", "early.jsonl", "--kind", "steps", "-o", "early.svg"]) == 0
+    assert "training step, logarithmic" in texts("early.svg")
+    assert "#16191d" in Path("out.svg").read_text()
+    assert main.main(["plot", file, "--kind", "layers", "--step", "10", "-o", "out.svg"]) == 0
+    assert {"small, step 10", "token", "bigram", "h.1"} <= texts("out.svg")
+    assert main.main(["plot", file, "--kind", "plane", "--order", "bigram", "-o", "out.pdf"]) == 0
+    assert Path("out.pdf").read_bytes().startswith(b"%PDF")
+    assert capsys.readouterr().out.split() == ["out.svg", "early.svg", "out.svg", "out.pdf"]
+
+
+def test_several_pictures_share_the_name_given(runs, capsys):
+    assert main.main(["plot", str(runs / "small"), "-o", "run.svg", "--order", "token"]) == 0
+    assert written() == ["run_layers.svg", "run_plane.svg", "run_steps.svg"]
+    (Path.cwd() / "pictures").mkdir()
+    assert main.main(["plot", str(runs / "small"), str(runs / "large"), "--kind", "steps", "-o", "pictures"]) == 0
+    assert sorted(path.name for path in Path("pictures").iterdir()) == ["large_steps.png", "small_steps.png"]
+
+
+def test_several_runs_are_compared(runs, capsys):
+    assert main.main(["plot", str(runs / "small"), str(runs / "large"), "-o", "both.svg"]) == 0
+    assert {"small", "large", "null of the last point"} <= texts("both.svg")
+    other = run([0, 10], settings={**SETTINGS, "num_bins": 64})
+    (runs / "other" / "small").mkdir(parents=True)
+    other.save(runs / "other" / "small" / "ib_trajectory.jsonl")
+    assert main.main(["plot", str(runs / "small"), str(runs / "other"), "-o", "both.svg"]) == 0
+    assert {"runs/small", "other/small"} <= texts("both.svg")
+    warning = "ib-callback: Not comparable: runs/small and other/small differ in num_bins: 100 vs 64"
+    assert warning in capsys.readouterr().err
+
+
+def test_the_curve_beside_a_trajectory_is_drawn(runs):
+    curve = IBCurve([0, 2], [0, 1], [0, 2], mutual_information=1.0, num_codewords=100)
+    curve.with_info(order="token", probe=SETTINGS["probe"]).save(runs / "small" / "ib_curve.json")
+    assert main.main(["plot", str(runs / "small"), "--kind", "plane", "-o", "plane.svg"]) == 0
+    assert "IB curve of the probe (achievable)" in texts("plane.svg")
+    assert main.main(["plot", str(runs / "large"), "--kind", "plane", "-o", "plane.svg"]) == 0
+    assert "IB curve of the probe (achievable)" not in texts("plane.svg")
+
+
+def test_the_best_step(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trajectory = synthetic_run([*C, *np.linspace(C[-1], 0.35, 8)], [*E, *[E[-1]] * 8])
+    trajectory.save("ib_trajectory.jsonl")
+    best = trajectory.best(by="optimality")
+    assert main.main(["plot", ".", "--kind", "layers", "--step", "best", "-o", "best.svg"]) == 0
+    assert f"{tmp_path.name}, step {best.step:,}" in texts("best.svg")
+
+
+def test_a_run_of_one_point_has_no_picture_over_steps(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Trajectory([measurement(5)]).save("mine.jsonl")
+    assert main.main(["plot", "mine.jsonl"]) == 0
+    assert written() == ["layers.png", "mine.jsonl", "plane.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{}/nowhere"], r"there is no directory .*nowhere\. Give the output directory of a run"),
+        (["{}"], "has several runs; give the directory of one of them: .*large .*small"),
+        (["{}/small", "--kind=compare"], "compare needs two runs or more, got one"),
+        (["{}/small", "{}/small"], "expected different runs, got .*small.* twice"),
+        (["{}/small", "--order=trigram"], "expected orders among token, bigram, got trigram"),
+        (["{}/small", "--kind=layers", "--step=7"], "--step 7: no such point was measured; the nearest are 0, 10, 100"),
+        (["{}/small", "--kind=layers", "--step=first"], "--step: expected a number, last or best, got 'first'"),
+        (["{}/small", "--kind=layers", "--step=best"], "--step best: no point can be selected"),
+        (["{}/small", "-o", "no/such.png"], "-o no/such.png: there is no directory no"),
+        (["{}/small", "-o", "new/"], "-o new/: there is no directory new"),
+        (
+            ["{}/small", "--kind=plane", "-o", "plane.doc"],
+            r"expected a picture file in one of .*svg.*\.doc",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(runs, capsys, arguments, message):
+    line = failing([argument.format(runs) for argument in arguments], capsys)
+    assert line.startswith("ib-callback: ")
+    assert re.search(message, line), line
+
+
+def test_files_that_cannot_be_drawn_or_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Trajectory([failed(0)]).save("ib_trajectory.jsonl")
+    assert "nothing to draw: expected at least one measured point, got none among 1" in failing(["."], capsys)
+    Path("ib_trajectory.jsonl").write_text("no json\n{}\n")
+    assert "ib_trajectory.jsonl" in failing(["."], capsys)
+
+
+@pytest.mark.parametrize("option", ["--kind=pie", "--theme=sepia"])
+def test_choices_are_checked_by_the_parser(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["plot", ".", option])
+    assert f"argument {option.split('=')[0]}: invalid choice" in capsys.readouterr().err

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from lightning.pytorch.callbacks import LambdaCallback
+from tiny_lightning import saving, tiny_callback, tiny_module, tiny_trainer
+
+from ib_callback.lightning._saving import SavingWatch
+
+WATCHED = ("save_checkpoint", "remove_checkpoint", "teardown")
+
+
+class Strategy:
+    """Saves the step as text; all that it did is in `events`."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        self.events.append(("save", Path(filepath).name, storage_options))
+        Path(filepath).write_text(str(checkpoint["global_step"]))
+
+    def remove_checkpoint(self, filepath: Any) -> None:
+        self.events.append(("remove", filepath))
+        Path(filepath).unlink()
+
+    def teardown(self) -> None:
+        self.events.append(("teardown",))
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+
+class Checkpoints(SimpleNamespace):
+    """Stands for a `ModelCheckpoint`: of its state, what tells which files it will remove one day."""
+
+    def __init__(self, directory: Path, *, save_top_k: int = 1) -> None:
+        super().__init__(dirpath=directory, save_top_k=save_top_k)
+        self.best_k_models: dict[str, float] = {}
+        self.best_model_path = self.last_model_path = ""
+
+
+class Watched:
+    """A watch on a `Strategy`, and what it told."""
+
+    def __init__(self, directory: Path, *callbacks: Any, state: Any = None, ckpt_path: Path | None = None) -> None:
+        self.directory = directory
+        self.strategy, self.told = Strategy(), []
+        self.trainer = SimpleNamespace(
+            strategy=self.strategy, is_global_zero=True, checkpoint_callbacks=callbacks, ckpt_path=ckpt_path
+        )
+        self.watch = self.open(state or {})
+
+    def open(self, state: dict[str, Any]) -> SavingWatch:
+        return SavingWatch(
+            self.trainer,
+            before=lambda checkpoint: self.told.append(("before", checkpoint["global_step"], self.files())),
+            after=lambda step, path: self.told.append(("after", step, path, self.files())),
+            copied=lambda step, path: self.told.append(("copied", step, path)),
+            state=state,
+        )
+
+    def save(self, step: int, name: str) -> Path:
+        self.strategy.save_checkpoint({"global_step": step}, self.directory / name)
+        return self.directory / name
+
+    def files(self) -> dict[str, str]:
+        return {path.name: path.read_text() for path in sorted(self.directory.iterdir())}
+
+
+def test_what_is_saved_is_told_before_and_when_it_is_complete(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    watched.strategy.save_checkpoint({"global_step": 5}, str(tmp_path / "a"), storage_options="x")
+    assert watched.told == [("before", 5, {}), ("after", 5, tmp_path / "a", {"a": "5"})]
+    assert watched.strategy.events == [("save", "a", "x")]
+
+
+def test_a_path_that_is_relative_is_told_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    watched = Watched(tmp_path)
+    watched.strategy.save_checkpoint({"global_step": 5}, "a")
+    assert watched.told[-1][2] == tmp_path / "a"
+    watched.watch.keep(tmp_path / "a", 5)
+    watched.strategy.remove_checkpoint("a")
+    assert watched.files() == {"a": "5"}
+    watched.watch.keep(None)
+    assert watched.strategy.events[-1] == ("remove", "a"), "as it was asked for"
+
+
+def test_what_is_kept_is_removed_once_it_is_kept_no_longer(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    a, b = watched.save(5, "a"), watched.save(10, "b")
+    watched.watch.keep(a, 5)
+    watched.strategy.remove_checkpoint(a)
+    assert watched.files() == {"a": "5", "b": "10"}
+    assert watched.watch.state_dict() == {"withheld": [str(a)]}
+    watched.watch.keep(a, 5)
+    assert watched.files() == {"a": "5", "b": "10"}
+    watched.watch.keep(b, 10)
+    assert watched.files() == {"b": "10"}
+    assert watched.watch.state_dict() == {"withheld": []}
+    watched.strategy.remove_checkpoint(b)
+    watched.watch.keep(None)
+    assert watched.files() == {}
+
+
+def test_what_nobody_wants_to_remove_stays_when_it_is_no_longer_the_best(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    a, b = watched.save(5, "a"), watched.save(10, "b")
+    watched.watch.keep(a, 5)
+    watched.watch.keep(b, 10)
+    assert watched.files() == {"a": "5", "b": "10"}
+    watched.strategy.remove_checkpoint(a)
+    assert watched.files() == {"b": "10"}
+
+
+def test_what_is_gone_already_need_not_be_removed(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    a = watched.save(5, "a")
+    watched.watch.keep(a, 5)
+    watched.strategy.remove_checkpoint(a)
+    a.unlink()
+    watched.watch.keep(None)
+    assert [event[0] for event in watched.strategy.events] == ["save"]
+
+
+def test_what_is_written_again_is_not_removed_later(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    a = watched.save(5, "a")
+    watched.watch.keep(a, 5)
+    watched.strategy.remove_checkpoint(a)
+    watched.save(5, "a")
+    watched.watch.keep(None)
+    assert watched.files() == {"a": "5"}
+
+
+def test_what_is_kept_is_copied_before_it_is_overwritten(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    last = watched.save(5, "last.ckpt")
+    watched.watch.keep(last, 5)
+    watched.save(5, "last.ckpt")
+    assert watched.files() == {"last.ckpt": "5"}, "the same weights"
+    watched.save(10, "last.ckpt")
+    copy = tmp_path / "step=5-last.ckpt"
+    assert watched.files() == {"last.ckpt": "10", copy.name: "5"}
+    assert ("copied", 5, copy) in watched.told
+    assert watched.told.index(("copied", 5, copy)) < watched.told.index(
+        ("before", 10, {"last.ckpt": "5", copy.name: "5"})
+    )
+
+    watched.watch.keep(copy, 5)
+    watched.save(15, "last.ckpt")
+    assert watched.files() == {"last.ckpt": "15", copy.name: "5"}, "no second copy"
+    assert watched.watch.state_dict() == {"withheld": [str(copy)]}
+    watched.watch.keep(last, 15)
+    assert watched.files() == {"last.ckpt": "15"}
+
+
+def test_a_copy_takes_no_name_that_is_taken_and_copies_folders(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    (tmp_path / "step=5-a.ckpt").write_text("of another run")
+    watched.watch.keep(watched.save(5, "a.ckpt"), 5)
+    watched.save(10, "a.ckpt")
+    assert watched.files() == {"a.ckpt": "10", "step=5-a.ckpt": "of another run", "step=5-a-v1.ckpt": "5"}
+
+    sharded = tmp_path / "sharded"
+    (sharded / "part").mkdir(parents=True)
+    (sharded / "part" / "0").write_text("10")
+    watched.watch.keep(sharded, 10)
+    with pytest.raises(IsADirectoryError, match="sharded"):
+        watched.save(15, "sharded")
+    assert (tmp_path / "step=10-sharded" / "part" / "0").read_text() == "10"
+
+
+def test_a_copy_that_fails_is_a_warning(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    watched.watch.keep(tmp_path / "gone.ckpt", 5)
+    with pytest.warns(RuntimeWarning, match=r"gone\.ckpt, is about to be overwritten, and could not be copied"):
+        watched.save(10, "gone.ckpt")
+    assert watched.files() == {"gone.ckpt": "10"}
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["resumed", "resumed once more"])
+def test_what_was_withheld_is_removed_by_a_resumed_run(again: bool, tmp_path: Path) -> None:
+    first = Watched(tmp_path)
+    a, b = first.save(5, "a"), first.save(10, "b")
+    first.watch.keep(a, 5)
+    first.strategy.remove_checkpoint(a)
+    resumed = Watched(tmp_path, state=first.watch.state_dict())
+    if again:
+        resumed = Watched(tmp_path, state=resumed.watch.state_dict())
+    resumed.watch.keep(a, 5)
+    assert resumed.files() == {"a": "5", "b": "10"}
+    resumed.watch.keep(b, 10)
+    assert resumed.files() == {"b": "10"}
+
+
+@pytest.mark.parametrize("listed_as", ["best_k_models", "best_model_path", "last_model_path"])
+def test_what_is_about_to_be_withheld_is_in_the_state_of_the_next_checkpoint(listed_as: str, tmp_path: Path) -> None:
+    """`ModelCheckpoint` takes a file off its list, saves the next one, and only then removes the former."""
+
+    def list_in(callback: Checkpoints, path: Path) -> None:
+        setattr(callback, listed_as, {str(path): 1.0} if listed_as == "best_k_models" else str(path))
+
+    callback = Checkpoints(tmp_path)
+    watched = Watched(tmp_path, callback)
+    a = watched.save(5, "a")
+    list_in(callback, a)
+    watched.watch.keep(a, 5)
+    assert watched.watch.state_dict() == {"withheld": []}, "the callback will remove it"
+    list_in(callback, tmp_path / "b")
+    assert watched.watch.state_dict() == {"withheld": [str(a)]}
+
+
+def test_what_no_callback_would_remove_is_never_withheld(tmp_path: Path) -> None:
+    a = tmp_path / "a"
+    everything = Checkpoints(tmp_path, save_top_k=-1)
+    elsewhere = Checkpoints(tmp_path / "of this run")
+    resumes = Checkpoints(tmp_path)
+    cases = [((everything,), None), ((elsewhere,), None), ((resumes,), a), ((), None), ((object(),), None)]
+    for callbacks, resumed_from in cases:
+        watched = Watched(tmp_path, *callbacks, ckpt_path=resumed_from)
+        watched.save(5, "a")
+        for callback in callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.best_model_path = str(a)
+        watched.watch.keep(a, 5)
+        for callback in callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.best_model_path = str(tmp_path / "b")
+        assert watched.watch.state_dict() == {"withheld": []}, callbacks
+
+
+def test_the_strategy_has_its_own_methods_back_at_its_end(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    watched.strategy.teardown()
+    assert watched.strategy.events == [("teardown",)]
+    assert not set(WATCHED) & set(vars(watched.strategy))
+    watched.save(5, "a")
+    watched.watch.close()
+    assert watched.told == []
+
+
+def test_methods_that_somebody_else_has_put_in_front_are_called_and_put_back(tmp_path: Path) -> None:
+    strategy = Strategy()
+    seen: list[str] = []
+    original = strategy.remove_checkpoint
+
+    def remove(filepath: Any) -> None:
+        seen.append(Path(filepath).name)
+        original(filepath)
+
+    strategy.remove_checkpoint = remove  # type: ignore[method-assign]
+    first = Watched(tmp_path)
+    first.strategy = first.trainer.strategy = strategy
+    watches = [first.open({}), first.open({})]
+    first.told.clear()
+    a = first.save(5, "a")
+    assert [told[0] for told in first.told] == ["before", "before", "after", "after"]
+    watches[0].keep(a, 5)
+    strategy.remove_checkpoint(a)
+    assert first.files() == {"a": "5"}, "either of two callbacks can keep it"
+    watches[0].keep(None)
+    assert seen == ["a"]
+    strategy.teardown()
+    assert vars(strategy)["remove_checkpoint"] is remove
+    assert not {"save_checkpoint", "teardown"} & set(vars(strategy))
+
+
+@pytest.mark.parametrize("fails_in", [None, "on_train_start", "on_train_batch_end"])
+def test_a_trainer_has_its_strategy_back_and_callbacks_fit_again(fails_in: str | None, tmp_path: Path) -> None:
+    def fail(trainer: Any, *args: Any) -> None:
+        if fails_in == "on_train_start" or trainer.global_step == 5:
+            raise ZeroDivisionError("a bug of the user")
+
+    callback = tiny_callback(every_n_steps=2, select="optimality", select_from=1)
+    callbacks = [callback, saving(tmp_path, 2)]
+    failing = [] if fails_in is None else [LambdaCallback(**{fails_in: fail})]
+    trainer = tiny_trainer(tmp_path, [*callbacks, *failing], steps=8, enable_checkpointing=True)
+    before = set(vars(trainer.strategy))
+    with nullcontext() if fails_in is None else pytest.raises(ZeroDivisionError, match="a bug of the user"):
+        trainer.fit(tiny_module())
+    assert not set(WATCHED) & (set(vars(trainer.strategy)) - before)
+
+    trainer = tiny_trainer(tmp_path / "again", callbacks, steps=8, enable_checkpointing=True)
+    trainer.fit(tiny_module())
+    assert callback.trajectory.steps == [0, 2, 4, 6, 8]
+    assert callback.selected is not None
+    assert not set(WATCHED) & set(vars(trainer.strategy))

@@ -1,0 +1,203 @@
+"""Finding blocks, limits and the cheapest call in real architectures."""
+
+import pytest
+import torch
+import transformers as tf
+from architectures import (
+    SMALL,
+    bare_bert,
+    bare_gpt2,
+    bart,
+    bert,
+    bloom,
+    gemma2,
+    gpt2,
+    llama,
+    modernbert,
+    neox,
+    opt,
+    qwen3,
+    roberta,
+    t5,
+)
+from torch import nn
+
+from ib_callback.common.errors import ModelError
+from ib_callback.measuring.model import access
+
+ARCHITECTURES = [modernbert, llama, gpt2, opt, neox, bloom, qwen3, gemma2, bert, roberta, bare_gpt2]
+
+
+@pytest.mark.parametrize("make", ARCHITECTURES, ids=lambda make: make.__name__)
+def test_layers_put_out_what_output_hidden_states_returns(make):
+    torch.manual_seed(0)
+    model = make().eval()
+    ids = torch.randint(2, 40, (2, 9))
+    layers = access.resolve_layers(model, "hidden_states")
+    seen = {}
+    for layer in layers:
+        layer.module.register_forward_hook(lambda module, inputs, output, name=layer.name: seen.update({name: output}))
+    with torch.no_grad():
+        access.default_forward(model)(model, ids, torch.ones_like(ids))
+        expected = model(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True).hidden_states[1:]
+    assert len(layers) == len(expected) == 3
+    assert layers[-1].name.endswith(":final")
+    for layer, states in zip(layers, expected, strict=True):
+        output = seen[layer.name]
+        got = output if isinstance(output, torch.Tensor) else output[0]
+        torch.testing.assert_close(got, states, rtol=0, atol=1e-6)
+
+
+def test_names_and_globs():
+    model = llama()
+    assert [layer.name for layer in access.resolve_layers(model, "blocks")] == [f"model.layers.{i}" for i in range(3)]
+    names = [layer.name for layer in access.resolve_layers(model, ["model.layers.*.mlp", "model.norm"])]
+    assert names == ["model.layers.0.mlp", "model.layers.1.mlp", "model.layers.2.mlp", "model.norm"]
+    globbed = [layer.name for layer in access.resolve_layers(model, ["model.layers.*"])]
+    assert globbed == ["model.layers.0", "model.layers.1", "model.layers.2"]
+    picked = access.resolve_layers(model, lambda m: [m.model.norm])
+    assert [layer.name for layer in picked] == ["model.norm"]
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(40, 16)
+        self.stack = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+
+    def forward(self, ids, mask):
+        return self.stack(self.embed(ids))
+
+
+class Unfindable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.config = tf.LlamaConfig(**(SMALL | {"num_hidden_layers": 5}))
+        self.towers = nn.ModuleList(nn.Linear(2, 2) for _ in range(4))
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "message"),
+    [
+        (
+            Plain(),
+            "hidden_states",
+            r"blocks of Plain could not be found.*candidates layers=\['stack\.\*'\] \(2 × Linear",
+        ),
+        (
+            Unfindable(),
+            "blocks",
+            r"a list of 5 blocks.*candidates layers=\['towers\.\*'\] \(4 × Linear\).*layers=callable",
+        ),
+        (Plain(), ["stack.7"], r"no module of Plain is called 'stack\.7'.*'embed', 'stack', 'stack\.0'"),
+        (Plain(), ["stack.0", "stack.*"], "'stack.0' was named twice"),
+        (Plain(), [], "at least one layer"),
+        (Plain(), lambda model: model.embed, r"return a list of modules, got Embedding\(40, 16\)"),
+        (Plain(), lambda model: ["stack.0"], "expected the callable to return a list of modules, got"),
+    ],
+)
+def test_layers_that_cannot_be_found(model, layers, message):
+    with pytest.raises(ModelError, match=message):
+        access.resolve_layers(model, layers)
+
+
+def two_berts():
+    decoder = tf.BertLMHeadModel(tf.BertConfig(**SMALL, is_decoder=True, add_cross_attention=True))
+    return tf.EncoderDecoderModel(encoder=bare_bert(), decoder=decoder)
+
+
+@pytest.mark.parametrize("make", [t5, bart, two_berts], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("layers", ["hidden_states", "blocks"])
+def test_encoder_decoders_are_refused(make, layers):
+    with pytest.raises(ModelError, match=r"is an encoder-decoder: .*layers=\[\.\.\.\] and pass forward="):
+        access.resolve_layers(make(), layers)
+
+
+@pytest.mark.parametrize(("make", "limit"), [(llama, 24), (gpt2, 24), (bert, 24), (roberta, 22), (bloom, None)])
+def test_position_limit_is_the_longest_sequence_that_runs(make, limit):
+    model = make().eval()
+    assert access.position_limit(model) == limit
+    assert access.vocabulary_size(model) == 40
+    longest = torch.full((1, limit or 40), 5)
+    assert access.default_forward(model)(model, longest, torch.ones_like(longest)) is not None
+
+
+def test_wrappers_are_taken_off():
+    model = llama()
+    compiled = torch.compile(model, backend="eager")
+    assert access.unwrap(compiled) is model
+    assert access.unwrap(nn.DataParallel(model)) is model
+    assert access.unwrap(model) is model
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_default_call_computes_one_logit_row_and_keeps_no_cache(make):
+    model = make().eval()
+    ids = torch.randint(2, 40, (2, 9))
+    output = access.default_forward(model)(model, ids, torch.ones_like(ids))
+    assert output.logits.shape == (2, 1, 40)
+    assert output.past_key_values is None
+
+
+def test_trunk_is_only_called_alone_where_nothing_is_wrapped_or_patched():
+    model = bert()
+    assert access.plain_trunk(model) is model.bert
+    assert access.plain_trunk(model.bert) is None
+    model.forward = model.forward  # as mixed-precision libraries patch it
+    assert access.plain_trunk(model) is None
+    assert access.plain_trunk(Plain()) is None
+
+
+def record(calls):
+    """A forward of every shape that users write, each noting what it was given."""
+
+    class Subclass(tf.LlamaForCausalLM):
+        def forward(self, input_ids=None, labels=None, **kwargs):
+            calls.append(kwargs)
+            return super().forward(input_ids=input_ids, labels=labels, **kwargs)
+
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = llama()
+
+        def forward(self, *args, **kwargs):
+            calls.append(kwargs)
+            return self.inside(*args, **kwargs)
+
+    return Subclass(tf.LlamaConfig(**SMALL)), Wrapper()
+
+
+def test_the_mask_reaches_forwards_that_hand_their_keywords_on():
+    calls = []
+    ids = torch.randint(2, 40, (2, 9))
+    mask = torch.ones_like(ids)
+    subclass, wrapper = record(calls)
+    for model in (subclass, wrapper):
+        access.default_forward(model)(model, ids, mask)
+        assert calls[-1]["attention_mask"] is mask
+    assert access.skips_the_head(subclass)
+    assert calls[0]["use_cache"] is False
+
+
+def test_the_mask_is_never_passed_as_something_else():
+    class NanoGPT(nn.Module):
+        def forward(self, idx, targets=None):
+            assert targets is None
+            return idx
+
+    model = NanoGPT()
+    ids = torch.ones(2, 4, dtype=torch.long)
+    forward = access.default_forward(model)
+    assert forward(model, ids, torch.ones_like(ids)) is ids
+    with pytest.raises(
+        ModelError, match=r"NanoGPT\.forward takes no attention_mask, but the probe has padding.*forward="
+    ):
+        forward(model, ids, torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]))
+
+
+def test_no_position_limit_where_the_config_says_none():
+    config = tf.LlamaConfig(**SMALL)
+    model = tf.LlamaForCausalLM(config)
+    model.config.max_position_embeddings = -1
+    assert access.position_limit(model) is None

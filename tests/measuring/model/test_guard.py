@@ -1,0 +1,109 @@
+"""What a probe pass could change is put back."""
+
+import contextlib
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ib_callback.measuring.model.guard import preserved_rng, untouched
+
+
+class Stateful(nn.Module):
+    """Changes everything that a forward pass may change."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.frozen = nn.Dropout().eval()
+        self.register_buffer("in_place", torch.zeros(3))
+        self.register_buffer("replaced", torch.ones(2))
+        self.register_buffer("absent", None)
+        self.max_seq_len_cached = 8
+
+    def forward(self):
+        self.in_place += 1
+        self.replaced = torch.zeros(5)
+        self.absent = torch.ones(1)
+        self.register_buffer("new", torch.ones(1))
+        self.max_seq_len_cached = 4
+        self.train()
+        random.random(), np.random.rand(), torch.rand(1)
+        torch.set_grad_enabled(True)
+
+
+def state_of(model):
+    buffers = {name: None if b is None else (b, b.clone(), b._version) for name, b in model._buffers.items()}
+    return (
+        {name: module.training for name, module in model.named_modules()},
+        buffers,
+        model.max_seq_len_cached,
+        torch.is_grad_enabled(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+    )
+
+
+def assert_same(before, after):
+    assert before[0] == after[0]
+    assert before[1].keys() == after[1].keys()
+    for name, kept in before[1].items():
+        if kept is None:
+            assert after[1][name] is None
+        else:
+            assert after[1][name][0] is kept[0]
+            assert torch.equal(after[1][name][1], kept[1])
+    assert before[2:] == after[2:]
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_everything_is_put_back(raises):
+    model = Stateful()
+    before = state_of(model)
+    outcome = pytest.raises(KeyError, match="boom") if raises else contextlib.nullcontext()
+    with outcome, untouched(model):
+        model()
+        if raises:
+            raise KeyError("boom")
+    assert_same(before, state_of(model))
+
+
+def test_the_body_runs_in_evaluation_mode_without_gradients_but_not_in_inference_mode():
+    model = Stateful()
+    with untouched(model):
+        assert not any(module.training for module in model.modules())
+        assert not torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_buffers_that_did_not_change_are_not_written():
+    model = nn.BatchNorm1d(3)
+    versions = [b._version for b in model.buffers()]
+    with untouched(model):
+        model(torch.randn(4, 3))
+    assert [b._version for b in model.buffers()] == versions
+
+
+def test_buffers_with_nan_are_restored_and_recognised():
+    model = Stateful()
+    model.in_place[0] = float("nan")
+    version = model.in_place._version
+    with untouched(model):
+        pass
+    assert model.in_place._version == version
+
+
+def test_preserved_rng():
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    expected = torch.rand(2).tolist(), np.random.rand(), random.random()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    with preserved_rng():
+        torch.rand(7), np.random.rand(7), random.random()
+    assert (torch.rand(2).tolist(), np.random.rand(), random.random()) == expected

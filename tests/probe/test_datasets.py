@@ -1,0 +1,701 @@
+"""Probes of datasets of every kind, their labels, and the cache."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from word_tokenizer import word_tokenizer
+
+from ib_callback import Probe, ProbeError
+from ib_callback.probe import _rows
+from ib_callback.probe._tokenizing import tokenizer_hash
+
+TEXTS = ["a b c d", "e", "f g h", "i j", "a a a a a a"]
+ROWS = [{"text": text, "n": number} for number, text in enumerate(TEXTS)]
+SETTINGS: dict[str, Any] = {"num_sequences": 3, "min_length": 4, "max_length": 6}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    return tmp_path / "xdg" / "ib_callback" / "probes"
+
+
+def expected() -> Probe:
+    return Probe.from_texts(TEXTS, word_tokenizer(), **SETTINGS)
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+# ---------------------------------------------------------------- kinds of datasets
+
+
+def generated() -> Iterator[dict[str, Any]]:
+    yield from ROWS
+
+
+def json_lines(folder: Path) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def json_array(folder: Path) -> Path:
+    path = folder / "rows.json"
+    path.write_text(json.dumps(ROWS))
+    return path
+
+
+def csv(folder: Path) -> Path:
+    path = folder / "rows.csv"
+    path.write_text("n,text\n" + "".join(f"{row['n']},{row['text']}\n" for row in ROWS))
+    return path
+
+
+def compressed(folder: Path) -> Path:
+    path = folder / "rows.json.gz"
+    path.write_bytes(gzip.compress(json_lines(folder).read_bytes()))
+    return path
+
+
+def parquet(folder: Path) -> Path:
+    datasets.Dataset.from_list(ROWS).to_parquet(folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+def text(folder: Path) -> Path:
+    path = folder / "rows.txt"
+    path.write_text("\n".join(TEXTS) + "\n")
+    return path
+
+
+def folder_of_shards(folder: Path) -> Path:
+    shards = folder / "shards"
+    shards.mkdir()
+    for number, rows in enumerate((ROWS[:2], ROWS[2:])):
+        (shards / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return shards
+
+
+def saved_to_disk(folder: Path) -> Path:
+    datasets.Dataset.from_list(ROWS).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "list": lambda _: ROWS,
+    "generator": lambda _: generated(),
+    "Dataset": lambda _: datasets.Dataset.from_list(ROWS).with_format("numpy"),
+    "IterableDataset": lambda _: datasets.IterableDataset.from_generator(generated),
+    "jsonl": json_lines,
+    "str": lambda folder: str(json_lines(folder)),
+    "json.gz": compressed,
+    "parquet": parquet,
+    "json": json_array,
+    "csv": csv,
+    "txt": text,
+    "folder": folder_of_shards,
+    "saved": saved_to_disk,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_dataset_gives_the_same_probe(kind: str, tmp_path: Path, own_cache: Path) -> None:
+    dataset = KINDS[kind](tmp_path)
+    probe = Probe.from_dataset(dataset, word_tokenizer(), **SETTINGS)
+    assert probe.fingerprint == expected().fingerprint
+    counts = {key: value for key, value in probe.source.items() if key.startswith("texts_")}
+    assert counts == {"texts_read": "4", "texts_too_short": "1", "texts_without_text": "0"}
+    # What has no identity that lasts is not cached.
+    assert probe.name == (dataset.split("/")[-1] if kind == "str" else getattr(dataset, "name", "dataset"))
+    assert len(files_in(own_cache)) == (kind not in ("list", "generator", "IterableDataset"))
+
+
+def test_splits_and_rows_to_skip() -> None:
+    splits = datasets.DatasetDict(
+        train=datasets.Dataset.from_list(ROWS[:1]), test=datasets.Dataset.from_list(ROWS + ROWS[2:])
+    )
+    probe = Probe.from_dataset(
+        splits, word_tokenizer(), split="test", skip=5, num_sequences=2, min_length=1, name="later"
+    )
+    assert probe.fingerprint == Probe.from_texts(TEXTS[2:4], word_tokenizer(), min_length=1).fingerprint
+    assert probe.source["skip"] == "5"
+    assert probe.name == "later"
+    with pytest.raises(ProbeError, match="expected split= to be one of train, test, got None"):
+        Probe.from_dataset(splits, word_tokenizer())
+    with pytest.raises(ProbeError, match="expected rows, got none after the first 9 were skipped"):
+        Probe.from_dataset(ROWS, word_tokenizer(), skip=9)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "keywords", "error", "message"),
+    [
+        (ROWS, {"text_column": "body"}, ProbeError, "expected a column 'body', got the columns text, n. Name"),
+        (ROWS, {"label_columns": ["a", "n"]}, ProbeError, "expected a column 'a', got the columns text, n"),
+        ("", {}, ProbeError, "dataset: expected a file, a folder or a name on the hub, got an empty string"),
+        (ROWS, {"label_columns": "n"}, ProbeError, "label_columns: expected a list of column names.*got str 'n'"),
+        (ROWS, {"split": "test"}, ProbeError, "split=: expected with a dataset on the hub, got list"),
+        (ROWS, {"skip": -1}, ValueError, "skip: expected an integer of at least 0, got -1"),
+        (ROWS, {"retries": 1.5}, TypeError, "retries: expected an integer of at least 0, got 1.5"),
+        (ROWS, {"num_sequences": 0}, ValueError, "num_sequences: expected an integer of at least 1, got 0"),
+        (ROWS, {"spilt": "test"}, TypeError, "unexpected keyword spilt=. Expected, beside .*: config, split, revision"),
+        (ROWS, {"text_column": "n"}, TypeError, "expected strings or lists of words in column 'n', got int in row 0"),
+        ([], {}, ProbeError, "the list: expected rows, got none"),
+        (TEXTS, {}, TypeError, "the list: expected rows that are dicts, got str 'a b c d'"),
+        ({"text": TEXTS}, {}, TypeError, "dataset: expected a datasets.Dataset.*got dict"),
+        (5, {}, TypeError, "dataset: expected a datasets.Dataset.*got int"),
+        (Path("nowhere"), {}, ProbeError, "got nowhere: no such file"),
+        ("nowhere.jsonl", {}, ProbeError, "got nowhere.jsonl: no such file"),
+        ("./nowhere", {}, ProbeError, "got ./nowhere: no such file"),
+        (__file__, {}, ProbeError, r"expected a file that ends in \.json, .*got test_datasets\.py"),
+    ],
+)
+def test_unusable_datasets_are_refused(
+    dataset: Any, keywords: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Probe.from_dataset(dataset, word_tokenizer(), **keywords)
+
+
+def test_a_file_without_rows_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("")
+    with pytest.raises(ProbeError, match=r"rows\.jsonl: expected rows, got none"):
+        Probe.from_dataset(tmp_path / "rows.jsonl", word_tokenizer(), **SETTINGS)
+
+
+def test_a_transform_of_a_dataset_makes_its_rows(own_cache: Path) -> None:
+    plain = datasets.Dataset.from_list([{"text": "a b c"}, {"text": "d e f"}])
+
+    def probe(column: str, to: str) -> Probe:
+        rows = plain.with_transform(lambda batch: {column: [text.replace("b", to) for text in batch["text"]]})
+        return Probe.from_dataset(rows, word_tokenizer(), num_sequences=2, min_length=1, text_column=column)
+
+    assert probe("text", "j").input_ids.tolist() == [[1, 3, 12, 5, 2], [1, 6, 7, 8, 2]]
+    assert probe("body", "j").input_ids.tolist() == [[1, 3, 12, 5, 2], [1, 6, 7, 8, 2]]
+    # Not the one from the cache.
+    assert probe("text", "i").input_ids.tolist() == [[1, 3, 11, 5, 2], [1, 6, 7, 8, 2]]
+
+
+def test_a_damaged_local_file_is_an_error(tmp_path: Path) -> None:
+    path = compressed(tmp_path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ProbeError, match=r"rows.json.gz: cannot be read, at the start \(EOFError"):
+        Probe.from_dataset(path, word_tokenizer(), **SETTINGS)
+
+
+def test_a_file_whose_columns_change_their_kind_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number, value in enumerate((1, {"a": [2]})):
+        (folder / f"{number}.jsonl").write_text(json.dumps({"text": "a b c", "f": value}) + "\n")
+    with pytest.raises(ProbeError, match=r"shards: cannot be read, after 1 rows \("):
+        Probe.from_dataset(folder, word_tokenizer(), num_sequences=2, min_length=1, label_columns=["f"])
+
+
+def test_what_is_no_tokenizer_or_name_is_refused_before_anything_is_read() -> None:
+    def rows() -> Iterator[dict[str, str]]:
+        raise AssertionError("read")
+        yield {}
+
+    with pytest.raises(TypeError, match="tokenizer: expected a transformers tokenizer"):
+        Probe.from_dataset(rows(), str.split)
+    with pytest.raises(ProbeError, match="name: expected a non-empty string, got 3"):
+        Probe.from_dataset(rows(), word_tokenizer(), name=cast("str", 3))
+
+
+def test_fewer_rows_than_asked_for_is_a_warning_also_from_the_cache(tmp_path: Path) -> None:
+    path = json_lines(tmp_path)
+    for _ in range(2):
+        with pytest.warns(
+            UserWarning, match="asked for 9 sequences, got 3: there were 5 texts, and 2 have fewer"
+        ) as caught:
+            Probe.from_dataset(path, word_tokenizer(), num_sequences=9, min_length=5)
+        assert caught[0].filename == __file__
+
+
+def test_a_bar_shows_the_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    Probe.from_dataset(ROWS, word_tokenizer(), progress=True, **SETTINGS)
+    assert "probe 'dataset' of the list: 100%" in capsys.readouterr().err
+    Probe.from_dataset(ROWS, word_tokenizer(), **SETTINGS)
+    assert capsys.readouterr().err == ""
+
+
+# ---------------------------------------------------------------- labels
+
+
+def test_labels_of_rows_as_integers_strings_and_partly_missing() -> None:
+    rows = [
+        {"text": "a b c", "language": "fr", "domain": 2, "good": True},
+        {"text": "skip", "language": "xx", "domain": 9, "good": None},
+        {"text": "d e", "language": None, "domain": -1, "good": False},
+        {"text": "f g h", "language": "de", "domain": None, "good": np.bool_(True)},
+    ]
+    columns = {"tongue": "language", "domain": "domain", "good": "good"}
+    with pytest.warns(UserWarning, match=r"'domain' \(all 2\)"):
+        probe = Probe.from_dataset(rows, word_tokenizer(), min_length=4, num_sequences=None, label_columns=columns)
+    # The alphabet decides, of the names that are in the probe.
+    assert probe.label_names == {"tongue": ("de", "fr")}
+    assert probe.labels["tongue"].tolist() == [[1] * 5, [-1] * 5, [0] * 5]
+    assert probe.labels["domain"].tolist() == [[2] * 5, [-1] * 5, [-1] * 5]
+    assert probe.labels["good"].tolist() == [[1] * 5, [0, 0, 0, 0, -1], [1] * 5]
+
+
+def test_missing_integers_as_pandas_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,f\na b c,2\nd e f,\ng h i,0\n")
+    columns: dict[str, Any] = {"label_columns": ["f"], "num_sequences": 3, "min_length": 1}
+    assert Probe.from_dataset(path, word_tokenizer(), **columns).labels["f"][:, 0].tolist() == [2, -1, 0]
+    rows = [{"text": "a", "f": value} for value in (np.float32(2), float("nan"), 0.0)]
+    assert Probe.from_dataset(rows, word_tokenizer(), **columns).labels["f"][:, 0].tolist() == [2, -1, 0]
+
+
+def test_a_sorted_dataset_whose_first_rows_have_one_label_is_a_warning() -> None:
+    rows = [{"text": "a b c", "f": label, "g": None} for label in ("x", "x", "y")]
+    columns: dict[str, Any] = {"min_length": 1, "label_columns": ["f", "g"]}
+    with pytest.warns(
+        UserWarning, match=r"a single label .*: 'f' \(all 'x'\), 'g' \(all without\). .*shuffle"
+    ) as caught:
+        Probe.from_dataset(rows, word_tokenizer(), num_sequences=2, **columns)
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"a single label throughout the probe: 'g' \(all without\)\. "):
+        Probe.from_dataset(rows, word_tokenizer(), num_sequences=3, **columns)
+
+
+def test_numbers_of_names_do_not_depend_on_the_order_of_rows() -> None:
+    names = ["c", "a", "b", "a"]
+    rows = [{"text": "a b", "f": name} for name in names]
+    settings: dict[str, Any] = {"label_columns": ["f"], "min_length": 1, "num_sequences": None}
+    one = Probe.from_dataset(rows, word_tokenizer(), **settings)
+    other = Probe.from_dataset(rows[::-1], word_tokenizer(), **settings)
+    assert one.label_names == other.label_names == {"f": ("a", "b", "c")}
+    assert one.labels["f"][:, 0].tolist() == [2, 0, 1, 0] == other.labels["f"][:, 0].tolist()[::-1]
+
+
+def test_labels_of_spans_and_where_they_meet_tokens() -> None:
+    #       0123456789
+    text = "a b  c d e"
+    spans = [
+        [(0, 3, "noun"), {"start": 5, "end": 6, "label": "verb"}, (9, 99, "noun")],
+        {"start": [0, 0], "end": [10, 1], "label": ["all", "first"]},
+        [],
+        None,
+        [(3, 5, "space"), (7, 8, None)],
+    ]
+    rows = [{"text": text, "pos": span} for span in spans]
+    probe = Probe.from_dataset(
+        rows, word_tokenizer(), label_columns=["pos"], num_sequences=5, min_length=1, max_length=6
+    )
+    names = ("all", "first", "noun", "verb")
+    assert probe.label_names == {"pos": names}
+    read = [[names[i] if i >= 0 else "-" for i in row] for row in probe.labels["pos"].tolist()]
+    # [CLS] a b c d, and [SEP] for what was cut
+    assert read == [
+        "- noun noun verb - -".split(),
+        "- first all all all -".split(),
+        ["-"] * 6,
+        ["-"] * 6,
+        ["-"] * 6,
+    ]
+
+
+def test_labels_of_words_with_class_names() -> None:
+    features = datasets.Features(
+        tokens=datasets.List(datasets.Value("string")),
+        upos=datasets.List(datasets.ClassLabel(names=["NOUN", "VERB", "ADJ"])),
+        topic=datasets.ClassLabel(names=["x", "y"]),
+    )
+    rows = {"tokens": [["a", "b b", "c"], ["d", "e"]], "upos": [[1, 0, -1], [0, 0]], "topic": [1, 0]}
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    probe = Probe.from_dataset(
+        dataset, word_tokenizer(), text_column="tokens", label_columns=["upos", "topic"], min_length=1, num_sequences=2
+    )
+    assert probe.input_ids.tolist() == [[1, 3, 4, 4, 5, 2], [1, 6, 7, 2, 0, 0]]
+    assert probe.label_names == {"upos": ("NOUN", "VERB", "ADJ"), "topic": ("x", "y")}
+    assert probe.labels["upos"].tolist() == [[-1, 1, 0, 0, -1, -1], [-1, 0, 0, -1, -1, -1]]
+    assert probe.labels["topic"].tolist() == [[1] * 6, [0, 0, 0, 0, -1, -1]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "a", "f": 1.5}], "expected integers, strings or None, or spans .*got float 1.5 at index 0"),
+        ([{"text": "a", "f": 2**63}], "expected integers, .*got int 9223372036854775808 at index 0"),
+        ([{"text": "a", "f": float("inf")}], "got float inf at index 0"),
+        ([{"text": "a", "f": {"start": [0], "end": [1, 2], "label": [3]}}], "expected integers, .*got dict"),
+        ([{"text": "a", "f": "x"}, {"text": "a", "f": 1}], "got 1 at index 1 after strings"),
+        ([{"text": "a", "f": [0]}], r"expected spans \(start, end, label\).*got 0 at index 0.*words need words"),
+        ([{"text": "a", "f": [(2, 1, "x")]}], r"expected spans with 0 <= start <= end, got \(2, 1\)"),
+        ([{"text": "a", "f": [("0", 1, "x")]}], r"got tuple \('0', 1, 'x'\) at index 0"),
+        ([{"text": ["a", "b"], "f": [1]}], "expected 2 labels, one for each word, got 1 at index 0"),
+        ([{"text": "a", "f": {"label": 1}}], "got dict"),
+    ],
+)
+def test_unusable_labels_are_refused(rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(ProbeError, match=message):
+        Probe.from_dataset(rows, word_tokenizer(), label_columns=["f"], min_length=1)
+
+
+def test_spans_need_a_tokenizer_that_knows_places() -> None:
+    with pytest.raises(ProbeError, match=r"knows where its tokens come from, got ByT5Tokenizer. Use a fast"):
+        Probe.from_dataset([{"text": "a", "f": [(0, 1, 1)]}], ByT5Tokenizer(), label_columns=["f"], min_length=1)
+
+
+def test_texts_take_spans_too() -> None:
+    probe = Probe.from_texts(["a b", "c"], word_tokenizer(), min_length=1, labels={"f": [[(2, 3, "x")], "y"]})
+    assert probe.labels["f"].tolist() == [[-1, -1, 0, -1], [1, 1, 1, -1]]
+    assert probe.label_names == {"f": ("x", "y")}
+
+
+# ---------------------------------------------------------------- streams that break
+
+
+def unreliable(breaks: list[int], rows: list[dict[str, Any]] = ROWS, error: Exception | None = None) -> _rows.Rows:
+    """Rows that break off before row breaks[i] when they are opened for the i-th time."""
+    opened = iter(breaks)
+
+    def open_rows() -> Iterator[dict[str, Any]]:
+        end = next(opened, None)
+        yield from rows[:end]
+        if end is not None:
+            raise error or ConnectionError("lost")
+
+    return _rows.Rows(open_rows, "the stream", remote=True, identity=None)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    return slept
+
+
+@pytest.mark.parametrize("breaks", [[], [0], [2], [5], [0, 2, 1, 3, 3, 5], [1, 2, 3, 4, 5, 5, 5]])
+def test_each_row_comes_once_whatever_breaks(breaks: list[int], pauses: list[float]) -> None:
+    assert list(_rows.resumed(unreliable(breaks), retries=3)) == ROWS
+    assert len(pauses) == len(breaks)
+
+
+def test_pauses_grow_and_end(pauses: list[float]) -> None:
+    stream = _rows.resumed(unreliable([2, 2, 1, 4, 0, 4, 3, 2, 2]), retries=3)
+    taken = [next(stream) for _ in range(4)]
+    assert taken == ROWS[:4]
+    with pytest.raises(ProbeError, match=r"the stream: cannot be read, after 4 rows \(ConnectionError: lost\)"):
+        next(stream)
+    # Beyond row 2 at the fourth time; what was reached counts, not what was read again.
+    assert pauses == [1, 2, 4, 1, 2, 4]
+
+
+@pytest.mark.parametrize("later", [ROWS[1:], [ROWS[1], ROWS[0]], ROWS[:1]], ids=["shifted", "shuffled", "shorter"])
+def test_other_rows_after_an_interruption_are_refused(later: list[dict[str, Any]], pauses: list[float]) -> None:
+    versions = iter([ROWS[:2], later])
+
+    def open_rows() -> Iterator[dict[str, Any]]:
+        yield from next(versions)
+        raise ConnectionError("lost")
+
+    def ends() -> Iterator[dict[str, Any]]:
+        try:
+            yield from open_rows()
+        except ConnectionError:
+            if len(later) > 1 or pauses == []:
+                raise
+
+    rows = _rows.Rows(ends, "the stream", remote=True, identity=None)
+    stream = _rows.resumed(rows, retries=3)
+    assert [next(stream), next(stream)] == ROWS[:2]
+    with pytest.raises(ProbeError, match=r"expected the same 2 rows when reading it again .*got others"):
+        next(stream)
+
+
+class OfflineModeIsEnabled(ConnectionError):
+    pass
+
+
+class Answer(OSError):
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.response = SimpleNamespace(status_code=status)
+
+
+def caused_by(cause: Exception) -> Exception:
+    error = RuntimeError("reading failed")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "heals"),
+    [
+        (TimeoutError("slow"), True),
+        (EOFError("cut off"), True),
+        (zlib.error("cut off"), True),
+        (pa.ArrowInvalid("cut off"), True),
+        (caused_by(ConnectionError("lost")), True),
+        (Answer(503), True),
+        (Answer(429), True),
+        (Answer(403), False),
+        (OfflineModeIsEnabled("offline"), False),
+        (ConnectionError("Couldn't reach it (OfflineModeIsEnabled)"), False),
+        (FileNotFoundError("no such dataset"), False),
+        (ValueError("Unknown split 'x'"), False),
+        (RuntimeError("Dataset scripts are no longer supported"), False),
+    ],
+)
+def test_only_what_time_may_heal_is_tried_again(error: Exception, heals: bool, pauses: list[float]) -> None:
+    stream = _rows.resumed(unreliable([2], error=error), retries=3)
+    if heals:
+        assert list(stream) == ROWS
+    else:
+        with pytest.raises(
+            ProbeError, match=f"the stream: cannot be read, after 2 rows .{type(error).__name__}: "
+        ) as raised:
+            list(stream)
+        assert raised.value.__cause__ is error
+    assert len(pauses) == heals
+
+
+def test_local_files_are_not_tried_again(pauses: list[float]) -> None:
+    rows = unreliable([2])
+    rows.remote = False
+    with pytest.raises(ProbeError, match=r"the stream: cannot be read, after 2 rows \(ConnectionError: lost\)"):
+        list(_rows.resumed(rows, retries=3))
+    assert pauses == []
+
+
+def test_reading_needs_datasets_and_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    for dataset in (json_lines(tmp_path), "allenai/c4"):
+        with pytest.raises(
+            ImportError, match=r'Reading .* needs the package "datasets".*pip install "ib-callback\[hf\]"'
+        ):
+            Probe.from_dataset(dataset, word_tokenizer(), **SETTINGS)
+
+
+def test_a_stream_object_is_read_again_from_the_start(pauses: list[float]) -> None:
+    failures = [3, 1]
+
+    def rows() -> Iterator[dict[str, Any]]:
+        end = failures.pop() if failures else None
+        yield from ROWS[:end]
+        if end is not None:
+            raise ConnectionError("lost")
+
+    dataset = datasets.IterableDataset.from_generator(rows)
+    probe = Probe.from_dataset(dataset, word_tokenizer(), **SETTINGS)
+    assert probe.fingerprint == expected().fingerprint
+    assert failures == []
+
+
+# ---------------------------------------------------------------- the cache
+
+
+def test_everything_that_decides_the_content_decides_the_file(tmp_path: Path, own_cache: Path) -> None:
+    path = json_lines(tmp_path)
+    other = tmp_path / "other.jsonl"
+    other.write_text(path.read_text())
+    larger = word_tokenizer()
+    larger.add_tokens(["z"])
+    unlike = word_tokenizer()
+    unlike.post_processor = None
+    fast = PreTrainedTokenizerFast(tokenizer_object=word_tokenizer())
+    left = PreTrainedTokenizerFast(tokenizer_object=word_tokenizer(), truncation_side="left")
+    calls: list[tuple[Any, Any, dict[str, Any]]] = [
+        (path, word_tokenizer(), {}),
+        (other, word_tokenizer(), {}),
+        (path, larger, {}),
+        (path, unlike, {"min_length": 2}),
+        (path, fast, {}),
+        (path, left, {}),
+        (path, word_tokenizer(), {"num_sequences": 2}),
+        (path, word_tokenizer(), {"max_length": 5}),
+        (path, word_tokenizer(), {"min_length": 5}),
+        (path, word_tokenizer(), {"skip": 1}),
+        (path, word_tokenizer(), {"label_columns": ["n"]}),
+        (path, word_tokenizer(), {"label_columns": {"m": "n"}}),
+        (path, word_tokenizer(), {"name": "other"}),
+    ]
+    for number, (dataset, tokenizer, keywords) in enumerate(calls, 1):
+        first = Probe.from_dataset(dataset, tokenizer, **{**SETTINGS, **keywords})
+        assert len(files_in(own_cache)) == number
+        again = Probe.from_dataset(dataset, tokenizer, **{**SETTINGS, **keywords})
+        assert len(files_in(own_cache)) == number
+        assert again.fingerprint == first.fingerprint
+        assert (again.name, again.source, again.label_names) == (first.name, first.source, first.label_names)
+    os.utime(path, ns=(1, 1))  # a file that was written anew
+    Probe.from_dataset(path, word_tokenizer(), **SETTINGS)
+    assert len(files_in(own_cache)) == len(calls) + 1
+
+
+def test_the_hash_of_a_tokenizer_is_of_what_it_does_not_of_its_settings() -> None:
+    raw = word_tokenizer()
+    before = tokenizer_hash(raw)
+    raw.enable_truncation(3)
+    raw.enable_padding(length=9)
+    assert tokenizer_hash(raw) == before == tokenizer_hash(word_tokenizer())
+    assert raw.truncation["max_length"] == 3
+    fast = PreTrainedTokenizerFast(tokenizer_object=word_tokenizer(), name_or_path="one")
+    assert tokenizer_hash(fast) == tokenizer_hash(
+        PreTrainedTokenizerFast(tokenizer_object=word_tokenizer(), name_or_path="two", model_max_length=7)
+    )
+    slow = {tokenizer_hash(ByT5Tokenizer()), tokenizer_hash(ByT5Tokenizer(extra_ids=3))}
+    assert len(slow | {before, tokenizer_hash(fast)}) == 4
+    assert tokenizer_hash(ByT5Tokenizer()) in slow
+
+
+def test_special_tokens_in_texts_taken_as_text_have_a_hash_of_their_own() -> None:
+    def tokenizer() -> Any:
+        inner = word_tokenizer()
+        inner.add_special_tokens(["<|own|>"])
+        return inner
+
+    raw, split = tokenizer(), tokenizer()
+    split.encode_special_tokens = True
+    fast, fast_split = (
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer(), split_special_tokens=value) for value in (False, True)
+    )
+    assert raw.encode("a <|own|>").ids != split.encode("a <|own|>").ids
+    for one, other in ((raw, split), (fast, fast_split)):
+        before = tokenizer_hash(one)
+        assert before != tokenizer_hash(other)
+        one.encode("a")
+        assert tokenizer_hash(one) == before
+
+
+def test_a_tokenizer_that_draws_at_random_is_refused() -> None:
+    dropping = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")], dropout=0.5))
+    for tokenizer in (dropping, PreTrainedTokenizerFast(tokenizer_object=dropping)):
+        with pytest.raises(ProbeError, match=r"the same ids each time, got one with dropout=0\.5"):
+            Probe.from_texts(["ab ab"], tokenizer, min_length=1)
+
+
+def test_a_place_for_the_cache_and_none(tmp_path: Path, own_cache: Path) -> None:
+    path = json_lines(tmp_path)
+    Probe.from_dataset(path, word_tokenizer(), cache=False, **SETTINGS)
+    Probe.from_dataset(path, word_tokenizer(), cache_dir=tmp_path / "here", **SETTINGS)
+    assert not own_cache.exists()
+    (file,) = files_in(tmp_path / "here")
+    assert Probe.load(file).fingerprint == expected().fingerprint
+
+
+def test_the_cache_needs_safetensors_and_says_so_before_it_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    path = json_lines(tmp_path)
+    with pytest.raises(
+        ImportError, match=r"Keeping a probe in the cache \(cache=False does without\) needs the package"
+    ):
+        Probe.from_dataset(path, word_tokenizer(), **SETTINGS)
+    assert Probe.from_dataset(path, word_tokenizer(), cache=False, **SETTINGS).fingerprint == expected().fingerprint
+
+
+def test_a_damaged_file_of_the_cache_is_built_anew(tmp_path: Path, own_cache: Path) -> None:
+    path = json_lines(tmp_path)
+    Probe.from_dataset(path, word_tokenizer(), **SETTINGS)
+    (file,) = files_in(own_cache)
+    content = file.read_bytes()
+    flipped, renamed = content[:-1] + bytes([content[-1] ^ 1]), content.replace(b"rows.jsonl", b"cows.jsonl")
+    for damaged in (content[:-1], flipped, renamed, b""):
+        file.write_bytes(damaged)
+        with pytest.warns(RuntimeWarning, match=r"probe 'rows.jsonl' of .* is damaged. It was moved to"):
+            probe = Probe.from_dataset(str(path), word_tokenizer(), **SETTINGS)
+        assert probe.fingerprint == expected().fingerprint
+        assert Probe.load(file).fingerprint == probe.fingerprint
+
+
+BUILD = """
+import sys, time
+from pathlib import Path
+from tokenizers import Tokenizer
+from ib_callback import Probe
+from ib_callback.probe import _datasets
+
+collect = _datasets.collect
+def slow(*arguments, **keywords):
+    with open(sys.argv[3], "a") as log:
+        log.write("built\\n")
+    print("building", flush=True)
+    time.sleep(float(sys.argv[4]))
+    return collect(*arguments, **keywords)
+_datasets.collect = slow
+probe = Probe.from_dataset(sys.argv[2], Tokenizer.from_file(sys.argv[1]), num_sequences=3, min_length=4, max_length=6)
+print(probe.fingerprint)
+"""
+
+
+def test_processes_that_build_the_same_and_one_that_is_killed(tmp_path: Path, own_cache: Path) -> None:
+    path, log = json_lines(tmp_path), tmp_path / "log"
+    word_tokenizer().save(str(tmp_path / "tokenizer.json"))
+
+    def start(seconds: float) -> subprocess.Popen:
+        arguments = [tmp_path / "tokenizer.json", path, log, seconds]
+        return subprocess.Popen(
+            [sys.executable, "-c", BUILD, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    with start(600) as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == "building\n"
+        others = [start(0.5), start(0.5)]
+        killed.kill()
+    said = [process.communicate() for process in others]
+    assert [process.returncode for process in others] == [0, 0], said
+    assert [out.split()[-1] for out, _ in said] == [expected().fingerprint] * 2
+    assert log.read_text() == "built\n" * 2  # by the one that was killed and by one of the others
+    (file,) = files_in(own_cache)
+    assert Probe.load(file).fingerprint == expected().fingerprint
+    assert {p.name for p in own_cache.iterdir()} == {file.name, f".{file.name}.lock"}
+
+
+# ---------------------------------------------------------------- batches and memory
+
+
+@pytest.mark.parametrize("limits", [(1, 10**9), (3, 10**9), (128, 1), (128, 12)])
+def test_batches_make_no_difference(limits: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(list("abcdefghij"), n)) for n in rng.integers(1, 30, 40)]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=word_tokenizer())
+    # One text after another, by what the tokenizer says itself.
+    rows = [tokenizer(text, truncation=True, max_length=20)["input_ids"] for text in texts]
+    rows = [row for row in rows if len(row) >= 8][:17]
+    monkeypatch.setattr("ib_callback.probe._tokenizing.BATCH_TEXTS", limits[0])
+    monkeypatch.setattr("ib_callback.probe._tokenizing.BATCH_CHARACTERS", limits[1])
+    for kind in (tokenizer, word_tokenizer()):
+        probe = Probe.from_texts(texts, kind, num_sequences=17, max_length=20, min_length=8)
+        assert [ids[mask].tolist() for ids, mask in zip(probe.input_ids, probe.attention_mask, strict=True)] == rows
+
+
+def test_memory_does_not_grow_with_the_dataset() -> None:
+    def peak(num_rows: int) -> int:
+        """Bytes held at most while 100 sequences are taken from so many rows."""
+        rows = ({"text": "a b c d e f g h " * (9 if row % (num_rows // 100) == 0 else 1)} for row in range(num_rows))
+        tracemalloc.start()
+        probe = Probe.from_dataset(rows, word_tokenizer(), num_sequences=100, max_length=64, min_length=64)
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (len(probe), probe.source["texts_read"]) == (100, str(num_rows - num_rows // 100 + 1))
+        return highest
+
+    peak(100)  # what the first call imports and keeps
+    assert peak(5000) < 1.2 * peak(500)

@@ -1,0 +1,164 @@
+"""Differences between measurements: paired, unpaired, and refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import t as student
+
+import ib_callback as ib
+from ib_callback.measuring.plan.jackknife import omissions_of
+from ib_callback.results.jackknife import jackknife_error
+from ib_callback.results.points import PlanePoint
+
+GROUPS = 8
+
+
+def measured(contributions, *, null_se=0.0, points=None, **settings):
+    """A measurement whose complexity and expressivity are means of the groups' contributions, [G, 2]."""
+    kept = ~omissions_of(len(contributions))
+    omitted = kept @ contributions / kept.sum(1, keepdims=True)
+    c, e = contributions.mean(0)
+    nulls = {"complexity_null": 0.1, "expressivity_null": 0.1}
+    point = PlanePoint.from_layers([c], [e], **nulls, complexity_null_se=null_se, expressivity_null_se=null_se)
+    jackknife = {"complexity_jackknife": tuple(omitted[:, 0]), "expressivity_jackknife": tuple(omitted[:, 1])}
+    flat = dict.fromkeys(("complexity_null_jackknife", "expressivity_null_jackknife"), (0.1,) * len(omitted))
+    point = dataclasses.replace(point, **jackknife, **flat)
+    above = math.hypot(jackknife_error(point.complexity_above_null, omitted[:, 0] - 0.1), null_se)
+    settings = {"primary": "token", "probe": "9f2c", "K": 1, "orders": ["token"], "num_bins": 100} | settings
+    return ib.Measurement(
+        step=1, entropy=0.5, ceiling=0.5, features={}, layers=("h.0",), entropy_by_layer=(0.5,),
+        num_positions=points or 100, seconds=1.0, settings=settings,
+        orders={"token": dataclasses.replace(point, complexity_above_null_se=above)},
+    )  # fmt: skip
+
+
+def groups(seed, mean=(0.5, 0.25), spread=0.05):
+    return np.random.default_rng(seed).normal(mean, spread, size=(GROUPS, 2))
+
+
+def test_paired_differences_lose_what_the_text_does_to_both():
+    text = groups(0)
+    change = np.random.default_rng(1).normal((0.01, 0.002), 0.002, size=(GROUPS, 2))
+    found = ib.difference(measured(text + change), measured(text), "complexity")
+    # For a mean, the jackknife is the textbook's paired t test.
+    c = change[:, 0]
+    error = c.std(ddof=1) / math.sqrt(GROUPS)
+    assert found.paired
+    assert found.value == pytest.approx(c.mean())
+    assert found.standard_error == pytest.approx(error)
+    reach = student.ppf(0.975, GROUPS - 1) * error
+    assert found.interval == pytest.approx((c.mean() - reach, c.mean() + reach))
+    assert found.significant
+    assert found.metric == "token/complexity"
+    assert "real" in str(found)
+    assert found.note == ""
+
+
+def test_on_different_probes_the_errors_add_up():
+    text = groups(0)
+    a, b = measured(text + 0.01), measured(text, probe="77aa", points=90)
+    found = ib.difference(a, b, "complexity")
+    error = math.sqrt(2 / GROUPS) * text[:, 0].std(ddof=1)
+    assert not found.paired
+    assert not found.significant
+    assert found.standard_error == pytest.approx(error)
+    assert found.degrees_of_freedom == pytest.approx(2 * (GROUPS - 1))  # Welch, of equal variances
+    assert found.note == "different probes of 100 and 90 positions, which alone moves the number"
+    # Above null too: docs/reading-the-numbers.md has one that doubles with the probe.
+    assert ib.difference(a, b, "complexity_above_null").note == found.note
+    assert "unpaired): within the error (different probes" in str(found)
+
+
+def test_same_probe_with_other_groups_is_unpaired():
+    found = ib.difference(measured(groups(0)), measured(groups(1)[:4]), "complexity")
+    assert not found.paired
+    assert "upper estimate" in found.note
+
+
+def test_the_same_text_is_paired_whatever_else_was_measured_on_it():
+    text = groups(0)
+    a, b = measured(text + 0.01), measured(text, orders=["token", "bigram"])
+    assert ib.difference(a, b, "complexity").paired  # K decides which positions are valid
+    assert not ib.difference(a, dataclasses.replace(b, settings=b.settings | {"K": 2}), "complexity").paired
+
+
+def test_other_layers_are_said():
+    text = groups(0)
+    a, b = measured(text + 0.01), dataclasses.replace(measured(text), layers=("h.1",))
+    assert ib.difference(a, b, "complexity").note == "means over different layers"
+
+
+def test_above_null_the_distance_is_to_the_diagonal_whatever_the_bound():
+    text = groups(0)
+    a, b = measured(text + 0.01, bound="ib_curve"), measured(text, bound="diagonal")
+    assert ib.difference(a, b, "distance_above_null").value == pytest.approx(0.0)
+
+
+def test_optimality_is_the_default_and_sign_follows_the_arguments():
+    a, b = measured(groups(0, (0.5, 0.25))), measured(groups(0, (0.5, 0.20)))
+    found = ib.difference(a, b)
+    assert found.metric == "token/optimality"
+    assert found.value == pytest.approx(a.optimality - b.optimality)
+    assert ib.difference(b, a, "token/optimality").value == pytest.approx(-found.value)
+    assert ib.difference(a, b, "optimality", order="token") == found
+
+
+def test_error_of_the_nulls_is_added_above_null():
+    text = groups(0)
+    a, b = measured(text + 0.01, null_se=0.003), measured(text, null_se=0.004)
+    found = ib.difference(a, b, "complexity_above_null")
+    assert found.standard_error == pytest.approx(0.005, rel=1e-6)  # the same shift in every group has no other error
+
+
+def test_coverage_of_paired_differences():
+    """Independent groups, a real difference of 0.01: the interval holds it about 19 times in 20."""
+    draw = np.random.default_rng(5)
+    inside = []
+    for _ in range(300):
+        text = draw.normal((0.5, 0.25), 0.05, size=(16, 2))
+        change = draw.normal((0.01, 0.0), 0.01, size=(16, 2))
+        low, high = ib.difference(measured(text + change), measured(text), "complexity").interval
+        inside.append(low <= 0.01 <= high)
+    assert 0.90 <= np.mean(inside) <= 0.99
+
+
+@pytest.mark.parametrize(
+    ("b", "keywords", "message"),
+    [
+        (measured(groups(0), num_bins=64), {}, r"different definitions \(num_bins: 100 vs 64\)"),
+        (measured(groups(0)), {"metric": "entropy"}, "metric: expected one of complexity, .*got 'entropy'"),
+        (measured(groups(0)), {"order": "bigram"}, "a: order 'bigram' was not measured; measured: token"),
+        (measured(groups(0)), {"metric": "bigram/complexity"}, "a: order 'bigram' was not measured"),
+        (ib.Measurement.failed(3, "NaN in layer 2", settings={}), {}, "b: expected a measured point.*NaN in layer 2"),
+    ],
+)
+def test_what_cannot_be_compared(b, keywords, message):
+    with pytest.raises(ValueError, match=message):
+        ib.difference(measured(groups(0)), b, **keywords)
+
+
+def test_distance_to_a_curve_is_refused():
+    a = measured(groups(0))
+    curved = dataclasses.replace(a, orders={"token": dataclasses.replace(a["token"], distance_to_bound=0.9)})
+    with pytest.raises(ValueError, match=r"b: no standard error of distance_to_bound .* would need the bound's curve"):
+        ib.difference(a, curved, "distance_to_bound")
+
+
+def test_bound_is_part_of_the_definition_of_a_distance():
+    a, b = measured(groups(0), bound="diagonal"), measured(groups(1), bound="ib_curve")
+    assert ib.difference(a, b, "complexity").paired
+    with pytest.raises(ValueError, match="bound: "):
+        ib.difference(a, b, "distance_to_bound")
+
+
+def test_points_without_errors_say_what_to_do():
+    a = measured(groups(0))
+    bare = dataclasses.replace(a, orders={"token": PlanePoint.from_layers([0.5], [0.25])})
+    with pytest.raises(ValueError, match=r"b: no standard error of optimality .* use Meter\(standard_errors=True\)"):
+        ib.difference(a, bare)
+    with pytest.raises(ValueError, match="b: no standard error of complexity_above_null can be had; it is undefined"):
+        ib.difference(a, bare, "complexity_above_null")

@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ib_callback.results.measurement import Measurement, settings_differences
+from ib_callback.results.points import FEATURE_SCALARS, PLANE_ERRORS, FeaturePoint, PlanePoint
+
+NULLS = {
+    "complexity_null": 0.125, "expressivity_null": 0.0625,
+    "complexity_null_se": 0.001, "expressivity_null_se": 0.002,
+}  # fmt: skip
+SETTINGS = {
+    "probe": "9f2c", "K": 2, "orders": ("token", "bigram"), "primary": "token", "layers": "hidden_states",
+    "num_bins": 100, "temperature": "calibrated", "seed": 0, "weighting": "empirical", "bound": "diagonal",
+    "dtype": "float32", "version": "0.1.0",
+}  # fmt: skip
+# Without standard errors.
+UNCERTAINTY: dict[str, Any] = {
+    **dict.fromkeys(PLANE_ERRORS),
+    **{f"{name}_jackknife": () for name in ("complexity", "expressivity", "complexity_null", "expressivity_null")},
+}
+
+
+def measurement(**changes: Any) -> Measurement:
+    values: dict[str, Any] = {
+        "step": 500,
+        "entropy": 0.75,
+        "ceiling": 0.5,
+        "orders": {
+            "token": PlanePoint.from_layers([0.25, 0.5], [0.125, 0.25], **NULLS),
+            "bigram": PlanePoint.from_layers([0.5, 0.5], [0.25, 0.5]),
+        },
+        "features": {
+            "preference": FeaturePoint.from_layers(
+                [0.0, 0.03],
+                num_positions=640,
+                complexity=0.375,
+                information_null=0.01,
+                information_null_std=0.004,
+                information_p_value=0.01,
+            )
+        },
+        "layers": ("h.0", "h.1"),
+        "entropy_by_layer": (0.7, 0.8),
+        "num_positions": 9810,
+        "seconds": 1.5,
+        "settings": SETTINGS,
+    }
+    return Measurement(**values | changes)
+
+
+# --- PlanePoint
+
+
+def test_plane_point_derives_every_quantity_from_the_layers():
+    point = PlanePoint.from_layers([0.25, 0.5], [0.125, 0.25], **NULLS)
+    assert dataclasses.asdict(point) == {
+        "complexity": 0.375,
+        "expressivity": 0.1875,
+        "optimality": 0.5,
+        "distance_to_bound": 0.1875,
+        "complexity_null": 0.125,
+        "expressivity_null": 0.0625,
+        "complexity_null_se": 0.001,
+        "expressivity_null_se": 0.002,
+        "complexity_above_null": 0.25,
+        "expressivity_above_null": 0.125,
+        "optimality_above_null": 0.5,
+        "distance_above_null": 0.125,
+        "bound_ratio": None,
+        "complexity_by_layer": (0.25, 0.5),
+        "expressivity_by_layer": (0.125, 0.25),
+        **UNCERTAINTY,
+    }
+
+
+def test_without_a_null_what_depends_on_it_is_none():
+    point = PlanePoint.from_layers([0.5], [0.75])
+    assert (point.optimality, point.distance_to_bound) == (1.5, -0.25)
+    undefined = {name for name, value in dataclasses.asdict(point).items() if value is None}
+    names = [name for name in dataclasses.asdict(point) if name not in UNCERTAINTY]
+    assert undefined - set(UNCERTAINTY) == {"bound_ratio", *(name for name in names if "null" in name)}
+
+
+def test_the_distance_to_another_bound_replaces_that_to_the_diagonal():
+    diagonal = PlanePoint.from_layers([0.25, 0.5], [0.125, 0.25], **NULLS)
+    point = diagonal.against(lambda complexity: complexity / 1.5)
+    assert (point.distance_to_bound, point.bound_ratio) == (0.0625, 0.75)
+    changed = {"distance_to_bound": diagonal.distance_to_bound, "bound_ratio": None}
+    assert dataclasses.replace(point, **changed) == diagonal
+
+
+def test_without_a_bound_there_is_neither_distance_nor_ratio():
+    point = PlanePoint.from_layers([0.25, 0.5], [0.125, 0.25]).against(None)
+    assert (point.distance_to_bound, point.bound_ratio, point.optimality) == (None, None, 0.5)
+
+
+def test_a_bound_of_zero_gives_a_distance_but_no_ratio():
+    point = PlanePoint.from_layers([0.0], [0.0]).against(lambda complexity: 0.0)
+    assert (point.distance_to_bound, point.bound_ratio) == (0.0, None)
+
+
+def test_with_the_curve_as_bound_the_other_orders_have_no_distance_among_their_numbers():
+    point = PlanePoint.from_layers([0.25, 0.5], [0.125, 0.25])
+    of_curve = measurement(
+        orders={"token": point.against(lambda c: c), "bigram": point.against(None)},
+        settings={"primary": "token", "bound": "ib_curve"},
+    )
+    names = {name for name in of_curve.scalars() if "bound" in name}
+    assert names == {"distance_to_bound", "token/distance_to_bound", "token/bound_ratio"}
+    assert of_curve.metrics()["ib/token/bound_ratio"] == 0.5
+    assert Measurement.from_dict(of_curve.to_dict()) == of_curve
+    older = of_curve.to_dict()
+    for saved in older["orders"].values():
+        del saved["bound_ratio"]
+    assert Measurement.from_dict(older)["token"].bound_ratio is None
+
+
+@pytest.mark.parametrize(
+    ("complexity", "optimality"), [(0.0, None), (9e-13, None), (-9e-13, None), (2e-12, 0.5), (-0.5, 0.5)]
+)
+def test_optimality_is_none_where_complexity_is_rounding_error(complexity, optimality):
+    point = PlanePoint.from_layers([complexity], [complexity / 2])
+    assert point.optimality == optimality
+    assert point.distance_to_bound == complexity / 2
+
+
+@pytest.mark.parametrize(("standard_error", "expected"), [(0.03, 0.5), (0.05, None), (0.0, 0.5)])
+def test_optimality_above_null_needs_three_standard_errors_of_the_null(standard_error, expected):
+    point = PlanePoint.from_layers(
+        [0.5], [0.4375], complexity_null=0.375, expressivity_null=0.375,
+        complexity_null_se=standard_error, expressivity_null_se=9.0,
+    )  # fmt: skip
+    assert point.complexity_above_null == 0.125
+    assert point.optimality_above_null == expected
+    assert point.distance_above_null == 0.0625
+
+
+@pytest.mark.parametrize("null", [0.5, 0.625])
+def test_optimality_above_null_is_none_at_and_below_an_exact_null(null):
+    point = PlanePoint.from_layers(
+        [0.5], [0.25], complexity_null=null, expressivity_null=0.0, complexity_null_se=0.0,
+        expressivity_null_se=0.0,
+    )  # fmt: skip
+    assert point.optimality_above_null is None
+    assert point.distance_above_null == 0.25 - null
+
+
+def test_numbers_of_any_kind_become_python_floats():
+    point = PlanePoint.from_layers(
+        np.array([0.25, 0.5], np.float32), torch.tensor([0.125, 0.25]),
+        complexity_null=np.float64(0.125), complexity_null_se=torch.tensor(0.0),
+    )  # fmt: skip
+    numbers = [value for value in dataclasses.asdict(point).values() if not isinstance(value, tuple)]
+    numbers += [*point.complexity_by_layer, *point.expressivity_by_layer]
+    assert {type(value) for value in numbers} == {float, type(None)}
+    plain = {"complexity_null": 0.125, "complexity_null_se": 0}
+    assert point == PlanePoint.from_layers([0.25, 0.5], [0.125, 0.25], **plain)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], []), "complexity_by_layer must have at least one layer"),
+        (([0.5, 0.5], [0.5]), "one value per layer each, got 2 and 1"),
+        (([0.5, math.nan], [0.5, 0.5]), r"complexity_by_layer\[1\] must be finite, .*got nan"),
+        (([0.5], [math.inf]), r"expressivity_by_layer\[0\] must be finite.*inf"),
+        (([0.5], [None]), "expressivity_by_layer must hold a finite number per layer, got None at layer 0"),
+        (([0.5], ["0.5"]), r"expressivity_by_layer\[0\] must be a finite number or None, got '0.5'"),
+        (([0.5], 0.5), "expressivity_by_layer must be a sequence"),
+    ],
+)
+def test_layers_that_are_no_numbers_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PlanePoint.from_layers(*arguments)
+
+
+@pytest.mark.parametrize("side", ["complexity", "expressivity"])
+@pytest.mark.parametrize("given", ["null", "null_se"])
+def test_a_null_comes_with_its_standard_error(side, given):
+    with pytest.raises(ValueError, match=f"{side}_null and {side}_null_se must be given together"):
+        PlanePoint.from_layers([0.5], [0.5], **{f"{side}_{given}": 0.1})
+
+
+def test_a_null_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="complexity_null must be finite"):
+        PlanePoint.from_layers([0.5], [0.5], complexity_null=math.nan, complexity_null_se=0.0)
+
+
+# --- FeaturePoint
+
+
+def test_feature_point_is_the_mean_over_layers_and_its_ratio_to_complexity():
+    point = FeaturePoint.from_layers([0.125, 0.375], num_positions=np.int64(7), complexity=0.5)
+    assert (point.information, point.ratio) == (0.25, 0.5)
+    assert (point.information_null, point.information_null_std) == (None, None)
+    assert (point.num_positions, type(point.num_positions)) == (7, int)
+
+
+@pytest.mark.parametrize("complexity", [None, 0.0])
+def test_feature_ratio_is_none_without_complexity(complexity):
+    assert FeaturePoint.from_layers([0.25], num_positions=7, complexity=complexity).ratio is None
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, True, None])
+def test_feature_positions_are_counted(count):
+    with pytest.raises(ValueError, match="num_positions must be an integer >= 0"):
+        FeaturePoint.from_layers([0.25], num_positions=count)
+
+
+# --- Measurement
+
+
+def test_quantities_are_those_of_the_primary_order():
+    m = measurement()
+    assert (m.complexity, m.expressivity, m.optimality, m.distance_to_bound) == (0.375, 0.1875, 0.5, 0.1875)
+    m = measurement(settings=SETTINGS | {"primary": "bigram"})
+    assert (m.complexity, m.expressivity, m.optimality, m.distance_to_bound) == (0.5, 0.375, 0.75, 0.125)
+
+
+def test_orders_by_name():
+    m = measurement()
+    assert m["bigram"] is m.orders["bigram"]
+    assert "bigram" in m
+    assert "trigram" not in m
+    assert list(m) == ["token", "bigram"]
+    with pytest.raises(KeyError, match="order 'trigram' was not measured; measured: token, bigram"):
+        m["trigram"]
+    with pytest.raises(KeyError, match=r"'preference' is a feature.*features"):
+        m["preference"]
+
+
+def test_metrics_are_named_as_documented_and_leave_out_what_is_undefined():
+    metrics = measurement(overhead=0.02, tokens_seen=1000).metrics()
+    of_point = (
+        "complexity expressivity optimality distance_to_bound complexity_null expressivity_null "
+        "complexity_null_se expressivity_null_se complexity_above_null expressivity_above_null "
+        "optimality_above_null distance_above_null"
+    ).split()
+    assert set(metrics) == {
+        *(f"ib/{name}" for name in of_point[:4]), "ib/entropy", "ib/ceiling",
+        *(f"ib/token/{name}" for name in of_point),
+        *(f"ib/bigram/{name}" for name in of_point[:4]),
+        *(f"ib/preference/{name}" for name in FEATURE_SCALARS),
+        "ib/seconds", "ib/overhead", "ib/tokens_seen",
+    }  # fmt: skip
+    assert {type(value) for value in metrics.values()} == {float}
+    assert metrics["ib/token/complexity_above_null"] == 0.25
+    assert metrics["ib/bigram/optimality"] == 0.75
+    assert metrics["ib/tokens_seen"] == 1000.0
+    assert metrics["ib/preference/ratio"] == pytest.approx(0.04)
+
+
+def test_metrics_under_another_prefix():
+    plain, prefixed = measurement().metrics(prefix=""), measurement().metrics(prefix="probe/")
+    assert plain["optimality"] == 0.5
+    assert prefixed == {f"probe/{name}": value for name, value in plain.items()}
+
+
+def test_to_dict_mirrors_the_attributes():
+    d = measurement().to_dict()
+    assert list(d)[:6] == ["step", "entropy", "complexity", "expressivity", "optimality", "distance_to_bound"]
+    assert (d["step"], d["entropy"], d["complexity"], d["optimality"]) == (500, 0.75, 0.375, 0.5)
+    assert d["orders"]["token"]["complexity_null"] == 0.125
+    assert d["orders"]["bigram"]["complexity_null"] is None
+    assert d["features"]["preference"]["information_by_layer"] == [0.0, 0.03]
+    assert d["layers"] == ["h.0", "h.1"]
+    assert d["settings"]["orders"] == ["token", "bigram"]
+    assert (d["error"], d["tokens_seen"], d["overhead"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "original",
+    [
+        measurement(),
+        measurement(step=None, overhead=0.1, tokens_seen=2**60, entropy_by_layer=(0.1 + 0.2, 1e-300)),
+        measurement(orders={}, features={}, ceiling=None, seconds=None),
+        Measurement.failed(7, "NaN in h.1", settings=SETTINGS, layers=("h.0", "h.1"), seconds=0.5),
+    ],
+)
+def test_round_trip_is_exact_directly_and_through_strict_json(original):
+    assert Measurement.from_dict(original.to_dict()) == original
+    assert Measurement.from_dict(json.loads(json.dumps(original.to_dict(), allow_nan=False))) == original
+
+
+def test_unknown_keys_of_newer_files_are_ignored():
+    d = measurement().to_dict()
+    d["curvature"] = 1.0
+    d["orders"]["token"]["some_later_number"] = 0.5
+    d["features"]["preference"]["p_value"] = 0.01
+    assert Measurement.from_dict(d) == measurement()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (("entropy",), "measurement lacks the required key entropy;"),
+        (("settings",), "measurement lacks the required key settings;"),
+        (("orders", "token", "optimality"), "orders.token lacks the required key optimality;"),
+        (("features", "preference", "num_positions"), "features.preference lacks the .* num_positions;"),
+    ],
+)
+def test_a_missing_key_is_named(path, message):
+    d = measurement().to_dict()
+    inner = d
+    for key in path[:-1]:
+        inner = inner[key]
+    del inner[path[-1]]
+    with pytest.raises(ValueError, match=message):
+        Measurement.from_dict(d)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("orders", "token", "complexity"), "high", "orders.token: complexity must be .*, got 'high'"),
+        (("orders", "token", "optimality"), math.nan, "orders.token: optimality must be finite"),
+        (("orders",), [], r"orders must be an object with one entry per name, got \[\]"),
+        (("features", "preference"), 3, "features.preference must be an object, got 3"),
+        (("layers",), "h.0", "layers must be a list of names"),
+        (("step",), 1.5, "step must be an integer >= 0, got 1.5"),
+        (("step",), -1, "step must be an integer >= 0, got -1"),
+        (("settings",), None, "settings must be a mapping"),
+        (("error",), "", "error must be None or a text"),
+    ],
+)
+def test_a_wrong_value_is_named(path, value, message):
+    d = measurement().to_dict()
+    inner = d
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(ValueError, match=message):
+        Measurement.from_dict(d)
+
+
+def test_a_record_that_is_no_object_is_refused():
+    with pytest.raises(ValueError, match=r"measurement must be an object, got \[1\]"):
+        Measurement.from_dict([1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": SETTINGS | {"primary": "trigram"}}, r"orders \(token, bigram\), got 'trigram'"),
+        ({"layers": ("h.0",)}, r"one value per layer \(1\), but entropy_by_layer has 2, orders.token has 2"),
+        ({"entropy": math.nan}, "entropy must be finite"),
+        ({"settings": SETTINGS | {"temperature": math.nan}}, "settings must hold JSON values only"),
+        ({"settings": SETTINGS | {"dtype": torch.float32}}, "settings must hold JSON values only.*dtype"),
+        ({"error": "out of memory"}, "a measurement with an error has no numbers.*out of memory"),
+    ],
+)
+def test_inconsistent_measurements_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        measurement(**changes)
+
+
+def test_settings_are_a_copy():
+    settings = copy.deepcopy(SETTINGS) | {"features": {"preference": "ab12"}}
+    m = measurement(settings=settings)
+    settings["features"]["preference"] = "changed"
+    m.to_dict()["settings"]["features"]["preference"] = "changed"
+    assert m.settings["features"]["preference"] == "ab12"
+
+
+def test_a_measurement_is_changed_only_by_replacing_it():
+    m = measurement()
+    with pytest.raises(dataclasses.FrozenInstanceError, match="overhead"):
+        m.overhead = 0.1  # type: ignore[misc]
+    changed = dataclasses.replace(m, overhead=0.1)
+    assert (m.overhead, changed.overhead, changed.orders) == (None, 0.1, m.orders)
+    assert len({m, measurement(), changed}) == 2
+
+
+def test_a_failed_point_has_a_reason_and_no_numbers():
+    reason = "NaN at 7 positions\nof layer h.3"
+    m = Measurement.failed(32, reason, settings=SETTINGS, layers=("h.3",), seconds=0.25)
+    assert (m.step, m.error, m.layers) == (32, reason, ("h.3",))
+    assert {m.entropy, m.complexity, m.expressivity, m.optimality, m.distance_to_bound, m.ceiling} == {None}
+    assert (m.orders, m.features, m.num_positions) == ({}, {}, None)
+    assert m.metrics() == {"ib/seconds": 0.25}
+    assert str(m) == "step 32: not measured: NaN at 7 positions of layer h.3"
+    with pytest.raises(KeyError, match=r"this point was not measured.*NaN at 7 positions"):
+        m["token"]
+
+
+def test_summary_is_one_line_with_the_nulls():
+    assert str(measurement(step=12000)) == (
+        "step 12,000: token complexity 0.375 (null 0.125), expressivity 0.1875 (null 0.0625), "
+        "optimality 0.5, distance to bound 0.1875, preference 0.015, 1.5 s"
+    )
+    without = measurement(step=None, orders={}, features={}, seconds=None)
+    assert str(without) == "no step: nothing measured"
+    collapsed = measurement(orders={"token": PlanePoint.from_layers([0.0, 0.0], [0.0, 0.0])})
+    assert "optimality undefined" in str(collapsed)
+
+
+# --- comparing settings
+
+
+def test_settings_that_differ_are_named_with_both_values():
+    a = measurement()
+    b = measurement(settings=SETTINGS | {"num_bins": 64, "orders": ["token", "trigram"], "extra": {"x": 1}})
+    assert settings_differences(a, b) == [
+        'orders[1]: "bigram" vs "trigram"', "num_bins: 100 vs 64", 'extra: absent vs {"x": 1}',
+    ]  # fmt: skip
+    assert settings_differences(a, SETTINGS) == []
+    assert settings_differences({"f": {"x": 1, "y": 2}}, {"f": {"x": 1}}) == ["f.y: 2 vs absent"]
+
+
+def test_long_settings_are_shortened():
+    (difference,) = settings_differences({"layers": ["h"] * 100}, {"layers": ["h"] * 99})
+    assert difference.startswith('layers: ["h", "h"')
+    assert len(difference) < 160

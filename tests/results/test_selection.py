@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from synthetic_runs import CASES, COLLAPSE_AT_THE_END, TABLE_TOKEN, C, Case, E, failed, measured, recorded, run
+
+from ib_callback.results.correlation import Correlation, correlation
+from ib_callback.results.phases import PhaseRule, PhaseTracker
+from ib_callback.results.points import FeaturePoint
+from ib_callback.results.selection import Selection
+from ib_callback.results.trajectory import Trajectory
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_selects(case: Case):
+    best = case.trajectory.best()
+    assert (None if best is None else best.step) == case.selected
+
+
+def step_of(trajectory: Trajectory, *arguments: object, **keywords: object) -> int | None:
+    best = trajectory.best(*arguments, **keywords)  # type: ignore[arg-type]
+    return None if best is None else best.step
+
+
+@pytest.mark.parametrize("by", ["complexity", "distance_to_bound", "token/distance_above_null", "optimality"])
+def test_a_collapsed_model_is_never_the_best(by):
+    assert step_of(COLLAPSE_AT_THE_END, by) == 2000
+    assert step_of(COLLAPSE_AT_THE_END, by, "fit") == 2000
+
+
+def test_a_point_that_has_learned_little_is_not_the_best():
+    # At 400 the complexity is the lowest since the fit began, .14, and the expressivity 21 % of its highest, .24.
+    by_share = {share: Selection("complexity", None, "fit", least_learned=share) for share in (0.0, 0.2, 0.22, 0.5)}
+    steps = {share: selection.best(run(C, E)).step for share, selection in by_share.items()}
+    assert steps == {0.0: 400, 0.2: 400, 0.22: 500, 0.5: 2000}
+    reasons = {c.measurement.step: c.rejected for c in by_share[0.5].choose(run(C, E)).candidates}
+    assert reasons[400] == "less than 50% of the highest expressivity"
+    with pytest.raises(ValueError, match="least_learned must be at least 0 and less than 1, got 1"):
+        Selection(least_learned=1)
+
+
+def test_a_step_is_taken_at_its_word():
+    table = recorded(TABLE_TOKEN)
+    # The trap of the design note: .015 is the lowest complexity, .010 the smallest distance; .4815 at step 0
+    # exceeds .4450 at 384, and .4824 at 2048 hardly exceeds it.
+    assert step_of(table, "complexity", 0) == 32
+    assert step_of(table, "distance_to_bound", 0) == 32
+    assert step_of(table[:4], "optimality", 0) == 0
+    assert step_of(table, "optimality", 64) == 2048
+    assert step_of(table, "optimality", 2049) is None
+    # From the fit on: .116, .217 and .191.
+    assert step_of(table, "distance_to_bound", "fit") == 64
+    assert step_of(table, "optimality", "compression") is None
+
+
+@pytest.mark.parametrize(
+    ("by", "mode", "step"),
+    [
+        ("optimality", None, 2000),
+        ("expressivity", None, 2000),
+        ("complexity", None, 2000),
+        ("token/complexity", "max", 1000),
+        ("distance_to_bound", "max", 1000),
+        ("token/expressivity_above_null", "min", 1000),
+        ("entropy", "max", 1000),  # .9 everywhere: the earliest
+    ],
+)
+def test_by_any_metric(by, mode, step):
+    assert step_of(run(C, E), by, mode=mode) == step
+
+
+@pytest.mark.parametrize("by", ["preference", "preference/information"])
+def test_by_a_feature(by):
+    information = [0.01, 0.04, None, 0.03]
+    trajectory = Trajectory(measured(100 * i, 0.5, 0.2, preference=p) for i, p in enumerate(information))
+    assert step_of(trajectory, by, 0) == 100
+    assert step_of(trajectory, by, 200) == 300
+
+
+def test_an_undefined_value_is_never_best():
+    by = "token/optimality_above_null"
+    # Within three standard errors (.001) of the null: no ratio.
+    undefined = [measured(step, 0.5, 0.5, null=0.499) for step in (1, 3)]
+    trajectory = Trajectory([measured(0, 0.5, 0.2), undefined[0], measured(2, 0.5, 0.3), undefined[1], failed(4)])
+    choice = Selection(by, select_from=0).choose(trajectory)
+    assert choice.best is not None
+    assert choice.best.measurement.step == 2
+    assert [c.rejected for c in choice.candidates] == [
+        None, "the metric is undefined", None, "the metric is undefined", "not measured: NaN in h.0",
+    ]  # fmt: skip
+    assert step_of(Trajectory(undefined), by, 0) is None
+
+
+def test_the_phase_rule_decides_from_when_on():
+    assert step_of(run(C, E), phase_rule=PhaseRule(drop=0.5)) is None
+
+
+def test_candidates_say_why_they_are_none():
+    choice = Selection(select_from="compression").choose(COLLAPSE_AT_THE_END, available={900, 1800, 1900, 2200})
+    reasons = {c.measurement.step: c.rejected for c in choice.candidates}
+    assert reasons[900] == "not in the compression phase"
+    assert reasons[1000] == reasons[2000] == "no checkpoint"
+    assert reasons[1800] is reasons[1900] is None
+    assert reasons[2200] == "collapsed"
+    assert (choice.best, choice.runner_up) == (choice.candidates[19], choice.candidates[18])
+    assert Selection(select_from=300).choose(run(C, E)).candidates[2].rejected == "before step 300"
+
+
+def test_a_choice_in_words():
+    whole = Selection().choose(run(C, E))
+    # .24 / .30 at every point from 20 on; on straight lines there is next to no scatter.
+    assert whole.difference == 0.0
+    assert whole.within_noise is True
+    assert whole.describe().startswith(
+        "The best point is step 2,000, with 0.8. The next best, step 2,100, differs by 0, within"
+    )
+    few = Selection(select_from=1800).choose(run(C, E)[:21])
+    # .236 / .32 at 19 and .24 / .30 at 20: .7375 and .8 (with .232 / .34 at 18).
+    assert few.describe() == (
+        "The best point is step 2,000, with 0.8. The next best, step 1,900, differs by 0.0625; "
+        "there are too few points (under 8) to tell whether that is noise."
+    )
+    assert few.within_noise is None
+    one = Selection(select_from=2000).choose(run(C, E)[:21])
+    assert one.describe() == "The best point is step 2,000, with 0.8. It is the only one."
+    assert (one.difference, one.within_noise) == (None, None)
+    none = Selection().choose(Trajectory([measured(0, 0.3, 0.03), failed(100)]))
+    assert none.describe() == "No point can be selected: not in the compression phase; not measured: NaN in h.0."
+    assert Selection().choose(Trajectory()).describe() == "No point can be selected: nothing was measured."
+
+
+@pytest.mark.parametrize(("size", "within"), [(0.002, False), (0.05, True)])
+def test_a_difference_is_compared_with_the_noise(size, within):
+    # .5 and one point at .53: beyond noise of .001, not beyond noise of .025.
+    random = np.random.RandomState(0)
+    values = 0.5 + 0.5 * size * random.standard_normal(40)
+    values[20] = 0.53 if not within else values.max() + 0.01
+    trajectory = run([0.5] * 40, values.tolist())
+    choice = Selection("expressivity", select_from=0).choose(trajectory)
+    assert choice.best is choice.candidates[20]
+    assert choice.noise == pytest.approx(0.5 * size, rel=0.4)
+    assert choice.within_noise is within
+    assert ("within the noise" if within else "beyond the noise") in choice.describe()
+
+
+def test_the_noise_is_that_of_all_points_from_the_start_of_the_selection_on():
+    values = [0.5 + (0.1 if i % 2 else -0.1) for i in range(20)] + [0.7] * 20
+    trajectory = run([0.8] * 40, values)
+    assert Selection("expressivity", select_from=2000).choose(trajectory).noise == 0.0
+    assert Selection("expressivity", select_from=2000).choose(trajectory, available={3000}).noise == 0.0
+    assert (Selection("expressivity", select_from=0).choose(trajectory[:20]).noise or 0.0) > 0.1
+
+
+def test_eligible_as_known_when_it_was_measured():
+    selection, tracker = Selection(), PhaseTracker()
+    found = []
+    for point in COLLAPSE_AT_THE_END:
+        tracker.update(point)
+        found.append(selection.eligible(point, tracker))
+    assert [index for index, ok in enumerate(found) if ok] == [15, 16, 17, 18, 19, 20]
+
+
+def test_a_value_and_what_is_better():
+    selection = Selection("distance_to_bound")
+    assert selection.value(measured(0, 0.5, 0.25)) == 0.25
+    assert selection.value(failed(0)) is None
+    assert selection.better(0.25, than=0.5)
+    assert not selection.better(0.5, than=0.5)
+    assert Selection("optimality").better(0.5, than=0.25)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"by": "entropy"}, 'neither high nor low entropy is known to be better: give mode="min" or "max"'),
+        ({"by": "token/complexity_null"}, "neither high nor low token/complexity_null"),
+        ({"mode": "best"}, "mode must be \"min\".*got 'best'"),
+        ({"select_from": "fitting"}, "select_from must be .* or a step .*, got 'fitting'"),
+        ({"select_from": -1}, "select_from must be .* got -1"),
+        ({"select_from": True}, "select_from must be .* got True"),
+    ],
+)
+def test_settings_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Selection(**settings)
+
+
+def test_a_metric_that_is_no_name():
+    with pytest.raises(TypeError, match=r"by: expected the name of a metric, .*, got 3"):
+        Selection(3)  # type: ignore[arg-type]
+
+
+def test_an_unknown_metric_lists_those_that_exist():
+    with pytest.raises(ValueError, match=r"no metric 'bigram/optimality' .*token/optimality"):
+        run(C, E).best("bigram/optimality")
+    with pytest.raises(ValueError, match=r"no metric 'preferance' is measured; those measured: complexity"):
+        run(C, E).best("preferance", 0)
+    assert Trajectory([failed(0)]).best("bigram/optimality") is None
+
+
+# --- correlations
+
+
+def test_correlation_of_values_and_of_ranks():
+    # Ranks 1, 2.5, 2.5, 4 and 2, 1, 3, 4: deviations -1.5, 0, 0, 1.5 and -.5, -1.5, .5, 1.5.
+    found = correlation([1.0, 2.0, 2.0, 30.0], [0.2, 0.1, 0.3, 0.4])
+    assert found.spearman == pytest.approx(3.0 / np.sqrt(4.5 * 5.0))
+    # Deviations -7.75, -6.75, -6.75, 21.25 and -.05, -.15, .05, .15.
+    product, squares = 0.3875 + 1.0125 - 0.3375 + 3.1875, (60.0625 + 2 * 45.5625 + 451.5625, 0.05)
+    assert found.pearson == pytest.approx(product / np.sqrt(squares[0] * squares[1]))
+    assert found.num_points == 4
+
+
+@pytest.mark.parametrize(("x", "y"), [([1, 2], [1, 2]), ([1, 2, 3], [5, 5, 5]), ([], []), ([1, None, 3], [1, 2, 3])])
+def test_correlation_that_is_undefined(x, y):
+    pairs = sum(a is not None for a in x)
+    assert correlation(x, y) == Correlation(pearson=None, spearman=None, num_points=pairs)
+
+
+def test_correlations_of_the_main_metrics_with_each_other():
+    found = run(C, E, without=[25]).correlations()
+    names = ["step", "complexity", "expressivity", "optimality", "distance_to_bound", "entropy"]
+    assert set(found) == {(a, b) for i, a in enumerate(names) for b in names[i + 1 :]}
+    assert found["step", "complexity"].num_points == 30
+    assert found["step", "entropy"].spearman is None  # .9 everywhere
+    # From the maximum at 10 to 20 complexity falls as expressivity rises, both along straight lines.
+    compression = run(C, E)[:21].correlations(select_from="compression")
+    assert compression["complexity", "expressivity"].pearson == pytest.approx(-1.0)
+    assert compression["complexity", "distance_to_bound"].spearman == pytest.approx(1.0)
+    assert compression["step", "complexity"].num_points == 11
+
+
+def test_correlations_with_scores():
+    loss = {1000: 4.0, 1200: 3.5, 1500: 3.25, 9999: 0.0}
+    found = run(C, E).correlations(loss, select_from="fit")
+    assert {metric for metric, _ in found} >= {"complexity", "token/expressivity_above_null", "ceiling"}
+    assert {score for _, score in found} == {"score"}
+    # .20, .208, .22 against 4, 3.5, 3.25.
+    assert found["expressivity", "score"].spearman == pytest.approx(-1.0)
+    assert found["expressivity", "score"].num_points == 3
+
+
+def informed(p_value: float | None) -> Trajectory:
+    """A run that compresses, with information about a feature that random labels reach in this share of cases."""
+
+    def with_feature(number: int) -> FeaturePoint:
+        point = FeaturePoint.from_layers([0.001 * number], num_positions=100)
+        return replace(point, information_null=0.0, information_null_std=0.001, information_p_value=p_value)
+
+    return Trajectory(replace(m, features={"preference": with_feature(i)}) for i, m in enumerate(run(C, E)))
+
+
+def test_information_that_random_labels_reach_as_well_is_called_chance():
+    choice = Selection("preference").choose(informed(0.38))
+    assert choice.by == "preference/information"
+    assert choice.p_value == 0.38
+    assert choice.may_be_chance
+    assert "That may be chance: labels at random say as much in 38% of cases." in choice.describe()
+    # The choice stays the same.
+    assert choice.best.measurement.step == Selection("preference").choose(informed(0.01)).best.measurement.step
+
+
+@pytest.mark.parametrize(("by", "p_value"), [("preference", 0.05), ("preference", None), ("optimality", 0.9)])
+def test_nothing_is_called_chance_without_reason(by, p_value):
+    choice = Selection(by).choose(informed(p_value))
+    assert not choice.may_be_chance
+    assert "chance" not in choice.describe()

@@ -1,0 +1,398 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ib_callback.common.errors import TrajectoryError
+from ib_callback.common.files import write_atomically
+from ib_callback.results.measurement import Measurement
+from ib_callback.results.points import FeaturePoint, PlanePoint
+from ib_callback.results.trajectory import Trajectory
+from ib_callback.results.trajectory_lines import FILENAME, append_line, check_writable
+from ib_callback.run.trajectory_file import TrajectoryFile
+
+SETTINGS = {"primary": "token", "num_bins": 100}
+
+
+def point(step: int | None, complexity: float = 0.5, expressivity: float = 0.25) -> Measurement:
+    return Measurement(
+        step=step,
+        entropy=0.75,
+        ceiling=0.625,
+        orders={
+            "token": PlanePoint.from_layers(
+                [complexity], [expressivity], complexity_null=0.125, expressivity_null=0.125,
+                complexity_null_se=0.001, expressivity_null_se=0.001,
+            ),
+            "bigram": PlanePoint.from_layers([complexity], [complexity]),
+        },
+        features={"preference": FeaturePoint.from_layers([0.03125], num_positions=9, complexity=complexity)},
+        layers=("h.0",),
+        entropy_by_layer=(0.75,),
+        num_positions=9810,
+        seconds=1.5,
+        settings=SETTINGS,
+    )  # fmt: skip
+
+
+def failed(step: int) -> Measurement:
+    return Measurement.failed(step, "NaN\nin h.0", settings=SETTINGS)
+
+
+def written(directory: Path, *steps: int) -> TrajectoryFile:
+    file = TrajectoryFile(directory)
+    for step in steps:
+        file.append(point(step))
+    return file
+
+
+# --- the sequence
+
+
+def test_a_trajectory_is_a_sequence_of_measurements():
+    points = [point(0), failed(10), point(20)]
+    trajectory = Trajectory(points)
+    assert list(trajectory) == points
+    assert (len(trajectory), trajectory[-1], trajectory.steps) == (3, points[2], [0, 10, 20])
+    assert isinstance(trajectory[1:], Trajectory)
+    assert trajectory[1:] == Trajectory(points[1:])
+    assert trajectory != Trajectory(points[1:])
+    assert repr(trajectory) == "Trajectory(3 points, steps 0 to 20)"
+    assert not Trajectory()
+
+
+@pytest.mark.parametrize("step", [20, 19])
+def test_steps_must_increase(step):
+    trajectory = Trajectory([point(20), point(None)])
+    with pytest.raises(ValueError, match=f"step {step} cannot follow step 20.*if m.step < {step}"):
+        trajectory.append(point(step))
+    trajectory.append(point(21))
+    assert trajectory.steps == [20, None, 21]
+
+
+def test_only_measurements_can_be_appended():
+    with pytest.raises(TypeError, match="expected a Measurement, got dict"):
+        Trajectory([{"step": 0}])  # type: ignore[list-item]
+
+
+def test_values_by_logged_name():
+    trajectory = Trajectory([point(0, 0.5), failed(10), point(20, 0.25)])
+    assert trajectory.values("complexity") == [0.5, None, 0.25]
+    assert trajectory.values("bigram/optimality") == [1.0, None, 1.0]
+    assert trajectory.values("token/complexity_above_null") == [0.375, None, 0.125]
+    assert trajectory.values("preference/ratio") == [0.0625, None, 0.125]
+    assert trajectory.values("bigram/complexity_null") == [None, None, None]
+    assert trajectory.values("overhead") == [None, None, None]
+
+
+def test_an_unknown_name_lists_those_that_exist():
+    with pytest.raises(KeyError, match=r"no number 'optimalty'; .*: complexity,.*bigram/optimality"):
+        Trajectory([point(0), failed(10)]).values("optimalty")
+
+
+def test_values_before_anything_was_measured():
+    assert Trajectory().values("bigram/optimality") == []
+    assert Trajectory([failed(0), failed(1)]).values("bigram/optimality") == [None, None]
+
+
+def ends(line: str) -> list[int]:
+    """Where each cell of a table's line ends."""
+    return [match.end() for match in re.finditer(r"\S+", line)]
+
+
+def test_table_has_aligned_columns():
+    trajectory = Trajectory([point(0), point(12000, 0.375, 2e-6)])
+    lines = trajectory.table(loss={0: 8.25, 12000: 4}).splitlines()
+    assert [line.split() for line in lines] == [
+        "step loss complexity expressivity optimality distance complexity expressivity optimality".split(),
+        "to bound above null above null above null".split(),
+        ["0", "8.2500", "0.5000", "0.2500", "0.5000", "0.2500", "0.3750", "0.1250", "0.3333"],
+        ["12,000", "4.0000", "0.3750", "2.00e-06", "5.33e-06", "0.3750", "0.2500", "-0.1250", "-0.5000"],
+    ]
+    assert ends(lines[0]) == ends(lines[2]) == ends(lines[3])
+    assert ends(lines[1])[1::2] == ends(lines[0])[-4:]
+
+
+def test_table_shows_why_a_point_is_missing():
+    lines = Trajectory([point(0), failed(500)]).table(loss={0: 8.25}).splitlines()
+    assert lines[3].split() == ["500", *["-"] * 8, "NaN", "in", "h.0"]
+    assert ends(lines[3])[:9] == ends(lines[2])
+
+
+def test_table_of_another_order_without_loss():
+    lines = Trajectory([point(None, 0.5)]).table(order="bigram").splitlines()
+    assert lines[2].split() == ["-", "0.5000", "0.5000", "1.0000", "0.0000", "-", "-", "-"]
+
+
+# --- saving and loading
+
+
+def test_save_and_load_give_back_equal_measurements(tmp_path):
+    trajectory = Trajectory([point(0, 1 / 3), failed(10), point(20, 0.1 + 0.2)])
+    path = tmp_path / "copy.jsonl"
+    trajectory.save(path)
+    assert Trajectory.load(path) == trajectory
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [record["step"] for record in records] == [0, 10, 20]
+    assert records[0]["complexity"] == 1 / 3
+    assert os.listdir(tmp_path) == ["copy.jsonl"]
+
+
+def test_load_takes_a_run_directory(tmp_path):
+    written(tmp_path, 0, 10)
+    assert Trajectory.load(tmp_path).steps == [0, 10]
+
+
+def test_what_cannot_be_read_or_written_is_named(tmp_path):
+    with pytest.raises(TrajectoryError, match=r"missing\.jsonl cannot be read \(No such file"):
+        Trajectory.load(tmp_path / "missing.jsonl")
+    with pytest.raises(TrajectoryError, match=r"t\.jsonl cannot be written \(No such file.*Check"):
+        Trajectory([point(0)]).save(tmp_path / "missing" / "t.jsonl")
+    with pytest.raises(TrajectoryError, match=r"t\.jsonl cannot be written \(No such file.*Check"):
+        append_line(tmp_path / "missing" / "t.jsonl", point(0))
+
+
+def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "t.jsonl"
+    Trajectory([point(0)]).save(path)
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(TrajectoryError, match="No space left on device"):
+        Trajectory([point(1)]).save(path)
+    assert Trajectory.load(path).steps == [0]
+    assert os.listdir(tmp_path) == ["t.jsonl"]
+
+
+def test_an_atomic_write_goes_through_a_link(tmp_path):
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_atomically(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"new"
+
+
+def test_a_last_line_torn_at_any_byte_is_dropped_and_can_be_appended_to(tmp_path):
+    whole = tmp_path / "whole.jsonl"
+    Trajectory([point(0), point(10)]).save(whole)
+    data = whole.read_bytes()
+    first = data.index(b"\n") + 1
+    path = tmp_path / "torn.jsonl"
+    for size in [*range(first + 1, len(data) - 1, 41), len(data) - 2]:
+        path.write_bytes(data[:size])
+        with pytest.warns(RuntimeWarning, match=r"torn\.jsonl: the last line is torn"):
+            assert Trajectory.load(path).steps == [0]
+        with pytest.warns(RuntimeWarning, match=r"torn\.jsonl: the last line is torn"):
+            append_line(path, point(20))
+        assert Trajectory.load(path) == Trajectory([point(0), point(20)])
+        assert path.read_bytes().startswith(data[:first] + b'{"step": 20,')
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 10, "entr\n', b"\0" * 300, b"\xff\xfe garbage", b'{"a":\n\n'])
+def test_other_remains_of_a_crash_at_the_end_are_dropped_too(tmp_path, tail):
+    path = tmp_path / "t.jsonl"
+    Trajectory([point(0)]).save(path)
+    path.write_bytes(path.read_bytes() + tail)
+    with pytest.warns(RuntimeWarning, match="torn"):
+        assert Trajectory.load(path).steps == [0]
+    with pytest.warns(RuntimeWarning, match="torn"):
+        append_line(path, point(20))
+    assert Trajectory.load(path).steps == [0, 20]
+
+
+def test_a_torn_line_longer_than_one_read_is_cut_off_whole(tmp_path):
+    path = tmp_path / "t.jsonl"
+    Trajectory([point(0)]).save(path)
+    intact = path.read_bytes()
+    path.write_bytes(intact + b'{"layers": "' + b"x" * 300_000)
+    with pytest.warns(RuntimeWarning, match="torn"):
+        append_line(path, point(20))
+    assert Trajectory.load(path).steps == [0, 20]
+    assert len(path.read_bytes()) < 3 * len(intact)
+
+
+def test_a_whole_last_line_without_a_line_break_is_kept(tmp_path):
+    path = tmp_path / "t.jsonl"
+    Trajectory([point(0), point(10)]).save(path)
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Trajectory.load(path).steps == [0, 10]
+        append_line(path, point(20))
+        assert Trajectory.load(path).steps == [0, 10, 20]
+
+
+def test_a_file_of_one_torn_line_is_an_empty_trajectory(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b'{"step": 0, "en')
+    with pytest.warns(RuntimeWarning, match="torn"):
+        assert len(Trajectory.load(path)) == 0
+    with pytest.warns(RuntimeWarning, match="torn"):
+        append_line(path, point(5))
+    assert Trajectory.load(path).steps == [5]
+
+
+def change(record: dict, **values: object) -> bytes:
+    return json.dumps(record | values).encode()
+
+
+@pytest.mark.parametrize(
+    ("number", "damage", "message"),
+    [
+        (2, lambda record: b'{"step": 10, "entr', "2: expected one JSON object.*remove that line"),
+        (2, lambda record: b"[1, 2]", "2: measurement must be an object"),
+        (2, lambda record: change(record, step=25), "3: steps must increase: step 20 cannot follow step 25"),
+        (1, lambda record: change(record, entropy=float("nan")), "1: entropy must be finite"),
+        (3, lambda record: b'{"step": 20}', "3: measurement lacks the required keys entropy, ceiling"),
+    ],
+)
+def test_other_damage_is_an_error_that_names_file_and_line(tmp_path, number, damage, message):
+    path = tmp_path / "t.jsonl"
+    Trajectory([point(0), point(10), point(20)]).save(path)
+    lines = path.read_bytes().splitlines()
+    lines[number - 1] = damage(json.loads(lines[number - 1]))
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(TrajectoryError, match=rf"t\.jsonl:{message}"):
+        Trajectory.load(path)
+    before = path.read_bytes()
+    (tmp_path / FILENAME).write_bytes(before)
+    with pytest.raises(TrajectoryError, match=rf"ib_trajectory\.jsonl:{message}"):
+        TrajectoryFile(tmp_path, start_step=10)
+    assert (tmp_path / FILENAME).read_bytes() == before
+
+
+# --- the file of a run
+
+
+def test_each_point_is_in_the_file_as_soon_as_it_is_appended(tmp_path):
+    file = TrajectoryFile(tmp_path / "new" / "run")
+    for count, step in enumerate([0, 10, 20], 1):
+        file.append(point(step))
+        assert len(file.path.read_bytes().splitlines()) == count
+        assert Trajectory.load(file.path) == file.trajectory
+    assert file.path == tmp_path / "new" / "run" / "ib_trajectory.jsonl"
+    assert file.rotated is None
+
+
+def test_a_point_out_of_order_is_not_written(tmp_path):
+    file = written(tmp_path, 10)
+    before = file.path.read_bytes()
+    with pytest.raises(ValueError, match="step 5 cannot follow step 10"):
+        file.append(point(5))
+    assert file.path.read_bytes() == before
+    assert file.trajectory.steps == [10]
+
+
+@pytest.mark.parametrize("start_step", [0, None])
+def test_a_fresh_run_moves_old_files_away_and_overwrites_none(tmp_path, start_step):
+    (tmp_path / "ib_trajectory.7.jsonl").write_text("kept by a user")
+    (tmp_path / "ib_trajectory.best.jsonl").write_text("another")
+    names = []
+    for last in (1, 2, 3):
+        file = TrajectoryFile(tmp_path, start_step=start_step)
+        assert len(file.trajectory) == 0
+        file.append(point(last))
+        names.append(file.rotated and file.rotated.name)
+    assert names == [None, "ib_trajectory.8.jsonl", "ib_trajectory.9.jsonl"]
+    assert [Trajectory.load(tmp_path / f"ib_trajectory.{n}.jsonl").steps for n in (8, 9)] == [[1], [2]]
+    assert Trajectory.load(tmp_path).steps == [3]
+    assert (tmp_path / "ib_trajectory.7.jsonl").read_text() == "kept by a user"
+
+
+def test_a_fresh_run_moves_a_damaged_file_away_unread(tmp_path):
+    (tmp_path / FILENAME).write_bytes(b"damaged\nbeyond\nrepair\n")
+    file = TrajectoryFile(tmp_path)
+    assert file.rotated is not None
+    assert file.rotated.read_bytes() == b"damaged\nbeyond\nrepair\n"
+
+
+def test_an_empty_file_is_not_rotated(tmp_path):
+    (tmp_path / FILENAME).touch()
+    assert TrajectoryFile(tmp_path).rotated is None
+    assert os.listdir(tmp_path) == [FILENAME]
+
+
+def test_a_resumed_run_drops_later_points_and_keeps_them_in_another_file(tmp_path):
+    old = written(tmp_path, 0, 10, 20, 30)
+    resumed = TrajectoryFile(tmp_path, start_step=20)
+    assert resumed.trajectory.steps == [0, 10, 20]
+    assert Trajectory.load(tmp_path) == resumed.trajectory
+    assert resumed.rotated == tmp_path / "ib_trajectory.1.jsonl"
+    assert Trajectory.load(resumed.rotated) == old.trajectory
+    resumed.append(point(25))
+    assert Trajectory.load(tmp_path).steps == [0, 10, 20, 25]
+    assert sorted(os.listdir(tmp_path)) == ["ib_trajectory.1.jsonl", "ib_trajectory.jsonl"]
+
+
+def test_a_resumed_run_without_later_points_leaves_the_file_as_it_is(tmp_path):
+    path = written(tmp_path, 0, 10).path
+    # A newer version of this package may have written more than this one knows.
+    lines = [change(json.loads(line), novelty=1) + b"\n" for line in path.read_bytes().splitlines()]
+    path.write_bytes(b"".join(lines))
+    resumed = TrajectoryFile(tmp_path, start_step=500)
+    assert (resumed.trajectory.steps, resumed.rotated) == ([0, 10], None)
+    assert path.read_bytes() == b"".join(lines)
+
+
+def test_a_resumed_run_mends_a_torn_end_once(tmp_path):
+    path = written(tmp_path, 0, 10, 20).path
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.warns(RuntimeWarning, match="torn"):
+        resumed = TrajectoryFile(tmp_path, start_step=20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed.append(point(30))
+        assert Trajectory.load(tmp_path).steps == [0, 10, 30]
+
+
+def test_a_resumed_run_without_a_file_begins_one(tmp_path):
+    resumed = TrajectoryFile(tmp_path, start_step=500)
+    assert len(resumed.trajectory) == 0
+    resumed.append(point(600))
+    assert Trajectory.load(tmp_path).steps == [600]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let writes beyond `size` bytes fail as on a full disk: in part, and with an error."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_takes_back_the_part_that_was_written(tmp_path):
+    file = written(tmp_path, 0, 10)
+    before = file.path.read_bytes()
+    too_large = r"ib_trajectory\.jsonl cannot be written \(File too large"
+    with largest_file(len(before) + 100), pytest.raises(TrajectoryError, match=too_large):
+        file.append(point(20))
+    assert file.path.read_bytes() == before
+    assert file.trajectory.steps == [0, 10, 20]
+    file.append(point(30))
+    assert Trajectory.load(tmp_path).steps == [0, 10, 30]
+
+
+def test_a_directory_that_cannot_be_written_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TrajectoryError, match=r"output directory .*file .*pass output_dir="):
+        check_writable(tmp_path / "file")
+    with pytest.raises(TrajectoryError, match=r"output directory .*below .*pass output_dir="):
+        TrajectoryFile(tmp_path / "file" / "below")
+
+
+def test_checking_a_directory_leaves_nothing_but_the_directory(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    assert os.listdir(tmp_path / "a" / "b") == []

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch.distributed as dist
+
+from ib_callback import Measurement
+from ib_callback.run.ranks import first_different, first_failure, of_rank_zero
+
+# What two processes make of it: tests/test_hf_ranks.py and tests/test_lightning_ranks.py.
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_alone_it_is_the_value_itself() -> None:
+    value = object()
+    assert of_rank_zero(value) is value
+
+
+@pytest.mark.parametrize("value", [None, True, (1, "text"), Measurement.failed(3, "NaN in h.0", settings={"seed": 0})])
+def test_in_a_group_any_value_can_be_sent(value: object, group_of_one: None) -> None:
+    assert of_rank_zero(value) == value
+
+
+def test_a_failure_is_that_of_the_lowest_rank_that_has_one(group_of_one: None) -> None:
+    assert first_failure(None) is None
+    assert first_failure("out of luck") == (0, "out of luck")
+
+
+def test_alone_a_failure_is_that_of_this_process() -> None:
+    assert first_failure(None) is None
+    assert first_failure("out of luck") == (0, "out of luck")
+
+
+def test_a_single_process_differs_from_nobody(group_of_one: None) -> None:
+    assert first_different(["a" * 64]) is None

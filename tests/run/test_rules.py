@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from synthetic_runs import COLLAPSE_AT_THE_END, STOPPING, C, E, failed, measured, run
+
+from ib_callback.results.selection import Selection
+from ib_callback.results.stopping import PlateauStopping, StopReason
+from ib_callback.results.trajectory import Trajectory
+from ib_callback.run.rules import LiveRules
+
+
+def rules(**settings: Any) -> LiveRules:
+    return LiveRules(["token"], ["preference"] if settings.pop("features", False) else [], **settings)
+
+
+def along(live: LiveRules, trajectory: Trajectory, name: str) -> list[float]:
+    """What is logged under a name at each point."""
+    logged = []
+    for point in trajectory:
+        live.update(point)
+        logged.append(live.shown()[name])
+    return logged
+
+
+def same(found: list[float], expected: list[float]) -> bool:
+    return found == pytest.approx(expected, nan_ok=True)
+
+
+# --- the numbers
+
+
+def test_the_phase_is_the_one_known_at_each_point():
+    # The fit shows at point 4; the compression, which begins at 10, is recognised at 15.
+    assert along(rules(), run(C, E), "phase") == [0.0] * 4 + [1.0] * 11 + [2.0] * 16
+
+
+def test_what_can_be_selected_is_a_number_from_the_recognition_on():
+    before = [math.nan] * 15
+    values = [E[i] / C[i] for i in range(15, 31)]
+    assert values[0] == pytest.approx(0.55)
+    assert same(along(rules(), run(C, E), "selectable/optimality"), before + values)
+    from_fit = along(rules(select_from="fit"), run(C, E), "selectable/optimality")
+    assert same(from_fit, [math.nan] * 4 + [E[i] / C[i] for i in range(4, 31)])
+    from_step = along(rules(select_from=2950), run(C, E), "selectable/distance_to_bound")
+    assert same(from_step, [math.nan] * 30 + [C[30] - E[30]])
+
+
+def test_a_collapsed_point_cannot_be_selected():
+    assert same(along(rules(), COLLAPSE_AT_THE_END, "selectable/complexity")[15:], [*C[15:21], *[math.nan] * 10])
+
+
+def test_an_undefined_number_is_nan():
+    # Within three standard errors (.001) of the null there is no ratio to it.
+    live = rules(select_from=0)
+    live.update(measured(0, 0.5, 0.5, null=0.499))
+    assert live.numbers()["token/optimality_above_null"] is None
+    assert live.numbers()["selectable/token/optimality_above_null"] is None
+    assert live.numbers()["selectable/optimality"] == 1.0
+
+
+def test_a_missing_point_changes_no_number():
+    live = rules()
+    for point in run(C, E):
+        live.update(point)
+    before = live.numbers()
+    live.update(failed(3100))
+    assert live.numbers() == before
+    assert before["complexity"] == 0.3
+
+
+def test_before_any_point_nothing_is_known():
+    live = rules(early_stopping=PlateauStopping())
+    assert set(live.numbers().values()) == {None}
+    assert all(math.isnan(value) for value in live.shown().values())
+    assert live.decision is None
+
+
+def test_every_name_is_known_before_anything_was_measured():
+    live = rules(features=True)
+    assert set(live.names) == set(live.numbers())
+    live.update(measured(0, 0.5, 0.25, preference=0.125))
+    assert set(live.names) <= set(live.numbers())
+    assert live.numbers()["preference/information"] == 0.125
+    assert {"phase", "selectable/optimality", "selectable/preference/information"} <= set(live.names)
+    # Of these neither direction is the better one.
+    unordered = ("entropy", "ceiling", "token/complexity_null", "preference/information_null", "phase")
+    assert not {f"selectable/{name}" for name in unordered} & set(live.names)
+
+
+def test_for_people_those_of_the_primary_order_and_the_features():
+    metrics = ["complexity", "expressivity", "optimality", "distance_to_bound", "preference/information"]
+    assert set(rules(features=True).shown()) == {"phase", *(f"selectable/{name}" for name in metrics)}
+
+
+def test_which_way_is_better():
+    directions = rules(features=True).directions
+    assert directions["selectable/optimality"] == directions["selectable/token/expressivity"] == "max"
+    assert directions["selectable/preference/information"] == "max"
+    assert directions["selectable/distance_to_bound"] == directions["selectable/token/complexity"] == "min"
+
+
+# --- stopping and selection
+
+
+def test_the_decision_is_that_of_the_rule():
+    live = rules(early_stopping=PlateauStopping(**STOPPING))
+    decided = {}
+    for point in run(C, E):
+        live.update(point)
+        assert live.decision is not None
+        decided[point.step] = (live.decision.stop, live.decision.reason)
+    # Better until 2000, and not at the next three points.
+    assert decided[1400] == (False, StopReason.NOT_ARMED)
+    assert decided[2200] == (False, StopReason.WAITING)
+    assert decided[2300] == (True, StopReason.PLATEAU)
+
+
+@pytest.mark.parametrize("select_from", ["compression", "fit", 2000])
+@pytest.mark.parametrize("seen_before", [0, 31])
+def test_a_replay_is_what_the_updates_were(select_from, seen_before):
+    trajectory = Trajectory([*run(C, E, without=[3, 17])[:25], *COLLAPSE_AT_THE_END[25:]])
+    settings: dict[str, Any] = {"select": "optimality", "select_from": select_from}
+    updated = rules(early_stopping=PlateauStopping(**STOPPING), **settings)
+    for point in trajectory:
+        updated.update(point)
+    replayed = rules(early_stopping=PlateauStopping(**STOPPING), **settings)
+    for point in run(E, C)[:seen_before]:  # another run
+        replayed.update(point)
+    replayed.replay(trajectory)
+    assert replayed.numbers() == updated.numbers()
+    assert replayed.decision == updated.decision
+    replayed.replay(())
+    assert replayed.decision is None
+    assert set(replayed.numbers().values()) == {None}
+
+
+def test_the_choice_is_among_the_points_with_a_checkpoint():
+    live = rules(select="optimality")
+    # .4 / .5 and so on: the optimality rises until 2000.
+    choice = live.choose(run(C, E), {500, 1500, 1900})
+    assert choice.best is not None
+    assert choice.best.measurement.step == 1900
+    assert live.choose(run(C, E), ()).best is None
+
+
+def test_without_select_nothing_is_selected_and_the_optimality_decides_what_could_be():
+    live = rules()
+    assert not live.selects
+    assert live.stopping is None
+    assert (live.selection.by, live.selection.select_from) == ("optimality", "compression")
+    assert rules(select="complexity").selects
+
+
+def test_a_selection_is_taken_as_it_is():
+    selection = Selection("token/complexity", mode="max", select_from=500)
+    live = rules(select=selection)
+    assert live.selection is selection
+    assert live.selects
+    assert same(along(live, run(C, E)[:7], "selectable/complexity"), [math.nan] * 5 + C[5:7])
+    assert rules(select=selection, select_from=500).selection is selection
+
+
+def test_a_feature_can_be_selected_by_its_name():
+    live = rules(select="preference", features=True)
+    assert live.selection.by == "preference"
+    assert live.selection.mode == "max"
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("select", "name"),
+    [
+        ("optimalty", "optimalty"),
+        ("preference", "preference"),  # not measured here
+        ("bigram/optimality", "bigram/optimality"),
+        (Selection("bigram/complexity"), "bigram/complexity"),
+    ],
+)
+def test_a_metric_to_select_by_that_is_not_measured_lists_those_that_are(select, name):
+    message = f"select='{name}' cannot work: no metric '{name}' is measured; those measured: complexity, .*token/comp"
+    with pytest.raises(ValueError, match=message):
+        rules(select=select)
+
+
+@pytest.mark.parametrize("monitor", ["distance", "bigram/distance_to_bound", "preference"])
+def test_a_metric_to_stop_on_that_is_not_measured_lists_those_that_are(monitor):
+    message = f"PlateauStopping.*cannot work: no metric '{monitor}' is measured; .*token/distance_to_bound"
+    with pytest.raises(ValueError, match=message):
+        rules(early_stopping=PlateauStopping(monitor))
+    if monitor == "preference":
+        accepted = rules(early_stopping=PlateauStopping(monitor, mode="max"), features=True)
+        assert accepted.stopping is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"early_stopping": "plateau"}, TypeError, "early_stopping: expected an ib.PlateauStopping or None, got 'plat"),
+        ({"early_stopping": True}, TypeError, "early_stopping: expected an ib.PlateauStopping or None, got True"),
+        ({"select": 5}, TypeError, "select: expected the name of a metric or feature, or an ib.Selection, got 5"),
+        ({"select": True}, TypeError, "select: expected the name .* got True"),
+        ({"select": "entropy"}, ValueError, "neither high nor low entropy is known to be better"),
+        ({"select_from": "later"}, ValueError, 'select_from must be "compression", "fit" or a step .*, got \'later\''),
+        ({"select": "optimality", "select_from": -1}, ValueError, "select_from must be .* got -1"),
+    ],
+)
+def test_mistakes_say_what_was_expected(settings, error, message):
+    with pytest.raises(error, match=message):
+        rules(**settings)
+
+
+def test_points_measured_before_the_metric_was_are_no_error():
+    """A run resumed with `mix_settings=True` and another feature probe; the rules were checked when they were made."""
+    rule = PlateauStopping("preference", mode="max", arm="immediately")
+    live = rules(features=True, early_stopping=rule, select="preference")
+    earlier = run(C[:3], E[:3])
+    live.replay(earlier)
+    assert live.decision is not None
+    assert (live.decision.stop, live.decision.reason) == (False, StopReason.MISSING)
+    assert live.choose(earlier, available=set(earlier.steps)).best is None
+    # A rule that nobody has checked still says that there is no such metric.
+    with pytest.raises(ValueError, match=r"cannot work: no metric 'preference' is measured"):
+        rule.replay(earlier)
