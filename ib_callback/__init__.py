@@ -22,6 +22,7 @@ from ib_callback.results.points import FeaturePoint, PlanePoint
 from ib_callback.results.selection import Candidate, Choice, Selection
 from ib_callback.results.stopping import PlateauStopping, StopDecision, StopReason
 from ib_callback.results.trajectory import Trajectory
+from ib_callback.run.run import Run
 from ib_callback.run.schedule import every, logarithmic
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Probe",
     "ProbeError",
     "RepresentationError",
+    "Run",
     "Selection",
     "SoftHistogram",
     "StopDecision",

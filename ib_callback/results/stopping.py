@@ -124,15 +124,18 @@ class PlateauStopping:
     def __repr__(self) -> str:
         return f"PlateauStopping({self.monitor!r}, mode={self.mode!r}, patience={self.patience}, arm={self.arm!r})"
 
-    def reset(self, metric: str | None = None) -> None:
+    def reset(self, metric: str | None = None, *, phases: PhaseTracker | None = None) -> None:
         """Forget every measurement.
 
         Args:
             metric: full name of the monitored one, where `check` has found it: points that lack it, measured before it
                 was, then count as undefined. None: the first point that could be measured must have it.
+            phases: what follows the phases of the run already, and takes each measurement before this rule does; None:
+                the rule follows them itself.
         """
         self._metric: str | None = metric
-        self._phases = PhaseTracker(self.phase_rule)
+        self._follows = phases is None
+        self._phases = PhaseTracker(self.phase_rule) if phases is None else phases
         self._values: list[float] = []  # those of points that are not collapsed, the last few
         self._best: float | None = None
         self._best_step: int | None = None
@@ -188,7 +191,7 @@ class PlateauStopping:
             self._metric = self.check(measurement)
         collapsed = False
         if self.arm != "immediately":
-            phase = self._phases.update(measurement)
+            phase = self._phases.update(measurement) if self._follows else self._phases.phase
             collapsed = self._phases.collapsed
             if phase < _ARMED_FROM[self.arm]:
                 waits_for = "fitting" if self.arm == "fit" else "compression"
