@@ -67,6 +67,7 @@ class _State:
     points: int = 0
     skipped: int = 0
     selected: Selected | None = None
+    told_to_stop: bool = False
 
 
 class Run:
@@ -184,7 +185,11 @@ class Run:
         elif self.due(step, since=self._last[1]):
             self.record(model, step, train_loss=loss)
         self._last = (model, step)
-        return self.decision
+        decision = self.decision
+        if decision is not None and decision.stop and not self._state.told_to_stop:
+            self._state.told_to_stop = True
+            self.announce(f"training should stop at step {step}: {decision.message}")
+        return decision
 
     def saved(self, step: int, path: str | os.PathLike[str]) -> None:
         """Take note of a checkpoint that is complete; on every rank.
