@@ -11,7 +11,7 @@ import numpy as np
 
 from ib_callback.common.errors import ProbeError
 from ib_callback.common.files import write_atomically
-from ib_callback.probe._checks import NO_LABEL
+from ib_callback.probe.content import NO_LABEL, Content
 from ib_callback.probe.probe import Probe
 
 _HEADER = "probe"
@@ -104,13 +104,15 @@ def _probe(path: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> Pr
                 f"{path}: sequence {place}: expected integers, and as many labels as ids ({error})."
             ) from error
     return Probe(
-        ids,
-        mask,
-        labels=labels,
-        label_names=header.get("label_names"),
-        name=header.get("name", path.stem),
-        source=header.get("source", {"constructor": "lines"}),
-        tokenizer=header.get("tokenizer"),
+        Content(
+            input_ids=ids,
+            attention_mask=mask,
+            labels=labels,
+            label_names=header.get("label_names"),
+            name=header.get("name", path.stem),
+            source=header.get("source", {"constructor": "lines"}),
+            tokenizer=header.get("tokenizer"),
+        )
     )
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from ib_callback.cli._probe_lines import read_lines, write_lines
 from ib_callback.measuring.statistics import DIM, ProbeStatistics, probe_statistics
-from ib_callback.probe._tokenizing import is_raw
 from ib_callback.probe.probe import Probe
 
 FAILED = 2
@@ -56,7 +55,6 @@ def add_probe_command(commands: Any) -> None:
     build.add_argument("--min-length", type=int, default=16, metavar="N", help="shorter texts are skipped")
     build.add_argument("--skip", type=int, default=0, metavar="N", help="rows to leave out first")
     build.add_argument("--name", help="of the probe, for messages")
-    build.add_argument("--retries", type=int, default=5, metavar="N", help="how often to try again when it stops")
     build.add_argument("--no-cache", action="store_true", help="neither look into the cache nor keep it there")
     build.add_argument("-o", "--output", required=True, metavar="FILE", help="where to, .safetensors")
     build.set_defaults(run=_guarded(_build), default_of=build.get_default)
@@ -165,7 +163,7 @@ def _build(options: argparse.Namespace) -> None:
     name = {} if options.name is None else {"name": options.name}
     sizes: dict[str, Any] = {"num_sequences": options.num_sequences, "max_length": options.max_length}
     lengths = {"min_length": options.min_length}
-    reading = {"skip": options.skip, "retries": options.retries, "cache": not options.no_cache}
+    reading = {"skip": options.skip, "cache": not options.no_cache}
     reading |= {
         option: getattr(options, option)
         for option in ("config", "split", "revision")
@@ -184,7 +182,7 @@ def _build(options: argparse.Namespace) -> None:
         else:
             columns = {"text_column": options.text_column, "label_columns": options.label_column}
             probe = Probe.from_dataset(options.dataset, tokenizer, **columns, **sizes, **lengths, **name, **reading)
-        if is_raw(tokenizer):
+        if Path(options.tokenizer).is_file():
             print(
                 "ib-callback: these are the ids of a bare tokenizer.json; loaded by name or folder, the tokenizer may "
                 "add other special tokens",
@@ -203,7 +201,7 @@ def _check_used(options: argparse.Namespace) -> None:
     if options.dataset in ("c4", "builtin"):
         unused.append("preferences")
     if options.dataset == "builtin":
-        unused += ["config", "split", "revision", "skip", "retries", "no_cache"]
+        unused += ["config", "split", "revision", "skip", "no_cache"]
     if pairs or options.dataset == "builtin":
         unused.append("min_length")
     given = [option for option in unused if getattr(options, option) != options.default_of(option)]

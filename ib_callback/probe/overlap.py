@@ -7,15 +7,18 @@ streams past, and whatever has the hash of one of them is compared with it token
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from ib_callback.common.checks import check_integer
-from ib_callback.probe._overlap_texts import Row, rows_of
-from ib_callback.probe.probe import Probe
+from ib_callback.common.errors import ProbeError
+from ib_callback.probe._tokenizing import Encoder
 
 Integers = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
@@ -27,6 +30,9 @@ CHUNK = 1 << 16
 _SPARE_BITS = 4
 _MOST_BITS = 26
 _BASE = 0x9E3779B97F4A7C15
+# Tokens of one long array that are read at a time, and how many are read twice for sequences across the seam.
+_PART = 1 << 22
+_SEAM = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,53 +81,41 @@ class Overlap:
 
 
 def overlap(
-    probe: Probe,
+    input_ids: Tensor,
+    attention_mask: Tensor,
     data: Any,
-    tokenizer: Any = None,
+    tokenizer: Any,
     *,
-    text_column: str = "text",
-    n: int = NGRAM,
-    max_texts: int | None = None,
+    text_column: str,
+    n: int,
+    max_texts: int | None,
 ) -> Overlap:
-    """Compare a probe with training text.
-
-    The text is read once, in order, and not kept: memory is that of the probe's n-grams, under 100 bytes each.
-
-    Args:
-        probe: what is looked for.
-        data: texts (with `tokenizer`), sequences of token ids, rows with a column of either (`input_ids`, if
-            present, before `text_column`), such as a dataset of `datasets`; or one long array of token ids.
-        tokenizer: that of the probe, as for `Probe.from_texts`.
-        text_column: of rows that are not tokenised.
-        n: tokens of an n-gram. Fewer find more by chance.
-        max_texts: look at no more than these; None: at all.
-
-    Raises:
-        ProbeError: texts without a tokenizer, or rows without tokens and text.
-        TypeError: data of another kind.
-
-    >>> probe = Probe.from_tokens([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
-    >>> found = overlap(probe, [[0, 0, 2, 3, 4, 0]], n=3)
-    >>> found.sequences, found.duplicates, found.share
-    ((0,), (0,), 0.16666666666666666)
-    """
+    """What `Probe.overlap` says, of ids [N, S] and a mask [N, S] of a probe."""
     check_integer("n", n, minimum=1, cure=f"{NGRAM} is usual")
     if max_texts is not None:
         check_integer("max_texts", max_texts, minimum=1, cure="None is for all")
-    index = _Index(probe, n)
-    for row in rows_of(data, tokenizer, text_column, max_texts=max_texts):
+    index = _Index(input_ids, attention_mask, n)
+    for row in _rows_of(data, tokenizer, text_column, max_texts=max_texts):
         index.add(row)
     return index.result()
+
+
+class _Row(NamedTuple):
+    """Tokens that follow each other. A part of a longer text has tokens that the part before had."""
+
+    tokens: Integers
+    is_new: bool
+    num_new: int
 
 
 class _Index:
     """The n-grams of a probe, and which of them have been seen."""
 
-    def __init__(self, probe: Probe, n: int) -> None:
-        mask = probe.attention_mask.numpy()
+    def __init__(self, input_ids: Tensor, attention_mask: Tensor, n: int) -> None:
+        mask = attention_mask.numpy()
         self.n = n
         self.num_sequences = len(mask)
-        self.tokens: Integers = probe.input_ids.numpy()[mask]
+        self.tokens: Integers = input_ids.numpy()[mask]
         ends = np.cumsum(mask.sum(1))
         self.bounds = np.stack([ends - mask.sum(1), ends], axis=1)
         number = np.maximum(mask.sum(1) - n + 1, 0)
@@ -157,7 +151,7 @@ class _Index:
         self.longest = max(map(len, self.cores.values()), default=self.n)
         self.duplicates: set[int] = set()
 
-    def add(self, row: Row) -> None:
+    def add(self, row: _Row) -> None:
         """Look at one text."""
         tokens = row.tokens
         self.num_texts += row.is_new
@@ -254,3 +248,72 @@ def ngram_hashes(tokens: Integers, n: int) -> Hashes:
 
 def _base(exponent: int) -> np.uint64:
     return np.uint64(pow(_BASE, exponent, 1 << 64))
+
+
+def _rows_of(data: Any, tokenizer: Any, text_column: str, *, max_texts: int | None) -> Iterator[_Row]:
+    """Each text or row of `data` as token ids; see `Probe.overlap`.
+
+    Raises:
+        ProbeError: texts without a tokenizer, or rows without tokens and text.
+        TypeError: data of another kind.
+    """
+    if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
+        raise TypeError(
+            f"data: expected texts, sequences of token ids or rows with a column of either, got {type(data).__name__}. "
+            "Pass a single text as [text]."
+        )
+    if _is_stream(data):
+        yield from _parts(data)
+        return
+    encoder: Encoder | None = None
+    for index, item in enumerate(data):
+        if index == max_texts:
+            return
+        item = _without_columns(item, text_column, index)
+        if isinstance(item, str):
+            if tokenizer is None:
+                raise ProbeError(
+                    "texts can be compared only as tokens: expected tokenizer=, that of the probe, got None. "
+                    "Or pass rows with input_ids."
+                )
+            encoder = encoder or Encoder(tokenizer, None)
+            item = encoder([item])[0].ids
+        tokens = _token_ids(item, index)
+        yield _Row(tokens, True, len(tokens))
+
+
+def _without_columns(item: Any, text_column: str, index: int) -> Any:
+    if not (isinstance(item, Mapping) or hasattr(item, "keys")):
+        # As (inputs, labels), the way TensorDataset gives rows.
+        is_pair = isinstance(item, (tuple, list)) and len(item) > 0 and getattr(item[0], "ndim", 0) == 1
+        return item[0] if is_pair else item
+    for column in ("input_ids", text_column):
+        if column in item:
+            return item[column]
+    raise ProbeError(
+        f"data: expected rows with a column input_ids or {text_column!r}, got {', '.join(map(str, item)) or 'none'} in "
+        f"row {index}. Pass text_column=."
+    )
+
+
+def _token_ids(item: Any, index: int) -> Integers:
+    array = item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asarray(item)
+    if array.size == 0:
+        return np.empty(0, np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise TypeError(
+            f"data: expected a text or a sequence of token ids, got {type(item).__name__} of shape {array.shape} and "
+            f"dtype {array.dtype} at index {index}. Pass a single sequence as [ids]."
+        )
+    return array.astype(np.int64, copy=False)
+
+
+def _is_stream(data: Any) -> bool:
+    return getattr(data, "ndim", None) == 1 and hasattr(data, "dtype")
+
+
+def _parts(data: Any) -> Iterator[_Row]:
+    for begin in range(0, len(data), _PART):
+        seam = min(begin, _SEAM)
+        tokens = _token_ids(data[begin - seam : begin + _PART], 0)
+        yield _Row(tokens, begin == 0, len(tokens) - seam)

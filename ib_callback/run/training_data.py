@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from ib_callback.common.checks import check_integer
-from ib_callback.probe.overlap import overlap
 from ib_callback.probe.probe import Probe
 
 _BY_HAND = "probe.overlap(texts, tokenizer) compares any texts with a probe."
@@ -53,7 +52,7 @@ def look_for_probes(probes: Iterable[Probe], loaders: Any, count: int, tokenizer
                 continue
             examples = _Sample(dataset, count)
             for probe in probes:
-                found = overlap(probe, examples, tokenizer)
+                found = probe.overlap(examples, tokenizer)
                 if found:
                     _warn(
                         f"Probe {probe.name!r} is not held out from the training data: {found}. What is measured on "
