@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +30,7 @@ CHUNK = 1 << 16
 # Bits of the table that says which hashes may be among those of the probe, beyond those needed to number them.
 _SPARE_BITS = 4
 _MOST_BITS = 26
-_BASE = 0x9E3779B97F4A7C15
-# Tokens of one long array that are read at a time, and how many are read twice for sequences across the seam.
-_PART = 1 << 22
-_SEAM = 1 << 16
+_MIX, _BASE = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,17 +93,9 @@ def overlap(
     if max_texts is not None:
         check_integer("max_texts", max_texts, minimum=1, cure="None is for all")
     index = _Index(input_ids, attention_mask, n)
-    for row in _rows_of(data, tokenizer, text_column, max_texts=max_texts):
-        index.add(row)
+    for text in islice(_texts_of(data, tokenizer, text_column), max_texts):
+        index.add(text)
     return index.result()
-
-
-class _Row(NamedTuple):
-    """Tokens that follow each other. A part of a longer text has tokens that the part before had."""
-
-    tokens: Integers
-    is_new: bool
-    num_new: int
 
 
 class _Index:
@@ -151,17 +141,16 @@ class _Index:
         self.longest = max(map(len, self.cores.values()), default=self.n)
         self.duplicates: set[int] = set()
 
-    def add(self, row: _Row) -> None:
-        """Look at one text."""
-        tokens = row.tokens
-        self.num_texts += row.is_new
-        self.num_tokens += row.num_new
-        if len(tokens) < self.n:
+    def add(self, text: Any) -> None:
+        """Look at one text: ids [n] of any kind, which may lie on a disk and are copied in parts."""
+        self.num_texts += 1
+        self.num_tokens += len(text)
+        if len(text) < self.n:
             return
-        # Long texts in parts that overlap by as much as a sequence can be long.
+        # Parts that overlap by as much as a sequence can be long.
         step = max(CHUNK, 4 * self.longest)
-        for begin in range(0, max(len(tokens) - self.longest, 1), step):
-            self._rows.append(tokens[begin : begin + step + self.longest])
+        for begin in range(0, max(len(text) - self.longest, 1), step):
+            self._rows.append(np.asarray(text[begin : begin + step + self.longest], np.int64))
             self._waiting += len(self._rows[-1])
             if self._waiting >= CHUNK:
                 self._flush()
@@ -222,36 +211,23 @@ class _Index:
 def ngram_hashes(tokens: Integers, n: int) -> Hashes:
     """Hash of the n-gram that begins at each place; the last n - 1 places, where none does, are left out.
 
-    Σ h(t[i + j]) B^(n-1-j) modulo 2^64. Runs are put together from runs of powers of two, so that n = 13 takes five
-    multiplications a token instead of twelve.
+    Σ h(t[i + j]) B^(n-1-j) modulo 2^64.
 
     >>> ngram_hashes(np.array([1, 2, 3, 1, 2]), 2).tolist()[0] == ngram_hashes(np.array([1, 2, 3, 1, 2]), 2).tolist()[3]
     True
     """
-    if len(tokens) < n:
-        return np.empty(0, np.uint64)
-    power = tokens.astype(np.uint64) * np.uint64(0xBF58476D1CE4E5B9)
-    power ^= power >> np.uint64(29)  # neighbouring ids, multiplied, are far from random in their lower bits
-    run: Hashes | None = None
-    length, done = 1, 0
-    while True:
-        if n & length:
-            # `run` covers the places from 0, the power those from `done` on.
-            run = power if run is None else run[: len(tokens) - done - length + 1] * _base(length) + power[done:]
-            done += length
-        if done == n:
-            assert run is not None
-            return run[: len(tokens) - n + 1]
-        power = power[: len(power) - length] * _base(length) + power[length:]
-        length *= 2
+    number = max(len(tokens) - n + 1, 0)
+    mixed = tokens.astype(np.uint64) * _MIX
+    mixed ^= mixed >> np.uint64(29)  # neighbouring ids, multiplied, are far from random in their lower bits
+    hashes = np.zeros(number, np.uint64)
+    for j in range(n if number else 0):
+        hashes *= _BASE
+        hashes += mixed[j : j + number]
+    return hashes
 
 
-def _base(exponent: int) -> np.uint64:
-    return np.uint64(pow(_BASE, exponent, 1 << 64))
-
-
-def _rows_of(data: Any, tokenizer: Any, text_column: str, *, max_texts: int | None) -> Iterator[_Row]:
-    """Each text or row of `data` as token ids; see `Probe.overlap`.
+def _texts_of(data: Any, tokenizer: Any, text_column: str) -> Iterator[Any]:
+    """Each text or row of `data` as ids [n]; see `Probe.overlap`.
 
     Raises:
         ProbeError: texts without a tokenizer, or rows without tokens and text.
@@ -262,13 +238,9 @@ def _rows_of(data: Any, tokenizer: Any, text_column: str, *, max_texts: int | No
             f"data: expected texts, sequences of token ids or rows with a column of either, got {type(data).__name__}. "
             "Pass a single text as [text]."
         )
-    if _is_stream(data):
-        yield from _parts(data)
-        return
     encoder: Encoder | None = None
-    for index, item in enumerate(data):
-        if index == max_texts:
-            return
+    one_long_array = getattr(data, "ndim", None) == 1 and hasattr(data, "dtype")
+    for index, item in enumerate([data] if one_long_array else data):
         item = _without_columns(item, text_column, index)
         if isinstance(item, str):
             if tokenizer is None:
@@ -278,8 +250,13 @@ def _rows_of(data: Any, tokenizer: Any, text_column: str, *, max_texts: int | No
                 )
             encoder = encoder or Encoder(tokenizer, None)
             item = encoder([item])[0].ids
-        tokens = _token_ids(item, index)
-        yield _Row(tokens, True, len(tokens))
+        ids = item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asanyarray(item)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise TypeError(
+                f"data: expected a text or a sequence of token ids, got {type(item).__name__} of shape {ids.shape} and "
+                f"dtype {ids.dtype} at index {index}. Pass a single sequence as [ids]."
+            )
+        yield ids
 
 
 def _without_columns(item: Any, text_column: str, index: int) -> Any:
@@ -294,26 +271,3 @@ def _without_columns(item: Any, text_column: str, index: int) -> Any:
         f"data: expected rows with a column input_ids or {text_column!r}, got {', '.join(map(str, item)) or 'none'} in "
         f"row {index}. Pass text_column=."
     )
-
-
-def _token_ids(item: Any, index: int) -> Integers:
-    array = item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asarray(item)
-    if array.size == 0:
-        return np.empty(0, np.int64)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise TypeError(
-            f"data: expected a text or a sequence of token ids, got {type(item).__name__} of shape {array.shape} and "
-            f"dtype {array.dtype} at index {index}. Pass a single sequence as [ids]."
-        )
-    return array.astype(np.int64, copy=False)
-
-
-def _is_stream(data: Any) -> bool:
-    return getattr(data, "ndim", None) == 1 and hasattr(data, "dtype")
-
-
-def _parts(data: Any) -> Iterator[_Row]:
-    for begin in range(0, len(data), _PART):
-        seam = min(begin, _SEAM)
-        tokens = _token_ids(data[begin - seam : begin + _PART], 0)
-        yield _Row(tokens, begin == 0, len(tokens) - seam)

@@ -123,8 +123,7 @@ def test_rows_of_token_ids(data):
 @pytest.mark.parametrize("kind", [np.array, lambda ids: np.array(ids, np.uint16), torch.tensor])
 @pytest.mark.parametrize("part", [7, 100])
 def test_one_long_array(kind, part, monkeypatch):
-    monkeypatch.setattr("ib_callback.probe.overlap._PART", part)
-    monkeypatch.setattr("ib_callback.probe.overlap._SEAM", 21)
+    monkeypatch.setattr(overlap_module, "CHUNK", part)
     probe = make_probe(2)
     stream = [token for row in training_rows(probe, 2) for token in row]
     found = probe.overlap(kind(stream), n=4)
