@@ -97,7 +97,7 @@ def test_known_names_reach_their_constructors(folder: Path, monkeypatch: pytest.
     assert main.main(["probe", "build", "--dataset", "builtin", "--tokenizer", "-", *common]) == 0
     sizes = {"num_sequences": 8, "max_length": 64}
     assert given == [
-        ("from_c4", sizes | {"min_length": 16, "skip": 0, "cache": True, "revision": "abc"}),
+        ("from_c4", sizes | {"revision": "abc"}),
         ("from_tulu", sizes | {"skip": 5, "cache": False}),
         ("builtin", sizes),
     ]
@@ -160,8 +160,14 @@ LINES = {
     "not json": ('{"input_ids": [1]}\n{\n', "bad.jsonl:2: expected one JSON object a line"),
     "no ids": ('{"ids": [1]}\n', 'bad.jsonl:1: expected {"input_ids": [ids], …}, got {"ids": [1]}'),
     "nothing": ("\n", "expected at least one line with input_ids"),
-    "fractions": ('{"input_ids": [1.5]}\n', "sequence 0: expected integers, and as many labels as ids (got float64)"),
-    "labels": ('{"input_ids": [1, 2], "labels": {"f": [1, 2, 3]}}\n', "as many labels as ids"),
+    "fractions": (
+        '{"input_ids": [1.5]}\n',
+        "bad.jsonl: its content is not a probe: input_ids: expected an integer",
+    ),
+    "labels": (
+        '{"input_ids": [1, 2], "labels": {"f": [1, 2, 3]}}\n',
+        "bad.jsonl:1: expected lists of as many labels as ids, 2",
+    ),
     "labels without a name": (
         '{"input_ids": [1], "labels": [1]}\n',
         'bad.jsonl:1: expected {"labels": {name:',
