@@ -143,43 +143,41 @@ def preferences_content(pairs: Any, tokenizer: Any, sizes: Sizes, reading: Readi
     return _content(pairs, tokenizer, COLUMNS, sizes, reading, name, asked, build)
 
 
-def shortfall(content: Content) -> str | None:
-    """What to warn of: that there are fewer sequences than asked for; None if there are not."""
+def remarks(content: Content) -> Iterator[str]:
+    """What to warn of: fewer sequences than asked for, pairs that were left out, labels that are all the same."""
     source, found = content.source, len(content.input_ids)
-    if source["num_sequences"] == "None" or found >= int(source["num_sequences"]):
-        return None
+    left_out = ""
     if "pairs_read" in source:
-        why = f"there were {source['pairs_read']} pairs; {left_out(content) or 'none was left out'}"
-    else:
-        why = f"there were {source['texts_read']} texts, and {source['texts_too_short']} have fewer than "
-        why += f"min_length={source['min_length']} tokens"
-        if source.get("texts_without_text", "0") != "0":
-            why += f"; {source['texts_without_text']} have no text at all"
-    return f"asked for {source['num_sequences']} sequences, got {found}: {why}."
+        counts = {reason: int(source[f"pairs_dropped_{reason}"]) for reason in REASONS}
+        reasons = ", ".join(f"{number} {REASONS[reason]}" for reason, number in counts.items() if number)
+        left_out = f"left out {sum(counts.values())} of {source['pairs_read']} pairs: {reasons}" if reasons else ""
+    if source["num_sequences"] != "None" and found < int(source["num_sequences"]):
+        if "pairs_read" in source:
+            why = f"there were {source['pairs_read']} pairs; {left_out or 'none was left out'}"
+        else:
+            why = f"there were {source['texts_read']} texts, and {source['texts_too_short']} have fewer than "
+            why += f"min_length={source['min_length']} tokens"
+            if source.get("texts_without_text", "0") != "0":
+                why += f"; {source['texts_without_text']} have no text at all"
+        yield f"asked for {source['num_sequences']} sequences, got {found}: {why}."
+    elif left_out:
+        yield left_out
+    alone = list(_single_labels(content)) if "label_columns" in source else []
+    if alone:
+        yield (
+            f"a single label throughout the probe: {', '.join(alone)}. Information about it is 0. Rows are taken in "
+            "order, so if the dataset is sorted, shuffle it with a seed, or take more rows."
+        )
 
 
-def one_label(content: Content) -> str | None:
-    """What to warn of: features of which all sequences have a single label, or none; None if there are none such."""
-    alone = []
+def _single_labels(content: Content) -> Iterator[str]:
+    """Features of which all sequences have the same label, or none."""
     for feature, table in content.labels.items():
         numbers = table[table >= 0].unique().tolist()
         if len(numbers) < 2:
             names = content.label_names.get(feature)
             found = [names[number] if names else number for number in numbers]
-            alone.append(f"{feature!r} (all {found[0]!r})" if found else f"{feature!r} (all without)")
-    if not alone:
-        return None
-    return (
-        f"a single label throughout the probe: {', '.join(alone)}. Information about it is 0. Rows are taken in order, "
-        "so if the dataset is sorted, shuffle it with a seed, or take more rows."
-    )
-
-
-def left_out(content: Content) -> str | None:
-    """What to warn of: how many pairs were left out, and why; None if none was."""
-    counts = {reason: int(content.source[f"pairs_dropped_{reason}"]) for reason in REASONS}
-    reasons = ", ".join(f"{number} {REASONS[reason]}" for reason, number in counts.items() if number)
-    return f"left out {sum(counts.values())} of {content.source['pairs_read']} pairs: {reasons}" if reasons else None
+            yield f"{feature!r} (all {found[0]!r})" if found else f"{feature!r} (all without)"
 
 
 def _content(

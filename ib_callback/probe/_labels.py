@@ -52,12 +52,10 @@ class LabelReader:
         if isinstance(value, np.ndarray):
             value = value.tolist()
         if isinstance(value, Mapping):  # a sequence of structs, as some versions of `datasets` give it
-            if not {"start", "end", "label"} <= value.keys():
+            columns: list[Any] = [value.get(key) for key in ("start", "end", "label")]
+            if not all(isinstance(column, (list, tuple)) and len(column) == len(columns[0]) for column in columns):
                 raise self._refusal(value, index)
-            parts: list[Any] = [value[key] for key in ("start", "end", "label")]
-            if not all(isinstance(part, (list, tuple)) and len(part) == len(parts[0]) for part in parts):
-                raise self._refusal(value, index)
-            value = list(zip(*parts, strict=True))
+            value = list(zip(*columns, strict=True))
         if not isinstance(value, (list, tuple)):
             return self._code(value, index)
         if words is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ib_callback.common.errors import ProbeError
 from ib_callback.probe import _file, builtin_text
-from ib_callback.probe._datasets import Reading, dataset_content, left_out, one_label, preferences_content, shortfall
+from ib_callback.probe._datasets import Reading, dataset_content, preferences_content, remarks
 from ib_callback.probe._rows import C4, TULU
 from ib_callback.probe._several_tokenizers import contents_for
 from ib_callback.probe._texts import Sizes, texts_content
@@ -59,6 +59,13 @@ class Probe:
     def __init__(self, content: Content) -> None:
         self._content = normalised(content)
         self._fingerprint = self._found()
+
+    @classmethod
+    def _warned(cls, content: Content) -> Probe:
+        """The probe, after whoever called the constructor that calls this was told what there is to say."""
+        for message in remarks(content):
+            warnings.warn(message, stacklevel=3)
+        return cls(content)
 
     @classmethod
     def from_tokens(
@@ -131,8 +138,7 @@ class Probe:
         """
         sizes = Sizes(num_sequences, max_length, min_length)
         content = texts_content(texts, tokenizer, sizes, name=name, labels=labels)
-        _warn_caller(shortfall(content))
-        return cls(content)
+        return cls._warned(content)
 
     @classmethod
     def for_tokenizers(
@@ -226,9 +232,7 @@ class Probe:
             text_column=text_column,
             label_columns=label_columns,
         )
-        _warn_caller(shortfall(content))
-        _warn_caller(one_label(content))
-        return cls(content)
+        return cls._warned(content)
 
     @classmethod
     def from_c4(
@@ -247,8 +251,7 @@ class Probe:
         """
         sizes = Sizes(num_sequences, max_length, min_length)
         content = dataset_content(C4, tokenizer, sizes, Reading.of(reading, config="en", split=split), name="c4")
-        _warn_caller(shortfall(content))
-        return cls(content)
+        return cls._warned(content)
 
     @classmethod
     def from_preferences(
@@ -287,8 +290,7 @@ class Probe:
         """
         sizes = Sizes(num_sequences, max_length)
         content = preferences_content(pairs, tokenizer, sizes, Reading.of(reading), name=name)
-        _warn_caller(shortfall(content) or left_out(content))
-        return cls(content)
+        return cls._warned(content)
 
     @classmethod
     def from_tulu(
@@ -306,8 +308,7 @@ class Probe:
         """
         sizes = Sizes(num_sequences, max_length)
         content = preferences_content(TULU, tokenizer, sizes, Reading.of(reading, split="train"), name="tulu")
-        _warn_caller(shortfall(content) or left_out(content))
-        return cls(content)
+        return cls._warned(content)
 
     @classmethod
     def builtin(cls, tokenizer: Any = None, *, num_sequences: int = 256, max_length: int = 128) -> Probe:
@@ -332,9 +333,9 @@ class Probe:
         held_out = builtin_text.split()[1]
         own = builtin_text.default_tokenizer() if tokenizer is None else tokenizer
         content = texts_content(held_out, own, Sizes(num_sequences, max_length, min(16, max_length)), name="builtin")
-        _warn_caller(shortfall(content))
         described = builtin_text.TOKENIZER if tokenizer is None else content.tokenizer
-        return cls(replace(content, source={**content.source, **builtin_text.source()}, tokenizer=described))
+        source = {**content.source, **builtin_text.source()}
+        return cls._warned(replace(content, source=source, tokenizer=described))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Probe:
@@ -472,9 +473,3 @@ class Probe:
             f"Probe({self._content.name!r}, {len(self)} sequences of up to {self._content.input_ids.shape[1]} tokens"
             f"{labels}, fingerprint {self._fingerprint[:12]}…)"
         )
-
-
-def _warn_caller(message: str | None) -> None:
-    """Warn whoever called the constructor that calls this, if there is something to say."""
-    if message:
-        warnings.warn(message, stacklevel=3)
