@@ -61,7 +61,6 @@ class Accumulator:
         self._plan = plan
         self._shape = (num_layers, num_bins)
         self._empirical = weighting == "empirical"
-        self._has_planes = plan.has_planes
         self._device = device
         # MPS has no float64; the few float64 sums are then kept on the CPU.
         self._exact = torch.device("cpu") if device.type == "mps" else device
@@ -96,7 +95,7 @@ class Accumulator:
 
         # With features alone, mostly nobody asks for the entropies of single positions: as many as all else together.
         alone = None
-        if self._has_planes or bool(batch.alone.any()):
+        if self._plan.single or bool(batch.alone.any()):
             alone = self._entropy(rows)
             self._single += alone.sum(0)
             self._finish(alone, batch.alone, torch.ones_like(batch.alone))
@@ -119,7 +118,7 @@ class Accumulator:
             conditional=self._conditional.cpu(),
             single=self._single.cpu(),
             kept=kept.cpu(),
-            nulls=[self._null(plan) for plan in self._plan.nulls()],
+            nulls=[self._null(plan) for plan in self._plan.nulls],
             jackknife=left_out,
         )
 

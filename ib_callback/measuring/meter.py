@@ -27,7 +27,7 @@ from ib_callback.measuring.model.capture import Quantiser
 from ib_callback.measuring.model.forward import Forward, ProbeForward, check_fit, free_memory, is_out_of_memory
 from ib_callback.measuring.model.guard import resharded, untouched
 from ib_callback.measuring.plan.plan import Batch, Plan
-from ib_callback.measuring.plan.planner import make_plan
+from ib_callback.measuring.planner import make_plan
 from ib_callback.measuring.readout import read_out
 from ib_callback.measuring.settings import (
     choose_bound,

@@ -11,7 +11,8 @@ import torch
 from ib_callback.estimator.quantise import assign, reference_points
 from ib_callback.estimator.temperature import calibrated_temperature
 from ib_callback.measuring.plan.null import LabelCounts
-from ib_callback.measuring.plan.planner import make_plan
+from ib_callback.measuring.planner import make_plan
+from ib_callback.measuring.quantities.features import Feature
 from ib_callback.probe.ngrams import ORDER_NAMES, valid_positions
 from ib_callback.probe.probe import Probe
 
@@ -91,10 +92,9 @@ def probe_statistics(
     orders = {order: (sides["complexity", order], sides["expressivity", order]) for order in ORDER_NAMES}
     none = FeatureStatistics({}, "which no valid position carries, so that it cannot be measured")
     features = dict.fromkeys(probe.labels, none)
-    for planned in plan.features:
-        feature = planned.feature
+    for feature in (quantity.labels for quantity in plan.quantities if isinstance(quantity, Feature)):
         table = probe.labels[feature.name]
-        numbers = table[table >= 0].unique().tolist()  # as in make_feature, renumbered in this order
+        numbers = table[table >= 0].unique().tolist()  # as in feature_labels, renumbered in this order
         names = probe.label_names.get(feature.name)
         counts_of = {}
         for place, number in enumerate(numbers):

@@ -1,164 +1,43 @@
-"""Making the plan of a measurement, once before the first one."""
+"""From groups of positions and kept histograms to what is done after each batch: the making of a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 import torch
 
-from ib_callback.common.errors import ProbeError
 from ib_callback.measuring.plan.batches import Pieces, Slots, assign_slots, cut, first_of_run, ranges
-from ib_callback.measuring.plan.features import Feature, make_feature
-from ib_callback.measuring.plan.jackknife import Groups, JackknifePlan, group_sequences, plan_jackknife
+from ib_callback.measuring.plan.jackknife import Groups, JackknifePlan, plan_jackknife
 from ib_callback.measuring.plan.null import LabelCounts, design_subsets
-from ib_callback.measuring.plan.plan import Batch, FeaturePlan, LateLabels, NullPlan, Plan
-from ib_callback.probe.ngrams import LabelSet, Positions, Segments, context_segments, valid_positions, value_segments
-from ib_callback.probe.probe import Probe
+from ib_callback.measuring.plan.plan import Batch, LateLabels, NullPlan, Plan, Quantity
+from ib_callback.probe.ngrams import LabelSet, Positions, Segments
 
 _MAX_LABEL_SETS = 62
 # A float32 sum over more batches than this would err by more than 1e-7 of itself.
 MANY_BATCHES = 64
 
 
-def make_plan(
-    probe: Probe,
-    orders: dict[str, int],
-    features: tuple[str, ...],
-    *,
-    batch_size: int,
-    null: bool,
-    seed: int,
-    planes: bool = True,
-    num_groups: int = 0,
-) -> Plan:
-    """Plan the measurement of `probe`.
-
-    Args:
-        probe: what is measured on.
-        orders: names and widths; the widest decides which positions are valid.
-        features: names of probe labels.
-        batch_size: sequences in a forward pass.
-        null: whether to plan for null information.
-        seed: of the random subsets and permutations.
-        planes: whether to plan for the orders; if not, positions that carry none of the features are left out.
-        num_groups: groups of sequences to leave out in turn for standard errors; 0 for none.
-
-    Raises:
-        ProbeError: no position is valid, a feature labels none of them, or fewer than three groups can be made.
-    """
-    mask = probe.attention_mask.numpy()
-    width = max(orders.values())
-    positions = valid_positions(mask, width)
-    if not len(positions):
-        raise ProbeError(
-            f"probe {probe.name!r}: no valid position. Expected sequences of at least {2 * width} real tokens "
-            f"({width} before and {width} after a position at the widest order), got at most {mask.sum(1).max()}. "
-            "Use longer texts or narrower orders."
-        )
-    batch_bounds = np.append(np.arange(0, len(mask), batch_size), len(mask))
-    if not planes:
-        positions = _labelled(positions, [probe.labels[name].numpy() for name in features])
-    groups = None
-    if num_groups:
-        groups = _group(probe, positions, num_groups, batch_size)
-        batch_bounds = groups.batch_bounds
-    builder = _Builder(groups, positions)
-    if planes:
-        _add_orders(builder, probe.input_ids.numpy(), positions, sorted(orders.items(), key=lambda order: order[1]))
-    total = builder.keep_total(np.arange(len(positions)))
-    null_plan = None
-    if planes and null:
-        null_plan = builder.keep_subsets(total, np.arange(len(positions)), builder.counts, seed)
-    feature_plans = tuple(
-        _add_feature(builder, make_feature(name, probe.labels[name].numpy(), positions, seed), positions, null, seed)
-        for name in features
-    )
-    batch_of = np.searchsorted(batch_bounds, positions.sequence, side="right") - 1
-    layout = builder.layout(batch_of, len(batch_bounds) - 1)
-    return Plan(
-        num_positions=len(positions),
-        label_sets=tuple(builder.label_sets),
-        counts=tuple(builder.counts),
-        batches=tuple(_batches(layout, mask, positions, batch_bounds)),
-        num_slots=layout.slots.number,
-        num_kept=builder.num_kept,
-        late=layout.late,
-        total=total,
-        null=null_plan,
-        features=feature_plans,
-        jackknife=layout.jackknife,
-    )
-
-
-def _labelled(positions: Positions, tables: list[np.ndarray]) -> Positions:
-    """The positions that carry a label in any table; all of them if none does, for `_add_feature` to say so."""
-    carries = np.any([table[positions.sequence, positions.offset] >= 0 for table in tables], axis=0)
-    return Positions(positions.sequence[carries], positions.offset[carries]) if carries.any() else positions
-
-
-def _group(probe: Probe, positions: Positions, num_groups: int, batch_size: int) -> Groups:
-    used = np.unique(positions.sequence)
-    groups = group_sequences(
-        used, len(probe), num_groups, batch_size, paired="preference" in probe.labels and len(probe) % 2 == 0
-    )
-    if groups.number < 3:  # without two neighbours something must be left
-        raise ProbeError(
-            f"probe {probe.name!r}: expected at least three sequences (pairs, of preferences) with valid positions for "
-            f"standard errors, got {len(used)} sequences. Use a larger probe, or standard_errors=False."
-        )
-    return groups
-
-
-def _add_orders(builder: _Builder, ids: np.ndarray, positions: Positions, orders: list[tuple[str, int]]) -> None:
-    widest = orders[-1][1]
-    steps = np.arange(widest)
-    for quantity, columns in (("complexity", -steps), ("expressivity", 1 + steps)):
-        contexts = ids[positions.sequence[:, None], positions.offset[:, None] + columns]
-        widths = [width for _, width in orders]
-        segments = context_segments(contexts, widths, first_bit=len(builder.label_sets))
-        builder.add_segments(segments, [(quantity, name) for name, _ in orders])
-
-
-def _add_feature(builder: _Builder, feature: Feature, positions: Positions, null: bool, seed: int) -> FeaturePlan:
-    labelled = np.flatnonzero(feature.values >= 0)
-    if not len(labelled):
-        raise ProbeError(
-            f"feature {feature.name!r}: expected labels (>= 0) at some of the {len(positions)} valid positions, "
-            "got none. Label tokens that have enough context on both sides, or leave the feature out."
-        )
-    bit = len(builder.label_sets)
-    builder.add_segments(value_segments(feature.values, bit), [("feature", feature.name)])
-    total = builder.keep_total(labelled)
-    permuted = permuted_count = null_plan = None
-    if null and feature.permuted is not None:
-        permuted, permuted_count = builder.keep_permutations(feature, positions)
-    elif null:
-        null_plan = builder.keep_subsets(total, labelled, builder.counts[bit:], seed)
-        # Every labelled position as a label of its own: their mean entropy is where the null's curve begins.
-        each = np.where(feature.values >= 0, np.arange(len(positions)), -1)
-        builder.add_segments(value_segments(each, bit + 1), [("single", feature.name)])
-    return FeaturePlan(
-        feature=feature,
-        label_set=builder.label_sets[bit],
-        counts=builder.counts[bit],
-        total=total,
-        permuted=permuted,
-        permuted_count=permuted_count,
-        null=null_plan,
-    )
-
-
 @dataclass
-class _Builder:
-    """Collects groups of positions and kept histograms, then lays them out over batches."""
+class Builder:
+    """Collects what quantities need of a pass, then lays it out over batches.
 
-    groups: Groups | None
+    Histograms of labels are finished one by one and only their entropies are added up; those that are *kept* are there
+    as a whole at the end, in float64.
+
+    positions: valid positions.
+    groups: of sequences, to be left out in turn; None without standard errors.
+    single: whether the mean entropy of a single assignment is wanted.
+    """
+
     positions: Positions
+    groups: Groups | None
+    single: bool = False
     label_sets: list[LabelSet] = field(default_factory=list)
     counts: list[LabelCounts] = field(default_factory=list)
+    nulls: list[NullPlan] = field(default_factory=list)
     num_kept: int = 0
 
     def __post_init__(self) -> None:
@@ -169,11 +48,16 @@ class _Builder:
         # Kept histograms of wholes, and of each group's share.
         self._totals: list[tuple[int, slice]] = []
 
+    @property
+    def num_label_sets(self) -> int:
+        """Label sets so far, which is the number of the next one."""
+        return len(self.label_sets)
+
     def add_segments(self, segments: Segments, names: list[tuple[str, str]]) -> None:
-        """Register the label sets that `segments` groups by."""
+        """Register the label sets that `segments` groups by, from the number `num_label_sets` on."""
         self._segments.append(segments)
         for name in names:
-            bit = len(self.label_sets)
+            bit = self.num_label_sets
             if bit >= _MAX_LABEL_SETS:
                 raise ValueError(f"expected at most {_MAX_LABEL_SETS} label sets (two per order, one per feature).")
             grouped = (segments.stop - segments.start)[(segments.sets >> bit) & 1 == 1]
@@ -182,25 +66,32 @@ class _Builder:
             self.label_sets.append(LabelSet(name, int(counts.sum()), len(counts)))
             self.counts.append(LabelCounts.of(counts))
 
-    def keep(self, members: np.ndarray) -> int:
-        """Keep one histogram over these positions; returns its number."""
+    def reserve(self, number: int) -> int:
+        """Numbers for so many kept histograms; returns the first."""
+        self.num_kept += number
+        return self.num_kept - number
+
+    def bundle(self, members: np.ndarray, targets: np.ndarray) -> None:
+        """Sum these positions into each of the kept histograms `targets`."""
         self._bundles.append(members)
-        self._bundle_targets.append(np.array([self.num_kept]))
-        self.num_kept += 1
-        return self.num_kept - 1
+        self._bundle_targets.append(targets)
+
+    def keep(self, parts: Sequence[np.ndarray]) -> slice:
+        """Keep one histogram over the positions of each part."""
+        first = self.reserve(len(parts))
+        for number, members in enumerate(parts, start=first):
+            self.bundle(members, np.array([number]))
+        return slice(first, self.num_kept)
 
     def keep_total(self, members: np.ndarray) -> int:
         """Keep one histogram over these positions and, for standard errors, one for each group of sequences."""
-        total = self.num_kept
         if self.groups is None:
-            return self.keep(members)
-        shares = slice(total + 1, total + 1 + self.groups.number)
-        self.num_kept = shares.stop
-        self._totals.append((total, shares))
+            return self.keep([members]).start
+        total = self.reserve(1 + self.groups.number)
+        self._totals.append((total, slice(total + 1, self.num_kept)))
         group = self.groups.of_sequence(self.positions.sequence[members])
         for g in np.unique(group):
-            self._bundles.append(members[group == g])
-            self._bundle_targets.append(np.array([total, shares.start + g]))
+            self.bundle(members[group == g], np.array([total, total + 1 + g]))
         return total
 
     def keep_subsets(self, total: int, members: np.ndarray, counts: list[LabelCounts], seed: int) -> NullPlan:
@@ -209,36 +100,37 @@ class _Builder:
         `total` is the kept histogram over all members.
         """
         design = design_subsets(len(members), counts, seed)
-        first = self.num_kept
-        for subset in design.subsets:
-            self.keep(members[subset])
-        middle = self.num_kept
-        for part in design.parts:
-            self.keep(members[part])
-        return NullPlan(design, total, slice(first, middle), slice(middle, self.num_kept))
+        subsets, parts = (self.keep([members[part] for part in group]) for group in (design.subsets, design.parts))
+        self.nulls.append(NullPlan(len(self.nulls), design, total, subsets, parts))
+        return self.nulls[-1]
 
-    def keep_permutations(self, feature: Feature, positions: Positions) -> tuple[np.ndarray, np.ndarray]:
-        """Keep the histograms of a feature's labels under each permutation of whole sequences, and as they are.
+    def build(self, mask: np.ndarray, bounds: np.ndarray, total: int, quantities: tuple[Quantity, ...]) -> Plan:
+        """The plan, when all quantities are registered.
 
-        The labels as they are come last. Summed like the permuted ones, they are bitwise equal to those permutations
-        that change nothing, or names only, and so can be compared with all of them.
+        Args:
+            mask: [N, S] bool, real tokens.
+            bounds: first sequence of each batch, and N.
+            total: kept histogram over all positions.
+            quantities: what is read from the sums.
         """
-        assert feature.permuted is not None
-        num_rows, num_labels = len(feature.permuted) + 1, feature.num_labels
-        kept = self.num_kept + np.arange(num_rows * num_labels).reshape(num_rows, num_labels)
-        self.num_kept += kept.size
-        counts = np.zeros(kept.shape)
-        labelled = np.flatnonzero(feature.values >= 0)
-        rows = np.arange(num_rows)
-        for members in np.split(labelled, np.flatnonzero(np.diff(positions.sequence[labelled])) + 1):
-            permuted = feature.permuted[:, positions.sequence[members[0]]]
-            labels = np.append(permuted, feature.values[members[0]])
-            self._bundles.append(members)
-            self._bundle_targets.append(kept[rows, labels])
-            counts[rows, labels] += len(members)
-        return kept, counts
+        batch_of = np.searchsorted(bounds, self.positions.sequence, side="right") - 1
+        layout = self._layout(batch_of, len(bounds) - 1)
+        return Plan(
+            num_positions=len(self.positions),
+            label_sets=tuple(self.label_sets),
+            counts=tuple(self.counts),
+            batches=tuple(_batches(layout, mask, self.positions, bounds)),
+            num_slots=layout.slots.number,
+            num_kept=self.num_kept,
+            late=layout.late,
+            total=total,
+            single=self.single,
+            nulls=tuple(self.nulls),
+            quantities=quantities,
+            jackknife=layout.jackknife,
+        )
 
-    def layout(self, batch_of: np.ndarray, num_batches: int) -> _Layout:
+    def _layout(self, batch_of: np.ndarray, num_batches: int) -> _Layout:
         """Cut label groups, and after them bundles, into pieces, and give groups their slots or kept histograms.
 
         Args:
