@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ib_callback.measuring.plan.batches import Pieces, Slots, assign_slots, first_of_run, ranges
+from ib_callback.measuring.plan.batches import Layout, assign_slots, first_of_run, ranges
 from ib_callback.measuring.plan.null import LabelCounts
 
 # Omissions are bits of an int64.
@@ -140,39 +140,24 @@ class JackknifePlan:
 
 
 def plan_jackknife(
-    pieces: Pieces,
-    slots: Slots,
-    *,
-    groups: Groups,
-    group_of_position: np.ndarray,
-    sets: np.ndarray,
-    counts: np.ndarray,
-    alone: np.ndarray,
-    num_sets: int,
-    late: np.ndarray,
-    late_kept: slice,
-    totals: list[tuple[int, slice]],
+    layout: Layout, groups: Groups, sequence: np.ndarray, num_sets: int, totals: list[tuple[int, slice]]
 ) -> JackknifePlan:
-    """Plan snapshots and shares for the label groups that `pieces` begins with.
+    """Plan snapshots and shares for the label groups of a layout.
 
     Args:
-        pieces: of the plan.
-        slots: of its labels.
+        layout: of groups over batches.
         groups: of sequences.
-        group_of_position: [T].
-        sets: [labels] label sets (bits).
-        counts: [labels] positions.
-        alone: [T] label sets in which the position is the only one of its label.
+        sequence: [T] sequence of each position.
         num_sets: number of label sets.
-        late: labels in kept histograms.
-        late_kept: which these are.
         totals: kept histograms of the whole and of features, with those of their groups.
     """
-    num_batches = len(groups.batch_bounds) - 1
-    batch_of_piece = np.repeat(np.arange(num_batches), np.diff(pieces.batch_start))
+    counts, sets, slots, row_of_late = layout.counts, layout.sets, layout.slots, layout.row_of_late
+    num_batches = layout.num_batches
     group_of_batch = groups.of_sequence(groups.batch_bounds[:-1])
-    is_label = pieces.group < len(counts)
-    label, batch, size = pieces.group[is_label], batch_of_piece[is_label], np.diff(pieces.offsets)[is_label]
+    group_of_position = groups.of_sequence(sequence)
+    is_label = layout.pieces.group < len(counts)
+    label, batch = layout.pieces.group[is_label], layout.batch_of_piece[is_label]
+    size = np.diff(layout.pieces.offsets)[is_label]
 
     # Labels by group, sorted: how many positions, and the last batch.
     order = np.lexsort((batch, label))
@@ -184,8 +169,6 @@ def plan_jackknife(
     is_first = first_of_run(label)
     is_last = np.append(is_first[1:], True)[: len(label)]
 
-    row_of_late = np.full(len(counts), -1, np.int64)
-    row_of_late[late] = np.arange(len(late))
     is_late = row_of_late[label] >= 0
     closes = np.where(row_of_late >= 0, num_batches, slots.closes)
     snapped = np.flatnonzero(~is_last)
@@ -212,15 +195,16 @@ def plan_jackknife(
 
     def shares(which: np.ndarray, rows: np.ndarray) -> Shares:
         labels = entries.label[which]
-        return Shares(
-            row=_int64(rows[labels]),
-            sets=_int64(sets[labels]),
-            count=_int64(counts[labels]),
-            omissions=_int64(entries.omissions[which]),
-            before=_int64(entries.before[which]),
-            after=_int64(entries.after[which]),
-            rest=_int64(counts[labels] - entries.share[which]),
+        columns = (
+            rows[labels],
+            sets[labels],
+            counts[labels],
+            entries.omissions[which],
+            entries.before[which],
+            entries.after[which],
+            counts[labels] - entries.share[which],
         )
+        return Shares(*map(_int64, columns))
 
     spanning = (row_of_label[entries.label] >= 0) & ~is_confined[entries.label]
     closing_in = _by_batch(np.flatnonzero(spanning), closes[entries.label[spanning]], num_batches)
@@ -235,12 +219,12 @@ def plan_jackknife(
             omissions=np.flatnonzero(taken[:, group_of_batch[number]]).tolist(),
             slot_from=_int64(slots.slot[label[from_slot]]),
             slot_to=_int64(after[from_slot]),
-            kept_from=_int64(late_kept.start + row_of_late[label[from_kept]]),
+            kept_from=_int64(layout.late_kept.start + row_of_late[label[from_kept]]),
             kept_to=_int64(after[from_kept]),
             confined=_int64(row_of_label[confined_in[number]]),
             shares=shares(closing_in[number], row_of_label),
         )
-    outside = _counts_outside(entries, counts, sets, alone, taken[:, group_of_position], num_sets)
+    outside = _counts_outside(entries, layout, taken[:, group_of_position], num_sets)
     return JackknifePlan(
         num_groups=groups.number,
         num_snapshots=held.number,
@@ -307,21 +291,17 @@ def _by_batch(values: np.ndarray, batch: np.ndarray, num_batches: int) -> list[n
 
 
 def _counts_outside(
-    entries: _Entries,
-    counts: np.ndarray,
-    sets: np.ndarray,
-    alone: np.ndarray,
-    takes_position: np.ndarray,
-    num_sets: int,
+    entries: _Entries, layout: Layout, takes_position: np.ndarray, num_sets: int
 ) -> list[list[np.ndarray]]:
     """For each label set and omission, how many labels occur how often (the index) outside the omission.
 
     `takes_position` is [2 G - 1, T], which positions each omission takes.
     """
+    counts = layout.counts
     outside = []
     for bit in range(num_sets):
-        in_set = (sets >> bit) & 1 == 1
-        once = (alone >> bit) & 1 == 1
+        in_set = (layout.sets >> bit) & 1 == 1
+        once = (layout.alone >> bit) & 1 == 1
         length = int(counts[in_set].max(initial=1)) + 1
         everywhere = np.bincount(counts[in_set], minlength=length)
         everywhere[1] += once.sum()
