@@ -140,11 +140,7 @@ class Meter:
         self.features = choose_features(features, probe, self.orders)
         self.layers = choose_layers(layers)
         self.num_bins = check_integer("num_bins", num_bins, minimum=2, cure="100 is the published choice")
-        self.temperature = (
-            temperature
-            if isinstance(temperature, str) and temperature == "calibrated"
-            else check_temperature(temperature)
-        )
+        self.temperature = check_temperature(temperature)
         self.seed = check_seed(seed)
         check_weighting(weighting)
         self.weighting = weighting

@@ -102,8 +102,8 @@ class Readings:
 
     def curve(self, null: NullPlan, single: float) -> SubsetCurve:
         """The null of labels by their counts; `single` is that of labels that occur once, which is exact."""
-        subsets, unions = self._nulls[null.number]
-        return SubsetCurve.estimate(null.design, subsets.mean(1).numpy(), unions.mean(1).numpy(), single)
+        subsets, unions = np.split(self._nulls[null.number].mean(1).numpy(), [len(null.design.subsets)])
+        return SubsetCurve.estimate(null.design, subsets, unions, single)
 
 
 class LeftOut:

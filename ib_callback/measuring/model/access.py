@@ -184,15 +184,15 @@ def _text_config(model: nn.Module) -> Any:
 
 
 def _input_embeddings(model: Any) -> Any:
-    return model.get_input_embeddings()
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
 
 
 def vocabulary_size(model: nn.Module) -> int | None:
     """Number of token ids that the model can embed, if it says."""
-    try:
-        rows = _input_embeddings(model).num_embeddings
-    except (AttributeError, NotImplementedError, TypeError):
-        rows = None
+    rows = getattr(_input_embeddings(model), "num_embeddings", None)
     size = rows if isinstance(rows, int) else getattr(_text_config(model), "vocab_size", None)
     return size if isinstance(size, int) else None
 
@@ -212,11 +212,9 @@ def position_limit(model: nn.Module) -> int | None:
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model takes its input: the device of its input embeddings, or of its first parameter."""
-    try:
-        return _input_embeddings(model).weight.device
-    except (AttributeError, NotImplementedError, TypeError):
-        first = next(model.parameters(), None)
-        return torch.device("cpu") if first is None else first.device
+    weight = getattr(_input_embeddings(model), "weight", None)
+    first = next(model.parameters(), None) if weight is None else weight
+    return torch.device("cpu") if first is None else first.device
 
 
 def dtype_of(model: nn.Module) -> str:

@@ -144,12 +144,14 @@ class FeatureLabels:
     num_labels: number of distinct labels in the probe, V.
     permuted: [R, N] label of each sequence (renumbered, -1 for none) under R random permutations of whole
         sequences; None where the label varies within sequences, so that positions are what is exchangeable.
+    paired: whether it was swapped within pairs of sequences.
     """
 
     name: str
     values: np.ndarray
     num_labels: int
     permuted: np.ndarray | None
+    paired: bool = False
 
 
 def feature_labels(name: str, table: np.ndarray, positions: Positions, seed: int) -> FeatureLabels:
@@ -158,28 +160,23 @@ def feature_labels(name: str, table: np.ndarray, positions: Positions, seed: int
     renumbered = np.full(table.shape, -1, np.int64)
     renumbered[table >= 0] = numbers
     values = renumbered[positions.sequence, positions.offset]
-    by_sequence = _label_of_sequence(values, positions.sequence, len(table))
+    at_positions = np.full_like(renumbered, -1)
+    at_positions[positions.sequence, positions.offset] = values
+    by_sequence = _label_of_sequence(at_positions)
     if by_sequence is None:
         return FeatureLabels(name, values, len(names), None)
     # The other member of a pair may be too short to have a valid position, but its label is still known.
-    rows, columns = np.nonzero(renumbered >= 0)
-    whole = _label_of_sequence(renumbered[rows, columns], rows, len(table))
+    whole = _label_of_sequence(renumbered)
     random = np.random.RandomState(seed)
     if name == "preference" and whole is not None and _are_pairs(whole):
-        permuted = _swapped_pairs(whole, random)
-    else:
-        permuted = _permuted(by_sequence, random)
-    return FeatureLabels(name, values, len(names), permuted)
+        return FeatureLabels(name, values, len(names), _swapped_pairs(whole, random), paired=True)
+    return FeatureLabels(name, values, len(names), _permuted(by_sequence, random))
 
 
-def _label_of_sequence(values: np.ndarray, sequence: np.ndarray, num_sequences: int) -> np.ndarray | None:
+def _label_of_sequence(table: np.ndarray) -> np.ndarray | None:
     """[N] the one label that a sequence carries, -1 where it carries none; None if some sequence carries several."""
-    labelled = values >= 0
-    highest = np.full(num_sequences, -1, np.int64)
-    np.maximum.at(highest, sequence[labelled], values[labelled])
-    if (values[labelled] != highest[sequence[labelled]]).any():
-        return None
-    return highest
+    highest = table.max(1)
+    return highest if ((table < 0) | (table == highest[:, None])).all() else None
 
 
 def _permuted(labels: np.ndarray, random: np.random.RandomState) -> np.ndarray:
