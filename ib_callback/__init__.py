@@ -10,8 +10,7 @@ from ib_callback.estimator.quantise import reference_points, soft_assign
 from ib_callback.estimator.soft_histogram import SoftHistogram
 from ib_callback.estimator.temperature import calibrated_temperature
 from ib_callback.measuring.increments import model_increments, ngram_labels
-from ib_callback.measuring.meter import Meter, measure
-from ib_callback.measuring.preflight import Preflight
+from ib_callback.measuring.meter import Meter, Preflight, measure
 from ib_callback.probe.overlap import Overlap
 from ib_callback.probe.probe import Probe
 from ib_callback.results.adjusted import Adjusted, adjusted, adjusted_information

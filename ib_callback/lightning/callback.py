@@ -25,7 +25,8 @@ from ib_callback.common.optional import require
 from ib_callback.lightning._model import Target, find_target
 from ib_callback.lightning._saving import SavingWatch
 from ib_callback.measuring.meter import Meter
-from ib_callback.measuring.model.access import Forward, Layers
+from ib_callback.measuring.model.access import Layers
+from ib_callback.measuring.model.forward import Forward
 from ib_callback.measuring.model.guard import resharded, untouched
 from ib_callback.probe.probe import Probe
 from ib_callback.results.trajectory_lines import FILENAME

@@ -19,7 +19,7 @@ import torch
 
 from ib_callback.bound.curve import FILENAME as CURVE_FILENAME
 from ib_callback.common.errors import ProbeError, TrajectoryError
-from ib_callback.measuring.memory import is_out_of_memory
+from ib_callback.measuring.model.forward import is_out_of_memory
 from ib_callback.measuring.meter import Meter
 from ib_callback.measuring.model.guard import preserved_rng
 from ib_callback.results.measurement import Measurement, settings_differences
