@@ -30,8 +30,7 @@ from ib_callback.measuring.model.guard import resharded, untouched
 from ib_callback.probe.probe import Probe
 from ib_callback.results.selection import SelectFrom, Selection
 from ib_callback.results.stopping import PlateauStopping, StopDecision
-from ib_callback.results.trajectory import Trajectory
-from ib_callback.results.trajectory_lines import FILENAME
+from ib_callback.results.trajectory import FILENAME, Trajectory
 from ib_callback.run.checkpoints import CheckpointFile, is_complete
 from ib_callback.run.recorder import Recorder, check_keywords
 from ib_callback.run.schedule import Schedule, as_schedule

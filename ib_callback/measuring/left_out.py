@@ -8,7 +8,7 @@ from ib_callback.measuring.accumulate import Sums
 from ib_callback.measuring.jackknife_sums import JackknifeSums
 from ib_callback.measuring.plan.null import SubsetCurve
 from ib_callback.measuring.plan.plan import FeaturePlan, Plan
-from ib_callback.results.jackknife import Array, jackknife_error
+from ib_callback.results.uncertainty import Array, jackknife_error
 
 
 class LeftOut:

@@ -13,9 +13,9 @@ from ib_callback.measuring.accumulate import Sums
 from ib_callback.measuring.left_out import LeftOut
 from ib_callback.measuring.plan.null import SubsetCurve
 from ib_callback.measuring.plan.plan import FeaturePlan, NullPlan, Plan
-from ib_callback.results.jackknife import with_bound_error, with_errors
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.points import FeaturePoint, PlanePoint
+from ib_callback.results.uncertainty import with_bound_error, with_errors
 
 # Of sums of a few float64 numbers of order 1.
 _ROUNDING = 1e-14
@@ -104,7 +104,7 @@ class _Reader:
         )
         curve = self._curve
         if curve is None:
-            return with_errors(point, lambda _, __: 0.0)
+            return with_errors(point, lambda _: 0.0)
         single = float((self.entropy - self.single).mean())
         point = replace(
             point,
@@ -112,7 +112,12 @@ class _Reader:
             expressivity_null_jackknife=tuple(self._left_out.null(b, curve, single)),
         )
         counts = self._plan.counts
-        return with_errors(point, lambda u, v: curve.combined_error(counts[a], counts[b], u, v))
+
+        def of_nulls(weights: Mapping[str, float]) -> float:
+            u, v = (weights.get(f"{quantity}_null", 0.0) for quantity in ("complexity", "expressivity"))
+            return curve.combined_error(counts[a], counts[b], u, v)
+
+        return with_errors(point, of_nulls)
 
     def feature_point(self, plan: FeaturePlan, complexity: float | None) -> FeaturePoint:
         entropy = self._kept[plan.total]

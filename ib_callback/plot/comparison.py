@@ -15,8 +15,7 @@ from ib_callback.plot.data import RASTERISED_ABOVE
 from ib_callback.plot.frame import draw_bounds, plane_sheet, square_limits
 from ib_callback.plot.sheet import Note
 from ib_callback.plot.theme import LINES, MARKERS, Theme, ThemeName, drawing, place_labels, shortened_alike, theme_of
-from ib_callback.results.comparability import warn_of_other_tokenizers
-from ib_callback.results.measurement import Measurement
+from ib_callback.results.measurement import Measurement, warn_of_other_tokenizers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,8 +15,7 @@ from ib_callback.plot.data import FEW_POINTS, RASTERISED_ABOVE
 from ib_callback.plot.frame import DIAGONAL, IB_CURVE, draw_bounds, plane_sheet, square_limits
 from ib_callback.plot.sheet import Note
 from ib_callback.plot.theme import Theme, ThemeName, drawing, place_labels, theme_of
-from ib_callback.results.comparability import warn_of_other_tokenizers
-from ib_callback.results.measurement import Measurement
+from ib_callback.results.measurement import Measurement, warn_of_other_tokenizers
 from ib_callback.results.phases import Phase, Phases
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def information_plane(
         sheet = plane_sheet(shown, look)
         drawn = [point for point in points if point.orders]
         colours = StepColours(*data.numbered(drawn), look)
-        phases = data.phases_of(points)
+        phases = data.phases_of(points, data.rule_of(measurements))
         known = None if phases is None else [p for p, m in zip(phases.phases, points, strict=True) if m.orders]
         handles: dict[str, Any] = {}
         pictures = [

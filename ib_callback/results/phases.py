@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 from typing import Any
 
@@ -73,6 +73,20 @@ class PhaseRule:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1 point, got {value}")
 
+    def to_dict(self) -> dict[str, float]:
+        """JSON values by name; `from_dict` inverts it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PhaseRule:
+        """The rule that `to_dict` described. Unknown keys are ignored, and absent ones have their default.
+
+        Raises:
+            TypeError: a value of the wrong type.
+            ValueError: one out of range.
+        """
+        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
+
 
 DEFAULT_RULE = PhaseRule()
 
@@ -105,7 +119,7 @@ class Phases:
     learned: tuple[float | None, ...]
 
 
-def find_phases(measurements: Iterable[Measurement], **parameters: Any) -> Phases:
+def find_phases(measurements: Iterable[Measurement], rule: PhaseRule = DEFAULT_RULE) -> Phases:
     """Find the phases of a run, finished or still growing.
 
     *Initial* is from step 0 until the expressivity above null exceeds its value at step 0; a run that was not
@@ -122,16 +136,9 @@ def find_phases(measurements: Iterable[Measurement], **parameters: Any) -> Phase
 
     Args:
         measurements: in the order of training; a `Trajectory`, for example.
-        **parameters: those of `PhaseRule`.
-
-    Raises:
-        TypeError: an unknown parameter.
-        ValueError: a parameter out of range.
+        rule: when a change of phase is clear enough.
     """
-    known = [f.name for f in fields(PhaseRule)]
-    if unknown := [name for name in parameters if name not in known]:
-        raise TypeError(f"unknown parameter {', '.join(unknown)}; find_phases takes {', '.join(known)}")
-    tracker = PhaseTracker(PhaseRule(**parameters))
+    tracker = PhaseTracker(rule)
     for measurement in measurements:
         tracker.update(measurement)
     return tracker.phases()

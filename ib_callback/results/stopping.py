@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-from ib_callback.results.measurement import Measurement
+from ib_callback.results.measurement import Measurement, metrics_of
 from ib_callback.results.metrics import Mode, better_direction, check_direction, check_metric, resolve_metric
 from ib_callback.results.phases import DEFAULT_RULE, Phase, PhaseRule, PhaseTracker
 
@@ -158,7 +158,8 @@ class PlateauStopping:
             ValueError: it is not; the message lists those that are.
         """
         try:
-            metric = resolve_metric(self.monitor, available)
+            names = metrics_of(available) if isinstance(available, Measurement) else available
+            metric = resolve_metric(self.monitor, names)
         except ValueError as error:
             raise ValueError(f"{self!r} cannot work: {error}") from None
         if better_direction(metric) not in (None, self.mode):

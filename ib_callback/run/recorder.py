@@ -26,8 +26,7 @@ from ib_callback.measuring.model.guard import preserved_rng
 from ib_callback.results.measurement import Measurement, settings_differences
 from ib_callback.results.selection import Choice, SelectFrom, Selection
 from ib_callback.results.stopping import PlateauStopping, StopDecision
-from ib_callback.results.trajectory import Trajectory
-from ib_callback.results.trajectory_lines import append_line, check_writable
+from ib_callback.results.trajectory import Trajectory, append_line, check_writable
 from ib_callback.run.checkpoints import CheckpointFile
 from ib_callback.run.lock import Claim
 from ib_callback.run.ranks import first_different, first_failure, of_rank_zero

@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.metrics import better_direction, metric_names, resolve_metric
+from ib_callback.results.metrics import PRIMARY_SCALARS, better_direction, metric_names, resolve_metric
 from ib_callback.results.phases import PhaseTracker
-from ib_callback.results.points import PRIMARY_SCALARS
 from ib_callback.results.selection import Choice, SelectFrom, Selection
 from ib_callback.results.stopping import PlateauStopping, StopDecision
 from ib_callback.results.trajectory import Trajectory

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import ib_callback as ib
-from ib_callback.results.adjusted import adjusted, adjusted_information
 from ib_callback.results.points import PlanePoint
+from ib_callback.results.uncertainty import adjusted, adjusted_information
 
 NULLS = {"complexity_null": 0.2, "expressivity_null": 0.1, "complexity_null_se": 0.001, "expressivity_null_se": 0.001}
 

@@ -11,8 +11,8 @@ from scipy.stats import t as student
 
 import ib_callback as ib
 from ib_callback.measuring.plan.jackknife import omissions_of
-from ib_callback.results.jackknife import jackknife_error
 from ib_callback.results.points import PlanePoint
+from ib_callback.results.uncertainty import jackknife_error
 
 GROUPS = 8
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from synthetic_runs import (
@@ -130,14 +132,22 @@ def test_collapse_and_rise_are_parameters():
 )
 def test_parameters_out_of_range(parameters, message):
     with pytest.raises(ValueError, match=message):
-        find_phases([], **parameters)
+        PhaseRule(**parameters)
 
 
 def test_wrong_parameters():
     with pytest.raises(TypeError, match=r"persistence is a number of points.*got 2\.5"):
         PhaseRule(persistence=2.5)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="unknown parameter patience; find_phases takes drop, noise, persistence"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'patience'"):
         Trajectory().phases(patience=3)
+
+
+def test_a_rule_is_written_and_read():
+    rule = PhaseRule(drop=0.1, persistence=5)
+    assert PhaseRule.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+    assert PhaseRule.from_dict({"drop": 0.1, "from_a_later_version": 3}) == PhaseRule(drop=0.1)
+    with pytest.raises(ValueError, match="drop must be at least 0"):
+        PhaseRule.from_dict({"drop": -1.0})
 
 
 def test_a_tracker_tells_the_phase_at_each_point():

@@ -15,8 +15,7 @@ from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import write_atomically
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.points import FeaturePoint, PlanePoint
-from ib_callback.results.trajectory import Trajectory
-from ib_callback.results.trajectory_lines import FILENAME, append_line, check_writable
+from ib_callback.results.trajectory import FILENAME, Trajectory, append_line, check_writable
 from ib_callback.run.trajectory_file import TrajectoryFile
 
 SETTINGS = {"primary": "token", "num_bins": 100}
@@ -252,7 +251,7 @@ def change(record: dict, **values: object) -> bytes:
         (2, lambda record: b'{"step": 10, "entr', "2: expected one JSON object.*remove that line"),
         (2, lambda record: b"[1, 2]", "2: measurement must be an object"),
         (2, lambda record: change(record, step=25), "3: steps must increase: step 20 cannot follow step 25"),
-        (1, lambda record: change(record, entropy=float("nan")), "1: entropy must be finite"),
+        (1, lambda record: change(record, entropy=float("nan")), "1: entropy must be a finite number"),
         (3, lambda record: b'{"step": 20}', "3: measurement lacks the required keys entropy, ceiling"),
     ],
 )

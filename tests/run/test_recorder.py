@@ -17,7 +17,7 @@ from ib_callback import Meter, Trajectory, every
 from ib_callback import plot as plot_module
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.results.stopping import PlateauStopping
-from ib_callback.results.trajectory_lines import FILENAME
+from ib_callback.results.trajectory import FILENAME
 from ib_callback.run import recorder as module
 from ib_callback.run.recorder import PLANE_FILENAME, Recorder, Selected
 
