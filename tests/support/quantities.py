@@ -57,6 +57,14 @@ FEATURE: dict[str, Callable[[Values], float | None]] = {
 }
 
 
+def expected_of(name: str, sums: Mapping[str, float | None]) -> float | None:
+    """By its naive formula; None where something that it takes was not measured."""
+    try:
+        return PLANE[name]({key: value for key, value in sums.items() if value is not None})
+    except KeyError:
+        return None
+
+
 @dataclasses.dataclass
 class World:
     """Soft assignments [positions, bins] of each layer, labels of both sides, and the sequence of each position."""
