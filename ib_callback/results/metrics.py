@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 Mode = Literal["min", "max"]
@@ -74,7 +74,7 @@ def _ratio(numerator: str, divisor: str, *, resolved_by: str | None = None) -> F
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Quantity:
     """One number.
 
@@ -93,12 +93,12 @@ class Quantity:
         primary: whether a measurement shows it as its own, of its primary order, and pictures over steps have it.
         tabled: whether the table of a trajectory has it.
         beside: another quantity, drawn thinner beside it.
-        label: on axes; by default its name.
-        equation: a second line of the label.
+        label: on the axis of a picture over steps.
     """
 
     name: str
     definition: str
+    _: KW_ONLY
     kind: Literal["layers", "baseline", "error", "measured", "derived"] = "derived"
     formula: Formula | None = None
     direction: Mode | None = None
@@ -108,148 +108,94 @@ class Quantity:
     tabled: bool = False
     beside: str = ""
     label: str = ""
-    equation: str = ""
 
 
 # In the order of logging.
+# fmt: off
 PLANE = (
     Quantity(
-        name="complexity",
-        definition="I(X;Z): what representations tell about the preceding tokens; mean over layers.",
-        kind="layers",
-        direction="min",
-        has_error=True,
-        primary=True,
-        tabled=True,
-        beside="complexity_null",
-        label="complexity I(X;Z)",
+        "complexity", "I(X;Z): what representations tell about the preceding tokens; mean over layers.",
+        kind="layers", direction="min", has_error=True, primary=True, tabled=True,
+        beside="complexity_null", label="complexity I(X;Z)",
     ),
     Quantity(
-        name="expressivity",
-        definition="I(Y;Z): what they tell about the following tokens; mean over layers.",
-        kind="layers",
-        direction="max",
-        has_error=True,
-        primary=True,
-        tabled=True,
-        beside="expressivity_null",
-        label="expressivity I(Y;Z)",
+        "expressivity", "I(Y;Z): what they tell about the following tokens; mean over layers.",
+        kind="layers", direction="max", has_error=True, primary=True, tabled=True,
+        beside="expressivity_null", label="expressivity I(Y;Z)",
     ),
     Quantity(
-        name="optimality",
-        definition="Expressivity / complexity: 1 on the diagonal.",
+        "optimality", "Expressivity / complexity: 1 on the diagonal.",
         formula=_ratio("expressivity", "complexity"),
-        direction="max",
-        has_error=True,
-        primary=True,
-        tabled=True,
-        beside="optimality_above_null",
-        equation="expressivity / complexity",
+        direction="max", has_error=True, primary=True, tabled=True,
+        beside="optimality_above_null", label="optimality\n(expressivity / complexity)",
     ),
     Quantity(
-        name="distance_to_bound",
-        definition="The bound at this complexity minus expressivity; the diagonal bounds by the complexity itself.",
-        formula=_difference(BOUND, "expressivity"),
-        direction="min",
-        has_error=True,
-        bound="any",
-        primary=True,
-        tabled=True,
-        label="distance to the bound",
-        equation="{bound} − expressivity",
+        "distance_to_bound", "The bound at this complexity minus expressivity; the diagonal is the complexity itself.",
+        formula=_difference(BOUND, "expressivity"), bound="any",
+        direction="min", has_error=True, primary=True, tabled=True,
+        label="distance to the bound\n({bound} − expressivity)",
     ),
     Quantity(
-        name="complexity_null",
-        definition="Expected complexity when labels are permuted over positions: what finite sampling alone yields.",
+        "complexity_null", "Expected complexity when labels are permuted over positions: finite sampling alone.",
         kind="baseline",
     ),
     Quantity(
-        name="expressivity_null",
-        definition="Expected expressivity when labels are permuted over positions.",
+        "expressivity_null", "Expected expressivity when labels are permuted over positions.",
         kind="baseline",
     ),
     Quantity(
-        name="complexity_null_se",
-        definition="Standard error of the estimate of complexity_null; 0 where it is exact.",
+        "complexity_null_se", "Standard error of the estimate of complexity_null; 0 where it is exact.",
         kind="error",
     ),
     Quantity(
-        name="expressivity_null_se",
-        definition="Standard error of the estimate of expressivity_null; 0 where it is exact.",
+        "expressivity_null_se", "Standard error of the estimate of expressivity_null; 0 where it is exact.",
         kind="error",
     ),
     Quantity(
-        name="complexity_above_null",
-        definition="Complexity minus its null, a lower baseline.",
-        formula=_difference("complexity", "complexity_null"),
-        direction="min",
-        has_error=True,
-        tabled=True,
+        "complexity_above_null", "Complexity minus its null, a lower baseline.",
+        formula=_difference("complexity", "complexity_null"), direction="min", has_error=True, tabled=True,
     ),
     Quantity(
-        name="expressivity_above_null",
-        definition="Expressivity minus its null, a lower baseline.",
-        formula=_difference("expressivity", "expressivity_null"),
-        direction="max",
-        has_error=True,
-        tabled=True,
+        "expressivity_above_null", "Expressivity minus its null, a lower baseline.",
+        formula=_difference("expressivity", "expressivity_null"), direction="max", has_error=True, tabled=True,
     ),
     Quantity(
-        name="optimality_above_null",
-        definition="The ratio of both above null; undefined within 3 standard errors of the complexity's null.",
+        "optimality_above_null",
+        "The ratio of both above null; undefined within 3 standard errors of the complexity's null.",
         formula=_ratio("expressivity_above_null", "complexity_above_null", resolved_by="complexity_null_se"),
-        direction="max",
-        has_error=True,
-        tabled=True,
+        direction="max", has_error=True, tabled=True,
     ),
     Quantity(
-        name="distance_above_null",
-        definition="Complexity minus expressivity, both above null: to the diagonal, whatever the bound.",
-        formula=_difference("complexity_above_null", "expressivity_above_null"),
-        direction="min",
-        has_error=True,
+        "distance_above_null", "Complexity minus expressivity, both above null: to the diagonal, whatever the bound.",
+        formula=_difference("complexity_above_null", "expressivity_above_null"), direction="min", has_error=True,
     ),
     Quantity(
-        name="bound_ratio",
-        definition="Expressivity / the bound at this complexity; with the diagonal that is the optimality.",
-        formula=_ratio("expressivity", BOUND),
-        direction="max",
-        bound="curve",
+        "bound_ratio", "Expressivity / the bound at this complexity; with the diagonal that is the optimality.",
+        formula=_ratio("expressivity", BOUND), bound="curve", direction="max",
     ),
 )
 FEATURE = (
     Quantity(
-        name="information",
-        definition="I(F;Z): what representations tell about a feature label; mean over layers.",
-        kind="layers",
-        direction="max",
-        has_error=True,
+        "information", "I(F;Z): what representations tell about a feature label; mean over layers.",
+        kind="layers", direction="max", has_error=True,
     ),
-    Quantity(name="information_null", definition="Mean of the information when labels are permuted.", kind="measured"),
+    Quantity("information_null", "Mean of the information when labels are permuted.", kind="measured"),
+    Quantity("information_null_std", "Its standard deviation when labels are permuted.", kind="measured"),
     Quantity(
-        name="information_null_std",
-        definition="Standard deviation of the information when labels are permuted.",
+        "information_p_value", "How often labels that say nothing look at least as informative; at least 1/101.",
         kind="measured",
     ),
     Quantity(
-        name="information_p_value",
-        definition="How often labels that say nothing look at least as informative; at least 1/101.",
-        kind="measured",
-    ),
-    Quantity(
-        name="ratio",
-        definition="Information / complexity of the primary order of the main probe.",
-        formula=_ratio("information", "complexity"),
-        direction="max",
+        "ratio", "Information / complexity of the primary order of the main probe.",
+        formula=_ratio("information", "complexity"), direction="max",
     ),
 )
 # Of a measurement as a whole.
 WHOLE = (
-    Quantity(name="entropy", definition="H(Z), mean over layers, in [0, 1].", kind="layers"),
-    Quantity(
-        name="ceiling", definition="The most that any labelling could reach, mean over layers.", kind="measured"
-    ),
-)  # fmt: skip
+    Quantity("entropy", "H(Z), mean over layers, in [0, 1].", kind="layers"),
+    Quantity("ceiling", "The most that any labelling could reach, mean over layers.", kind="measured"),
+)
+# fmt: on
 # Logged as well, but of no use to a rule.
 BOOKKEEPING = ("seconds", "overhead", "tokens_seen")
 
