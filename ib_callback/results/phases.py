@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 from typing import Any
 
+from ib_callback.common.checks import check_integer
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.noise import scatter
 
@@ -29,6 +30,14 @@ class Phase(IntEnum):
     INITIAL = 0
     FITTING = 1
     COMPRESSION = 2
+
+
+def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
+    """Raise a TypeError unless a setting is a number, and a ValueError unless it is at least 0 and below a limit."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value < below:
+        raise ValueError(f"{name} must be at least 0 and less than {below:g}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +70,10 @@ class PhaseRule:
     collapse: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, low, high in (("drop", 0.0, 1.0), ("noise", 0.0, math.inf), ("rise", 0.0, math.inf),
-                                ("collapse", 0.0, 1.0)):  # fmt: skip
-            value = getattr(self, name)
-            if not low <= value < high:
-                raise ValueError(f"{name} must be at least {low:g} and less than {high:g}, got {value}")
+        for name, below in (("drop", 1.0), ("noise", math.inf), ("rise", math.inf), ("collapse", 1.0)):
+            check_number(name, getattr(self, name), below=below)
         for name in ("persistence", "smoothing"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} is a number of points and must be an integer, got {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1 point, got {value}")
+            check_integer(name, getattr(self, name), minimum=1, cure="it is a number of points")
 
     def to_dict(self) -> dict[str, float]:
         """JSON values by name; `from_dict` inverts it."""

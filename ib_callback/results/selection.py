@@ -9,7 +9,7 @@ from typing import Literal
 from ib_callback.results.measurement import Measurement, metrics_of
 from ib_callback.results.metrics import Mode, better_direction, check_direction, check_metric, resolve_metric
 from ib_callback.results.noise import MIN_VALUES, scatter
-from ib_callback.results.phases import DEFAULT_RULE, Phase, PhaseRule, PhaseTracker, find_phases
+from ib_callback.results.phases import DEFAULT_RULE, Phase, PhaseRule, PhaseTracker, check_number, find_phases
 
 SelectFrom = Literal["compression", "fit"] | int
 _FROM_PHASE = {"compression": Phase.COMPRESSION, "fit": Phase.FITTING}
@@ -142,8 +142,7 @@ class Selection:
         start = self.select_from
         if start not in _FROM_PHASE and (isinstance(start, (bool, str)) or not isinstance(start, int) or start < 0):
             raise ValueError(f'select_from must be "compression", "fit" or a step (0 or more), got {start!r}')
-        if not 0 <= self.least_learned < 1:
-            raise ValueError(f"least_learned must be at least 0 and less than 1, got {self.least_learned}")
+        check_number("least_learned", self.least_learned, below=1.0)
 
     def value(self, measurement: Measurement) -> float | None:
         """The number that counts; None where it is undefined or the point is missing.

@@ -125,8 +125,8 @@ def test_collapse_and_rise_are_parameters():
         ({"noise": -1.0}, "noise must be at least 0"),
         ({"rise": float("nan")}, "rise must be at least 0"),
         ({"collapse": 2}, "collapse must be at least 0 and less than 1, got 2"),
-        ({"persistence": 0}, "persistence must be at least 1 point, got 0"),
-        ({"smoothing": -3}, "smoothing must be at least 1 point"),
+        ({"persistence": 0}, "persistence: expected an integer of at least 1, got 0; it is a number of points"),
+        ({"smoothing": -3}, "smoothing: expected an integer of at least 1"),
     ],
 )
 def test_parameters_out_of_range(parameters, message):
@@ -135,7 +135,7 @@ def test_parameters_out_of_range(parameters, message):
 
 
 def test_wrong_parameters():
-    with pytest.raises(TypeError, match=r"persistence is a number of points.*got 2\.5"):
+    with pytest.raises(TypeError, match=r"persistence: expected an integer .*got 2\.5"):
         PhaseRule(persistence=2.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="unexpected keyword argument 'patience'"):
         Trajectory().phases(patience=3)
