@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import ib_callback as ib
-from ib_callback.results.jackknife import interval_factor
+from ib_callback.results.uncertainty import interval_factor
 
 NAMES = (
     "complexity", "expressivity", "optimality", "distance_to_bound",

@@ -35,7 +35,7 @@ import ib_callback as ib
 from _common import add_text_arguments, load_probe
 from ib_callback.estimator.histogram import divergence
 from ib_callback.measuring.plan.null import LabelCounts, SubsetCurve, design_subsets
-from ib_callback.results.adjusted import adjusted_information
+from ib_callback.results.uncertainty import adjusted_information
 
 Array = npt.NDArray[np.float64]
 BINS = 50

@@ -17,7 +17,7 @@ import torch
 
 import ib_callback as ib
 from _common import HEADING, Times, add_text_arguments, describe_machine, load_probe
-from ib_callback.results.points import PLANE_SCALARS
+from ib_callback.results.metrics import PLANE_SCALARS
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,14 +13,13 @@ from ib_callback.measuring.increments import model_increments, ngram_labels
 from ib_callback.measuring.meter import Meter, Preflight, measure
 from ib_callback.probe.overlap import Overlap
 from ib_callback.probe.probe import Probe
-from ib_callback.results.adjusted import Adjusted, adjusted, adjusted_information
-from ib_callback.results.difference import Difference, difference
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.phases import Phase, PhaseRule, Phases
 from ib_callback.results.points import FeaturePoint, PlanePoint
 from ib_callback.results.selection import Candidate, Choice, Selection
 from ib_callback.results.stopping import PlateauStopping, StopDecision, StopReason
 from ib_callback.results.trajectory import Trajectory
+from ib_callback.results.uncertainty import Adjusted, Difference, adjusted, adjusted_information, difference
 from ib_callback.run.run import Run
 from ib_callback.run.schedule import every, logarithmic
 

@@ -15,8 +15,7 @@ from ib_callback.common.errors import TrajectoryError
 from ib_callback.plot import compare, information_plane, over_steps, plane_by_layer, save
 from ib_callback.plot.bound import curve_beside
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.trajectory import Trajectory
-from ib_callback.results.trajectory_lines import FILENAME
+from ib_callback.results.trajectory import FILENAME, Trajectory
 from ib_callback.run.run_directory import find_run
 
 if TYPE_CHECKING:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from ib_callback.common.errors import TrajectoryError
-from ib_callback.results.metrics import Mode, metrics_of, resolve_metric
-from ib_callback.results.phases import Phase, Phases
-from ib_callback.results.selection import Candidate, Choice, SelectFrom, Selection
-from ib_callback.results.trajectory import Trajectory
+from ib_callback.results.measurement import metrics_of
+from ib_callback.results.metrics import Mode, resolve_metric
+from ib_callback.results.phases import Phases
+from ib_callback.results.selection import NO_CHECKPOINT, Candidate, Choice, SelectFrom, Selection
+from ib_callback.results.trajectory import Trajectory, cell
 from ib_callback.run import checkpoints
 from ib_callback.run.run_directory import find_run
 
-_NO_CHECKPOINT = "no checkpoint"
 _NOT_RECORDED = f"not in {checkpoints.FILENAME}"
 # A table of more points than this shows those with a checkpoint, and so many of the best ones.
 _LONG = 60
@@ -47,26 +48,12 @@ class SelectReport:
     @property
     def path(self) -> Path | None:
         """The checkpoint of the best point; None if there is none."""
-        step = None if self.choice.best is None else self.choice.best.measurement.step
-        return None if step is None else self.checkpoints[step]
+        return _checkpoint_of(self.choice.best, self.checkpoints)
 
     @property
     def text(self) -> str:
         """The table and the verdict."""
         return f"{self.table}\n\n{self.verdict}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Checkpoints:
-    existing: dict[int, Path]
-    missing: dict[int, str]  # by step, why there is none after all
-    recorded: bool
-
-    def rejected(self, candidate: Candidate) -> str | None:
-        step = candidate.measurement.step
-        if candidate.rejected == _NO_CHECKPOINT and step is not None:
-            return self.missing.get(step, _NO_CHECKPOINT)
-        return candidate.rejected
 
 
 def select_report(
@@ -77,7 +64,7 @@ def select_report(
     mode: Mode | None = None,
     every_row: bool = False,
 ) -> SelectReport:
-    """Choose among the checkpoints of a run, in HuggingFace's layout or in Lightning's.
+    """Choose among the checkpoints of a run, in HuggingFace's layout or in Lightning's, by the run's own phase rule.
 
     Args:
         run_dir: where `ib_trajectory.jsonl` lies, or a directory up to four levels above it.
@@ -92,7 +79,7 @@ def select_report(
     """
     try:
         directory = find_run(Path(run_dir))
-        found = _checkpoints(directory)
+        existing, missing = _checkpoints(directory)
     except OSError as error:
         raise TrajectoryError(f"{run_dir} cannot be searched ({error}). Check its permissions") from error
     trajectory = Trajectory.load(directory)
@@ -100,46 +87,71 @@ def select_report(
     if names:
         # Before Selection asks for the mode of a metric that does not exist.
         resolve_metric(by, names)
-    selection = Selection(by, mode, select_from)
-    choice = selection.choose(trajectory, available=set(found.existing))
+    selection = Selection(by, mode, select_from, trajectory.phase_rule)
+    choice = selection.choose(trajectory, available=existing)
     phases = trajectory.phases()
+    # Points that lack nothing but a checkpoint, with why there is none.
+    ranked = selection.ranked(c for c in choice.candidates if c.rejected in (None, NO_CHECKPOINT))
+    rows = _rows(choice, ranked, existing, every_row=every_row)
+    remarks = [_remark(choice, candidate, missing or {}) for candidate in choice.candidates]
+    verdict = [
+        choice.describe(),
+        *([_NOISE] if choice.noise is not None and choice.difference is not None else []),
+        *_without_checkpoint(selection, choice.best, ranked, missing or {}),
+        *_about_checkpoints(directory, choice, existing, missing),
+    ]
+    if choice.best is not None:
+        verdict.append(f"The best checkpoint: {_checkpoint_of(choice.best, existing)}")
+    elif names:
+        verdict += _cure(select_from, phases)
     return SelectReport(
         choice=choice,
-        checkpoints=found.existing,
-        table=_table(selection, choice, phases.phases, found, every_row=every_row),
-        verdict=_verdict(directory, selection, choice, phases, found),
+        checkpoints=existing,
+        table=_table(selection.by, choice, phases, existing, rows, remarks),
+        verdict="\n".join(verdict),
     )
 
 
-def _checkpoints(directory: Path) -> _Checkpoints:
+def _checkpoints(directory: Path) -> tuple[dict[int, Path], dict[int, str] | None]:
+    """The checkpoints of a run, and why others are none of it, by step; None if no record says whose they are."""
     on_disk = checkpoints.find_checkpoints(directory)
     name = Path(checkpoints.FILENAME)
     # With that of an earlier run only, which was moved away, this run has saved nothing yet.
-    recorded = (directory / name).exists() or next(directory.glob(f"{name.stem}.*{name.suffix}"), None) is not None
-    if not recorded:
-        return _Checkpoints(existing=on_disk, missing={}, recorded=False)
+    if not (directory / name).exists() and not any(directory.glob(f"{name.stem}.*{name.suffix}")):
+        return on_disk, None
     # Checkpoints of an earlier run may lie in the same directory: the record alone tells whose they are.
     file = checkpoints.CheckpointFile(directory)
-    missing = dict.fromkeys(on_disk, _NOT_RECORDED) | dict.fromkeys(file.recorded(), "deleted")
-    return _Checkpoints(existing=file.existing(), missing=missing, recorded=True)
+    return file.existing(), dict.fromkeys(on_disk, _NOT_RECORDED) | dict.fromkeys(file.recorded(), "deleted")
+
+
+def _checkpoint_of(candidate: Candidate | None, existing: Mapping[int, Path]) -> Path | None:
+    step = None if candidate is None else candidate.measurement.step
+    return None if step is None else existing.get(step)
+
+
+def _rows(choice: Choice, ranked: Sequence[Candidate], existing: Mapping[int, Path], *, every_row: bool) -> list[int]:
+    """Which candidates the table shows."""
+    candidates = choice.candidates
+    if every_row or len(candidates) <= _LONG:
+        return list(range(len(candidates)))
+    best = {id(candidate) for candidate in ranked[:_BEST_SHOWN]}
+    return [i for i, c in enumerate(candidates) if id(c) in best or c.measurement.step in existing]
 
 
 def _table(
-    selection: Selection, choice: Choice, phases: Sequence[Phase], found: _Checkpoints, *, every_row: bool
+    by: str, choice: Choice, phases: Phases, existing: Mapping[int, Path], shown: Sequence[int], remarks: Sequence[str]
 ) -> str:
-    shown = _shown(selection, choice, found, every_row=every_row)
-    rows = [("step", selection.by, "phase", "checkpoint", "")]
+    rows = [("step", by, "phase", "checkpoint", "")]
     for index in shown:
         candidate = choice.candidates[index]
-        step = candidate.measurement.step
-        path = None if step is None else found.existing.get(step)
+        step, path = candidate.measurement.step, _checkpoint_of(candidate, existing)
         rows.append(
             (
                 "-" if step is None else f"{step:,}",
-                _number(candidate.value),
-                phases[index].name.lower(),
+                cell(candidate.value),
+                phases.phases[index].name.lower(),
                 "-" if path is None else path.name,
-                _remark(choice, candidate, found),
+                remarks[index],
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -157,94 +169,65 @@ def _table(
     return "\n".join(lines)
 
 
-def _shown(selection: Selection, choice: Choice, found: _Checkpoints, *, every_row: bool) -> list[int]:
-    candidates = choice.candidates
-    if every_row or len(candidates) <= _LONG:
-        return list(range(len(candidates)))
-    sign = 1 if selection.mode == "min" else -1
-    could_be = (None, _NO_CHECKPOINT)
-    by_value = sorted(
-        (sign * c.value, i) for i, c in enumerate(candidates) if c.value is not None and c.rejected in could_be
-    )
-    best = {index for _, index in by_value[:_BEST_SHOWN]}
-    return [i for i, c in enumerate(candidates) if i in best or c.measurement.step in found.existing]
+def _reason(candidate: Candidate, missing: Mapping[int, str]) -> str:
+    if candidate.rejected == NO_CHECKPOINT and candidate.measurement.step is not None:
+        return missing.get(candidate.measurement.step, NO_CHECKPOINT)
+    return candidate.rejected or ""
 
 
-def _remark(choice: Choice, candidate: Candidate, found: _Checkpoints) -> str:
+def _remark(choice: Choice, candidate: Candidate, missing: Mapping[int, str]) -> str:
     if candidate is choice.best:
         return "best"
     if candidate is choice.runner_up:
         return "runner-up"
-    reason = found.rejected(candidate) or ""
+    reason = _reason(candidate, missing)
     return reason if len(reason) <= _LONGEST_REASON else f"{reason[: _LONGEST_REASON - 1]}…"
 
 
-def _verdict(directory: Path, selection: Selection, choice: Choice, phases: Phases, found: _Checkpoints) -> str:
-    lines = [choice.describe()]
-    if choice.noise is not None and choice.difference is not None:
-        lines.append(_NOISE)
-    best = choice.best
-    better = [
-        c
-        for c in choice.candidates
-        if c.rejected == _NO_CHECKPOINT
-        and c.value is not None
-        and (best is None or best.value is None or selection.better(c.value, than=best.value))
-    ]
-    if better:
-        lines.append(_without_checkpoint(selection, better, found, any_best=best is not None))
-    if any(found.rejected(c) == _NOT_RECORDED for c in choice.candidates):
+def _without_checkpoint(
+    selection: Selection, best: Candidate | None, ranked: Sequence[Candidate], missing: Mapping[int, str]
+) -> list[str]:
+    """Points that would be better and have no checkpoint."""
+    least = None if best is None else best.value
+    better = list(takewhile(lambda c: least is None or selection.better(c.value or 0.0, than=least), ranked))
+    if not better:
+        return []
+    point = f"step {better[0].measurement.step:,} with {better[0].value:.4g} ({_reason(better[0], missing)})"
+    if best is None:
+        return [f"Without a checkpoint, the best point is {point}."]
+    if len(better) == 1:
+        return [f"A better point has no checkpoint: {point}."]
+    return [f"{len(better):,} better points have no checkpoint; the best of them is {point}."]
+
+
+def _about_checkpoints(
+    directory: Path, choice: Choice, existing: Mapping[int, Path], missing: Mapping[int, str] | None
+) -> list[str]:
+    lines = []
+    if any(_reason(candidate, missing or {}) == _NOT_RECORDED for candidate in choice.candidates):
         lines.append(f"Checkpoints that are {_NOT_RECORDED} are taken for those of another run in the same directory.")
-    steps = {c.measurement.step for c in choice.candidates}
-    unmeasured = [path.name for step, path in found.existing.items() if step not in steps]
+    measured = {candidate.measurement.step for candidate in choice.candidates}
+    unmeasured = [path.name for step, path in existing.items() if step not in measured]
     if unmeasured:
         which = ", ".join(unmeasured[:3]) + (", …" if len(unmeasured) > 3 else "")
         lines.append(
             f"Not among the candidates, for these steps were not measured: {len(unmeasured):,} of "
-            f"{len(found.existing):,} checkpoints ({which}). ib.Meter measures them afterwards."
+            f"{len(existing):,} checkpoints ({which}). ib.Meter measures them afterwards."
         )
-    if not found.recorded and found.existing:
+    if missing is None and existing:
         lines.append(
             f"There is no {checkpoints.FILENAME}: whatever checkpoint lies in {directory} is taken for one of this run."
         )
-    if best is None and any(c.measurement.error is None for c in choice.candidates):
-        lines += _cure(selection, phases)
-    elif best is not None:
-        step = best.measurement.step
-        assert step is not None  # else it could not have been selected
-        lines.append(f"The best checkpoint: {found.existing[step]}")
-    return "\n".join(lines)
+    return lines
 
 
-def _without_checkpoint(
-    selection: Selection, better: Sequence[Candidate], found: _Checkpoints, *, any_best: bool
-) -> str:
-    # Of equal values the earlier is the better, as in the choice.
-    top = better[0]
-    for candidate in better[1:]:
-        if candidate.value is not None and top.value is not None and selection.better(candidate.value, than=top.value):
-            top = candidate
-    point = f"step {top.measurement.step:,} with {top.value:.4g} ({found.rejected(top)})"
-    if not any_best:
-        return f"Without a checkpoint, the best point is {point}."
-    if len(better) == 1:
-        return f"A better point has no checkpoint: {point}."
-    return f"{len(better):,} better points have no checkpoint; the best of them is {point}."
-
-
-def _cure(selection: Selection, phases: Phases) -> list[str]:
-    if selection.select_from == "compression" and phases.compression_start is None:
+def _cure(select_from: SelectFrom, phases: Phases) -> list[str]:
+    if select_from == "compression" and phases.compression_start is None:
         others = "--from STEP" if phases.fit_start is None else "--from fit, or from a step on with --from STEP"
         return [
             "The compression phase was not recognised in this run; many small models never compress. "
             f"Choose among earlier points with {others}."
         ]
-    if selection.select_from == "fit" and phases.fit_start is None:
+    if select_from == "fit" and phases.fit_start is None:
         return ["The fitting phase was not recognised in this run. Choose from a step on with --from STEP."]
     return []
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"

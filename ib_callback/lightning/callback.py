@@ -29,7 +29,7 @@ from ib_callback.measuring.model.access import Layers
 from ib_callback.measuring.model.forward import Forward
 from ib_callback.measuring.model.guard import resharded, untouched
 from ib_callback.probe.probe import Probe
-from ib_callback.results.trajectory_lines import FILENAME
+from ib_callback.results.trajectory import FILENAME
 from ib_callback.run.checkpoints import CheckpointFile
 from ib_callback.run.config import split_keywords
 from ib_callback.run.run import Follows, Run

@@ -13,9 +13,9 @@ from ib_callback.measuring.accumulate import Sums
 from ib_callback.measuring.jackknife_sums import JackknifeSums
 from ib_callback.measuring.plan.null import SubsetCurve
 from ib_callback.measuring.plan.plan import NullPlan, Plan
-from ib_callback.results.jackknife import Array, jackknife_error, with_bound_error
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.points import FeaturePoint, PlanePoint
+from ib_callback.results.uncertainty import Array, jackknife_error, with_bound_error
 
 
 def read_out(

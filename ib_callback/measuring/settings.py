@@ -10,7 +10,7 @@ from ib_callback.common.errors import ModelError
 from ib_callback.measuring.model.access import Layers
 from ib_callback.measuring.plan.jackknife import MAX_GROUPS
 from ib_callback.probe.probe import Probe
-from ib_callback.results.jackknife import NUM_GROUPS
+from ib_callback.results.uncertainty import NUM_GROUPS
 
 BOUNDS = ("diagonal", "ib_curve")
 

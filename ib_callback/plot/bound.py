@@ -8,6 +8,7 @@ import numpy as np
 
 from ib_callback.bound.curve import FILENAME, IBCurve
 from ib_callback.common.errors import TrajectoryError
+from ib_callback.plot.sheet import Note
 from ib_callback.results.measurement import Measurement
 
 # What a curve may say of its sample, as settings of a measurement do.
@@ -40,14 +41,16 @@ def curve_in_plane(curve: IBCurve | None, order: str, measurement: Measurement) 
     return np.stack([curve.complexity, curve.expressivity], axis=1)
 
 
-def why_not_drawn(curve: IBCurve | None, measurement: Measurement) -> str | None:
+def why_not_drawn(curve: IBCurve | None, measurement: Measurement) -> list[Note]:
     """Why a curve is in no panel, if that is because it belongs to other measurements."""
     if curve is None:
-        return None
+        return []
     settings = measurement.settings
     for name, reason in _OF_THE_SAMPLE.items():
         if name in curve.info and curve.info[name] != settings.get(name, curve.info[name] if name == "K" else None):
-            return f"The IB curve given is not drawn: {reason}."
+            return [Note(f"The IB curve given is not drawn: {reason}.")]
     if not isinstance(settings.get("num_bins"), int):
-        return "The IB curve given is not drawn: the settings do not say the number of bins, which gives its unit."
-    return None
+        return [
+            Note("The IB curve given is not drawn: the settings do not say the number of bins, which gives its unit.")
+        ]
+    return []

@@ -13,10 +13,9 @@ from ib_callback.plot import data
 from ib_callback.plot.bound import curve_in_plane, why_not_drawn
 from ib_callback.plot.data import RASTERISED_ABOVE
 from ib_callback.plot.frame import draw_bounds, plane_sheet, square_limits
-from ib_callback.plot.sheet import Note
-from ib_callback.plot.theme import LINES, MARKERS, Theme, ThemeName, drawing, place_labels, shortened_alike, theme_of
-from ib_callback.results.comparability import warn_of_other_tokenizers
-from ib_callback.results.measurement import Measurement
+from ib_callback.plot.sheet import Note, Sheet
+from ib_callback.plot.theme import LINES, MARKERS, ThemeName, drawing, place_labels, shortened_alike, theme_of
+from ib_callback.results.measurement import Measurement, warn_of_other_tokenizers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,76 +78,66 @@ def compare(
             warnings.warn(f"{note.text}. They are drawn in one plane all the same", RuntimeWarning, stacklevel=2)
     with drawing(look, "Drawing several runs in one plane"):
         sheet = plane_sheet(shown, look)
-        handles: dict[str, Any] = {}
-        rest: dict[str, Any] = {}
+        sheet.notes += notes
+        styles = _styles(sheet, courses)
         measured = next(point for point in reversed(first) if point.orders)
         for panel, order in zip(sheet.panels, shown, strict=True):
-            _draw(panel, courses, order, curve_in_plane(curve, order, measured), look, handles, rest, sheet.size[0])
+            _draw(sheet, panel, courses, order, styles, curve_in_plane(curve, order, measured))
         for name, points in courses.items():
-            notes += [Note(f"{name}: {note.text}", note.alarm) for note in data.changed_settings_note(points)]
-            notes += [Note(f"{name}: {note.text}") for note in data.missing_note(points)]
-        if reason := why_not_drawn(curve, measured):
-            notes.append(Note(reason))
-        sheet.finish(handles=[*handles.values(), *rest.values()], title=title, notes=notes)
+            of_run = [*data.changed_settings_note(points), *data.missing_note(points)]
+            sheet.notes += [Note(f"{name}: {note.text}", note.alarm) for note in of_run]
+        sheet.notes += why_not_drawn(curve, measured)
+        sheet.finish(title)
     return sheet.figure
 
 
-def _draw(
-    panel: Axes,
-    courses: Mapping[str, Sequence[Measurement]],
-    order: str,
-    curve: np.ndarray | None,
-    theme: Theme,
-    handles: dict[str, Any],
-    rest: dict[str, Any],
-    size: float,
-) -> None:
-    from matplotlib.lines import Line2D
+def _styles(sheet: Sheet, courses: Mapping[str, Sequence[Measurement]]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and line of each run, which the legend explains."""
+    styles = {}
+    names = shortened_alike(list(courses), _LONGEST_NAME)
+    for index, (name, short) in enumerate(zip(courses, names, strict=True)):
+        colours = sheet.theme.series
+        # Lines not in step with the colours, so that the eighth run is not like the first.
+        line = LINES[(index + index // len(colours)) % len(LINES)] if len(courses[name]) > 1 else ""
+        styles[name] = {"color": colours[index % len(colours)], "marker": MARKERS[index % len(MARKERS)], "ls": line}
+        sheet.key(f"run {name}", short, markersize=6, lw=1.3, **styles[name])
+    return styles
 
+
+def _draw(
+    sheet: Sheet, panel: Axes, courses: Mapping[str, Sequence[Measurement]], order: str,
+    styles: Mapping[str, dict[str, Any]], curve: np.ndarray | None,
+) -> None:  # fmt: skip
+    theme = sheet.theme
     tables = {name: data.plane(points, order) for name, points in courses.items()}
-    nulls = {name: data.plane(points, order, "_null") for name, points in courses.items()}
     drawn = {name: np.flatnonzero(np.isfinite(table).all(axis=1)) for name, table in tables.items()}
-    last_nulls = {name: nulls[name][drawn[name][-1:]] for name in tables}
-    square_limits(panel, *data.finite_range(*tables.values(), *last_nulls.values()))
+    nulls = {name: data.plane(points, order, "_null")[drawn[name][-1:]] for name, points in courses.items()}
+    square_limits(panel, *data.finite_range(*tables.values(), *nulls.values()))
     labels = []
-    names = dict(zip(tables, shortened_alike(list(tables), _LONGEST_NAME), strict=True))
-    short = dict(zip(tables, shortened_alike(list(tables), _LONGEST_LABEL), strict=True))
-    for index, (name, table) in enumerate(tables.items()):
-        points = table[drawn[name]]
-        colour, marker = theme.series[index % len(theme.series)], MARKERS[index % len(MARKERS)]
-        # Not in step with the colours, so that the eighth run is not like the first.
-        line = LINES[(index + index // len(theme.series)) % len(LINES)]
-        style: dict[str, Any] = {"color": colour, "ls": line, "lw": 1.3, "marker": marker}
-        if len(courses[name]) == 1:
-            style["ls"] = ""
-        handles[name] = Line2D([], [], label=names[name], markersize=6, **style)
+    for name, short in zip(tables, shortened_alike(list(tables), _LONGEST_LABEL), strict=True):
+        points, style = tables[name][drawn[name]], styles[name]
         if not len(points):
             continue
-        every = max(1, len(points) // _MARKED)
         panel.plot(
-            *points.T, zorder=3, label=name, markersize=3.5, markevery=every, rasterized=len(points) > RASTERISED_ABOVE,
-            **style,
+            *points.T, zorder=3, label=name, lw=1.3, markersize=3.5, markevery=max(1, len(points) // _MARKED),
+            rasterized=len(points) > RASTERISED_ABOVE, **style,
         )  # fmt: skip
-        ends: dict[str, Any] = {"color": colour, "ls": "", "marker": marker, "markersize": 7.5}
+        ends: dict[str, Any] = {**style, "ls": "", "markersize": 7.5}
         if len(points) > 1:
-            panel.plot(*points[:1].T, zorder=5, label="first", markerfacecolor=theme.paper, markeredgewidth=1.2, **ends)
-            rest["first"] = Line2D(
-                [], [], ls="", marker="o", color=theme.ink, markerfacecolor=theme.paper, markersize=6.5,
-                label="first point (of any run)",
-            )  # fmt: skip
+            hollow: dict[str, Any] = {"markerfacecolor": theme.paper}
+            panel.plot(*points[:1].T, zorder=5, label="first", markeredgewidth=1.2, **ends, **hollow)
+            sheet.key("first", "first point (of any run)", ls="", marker="o", color=theme.ink, markersize=6.5, **hollow)
         panel.plot(*points[-1:].T, zorder=6, label="last", markeredgecolor=theme.paper, markeredgewidth=0.8, **ends)
-        if np.isfinite(last_nulls[name]).all():
-            panel.plot(*last_nulls[name].T, zorder=4, label="null", **{**ends, "marker": "x", "markersize": 5})
-            rest["null"] = Line2D(
-                [], [], ls="", marker="x", color=theme.ink, markersize=5.5, label="null of the last point"
-            )
-        labels.append((*points[-1], short[name], colour if theme.name == "dark" else theme.ink))
-    absent = [name for name in tables if not len(drawn[name])]
+        if np.isfinite(nulls[name]).all():
+            panel.plot(*nulls[name].T, zorder=4, label="null", **{**ends, "marker": "x", "markersize": 5})
+            sheet.key("null", "null of the last point", ls="", marker="x", color=theme.ink, markersize=5.5)
+        labels.append((*points[-1], short, style["color"] if theme.name == "dark" else theme.ink))
+    absent = sum(not len(points) for points in drawn.values())
     if absent:
-        panel.set_title(f"{len(absent)} without {order}", loc="right", fontsize=7, color=theme.muted)
-    draw_bounds(panel, curve, theme, rest)
+        panel.set_title(f"{absent} without {order}", loc="right", fontsize=7, color=theme.muted)
+    draw_bounds(sheet, panel, curve)
     if 1 < len(tables) <= _LABELLED:
-        place_labels(panel, labels, _obstacles(tables.values()), inches=size, theme=theme)
+        place_labels(panel, labels, _obstacles(tables.values()), inches=sheet.size[0], theme=theme)
 
 
 def _obstacles(tables: Iterable[np.ndarray]) -> np.ndarray:

@@ -12,7 +12,8 @@ import numpy as np
 
 from ib_callback.plot.sheet import Note
 from ib_callback.results.measurement import Measurement, settings_differences
-from ib_callback.results.phases import Phase, Phases, find_phases
+from ib_callback.results.phases import DEFAULT_RULE, Phase, PhaseRule, Phases, find_phases
+from ib_callback.results.trajectory import Trajectory
 
 # Up to here each point can be seen: it is joined to its null, and has its standard error.
 FEW_POINTS = 16
@@ -83,7 +84,12 @@ def numbered(points: Sequence[Measurement]) -> tuple[np.ndarray, str]:
     return np.array(steps, dtype=float), "training step"
 
 
-def phases_of(points: Sequence[Measurement]) -> Phases | None:
+def rule_of(measurements: Measurement | Iterable[Measurement]) -> PhaseRule:
+    """By which rule the phases of a run are found: its own, if it is a trajectory."""
+    return measurements.phase_rule if isinstance(measurements, Trajectory) else DEFAULT_RULE
+
+
+def phases_of(points: Sequence[Measurement], rule: PhaseRule) -> Phases | None:
     """The phases of a run; None where the points are no run: a single one, without steps, or out of order."""
     steps = [point.step for point in points if point.step is not None]
     if len(steps) < len(points) or len(points) < 2 or any(b <= a for a, b in itertools.pairwise(steps)):
@@ -91,7 +97,7 @@ def phases_of(points: Sequence[Measurement]) -> Phases | None:
     with warnings.catch_warnings():
         # That there is no null is seen in the picture.
         warnings.simplefilter("ignore", RuntimeWarning)
-        return find_phases(points)
+        return find_phases(points, rule)
 
 
 def phase_labels(phases: Phases) -> dict[Phase, str]:

@@ -9,14 +9,14 @@ import numpy as np
 
 from ib_callback.plot.sheet import Sheet
 from ib_callback.plot.theme import Theme
+from ib_callback.results.metrics import PLANE_BY_NAME
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COMPLEXITY = "complexity I(X;Z)\n(fraction of log num_bins)"
-EXPRESSIVITY = "expressivity I(Y;Z)\n(fraction of log num_bins)"
-DIAGONAL = "diagonal: expressivity = complexity"
-IB_CURVE = "IB curve of the probe (achievable)"
+COMPLEXITY, EXPRESSIVITY = (
+    f"{PLANE_BY_NAME[name].label}\n(fraction of log num_bins)" for name in ("complexity", "expressivity")
+)
 
 
 def plane_sheet(orders: Sequence[str], theme: Theme) -> Sheet:
@@ -48,17 +48,15 @@ def square_limits(panel: Axes, low: float, high: float, *, from_zero: bool = Tru
     panel.ticklabel_format(useOffset=False)
 
 
-def draw_bounds(panel: Axes, curve: np.ndarray | None, theme: Theme, handles: dict[str, Any]) -> None:
+def draw_bounds(sheet: Sheet, panel: Axes, curve: np.ndarray | None) -> None:
     """The diagonal and, where there is one, the IB curve; the panel's limits are final."""
-    from matplotlib.lines import Line2D
-
-    style: dict[str, Any] = {"color": theme.ink, "lw": 1.0, "ls": (0, (5, 3))}
+    style: dict[str, Any] = {"color": sheet.theme.ink, "lw": 1.0, "ls": (0, (5, 3))}
     panel.axline((0, 0), slope=1, zorder=1.5, label="diagonal", **style)
-    handles["diagonal"] = Line2D([], [], label=DIAGONAL, **style)
+    sheet.key("diagonal", "diagonal: expressivity = complexity", **style)
     if curve is not None and len(curve):
-        style = {"color": theme.bound, "lw": 1.6}
+        style = {"color": sheet.theme.bound, "lw": 1.6}
         # More complexity never costs expressivity.
         beyond = max(curve[-1, 0], panel.get_xlim()[1])
         whole = np.concatenate([curve, [[beyond, curve[:, 1].max()]]])
         panel.plot(*whole.T, zorder=1.6, label="IB curve", scalex=False, scaley=False, **style)
-        handles["IB curve"] = Line2D([], [], label=IB_CURVE, **style)
+        sheet.key("IB curve", "IB curve of the probe (achievable)", **style)

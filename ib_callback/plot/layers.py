@@ -12,8 +12,8 @@ from ib_callback.plot import data
 from ib_callback.plot.bound import curve_in_plane, why_not_drawn
 from ib_callback.plot.colours import StepColours
 from ib_callback.plot.frame import draw_bounds, plane_sheet, square_limits
-from ib_callback.plot.sheet import Note
-from ib_callback.plot.theme import SMALL, Theme, ThemeName, drawing, place_labels, shortened, theme_of
+from ib_callback.plot.sheet import Sheet
+from ib_callback.plot.theme import SMALL, ThemeName, drawing, place_labels, shortened, theme_of
 from ib_callback.results.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -63,15 +63,13 @@ def plane_by_layer(
     with drawing(look, "Drawing the information plane by layer"):
         sheet = plane_sheet(shown, look)
         colours = StepColours(np.arange(1.0, len(names) + 1), "depth (1 is the first layer)", look, logarithmic=False)
-        handles: dict[str, Any] = {}
         for panel, order in zip(sheet.panels, shown, strict=True):
-            drawn_curve = curve_in_plane(curve, order, measurement)
-            _draw(panel, measurement, order, names, colours, drawn_curve, look, handles, sheet.size[0])
+            _draw(sheet, panel, measurement, order, names, colours, curve_in_plane(curve, order, measurement))
         colours.draw_bar(sheet)
         if title is None:
             title = "By layer" if measurement.step is None else f"By layer, step {measurement.step:,}"
-        notes = [Note(reason)] if (reason := why_not_drawn(curve, measurement)) else []
-        sheet.finish(handles=list(handles.values()), title=title, notes=notes)
+        sheet.notes += why_not_drawn(curve, measurement)
+        sheet.finish(title)
     return sheet.figure
 
 
@@ -94,18 +92,10 @@ def layer_names(names: Sequence[str]) -> list[str]:
 
 
 def _draw(
-    panel: Axes,
-    measurement: Measurement,
-    order: str,
-    names: Sequence[str],
-    colours: StepColours,
+    sheet: Sheet, panel: Axes, measurement: Measurement, order: str, names: Sequence[str], colours: StepColours,
     curve: np.ndarray | None,
-    theme: Theme,
-    handles: dict[str, Any],
-    size: float,
-) -> None:
-    from matplotlib.lines import Line2D
-
+) -> None:  # fmt: skip
+    theme = sheet.theme
     point = measurement[order]
     layers = np.stack([point.complexity_by_layer, point.expressivity_by_layer], axis=1).astype(float)
     mean = np.array([point.complexity, point.expressivity], dtype=float)
@@ -116,11 +106,11 @@ def _draw(
     area = 40.0 if len(layers) <= _NAMED else 22.0
     panel.scatter(layers[:, 0], layers[:, 1], s=area, c=colours.rgba, linewidths=0, zorder=5, label="layers")
     dot: dict[str, Any] = {"ls": "", "color": theme.ink, "markersize": 5.5}
-    handles["layers"] = Line2D([], [], marker="o", label="a layer", **dot)
+    sheet.key("layers", "a layer", marker="o", **dot)
     if len(layers) > 1 and np.isfinite(mean).all():
-        shape: dict[str, Any] = {"marker": "D", "markerfacecolor": theme.paper, "markeredgewidth": 1.2}
-        panel.plot(*mean[:, None], zorder=6, label="mean", **{**dot, **shape, "markersize": 6})
-        handles["mean"] = Line2D([], [], label="mean over layers", **{**dot, **shape})
+        shape = {**dot, "marker": "D", "markerfacecolor": theme.paper, "markeredgewidth": 1.2}
+        panel.plot(*mean[:, None], zorder=6, label="mean", **{**shape, "markersize": 6})
+        sheet.key("mean", "mean over layers", **shape)
     low, high = panel.get_xlim()
     if np.isfinite(null).all() and ((low > null) | (null > high)).any():
         # Drawn to the scale of the null, the layers would lie on each other.
@@ -130,8 +120,8 @@ def _draw(
         panel.set_title(order, loc="left")
     elif np.isfinite(null).all():
         panel.plot(*null[:, None], marker="x", zorder=6, label="null", **dot)
-        handles["null"] = Line2D([], [], marker="x", label="null of the mean: finite sampling alone", **dot)
-    draw_bounds(panel, curve, theme, handles)
+        sheet.key("null", "null of the mean: finite sampling alone", marker="x", **dot)
+    draw_bounds(sheet, panel, curve)
 
     last = len(names) - 1
     chosen: Sequence[int] = range(len(names))
@@ -139,4 +129,4 @@ def _draw(
         chosen = np.unique(np.linspace(0, last, _SOME).round().astype(int)).tolist()
     obstacles = np.concatenate([layers, [mean, null]])
     labels = [(*layers[index], names[index], theme.ink) for index in chosen]
-    place_labels(panel, labels, obstacles[np.isfinite(obstacles).all(axis=1)], inches=size, theme=theme)
+    place_labels(panel, labels, obstacles[np.isfinite(obstacles).all(axis=1)], inches=sheet.size[0], theme=theme)

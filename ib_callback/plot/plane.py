@@ -12,11 +12,10 @@ from ib_callback.plot import data
 from ib_callback.plot.bound import curve_in_plane, why_not_drawn
 from ib_callback.plot.colours import StepColours
 from ib_callback.plot.data import FEW_POINTS, RASTERISED_ABOVE
-from ib_callback.plot.frame import DIAGONAL, IB_CURVE, draw_bounds, plane_sheet, square_limits
-from ib_callback.plot.sheet import Note
-from ib_callback.plot.theme import Theme, ThemeName, drawing, place_labels, theme_of
-from ib_callback.results.comparability import warn_of_other_tokenizers
-from ib_callback.results.measurement import Measurement
+from ib_callback.plot.frame import draw_bounds, plane_sheet, square_limits
+from ib_callback.plot.sheet import Sheet
+from ib_callback.plot.theme import ThemeName, drawing, place_labels, theme_of
+from ib_callback.results.measurement import Measurement, warn_of_other_tokenizers
 from ib_callback.results.phases import Phase, Phases
 
 if TYPE_CHECKING:
@@ -70,12 +69,10 @@ def information_plane(
         sheet = plane_sheet(shown, look)
         drawn = [point for point in points if point.orders]
         colours = StepColours(*data.numbered(drawn), look)
-        phases = data.phases_of(points)
+        phases = data.phases_of(points, data.rule_of(measurements))
         known = None if phases is None else [p for p, m in zip(phases.phases, points, strict=True) if m.orders]
-        handles: dict[str, Any] = {}
         pictures = [
-            _Panel(panel, order, drawn, colours, known, look, handles, size=sheet.size[0])
-            for panel, order in zip(sheet.panels, shown, strict=True)
+            _Panel(sheet, panel, order, drawn, colours, known) for panel, order in zip(sheet.panels, shown, strict=True)
         ]
         # One scale for all orders, so that they can be compared at a glance.
         limits = data.finite_range(*(picture.extent(baseline=baseline) for picture in pictures))
@@ -83,29 +80,22 @@ def information_plane(
             square_limits(picture.panel, *limits)
             picture.draw(curve_in_plane(curve, picture.order, drawn[-1]), baseline=baseline)
         colours.draw_bar(sheet)
-        notes = [*data.changed_settings_note(points), *data.missing_note(points)]
-        if reason := why_not_drawn(curve, drawn[-1]):
-            notes.append(Note(reason))
-        sheet.finish(handles=_legend(handles, drawn, phases), title=title, notes=notes)
+        sheet.notes += [
+            *data.changed_settings_note(points), *data.missing_note(points), *why_not_drawn(curve, drawn[-1]),
+        ]  # fmt: skip
+        _explain(sheet, drawn, phases)
+        sheet.finish(title)
     return sheet.figure
 
 
 class _Panel:
-    """One order. Stand-ins for what is drawn are collected in `handles`, by label."""
+    """One order."""
 
     def __init__(
-        self,
-        panel: Axes,
-        order: str,
-        points: Sequence[Measurement],
-        colours: StepColours,
+        self, sheet: Sheet, panel: Axes, order: str, points: Sequence[Measurement], colours: StepColours,
         phases: Sequence[Phase] | None,
-        theme: Theme,
-        handles: dict[str, Any],
-        *,
-        size: float,
-    ) -> None:
-        self.panel, self.order, self.theme, self.handles, self.size = panel, order, theme, handles, size
+    ) -> None:  # fmt: skip
+        self.sheet, self.panel, self.order, self.ink = sheet, panel, order, sheet.theme.ink
         table = data.plane(points, order)
         self.keep = np.isfinite(table).all(axis=1)
         self.absent = int(len(points) - self.keep.sum())
@@ -124,7 +114,7 @@ class _Panel:
         return np.concatenate([self.points.ravel(), *([self.nulls.ravel(), self.ceilings] if baseline else [])])
 
     def draw(self, curve: np.ndarray | None, *, baseline: bool) -> None:
-        draw_bounds(self.panel, curve, self.theme, self.handles)
+        draw_bounds(self.sheet, self.panel, curve)
         if baseline:
             self._ceilings()
             self._nulls()
@@ -133,17 +123,15 @@ class _Panel:
         self._transitions()
         if self.absent:
             note = f"{self.absent:,} without {self.order}"
-            self.panel.set_title(note, loc="right", fontsize=7, color=self.theme.muted)
+            self.panel.set_title(note, loc="right", fontsize=7, color=self.sheet.theme.muted)
 
     def _ceilings(self) -> None:
-        from matplotlib.lines import Line2D
-
         there = np.flatnonzero(np.isfinite(self.ceilings))
         if not len(there):
             return
-        style: dict[str, Any] = {"color": self.theme.ink, "lw": 1.2, "ls": (0, (1, 1.6)), "label": "ceiling"}
+        style: dict[str, Any] = {"color": self.ink, "lw": 1.2, "ls": (0, (1, 1.6)), "label": "ceiling"}
         self.panel.axvline(self.ceilings[there[-1]], zorder=1.4, **style)
-        self.handles["ceiling"] = Line2D([], [], **style)
+        self.sheet.key("ceiling", **style)
         shown = there[data.thinned(self.numbers[there], _CEILINGS_SHOWN)]
         if len(shown) > 1:
             self.panel.vlines(
@@ -153,7 +141,6 @@ class _Panel:
 
     def _nulls(self) -> None:
         from matplotlib.collections import LineCollection
-        from matplotlib.lines import Line2D
 
         if not np.isfinite(self.nulls).all(axis=1).any():
             return
@@ -168,26 +155,20 @@ class _Panel:
             x, y, s=0.8 * max(self.area, 12.0), c=self.rgba[shown], marker="x", zorder=4, label="null",
             linewidths=1.1 if self.few else 0.6,
         )  # fmt: skip
-        self.handles["null"] = Line2D([], [], ls="", marker="x", color=self.theme.ink, markersize=5.5, label="null")
+        self.sheet.key("null", "null: finite sampling alone", ls="", marker="x", color=self.ink, markersize=5.5)
 
     def _errors(self) -> None:
         if len(self.points) > _ERRORS_SHOWN or not np.isfinite(self.errors).any():
             return
-        from matplotlib.lines import Line2D
-
         (x, y), (dx, dy) = self.points.T, np.nan_to_num(self.errors).T
         style: dict[str, Any] = {"colors": self.rgba, "linewidths": 1.0, "zorder": 4.5}
         self.panel.hlines(y, x - dx, x + dx, label="standard error", **style)
         self.panel.vlines(x, y - dy, y + dy, label="standard error", **style)
-        self.handles["standard error"] = Line2D(
-            [], [], ls="", marker="+", color=self.theme.ink, markersize=8, label="standard error"
-        )
+        self.sheet.key("standard error", "± 1 standard error", ls="", marker="+", color=self.ink, markersize=8)
 
     def _points(self) -> None:
-        from matplotlib.lines import Line2D
-
-        self.panel.plot(*self.points.T, color=self.theme.muted, lw=0.8, alpha=0.6, zorder=3, label="course")
-        dot: dict[str, Any] = {"ls": "", "color": self.theme.ink, "markersize": 5.5}
+        self.panel.plot(*self.points.T, color=self.sheet.theme.muted, lw=0.8, alpha=0.6, zorder=3, label="course")
+        dot: dict[str, Any] = {"ls": "", "color": self.ink, "markersize": 5.5}
         groups = {"measured": np.ones(len(self.points), dtype=bool)}
         if self.phases is not None:
             groups = {phase.name.lower(): self.phases == phase for phase in PHASE_MARKERS}
@@ -200,13 +181,11 @@ class _Panel:
                 x, y, s=self.area, c=self.rgba[chosen], marker=marker, linewidths=0, zorder=5,
                 label=name, rasterized=self.rasterised,
             )  # fmt: skip
-            self.handles[name] = Line2D([], [], marker=marker, label=name, **dot)
+            self.sheet.key(name, name, marker=marker, **dot)
         if len(self.points) > 1:
-            style: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 1.3, "markersize": 9}
-            self.panel.plot(
-                *self.points[-1:].T, ls="", marker="o", color=self.theme.ink, zorder=6, label="last", **style
-            )  # fmt: skip
-            self.handles["last"] = Line2D([], [], marker="o", label="last", **{**dot, **style})
+            style = {**dot, "marker": "o", "markerfacecolor": "none", "markeredgewidth": 1.3, "markersize": 9}
+            self.panel.plot(*self.points[-1:].T, zorder=6, label="last", **style)
+            self.sheet.key("last", "last point", **style)
 
     def _transitions(self) -> None:
         """Name the first point of each phase but the initial one, where the panel has it."""
@@ -218,23 +197,19 @@ class _Panel:
             # A phase that does not follow another one began before the run did.
             if len(begun) and begun[0] > 0:
                 x, y = self.points[begun[0]]
-                labels.append((x, y, phase.name.lower(), self.theme.ink))
-        place_labels(self.panel, labels, self.points, inches=self.size, theme=self.theme)
+                labels.append((x, y, phase.name.lower(), self.ink))
+        place_labels(self.panel, labels, self.points, inches=self.sheet.size[0], theme=self.sheet.theme)
 
 
-def _legend(handles: dict[str, Any], points: Sequence[Measurement], phases: Phases | None) -> list[Any]:
-    texts = {
-        "measured": "measured", "initial": "", "fitting": "", "compression": "", "last": "last point",
-        "null": "null: finite sampling alone", "standard error": "± 1 standard error",
-        "diagonal": DIAGONAL, "IB curve": IB_CURVE, "ceiling": "ceiling (last point)",
-    }  # fmt: skip
-    if phases is not None:
-        texts.update({phase.name.lower(): text for phase, text in data.phase_labels(phases).items()})
+def _explain(sheet: Sheet, points: Sequence[Measurement], phases: Phases | None) -> None:
+    """The legend: what is measured first, then the baselines, then the bounds."""
+    texts = {} if phases is None else {p.name.lower(): text for p, text in data.phase_labels(phases).items()}
     if len(points) == 1 and points[0].step is not None:
         texts["measured"] = f"measured at step {points[0].step:,}"
-    if len(points) > 1:
-        texts["ceiling"] = "ceiling (last point; ticks: each)"
+    texts["ceiling"] = "ceiling (last point)" if len(points) == 1 else "ceiling (last point; ticks: each)"
     for name, text in texts.items():
-        if name in handles:
-            handles[name].set_label(text)
-    return [handles[name] for name in texts if name in handles]
+        if name in sheet.handles:
+            sheet.handles[name].set_label(text)
+    order = ("measured", *(p.name.lower() for p in PHASE_MARKERS), "last", "null", "standard error", "diagonal",
+             "IB curve", "ceiling")  # fmt: skip
+    sheet.handles = {name: sheet.handles[name] for name in order if name in sheet.handles}

@@ -51,7 +51,7 @@ class Margins:
 
 @dataclass(kw_only=True)
 class Sheet:
-    """Panels in rows; `finish` gives everything its place.
+    """Panels in rows, with one legend and notes for all; `finish` gives everything its place.
 
     Attributes:
         figure: of its own, known to no pyplot.
@@ -59,7 +59,10 @@ class Sheet:
         columns: of panels.
         size: width and height of a panel, in inches.
         margins: around the panels.
+        theme: its colours.
         bar: the axes of the colour bar, if there is to be one.
+        handles: entries of the legend, by a name of their own.
+        notes: what is to be said above the panels.
     """
 
     figure: Figure
@@ -68,7 +71,9 @@ class Sheet:
     size: tuple[float, float]
     margins: Margins
     theme: Theme
-    bar: Axes | None = field(default=None)
+    bar: Axes | None = None
+    handles: dict[str, Any] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -95,14 +100,21 @@ class Sheet:
         self.bar = self.figure.add_axes((0.9, 0.1, 0.05, 0.8))
         return self.bar
 
-    def finish(self, *, handles: Sequence[Any], title: str | None, notes: Sequence[Note]) -> None:
+    def key(self, name: str, label: str, **style: Any) -> None:
+        """Put a line or a marker into the legend, once for each name."""
+        from matplotlib.lines import Line2D
+
+        self.handles[name] = Line2D([], [], label=label, **style)
+
+    def finish(self, title: str | None) -> None:
         """Put title and notes above the panels and the legend below, where it hides no point."""
+        handles = list(self.handles.values())
         margins, (panel_width, panel_height) = self.margins, self.size
         rows = math.ceil(len(self.panels) / self.columns)
         grid_width = self.columns * panel_width + (self.columns - 1) * margins.across
         grid_height = rows * panel_height + (rows - 1) * margins.down
         width = margins.left + grid_width + (margins.right if self.bar is None else sum(_BAR) + 0.75)
-        head = self._head(title, notes, width)
+        head = self._head(title, width)
         head_height = sum(_LINE * style["fontsize"] for _, style in head) / INCH + (0.14 if head else 0.0)
         legend_columns = _legend_columns(handles, width - 0.2)
         legend_rows = math.ceil(len(handles) / legend_columns)
@@ -121,7 +133,7 @@ class Sheet:
             self.bar.set_position((left / width, floor / height, _BAR[1] / width, grid_height / height))
         if handles:
             self.figure.legend(
-                handles=list(handles), loc="lower center", bbox_to_anchor=(0.5, 0.02 / height), ncols=legend_columns,
+                handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.02 / height), ncols=legend_columns,
                 frameon=False, borderaxespad=0.0,
             )  # fmt: skip
         top = height - 0.08
@@ -129,12 +141,12 @@ class Sheet:
             self.figure.text(0.12 / width, top / height, line, ha="left", va="top", **style)
             top -= _LINE * style["fontsize"] / INCH
 
-    def _head(self, title: str | None, notes: Sequence[Note], width: float) -> list[tuple[str, dict[str, Any]]]:
+    def _head(self, title: str | None, width: float) -> list[tuple[str, dict[str, Any]]]:
         lines: list[tuple[str, dict[str, Any]]] = []
         if title:
             style = {"fontsize": _TITLE_FONT, "fontweight": "bold", "color": self.theme.ink, "gid": "title"}
             lines += [(line, style) for line in _wrapped(title, width - 0.3, 1.15 * _TITLE_FONT)]
-        for note in notes:
+        for note in self.notes:
             colour = self.theme.alarm if note.alarm else self.theme.muted
             style = {"fontsize": SMALL, "color": colour, "gid": "note"}
             lines += [(line, style) for line in _wrapped(note.text, width - 0.3, SMALL)]

@@ -9,26 +9,16 @@ import numpy as np
 
 from ib_callback.plot import data
 from ib_callback.plot.sheet import Margins, Sheet
-from ib_callback.plot.theme import LINES, MARKERS, Theme, ThemeName, drawing, theme_of
+from ib_callback.plot.theme import LINES, MARKERS, ThemeName, drawing, theme_of
 from ib_callback.results.measurement import Measurement
+from ib_callback.results.metrics import PLANE, Quantity
 from ib_callback.results.phases import Phase, Phases
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_QUANTITIES = {
-    "complexity": "complexity I(X;Z)",
-    "expressivity": "expressivity I(Y;Z)",
-    "optimality": "optimality\n(expressivity / complexity)",
-    "distance_to_bound": "distance to the bound\n({bound} − expressivity)",
-}
-# What is drawn beside a number, thinner. The distance above null is nearly the distance: both nulls are much alike.
-_BESIDE = {
-    "complexity": "complexity_null",
-    "expressivity": "expressivity_null",
-    "optimality": "optimality_above_null",
-}
+_SHOWN = [quantity for quantity in PLANE if quantity.primary]
 _MARKED = 40
 _MANY = 300
 _FEW_MISSING = 16
@@ -69,32 +59,33 @@ def over_steps(
     shown = data.orders_of(points, [data.primary_of(points)] if orders is None else orders)
     look = theme_of(theme)
     with drawing(look, "Drawing the numbers over steps"):
-        sheet = Sheet.of(len(_QUANTITIES), 2, size=(3.5, 2.1), theme=look, margins=_MARGINS)
+        sheet = Sheet.of(len(_SHOWN), 2, size=(3.5, 2.1), theme=look, margins=_MARGINS)
         steps, name = data.numbered(points)
         if log is None:
             log = data.crowds_at_the_start(steps)
-        phases = data.phases_of(points)
+        phases = data.phases_of(points, data.rule_of(measurements))
         bounds = {point.settings.get("bound") for point in points if point.orders}
         bound = "IB curve" if bounds == {"ib_curve"} else "complexity" if "ib_curve" not in bounds else "bound"
-        handles: dict[str, Any] = {}
-        for panel, (quantity, label) in zip(sheet.panels, _QUANTITIES.items(), strict=True):
-            panel.set_ylabel(label.format(bound=bound))
+        course = _Course(sheet, points, steps)
+        for panel, quantity in zip(sheet.panels, _SHOWN, strict=True):
+            panel.set_ylabel(quantity.label.format(bound=bound))
             panel.grid(color=look.faint)
             panel.set_axisbelow(True)
             logarithmic = _scale(panel, steps, log=log)
             for index, order in enumerate(shown):
-                _draw(panel, points, steps, quantity, order, index, look, handles, several=len(shown) > 1)
-            _reference(panel, points, quantity, look, handles)
-            _mark_missing(panel, points, steps, look, handles)
+                course.draw(panel, quantity, order, index, several=len(shown) > 1)
+            course.draw_reference(panel, quantity.name)
+            course.mark_missing(panel)
             panel.ticklabel_format(axis="y", useOffset=False)
             _from_zero(panel)
-            _shade(panel, steps, phases, look, handles)
+            if phases is not None:
+                course.shade(panel, phases)
         for panel in sheet.panels[:2]:
             panel.tick_params(labelbottom=False)
         for panel in sheet.panels[2:]:
             panel.set_xlabel(name + (", logarithmic" if logarithmic else ""))
-        notes = [*data.changed_settings_note(points), *data.missing_note(points)]
-        sheet.finish(handles=list(handles.values()), title=title, notes=notes)
+        sheet.notes += [*data.changed_settings_note(points), *data.missing_note(points)]
+        sheet.finish(title)
     return sheet.figure
 
 
@@ -136,56 +127,6 @@ def _from_zero(panel: Axes) -> None:
         panel.set_ylim(-0.04 * high, 1.06 * high)
 
 
-def _draw(
-    panel: Axes,
-    points: Sequence[Measurement],
-    steps: np.ndarray,
-    quantity: str,
-    order: str,
-    index: int,
-    theme: Theme,
-    handles: dict[str, Any],
-    *,
-    several: bool,
-) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    colour = theme.series[index % len(theme.series)]
-    values = data.column(points, order, quantity)
-    error = data.column(points, order, f"{quantity}_se")
-    second = _BESIDE.get(quantity, "")
-    beside = data.column(points, order, second)
-    marker = MARKERS[index % len(MARKERS)]
-    # In a long run, only the points that no line would show.
-    marked = np.isfinite(values) if np.isfinite(values).sum() <= _MARKED else _isolated(values)
-    style: dict[str, Any] = {
-        "color": colour,
-        "lw": 0.9 if len(points) > _MANY else 1.5,
-        "marker": marker,
-        "markersize": 4,
-    }
-    panel.plot(
-        steps, values, zorder=4, label=f"{order}: measured", markevery=np.flatnonzero(marked).tolist(), **style
-    )  # fmt: skip
-    handles[f"{order} measured"] = Line2D([], [], label=f"{order}: measured", **style)
-    if np.isfinite(error).any():
-        panel.fill_between(
-            steps, values - error, values + error, color=colour, alpha=0.25, lw=0, zorder=2, label="standard error"
-        )
-        handles["standard error"] = Patch(color=colour, alpha=0.25, label="± 1 standard error")
-    if np.isfinite(beside).any():
-        above = second.endswith("above_null")
-        style = {"color": colour if several else theme.muted, "lw": 1.1, "ls": LINES[3] if above else LINES[1]}
-        alone = np.flatnonzero(_isolated(beside)).tolist()
-        panel.plot(
-            steps, beside, zorder=3, label=f"{order}: {second}", marker=marker, markersize=3,
-            markerfacecolor=theme.paper, markevery=alone, **style,
-        )  # fmt: skip
-        key, text = ("above", "above null, a lower baseline") if above else ("null", "null: finite sampling alone")
-        handles[key] = Line2D([], [], label=text, **{**style, **({"color": theme.ink} if several else {})})
-
-
 def _isolated(values: np.ndarray) -> np.ndarray:
     """Which values have no neighbour, so that no line leads to them."""
     there = np.isfinite(values)
@@ -193,62 +134,82 @@ def _isolated(values: np.ndarray) -> np.ndarray:
     return there & ~padded[:-2] & ~padded[2:]
 
 
-def _reference(
-    panel: Axes, points: Sequence[Measurement], quantity: str, theme: Theme, handles: dict[str, Any]
-) -> None:
-    """Optimality 1 and distance 0 are on the bound; complexity and expressivity cannot exceed the ceiling."""
-    from matplotlib.lines import Line2D
+class _Course:
+    """The points of a run, drawn into the panels of a sheet."""
 
-    if quantity in ("optimality", "distance_to_bound"):
-        style: dict[str, Any] = {"color": theme.ink, "lw": 0.9, "ls": (0, (5, 3))}
-        at = 1.0 if quantity == "optimality" else 0.0
-        panel.axhline(at, zorder=1.5, label="on the bound", **style)
-        handles["bound"] = Line2D([], [], label="on the bound", **style)
-    elif quantity == "complexity":
-        ceilings = np.array([point.ceiling for point in points], dtype=float)
-        if np.isfinite(ceilings).any():
-            style = {"color": theme.muted, "lw": 1.2, "ls": (0, (1, 1.6))}
-            steps, _ = data.numbered(points)
-            panel.plot(steps, ceilings, zorder=1.6, label="ceiling", **style)
-            handles["ceiling"] = Line2D([], [], label="ceiling", **style)
+    def __init__(self, sheet: Sheet, points: Sequence[Measurement], steps: np.ndarray) -> None:
+        self.sheet, self.theme, self.points, self.steps = sheet, sheet.theme, points, steps
 
+    def draw(self, panel: Axes, quantity: Quantity, order: str, index: int, *, several: bool) -> None:
+        """A quantity of one order with its error, and what belongs beside it."""
+        from matplotlib.patches import Patch
 
-def _mark_missing(
-    panel: Axes, points: Sequence[Measurement], steps: np.ndarray, theme: Theme, handles: dict[str, Any]
-) -> None:
-    from matplotlib.lines import Line2D
+        colour = self.theme.series[index % len(self.theme.series)]
+        marker = MARKERS[index % len(MARKERS)]
+        values, error, beside = (
+            data.column(self.points, order, name) for name in (quantity.name, f"{quantity.name}_se", quantity.beside)
+        )
+        # In a long run, only the points that no line would show.
+        marked = np.isfinite(values) if np.isfinite(values).sum() <= _MARKED else _isolated(values)
+        width = 0.9 if len(self.points) > _MANY else 1.5
+        style: dict[str, Any] = {"color": colour, "lw": width, "marker": marker, "markersize": 4}
+        label = f"{order}: measured"
+        panel.plot(self.steps, values, zorder=4, label=label, markevery=np.flatnonzero(marked).tolist(), **style)
+        self.sheet.key(label, label, **style)
+        if np.isfinite(error).any():
+            band: dict[str, Any] = {"color": colour, "alpha": 0.25}
+            panel.fill_between(
+                self.steps, values - error, values + error, lw=0, zorder=2, label="standard error", **band
+            )
+            self.sheet.handles["standard error"] = Patch(label="± 1 standard error", **band)
+        if np.isfinite(beside).any():
+            above = quantity.beside.endswith("above_null")
+            style = {"color": colour if several else self.theme.muted, "lw": 1.1, "ls": LINES[3] if above else LINES[1]}
+            panel.plot(
+                self.steps, beside, zorder=3, label=f"{order}: {quantity.beside}", marker=marker, markersize=3,
+                markerfacecolor=self.theme.paper, markevery=np.flatnonzero(_isolated(beside)).tolist(), **style,
+            )  # fmt: skip
+            if several:
+                style["color"] = self.theme.ink
+            key, text = ("above", "above null, a lower baseline") if above else ("null", "null: finite sampling alone")
+            self.sheet.key(key, text, **style)
 
-    absent = steps[[not point.orders for point in points]]
-    if len(absent):
-        style: dict[str, Any] = {
-            "ls": "",
-            "marker": "x" if len(absent) <= _FEW_MISSING else "|",
-            "color": theme.alarm,
-            "markersize": 4.5,
-        }
-        at = np.full(len(absent), 0.03)
-        panel.plot(absent, at, transform=panel.get_xaxis_transform(), zorder=5, label="missing", **style)
-        handles["missing"] = Line2D([], [], label=f"not measured ({len(absent):,})", **style)
+    def draw_reference(self, panel: Axes, name: str) -> None:
+        """Optimality 1 and distance 0 are on the bound; complexity and expressivity cannot exceed the ceiling."""
+        bounds = {"optimality": 1.0, "distance_to_bound": 0.0}
+        ceilings = np.array([point.ceiling for point in self.points], dtype=float)
+        if name in bounds:
+            style: dict[str, Any] = {"color": self.theme.ink, "lw": 0.9, "ls": (0, (5, 3)), "label": "on the bound"}
+            panel.axhline(bounds[name], zorder=1.5, **style)
+            self.sheet.key("bound", **style)
+        elif name == "complexity" and np.isfinite(ceilings).any():
+            style = {"color": self.theme.muted, "lw": 1.2, "ls": (0, (1, 1.6)), "label": "ceiling"}
+            panel.plot(self.steps, ceilings, zorder=1.6, **style)
+            self.sheet.key("ceiling", **style)
 
+    def mark_missing(self, panel: Axes) -> None:
+        """A cross below for each point that could not be measured."""
+        absent = self.steps[[not point.orders for point in self.points]]
+        if len(absent):
+            marker = "x" if len(absent) <= _FEW_MISSING else "|"
+            style: dict[str, Any] = {"ls": "", "marker": marker, "color": self.theme.alarm, "markersize": 4.5}
+            at = np.full(len(absent), 0.03)
+            panel.plot(absent, at, transform=panel.get_xaxis_transform(), zorder=5, label="missing", **style)
+            self.sheet.key("missing", f"not measured ({len(absent):,})", **style)
 
-def _shade(panel: Axes, steps: np.ndarray, phases: Phases | None, theme: Theme, handles: dict[str, Any]) -> None:
-    from matplotlib.patches import Patch
+    def shade(self, panel: Axes, phases: Phases) -> None:
+        """Phases as stretches of the background."""
+        from matplotlib.patches import Patch
 
-    if phases is None:
-        return
-    left, right = panel.get_xlim()
-    labels = data.phase_labels(phases)
-    sequence = np.array(phases.phases)
-    for phase, label in labels.items():
-        mine = np.flatnonzero(sequence == phase)
-        begin = left if mine[0] == 0 else steps[mine[0]]
-        end = right if mine[-1] == len(steps) - 1 else steps[mine[-1] + 1]
-        fill: dict[str, Any] = {
-            "facecolor": theme.phases[phase], "edgecolor": theme.hatch, "hatch": _HATCHES[phase], "lw": 0,
-        }  # fmt: skip
-        panel.axvspan(begin, end, zorder=0, label=phase.name.lower(), **fill)
-        if mine[0] > 0:
-            panel.axvline(begin, color=theme.muted, lw=0.7, zorder=1)
-        fill.update(lw=0.6, edgecolor=theme.muted)
-        handles[phase.name] = Patch(label=label, **fill)
-    panel.set_xlim(left, right)
+        left, right = panel.get_xlim()
+        sequence = np.array(phases.phases)
+        for phase, label in data.phase_labels(phases).items():
+            mine = np.flatnonzero(sequence == phase)
+            begin = left if mine[0] == 0 else self.steps[mine[0]]
+            end = right if mine[-1] == len(self.steps) - 1 else self.steps[mine[-1] + 1]
+            fill: dict[str, Any] = {"facecolor": self.theme.phases[phase], "hatch": _HATCHES[phase]}
+            panel.axvspan(begin, end, zorder=0, label=phase.name.lower(), lw=0, edgecolor=self.theme.hatch, **fill)
+            if mine[0] > 0:
+                panel.axvline(begin, color=self.theme.muted, lw=0.7, zorder=1)
+            self.sheet.handles[phase.name] = Patch(label=label, lw=0.6, edgecolor=self.theme.muted, **fill)
+        panel.set_xlim(left, right)

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
 
-from ib_callback.results.comparability import warn_of_other_tokenizers
-from ib_callback.results.measurement import Measurement
-from ib_callback.results.metrics import metrics_of
-from ib_callback.results.points import PRIMARY_SCALARS
+from ib_callback.results.measurement import Measurement, metrics_of, warn_of_other_tokenizers
+from ib_callback.results.metrics import PRIMARY_SCALARS
 
 SCORE = "score"
 MIN_POINTS = 3
@@ -71,20 +68,11 @@ def correlation(x: Iterable[float | None], y: Iterable[float | None]) -> Correla
     >>> correlation([1, 2, 3, None, 5], [1, 4, 9, 16, 25]).spearman
     1.0
     """
-    pairs = np.array([(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None], dtype=np.float64)
-    pairs = pairs.reshape(-1, 2)
-    pearson, spearman = (_pearson(columns) for columns in (pairs.T, [_ranks(column) for column in pairs.T]))
+    from scipy import stats  # here, for it takes as long to import as all else together
+
+    pairs = [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
+    first, second = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    if len(pairs) < MIN_POINTS or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return Correlation(pearson=None, spearman=None, num_points=len(pairs))
+    pearson, spearman = (float(find(first, second).statistic) for find in (stats.pearsonr, stats.spearmanr))
     return Correlation(pearson=pearson, spearman=spearman, num_points=len(pairs))
-
-
-def _pearson(columns: Iterable[npt.NDArray[np.float64]]) -> float | None:
-    x, y = columns
-    if len(x) < MIN_POINTS or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(np.clip(np.corrcoef(x, y)[0, 1], -1.0, 1.0))
-
-
-def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """1 for the lowest; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]

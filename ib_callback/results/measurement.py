@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
-from ib_callback.results.plain import json_values, plain_integer, plain_number, plain_numbers
-from ib_callback.results.points import (
+from ib_callback.results.metrics import (
+    BOOKKEEPING,
+    FEATURE_ERRORS,
     FEATURE_SCALARS,
     PLANE_ERRORS,
     PRIMARY_SCALARS,
-    FeaturePoint,
-    PlanePoint,
+    WHOLE,
     plane_scalars,
 )
+from ib_callback.results.points import FeaturePoint, PlanePoint
 
-_Point = TypeVar("_Point", "PlanePoint", "FeaturePoint")
+_Point = TypeVar("_Point", "PlanePoint", "FeaturePoint", "Measurement")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +62,7 @@ class Measurement:
     overhead: float | None = None
 
     def __post_init__(self) -> None:
-        reason: Any = self.error
-        if reason is not None and not (isinstance(reason, str) and reason):
-            raise ValueError(f"error must be None or a text saying why the point is missing, got {reason!r}")
-        for name in ("entropy", "ceiling", "seconds", "overhead"):
-            object.__setattr__(self, name, plain_number(getattr(self, name), name))
-        for name in ("step", "num_positions", "tokens_seen"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else plain_integer(value, name))
-        object.__setattr__(self, "entropy_by_layer", plain_numbers(self.entropy_by_layer, "entropy_by_layer"))
-        object.__setattr__(self, "layers", tuple(str(name) for name in self.layers))
-        object.__setattr__(self, "orders", dict(self.orders))
-        object.__setattr__(self, "features", dict(self.features))
+        # Lists for tuples, so that settings equal what a file gives back.
         object.__setattr__(self, "settings", json_values(self.settings))
         if self.error is None:
             self._check_measured()
@@ -159,40 +151,29 @@ class Measurement:
         Standard errors are among them where they are known.
         """
         named: dict[str, float | int | None] = {
-            name: getattr(self, name) for name in (*PRIMARY_SCALARS, "entropy", "ceiling")
+            name: getattr(self, name) for name in (*PRIMARY_SCALARS, *(quantity.name for quantity in WHOLE))
         }
         bound = self.settings.get("bound", "diagonal")
         for order, point in self.orders.items():
             names = plane_scalars(order, primary=self.primary, bound=bound)
-            named.update((f"{order}/{name}", getattr(point, name)) for name in names)
-            errors = {name: getattr(point, name) for name in PLANE_ERRORS}
-            named.update((f"{order}/{name}", error) for name, error in errors.items() if error is not None)
+            named |= _numbers_of(point, f"{order}/", names, PLANE_ERRORS)
         for feature, value in self.features.items():
-            for name in FEATURE_SCALARS:
-                named[f"{feature}/{name}"] = getattr(value, name)
-            if value.information_se is not None:
-                named[f"{feature}/information_se"] = value.information_se
-        named.update((name, getattr(self, name)) for name in ("seconds", "overhead", "tokens_seen"))
-        return named
+            named |= _numbers_of(value, f"{feature}/", FEATURE_SCALARS, FEATURE_ERRORS)
+        return named | {name: getattr(self, name) for name in BOOKKEEPING}
 
     def metrics(self, prefix: str = "ib/") -> dict[str, float]:
         """Scalars for a logger: finite floats by prefixed name; undefined ones are left out."""
         return {prefix + name: float(value) for name, value in self.scalars().items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values that mirror the attributes; never NaN, so strict JSON. `from_dict` inverts it."""
-        data: dict[str, Any] = {"step": self.step, "entropy": self.entropy}
-        for name in PRIMARY_SCALARS:
-            data[name] = getattr(self, name)
-        data["ceiling"] = self.ceiling
-        data["orders"] = {name: _with_lists(asdict(point)) for name, point in self.orders.items()}
-        data["features"] = {name: _with_lists(asdict(point)) for name, point in self.features.items()}
-        for name in ("layers", "entropy_by_layer"):
-            data[name] = list(getattr(self, name))
-        for name in ("num_positions", "seconds", "settings", "error", "tokens_seen", "overhead"):
-            data[name] = getattr(self, name)
-        data["settings"] = json_values(self.settings)
-        return data
+        """JSON values that mirror the attributes; never NaN, so strict JSON. `from_dict` inverts it.
+
+        Raises:
+            ValueError: a number that is not finite.
+        """
+        rest = json_values(asdict(self), "a measurement")
+        first = {name: rest.pop(name) for name in ("step", "entropy")}
+        return {**first, **{name: getattr(self, name) for name in PRIMARY_SCALARS}, **rest}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
@@ -201,12 +182,7 @@ class Measurement:
         Raises:
             ValueError: a required key is missing, or a value is not what it should be; the message names it.
         """
-        known = _known_fields(cls, data, "measurement")
-        known["orders"] = _points_from(PlanePoint, known["orders"], "orders")
-        known["features"] = _points_from(FeaturePoint, known["features"], "features")
-        if not isinstance(known["layers"], Sequence) or isinstance(known["layers"], str):
-            raise ValueError(f"layers must be a list of names, got {known['layers']!r}")
-        return cls(**known)
+        return _read(cls, data, "measurement")
 
     def summary(self) -> str:
         """One line for a console."""
@@ -229,6 +205,18 @@ class Measurement:
 
     def __str__(self) -> str:
         return self.summary()
+
+
+def metrics_of(measurement: Measurement) -> list[str]:
+    """Every metric that a measurement has, undefined ones included."""
+    return [name for name in measurement.scalars() if name not in BOOKKEEPING]
+
+
+def _numbers_of(
+    point: PlanePoint | FeaturePoint, prefix: str, names: Iterable[str], errors: Iterable[str]
+) -> dict[str, float | None]:
+    known = [name for name in errors if getattr(point, name) is not None]
+    return {f"{prefix}{name}": getattr(point, name) for name in (*names, *known)}
 
 
 def settings_differences(a: Measurement | Mapping[str, Any], b: Measurement | Mapping[str, Any]) -> list[str]:
@@ -273,31 +261,111 @@ def _short(value: float | None, null: float | None = None) -> str:
     return text if null is None else f"{text} (null {null:.4g})"
 
 
-def _with_lists(data: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}
+def json_values(values: Mapping[str, Any], what: str = "settings") -> dict[str, Any]:
+    """A deep copy as a file would give it back; raises a ValueError if it could not."""
+    try:
+        return json.loads(json.dumps(dict(values), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{what} must hold JSON values only (numbers, texts, lists, dicts, None; not NaN): {error}"
+        ) from error
 
 
-def _known_fields(cls: type[Any], data: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _read(cls: type[_Point], data: Any, where: str) -> _Point:
+    """What a file says of an object, each field checked by its annotation."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{where} must be an object, got {data!r}")
-    required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
-    missing = [name for name in required if name not in data]
-    if missing:
+    required = [f.name for f in fields(cls) if f.default is MISSING]
+    if missing := [name for name in required if name not in data]:
         raise ValueError(
             f"{where} lacks the required key{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
             "it was not written by Measurement.to_dict() or is damaged"
         )
-    return {f.name: data[f.name] for f in fields(cls) if f.name in data}
+    path = "" if cls is Measurement else f"{where}."
+    known = {f.name: _READERS[str(f.type)](data[f.name], f"{path}{f.name}") for f in fields(cls) if f.name in data}
+    try:
+        return cls(**known)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
-def _points_from(cls: type[_Point], data: Any, where: str) -> dict[str, _Point]:
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{where} must be an object with one entry per name, got {data!r}")
-    points = {}
-    for name, value in data.items():
-        known = _known_fields(cls, value, f"{where}.{name}")
-        try:
-            points[name] = cls(**known)
-        except ValueError as error:
-            raise ValueError(f"{where}.{name}: {error}") from error
-    return points
+def _expected(
+    what: str, holds: Callable[[Any], bool], convert: Callable[[Any], Any] = lambda value: value
+) -> Callable[[Any, str], Any]:
+    def read(value: Any, name: str) -> Any:
+        if not holds(value):
+            raise ValueError(f"{name} must be {what}, got {value!r}")
+        return convert(value)
+
+    return read
+
+
+def _or_none(what: str, holds: Callable[[Any], bool], convert: Callable[[Any], Any]) -> Callable[[Any, str], Any]:
+    read = _expected(f"{what} or None", holds, convert)
+    return lambda value, name: None if value is None else read(value, name)
+
+
+def _is_number(value: Any) -> bool:
+    # A comparison, for an integer may be too large for a float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_list_of(value: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(holds, value))
+
+
+def _points(cls: type[_Point]) -> Callable[[Any, str], dict[str, _Point]]:
+    def read(value: Any, name: str) -> dict[str, _Point]:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name} must be an object with one entry per name, got {value!r}")
+        return {key: _read(cls, point, f"{name}.{key}") for key, point in value.items()}
+
+    return read
+
+
+_READERS: dict[str, Callable[[Any, str], Any]] = {
+    "float | None": _or_none("a finite number", _is_number, float),
+    "int | None": _or_none("an integer >= 0", _is_count, int),
+    "str | None": _or_none("a text", lambda value: isinstance(value, str) and value != "", str),
+    "int": _expected("an integer >= 0", _is_count),
+    "tuple[float, ...]": _expected(
+        "a list of finite numbers", lambda value: _is_list_of(value, _is_number), lambda value: tuple(map(float, value))
+    ),
+    "tuple[str, ...]": _expected(
+        "a list of names", lambda value: _is_list_of(value, lambda name: isinstance(name, str)), tuple
+    ),
+    "dict[str, Any]": _expected("an object", lambda value: isinstance(value, Mapping)),
+    "dict[str, PlanePoint]": _points(PlanePoint),
+    "dict[str, FeaturePoint]": _points(FeaturePoint),
+}
+
+
+ADVICE = (
+    "A token is not the same unit of text under both: labels, their counts and so complexity, expressivity and their "
+    "nulls differ for the same text and the same knowledge of it. Compare what each model does with itself (its "
+    "phases, the order of its checkpoints, values above its own null); see docs/comparability.md"
+)
+
+
+def warn_of_other_tokenizers(measurements: Iterable[Measurement], *, stacklevel: int = 3) -> None:
+    """One warning if measurements are of the same documents under different tokenizers.
+
+    Warns:
+        RuntimeWarning: what can be compared, and what cannot.
+    """
+    probes: dict[str, set[str]] = {}
+    for measurement in measurements:
+        documents, probe = measurement.settings.get("documents"), measurement.settings.get("probe")
+        if documents is not None and probe is not None:
+            probes.setdefault(documents, set()).add(probe)
+    several = max((len(fingerprints) for fingerprints in probes.values()), default=1)
+    if several > 1:
+        warnings.warn(
+            f"these measurements are of the same documents under {several} tokenizers. {ADVICE}.",
+            RuntimeWarning,
+            stacklevel=stacklevel,
+        )

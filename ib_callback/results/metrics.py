@@ -1,30 +1,236 @@
-"""The numbers of a measurement as something to watch or to choose by: their names and which way is better."""
+"""The table of quantities: what each is, how it follows from what is measured, and which way is better.
+
+Fields of the points, logged names, standard errors, forms above null, directions of rules, columns of tables and labels
+of pictures are read from here. Fields are written out in points.py too, and a test compares them. A derived quantity
+is an entry here, its fields there, an expected value in tests/results/test_metrics.py and a line in docs/quantities.md.
+
+All information quantities are efficiencies, i.e. fractions of log(num_bins). Complexity, expressivity, optimality and
+distance to the bound are those of Conklin et al., ICLR 2026, and Conklin 2025.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
-
-from ib_callback.results.measurement import Measurement
-from ib_callback.results.points import FEATURE_SCALARS, PRIMARY_SCALARS, plane_scalars
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
 
 Mode = Literal["min", "max"]
 
+# Below this, a complexity is rounding error and a ratio to it means nothing.
+NEGLIGIBLE = 1e-12
+# A difference from a baseline below this many of its standard errors is not told apart from it.
+SIGNIFICANT_STANDARD_ERRORS = 3.0
+# What a formula may take beside quantities: the highest expressivity at the complexity of the point.
+BOUND = "bound"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formula:
+    """A quantity as a function of others.
+
+    Attributes:
+        inputs: their names; derived ones come before it in the table.
+        value: function of them, of numbers as of arrays, element by element.
+        gradient: its partial derivatives, with which the errors of estimated baselines propagate.
+        divisor: the input that it is divided by; it is undefined where that is negligible …
+        resolved_by: … or, with the name of a standard error here, less than three of these.
+    """
+
+    inputs: tuple[str, ...]
+    value: Callable[..., Any]
+    gradient: Callable[..., tuple[float, ...]]
+    divisor: str | None = None
+    resolved_by: str | None = None
+
+    def __call__(self, values: Mapping[str, float | None]) -> float | None:
+        """The quantity, from values by name; None where it or an input is undefined."""
+        given = [values.get(name) for name in self.inputs]
+        if None in given:
+            return None
+        if self.divisor is not None:
+            divisor = values[self.divisor] or 0.0
+            if self.resolved_by is None:
+                resolved = abs(divisor) >= NEGLIGIBLE
+            else:
+                error = values.get(self.resolved_by)
+                resolved = error is not None and divisor >= max(SIGNIFICANT_STANDARD_ERRORS * error, NEGLIGIBLE)
+            if not resolved:
+                return None
+        return self.value(*given)
+
+
+def _difference(minuend: str, subtrahend: str) -> Formula:
+    return Formula(inputs=(minuend, subtrahend), value=operator.sub, gradient=lambda _, __: (1.0, -1.0))
+
+
+def _ratio(numerator: str, divisor: str, *, resolved_by: str | None = None) -> Formula:
+    return Formula(
+        inputs=(numerator, divisor),
+        value=operator.truediv,
+        gradient=lambda a, b: (1.0 / b, -(a / b) / b),
+        divisor=divisor,
+        resolved_by=resolved_by,
+    )
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One number.
+
+    Attributes:
+        name: of the field, and as logged (behind the order or the feature).
+        definition: a sentence.
+        kind: "layers": measured in each layer, field `<name>_by_layer`, and the mean taken; "baseline": estimated from
+            the same sums, with its standard error beside it; "error": such a standard error; "measured": any other
+            number that is measured; "derived": by `formula`.
+        formula: of a derived quantity.
+        direction: whether low or high values are the better ones; None where neither are.
+        has_error: whether groups of sequences can be left out of it, which gives a standard error, field and logged
+            name `<name>_se`, where errors were asked for.
+        bound: "any" if it depends on the bound, of which there is none for other orders than that of an IB curve;
+            "curve" if it is defined for an IB curve alone, not for the diagonal. Logged where defined.
+        primary: whether a measurement shows it as its own, of its primary order, and pictures over steps have it.
+        tabled: whether the table of a trajectory has it.
+        beside: another quantity, drawn thinner beside it.
+        label: on the axis of a picture over steps.
+    """
+
+    name: str
+    definition: str
+    _: KW_ONLY
+    kind: Literal["layers", "baseline", "error", "measured", "derived"] = "derived"
+    formula: Formula | None = None
+    direction: Mode | None = None
+    has_error: bool = False
+    bound: Literal["any", "curve"] | None = None
+    primary: bool = False
+    tabled: bool = False
+    beside: str = ""
+    label: str = ""
+
+
+# In the order of logging.
+# fmt: off
+PLANE = (
+    Quantity(
+        "complexity", "I(X;Z): what representations tell about the preceding tokens; mean over layers.",
+        kind="layers", direction="min", has_error=True, primary=True, tabled=True,
+        beside="complexity_null", label="complexity I(X;Z)",
+    ),
+    Quantity(
+        "expressivity", "I(Y;Z): what they tell about the following tokens; mean over layers.",
+        kind="layers", direction="max", has_error=True, primary=True, tabled=True,
+        beside="expressivity_null", label="expressivity I(Y;Z)",
+    ),
+    Quantity(
+        "optimality", "Expressivity / complexity: 1 on the diagonal.",
+        formula=_ratio("expressivity", "complexity"),
+        direction="max", has_error=True, primary=True, tabled=True,
+        beside="optimality_above_null", label="optimality\n(expressivity / complexity)",
+    ),
+    Quantity(
+        "distance_to_bound", "The bound at this complexity minus expressivity; the diagonal is the complexity itself.",
+        formula=_difference(BOUND, "expressivity"), bound="any",
+        direction="min", has_error=True, primary=True, tabled=True,
+        label="distance to the bound\n({bound} − expressivity)",
+    ),
+    Quantity(
+        "complexity_null", "Expected complexity when labels are permuted over positions: finite sampling alone.",
+        kind="baseline",
+    ),
+    Quantity(
+        "expressivity_null", "Expected expressivity when labels are permuted over positions.",
+        kind="baseline",
+    ),
+    Quantity(
+        "complexity_null_se", "Standard error of the estimate of complexity_null; 0 where it is exact.",
+        kind="error",
+    ),
+    Quantity(
+        "expressivity_null_se", "Standard error of the estimate of expressivity_null; 0 where it is exact.",
+        kind="error",
+    ),
+    Quantity(
+        "complexity_above_null", "Complexity minus its null, a lower baseline.",
+        formula=_difference("complexity", "complexity_null"), direction="min", has_error=True, tabled=True,
+    ),
+    Quantity(
+        "expressivity_above_null", "Expressivity minus its null, a lower baseline.",
+        formula=_difference("expressivity", "expressivity_null"), direction="max", has_error=True, tabled=True,
+    ),
+    Quantity(
+        "optimality_above_null",
+        "The ratio of both above null; undefined within 3 standard errors of the complexity's null.",
+        formula=_ratio("expressivity_above_null", "complexity_above_null", resolved_by="complexity_null_se"),
+        direction="max", has_error=True, tabled=True,
+    ),
+    Quantity(
+        "distance_above_null", "Complexity minus expressivity, both above null: to the diagonal, whatever the bound.",
+        formula=_difference("complexity_above_null", "expressivity_above_null"), direction="min", has_error=True,
+    ),
+    Quantity(
+        "bound_ratio", "Expressivity / the bound at this complexity; with the diagonal that is the optimality.",
+        formula=_ratio("expressivity", BOUND), bound="curve", direction="max",
+    ),
+)
+FEATURE = (
+    Quantity(
+        "information", "I(F;Z): what representations tell about a feature label; mean over layers.",
+        kind="layers", direction="max", has_error=True,
+    ),
+    Quantity("information_null", "Mean of the information when labels are permuted.", kind="measured"),
+    Quantity("information_null_std", "Its standard deviation when labels are permuted.", kind="measured"),
+    Quantity(
+        "information_p_value", "How often labels that say nothing look at least as informative; at least 1/101.",
+        kind="measured",
+    ),
+    Quantity(
+        "ratio", "Information / complexity of the primary order of the main probe.",
+        formula=_ratio("information", "complexity"), direction="max",
+    ),
+)
+# Of a measurement as a whole.
+WHOLE = (
+    Quantity("entropy", "H(Z), mean over layers, in [0, 1].", kind="layers"),
+    Quantity("ceiling", "The most that any labelling could reach, mean over layers.", kind="measured"),
+)
+# fmt: on
 # Logged as well, but of no use to a rule.
-_BOOKKEEPING = ("seconds", "overhead", "tokens_seen")
-_BETTER: dict[str, Mode] = {
-    "optimality": "max",
-    "optimality_above_null": "max",
-    "expressivity": "max",
-    "expressivity_above_null": "max",
-    "information": "max",
-    "ratio": "max",
-    "complexity": "min",
-    "complexity_above_null": "min",
-    "distance_to_bound": "min",
-    "distance_above_null": "min",
-    "bound_ratio": "max",
-}
+BOOKKEEPING = ("seconds", "overhead", "tokens_seen")
+
+PLANE_BY_NAME = {quantity.name: quantity for quantity in PLANE}
+# The numbers of its primary order that a measurement shows as its own.
+PRIMARY_SCALARS = tuple(quantity.name for quantity in PLANE if quantity.primary)
+PLANE_SCALARS = tuple(PLANE_BY_NAME)
+FEATURE_SCALARS = tuple(quantity.name for quantity in FEATURE)
+# Standard errors, which are logged where they were asked for.
+PLANE_ERRORS, FEATURE_ERRORS = (
+    tuple(f"{quantity.name}_se" for quantity in table if quantity.has_error) for table in (PLANE, FEATURE)
+)
+_DIRECTIONS = {quantity.name: quantity.direction for quantity in (*WHOLE, *FEATURE, *PLANE)}
+
+
+def derived(table: Iterable[Quantity], measured: Mapping[str, float | None]) -> dict[str, Any]:
+    """Every quantity of a table, from those measured and what else its formulas take.
+
+    Those of an IB curve are undefined: a curve comes later, if at all (`PlanePoint.against`).
+    """
+    values = dict(measured)
+    for quantity in table:
+        if quantity.formula is not None and quantity.bound != "curve":
+            values[quantity.name] = quantity.formula(values)
+    return {quantity.name: values.get(quantity.name) for quantity in table}
+
+
+def plane_scalars(order: str, *, primary: str | None, bound: str) -> tuple[str, ...]:
+    """Those of `PLANE_SCALARS` that are defined for an order with such a bound.
+
+    >>> "distance_to_bound" in plane_scalars("bigram", primary="token", bound="ib_curve")
+    False
+    """
+    undefined: tuple[str, ...] = ("curve",) if bound == "diagonal" else () if order == primary else ("any", "curve")
+    return tuple(quantity.name for quantity in PLANE if quantity.bound not in undefined)
 
 
 def metric_names(
@@ -44,33 +250,29 @@ def metric_names(
      ['preference/information_p_value', 'preference/ratio'])
     """
     return [
-        *PRIMARY_SCALARS, "entropy", "ceiling",
+        *PRIMARY_SCALARS, *(quantity.name for quantity in WHOLE),
         *(f"{order}/{name}" for order in orders for name in plane_scalars(order, primary=primary, bound=bound)),
         *(f"{feature}/{name}" for feature in features for name in FEATURE_SCALARS),
     ]  # fmt: skip
 
 
-def metrics_of(measurement: Measurement) -> list[str]:
-    """Every metric that a measurement has, undefined ones included."""
-    return [name for name in measurement.scalars() if name not in _BOOKKEEPING]
-
-
-def resolve_metric(name: str, available: Measurement | Iterable[str]) -> str:
+def resolve_metric(name: str, available: Iterable[str]) -> str:
     """The full name of a metric: `"preference"`, a feature, stands for `"preference/information"`.
 
     Args:
         name: as logged, without prefix.
-        available: a measured point, or the names that exist.
+        available: the names that exist.
 
     Raises:
         ValueError: there is no such metric; the message lists those that exist.
     """
-    names = metrics_of(available) if isinstance(available, Measurement) else list(available)
+    names = list(available)
     for candidate in (name, f"{name}/information"):
         if candidate in names:
             return candidate
     hint = ""
-    if name.rpartition("/")[2] in ("bound_ratio", "distance_to_bound"):
+    quantity = PLANE_BY_NAME.get(name.rpartition("/")[2])
+    if quantity is not None and quantity.bound:
         hint = '; a bound_ratio takes bound="ib_curve", which is the bound of the primary order and of no other'
     raise ValueError(f"no metric {name!r} is measured{hint}; those measured: {', '.join(names) or 'none'}")
 
@@ -80,14 +282,10 @@ def better_direction(name: str) -> Mode | None:
 
     A name without any `/` that is no metric is taken for that of a feature.
     """
-    metric = name.rpartition("/")[2]
-    if metric in _BETTER:
-        return _BETTER[metric]
-    neither = metric == name and name not in ("entropy", "ceiling")
-    return "max" if neither else None
+    return _DIRECTIONS.get(name.rpartition("/")[2], None if "/" in name else "max")
 
 
-def check_direction(mode: str) -> None:
+def check_direction(mode: str | None) -> None:
     """Raise a ValueError unless mode is "min" or "max"."""
     if mode not in ("min", "max"):
         raise ValueError(f'mode must be "min" (low values are better) or "max", got {mode!r}')

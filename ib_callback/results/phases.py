@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 from typing import Any
 
+from ib_callback.common.checks import check_integer
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.noise import scatter
 
@@ -29,6 +30,14 @@ class Phase(IntEnum):
     INITIAL = 0
     FITTING = 1
     COMPRESSION = 2
+
+
+def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
+    """Raise a TypeError unless a setting is a number, and a ValueError unless it is at least 0 and below a limit."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value < below:
+        raise ValueError(f"{name} must be at least 0 and less than {below:g}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +70,24 @@ class PhaseRule:
     collapse: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, low, high in (("drop", 0.0, 1.0), ("noise", 0.0, math.inf), ("rise", 0.0, math.inf),
-                                ("collapse", 0.0, 1.0)):  # fmt: skip
-            value = getattr(self, name)
-            if not low <= value < high:
-                raise ValueError(f"{name} must be at least {low:g} and less than {high:g}, got {value}")
+        for name, below in (("drop", 1.0), ("noise", math.inf), ("rise", math.inf), ("collapse", 1.0)):
+            check_number(name, getattr(self, name), below=below)
         for name in ("persistence", "smoothing"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} is a number of points and must be an integer, got {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1 point, got {value}")
+            check_integer(name, getattr(self, name), minimum=1, cure="it is a number of points")
+
+    def to_dict(self) -> dict[str, float]:
+        """JSON values by name; `from_dict` inverts it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PhaseRule:
+        """The rule that `to_dict` described. Unknown keys are ignored, and absent ones have their default.
+
+        Raises:
+            TypeError: a value of the wrong type.
+            ValueError: one out of range.
+        """
+        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
 
 
 DEFAULT_RULE = PhaseRule()
@@ -105,7 +121,7 @@ class Phases:
     learned: tuple[float | None, ...]
 
 
-def find_phases(measurements: Iterable[Measurement], **parameters: Any) -> Phases:
+def find_phases(measurements: Iterable[Measurement], rule: PhaseRule = DEFAULT_RULE) -> Phases:
     """Find the phases of a run, finished or still growing.
 
     *Initial* is from step 0 until the expressivity above null exceeds its value at step 0; a run that was not
@@ -122,16 +138,9 @@ def find_phases(measurements: Iterable[Measurement], **parameters: Any) -> Phase
 
     Args:
         measurements: in the order of training; a `Trajectory`, for example.
-        **parameters: those of `PhaseRule`.
-
-    Raises:
-        TypeError: an unknown parameter.
-        ValueError: a parameter out of range.
+        rule: when a change of phase is clear enough.
     """
-    known = [f.name for f in fields(PhaseRule)]
-    if unknown := [name for name in parameters if name not in known]:
-        raise TypeError(f"unknown parameter {', '.join(unknown)}; find_phases takes {', '.join(known)}")
-    tracker = PhaseTracker(PhaseRule(**parameters))
+    tracker = PhaseTracker(rule)
     for measurement in measurements:
         tracker.update(measurement)
     return tracker.phases()

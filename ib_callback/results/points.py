@@ -1,22 +1,14 @@
-"""The points of a measurement: one order in the information plane, one feature. Plain numbers, derived quantities.
-
-All information quantities are efficiencies, i.e. fractions of log(num_bins). Complexity, expressivity,
-optimality and distance to the bound are those of Conklin et al., ICLR 2026, and Conklin 2025.
-"""
+"""The points of a measurement, one order in the plane or one feature: plain numbers, of the table in metrics.py."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ib_callback.results.plain import plain_integer, plain_number, plain_numbers
-
-# Below this, a complexity is rounding error and a ratio to it means nothing.
-NEGLIGIBLE = 1e-12
-# A difference from the null below this many standard errors of the null is not told apart from it.
-SIGNIFICANT_STANDARD_ERRORS = 3.0
+from ib_callback.results.metrics import BOUND, FEATURE, FEATURE_ERRORS, PLANE, Quantity, derived
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +25,7 @@ class PlanePoint:
 
     With `Meter(standard_errors=...)`, `*_se` are standard errors of the expected value at this probe size, and
     `*_jackknife` hold the [2 G - 1] values without each of G groups of sequences and without each two neighbouring
-    groups (jackknife.py), so that two points can be compared group by group (`ib_callback.results.difference`).
+    groups (uncertainty.py), so that two points can be compared group by group (`ib.difference`).
     """
 
     complexity: float | None
@@ -65,13 +57,10 @@ class PlanePoint:
     expressivity_null_jackknife: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        _make_plain(self)
-        if len(self.complexity_by_layer) != len(self.expressivity_by_layer):
-            raise ValueError(
-                "complexity_by_layer and expressivity_by_layer must have one value per layer each, "
-                f"got {len(self.complexity_by_layer)} and {len(self.expressivity_by_layer)} values"
-            )
-        lengths = [len(getattr(self, f.name)) for f in fields(self) if f.name.endswith("_jackknife")]
+        lengths = [len(self.complexity_by_layer), len(self.expressivity_by_layer)]
+        if lengths[0] != lengths[1]:
+            raise ValueError(f"the *_by_layer must have one value per layer each, got {lengths} values")
+        lengths = [len(value) for name, value in vars(self).items() if name.endswith("_jackknife")]
         if len({*lengths} - {0}) > 1:
             raise ValueError(f"the *_jackknife must have one value for each omission, got {lengths} values")
 
@@ -80,25 +69,19 @@ class PlanePoint:
         cls,
         complexity_by_layer: Sequence[float],
         expressivity_by_layer: Sequence[float],
-        *,
-        complexity_null: float | None = None,
-        expressivity_null: float | None = None,
-        complexity_null_se: float | None = None,
-        expressivity_null_se: float | None = None,
+        **measured: float | None,
     ) -> PlanePoint:
         """Derive every quantity from the values by layer, with the diagonal as the bound.
 
         Args:
             complexity_by_layer: I(X;Z) of each layer, [L], as fractions of log(num_bins).
             expressivity_by_layer: I(Y;Z) of each layer, [L], likewise.
-            complexity_null: expected complexity (mean over layers) when labels are permuted over positions.
-            expressivity_null: the same for the expressivity.
-            complexity_null_se: standard error of `complexity_null`, in the same unit; 0.0 where it is exact.
-            expressivity_null_se: standard error of `expressivity_null`.
+            **measured: baselines and their standard errors by name, in the same unit: `complexity_null`,
+                `complexity_null_se` and so on; the error of one that is exact is 0.0.
 
         Raises:
-            ValueError: no layers, unequal numbers of layers, a value that is not finite, or a null without
-                its standard error.
+            ValueError: no layers, unequal numbers of layers, or a baseline without its standard error.
+            TypeError: nothing of that name is measured.
 
         >>> point = PlanePoint.from_layers(
         ...     [0.5, 0.75], [0.25, 0.5], complexity_null=0.125, complexity_null_se=0.001,
@@ -108,46 +91,16 @@ class PlanePoint:
         >>> point.complexity_above_null, point.expressivity_above_null, point.optimality_above_null
         (0.5, 0.25, 0.5)
         """
-        for name, null, error in (
-            ("complexity", complexity_null, complexity_null_se),
-            ("expressivity", expressivity_null, expressivity_null_se),
-        ):
-            if (null is None) != (error is None):
+        for name in (quantity.name for quantity in PLANE if quantity.kind == "baseline"):
+            baseline, error = measured.get(name), measured.get(f"{name}_se")
+            if (baseline is None) != (error is None):
                 raise ValueError(
-                    f"{name}_null and {name}_null_se must be given together or not at all, got {null} and "
-                    f"{error}; the standard error of a null known exactly is 0.0"
+                    f"{name} and {name}_se must be given together or not at all, got {baseline} and {error}; the "
+                    "standard error of a baseline known exactly is 0.0"
                 )
-        by_layer: dict[str, Any] = {
-            "complexity_by_layer": plain_numbers(complexity_by_layer, "complexity_by_layer"),
-            "expressivity_by_layer": plain_numbers(expressivity_by_layer, "expressivity_by_layer"),
-        }
-        complexity = _mean(by_layer["complexity_by_layer"], "complexity_by_layer")
-        expressivity = _mean(by_layer["expressivity_by_layer"], "expressivity_by_layer")
-        complexity_above = None if complexity_null is None else complexity - complexity_null
-        expressivity_above = None if expressivity_null is None else expressivity - expressivity_null
-
-        optimality_above = None
-        distance_above = None
-        if complexity_above is not None and expressivity_above is not None and complexity_null_se is not None:
-            distance_above = complexity_above - expressivity_above
-            if complexity_above >= max(SIGNIFICANT_STANDARD_ERRORS * complexity_null_se, NEGLIGIBLE):
-                optimality_above = expressivity_above / complexity_above
-        return cls(
-            complexity=complexity,
-            expressivity=expressivity,
-            optimality=_ratio(expressivity, complexity),
-            distance_to_bound=complexity - expressivity,
-            complexity_null=complexity_null,
-            expressivity_null=expressivity_null,
-            complexity_null_se=complexity_null_se,
-            expressivity_null_se=expressivity_null_se,
-            complexity_above_null=complexity_above,
-            expressivity_above_null=expressivity_above,
-            optimality_above_null=optimality_above,
-            distance_above_null=distance_above,
-            bound_ratio=None,
-            **by_layer,
-        )
+        layers, values = _means({"complexity": complexity_by_layer, "expressivity": expressivity_by_layer})
+        values |= _named(measured, PLANE)
+        return cls(**layers, **derived(PLANE, values | {BOUND: values["complexity"]}))
 
     def against(self, bound: Callable[[float], float] | None) -> PlanePoint:
         """The same point with its distance to another bound than the diagonal.
@@ -158,42 +111,10 @@ class PlanePoint:
             bound: the highest expressivity at a complexity, in the unit of the point; None: none is known for this
                 order, and so there is neither a distance nor a ratio.
         """
-        if bound is None or self.complexity is None or self.expressivity is None:
-            return replace(self, distance_to_bound=None, bound_ratio=None)
-        highest = bound(self.complexity)
-        return replace(
-            self,
-            distance_to_bound=highest - self.expressivity,
-            bound_ratio=_ratio(self.expressivity, highest),
-        )
-
-
-# The numbers of its primary order that a measurement shows as its own.
-PRIMARY_SCALARS = ("complexity", "expressivity", "optimality", "distance_to_bound")
-# All numbers of a plane point that are not by layer, in the order of logging.
-_VECTORS = ("_by_layer", "_jackknife")
-FEATURE_SCALARS = ("information", "information_null", "information_null_std", "information_p_value", "ratio")
-# Standard errors, which are logged where they were asked for.
-PLANE_ERRORS = (
-    "complexity_se", "expressivity_se", "optimality_se", "distance_to_bound_se",
-    "complexity_above_null_se", "expressivity_above_null_se", "optimality_above_null_se", "distance_above_null_se",
-)  # fmt: skip
-PLANE_SCALARS = tuple(
-    f.name for f in fields(PlanePoint) if not f.name.endswith(_VECTORS) and f.name not in PLANE_ERRORS
-)
-
-
-def plane_scalars(order: str, *, primary: str | None, bound: str) -> tuple[str, ...]:
-    """Those of `PLANE_SCALARS` that are defined for an order with such a bound.
-
-    >>> "distance_to_bound" in plane_scalars("bigram", primary="token", bound="ib_curve")
-    False
-    """
-    if bound == "diagonal":
-        undefined = {"bound_ratio"}
-    else:
-        undefined = set() if order == primary else {"distance_to_bound", "bound_ratio"}
-    return tuple(name for name in PLANE_SCALARS if name not in undefined)
+        highest = None if bound is None or self.complexity is None else bound(self.complexity)
+        values = {**vars(self), BOUND: highest}
+        changed: dict[str, Any] = {q.name: q.formula(values) for q in PLANE if q.bound and q.formula is not None}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,59 +139,53 @@ class FeaturePoint:
     information_se: float | None = None
     information_p_value: float | None = None
 
-    def __post_init__(self) -> None:
-        _make_plain(self)
-        object.__setattr__(self, "num_positions", plain_integer(self.num_positions, "num_positions"))
-
     @classmethod
     def from_layers(
         cls,
         information_by_layer: Sequence[float],
         *,
         num_positions: int,
-        information_null: float | None = None,
-        information_null_std: float | None = None,
         complexity: float | None = None,
-        information_se: float | None = None,
-        information_p_value: float | None = None,
+        **measured: float | None,
     ) -> FeaturePoint:
         """Derive the mean over layers and its ratio to `complexity`, that of the main probe's primary order.
 
+        Args:
+            information_by_layer: I(F;Z) of each layer, [L], as fractions of log(num_bins).
+            num_positions: positions that carry the label.
+            complexity: in the same unit.
+            **measured: other fields by name: `information_null`, `information_p_value` and so on.
+
         Raises:
-            ValueError: no layers, or a value that is not finite.
+            ValueError: no layers.
+            TypeError: nothing of that name is measured.
 
         >>> FeaturePoint.from_layers([0.0, 0.25], num_positions=640, complexity=0.5).ratio
         0.25
         """
-        values = plain_numbers(information_by_layer, "information_by_layer")
-        information = _mean(values, "information_by_layer")
-        return cls(
-            information=information,
-            information_null=information_null,
-            information_null_std=information_null_std,
-            ratio=None if complexity is None else _ratio(information, complexity),
-            information_by_layer=values,
-            num_positions=num_positions,
-            information_se=information_se,
-            information_p_value=information_p_value,
-        )
+        layers, values = _means({"information": information_by_layer})
+        values |= _named(measured, FEATURE, FEATURE_ERRORS)
+        errors: dict[str, Any] = {name: values.get(name) for name in FEATURE_ERRORS}
+        quantities = derived(FEATURE, values | {"complexity": complexity})
+        return cls(**layers, **quantities, **errors, num_positions=operator.index(num_positions))
 
 
-def _mean(values: tuple[float, ...], name: str) -> float:
-    if not values:
-        raise ValueError(f"{name} must have at least one layer, got none")
-    return math.fsum(values) / len(values)
+def _means(by_layer: Mapping[str, Sequence[float]]) -> tuple[dict[str, Any], dict[str, float | None]]:
+    """The fields by layer, and the mean of each."""
+    layers: dict[str, Any] = {}
+    means: dict[str, float | None] = {}
+    for name, given in by_layer.items():
+        values = layers[f"{name}_by_layer"] = tuple(float(value) for value in given)
+        if not values:
+            raise ValueError(f"{name}_by_layer must have at least one layer, got none")
+        means[name] = math.fsum(values) / len(values)
+    return layers, means
 
 
-def _ratio(numerator: float, denominator: float) -> float | None:
-    return None if abs(denominator) < NEGLIGIBLE else numerator / denominator
-
-
-def _make_plain(point: PlanePoint | FeaturePoint) -> None:
-    # Whatever numbers come as (NumPy scalars, 0-dim tensors), they are kept and written as Python floats.
-    for f in fields(point):
-        value = getattr(point, f.name)
-        if f.name.endswith(_VECTORS):
-            object.__setattr__(point, f.name, plain_numbers(value, f.name))
-        elif f.name != "num_positions":
-            object.__setattr__(point, f.name, plain_number(value, f.name))
+def _named(
+    measured: Mapping[str, float | None], table: Sequence[Quantity], further: Sequence[str] = ()
+) -> dict[str, float | None]:
+    known = [*(q.name for q in table if q.kind in ("baseline", "error", "measured")), *further]
+    if unknown := [name for name in measured if name not in known]:
+        raise TypeError(f"expected measured values among {', '.join(known)}, got {', '.join(unknown)}")
+    return {name: None if value is None else float(value) for name, value in measured.items()}

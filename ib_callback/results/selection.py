@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ib_callback.results.measurement import Measurement
+from ib_callback.results.measurement import Measurement, metrics_of
 from ib_callback.results.metrics import Mode, better_direction, check_direction, check_metric, resolve_metric
 from ib_callback.results.noise import MIN_VALUES, scatter
-from ib_callback.results.phases import DEFAULT_RULE, Phase, PhaseRule, PhaseTracker
+from ib_callback.results.phases import DEFAULT_RULE, Phase, PhaseRule, PhaseTracker, check_number, find_phases
 
 SelectFrom = Literal["compression", "fit"] | int
 _FROM_PHASE = {"compression": Phase.COMPRESSION, "fit": Phase.FITTING}
@@ -17,6 +17,8 @@ _FROM_PHASE = {"compression": Phase.COMPRESSION, "fit": Phase.FITTING}
 _CLEAR = 2.0
 # Information that random labels reach in a greater share of cases is no evidence of any.
 _BY_CHANCE = 0.05
+# Why a point is none that could be chosen otherwise.
+NO_CHECKPOINT = "no checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +138,11 @@ class Selection:
             if mode is None:
                 raise ValueError(f'neither high nor low {self.by} is known to be better: give mode="min" or "max"')
             object.__setattr__(self, "mode", mode)
-        check_direction(self.mode or "")
+        check_direction(self.mode)
         start = self.select_from
         if start not in _FROM_PHASE and (isinstance(start, (bool, str)) or not isinstance(start, int) or start < 0):
             raise ValueError(f'select_from must be "compression", "fit" or a step (0 or more), got {start!r}')
-        if not 0 <= self.least_learned < 1:
-            raise ValueError(f"least_learned must be at least 0 and less than 1, got {self.least_learned}")
+        check_number("least_learned", self.least_learned, below=1.0)
 
     def value(self, measurement: Measurement) -> float | None:
         """The number that counts; None where it is undefined or the point is missing.
@@ -151,19 +152,23 @@ class Selection:
         """
         if measurement.error is not None:
             return None
-        value = measurement.scalars()[resolve_metric(self.by, measurement)]
-        return None if value is None else float(value)
+        return measurement.scalars()[resolve_metric(self.by, metrics_of(measurement))]
 
     def better(self, value: float, than: float) -> bool:
         """Whether a value is strictly better than another one."""
         return value > than if self.mode == "max" else value < than
+
+    def ranked(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """Those that have a value, the best one first; of equal values the earlier one."""
+        known = (candidate for candidate in candidates if candidate.value is not None)
+        return sorted(known, key=lambda candidate: candidate.value or 0.0, reverse=self.mode == "max")
 
     def eligible(self, measurement: Measurement, tracker: PhaseTracker) -> bool:
         """Whether a point can be selected as known when it was measured; `tracker` must have taken it last.
 
         False for the points between the start of a phase and its recognition, which `choose` counts.
         """
-        return self._rejected(measurement, tracker.phase, tracker.collapsed) is None
+        return self._rejected(measurement, tracker.phase, tracker.collapsed, None) is None
 
     def best(self, measurements: Sequence[Measurement]) -> Measurement | None:
         """The best point of a run; None if none can be selected."""
@@ -180,46 +185,33 @@ class Selection:
         Raises:
             ValueError: no point that was measured has the metric; the message lists those that exist.
         """
-        measured = [m for m in measurements if m.error is None]
-        # A metric that only some points have is undefined at the others.
-        if measured and not any(self._has(m) for m in measured):
-            resolve_metric(self.by, measured[-1])
-        tracker = PhaseTracker(self.phase_rule)
-        if not isinstance(self.select_from, int):
-            for m in measurements:
-                tracker.update(m)
-        phases = tracker.phases()
+        names = dict.fromkeys(name for m in measurements if m.error is None for name in metrics_of(m))
+        by = resolve_metric(self.by, names) if names else self.by
+        # A step needs no phases, which could not be found without a null.
+        phases = None if isinstance(self.select_from, int) else find_phases(measurements, self.phase_rule)
         candidates: list[Candidate] = []
-        comparable: list[tuple[float, int]] = []
+        values: list[float] = []
+        steps: list[int] = []
         for index, m in enumerate(measurements):
-            value = self.value(m) if self._has(m) else None
-            if isinstance(self.select_from, int):
-                rejected = self._rejected(m, Phase.INITIAL, False)
+            # A metric that only some points have is undefined at the others.
+            value = m.scalars().get(by)
+            if phases is None:
+                rejected = self._rejected(m, Phase.INITIAL, False, None)
             else:
-                rejected = self._rejected(m, phases.phases[index], phases.collapsed[index])
-                learned = phases.learned[index]
-                if rejected is None and learned is not None and learned < self.least_learned:
-                    rejected = f"less than {self.least_learned:.0%} of the highest expressivity"
+                rejected = self._rejected(m, phases.phases[index], phases.collapsed[index], phases.learned[index])
             if rejected is None and value is None:
                 rejected = "the metric is undefined"
             if rejected is None and value is not None and m.step is not None:
-                comparable.append((value, m.step))
+                values.append(value)
+                steps.append(m.step)
                 if available is not None and m.step not in available:
-                    rejected = "no checkpoint"
+                    rejected = NO_CHECKPOINT
             candidates.append(Candidate(measurement=m, value=value, rejected=rejected))
-        noise = scatter([value for value, _ in comparable], [step for _, step in comparable])
-        best, runner_up = self._two_best(candidates)
-        by = next((resolve_metric(self.by, m) for m in measured if self._has(m)), self.by)
+        best, runner_up, *_ = [*self.ranked(c for c in candidates if c.rejected is None), None, None]
+        noise = scatter(values, steps)
         return Choice(best=best, runner_up=runner_up, noise=noise, candidates=tuple(candidates), by=by)
 
-    def _has(self, measurement: Measurement) -> bool:
-        try:
-            resolve_metric(self.by, measurement)
-        except ValueError:
-            return False
-        return True
-
-    def _rejected(self, measurement: Measurement, phase: Phase, collapsed: bool) -> str | None:
+    def _rejected(self, measurement: Measurement, phase: Phase, collapsed: bool, learned: float | None) -> str | None:
         if measurement.error is not None:
             return f"not measured: {' '.join(measurement.error.split())}"
         if measurement.step is None:
@@ -228,13 +220,8 @@ class Selection:
             return f"before step {self.select_from:,}" if measurement.step < self.select_from else None
         if phase < _FROM_PHASE[self.select_from]:
             return f"not in the {'fitting' if self.select_from == 'fit' else 'compression'} phase"
-        return "collapsed" if collapsed else None
-
-    def _two_best(self, candidates: Sequence[Candidate]) -> tuple[Candidate | None, Candidate | None]:
-        sign = -1.0 if self.mode == "max" else 1.0
-        # A stable sort: of equal values the earlier comes first.
-        ranked = sorted(
-            (c for c in candidates if c.rejected is None and c.value is not None),
-            key=lambda c: sign * (c.value or 0.0),
-        )
-        return (ranked[0] if ranked else None), (ranked[1] if len(ranked) > 1 else None)
+        if collapsed:
+            return "collapsed"
+        if learned is not None and learned < self.least_learned:
+            return f"less than {self.least_learned:.0%} of the highest expressivity"
+        return None

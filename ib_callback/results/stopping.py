@@ -6,13 +6,14 @@ import math
 import statistics
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 from typing import Literal
 
-from ib_callback.results.measurement import Measurement
+from ib_callback.common.checks import check_integer
+from ib_callback.results.measurement import Measurement, metrics_of
 from ib_callback.results.metrics import Mode, better_direction, check_direction, check_metric, resolve_metric
-from ib_callback.results.phases import DEFAULT_RULE, Phase, PhaseRule, PhaseTracker
+from ib_callback.results.phases import DEFAULT_RULE, Phase, PhaseRule, PhaseTracker, check_number
 
 _ARMED_FROM = {"compression": Phase.COMPRESSION, "fit": Phase.FITTING, "immediately": Phase.INITIAL}
 
@@ -37,6 +38,7 @@ class StopDecision:
     message: str
 
 
+@dataclass(eq=False, repr=False)
 class PlateauStopping:
     """Stop when a metric has not improved for some measurements.
 
@@ -81,61 +83,41 @@ class PlateauStopping:
     PlateauStopping('optimality', mode='max', patience=3, arm='immediately')
     """
 
-    def __init__(
-        self,
-        monitor: str = "distance_to_bound",
-        *,
-        mode: Mode = "min",
-        patience: int = 5,
-        min_delta: float = 0.0,
-        relative: bool = True,
-        arm: Literal["compression", "fit", "immediately"] = "compression",
-        smoothing: int = 1,
-        divergence: float = 0.1,
-        floor: float = 0.01,
-        phase_rule: PhaseRule = DEFAULT_RULE,
-    ) -> None:
-        check_metric("monitor", monitor)
-        check_direction(mode)
-        if arm not in _ARMED_FROM:
-            raise ValueError(f"arm must be one of {', '.join(_ARMED_FROM)}, got {arm!r}")
-        for name, count in (("patience", patience), ("smoothing", smoothing)):
-            if isinstance(count, bool) or not isinstance(count, int):
-                raise TypeError(f"{name} is a number of measurements and must be an integer, got {count!r}")
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1 measurement, got {count}")
-        for name, number in (("min_delta", min_delta), ("divergence", divergence), ("floor", floor)):
-            if isinstance(number, bool) or not isinstance(number, (int, float)):
-                raise TypeError(f"{name} must be a number, got {number!r}")
-            if not 0 <= number < math.inf:
-                raise ValueError(f"{name} must be a finite number and not negative, got {number}")
-        self.monitor = monitor
-        self.mode = mode
-        self.patience = patience
-        self.min_delta = min_delta
-        self.relative = relative
-        self.arm = arm
-        self.smoothing = smoothing
-        self.divergence = divergence
-        self.floor = floor
-        self.phase_rule = phase_rule
+    monitor: str = "distance_to_bound"
+    _: KW_ONLY
+    mode: Mode = "min"
+    patience: int = 5
+    min_delta: float = 0.0
+    relative: bool = True
+    arm: Literal["compression", "fit", "immediately"] = "compression"
+    smoothing: int = 1
+    divergence: float = 0.1
+    floor: float = 0.01
+    phase_rule: PhaseRule = DEFAULT_RULE
+
+    def __post_init__(self) -> None:
+        check_metric("monitor", self.monitor)
+        check_direction(self.mode)
+        if self.arm not in _ARMED_FROM:
+            raise ValueError(f"arm must be one of {', '.join(_ARMED_FROM)}, got {self.arm!r}")
+        for name in ("patience", "smoothing"):
+            check_integer(name, getattr(self, name), minimum=1, cure="it is a number of measurements")
+        for name in ("min_delta", "divergence", "floor"):
+            check_number(name, getattr(self, name))
         self.reset()
 
     def __repr__(self) -> str:
         return f"PlateauStopping({self.monitor!r}, mode={self.mode!r}, patience={self.patience}, arm={self.arm!r})"
 
-    def reset(self, metric: str | None = None, *, phases: PhaseTracker | None = None) -> None:
+    def reset(self, metric: str | None = None) -> None:
         """Forget every measurement.
 
         Args:
             metric: full name of the monitored one, where `check` has found it: points that lack it, measured before it
                 was, then count as undefined. None: the first point that could be measured must have it.
-            phases: what follows the phases of the run already, and takes each measurement before this rule does; None:
-                the rule follows them itself.
         """
         self._metric: str | None = metric
-        self._follows = phases is None
-        self._phases = PhaseTracker(self.phase_rule) if phases is None else phases
+        self._phases = PhaseTracker(self.phase_rule)
         self._values: list[float] = []  # those of points that are not collapsed, the last few
         self._best: float | None = None
         self._best_step: int | None = None
@@ -161,7 +143,8 @@ class PlateauStopping:
             ValueError: it is not; the message lists those that are.
         """
         try:
-            metric = resolve_metric(self.monitor, available)
+            names = metrics_of(available) if isinstance(available, Measurement) else available
+            metric = resolve_metric(self.monitor, names)
         except ValueError as error:
             raise ValueError(f"{self!r} cannot work: {error}") from None
         if better_direction(metric) not in (None, self.mode):
@@ -181,8 +164,13 @@ class PlateauStopping:
             decision = self.update(measurement)
         return decision
 
-    def update(self, measurement: Measurement) -> StopDecision:
+    def update(self, measurement: Measurement, phases: PhaseTracker | None = None) -> StopDecision:
         """Take the next measurement of the run.
+
+        Args:
+            measurement: later than all before it.
+            phases: of the run, if they are followed anyway; it has taken this measurement. None: the rule follows them
+                itself, by its `phase_rule`.
 
         Raises:
             ValueError: the metric does not exist; raised by the first point that could be measured.
@@ -191,9 +179,11 @@ class PlateauStopping:
             self._metric = self.check(measurement)
         collapsed = False
         if self.arm != "immediately":
-            phase = self._phases.update(measurement) if self._follows else self._phases.phase
-            collapsed = self._phases.collapsed
-            if phase < _ARMED_FROM[self.arm]:
+            if phases is None:
+                phases = self._phases
+                phases.update(measurement)
+            collapsed = phases.collapsed
+            if phases.phase < _ARMED_FROM[self.arm]:
                 waits_for = "fitting" if self.arm == "fit" else "compression"
                 return self._go_on(StopReason.NOT_ARMED, f"the {waits_for} phase has not been recognised yet")
         if measurement.error is not None:

@@ -1,31 +1,48 @@
-"""A run as a sequence of measurements, in memory and as a file."""
+"""A run as a sequence of measurements, in memory and as files.
+
+`ib_trajectory.jsonl` has one measurement a line, as a JSON object; `ib_run.json`, beside it, what holds for all.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
+from ib_callback.common import json_lines
+from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import write_atomically
-from ib_callback.common.json_lines import explained
 from ib_callback.results.correlation import Correlation, correlations
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.metrics import Mode
+from ib_callback.results.metrics import PLANE, Mode
 from ib_callback.results.phases import DEFAULT_RULE, PhaseRule, Phases, find_phases
 from ib_callback.results.selection import SelectFrom, Selection
-from ib_callback.results.trajectory_lines import FILENAME, parse_lines, to_line
+
+FILENAME = "ib_trajectory.jsonl"
+RUN_FILENAME = "ib_run.json"
 
 
 class Trajectory(Sequence[Measurement]):
     """Measurements of one run in the order of training.
+
+    Args:
+        measurements: with increasing steps.
+        phase_rule: when a phase of this run is recognised.
+
+    Attributes:
+        phase_rule: taken by `phases`, `best`, pictures and tables, unless they are told otherwise.
 
     >>> trajectory = Trajectory([Measurement.failed(step, "collapsed", settings={}) for step in (0, 500)])
     >>> trajectory.steps
     [0, 500]
     """
 
-    def __init__(self, measurements: Iterable[Measurement] = ()) -> None:
+    def __init__(self, measurements: Iterable[Measurement] = (), *, phase_rule: PhaseRule = DEFAULT_RULE) -> None:
+        self.phase_rule = phase_rule
         self._measurements: list[Measurement] = []
         self._last_step: int | None = None
         for measurement in measurements:
@@ -55,7 +72,7 @@ class Trajectory(Sequence[Measurement]):
     def __getitem__(self, index: slice) -> Trajectory: ...
     def __getitem__(self, index: int | slice) -> Measurement | Trajectory:
         if isinstance(index, slice):
-            return Trajectory(self._measurements[index])
+            return Trajectory(self._measurements[index], phase_rule=self.phase_rule)
         return self._measurements[index]
 
     def __len__(self) -> int:
@@ -100,8 +117,7 @@ class Trajectory(Sequence[Measurement]):
             order: the n-gram order to show, by default the primary one of each point.
             loss: training loss by step, shown beside.
         """
-        names = ["complexity", "expressivity", "optimality", "distance_to_bound"]
-        names += ["complexity_above_null", "expressivity_above_null", "optimality_above_null"]
+        names = [quantity.name for quantity in PLANE if quantity.tabled]
         heads = [["step"], *([] if loss is None else [["loss"]]), *(name.split("_", 1) for name in names)]
         rows = [[head[0] for head in heads], [" ".join(head[1:]).replace("_", " ") for head in heads]]
         for measurement in self._measurements:
@@ -109,20 +125,25 @@ class Trajectory(Sequence[Measurement]):
             point = measurement.orders.get(order or measurement.primary or "")
             row = ["-" if step is None else f"{step:,}"]
             if loss is not None:
-                row.append(_cell(None if step is None else loss.get(step)))
-            rows.append(row + [_cell(getattr(point, name, None)) for name in names])
+                row.append(cell(None if step is None else loss.get(step)))
+            rows.append(row + [cell(getattr(point, name, None)) for name in names])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.rjust, row, widths)).rstrip() for row in rows]
         reasons = ["", "", *("  " + " ".join(m.error.split()) if m.error else "" for m in self._measurements)]
         return "\n".join(map(str.__add__, lines, reasons))
 
-    def phases(self, **parameters: Any) -> Phases:
+    def phases(self, rule: PhaseRule | None = None, **changes: Any) -> Phases:
         """When the phases of the run began, and the phase of each point; see `ib_callback.results.phases.find_phases`.
 
         Args:
-            **parameters: those of `PhaseRule`, such as `drop` or `persistence`.
+            rule: when a phase is recognised; by default the run's own rule, `phase_rule`.
+            **changes: parameters of the rule that are to be others, such as `drop` or `persistence`.
+
+        Raises:
+            TypeError: an unknown parameter.
+            ValueError: a parameter out of range.
         """
-        return find_phases(self, **parameters)
+        return find_phases(self, replace(rule or self.phase_rule, **changes))
 
     def best(
         self,
@@ -130,7 +151,7 @@ class Trajectory(Sequence[Measurement]):
         select_from: SelectFrom = "compression",
         *,
         mode: Mode | None = None,
-        phase_rule: PhaseRule = DEFAULT_RULE,
+        phase_rule: PhaseRule | None = None,
     ) -> Measurement | None:
         """The best point of the run, or None if none can be selected; see `ib_callback.results.selection.Selection`.
 
@@ -138,12 +159,12 @@ class Trajectory(Sequence[Measurement]):
             by: a metric as logged, without prefix, or a feature, which means its information.
             select_from: "compression", "fit", or the first step that can be selected.
             mode: "min" or "max"; by default what is known to be better for the metric.
-            phase_rule: when a phase is recognised.
+            phase_rule: when a phase is recognised; by default the run's own rule.
 
         Raises:
             ValueError: no point has such a metric, or a setting is out of range.
         """
-        return Selection(by, mode, select_from, phase_rule).best(self)
+        return Selection(by, mode, select_from, phase_rule or self.phase_rule).best(self)
 
     def correlations(
         self, scores: Mapping[int, float] | None = None, *, select_from: SelectFrom = 0
@@ -158,8 +179,8 @@ class Trajectory(Sequence[Measurement]):
         Returns:
             By pair of names: `(metric, "score")` with scores, else every two of the main metrics and `"step"`.
         """
-        points = Selection("complexity", select_from=select_from, least_learned=0.0).choose(self).candidates
-        return correlations([c.measurement for c in points if c.rejected is None], scores)
+        selection = Selection("complexity", None, select_from, self.phase_rule, least_learned=0.0)
+        return correlations([c.measurement for c in selection.choose(self).candidates if c.rejected is None], scores)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one JSON object a line, atomically: a reader sees the old file or the new one, never a part.
@@ -167,12 +188,12 @@ class Trajectory(Sequence[Measurement]):
         Raises:
             TrajectoryError: the file cannot be written.
         """
-        with explained(Path(path), "written"):
+        with json_lines.explained(Path(path), "written"):
             write_atomically(path, b"".join(map(to_line, self._measurements)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:
-        """Read a trajectory file, or the one in a run's output directory.
+        """Read a trajectory file, or the one in a run's output directory, and the phase rule of the run beside it.
 
         A torn last line, left by a crash in the middle of a write, is dropped with a warning.
 
@@ -182,12 +203,103 @@ class Trajectory(Sequence[Measurement]):
         file = Path(path)
         if file.is_dir():
             file = file / FILENAME
-        with explained(file, "read"):
+        with json_lines.explained(file, "read"):
             data = file.read_bytes()
-        return cls(measurement for _, measurement in parse_lines(data, file, cls().append))
+        rows = parse_lines(data, file, cls().append)
+        return cls((measurement for _, measurement in rows), phase_rule=read_phase_rule(file.parent))
 
 
-def _cell(value: float | None) -> str:
+def write_run_file(directory: str | os.PathLike[str], *, phase_rule: PhaseRule) -> None:
+    """Write what holds for a whole run into its output directory, atomically.
+
+    Raises:
+        TrajectoryError: the file cannot be written.
+    """
+    path = Path(directory) / RUN_FILENAME
+    with json_lines.explained(path, "written"):
+        write_atomically(path, json.dumps({"phase_rule": phase_rule.to_dict()}, indent=1).encode() + b"\n")
+
+
+def read_phase_rule(directory: str | os.PathLike[str]) -> PhaseRule:
+    """The phase rule of the run in a directory; the default one of a run that has none in its files.
+
+    Warns:
+        RuntimeWarning: the file is damaged, and the default is taken.
+    """
+    path = Path(directory) / RUN_FILENAME
+    try:
+        return PhaseRule.from_dict(json.loads(path.read_bytes())["phase_rule"])
+    except FileNotFoundError:
+        return DEFAULT_RULE
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        warnings.warn(
+            f"{path}: the run's phase rule cannot be read ({type(error).__name__}: {error}); phases are found by the "
+            "default rule. Write it anew with the run's rule, or remove it",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return DEFAULT_RULE
+
+
+def append_line(path: str | os.PathLike[str], measurement: Measurement) -> None:
+    """Append one measurement to a trajectory file and flush it to the disk; a torn last line is cut off.
+
+    Raises:
+        TrajectoryError: the file cannot be written. A line written in part is taken back.
+    """
+    json_lines.append(Path(path), to_line(measurement))
+
+
+def check_writable(directory: str | os.PathLike[str]) -> None:
+    """Make the directory if needed and prove that files can be made in it, before a long run depends on it.
+
+    Raises:
+        TrajectoryError: it cannot be made or written.
+    """
+    trial = Path(directory) / f".ib_callback.{os.getpid()}.tmp"
+    try:
+        trial.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        # On a shared file system a process of the same number may have been faster.
+        trial.unlink(missing_ok=True)
+    except OSError as error:
+        raise TrajectoryError(
+            f"cannot write to the output directory {os.fspath(directory)} ({error.strerror}). "
+            "Make it writable, or pass output_dir= another directory"
+        ) from error
+
+
+def to_line(measurement: Measurement) -> bytes:
+    """A measurement as one line of JSON, its line break included."""
+    return json.dumps(measurement.to_dict(), allow_nan=False).encode() + b"\n"
+
+
+def parse_lines(data: bytes, path: Path, check: Callable[[Measurement], None]) -> list[tuple[bytes, Measurement]]:
+    """Every line with its measurement, a torn last line left out with a warning.
+
+    Args:
+        data: content of the file.
+        path: of the file, for messages.
+        check: called with each measurement in turn; raises a ValueError for one that cannot follow the others.
+
+    Raises:
+        TrajectoryError: a line that is damaged elsewhere than at the end of the file; it is named.
+    """
+    rows: list[tuple[bytes, Measurement]] = []
+    for number, line in json_lines.intact_lines(data, path):
+        try:
+            measurement = Measurement.from_dict(json.loads(line))
+            check(measurement)
+        except ValueError as error:
+            raise TrajectoryError(
+                f"{path}:{number}: {error}. Correct or remove that line, or move the file away"
+            ) from error
+        rows.append((line, measurement))
+    return rows
+
+
+def cell(value: float | None) -> str:
+    """A number in a table."""
     if value is None:
         return "-"
     # At temperature 1.0 the information is a millionth of log(num_bins).

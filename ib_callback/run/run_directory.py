@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ib_callback.common.errors import TrajectoryError
-from ib_callback.results.trajectory_lines import FILENAME
+from ib_callback.results.trajectory import FILENAME
 from ib_callback.run import checkpoints
 
 _LEVELS = 4

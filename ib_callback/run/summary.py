@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ib_callback.results.points import PRIMARY_SCALARS
+from ib_callback.results.metrics import PRIMARY_SCALARS
 from ib_callback.results.selection import Candidate
 from ib_callback.results.trajectory import Trajectory
 from ib_callback.run.rules import LiveRules

@@ -9,8 +9,7 @@ from pathlib import Path
 from ib_callback.common import json_lines
 from ib_callback.common.files import write_atomically
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.trajectory import Trajectory
-from ib_callback.results.trajectory_lines import FILENAME, append_line, check_writable, parse_lines
+from ib_callback.results.trajectory import FILENAME, Trajectory, append_line, check_writable, parse_lines
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from synthetic_runs import COLLAPSE_AT_THE_END, C, E, measured, recorded, run
 
 import ib_callback as ib
 from ib_callback.cli.select import SelectReport, select_report
-from ib_callback.results.trajectory import Trajectory
+from ib_callback.results.trajectory import Trajectory, write_run_file
 from ib_callback.run import checkpoints
 from ib_callback.run.checkpoints import FILENAME, CheckpointFile
 
@@ -74,6 +74,16 @@ def test_the_best_of_those_that_exist(tmp_path):
     )
     assert report.text.splitlines()[-1] == f"The best checkpoint: {tmp_path / 'checkpoint-1800'}"
     assert report.text == f"{report.table}\n\n{report.verdict}"
+
+
+def test_the_phases_are_those_of_the_run(tmp_path):
+    save(tmp_path, run(C, E)[:17], (1500, 1600))
+    assert select_report(tmp_path).path == tmp_path / "checkpoint-1600"
+    write_run_file(tmp_path, phase_rule=ib.PhaseRule(drop=0.15))
+    strict = select_report(tmp_path)
+    assert strict.path is None
+    assert rows(strict)["1,600"][0][1] == "fitting"
+    assert "The compression phase was not recognised in this run" in strict.verdict
 
 
 def test_columns_are_aligned(tmp_path):

@@ -24,7 +24,7 @@ from transformers import Trainer, TrainerCallback
 import ib_callback as ib
 from ib_callback.common.errors import ModelError, TrajectoryError
 from ib_callback.hf import IBCallback
-from ib_callback.results.trajectory_lines import FILENAME
+from ib_callback.results.trajectory import FILENAME
 
 
 def numbers(point: ib.Measurement) -> dict[str, float]:

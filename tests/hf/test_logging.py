@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import integration_utils
 
 import ib_callback as ib
-from ib_callback.results.points import PRIMARY_SCALARS
+from ib_callback.results.metrics import PRIMARY_SCALARS
 from ib_callback.run import run as run_module
 
 SHOWN = ["ib/phase", *(f"ib/selectable/{name}" for name in PRIMARY_SCALARS)]

@@ -14,7 +14,7 @@ from tiny_hf import Each, same_weights, tiny_callback, tiny_model, tiny_probe, t
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 import ib_callback as ib
-from ib_callback.results.trajectory_lines import FILENAME
+from ib_callback.results.trajectory import FILENAME
 
 OLD = "ib_trajectory.1.jsonl"
 SAVES = {"steps": 10, "save_strategy": "steps", "save_steps": 5}

@@ -13,7 +13,7 @@ from tiny_lightning import csv_rows, saving, tiny_callback, tiny_module, tiny_tr
 from wandb_offline import OfflineRun, read_offline_runs
 
 import ib_callback as ib
-from ib_callback.results.trajectory_lines import FILENAME
+from ib_callback.results.trajectory import FILENAME
 
 
 def test_every_logger_gets_every_point_once_and_at_its_step(tmp_path: Path) -> None:

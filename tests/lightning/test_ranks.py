@@ -12,7 +12,7 @@ from tiny_lightning import measured, numbers, tiny_module
 from two_ranks import on_two_ranks
 
 import ib_callback as ib
-from ib_callback.results.trajectory_lines import FILENAME
+from ib_callback.results.trajectory import FILENAME
 
 TWO_RANKS = """
 import json

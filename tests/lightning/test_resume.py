@@ -17,7 +17,7 @@ from tiny_hf import random_ids
 from tiny_lightning import numbers, published, saving, tiny_callback, tiny_module, tiny_trainer
 
 import ib_callback as ib
-from ib_callback.results.trajectory_lines import FILENAME
+from ib_callback.results.trajectory import FILENAME
 from ib_callback.run.checkpoints import FILENAME as CHECKPOINTS
 from ib_callback.run.checkpoints import CheckpointFile
 

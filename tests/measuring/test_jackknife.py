@@ -21,15 +21,16 @@ from ib_callback.measuring.plan.jackknife import group_sequences
 from ib_callback.measuring.plan.null import LabelCounts, SubsetCurve
 from ib_callback.measuring.planner import make_plan
 from ib_callback.measuring.readout import read_out
-from ib_callback.results.jackknife import (
+from ib_callback.results.metrics import PLANE_ERRORS, PLANE_SCALARS
+from ib_callback.results.points import FeaturePoint, PlanePoint
+from ib_callback.results.uncertainty import (
+    baseline_gradient,
     interval_factor,
     jackknife_error,
-    null_gradient,
     replicates_of,
     with_bound_error,
     with_errors,
 )
-from ib_callback.results.points import PLANE_ERRORS, PLANE_SCALARS, FeaturePoint, PlanePoint
 
 ORDERS = {"token": 1, "bigram": 2}
 GROUPS = 5
@@ -293,16 +294,16 @@ def point_with(**changes):
 
 def test_error_of_the_null_adds_to_what_is_above_it():
     point = point_with()
-    errors = with_errors(point, lambda u, v: math.hypot(u, v) * 0.01)
+    errors = with_errors(point, lambda weights: math.hypot(*weights.values()) * 0.01)
     ratios = np.array([0.15 / 0.4, 0.14 / 0.41, 0.17 / 0.38])
     u, v = 0.15 / 0.4**2, -1 / 0.4
     assert errors.optimality_above_null_se == pytest.approx(
         math.hypot(math.sqrt(2 * ratios.var()), math.hypot(u, v) * 0.01)
     )
     assert errors.optimality_se == pytest.approx(math.sqrt(2 * np.var([0.5, 0.24 / 0.52, 0.26 / 0.48])))
-    assert [null_gradient(point, name) for name in ("complexity_above_null", "distance_above_null", "complexity")] == [
-        (-1.0, 0.0), (-1.0, 1.0), (0.0, 0.0)
-    ]  # fmt: skip
+    assert baseline_gradient(point, "complexity_above_null") == {"complexity_null": -1.0}
+    assert baseline_gradient(point, "distance_above_null") == {"complexity_null": -1.0, "expressivity_null": 1.0}
+    assert baseline_gradient(point, "complexity") == {}
 
 
 def test_gradient_of_the_null_is_that_of_the_formula():
@@ -312,7 +313,8 @@ def test_gradient_of_the_null_is_that_of_the_formula():
     step = 1e-6
     u = (above(0.1 + step, 0.1) - above(0.1 - step, 0.1)) / (2 * step)
     v = (above(0.1, 0.1 + step) - above(0.1, 0.1 - step)) / (2 * step)
-    assert null_gradient(point_with(), "optimality_above_null") == pytest.approx((u, v), rel=1e-6)
+    expected = {"complexity_null": u, "expressivity_null": v}
+    assert baseline_gradient(point_with(), "optimality_above_null") == pytest.approx(expected, rel=1e-6)
 
 
 def test_undefined_numbers_have_no_error():

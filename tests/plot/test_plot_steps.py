@@ -17,7 +17,9 @@ from plot_runs import (
 from synthetic_runs import C, E
 from synthetic_runs import run as synthetic_run
 
-from ib_callback.plot import over_steps
+from ib_callback.plot import information_plane, over_steps
+from ib_callback.results.phases import PhaseRule
+from ib_callback.results.trajectory import Trajectory
 
 QUANTITIES = ("complexity", "expressivity", "optimality", "distance_to_bound")
 
@@ -133,6 +135,14 @@ def test_phases_are_shaded():
         fills = [np.mean(artist(panel, name).get_facecolor()[:3]) for name in spans]
         assert len({round(float(fill), 2) for fill in fills}) == 3, "told apart in grey"
     assert f"fitting phase, from {phases.fit_start:,}" in legend_texts(figure)
+
+
+@pytest.mark.parametrize("picture", [over_steps, information_plane])
+def test_phases_are_those_of_the_run_s_own_rule(picture):
+    points = synthetic_run(C, E)
+    strict = Trajectory(points, phase_rule=PhaseRule(drop=0.5))
+    for trajectory, seen in ((points, True), (strict, False)):
+        assert any(text.startswith("compression phase") for text in legend_texts(picture(trajectory))) is seen
 
 
 def test_axes_begin_at_zero_where_that_costs_little():

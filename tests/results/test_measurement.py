@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ib_callback.results.measurement import Measurement, settings_differences
-from ib_callback.results.points import FEATURE_SCALARS, PLANE_ERRORS, FeaturePoint, PlanePoint
+from ib_callback.results.metrics import FEATURE_SCALARS, PLANE_ERRORS
+from ib_callback.results.points import FeaturePoint, PlanePoint
 
 NULLS = {
     "complexity_null": 0.125, "expressivity_null": 0.0625,
@@ -62,7 +63,7 @@ def measurement(**changes: Any) -> Measurement:
 
 def test_plane_point_derives_every_quantity_from_the_layers():
     point = PlanePoint.from_layers([0.25, 0.5], [0.125, 0.25], **NULLS)
-    assert dataclasses.asdict(point) == {
+    expected = {
         "complexity": 0.375,
         "expressivity": 0.1875,
         "optimality": 0.5,
@@ -80,14 +81,14 @@ def test_plane_point_derives_every_quantity_from_the_layers():
         "expressivity_by_layer": (0.125, 0.25),
         **UNCERTAINTY,
     }
+    assert {name: getattr(point, name) for name in expected} == expected
 
 
 def test_without_a_null_what_depends_on_it_is_none():
     point = PlanePoint.from_layers([0.5], [0.75])
     assert (point.optimality, point.distance_to_bound) == (1.5, -0.25)
-    undefined = {name for name, value in dataclasses.asdict(point).items() if value is None}
-    names = [name for name in dataclasses.asdict(point) if name not in UNCERTAINTY]
-    assert undefined - set(UNCERTAINTY) == {"bound_ratio", *(name for name in names if "null" in name)}
+    values = {name: value for name, value in dataclasses.asdict(point).items() if "null" in name}
+    assert set(values.values()) == {None, ()}
 
 
 def test_the_distance_to_another_bound_replaces_that_to_the_diagonal():
@@ -170,15 +171,10 @@ def test_numbers_of_any_kind_become_python_floats():
     ("arguments", "message"),
     [
         (([], []), "complexity_by_layer must have at least one layer"),
-        (([0.5, 0.5], [0.5]), "one value per layer each, got 2 and 1"),
-        (([0.5, math.nan], [0.5, 0.5]), r"complexity_by_layer\[1\] must be finite, .*got nan"),
-        (([0.5], [math.inf]), r"expressivity_by_layer\[0\] must be finite.*inf"),
-        (([0.5], [None]), "expressivity_by_layer must hold a finite number per layer, got None at layer 0"),
-        (([0.5], ["0.5"]), r"expressivity_by_layer\[0\] must be a finite number or None, got '0.5'"),
-        (([0.5], 0.5), "expressivity_by_layer must be a sequence"),
+        (([0.5, 0.5], [0.5]), r"one value per layer each, got \[2, 1\]"),
     ],
 )
-def test_layers_that_are_no_numbers_are_refused(arguments, message):
+def test_layers_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         PlanePoint.from_layers(*arguments)
 
@@ -190,9 +186,11 @@ def test_a_null_comes_with_its_standard_error(side, given):
         PlanePoint.from_layers([0.5], [0.5], **{f"{side}_{given}": 0.1})
 
 
-def test_a_null_that_is_not_finite_is_refused():
-    with pytest.raises(ValueError, match="complexity_null must be finite"):
-        PlanePoint.from_layers([0.5], [0.5], complexity_null=math.nan, complexity_null_se=0.0)
+def test_what_is_not_measured_is_refused():
+    with pytest.raises(TypeError, match=r"expected measured values among complexity_null, .*got complexity_nul$"):
+        PlanePoint.from_layers([0.5], [0.5], complexity_nul=0.1)
+    with pytest.raises(TypeError, match=r"among information_null, .*information_se, got optimality"):
+        FeaturePoint.from_layers([0.5], num_positions=7, optimality=0.1)
 
 
 # --- FeaturePoint
@@ -208,12 +206,6 @@ def test_feature_point_is_the_mean_over_layers_and_its_ratio_to_complexity():
 @pytest.mark.parametrize("complexity", [None, 0.0])
 def test_feature_ratio_is_none_without_complexity(complexity):
     assert FeaturePoint.from_layers([0.25], num_positions=7, complexity=complexity).ratio is None
-
-
-@pytest.mark.parametrize("count", [-1, 1.5, True, None])
-def test_feature_positions_are_counted(count):
-    with pytest.raises(ValueError, match="num_positions must be an integer >= 0"):
-        FeaturePoint.from_layers([0.25], num_positions=count)
 
 
 # --- Measurement
@@ -321,15 +313,36 @@ def test_a_missing_key_is_named(path, message):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("orders", "token", "complexity"), "high", "orders.token: complexity must be .*, got 'high'"),
-        (("orders", "token", "optimality"), math.nan, "orders.token: optimality must be finite"),
+        (("orders", "token", "complexity"), "high", "orders.token.complexity must be .*, got 'high'"),
+        (("orders", "token", "complexity"), 10**400, "orders.token.complexity must be a finite number or None"),
+        (("orders", "token", "complexity_null"), True, "orders.token.complexity_null must be .*, got True"),
+        (("orders", "token", "optimality"), math.nan, "orders.token.optimality must be a finite number.*got nan"),
+        (("orders", "token", "complexity_by_layer"), [0.5, math.nan], "complexity_by_layer must be .* finite numbers"),
+        (("orders", "token", "complexity_by_layer"), [0.5, None], "complexity_by_layer must be a list of finite.*None"),
+        (
+            ("orders", "token", "complexity_by_layer"),
+            ["0.5", 0.5],
+            "complexity_by_layer must be a list.*'0.5'",
+        ),
+        (("orders", "token", "complexity_by_layer"), 0.5, "complexity_by_layer must be a list of finite.*got 0.5"),
+        (
+            ("orders", "token", "complexity_by_layer"),
+            [0.5],
+            "orders.token: .*per layer each, got .1, 2. values",
+        ),
+        (("features", "preference", "num_positions"), -1, "num_positions must be an integer >= 0, got -1"),
+        (("features", "preference", "num_positions"), 1.5, "num_positions must be an integer >= 0, got 1.5"),
+        (("features", "preference", "num_positions"), True, "num_positions must be an integer >= 0, got True"),
+        (("features", "preference", "num_positions"), None, "num_positions must be an integer >= 0, got None"),
+        (("entropy",), math.inf, "entropy must be a finite number or None, got inf"),
+        (("seconds",), "1.5", "seconds must be a finite number or None, got '1.5'"),
         (("orders",), [], r"orders must be an object with one entry per name, got \[\]"),
         (("features", "preference"), 3, "features.preference must be an object, got 3"),
         (("layers",), "h.0", "layers must be a list of names"),
-        (("step",), 1.5, "step must be an integer >= 0, got 1.5"),
-        (("step",), -1, "step must be an integer >= 0, got -1"),
-        (("settings",), None, "settings must be a mapping"),
-        (("error",), "", "error must be None or a text"),
+        (("step",), 1.5, "step must be an integer >= 0 or None, got 1.5"),
+        (("step",), -1, "step must be an integer >= 0 or None, got -1"),
+        (("settings",), None, "settings must be an object, got None"),
+        (("error",), "", "error must be a text or None, got ''"),
     ],
 )
 def test_a_wrong_value_is_named(path, value, message):
@@ -352,7 +365,6 @@ def test_a_record_that_is_no_object_is_refused():
     [
         ({"settings": SETTINGS | {"primary": "trigram"}}, r"orders \(token, bigram\), got 'trigram'"),
         ({"layers": ("h.0",)}, r"one value per layer \(1\), but entropy_by_layer has 2, orders.token has 2"),
-        ({"entropy": math.nan}, "entropy must be finite"),
         ({"settings": SETTINGS | {"temperature": math.nan}}, "settings must hold JSON values only"),
         ({"settings": SETTINGS | {"dtype": torch.float32}}, "settings must hold JSON values only.*dtype"),
         ({"error": "out of memory"}, "a measurement with an error has no numbers.*out of memory"),
@@ -361,6 +373,11 @@ def test_a_record_that_is_no_object_is_refused():
 def test_inconsistent_measurements_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         measurement(**changes)
+
+
+def test_a_number_that_is_not_finite_is_in_no_file():
+    with pytest.raises(ValueError, match="a measurement must hold JSON values only"):
+        measurement(entropy=math.nan).to_dict()
 
 
 def test_settings_are_a_copy():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from synthetic_runs import (
@@ -17,7 +19,6 @@ from synthetic_runs import (
     run,
 )
 
-from ib_callback.results.noise import scatter
 from ib_callback.results.phases import Phase, PhaseRule, PhaseTracker, find_phases
 from ib_callback.results.trajectory import Trajectory
 
@@ -124,20 +125,28 @@ def test_collapse_and_rise_are_parameters():
         ({"noise": -1.0}, "noise must be at least 0"),
         ({"rise": float("nan")}, "rise must be at least 0"),
         ({"collapse": 2}, "collapse must be at least 0 and less than 1, got 2"),
-        ({"persistence": 0}, "persistence must be at least 1 point, got 0"),
-        ({"smoothing": -3}, "smoothing must be at least 1 point"),
+        ({"persistence": 0}, "persistence: expected an integer of at least 1, got 0; it is a number of points"),
+        ({"smoothing": -3}, "smoothing: expected an integer of at least 1"),
     ],
 )
 def test_parameters_out_of_range(parameters, message):
     with pytest.raises(ValueError, match=message):
-        find_phases([], **parameters)
+        PhaseRule(**parameters)
 
 
 def test_wrong_parameters():
-    with pytest.raises(TypeError, match=r"persistence is a number of points.*got 2\.5"):
+    with pytest.raises(TypeError, match=r"persistence: expected an integer .*got 2\.5"):
         PhaseRule(persistence=2.5)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="unknown parameter patience; find_phases takes drop, noise, persistence"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'patience'"):
         Trajectory().phases(patience=3)
+
+
+def test_a_rule_is_written_and_read():
+    rule = PhaseRule(drop=0.1, persistence=5)
+    assert PhaseRule.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+    assert PhaseRule.from_dict({"drop": 0.1, "from_a_later_version": 3}) == PhaseRule(drop=0.1)
+    with pytest.raises(ValueError, match="drop must be at least 0"):
+        PhaseRule.from_dict({"drop": -1.0})
 
 
 def test_a_tracker_tells_the_phase_at_each_point():
@@ -179,22 +188,3 @@ def test_the_fit_is_found_in_noise():
     found = [noisy(C, E, 0.05, seed).phases().fit_start for seed in range(200)]
     # .0267 at 3, .0300 at step 0, .0515 at 4.
     assert sum(start in (300, 400) for start in found) >= 195
-
-
-# --- the estimate of the noise
-
-
-@pytest.mark.parametrize(
-    "steps", [range(400), [round(1.02**n * 1000) for n in range(400)]], ids=["even", "logarithmic"]
-)
-@pytest.mark.parametrize("course", [lambda t: 0 * t, lambda t: np.exp(-5 * t), lambda t: np.sin(6 * t)])
-def test_scatter_is_the_standard_deviation_of_the_noise_about_a_course(steps, course):
-    random = np.random.RandomState(0)
-    values = course(np.linspace(0, 1, 400)) + 0.01 * random.standard_normal(400)
-    values[::50] += 1.0  # outliers
-    assert scatter(values, steps) == pytest.approx(0.01, rel=0.25)
-
-
-def test_scatter_of_few_and_of_constant_values():
-    assert scatter([1.0, 2.0] * 3 + [1.0], range(7)) is None
-    assert scatter([0.1] * 8, range(8)) == 0.0

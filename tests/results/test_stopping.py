@@ -18,7 +18,7 @@ from synthetic_runs import (
 
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.metrics import metric_names
-from ib_callback.results.phases import PhaseRule
+from ib_callback.results.phases import PhaseRule, PhaseTracker
 from ib_callback.results.stopping import PlateauStopping, StopDecision, StopReason
 from ib_callback.results.trajectory import Trajectory
 
@@ -233,11 +233,11 @@ def test_metric_names_are_those_of_a_measurement():
     [
         ({"mode": "lowest"}, 'mode must be "min".* or "max", got \'lowest\''),
         ({"arm": "now"}, "arm must be one of compression, fit, immediately, got 'now'"),
-        ({"patience": 0}, "patience must be at least 1 measurement, got 0"),
-        ({"smoothing": 0}, "smoothing must be at least 1 measurement, got 0"),
-        ({"min_delta": -0.1}, "min_delta must be a finite number and not negative"),
-        ({"divergence": float("nan")}, "divergence must be a finite number"),
-        ({"floor": float("inf")}, "floor must be a finite number"),
+        ({"patience": 0}, "patience: expected an integer of at least 1, got 0; it is a number of measurements"),
+        ({"smoothing": 0}, "smoothing: expected an integer of at least 1, got 0"),
+        ({"min_delta": -0.1}, "min_delta must be at least 0 and less than inf, got -0.1"),
+        ({"divergence": float("nan")}, "divergence must be at least 0"),
+        ({"floor": float("inf")}, "floor must be at least 0 and less than inf, got inf"),
     ],
 )
 def test_settings_out_of_range(settings, message):
@@ -246,8 +246,16 @@ def test_settings_out_of_range(settings, message):
 
 
 def test_a_number_of_points_must_be_an_integer():
-    with pytest.raises(TypeError, match=r"patience is a number of measurements .*got 2\.5"):
+    with pytest.raises(TypeError, match=r"patience: expected an integer .*got 2\.5 .*number of measurements"):
         PlateauStopping(patience=2.5)  # type: ignore[arg-type]
+
+
+def test_it_can_follow_the_phases_of_the_run():
+    rule, own = PlateauStopping(**STOPPING, phase_rule=PhaseRule(drop=0.5)), PlateauStopping(**STOPPING)
+    phases = PhaseTracker()
+    for point in run(C, E):
+        phases.update(point)
+        assert rule.update(point, phases) == own.update(point)
 
 
 def test_other_values_of_the_wrong_type():

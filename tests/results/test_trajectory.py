@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -10,13 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from synthetic_runs import C, E, run
 
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import write_atomically
 from ib_callback.results.measurement import Measurement
+from ib_callback.results.phases import DEFAULT_RULE, PhaseRule
 from ib_callback.results.points import FeaturePoint, PlanePoint
-from ib_callback.results.trajectory import Trajectory
-from ib_callback.results.trajectory_lines import FILENAME, append_line, check_writable
+from ib_callback.results.trajectory import (
+    FILENAME,
+    RUN_FILENAME,
+    Trajectory,
+    append_line,
+    check_writable,
+    write_run_file,
+)
 from ib_callback.run.trajectory_file import TrajectoryFile
 
 SETTINGS = {"primary": "token", "num_bins": 100}
@@ -252,7 +261,7 @@ def change(record: dict, **values: object) -> bytes:
         (2, lambda record: b'{"step": 10, "entr', "2: expected one JSON object.*remove that line"),
         (2, lambda record: b"[1, 2]", "2: measurement must be an object"),
         (2, lambda record: change(record, step=25), "3: steps must increase: step 20 cannot follow step 25"),
-        (1, lambda record: change(record, entropy=float("nan")), "1: entropy must be finite"),
+        (1, lambda record: change(record, entropy=float("nan")), "1: entropy must be a finite number"),
         (3, lambda record: b'{"step": 20}', "3: measurement lacks the required keys entropy, ceiling"),
     ],
 )
@@ -269,6 +278,45 @@ def test_other_damage_is_an_error_that_names_file_and_line(tmp_path, number, dam
     with pytest.raises(TrajectoryError, match=rf"ib_trajectory\.jsonl:{message}"):
         TrajectoryFile(tmp_path, start_step=10)
     assert (tmp_path / FILENAME).read_bytes() == before
+
+
+# --- the rule of its phases
+
+
+RULE = PhaseRule(drop=0.15)  # recognises the compression of `run(C, E)` at 1800, the default one at 1500
+
+
+def test_the_phases_of_a_run_are_those_of_its_own_rule():
+    trajectory = Trajectory(run(C, E)[:17], phase_rule=RULE)
+    assert trajectory.phases().compression_start is None
+    assert trajectory.best() is None
+    assert trajectory[:16].phase_rule == RULE
+    assert trajectory.phases(DEFAULT_RULE).compression_start == 1000
+    assert trajectory.phases(drop=0.03).compression_start == 1000
+    assert trajectory.best(phase_rule=DEFAULT_RULE).step == 1600
+    assert [len(t.correlations(select_from="compression")) for t in (trajectory, run(C, E)[:17])] == [0, 15]
+
+
+def test_the_rule_lies_beside_the_trajectory(tmp_path):
+    run(C, E).save(tmp_path / FILENAME)
+    assert Trajectory.load(tmp_path).phase_rule == DEFAULT_RULE
+    write_run_file(tmp_path, phase_rule=RULE)
+    assert json.loads((tmp_path / RUN_FILENAME).read_text()) == {"phase_rule": dataclasses.asdict(RULE)}
+    assert Trajectory.load(tmp_path).phase_rule == Trajectory.load(tmp_path / FILENAME).phase_rule == RULE
+    assert Trajectory.load(tmp_path).phases() == run(C, E).phases(RULE)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"phase_rule": 3}', '{"phase_rule": {"drop": 2}}', "{"])
+def test_a_damaged_run_file_is_a_warning(tmp_path, content):
+    run(C, E).save(tmp_path / FILENAME)
+    (tmp_path / RUN_FILENAME).write_text(content)
+    with pytest.warns(RuntimeWarning, match=r"ib_run\.json: the run's phase rule cannot be read .* default rule"):
+        assert Trajectory.load(tmp_path).phase_rule == DEFAULT_RULE
+
+
+def test_a_run_file_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(TrajectoryError, match=r"nowhere/ib_run\.json cannot be written"):
+        write_run_file(tmp_path / "nowhere", phase_rule=RULE)
 
 
 # --- the file of a run

@@ -17,7 +17,7 @@ from tiny_hf import LENGTH, Each, tiny_callback, tiny_trainer
 from wandb_offline import OfflineRun, read_offline_runs
 
 from ib_callback.plot import encoded, plane_by_layer
-from ib_callback.results.points import PRIMARY_SCALARS
+from ib_callback.results.metrics import PRIMARY_SCALARS
 from ib_callback.results.stopping import PlateauStopping
 from ib_callback.results.trajectory import Trajectory
 from ib_callback.run.wandb_log import WandbLog, open_run

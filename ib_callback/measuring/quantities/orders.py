@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +13,8 @@ from ib_callback.measuring.plan.plan import NullPlan
 from ib_callback.measuring.readout import Found, LeftOut, Readings
 from ib_callback.probe.ngrams import context_segments
 from ib_callback.probe.probe import Probe
-from ib_callback.results.jackknife import with_errors
 from ib_callback.results.points import PlanePoint
+from ib_callback.results.uncertainty import with_errors
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _point(readings: Readings, sets: tuple[int, int], curve: SubsetCurve | None)
     left_out = readings.left_out
     if curve is None:
         point = PlanePoint.from_layers(complexity, expressivity)
-        return point if left_out is None else with_errors(_with_replicates(point, left_out, sets), lambda u, v: 0.0)
+        return point if left_out is None else with_errors(_with_replicates(point, left_out, sets), lambda _: 0.0)
     a, b = (readings.plan.counts[number] for number in sets)
     (null_a, error_a), (null_b, error_b) = curve.null(a), curve.null(b)
     point = PlanePoint.from_layers(
@@ -87,7 +88,11 @@ def _point(readings: Readings, sets: tuple[int, int], curve: SubsetCurve | None)
     point = replace(
         _with_replicates(point, left_out, sets), complexity_null_jackknife=null_c, expressivity_null_jackknife=null_e
     )
-    return with_errors(point, lambda u, v: curve.combined_error(a, b, u, v))
+
+    def of_nulls(weights: Mapping[str, float]) -> float:
+        return curve.combined_error(a, b, weights.get("complexity_null", 0.0), weights.get("expressivity_null", 0.0))
+
+    return with_errors(point, of_nulls)
 
 
 def _with_replicates(point: PlanePoint, left_out: LeftOut, sets: tuple[int, int]) -> PlanePoint:

@@ -1,0 +1,377 @@
+"""How sure the numbers are: standard errors, differences between two measurements, and a correction for chance.
+
+Standard errors come from leaving out one group of sequences at a time: the delete-a-group jackknife.
+
+Sequences are independent draws of text, positions within one are not, so groups of sequences are what is left out.
+With θ the statistic, θ(g) its value without group g, θ(g, h) without two, G groups in all (Efron and Stein, "The
+jackknife estimate of variance", 1981):
+
+    V = (G − 1)/G Σ_g (θ(g) − mean of θ(g))²,      standard error² = V − B
+
+V counts what pairs of groups contribute together twice: for an information near zero, or near its null, V is twice the
+variance. That excess is B = ½ ((G − 2)/G)² var Q, Q(g, h) = G θ − (G − 1)(θ(g) + θ(h)) + (G − 2) θ(g, h), estimated
+from the G − 1 pairs of neighbours; B is at most V/2.
+
+The error covers how far the statistic would move with another probe of the same size from the same source: that of
+its *expected value at this probe size*. What finite sampling adds to that expected value itself is the null's
+business. There are about G − 1 degrees of freedom, so intervals take Student's t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import stdtrit
+
+from ib_callback.results.measurement import Measurement, settings_differences
+from ib_callback.results.metrics import BOUND, NEGLIGIBLE, PLANE, PLANE_BY_NAME
+from ib_callback.results.points import PlanePoint
+
+Array = npt.NDArray[np.float64]
+# Groups where the user does not say how many: t is then 2.13 for 95 %, and half the groups would make it 2.36.
+NUM_GROUPS = 16
+
+
+def jackknife_error(value: float, omitted: Sequence[float] | Array) -> float:
+    """Standard error of a statistic, in its unit.
+
+    Args:
+        value: of the whole probe.
+        omitted: [2 G - 1] values without each group, then without each two neighbouring groups. With fewer than 4
+            groups the pairs are not used.
+
+    >>> jackknife_error(2.0, [1.0, 2.0, 3.0, 2.0, 2.0])
+    1.1547005383792515
+    """
+    values = np.asarray(omitted, dtype=np.float64)
+    number = num_groups(values)
+    one, two = values[:number], values[number:]
+    variance = (number - 1) * one.var()
+    if number >= 4:
+        together = number * value - (number - 1) * (one[:-1] + one[1:]) + (number - 2) * two
+        excess = 0.5 * ((number - 2) / number) ** 2 * together.var(ddof=1)
+        variance = max(variance - excess, variance / 2)
+    return float(np.sqrt(variance))
+
+
+def num_groups(omitted: Sequence[float] | Array) -> int:
+    """G, from the number of omissions."""
+    return (len(omitted) + 1) // 2
+
+
+def interval_factor(num_groups: int, level: float = 0.95) -> float:
+    """Standard errors on either side of an estimate that cover its expected value with probability `level`.
+
+    >>> round(interval_factor(16), 2)
+    2.13
+    """
+    return float(stdtrit(num_groups - 1, (1 + level) / 2))
+
+
+def replicates_of(point: PlanePoint, metric: str, bound: Callable[[float], float] | None = None) -> Array | None:
+    """[2 G - 1] values of a number of `point` without each omission; None where they are not known.
+
+    Args:
+        point: measured with errors.
+        metric: a quantity of the table (metrics.py) that has errors.
+        bound: the highest expressivity at a complexity; None: that of the point if it is the diagonal, else unknown.
+
+    Raises:
+        ValueError: there are no replicates of such a number.
+    """
+    known = [quantity.name for quantity in PLANE if quantity.has_error]
+    if metric not in known:
+        raise ValueError(f"metric: expected one of {', '.join(known)}, got {metric!r}")
+    if not point.complexity_jackknife or getattr(point, metric) is None:
+        return None
+    if PLANE_BY_NAME[metric].bound and bound is None and not _is_diagonal(point):
+        return None
+
+    def replicates(name: str) -> Array | None:
+        if name == BOUND:
+            highest = point.complexity_jackknife
+            return np.array(highest if bound is None else [float(bound(complexity)) for complexity in highest])
+        formula = PLANE_BY_NAME[name].formula
+        if formula is None:
+            return np.array(getattr(point, f"{name}_jackknife")) if getattr(point, f"{name}_jackknife") else None
+        inputs = {name: values for name in formula.inputs if (values := replicates(name)) is not None}
+        if len(inputs) < len(formula.inputs):
+            return None
+        if formula.divisor is not None and (np.abs(inputs[formula.divisor]) < NEGLIGIBLE).any():
+            return None
+        return formula.value(*inputs.values())
+
+    return replicates(metric)
+
+
+def _is_diagonal(point: PlanePoint) -> bool:
+    """Whether the diagonal is what a measured point has its distance to."""
+    values = point.complexity, point.expressivity, point.distance_to_bound
+    complexity, expressivity, distance = (math.nan if value is None else value for value in values)
+    return abs(complexity - expressivity - distance) < 1e-9
+
+
+def baseline_gradient(point: PlanePoint, metric: str) -> dict[str, float]:
+    """How much a number of `point` changes with each baseline that it depends on, by the name of the baseline.
+
+    Those are estimated, and their error is one of the number too. Empty where the number is undefined.
+    """
+    quantity = PLANE_BY_NAME[metric]
+    if quantity.kind == "baseline":
+        return {metric: 1.0}
+    if quantity.formula is None or quantity.bound or getattr(point, metric) is None:
+        return {}
+    inputs = quantity.formula.inputs
+    partials = quantity.formula.gradient(*(getattr(point, name) for name in inputs))
+    total: dict[str, float] = {}
+    for name, partial in zip(inputs, partials, strict=True):
+        for baseline, change in baseline_gradient(point, name).items():
+            total[baseline] = total.get(baseline, 0.0) + partial * change
+    return total
+
+
+def with_errors(point: PlanePoint, baseline_error: Callable[[Mapping[str, float]], float]) -> PlanePoint:
+    """The point with the standard errors of its numbers, from its replicates.
+
+    Args:
+        point: with replicates.
+        baseline_error: standard error of a linear combination of baselines, its weights by name. Baselines are
+            estimated from random subsets, independently of the choice of sequences: their error adds in quadrature.
+    """
+    errors: dict[str, float | None] = {}
+    for metric in (quantity.name for quantity in PLANE if quantity.has_error):
+        values = replicates_of(point, metric)
+        error = None if values is None else jackknife_error(getattr(point, metric), values)
+        if error is not None and (gradient := baseline_gradient(point, metric)):
+            error = math.hypot(error, baseline_error(gradient))
+        errors[f"{metric}_se"] = error
+    return replace(point, **errors)  # type: ignore[arg-type]
+
+
+def with_bound_error(point: PlanePoint, bound: Callable[[float], float] | None) -> PlanePoint:
+    """The point with the standard error of its distance to another bound than the diagonal, a curve taken as given.
+
+    The curve of the sample moves with the probe too, so that this is an error for comparing models on one probe.
+
+    Args:
+        point: with replicates and with its distance to that bound.
+        bound: the highest expressivity at a complexity, in the unit of the point; None: there is none.
+    """
+    values = None if bound is None else replicates_of(point, "distance_to_bound", bound)
+    error = None if values is None else jackknife_error(point.distance_to_bound or 0.0, values)
+    return replace(point, distance_to_bound_se=error)
+
+
+# Settings that change what a number means, so that a difference would be one of definitions.
+_DEFINITIONS = ("num_bins", "temperature", "seed", "weighting")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference of a number between two measurements.
+
+    metric: its name, `order/name`.
+    value: first minus second, in the unit of the number.
+    standard_error: of the expected difference at this probe size.
+    interval: 95 % confidence interval.
+    significant: whether the interval leaves out zero.
+    paired: whether the two were compared group by group, on the same text. If not, the errors of both add up.
+    degrees_of_freedom: of the interval's Student t.
+    note: what to beware of, else empty.
+    """
+
+    metric: str
+    value: float
+    standard_error: float
+    interval: tuple[float, float]
+    significant: bool
+    paired: bool
+    degrees_of_freedom: float
+    note: str = ""
+
+    def __str__(self) -> str:
+        verdict = "real" if self.significant else "within the error"
+        how = "paired" if self.paired else "unpaired"
+        low, high = self.interval
+        note = f" ({self.note})" if self.note else ""
+        return (
+            f"{self.metric}: {self.value:+.4g} ± {self.standard_error:.2g} "
+            f"(95 %: {low:.4g} to {high:.4g}, {how}): {verdict}{note}"
+        )
+
+
+def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, order: str | None = None) -> Difference:
+    """Difference of a number between two measurements, `a` minus `b`, with its error.
+
+    Two checkpoints measured on the same probe see the same text, so most of the error that each has is common to
+    both and leaves the difference: groups of sequences are left out of both at once. On different probes, or with
+    different numbers of groups, the errors are taken to be independent.
+
+    Args:
+        a: measured with `Meter(standard_errors=...)`.
+        b: likewise; its value is taken from that of `a`.
+        metric: complexity, expressivity, optimality, distance_to_bound, or one of these above the null
+            (`complexity_above_null`, …, `distance_above_null`); `"bigram/optimality"` names the order too.
+        order: n-gram order, by default the primary one of `a`.
+
+    Raises:
+        ValueError: no such number, no errors, or the two were measured by different definitions.
+
+    Returns:
+        The difference. It says that two models differ on text like this probe; where many checkpoints are compared,
+        one in twenty differs by chance.
+    """
+    if "/" in metric:
+        order, _, metric = metric.rpartition("/")
+    order = order or a.primary or ""
+    points = []
+    for name, measurement in (("a", a), ("b", b)):
+        if measurement.error is not None:
+            raise ValueError(f"{name}: expected a measured point, got one that is missing: {measurement.error}")
+        if order not in measurement:
+            raise ValueError(f"{name}: order {order!r} was not measured; measured: {', '.join(measurement.orders)}")
+        points.append(measurement[order])
+    of_bound = metric in PLANE_BY_NAME and PLANE_BY_NAME[metric].bound
+    definitions = [*_DEFINITIONS, *(["bound"] if of_bound else [])]
+    differing = settings_differences(
+        {name: a.settings.get(name) for name in definitions}, {name: b.settings.get(name) for name in definitions}
+    )
+    if differing:
+        raise ValueError(
+            f"a and b were measured by different definitions ({'; '.join(differing)}): their difference means nothing. "
+            "Measure both with the same settings."
+        )
+    first, second = (_replicates(name, point, metric) for name, point in zip("ab", points, strict=True))
+    same_text = [a.settings.get(k) == b.settings.get(k) for k in ("probe", "K")]
+    paired = all(same_text) and a.settings.get("probe") is not None and len(first[1]) == len(second[1])
+    value = first[0] - second[0]
+    if paired:
+        error = jackknife_error(value, first[1] - second[1])
+        freedom = float(num_groups(first[1]) - 1)
+    else:
+        variances = [jackknife_error(*each) ** 2 for each in (first, second)]
+        error = math.sqrt(sum(variances))
+        parts = [v**2 / (num_groups(each[1]) - 1) for v, each in zip(variances, (first, second), strict=True)]
+        # Welch and Satterthwaite.
+        freedom = sum(variances) ** 2 / sum(parts) if error > 0 else float(num_groups(first[1]) - 1)
+    # The error of the baselines themselves, taken as independent: an upper estimate where the probe is the same.
+    parts = [_baseline_part(point, metric, *each) for point, each in zip(points, (first, second), strict=True)]
+    error = math.hypot(error, *parts)
+    reach = float(stdtrit(freedom, 0.975)) * error
+    return Difference(
+        metric=f"{order}/{metric}",
+        value=value,
+        standard_error=error,
+        interval=(value - reach, value + reach),
+        significant=abs(value) > reach,
+        paired=paired,
+        degrees_of_freedom=freedom,
+        note=_note(a, b, paired),
+    )
+
+
+def _replicates(name: str, point: PlanePoint, metric: str) -> tuple[float, Array]:
+    omitted = replicates_of(point, metric)
+    if omitted is None:
+        value = getattr(point, metric)
+        why = "it was measured without errors: use Meter(standard_errors=True)"
+        if value is None:
+            why = "it is undefined"
+        elif point.complexity_jackknife:
+            why = "it would need the bound's curve: compare complexity and expressivity"
+        raise ValueError(f"{name}: no standard error of {metric} can be had; {why}.")
+    return float(getattr(point, metric)), np.asarray(omitted)
+
+
+def _baseline_part(point: PlanePoint, metric: str, value: float, omitted: Array) -> float:
+    """What estimated baselines add to the standard error of a number."""
+    whole = getattr(point, f"{metric}_se")
+    if whole is None or not baseline_gradient(point, metric):
+        return 0.0
+    return math.sqrt(max(whole**2 - jackknife_error(value, omitted) ** 2, 0.0))
+
+
+def _note(a: Measurement, b: Measurement, paired: bool) -> str:
+    notes = []
+    if not paired and a.settings.get("probe") == b.settings.get("probe"):
+        notes.append("same probe but other positions or groups: taken as independent, the error is an upper estimate")
+    elif not paired:
+        note = "different probes"
+        if a.num_positions != b.num_positions:
+            note += f" of {a.num_positions} and {b.num_positions} positions, which alone moves the number"
+        notes.append(note)
+    if a.layers != b.layers:
+        notes.append("means over different layers")
+    return "; ".join(notes)
+
+
+# Room between null and ceiling, as a share of the ceiling, below which the correction blows up errors tenfold.
+MIN_ROOM = 0.1
+
+
+def adjusted_information(information: float, null: float, ceiling: float) -> float | None:
+    """Information corrected for chance: (I - null) / (1 - null / ceiling).
+
+    A label that occurs c times inflates I by how far the entropy of the mean of its c assignments falls short of that
+    of its distribution. For labels without meaning that is the null. For labels with meaning it is less, as their
+    assignments differ less among themselves: with I the truth, what can differ is ceiling - I instead of ceiling. If
+    it falls with c in the same way, then plain = I + null (1 - I / ceiling), which is solved for I. Up to the scale
+    it is the adjusted mutual information of Vinh, Epps and Bailey (2010), with the ceiling as the maximum.
+
+    It assumes that positions with the same label are no more alike than the label makes them. Those of one sequence
+    are, and what a label seems to say is then partly said by the sequence.
+
+    Args:
+        information: plain I(X;Z), in any unit.
+        null: in the same unit.
+        ceiling: likewise.
+
+    Returns:
+        In the same unit; None where null and ceiling are within 10 % of each other: nearly every label occurs once,
+        and the sample says nothing about it.
+
+    >>> adjusted_information(0.75, null=0.5, ceiling=1.0)
+    0.5
+    """
+    if ceiling <= 0 or 1 - null / ceiling < MIN_ROOM:
+        return None
+    return (information - null) / (1 - null / ceiling)
+
+
+@dataclass(frozen=True)
+class Adjusted:
+    """One order, corrected for chance; fractions of log(num_bins), None where undefined."""
+
+    complexity: float | None
+    expressivity: float | None
+    optimality: float | None
+    distance: float | None
+
+
+def adjusted(measurement: Measurement, order: str | None = None) -> Adjusted:
+    """Return `adjusted_information` of complexity and expressivity, their ratio and their difference.
+
+    Args:
+        measurement: with nulls.
+        order: n-gram order, by default the primary one.
+
+    Raises:
+        ValueError: the measurement has no null.
+        KeyError: the order was not measured.
+    """
+    point = measurement[order or measurement.primary or ""]
+    if point.complexity_null is None or point.expressivity_null is None or measurement.ceiling is None:
+        raise ValueError('adjusted: expected a measurement with nulls; use null=True and weighting="empirical".')
+    assert point.complexity is not None
+    assert point.expressivity is not None
+    complexity = adjusted_information(point.complexity, point.complexity_null, measurement.ceiling)
+    expressivity = adjusted_information(point.expressivity, point.expressivity_null, measurement.ceiling)
+    if complexity is None or expressivity is None:
+        return Adjusted(complexity, expressivity, None, None)
+    # Like above null: no ratio to what cannot be told from nothing.
+    ratio = None if point.optimality_above_null is None else expressivity / complexity
+    return Adjusted(complexity, expressivity, ratio, complexity - expressivity)
