@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from ib_callback import Probe
+from ib_callback import Measurement, Meter, Probe
 from ib_callback.hf import IBCallback
 
 VOCABULARY = 60
@@ -45,8 +45,10 @@ def tiny_trainer(
     steps: int = 12,
     model: torch.nn.Module | None = None,
     kind: type[Trainer] = Trainer,
+    data: Any = None,
     **arguments: Any,
 ) -> Trainer:
+    """Of 64 rows of ids, unless `data` is a dataset of others."""
     rows = [{"input_ids": row, "labels": row} for row in random_ids(64, seed=11)]
     settings = {
         "output_dir": str(directory),
@@ -64,10 +66,24 @@ def tiny_trainer(
     return kind(
         model=tiny_model() if model is None else model,
         args=TrainingArguments(**{**settings, **arguments}),
-        train_dataset=rows,
+        train_dataset=rows if data is None else Labelled(data),
         eval_dataset=rows[:4],
         callbacks=list(callbacks),
     )
+
+
+class Labelled(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Rows of ids, each with itself as labels."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        row = self.rows[number]
+        return {"input_ids": row, "labels": row}
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -76,6 +92,17 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def same_weights(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def numbers(point: Measurement) -> dict[str, float]:
+    """All that is measured, without how long it took."""
+    return {name: value for name, value in point.metrics().items() if name not in ("ib/seconds", "ib/overhead")}
+
+
+def measured(model: torch.nn.Module, step: int, **keywords: Any) -> dict[str, float]:
+    """The numbers of a model, by a meter of its own."""
+    settings = {"num_bins": 12, "batch_size": 3, **keywords}
+    return numbers(Meter(tiny_probe(), **settings).measure(model, step=step))
 
 
 def random_states() -> tuple[Any, ...]:

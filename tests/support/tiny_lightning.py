@@ -6,6 +6,7 @@ import csv
 import math
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,10 +14,10 @@ from typing import Any
 import lightning.pytorch
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 from tiny_hf import random_ids, tiny_model, tiny_probe
 from torch.utils.data import DataLoader
 
-import ib_callback as ib
 from ib_callback.lightning import IBCallback
 
 ROWS = 48
@@ -102,6 +103,12 @@ def tiny_trainer(
     return package.Trainer(callbacks=callbacks, **{**settings, **arguments})
 
 
+def two_devices() -> dict[str, Any]:
+    """Arguments of a Trainer in the processes of `two_ranks`."""
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))
+    return {"devices": 2, "strategy": strategy}
+
+
 def saving(directory: Path, every: int, **arguments: Any) -> ModelCheckpoint:
     """Every checkpoint there is, called by its step, in the folder `saved`; unless the arguments say otherwise."""
     settings = {"every_n_train_steps": every, "save_top_k": -1, "filename": "{step}", **arguments}
@@ -111,15 +118,6 @@ def saving(directory: Path, every: int, **arguments: Any) -> ModelCheckpoint:
 def saved_steps(directory: Path) -> set[str]:
     """Names of the checkpoints on the disk, without the ending."""
     return {path.stem for path in (directory / "saved").iterdir()}
-
-
-def numbers(point: ib.Measurement) -> dict[str, float]:
-    """All that is measured, without how long it took."""
-    return {name: value for name, value in point.metrics().items() if name not in ("ib/seconds", "ib/overhead")}
-
-
-def measured(model: torch.nn.Module, step: int) -> dict[str, float]:
-    return numbers(ib.Meter(tiny_probe(), num_bins=12, batch_size=3).measure(model, step=step))
 
 
 def published(trainer: Any) -> dict[str, float]:

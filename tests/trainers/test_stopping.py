@@ -1,0 +1,105 @@
+"""A run that a rule ends: `early_stopping=`."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loops import Loop
+from scripted import COURSE, follow
+from synthetic_runs import CASES, STOPPING, Case
+
+import ib_callback as ib
+from ib_callback.results.stopping import StopReason
+
+# From the rule's own table of made-up runs: three points that are no better than .06 at 20.
+ENDS = "distance_to_bound: no improvement on 0.06 at step 20 for 3 measurements: a plateau"
+KEYWORDS = {"steps": 30, "every_n_steps": 1, "orders": "token"}
+
+
+def rule(**settings: Any) -> ib.PlateauStopping:
+    return ib.PlateauStopping(**{**STOPPING, **settings})
+
+
+def test_a_plateau_ends_the_run_and_it_is_said(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = follow(monkeypatch)
+    outcome = loop.train(tmp_path, early_stopping=rule(), **KEYWORDS)
+    assert outcome.step == 23
+    assert made == outcome.followed.trajectory.steps == list(range(24))
+    assert outcome.followed.decision == ib.StopDecision(True, StopReason.PLATEAU, ENDS)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ib_callback: ")]
+    assert re.fullmatch(f"ib_callback: training (stops|should stop) at step 23: {re.escape(ENDS)}", lines[0])
+    assert lines[1].startswith("ib_callback: 24 measurements took ")
+    assert len(lines) == 2
+
+
+def test_it_is_said_in_the_log_if_anybody_reads_that(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    follow(monkeypatch)
+    with caplog.at_level(logging.INFO, logger="ib_callback"):
+        loop.train(tmp_path, early_stopping=rule(), **KEYWORDS)
+    assert len([r for r in caplog.records if r.getMessage().endswith(f"at step 23: {ENDS}")]) == 1
+    assert ENDS not in capsys.readouterr().err
+
+
+def test_without_a_rule_there_is_no_decision(loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(monkeypatch)
+    outcome = loop.train(tmp_path, **KEYWORDS)
+    assert outcome.step == 30
+    assert outcome.followed.decision is None
+
+
+NAMES = ("never compressing", "never compressing, armed from the fit", "never compressing, armed immediately",
+         "a collapse at the end", "every third point failed", "failing on the plateau",
+         "failing to the end")  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in NAMES], ids=str)
+def test_stops_at_the_step_of_the_rule(case: Case, loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing points neither stop nor count; of each there is one warning."""
+    follow(monkeypatch, ib.Trajectory(replace(point, step=point.step // 100) for point in case.trajectory))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        outcome = loop.train(tmp_path, early_stopping=rule(**case.settings), **KEYWORDS)
+    last = 30 if case.stop is None else case.stop // 100
+    assert outcome.step == last
+    followed = outcome.followed
+    assert (followed.decision.stop, followed.decision.reason) == (case.stop is not None, case.reason)
+    assert followed.trajectory.steps == list(range(last + 1))
+    assert ib.Trajectory.load(tmp_path) == followed.trajectory
+    missing = [point for point in followed.trajectory if point.error is not None]
+    said = [str(w.message) for w in caught if "Nothing could be measured" in str(w.message)]
+    assert len(said) == len(missing)
+    assert all("NaN in h.0" in message for message in said)
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_stops_where_the_rule_does_by_the_same_points(
+    every: int, loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(monkeypatch)
+    outcome = loop.train(tmp_path, early_stopping=rule(patience=1), **{**KEYWORDS, "every_n_steps": every})
+    replayed = rule(patience=1)
+    decisions = {point.step: replayed.update(point) for point in COURSE[::every]}
+    stop = next((step for step, decision in decisions.items() if decision.stop), None)
+    assert stop is not None
+    assert 20 < stop < 30
+    assert outcome.step == outcome.followed.trajectory.steps[-1] == stop
+    assert outcome.followed.decision == decisions[stop]
+
+
+def test_a_second_training_begins_with_a_new_rule(loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(monkeypatch)
+    followed = loop.train(tmp_path, early_stopping=rule(), **KEYWORDS).followed
+    again = loop.train(tmp_path, steps=30, again=followed)
+    assert again.step == 23
+    assert followed.trajectory.steps == list(range(24))
