@@ -1,4 +1,4 @@
-"""Killed at any point and resumed, a run of Lightning's Trainer ends as if nothing had happened.
+"""Parts of a run of Lightning's Trainer, and places to die at.
 
 Lightning puts neither random states nor the place in the data into its checkpoints: the module here seeds its dropout
 by the step, and its loader says where it is, as one of torchdata does.
@@ -8,27 +8,21 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from fsspec.implementations.local import LocalFileOpener
-from kill_runs import (
-    ForkServer,
-    KilledRun,
+from kills.runs import (
     die,
     die_in,
     die_measuring,
     die_recording,
     ending,
     progress,
-    run_in_new_process,
     wait_to_be_killed,
     without_timings,
 )
@@ -232,51 +226,19 @@ def step_of(path: Path) -> int | None:
     return content["global_step"] if content["state_dict"] and content["optimizer_states"] else None
 
 
+def has_model(path: Path) -> bool:
+    return step_of(path) is not None
+
+
 def last_checkpoint(directory: Path) -> tuple[int, Path] | None:
     steps = ((step_of(path), path) for path in directory.glob("checkpoints/*.ckpt"))
     return max(((step, path) for step, path in steps if step is not None), default=None)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with ForkServer(__name__) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    directory = tmp_path_factory.mktemp("uninterrupted")
-    result = server.run("part", directory=str(directory), resume=None).result
-    stop, reason, _ = result["decision"]
-    selected, stopped = result["selected"][0], result["points"][-1]["step"]
-    # Else nothing would be tested.
-    assert stop
-    assert reason in ("plateau", "diverging")
-    assert stopped == result["steps"] < 30
-    assert SAVE_STEPS < selected < stopped - 2 * SAVE_STEPS, "it was the first, or ModelCheckpoint itself had kept it"
-    assert all(point["error"] is None for point in result["points"])
+def check_uninterrupted(directory: Path, selected: int, stopped: int) -> None:
+    """Else nothing would be tested."""
     names = sorted(path.name for path in (directory / "checkpoints").iterdir())
     assert names == [f"step={selected}.ckpt", f"step={stopped // SAVE_STEPS * SAVE_STEPS}.ckpt"]
-    return result
-
-
-@pytest.fixture(scope="module")
-def overwriting(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The same run, whose checkpoints all have one name."""
-    directory = tmp_path_factory.mktemp("overwriting")
-    result = server.run("part", directory=str(directory), resume=None, filename=OVERWRITTEN).result
-    assert Path(result["selected"][2]).name == f"step={result['selected'][0]}-{OVERWRITTEN}.ckpt"
-    return result
-
-
-def new_run(server: ForkServer, directory: Path) -> KilledRun:
-    return KilledRun(
-        directory,
-        partial(server.run, "part"),
-        last_checkpoint,
-        lambda path: step_of(path) is not None,
-        lambda path, step: server.run("measure", path=path, step=step).result,
-    )
 
 
 PLACES = [
@@ -292,120 +254,30 @@ PLACES = [
     ("half of the checkpoint line", "best", True),
 ]
 
+# One after the other: resumed from, place, step; None is the last step of the run.
+DEATHS = [
+    (0, "measurement", 2),
+    (0, "checkpoint written", 3),
+    (0, "half of the line", 4),
+    (3, "half of the checkpoint moved", 6),
+    (3, "measurement", 6),
+    (3, "half of the checkpoint line", 6),
+    (6, "all of the line", 8),
+    (6, "half of the checkpoint written", 9),
+    (6, "checkpoint moved", 9),
+    (9, "checkpoint moved", 12),
+    (12, "all but its end of the line", 15),
+    (12, "checkpoint written", 15),
+    (12, "all but its end of the checkpoint line", 18),
+    (18, "measurement", 22),
+    (21, "all of the checkpoint line", 24),
+    (24, "all of the line", None),
+    (24, "before on_train_end", None),
+    (None, "before on_train_end", None),
+]
 
-@pytest.mark.parametrize(("place", "when", "saved"), PLACES, ids=[f"{place}, {when}" for place, when, _ in PLACES])
-def test_killed_once(
-    place: str, when: str, saved: bool, uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path
-) -> None:
-    step = {"start": 0, "best": uninterrupted["selected"][0], "stop": uninterrupted["points"][-1]["step"]}[when]
-    run = new_run(server, tmp_path)
-    run.killed(death=(place, step))
-    run.finish_like(uninterrupted)
-    assert run.resumed == [0, step if saved else max(0, step - 1) // SAVE_STEPS * SAVE_STEPS]
-
-
-def test_killed_again_and_again(uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path) -> None:
-    """In every part at another place; some parts come no further than the one before."""
-    run = new_run(server, tmp_path)
-    last = uninterrupted["points"][-1]["step"]
-    deaths = [
-        # resumed from, place, step
-        (0, "measurement", 2),
-        (0, "checkpoint written", 3),
-        (0, "half of the line", 4),
-        (3, "half of the checkpoint moved", 6),
-        (3, "measurement", 6),
-        (3, "half of the checkpoint line", 6),
-        (6, "all of the line", 8),
-        (6, "half of the checkpoint written", 9),
-        (6, "checkpoint moved", 9),
-        (9, "checkpoint moved", 12),
-        (12, "all but its end of the line", 15),
-        (12, "checkpoint written", 15),
-        (12, "all but its end of the checkpoint line", 18),
-        (18, "measurement", 22),
-        (21, "all of the checkpoint line", 24),
-        (24, "all of the line", last),
-        (24, "before on_train_end", last),
-        (last, "before on_train_end", last),
-    ]
-    for _, place, step in deaths:
-        run.killed(death=(place, step))
-    assert run.resumed == [resumed for resumed, _, _ in deaths]
-    run.finish_like(uninterrupted)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_at_random(seed: int, uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path) -> None:
-    chance, run = random.Random(seed), new_run(server, tmp_path)
-    for _ in range(5):
-        run.killed_at_random(chance, last=uninterrupted["points"][-1]["step"])
-    run.finish_like(uninterrupted)
-    assert run.kills == 5
-
-
-def test_killed_while_the_best_checkpoint_is_copied(
-    overwriting: dict[str, Any], server: ForkServer, tmp_path: Path
-) -> None:
-    """Its name is about to be taken by the next one; where that tears, the copy is the last whole checkpoint."""
-    run = new_run(server, tmp_path)
-    best = overwriting["selected"][0]
-    later = best + SAVE_STEPS
-    deaths = [
-        (0, "half of the copy", later),
-        (best, "before naming the copy", later),
-        (best, "after naming the copy", later),
-        (best, "half of the checkpoint line", best),
-        (best, "half of the checkpoint moved", later),
-        (best, "checkpoint moved", later),
-        (later, "measurement", later + SAVE_STEPS),
-    ]
-    for _, place, step in deaths:
-        run.killed(death=(place, step), filename=OVERWRITTEN)
-    run.finish_like(overwriting, filename=OVERWRITTEN)
-    assert run.resumed == [*(resumed for resumed, _, _ in deaths), later]
-
-
-@pytest.mark.parametrize(("step", "number"), [(2, 1), (8, 1), (8, 2)], ids=["moved away", "copied", "shortened"])
-def test_killed_while_it_takes_up_the_old_trajectory(
-    step: int, number: int, uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path
-) -> None:
-    """A run that begins anew moves the file away; one that resumes copies it and then shortens it."""
-    run = new_run(server, tmp_path)
-    for when in ("before", "after"):
-        run.killed(death=("all of the line", step))
-        run.killed(death=(f"{when} replacing", number))
-    run.finish_like(uninterrupted)
-
-
-def test_killed_and_resumed_in_a_process_of_its_own(
-    uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path
-) -> None:
-    run = new_run(server, tmp_path)
-    run.killed(death=("half of the line", 9))
-    run.start = partial(run_in_new_process, __name__, "part")
-    run.finish_like(uninterrupted)
-    assert run.resumed == [0, 6]
-    assert "the last line is torn" in run.log
-
-
-@pytest.mark.parametrize(
-    ("deaths", "resumed"),
-    [
-        ([("measurement", 14)], [0, 12]),
-        ([("before on_train_end", 15)], [0, 15]),
-    ],
-    ids=["before it is measured", "after it is saved"],
-)
-def test_killed_at_the_last_step_of_a_run_that_no_rule_stops(
-    deaths: list[tuple[str, int]], resumed: list[int], server: ForkServer, tmp_path: Path
-) -> None:
-    steps = deaths[-1][1]
-    whole = server.run("part", directory=str(tmp_path / "whole"), resume=None, steps=steps).result
-    assert whole["decision"][0] is False
-    assert whole["points"][-1]["step"] == steps
-    run = new_run(server, tmp_path / "killed")
-    for death in deaths:
-        run.killed(death=death, steps=steps)
-    run.finish_like(whole, steps=steps)
-    assert run.resumed == resumed
+# Of a run that no rule stops: its steps, where it dies, and from where it resumes.
+AT_THE_LAST_STEP = {
+    "before it is measured": (14, [("measurement", 14)], [0, 12]),
+    "after it is saved": (15, [("before on_train_end", 15)], [0, 15]),
+}

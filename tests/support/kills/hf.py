@@ -1,29 +1,24 @@
-"""Killed at any point and resumed, a run of HuggingFace's Trainer ends as if nothing had happened."""
+"""Parts of a run of HuggingFace's Trainer, and places to die at."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from kill_runs import (
-    ForkServer,
-    KilledRun,
+from kills.runs import (
     die,
     die_in,
     die_measuring,
     die_recording,
     ending,
     progress,
-    run_in_new_process,
     wait_to_be_killed,
     without_timings,
 )
@@ -170,36 +165,9 @@ def last_checkpoint(directory: Path) -> tuple[int, Path] | None:
     return max(((step, path) for step, path in checkpoints if can_be_resumed(path)), default=None)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with ForkServer(__name__) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    directory = tmp_path_factory.mktemp("uninterrupted")
-    result = server.run("part", directory=str(directory), resume=None).result
-    stop, reason, _ = result["decision"]
-    selected, stopped = result["selected"][0], result["points"][-1]["step"]
-    # Else nothing would be tested.
-    assert stop
-    assert reason in ("plateau", "diverging")
-    assert stopped == result["steps"] < 30
+def check_uninterrupted(directory: Path, selected: int, stopped: int) -> None:
+    """Else nothing would be tested."""
     assert stopped % SAVE_STEPS == SAVE_STEPS - 1, "one step later is a checkpoint of the schedule, which deletes one"
-    assert SAVE_STEPS < selected < stopped - 2 * SAVE_STEPS, "it was the first, or save_total_limit=2 alone kept it"
-    assert all(point["error"] is None for point in result["points"])
-    return result
-
-
-def new_run(server: ForkServer, directory: Path) -> KilledRun:
-    return KilledRun(
-        directory,
-        partial(server.run, "part"),
-        last_checkpoint,
-        has_model,
-        lambda path, step: server.run("measure", path=path, step=step).result,
-    )
 
 
 PLACES = [
@@ -221,104 +189,27 @@ PLACES = [
     ("all but its end of the checkpoint line", "best", True),
 ]
 
+# One after the other: resumed from, place, step; None is the last step of the run.
+DEATHS = [
+    (0, "measurement", 2),
+    (0, "state not saved", 3),
+    (0, "half of the line", 4),
+    (3, "weights saved", 6),
+    (3, "measurement", 6),
+    (3, "half of the checkpoint line", 6),
+    (6, "all of the line", 8),
+    (6, "state half saved", 9),
+    (6, "model.safetensors of the rotation", 9),
+    (9, "before on_save", 12),
+    (12, "all but its end of the line", 15),
+    (12, "trainer_state.json of the rotation", 18),
+    (18, "all of the line", None),
+    (18, "state saved", None),
+]
 
-@pytest.mark.parametrize(("place", "when", "saved"), PLACES, ids=[f"{place}, {when}" for place, when, _ in PLACES])
-def test_killed_once(
-    place: str, when: str, saved: bool, uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path
-) -> None:
-    step = {"start": 0, "best": uninterrupted["selected"][0], "stop": uninterrupted["points"][-1]["step"]}[when]
-    run = new_run(server, tmp_path)
-    run.killed(death=(place, step))
-    run.finish_like(uninterrupted)
-    assert run.resumed == [0, step if saved else max(0, step - 1) // SAVE_STEPS * SAVE_STEPS]
-
-
-def test_killed_again_and_again(uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path) -> None:
-    """In every part at another place; some parts come no further than the one before."""
-    run = new_run(server, tmp_path)
-    last = uninterrupted["points"][-1]["step"]
-    deaths = [
-        # resumed from, place, step
-        (0, "measurement", 2),
-        (0, "state not saved", 3),
-        (0, "half of the line", 4),
-        (3, "weights saved", 6),
-        (3, "measurement", 6),
-        (3, "half of the checkpoint line", 6),
-        (6, "all of the line", 8),
-        (6, "state half saved", 9),
-        (6, "model.safetensors of the rotation", 9),
-        (9, "before on_save", 12),
-        (12, "all but its end of the line", 15),
-        (12, "trainer_state.json of the rotation", 18),
-        (18, "all of the line", last),
-        (18, "state saved", last),
-    ]
-    for _, place, step in deaths:
-        run.killed(death=(place, step))
-    assert run.resumed == [resumed for resumed, _, _ in deaths]
-    run.finish_like(uninterrupted)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_at_random(seed: int, uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path) -> None:
-    chance, run = random.Random(seed), new_run(server, tmp_path)
-    for _ in range(5):
-        run.killed_at_random(chance, last=uninterrupted["points"][-1]["step"])
-    run.finish_like(uninterrupted)
-    assert run.kills == 5
-
-
-@pytest.mark.parametrize(("step", "number"), [(2, 1), (8, 1), (8, 2)], ids=["moved away", "copied", "shortened"])
-def test_killed_while_it_takes_up_the_old_trajectory(
-    step: int, number: int, uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path
-) -> None:
-    """A run that begins anew moves the file away; one that resumes copies it and then shortens it."""
-    run = new_run(server, tmp_path)
-    for when in ("before", "after"):
-        run.killed(death=("all of the line", step))
-        run.killed(death=(f"{when} replacing", number))
-    run.finish_like(uninterrupted)
-
-
-def test_killed_and_resumed_in_a_process_of_its_own(
-    uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path
-) -> None:
-    run = new_run(server, tmp_path)
-    run.killed(death=("half of the line", 9))
-    run.start = partial(run_in_new_process, __name__, "part")
-    run.finish_like(uninterrupted)
-    assert run.resumed == [0, 6]
-    assert "the last line is torn" in run.log
-
-
-def test_killed_after_the_stop(uninterrupted: dict[str, Any], server: ForkServer, tmp_path: Path) -> None:
-    """A Trainer that resumes where it had stopped takes one more step before it sees that; it must leave no trace."""
-    run = new_run(server, tmp_path)
-    last = uninterrupted["points"][-1]["step"]
-    run.killed(death=("after on_save", last))
-    run.killed(death=("before on_train_end", last + 1))
-    run.finish_like(uninterrupted)
-    assert run.resumed == [0, last, last]
-
-
-@pytest.mark.parametrize(
-    ("deaths", "resumed"),
-    [
-        ([("measurement", 14)], [0, 12]),
-        ([("after on_save", 14)], [0, 14]),
-        ([("after on_save", 14), ("before on_train_end", 15)], [0, 14, 14]),
-    ],
-    ids=["before it is saved", "after it is saved", "and once more"],
-)
-def test_killed_at_the_last_step_of_a_run_that_no_rule_stops(
-    deaths: list[tuple[str, int]], resumed: list[int], server: ForkServer, tmp_path: Path
-) -> None:
-    whole = server.run("part", directory=str(tmp_path / "whole"), resume=None, steps=14).result
-    assert whole["decision"][0] is False
-    assert whole["points"][-1]["step"] == 14
-    run = new_run(server, tmp_path / "killed")
-    for death in deaths:
-        run.killed(death=death, steps=14)
-    run.finish_like(whole, steps=14)
-    assert run.resumed == resumed
+# Of a run that no rule stops: its steps, where it dies, and from where it resumes.
+AT_THE_LAST_STEP = {
+    "before it is saved": (14, [("measurement", 14)], [0, 12]),
+    "after it is saved": (14, [("after on_save", 14)], [0, 14]),
+    "and once more": (14, [("after on_save", 14), ("before on_train_end", 15)], [0, 14, 14]),
+}

@@ -1,8 +1,8 @@
 """Runs that are killed and resumed: processes to kill, places to die at, and what no kill may change.
 
-A test module has a function that trains one part of a run. A fork server, which has imported that module once, runs
-it in a process of its own for each part: importing the frameworks takes longer than all the training. What else is
-worth doing once and starts no thread, the module does in its function `prepare`.
+A module for each trainer has a function that trains one `part` of a run. A fork server, which has imported that module
+once, runs it in a process of its own for each part: importing the frameworks takes longer than all the training. What
+else is worth doing once and starts no thread, the module does in its function `prepare`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
 from ib_callback.run.checkpoints import CheckpointFile, find_checkpoints
@@ -49,7 +48,7 @@ class Ended:
 
 
 class ForkServer:
-    """A process that has imported a test module, and forks a child for each part of a run.
+    """A process that has imported a module, and forks a child for each part of a run.
 
     Not the process of pytest: forking needs one without other threads, and of those no one knows there.
     """
@@ -57,13 +56,8 @@ class ForkServer:
     def __init__(self, module: str) -> None:
         self._process = _python("serve", module, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def __enter__(self) -> ForkServer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # At the end of its input it ends by itself.
+    def close(self) -> None:
+        """At the end of its input it ends by itself."""
         self._process.communicate()
 
     def run(self, function: str, *, kill_after: str | None = None, delay: float = 0.0, **arguments: Any) -> Ended:
@@ -123,10 +117,10 @@ def _own_stdout() -> int:
 
 
 def _python(function: str, *arguments: str, **streams: Any) -> subprocess.Popen[Any]:
-    code = f"import sys, kill_runs; kill_runs.{function}(*sys.argv[1:])"
+    code = f"import sys; from kills import runs; runs.{function}(*sys.argv[1:])"
     own = {
         # What is imported must be what the test imports.
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)]),
         # Threads do not survive a fork: neither a pool for numbers nor the one that Arrow's memory allocator starts.
         "OMP_NUM_THREADS": "1",
         "JE_ARROW_MALLOC_CONF": "background_thread:false",
