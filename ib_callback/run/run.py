@@ -28,7 +28,7 @@ from ib_callback.results.selection import Choice
 from ib_callback.results.stopping import StopDecision
 from ib_callback.results.trajectory import Trajectory, append_line, check_writable, write_run_file
 from ib_callback.run.checkpoints import CheckpointFile, is_complete
-from ib_callback.run.config import RunConfig
+from ib_callback.run.config import RunConfig, takes_keywords_of
 from ib_callback.run.lock import RunLock
 from ib_callback.run.ranks import first_different, first_failure, is_rank_zero, of_rank_zero
 from ib_callback.run.rules import LiveRules
@@ -107,6 +107,7 @@ class Run:
         ValueError: a metric that is not measured (the message lists those that are), or a setting out of range.
     """
 
+    @takes_keywords_of(RunConfig)
     def __init__(
         self,
         meter: Meter,
