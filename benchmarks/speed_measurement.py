@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     plan = Times()
     plan.add(meter.plan)
-    # Warm up: the first measurement also proves that the trunk alone gives the same states.
+    # Warm up: the first measurement also makes the plan and the reference points.
     measurement = measure()
     if options.profile:
         profile(measure, options.device)

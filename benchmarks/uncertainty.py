@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     plans = {name: Times() for name in meters}
     for name, meter in meters.items():
         plans[name].add(meter.plan)
-    # Warm up: the first measurement also proves that the trunk alone gives the same states.
+    # Warm up: the first measurement also makes the plan and the reference points.
     points = {name: meter.measure(model) for name, meter in meters.items()}
     times = {name: Times() for name in meters}
     for _ in range(options.rounds):

@@ -10,8 +10,7 @@ from ib_callback.estimator.quantise import reference_points, soft_assign
 from ib_callback.estimator.soft_histogram import SoftHistogram
 from ib_callback.estimator.temperature import calibrated_temperature
 from ib_callback.measuring.increments import model_increments, ngram_labels
-from ib_callback.measuring.meter import Meter, measure
-from ib_callback.measuring.preflight import Preflight
+from ib_callback.measuring.meter import Meter, Preflight, measure
 from ib_callback.probe.overlap import Overlap
 from ib_callback.probe.probe import Probe
 from ib_callback.results.measurement import Measurement
@@ -21,6 +20,7 @@ from ib_callback.results.selection import Candidate, Choice, Selection
 from ib_callback.results.stopping import PlateauStopping, StopDecision, StopReason
 from ib_callback.results.trajectory import Trajectory
 from ib_callback.results.uncertainty import Adjusted, Difference, adjusted, adjusted_information, difference
+from ib_callback.run.run import Run
 from ib_callback.run.schedule import every, logarithmic
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "Probe",
     "ProbeError",
     "RepresentationError",
+    "Run",
     "Selection",
     "SoftHistogram",
     "StopDecision",

@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ FORMAT = 1
 FILENAME = "ib_curve.json"
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class IBCurve:
     """Achievable complexity and expressivity: a concave curve from (0, 0) on, of which these are the corners.
 
@@ -45,47 +48,35 @@ class IBCurve:
         mutual_information: I(X;Y), which no expressivity exceeds.
         num_codewords: how many values T could take.
         unit: of all of these but `betas`: "nats", "bits" or "efficiency", a fraction of log(number of bins).
+        nats_per_unit: of that unit.
         info: what else a file says about the curve, as JSON values: for `probe_curve` the probe's fingerprint, the
             order and the number of positions.
     """
 
-    def __init__(
-        self,
-        complexity: Any,
-        expressivity: Any,
-        betas: Any,
-        *,
-        mutual_information: float,
-        num_codewords: int,
-        info: Mapping[str, Any] | None = None,
-        unit: str = "nats",
-        nats_per_unit: float = 1.0,
-    ) -> None:
-        arrays = [np.array(values, np.float64) for values in (complexity, expressivity, betas)]
-        c, e, b = arrays
-        if c.ndim != 1 or not len(c) or c.shape != e.shape or c.shape != b.shape:
+    complexity: np.ndarray
+    expressivity: np.ndarray
+    betas: np.ndarray
+    _: KW_ONLY
+    mutual_information: float
+    num_codewords: int
+    info: Mapping[str, Any] = field(default_factory=dict)
+    unit: str = "nats"
+    nats_per_unit: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("complexity", "expressivity", "betas"):
+            array = np.array(getattr(self, name), np.float64)
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        c, e, b = self.complexity, self.expressivity, self.betas
+        if c.ndim != 1 or not len(c) or not c.shape == e.shape == b.shape:
             raise ValueError(
                 "an IBCurve needs complexity, expressivity and betas of the same length, at least 1, got shapes "
                 f"{c.shape}, {e.shape} and {b.shape}"
             )
-        finite = np.isfinite(c).all() and np.isfinite(e).all() and math.isfinite(mutual_information)
-        if (
-            not finite
-            or np.isnan(b).any()
-            or c[0] != 0
-            or e[0] != 0
-            or (np.diff(c) <= 0).any()
-            or (np.diff(e) < 0).any()
-        ):
+        ascends = c[0] == e[0] == 0 and (np.diff(c) > 0).all() and (np.diff(e) >= 0).all()
+        if not ascends or not np.isfinite([c[-1], e[-1], self.mutual_information]).all() or np.isnan(b).any():
             raise ValueError("the corners of an IBCurve are finite and ascend from (0, 0)")
-        for array in arrays:
-            array.flags.writeable = False
-        self.complexity, self.expressivity, self.betas = arrays
-        self.mutual_information = float(mutual_information)
-        self.num_codewords = int(num_codewords)
-        self.info = dict(info or {})
-        self.unit = unit
-        self._nats_per_unit = float(nats_per_unit)
 
     def bound(self, complexity: Any) -> Any:
         """The highest expressivity that was achieved with at most this complexity.
@@ -119,24 +110,22 @@ class IBCurve:
 
     def with_info(self, **info: Any) -> IBCurve:
         """The same curve that says more about itself, in JSON values."""
-        return self._copy(1.0, info={**self.info, **info}, unit=self.unit, nats_per_unit=self._nats_per_unit)
+        return replace(self, info={**self.info, **info})
 
     def _in(self, unit: str, nats: float) -> IBCurve:
-        return self._copy(self._nats_per_unit / nats, info=self.info, unit=unit, nats_per_unit=nats)
-
-    def _copy(self, factor: float, **others: Any) -> IBCurve:
-        return IBCurve(
-            self.complexity * factor,
-            self.expressivity * factor,
-            self.betas,
+        factor = self.nats_per_unit / nats
+        return replace(
+            self,
+            complexity=self.complexity * factor,
+            expressivity=self.expressivity * factor,
             mutual_information=self.mutual_information * factor,
-            num_codewords=self.num_codewords,
-            **others,
+            unit=unit,
+            nats_per_unit=nats,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the curve as one JSON object, in nats, in one step; a file that is there already is replaced."""
-        curve = self if self._nats_per_unit == 1.0 else self._in("nats", 1.0)
+        curve = self if self.nats_per_unit == 1.0 else self._in("nats", 1.0)
         content = {
             "format": FORMAT,
             "unit": "nats",
@@ -164,7 +153,7 @@ class IBCurve:
             content = json.loads(data)
             number, unit = content.pop("format"), content.pop("unit")
             known = {name: content.pop(name) for name in ("complexity", "expressivity", "mutual_information")}
-            betas = [math.inf if beta is None else beta for beta in content.pop("betas")]
+            betas = np.array([math.inf if beta is None else beta for beta in content.pop("betas")])
             num_codewords = content.pop("num_codewords")
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(
@@ -184,11 +173,7 @@ class IBCurve:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, IBCurve):
             return NotImplemented
-        arrays = ("complexity", "expressivity", "betas")
-        plain = ("mutual_information", "num_codewords", "info", "unit")
-        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in arrays) and all(
-            getattr(self, name) == getattr(other, name) for name in plain
-        )
+        return all(np.array_equal(value, getattr(other, name)) for name, value in vars(self).items())
 
     __hash__ = None  # type: ignore[assignment]  # arrays
 
@@ -292,26 +277,16 @@ def _check_betas(betas: Any) -> list[float]:
     return sorted(set(values.tolist()), reverse=True)
 
 
-class _bar:  # noqa: N801
-    """A context in which a function takes the share that is done, from 0 to 1."""
-
-    def __init__(self, wanted: bool) -> None:
-        self._bar: Any = None
-        if wanted:
-            try:
-                from tqdm.auto import tqdm
-            except ImportError:
-                return
-            form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
-            self._bar = tqdm(total=1.0, desc="IB curve", bar_format=form, leave=False, delay=2.0)
-
-    def __enter__(self) -> Callable[[float], None]:
-        return self._report
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def _report(self, share: float) -> None:
-        if self._bar is not None:
-            self._bar.update(max(min(share, 1.0) - self._bar.n, 0.0))
+@contextmanager
+def _bar(wanted: bool) -> Iterator[Callable[[float], None]]:
+    """A bar that is told the share that is done, from 0 to 1."""
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        wanted = False
+    if not wanted:
+        yield lambda share: None
+        return
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
+    with tqdm(total=1.0, desc="IB curve", bar_format=form, leave=False, delay=2.0) as bar:
+        yield lambda share: bar.update(max(min(share, 1.0) - bar.n, 0.0))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
@@ -136,11 +135,7 @@ def probe_curve(
     return build_once(
         user_cache_directory() / "ib_curves" / name,
         build,
-        write=_write,
+        write=lambda path, curve: curve.save(path),
         read=IBCurve.load,
         what=f"the IB curve of probe {probe.name!r}",
     )
-
-
-def _write(path: Path, curve: IBCurve) -> None:
-    curve.save(path)

@@ -7,11 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ib_callback.common.errors import ProbeError
 from ib_callback.common.files import write_atomically
-from ib_callback.probe._checks import NO_LABEL
+from ib_callback.probe.content import NO_LABEL, Content
 from ib_callback.probe.probe import Probe
 
 _HEADER = "probe"
@@ -59,14 +57,17 @@ def read_lines(path: str | os.PathLike[str]) -> Probe:
                 raise ProbeError(f"{path}:{number}: expected one JSON object a line ({error}).") from error
             if number == 1 and isinstance(line, dict) and isinstance(line.get(_HEADER), dict):
                 header = line[_HEADER]
-            elif isinstance(line, dict) and isinstance(line.get("input_ids"), list) and line["input_ids"]:
+            else:
                 _check_row(line, f"{path}:{number}")
                 rows.append(line)
-            else:
-                raise ProbeError(f'{path}:{number}: expected {{"input_ids": [ids], …}}, got {text.strip()[:60]}.')
+    if type(header.get("length", 0)) is not int:
+        raise ProbeError(f'{path}: expected "length" in the header to be an integer, got {header["length"]!r}.')
     if not rows:
         raise ProbeError(f"{path}: expected at least one line with input_ids, got none.")
-    probe = _probe(Path(path), header, rows)
+    try:
+        probe = Probe(_content(Path(path), header, rows))
+    except ProbeError as error:
+        raise ProbeError(f"{path}: its content is not a probe: {error}") from error
     wanted = header.get("fingerprint", probe.fingerprint)
     if probe.fingerprint != wanted:
         raise ProbeError(
@@ -76,46 +77,34 @@ def read_lines(path: str | os.PathLike[str]) -> Probe:
     return probe
 
 
-def _check_row(row: dict[str, Any], where: str) -> None:
-    if not isinstance(row.get("labels", {}), dict):
-        raise ProbeError(f'{where}: expected {{"labels": {{name: [labels]}}}}, got {str(row["labels"])[:60]}.')
+def _check_row(row: Any, where: str) -> None:
+    ids = row.get("input_ids") if isinstance(row, dict) else None
+    if not isinstance(ids, list) or not ids:
+        raise ProbeError(f'{where}: expected {{"input_ids": [ids], …}}, got {json.dumps(row)[:60]}.')
+    labels = row.get("labels", {})
+    if not isinstance(labels, dict):
+        raise ProbeError(f'{where}: expected {{"labels": {{name: [labels]}}}}, got {str(labels)[:60]}.')
+    if any(not isinstance(label, list) or len(label) != len(ids) for label in labels.values()):
+        raise ProbeError(f"{where}: expected lists of as many labels as ids, {len(ids)}, got {str(labels)[:60]}.")
     padding = row.get("padding", 0)
     if type(padding) is not int or padding < 0:
         raise ProbeError(f'{where}: expected "padding" to be 0 or more, the tokens before, got {padding!r}.')
 
 
-def _probe(path: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> Probe:
-    if type(header.get("length", 0)) is not int:
-        raise ProbeError(f'{path}: expected "length" in the header to be an integer, got {header["length"]!r}.')
-    ends = [row.get("padding", 0) + len(row["input_ids"]) for row in rows]
-    shape = len(rows), max(*ends, header.get("length", 0), 0)
-    names = sorted({name for row in rows for name in row.get("labels", {})})
-    ids, mask = np.zeros(shape, np.int64), np.zeros(shape, bool)
-    labels = {name: np.full(shape, NO_LABEL, np.int64) for name in names}
-    for place, (row, end) in enumerate(zip(rows, ends, strict=True)):
-        real = slice(row.get("padding", 0), end)
-        mask[place, real] = True
-        try:
-            ids[place, real] = _integers(row["input_ids"])
-            for name, label in row.get("labels", {}).items():
-                labels[name][place, real] = _integers(label)
-        except (TypeError, ValueError) as error:
-            raise ProbeError(
-                f"{path}: sequence {place}: expected integers, and as many labels as ids ({error})."
-            ) from error
-    return Probe(
-        ids,
-        mask,
-        labels=labels,
+def _content(path: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> Content:
+    length = max(header.get("length", 0), *(row.get("padding", 0) + len(row["input_ids"]) for row in rows))
+
+    def padded(values: list[Any], row: dict[str, Any], by: int) -> list[Any]:
+        before = [by] * row.get("padding", 0)
+        return before + values + [by] * (length - len(before) - len(values))
+
+    names = {name for row in rows for name in row.get("labels", {})}
+    return Content(
+        input_ids=[padded(row["input_ids"], row, 0) for row in rows],
+        attention_mask=[padded([1] * len(row["input_ids"]), row, 0) for row in rows],
+        labels={name: [padded(row.get("labels", {}).get(name, []), row, NO_LABEL) for row in rows] for name in names},
         label_names=header.get("label_names"),
         name=header.get("name", path.stem),
         source=header.get("source", {"constructor": "lines"}),
         tokenizer=header.get("tokenizer"),
     )
-
-
-def _integers(values: list[Any]) -> np.ndarray:
-    array = np.array(values)
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"got {array.dtype}")
-    return array

@@ -23,7 +23,7 @@ from ib_callback.cli._demo_report import reading
 from ib_callback.common.optional import require
 from ib_callback.probe.probe import Probe, builtin_text
 from ib_callback.results.trajectory import FILENAME, Trajectory, check_writable
-from ib_callback.run.recorder import PLANE_FILENAME
+from ib_callback.run.run import PLANE_FILENAME
 from ib_callback.run.schedule import every as every_nth
 from ib_callback.run.schedule import logarithmic
 

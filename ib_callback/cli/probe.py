@@ -11,12 +11,31 @@ from typing import Any
 
 from ib_callback.cli._probe_lines import read_lines, write_lines
 from ib_callback.measuring.statistics import DIM, ProbeStatistics, probe_statistics
-from ib_callback.probe._tokenizing import is_raw
 from ib_callback.probe.probe import Probe
 
 FAILED = 2
 _MUCH_SOURCE = ("tokenizer_sha256", "chat_template", "corpus_fingerprint")
-_KNOWN = ("c4", "tulu", "builtin")
+# Keywords of the constructors: {name: (flag, arguments of add_argument)}. What is not given is left to the constructor.
+_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "config": ("--config", {"help": "the dataset's configuration"}),
+    "split": ("--split", {"help": "one that is not trained on; c4: validation, tulu: train"}),
+    "revision": ("--revision", {"help": "commit, branch or tag of a dataset on the hub"}),
+    "skip": ("--skip", {"type": int, "metavar": "N", "help": "rows to leave out first (0)"}),
+    "cache": (
+        "--no-cache",
+        {"action": "store_const", "const": False, "help": "neither look into the cache nor keep it there"},
+    ),
+    "min_length": ("--min-length", {"type": int, "metavar": "N", "help": "shorter texts are skipped (16)"}),
+    "text_column": ("--text-column", {"metavar": "COLUMN", "help": "strings, or lists of words (text)"}),
+    "label_columns": (
+        "--label-column",
+        {"action": "append", "metavar": "COLUMN", "help": "labels, by row, word or span; repeatable"},
+    ),
+    "name": ("--name", {"help": "of the probe, for messages"}),
+}
+_READING = {"config", "split", "revision", "skip", "cache"}
+# By dataset those of the options that its constructor takes.
+_TAKEN = {"builtin": set(), "c4": _READING | {"min_length"}, "tulu": _READING}
 _NOTHING = ("", "{}", "None")
 
 
@@ -36,30 +55,19 @@ def add_probe_command(commands: Any) -> None:
     build = actions.add_parser(
         "build",
         help="make a probe of a dataset",
-        description="Make a probe of a dataset, streamed from the HuggingFace hub or from local files.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Make a probe of a dataset, from the HuggingFace hub or of local files.",
     )
     build.add_argument(
         "--dataset", required=True, metavar="c4|tulu|builtin|NAME|PATH", help="known, on the hub, a file or a folder"
     )
-    build.add_argument("--config", help="the dataset's configuration")
-    build.add_argument("--split", help="one that is not trained on; c4: validation, tulu: train")
-    build.add_argument("--revision", help="commit, branch or tag of a dataset on the hub")
-    build.add_argument("--text-column", default="text", metavar="COLUMN", help="strings, or lists of words")
-    build.add_argument(
-        "--label-column", action="append", default=[], metavar="COLUMN", help="labels, by row, word or span; repeatable"
-    )
-    build.add_argument("--preferences", action="store_true", help="rows are pairs: chosen, rejected, perhaps prompt")
     build.add_argument("--tokenizer", required=True, metavar="NAME|DIR|JSON", help="that of the model; - for builtin's")
-    build.add_argument("--num-sequences", type=int, default=512, metavar="N", help="two a preference pair")
-    build.add_argument("--max-length", type=int, default=512, metavar="N", help="most tokens of a sequence")
-    build.add_argument("--min-length", type=int, default=16, metavar="N", help="shorter texts are skipped")
-    build.add_argument("--skip", type=int, default=0, metavar="N", help="rows to leave out first")
-    build.add_argument("--name", help="of the probe, for messages")
-    build.add_argument("--retries", type=int, default=5, metavar="N", help="how often to try again when it stops")
-    build.add_argument("--no-cache", action="store_true", help="neither look into the cache nor keep it there")
     build.add_argument("-o", "--output", required=True, metavar="FILE", help="where to, .safetensors")
-    build.set_defaults(run=_guarded(_build), default_of=build.get_default)
+    build.add_argument("--preferences", action="store_true", help="rows are pairs: chosen, rejected, perhaps prompt")
+    build.add_argument("--num-sequences", type=int, default=512, metavar="N", help="two a preference pair (512)")
+    build.add_argument("--max-length", type=int, default=512, metavar="N", help="most tokens of a sequence (512)")
+    for name, (flag, keywords) in _OPTIONS.items():
+        build.add_argument(flag, dest=name, **keywords)
+    build.set_defaults(run=_guarded(_build))
     show = actions.add_parser(
         "show",
         help="what is in a probe, and what measuring on it will be like",
@@ -155,36 +163,27 @@ def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(options: argparse.Namespace) -> None:
-    _check_used(options)
+    given = _given(options)
     if Path(options.output).suffix == ".jsonl":
         raise ValueError(
             f"-o: expected a .safetensors file, got {options.output}. Build that, and then: ib-callback probe convert"
         )
     if Path(options.output).is_dir():
         raise ValueError(f"-o: expected a .safetensors file, got the folder {options.output}")
-    name = {} if options.name is None else {"name": options.name}
-    sizes: dict[str, Any] = {"num_sequences": options.num_sequences, "max_length": options.max_length}
-    lengths = {"min_length": options.min_length}
-    reading = {"skip": options.skip, "retries": options.retries, "cache": not options.no_cache}
-    reading |= {
-        option: getattr(options, option)
-        for option in ("config", "split", "revision")
-        if getattr(options, option) is not None
-    }
+    keywords: dict[str, Any] = {"num_sequences": options.num_sequences, "max_length": options.max_length, **given}
     if options.dataset == "builtin":
-        probe = Probe.builtin(None if options.tokenizer == "-" else load_tokenizer(options.tokenizer), **sizes)
+        probe = Probe.builtin(None if options.tokenizer == "-" else load_tokenizer(options.tokenizer), **keywords)
     else:
         tokenizer = load_tokenizer(options.tokenizer)
         if options.dataset == "c4":
-            probe = Probe.from_c4(tokenizer, **sizes, **lengths, **reading)
+            probe = Probe.from_c4(tokenizer, **keywords)
         elif options.dataset == "tulu":
-            probe = Probe.from_tulu(tokenizer, **sizes, **reading)
+            probe = Probe.from_tulu(tokenizer, **keywords)
         elif options.preferences:
-            probe = Probe.from_preferences(options.dataset, tokenizer, **sizes, **name, **reading)
+            probe = Probe.from_preferences(options.dataset, tokenizer, **keywords)
         else:
-            columns = {"text_column": options.text_column, "label_columns": options.label_column}
-            probe = Probe.from_dataset(options.dataset, tokenizer, **columns, **sizes, **lengths, **name, **reading)
-        if is_raw(tokenizer):
+            probe = Probe.from_dataset(options.dataset, tokenizer, **keywords)
+        if Path(options.tokenizer).is_file():
             print(
                 "ib-callback: these are the ids of a bare tokenizer.json; loaded by name or folder, the tokenizer may "
                 "add other special tokens",
@@ -194,25 +193,25 @@ def _build(options: argparse.Namespace) -> None:
     print(f"{options.output}: {probe}")
 
 
-def _check_used(options: argparse.Namespace) -> None:
-    """Refuse options that this kind of probe has no use for, rather than build another one than was asked for."""
-    pairs = options.dataset == "tulu" or (options.preferences and options.dataset not in _KNOWN)
-    unused = ["text_column", "label_column"] if pairs or options.dataset in _KNOWN else []
-    if options.dataset in _KNOWN:
-        unused.append("name")
-    if options.dataset in ("c4", "builtin"):
-        unused.append("preferences")
-    if options.dataset == "builtin":
-        unused += ["config", "split", "revision", "skip", "retries", "no_cache"]
-    if pairs or options.dataset == "builtin":
-        unused.append("min_length")
-    given = [option for option in unused if getattr(options, option) != options.default_of(option)]
-    if given:
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """Those of the options that were given.
+
+    Raises:
+        ValueError: this kind of probe has no use for one, rather than build another one than was asked for.
+    """
+    given = {name: getattr(options, name) for name in _OPTIONS if getattr(options, name) is not None}
+    taken = _TAKEN.get(options.dataset)
+    if taken is None:
+        taken = _READING | {"name"} | (set() if options.preferences else {"min_length", "text_column", "label_columns"})
+    unused = [_OPTIONS[name][0] for name in given if name not in taken]
+    if options.preferences and options.dataset in ("c4", "builtin"):
+        unused.append("--preferences")
+    if unused:
         kind = f"--dataset {options.dataset}" + (" --preferences" if options.preferences else "")
-        names = ", ".join(f"--{option.replace('_', '-')}" for option in given)
-        raise ValueError(f"{names}: expected to be left out with {kind}, which has no use for it")
+        raise ValueError(f"{', '.join(unused)}: expected to be left out with {kind}, which has no use for it")
     if options.tokenizer == "-" and options.dataset != "builtin":
         raise ValueError("--tokenizer -: expected with --dataset builtin alone. Name the tokenizer of the model")
+    return given
 
 
 def _show_or_help(options: argparse.Namespace) -> int:
@@ -248,20 +247,17 @@ def _guarded(action: Callable[[argparse.Namespace], None]) -> Callable[[argparse
     """The action as a command: errors and warnings are a line each, without a place in the code."""
 
     def run(options: argparse.Namespace) -> int:
+        status, said = 0, []
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             warnings.simplefilter("always", RuntimeWarning)
             try:
                 action(options)
-                error = None
-            except (ValueError, TypeError, ImportError, OSError) as raised:
-                error = " ".join(str(raised).split())
-        for message in dict.fromkeys(str(warning.message) for warning in caught):
+            except (ValueError, TypeError, ImportError, OSError) as error:
+                status, said = FAILED, [" ".join(str(error).split())]
+        for message in dict.fromkeys([str(warning.message) for warning in caught] + said):
             print(f"ib-callback: {message}", file=sys.stderr)
-        if error is not None:
-            print(f"ib-callback: {error}", file=sys.stderr)
-            return FAILED
-        return 0
+        return status
 
     return run
 

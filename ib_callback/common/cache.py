@@ -13,15 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: several processes may then build the same, but each file is still whole
-    fcntl = None  # type: ignore[assignment]
+from filelock import FileLock, Timeout
 
 _log = logging.getLogger(__name__)
 Content = TypeVar("Content")
 
-POLL_SECONDS = 0.1
 SAY_WAITING_SECONDS = (5.0, 60.0)  # first after so long, then every so long
 # Written in seconds, after everything is built: what is left over longer is of a process that died.
 LEFTOVER_SECONDS = 3600.0
@@ -167,43 +163,24 @@ def _remove_leftovers(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path, what: str) -> Iterator[bool]:
-    """Hold the lock on building a file; false where the file system or the directory allows none.
-
-    The lock file stays: to remove it would let two processes hold locks on two files of one name.
-    """
-    lock = None
-    if fcntl is not None:
-        try:
-            lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
-            _acquire(lock, path, what)
-        except BaseException as error:
-            if lock is not None:
-                os.close(lock)
-                lock = None
-            if not isinstance(error, OSError):  # an interrupt while waiting
-                raise
+    """Hold the lock on building a file; false where the file system or the directory allows none."""
+    # No marker file in place of a lock that the system does not have: that of a process that died would stay.
+    lock = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False)
+    waited, patience = 0.0, SAY_WAITING_SECONDS[0]
     try:
-        yield lock is not None
-    finally:
-        if lock is not None:
-            # Closing alone would leave the lock to child processes that inherited the file.
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            os.close(lock)
-
-
-def _acquire(lock: int, path: Path, what: str) -> None:
-    waited, say = 0.0, SAY_WAITING_SECONDS[0]
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(POLL_SECONDS)
-            waited += POLL_SECONDS
-            if waited >= say:
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=patience)
+            except Timeout:
+                waited += patience
                 _log.warning("%s: another process builds it; waiting for %s, %.0f s so far", what, path, waited)
-                say += SAY_WAITING_SECONDS[1]
-        else:
-            return
+                patience = SAY_WAITING_SECONDS[1]
+    except OSError:  # the file system has no locks, or the directory cannot be written
+        pass
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 
 def _warn_not_kept(path: Path, what: str, error: OSError) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ib_callback.estimator.histogram import entropy, segment_sum
-from ib_callback.estimator.quantise import reference_points, resolve_temperature, soft_assign
+from ib_callback.estimator.quantise import reference_points, soft_assign
 
 WEIGHTINGS = ("empirical", "uniform")
 
@@ -42,9 +42,7 @@ def soft_entropy(z: Tensor, *, num_bins: int = 100, seed: int = 0, temperature: 
     >>> bool(soft_entropy(z) < soft_entropy(spread) <= 1)
     True
     """
-    check_representations(z)
-    points = reference_points(z.shape[1], num_bins, seed=seed)
-    assignments = soft_assign(z, points, resolve_temperature(temperature, z.shape[1], num_bins))
+    assignments = assigned(z, num_bins, seed, temperature)
     return _on_device_of(z, entropy(in_float64(assignments).sum(0)))
 
 
@@ -93,15 +91,19 @@ def soft_mutual_information(
     >>> 0 < float(soft_mutual_information(z, labels)) < float(soft_entropy(z))
     True
     """
-    check_representations(z)
-    check_labels(labels, z.shape[0])
     check_weighting(weighting)
-    points = reference_points(z.shape[1], num_bins, seed=seed)
-    assignments = soft_assign(z, points, resolve_temperature(temperature, z.shape[1], num_bins))
+    assignments = assigned(z, num_bins, seed, temperature)
+    check_labels(labels, z.shape[0])
     _, counts, histograms = histograms_by_label(assignments, labels)
     conditional = entropy(histograms)
     weights = label_weights(counts, weighting)
     return _on_device_of(z, entropy(histograms.sum(0)) - (weights * conditional).sum())
+
+
+def assigned(z: Tensor, num_bins: int, seed: int, temperature: float | str) -> Tensor:
+    """Soft assignments [T, num_bins] of representations [T, dim], which are checked; differentiable."""
+    check_representations(z)
+    return soft_assign(z, reference_points(z.shape[1], num_bins, seed=seed), temperature)
 
 
 def histograms_by_label(assignments: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ib_callback.common.checks import check_integer
-from ib_callback.estimator.functional import check_labels, check_representations, histograms_by_label, in_float64
+from ib_callback.estimator.functional import assigned, check_labels, histograms_by_label, in_float64
 from ib_callback.estimator.histogram import entropy
-from ib_callback.estimator.quantise import check_seed, reference_points, resolve_temperature, soft_assign
 
 
 @dataclass(frozen=True)
@@ -83,16 +82,11 @@ def information_increment(
     >>> information_increment(z, narrow, wide, num_permutations=19).p_value
     0.05
     """
-    check_representations(z)
-    check_labels(narrow, len(z))
-    check_labels(wide, len(z))
-    if within is not None:
-        check_labels(within, len(z))
     check_integer("num_permutations", num_permutations, minimum=2, cure="100 is the default")
-    check_seed(seed)
-    points = reference_points(z.shape[1], num_bins, seed=seed)
     with torch.no_grad():
-        assignments = in_float64(soft_assign(z, points, resolve_temperature(temperature, z.shape[1], num_bins)))
+        assignments = in_float64(assigned(z, num_bins, seed, temperature))
+    for labels in (narrow, wide) if within is None else (narrow, wide, within):
+        check_labels(labels, len(z))
     return increment_of(assignments, narrow, wide, within, num_permutations=num_permutations, seed=seed)
 
 

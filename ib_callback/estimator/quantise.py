@@ -105,14 +105,15 @@ def usable(norms: Tensor) -> Tensor:
 
 def resolve_temperature(temperature: float | str, dim: int, num_bins: int) -> float:
     """The softmax temperature as a number: `"calibrated"` is solved for `dim` and `num_bins`."""
-    if isinstance(temperature, str) and temperature == "calibrated":
-        return calibrated_temperature(dim, num_bins)
-    return check_temperature(temperature)
+    number = check_temperature(temperature)
+    return calibrated_temperature(dim, num_bins) if isinstance(number, str) else number
 
 
-def check_temperature(temperature: Any) -> float:
-    """Return `temperature` as a float if it is a number that a softmax can use."""
+def check_temperature(temperature: Any) -> float | str:
+    """Return `temperature` as a float if it is a number that a softmax can use, or as it is if it is "calibrated"."""
     if isinstance(temperature, str):
+        if temperature == "calibrated":
+            return temperature
         raise ValueError(f'temperature: expected "calibrated" or a number above 0, got {temperature!r}.')
     if isinstance(temperature, bool) or not isinstance(temperature, Real):
         raise TypeError(f'temperature: expected "calibrated" or a number above 0, got {temperature!r}.')

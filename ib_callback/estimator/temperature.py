@@ -49,7 +49,8 @@ def calibrated_temperature(dim: int, num_bins: int = 100) -> float:
     >>> calibrated_temperature(64, 100) > calibrated_temperature(64, 1000)
     True
     """
-    return _solve(_check_dim(dim), check_integer("num_bins", num_bins, minimum=2, cure="100 is the published choice"))
+    dim = check_integer("dim", dim, minimum=2, cure="cosines need representations of at least two dimensions")
+    return _solve(dim, check_integer("num_bins", num_bins, minimum=2, cure="100 is the published choice"))
 
 
 def kl_to_uniform(concentration: float, dim: int) -> float:
@@ -69,23 +70,13 @@ def kl_to_uniform(concentration: float, dim: int) -> float:
         The divergence in nats; the absolute error is below 1e-11 for dim up to 65,536 wherever the divergence
         is at most log(65,536).
 
-    Raises:
-        TypeError: `dim` is not an integer.
-        ValueError: `dim` is under 2, or `concentration` is negative, NaN or infinite.
-
     On the ordinary sphere the divergence is k coth(k) - 1 - log(sinh(k) / k) with k the concentration:
 
     >>> abs(kl_to_uniform(1.0, 3) - (1 / math.tanh(1) - 1 - math.log(math.sinh(1)))) < 1e-12
     True
     """
-    dim = _check_dim(dim)
-    concentration = float(concentration)
-    if not (concentration >= 0 and math.isfinite(concentration)):
-        raise ValueError(
-            f"concentration must be a finite number of at least 0, got {concentration}; "
-            "pass 1 / temperature of a positive temperature."
-        )
-    return _kl(concentration, dim)
+    log_normaliser, mean = _moments(concentration, dim)
+    return max(0.0, -concentration * mean - log_normaliser + _log_normaliser_uniform(dim))
 
 
 @lru_cache(maxsize=4096)
@@ -96,17 +87,12 @@ def _solve(dim: int, num_bins: int) -> float:
     # dKL/dk = k Var_k(cos) <= k, hence KL <= k^2 / 2, which bounds the concentration from below.
     low = math.sqrt(2.0 * target)
     high = 4.0 * low
-    while _kl(high, dim) < target:
+    while kl_to_uniform(high, dim) < target:
         low, high = high, 4.0 * high
     log_concentration = brentq(
-        lambda x: _kl(math.exp(x), dim) - target, math.log(low) - 1e-6, math.log(high), xtol=1e-13, rtol=1e-14
+        lambda x: kl_to_uniform(math.exp(x), dim) - target, math.log(low) - 1e-6, math.log(high), xtol=1e-13, rtol=1e-14
     )
     return math.exp(-log_concentration)
-
-
-def _kl(concentration: float, dim: int) -> float:
-    log_normaliser, mean = _moments(concentration, dim)
-    return max(0.0, -concentration * mean - log_normaliser + _log_normaliser_uniform(dim))
 
 
 @lru_cache(maxsize=4096)
@@ -142,7 +128,3 @@ def _moments(concentration: float, dim: int) -> tuple[float, float]:
     weights = np.exp(log_values - log_peak)
     total = float(weights.sum())
     return log_peak + math.log(step * total), float(weights @ s) / total
-
-
-def _check_dim(dim: int) -> int:
-    return check_integer("dim", dim, minimum=2, cure="cosines need representations of at least two dimensions")

@@ -13,6 +13,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from transformers.trainer_callback import CallbackHandler
 
 from ib_callback.results.metrics import better_direction
+from ib_callback.run.rules import LiveRules
 
 
 def evaluation_key(name: str) -> str:
@@ -68,11 +69,9 @@ def watched_metric(args: TrainingArguments, names: Iterable[str], *, selects: bo
             'for every name that does not end in "loss"): the worst model would be kept. Set greater_is_better=False.'
         )
     if direction == "max" and not args.greater_is_better:
-        warnings.warn(
+        warn(
             f'metric_for_best_model="{metric}" is better when high, but greater_is_better is False: the worst model '
-            "will be kept.",
-            RuntimeWarning,
-            stacklevel=3,
+            "will be kept."
         )
     if args.lr_scheduler_type == "reduce_lr_on_plateau":
         _check_plateau_scheduler(args, known[key])
@@ -84,21 +83,55 @@ def _check_plateau_scheduler(args: TrainingArguments, name: str) -> None:
     keywords: Any = args.lr_scheduler_kwargs or {}
     mode = better_direction(name)
     if mode is not None and keywords.get("mode", "min") != mode:
-        warnings.warn(
+        warn(
             f'lr_scheduler_type="reduce_lr_on_plateau" watches metric_for_best_model="{args.metric_for_best_model}", '
             f"which is better when {'high' if mode == 'max' else 'low'}, the other way round: set "
-            f'lr_scheduler_kwargs={{"mode": "{mode}"}}.',
-            RuntimeWarning,
-            stacklevel=4,
+            f'lr_scheduler_kwargs={{"mode": "{mode}"}}.'
         )
     if name.startswith("selectable/"):
-        warnings.warn(
+        warn(
             f'lr_scheduler_type="reduce_lr_on_plateau" watches metric_for_best_model="{args.metric_for_best_model}", '
             "which is NaN until it can be selected: that counts as no improvement, and the learning rate is reduced. "
-            "Use another scheduler.",
-            RuntimeWarning,
-            stacklevel=4,
+            "Use another scheduler."
         )
+
+
+def judges_by_itself(args: TrainingArguments) -> bool:
+    """Whether the Trainer has a best model of its own, by its metric."""
+    return args.metric_for_best_model is not None and args.eval_strategy != "no"
+
+
+def check_saving(args: TrainingArguments, rules: LiveRules) -> bool:
+    """Whether it falls to the callback to say when to save.
+
+    Raises:
+        ValueError: nobody says so, or two do.
+    """
+    best, evaluates, selects = args.save_strategy == "best", args.eval_strategy != "no", rules.selects
+    by = rules.selection.by
+    instead = f'metric_for_best_model="ib_selectable_{by.replace("/", "_")}"'
+    if best and not evaluates and not selects:
+        raise ValueError(
+            'save_strategy="best" without evaluation never saves anything: expected select= of IBCallback to say '
+            'which point is the best, such as select="optimality"; or set eval_strategy.'
+        )
+    if best and evaluates and selects:
+        raise ValueError(
+            f'save_strategy="best" with evaluation saves by metric_for_best_model, and select="{by}" wants to '
+            f'decide as well. Use one of them: {instead} without select=, or eval_strategy="no".'
+        )
+    if selects and args.save_strategy == "no":
+        raise ValueError(
+            f'select="{by}" chooses among checkpoints, but save_strategy is "no". Set save_strategy="steps", '
+            'or "best" to save whenever a point is the best so far.'
+        )
+    if selects and args.save_total_limit and judges_by_itself(args):
+        warn(
+            f'The Trainer protects its own best model (metric_for_best_model="{args.metric_for_best_model}") from '
+            f'save_total_limit={args.save_total_limit}, and can protect only one: what select="{by}" chooses may '
+            f"be deleted. Use {instead}."
+        )
+    return best and not evaluates
 
 
 def for_evaluation(numbers: Mapping[str, float | int | None]) -> dict[str, float]:
@@ -156,9 +189,12 @@ def report(
             elif not hasattr(target, "tb_writer"):
                 target.on_log(args, state, control, model=model, logs=dict(metrics))
         except Exception as error:  # a run must not die of its log
-            warnings.warn(
+            warn(
                 f"The information plane could not be logged by {type(target).__name__}; training goes on. "
-                f"{type(error).__name__}: {error}",
-                RuntimeWarning,
-                stacklevel=3,
+                f"{type(error).__name__}: {error}"
             )
+
+
+def warn(message: str) -> None:
+    """A RuntimeWarning of whoever called what calls this."""
+    warnings.warn(message, RuntimeWarning, stacklevel=3)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ib_callback.common.errors import ModelError
 from ib_callback.measuring.model import access
-from ib_callback.measuring.model.access import Forward, Layers
+from ib_callback.measuring.model.access import Layers
+from ib_callback.measuring.model.forward import Forward, default_forward
 
 _KEYWORDS = ("hidden_states", "blocks")
 
@@ -97,7 +98,7 @@ def _call(pl_module: Any, model: nn.Module, forward: Forward | None) -> Callable
             f"{type(pl_module).__name__} holds no transformers model and has no forward() of its own. Pass "
             "forward=callable(pl_module, input_ids, attention_mask), and name what to measure with layers=[...]."
         )
-    own = access.default_forward(model)
+    own = default_forward(model)
     return lambda input_ids, attention_mask: own(model, input_ids, attention_mask)
 
 

@@ -7,6 +7,7 @@ Example: one more line in a training script.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import os
@@ -23,36 +24,32 @@ from ib_callback.common.files import write_atomically
 from ib_callback.common.optional import require
 from ib_callback.lightning._model import Target, find_target
 from ib_callback.lightning._saving import SavingWatch
-from ib_callback.measuring.feature_probes import FeatureProbes
 from ib_callback.measuring.meter import Meter
-from ib_callback.measuring.model.access import Forward, Layers
+from ib_callback.measuring.model.access import Layers
+from ib_callback.measuring.model.forward import Forward
 from ib_callback.measuring.model.guard import resharded, untouched
 from ib_callback.probe.probe import Probe
-from ib_callback.results.selection import SelectFrom, Selection
-from ib_callback.results.stopping import PlateauStopping, StopDecision
-from ib_callback.results.trajectory import FILENAME, Trajectory
-from ib_callback.run.checkpoints import CheckpointFile, is_complete
-from ib_callback.run.recorder import Recorder, check_keywords
-from ib_callback.run.schedule import Schedule, as_schedule
-from ib_callback.run.summary import Cost, Selected
-from ib_callback.run.training_data import check_count, look_for_probes
-from ib_callback.run.wandb_log import WandbLog, open_run
+from ib_callback.results.trajectory import FILENAME
+from ib_callback.run.checkpoints import CheckpointFile
+from ib_callback.run.config import split_keywords
+from ib_callback.run.run import Follows, Run
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 # Stands in for a value that cannot be selected: beyond every metric, and better by more than any min_delta with
-# every batch, not step: validation may come several times between two steps.
+# every batch, not step: validation may come several times between two steps. A missing metric, NaN or infinity would
+# make stock callbacks raise, stop at once, or hold on to the first checkpoint.
 _WORST = 1e15
 _BETTER_BY = 1e3
 
 
-def _callback_classes() -> list[type]:
+def _callback_classes() -> tuple[type, ...]:
     """`Callback` of each Lightning package that is in use; of the one that is installed if none is so far."""
     in_use = [sys.modules[name] for name in _PACKAGES if sys.modules.get(name) is not None]
     if not in_use:
         old_only = importlib.util.find_spec("lightning") is None and importlib.util.find_spec("pytorch_lightning")
         name = "pytorch_lightning" if old_only else "lightning.pytorch"
         in_use = [require(name, extra="lightning", purpose="ib_callback.lightning")]
-    return [package.Callback for package in in_use]
+    return tuple(package.Callback for package in in_use)
 
 
 if TYPE_CHECKING:
@@ -61,7 +58,29 @@ else:
     Callback = _callback_classes()[0]
 
 
-class IBCallback(Callback):
+@functools.cache
+def _derived(declared: Any, further: tuple[type, ...]) -> Any:
+    """The class of a callback that the Trainers of further packages take for one of theirs, too.
+
+    The Trainer of each package knows only its own Callback class. Importing both for the sake of one would cost
+    seconds, and which ones are in use may become known only after this module has been imported.
+    """
+    members: dict[str, Any] = {
+        "__module__": declared.__module__,
+        "__qualname__": declared.__qualname__,
+        "_declared": declared,
+    }
+    return type(declared.__name__, (declared, *further), members)
+
+
+def _rebuilt(declared: Any, state: dict[str, Any]) -> Any:
+    """A copy of a callback, perhaps in another process."""
+    copy = declared.__new__(declared)
+    vars(copy).update(state)
+    return copy
+
+
+class IBCallback(Follows, Callback):
     """Follows the model through the information plane while Lightning's Trainer trains it.
 
     Measures before the first step, at every step of the schedule (optimizer steps, `trainer.global_step`) and
@@ -93,69 +112,32 @@ class IBCallback(Callback):
 
     Args:
         probe: the frozen held-out sample to measure on.
-        every_n_steps: an int, `ib.logarithmic()`, or any callable step -> bool.
-        early_stopping: a rule such as `ib.PlateauStopping()`; None never stops.
-        select: by what to select checkpoints: `"optimality"`, another metric, a feature, or an `ib.Selection`, whose
-            own `select_from` then counts.
-        select_from: from when on points can be selected: "compression", "fit" or a step. Also that of the
-            `ib/selectable/...` numbers.
-        output_dir: where the files go. By default the Trainer's own: the directory in which ModelCheckpoint
-            makes `checkpoints`, that is the first logger's `save_dir/name/version`, or else `default_root_dir`.
-        log_plane: draw the plane, as a file and for Weights & Biases, which gets two more; needs matplotlib.
-        overhead_budget: skip scheduled points while more than this share of the wall-clock time went into measuring.
-        tokens_per_step: training tokens of one optimizer step, for `ib/tokens_seen`; Lightning does not count them.
-        mix_settings: continue the trajectory of a resumed run although its settings have changed.
-        feature_probes: further probes of which only the feature labels are measured, such as pairs of a preferred and a
-            rejected answer; see `ib.Meter`.
-        check_overlap: at the start, look for the probes in so many examples of the training data; what is found is a
-            warning. 0: not at all.
-        **meter_keywords: those of `ib.Meter`, such as `orders`, `layers` or `batch_size`. `progress` is by
-            default what the Trainer does (`enable_progress_bar`), except beside Rich's bar, which a second bar
-            would garble.
+        **keywords: those of `ib_callback.run.config.RunConfig` (`every_n_steps`, `early_stopping`, `select`, …), which
+            all trainers share, and those of `ib.Meter` (`orders`, `layers`, `batch_size`, `feature_probes`, …).
+            `output_dir` is by default the Trainer's own, the directory in which ModelCheckpoint makes `checkpoints`:
+            the first logger's `save_dir/name/version`, or else `default_root_dir`. `progress` is by default what the
+            Trainer does (`enable_progress_bar`), except beside Rich's bar, which a second bar would garble.
 
     Raises:
         TypeError: an unknown keyword, or a value of the wrong type.
         ValueError: a setting out of range, or a metric that is not measured; the message lists those that are.
     """
 
-    def __init__(
-        self,
-        probe: Probe,
-        *,
-        every_n_steps: int | Schedule = 500,
-        early_stopping: PlateauStopping | None = None,
-        select: str | Selection | None = None,
-        select_from: SelectFrom = "compression",
-        output_dir: str | os.PathLike[str] | None = None,
-        log_plane: bool = True,
-        overhead_budget: float | None = None,
-        tokens_per_step: int | None = None,
-        mix_settings: bool = False,
-        feature_probes: FeatureProbes = (),
-        check_overlap: int = 0,
-        **meter_keywords: Any,
-    ) -> None:
-        _derive_from_packages_in_use()
+    def __new__(cls, *args: Any, **keywords: Any) -> Any:
+        """An object that the Trainer of every package in use takes for a callback."""
+        declared = vars(cls).get("_declared", cls)
+        further = tuple(known for known in _callback_classes() if not issubclass(declared, known))
+        return object.__new__(_derived(declared, further) if further else declared)
+
+    def __init__(self, probe: Probe, **keywords: Any) -> None:
         super().__init__()
-        check_keywords(type(self), meter_keywords)
-        self.output_dir = output_dir
-        self._check_overlap = check_count(check_overlap)
+        config, meter_keywords = split_keywords(type(self).__name__, keywords)
+        self.output_dir = config.output_dir
         self._progress: bool | None = meter_keywords.get("progress")
-        meter = Meter(probe, feature_probes=feature_probes, **meter_keywords)
+        meter = Meter(probe, **meter_keywords)
         self._layers: Layers = meter.layers
         self._forward = meter.forward
-        self._recorder = Recorder(
-            meter,
-            as_schedule(every_n_steps),
-            draw_plane=log_plane,
-            early_stopping=early_stopping,
-            select=select,
-            select_from=select_from,
-            overhead_budget=overhead_budget,
-            tokens_per_step=tokens_per_step,
-            mix_settings=mix_settings,
-        )
-        self._wandb = WandbLog("trainer/global_step")
+        self._run = Run(meter, config=config, x_axis="trainer/global_step")
         self._begun = False
         self._running = False
         self._step = 0
@@ -164,35 +146,18 @@ class IBCallback(Callback):
         self._resumes = True
         self._target: Target | None = None
         self._saving: SavingWatch | None = None
-        self._selected: Selected | None = None
         self._stand_ins: dict[str, str] = {}
 
-    @property
-    def trajectory(self) -> Trajectory:
-        """The points measured so far. With `ddp_spawn` they are in the processes that trained, and in the file."""
-        return self._recorder.trajectory
-
-    @property
-    def decision(self) -> StopDecision | None:
-        """What `early_stopping` said at the last point; None without a rule."""
-        return self._recorder.decision
-
-    @property
-    def selected(self) -> Selected | None:
-        """The checkpoint that `select` has chosen so far: `.step`, `.value`, `.path`."""
-        return self._selected
-
-    @property
-    def cost(self) -> Cost:
-        """What following the run has cost so far."""
-        return self._recorder.cost
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (vars(type(self)).get("_declared", type(self)), vars(self))
 
     @property
     def state_key(self) -> str:
         """Tells several callbacks apart by what tells their files apart, and by their probes."""
-        probe = self._recorder.meter.probe
+        probe = self._run.meter.probe
         directory = None if self.output_dir is None else os.fspath(self.output_dir)
-        return self._generate_state_key(probe=probe.name, fingerprint=probe.fingerprint[:12], output_dir=directory)
+        key = {"probe": probe.name, "fingerprint": probe.fingerprint[:12], "output_dir": directory}
+        return f"{type(self).__qualname__}{key!r}"
 
     def state_dict(self) -> dict[str, Any]:
         """Progress, not settings, in plain Python: how far the trajectory has come, and where the files are."""
@@ -224,22 +189,22 @@ class IBCallback(Callback):
         self._stop_if_decided(trainer)
 
     def _begin(self, trainer: Any, pl_module: Any) -> None:
-        recorder = self._recorder
+        run = self._run
         self._begun = True
-        self._running, self._selected = False, None
+        self._running = False
         self._step = step = trainer.global_step
         self._epoch = trainer.current_epoch
         writes = trainer.is_global_zero and not trainer.fast_dev_run
         self._check_saving(trainer)
-        with recorder.at_work(), untouched(pl_module), resharded(pl_module):
+        with run.at_work(), untouched(pl_module), resharded(pl_module):
             self._target = find_target(trainer, pl_module, self._layers, self._forward)
             self._set(self._target.layers, self._target.forward)
-            recorder.meter.progress = trainer.is_global_zero and self._shows_progress(trainer)
+            run.meter.progress = trainer.is_global_zero and self._shows_progress(trainer)
             earlier = self._state if step else {}
             directory = self._directory(trainer)
             if earlier and writes:
                 _bring_along(earlier, directory)
-            recorder.start(
+            run.begin(
                 self._target.model,
                 directory=directory,
                 step=step,
@@ -247,6 +212,8 @@ class IBCallback(Callback):
                 max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
                 writes=writes,
                 training=trainer,
+                resumed_from=trainer.ckpt_path,
+                loaders=trainer.train_dataloader,
             )
             if step and not earlier and self.trajectory and writes:
                 _warn(
@@ -254,19 +221,10 @@ class IBCallback(Callback):
                     f"{self.trajectory[-1].step} in {directory} are taken for earlier ones of this run; if they are "
                     "another run's, pass another output_dir=, or move the files away."
                 )
-            if self._check_overlap and writes:
-                loaders = trainer.train_dataloader
-                recorder.announce(look_for_probes(recorder.meter.probes, loaders, self._check_overlap))
             self._state = {"directory": os.path.abspath(directory)}
             self._watch_saving(trainer, earlier)
-            resumed_from = trainer.ckpt_path
-            if step and resumed_from is not None and is_complete(Path(resumed_from)):
-                # It is complete, though it may not have been recorded.
-                recorder.saved(step, resumed_from)
             self._publish(trainer)
-        must_have = recorder.rules.selects or not recorder.has_values
-        # Only a point that can be left out is asked of the schedule, which counts those that it skips.
-        if step == 0 or (must_have and not recorder.recorded(step)) or recorder.due(step):
+        if run.measures_at_start(step):
             self._record(trainer, pl_module, at_start=True)
         self._choose()
         self._running = True
@@ -282,8 +240,8 @@ class IBCallback(Callback):
             return
         self._step = step
         self._epoch = trainer.current_epoch + self._ends_epoch(trainer, batch_idx)
-        needed = self._is_last(trainer) and not self._recorder.recorded(step)
-        if needed or self._recorder.due(step, since=before):
+        needed = self._is_last(trainer) and not self._run.recorded(step)
+        if needed or self._run.due(step, since=before):
             self._record(trainer, pl_module)
         self._stop_if_decided(trainer)
 
@@ -291,12 +249,9 @@ class IBCallback(Callback):
         """Measure the last step if only now it is known to be the last, and finish the files."""
         if not self._running:
             return
-        if not self._recorder.recorded(trainer.global_step):
+        if not self._run.recorded(trainer.global_step):
             self._record(trainer, pl_module)
         self._choose()
-        nothing = self._recorder.rules.selects and self._selected is None
-        if nothing and trainer.is_global_zero and not trainer.fast_dev_run:
-            _warn(f"No checkpoint could be selected. {self._recorder.why_none_selected()}")
         self._finish(trainer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -316,7 +271,7 @@ class IBCallback(Callback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Finish the files of a run that was interrupted."""
         if self._running:
-            self._finish(trainer)
+            self._finish(trainer, complete=False)
         self._let_go()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -329,24 +284,24 @@ class IBCallback(Callback):
         self._set(self._layers, self._forward)
 
     def _set(self, layers: Any, forward: Forward | None) -> None:
-        self._recorder.meter.layers = layers
-        self._recorder.meter.forward = forward
+        self._run.meter.layers = layers
+        self._run.meter.forward = forward
 
     def _record(self, trainer: Any, pl_module: Any, *, at_start: bool = False) -> None:
         assert self._target is not None
-        step = trainer.global_step
-        with self._recorder.at_work():
+        self._set_wandb_runs(trainer)
+        with self._run.at_work():
             with untouched(pl_module), resharded(pl_module):
-                point = self._recorder.record(self._target.model, step, at_start=at_start)
+                point = self._run.record(self._target.model, trainer.global_step, at_start=at_start)
             if point.error is None:
                 self._publish(trainer)
-            if trainer.is_global_zero:
-                self._log(trainer, self._recorder.logged(point), step, self._recorder.draw())
+                if trainer.is_global_zero:
+                    self._log(trainer, self._run.logged(point), trainer.global_step)
 
     def _publish(self, trainer: Any) -> None:
         """For stock callbacks."""
-        numbers = self._recorder.numbers()
-        directions = {f"ib/{name}": mode for name, mode in self._recorder.rules.directions.items()}
+        numbers = self._run.numbers()
+        directions = {f"ib/{name}": mode for name, mode in self._run.rules.directions.items()}
         self._stand_ins = {name: mode for name, mode in directions.items() if numbers[name] is None}
         # An undefined number must neither keep its value of an earlier point nor be missing, which stock
         # callbacks take for a mistake.
@@ -365,37 +320,33 @@ class IBCallback(Callback):
             values = {"min": worse, "max": -worse}
             trainer.callback_metrics.update({name: values[mode] for name, mode in self._stand_ins.items()})
 
-    def _log(self, trainer: Any, metrics: dict[str, float], step: int, plane: Path | None) -> None:
-        own_run = open_run()
-        pictures = self._recorder.pictures() if _logs_to_wandb(trainer) else {}
-        for logger in trainer.loggers:
-            # Through self.log() the values would arrive only at every log_every_n_steps, and then again and again.
-            if _is_wandb(logger):
-                self._wandb.log(logger.experiment, metrics, step=step, plane=plane, pictures=pictures)
-                own_run = None if logger.experiment is own_run else own_run
-            elif metrics:
-                try:
-                    logger.log_metrics(metrics, step=step)
-                    logger.save()
-                except Exception as error:  # a run must not die of its log
-                    name, reason = type(logger).__name__, f"{type(error).__name__}: {error}"
-                    _warn(f"The information of step {step} could not be logged to {name}; training goes on. {reason}")
-        if own_run is not None:
-            self._wandb.log(own_run, metrics, step=step, plane=plane, pictures=pictures)
+    def _set_wandb_runs(self, trainer: Any) -> None:
+        loggers = trainer.loggers if trainer.is_global_zero else []
+        self._run.wandb_runs = [logger.experiment for logger in loggers if _is_wandb(logger)]
+
+    def _log(self, trainer: Any, metrics: dict[str, float], step: int) -> None:
+        # Through self.log() the values would arrive only at every log_every_n_steps, and then again and again.
+        for logger in [logger for logger in trainer.loggers if not _is_wandb(logger)]:
+            try:
+                logger.log_metrics(metrics, step=step)
+                logger.save()
+            except Exception as error:  # a run must not die of its log
+                name, reason = type(logger).__name__, f"{type(error).__name__}: {error}"
+                _warn(f"The information of step {step} could not be logged to {name}; training goes on. {reason}")
 
     def _stop_if_decided(self, trainer: Any) -> None:
-        decision = self._recorder.decision
+        decision = self._run.decision
         if decision is None or not decision.stop or trainer.should_stop or not self._may_stop(trainer):
             return
         # Every rank has the same points; should one of them disagree all the same, all stop.
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(True, all=False)
-        self._recorder.announce(f"training stops at step {trainer.global_step}: {decision.message}")
+        self._run.announce(f"training stops at step {trainer.global_step}: {decision.message}")
 
     def _check_saving(self, trainer: Any) -> None:
         """Warn, on one rank, of what `select` and `early_stopping` wait for in vain."""
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
-        rules = self._recorder.rules
+        rules = self._run.rules
         if rules.selects and not trainer.checkpoint_callbacks:
             _warn(
                 f'select="{rules.selection.by}" chooses among checkpoints, but nothing saves any: add a '
@@ -417,12 +368,12 @@ class IBCallback(Callback):
             trainer,
             before=lambda checkpoint: self._before_saving(trainer, checkpoint),
             after=self._after_saving,
-            copied=self._recorder.saved,
+            copied=self._run.note_checkpoint,
             state=earlier,
         )
 
     def _before_saving(self, trainer: Any, checkpoint: dict[str, Any]) -> None:
-        if self._running and self._recorder.rules.selects and not self._recorder.recorded(trainer.global_step):
+        if self._running and self._run.rules.selects and not self._run.recorded(trainer.global_step):
             self._record(trainer, trainer.lightning_module)
             # Not after the next step only: a run that is resumed from this checkpoint makes none.
             self._stop_if_decided(trainer)
@@ -431,36 +382,24 @@ class IBCallback(Callback):
             checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def _after_saving(self, step: int, path: Path) -> None:
-        with self._recorder.at_work():
-            self._recorder.saved(step, path)
+        with self._run.at_work():
+            self._run.note_checkpoint(step, path)
             self._choose()
 
     def _choose(self) -> None:
         """Select among the checkpoints that exist, and keep the best one."""
-        if self._recorder.rules.selects and self._saving is not None:
-            self._selected = selected = self._recorder.selected()
-            with self._recorder.survived("A checkpoint that is no longer the best could not be removed"):
+        if self._run.rules.selects and self._saving is not None:
+            selected = self._run.choose()
+            with self._run.survived("A checkpoint that is no longer the best could not be removed"):
                 if selected is None or selected.path is None:
                     self._saving.keep(None)
                 else:
                     self._saving.keep(selected.path, selected.step)
 
-    def _finish(self, trainer: Any) -> None:
+    def _finish(self, trainer: Any, *, complete: bool = True) -> None:
         self._running = False
-        with self._recorder.at_work():
-            pictures = self._recorder.pictures(final=True) if _logs_to_wandb(trainer) else {}
-            plane = self._recorder.finish()
-            if not trainer.is_global_zero:
-                return
-            runs = [logger.experiment for logger in trainer.loggers if _is_wandb(logger)]
-            own_run = open_run()
-            if own_run is not None and not any(run is own_run for run in runs):
-                runs.append(own_run)
-            for run in runs:
-                summary = self._recorder.summary(self._selected)
-                self._wandb.finish(
-                    run, self.trajectory, summary, step=trainer.global_step, plane=plane, pictures=pictures
-                )
+        self._set_wandb_runs(trainer)
+        self._run.end(trainer.global_step, complete=complete)
 
     def _directory(self, trainer: Any) -> Path:
         """On every rank the same, for not every logger knows its name and version on every rank."""
@@ -494,23 +433,8 @@ class IBCallback(Callback):
         return any(limit is not None and 0 <= limit <= reached for limit, reached in limits)
 
 
-def _logs_to_wandb(trainer: Any) -> bool:
-    return open_run() is not None or any(_is_wandb(logger) for logger in trainer.loggers)
-
-
 def _is_wandb(logger: Any) -> bool:
     return any(base.__name__ == "WandbLogger" for base in type(logger).__mro__)
-
-
-def _derive_from_packages_in_use() -> None:
-    # The Trainer of each package knows only its own Callback class. Importing both for the sake of one would cost
-    # seconds, and which ones are in use may become known only after this module has been imported.
-    missing = tuple(c for c in _callback_classes() if not issubclass(IBCallback, c))
-    if missing:
-        IBCallback.__bases__ += missing
-
-
-_derive_from_packages_in_use()
 
 
 def _bring_along(earlier: Mapping[str, Any], directory: Path) -> None:

@@ -19,14 +19,14 @@ class Sums:
     conditional: [label sets, L] sum over labels of (count or 1) times the entropy of the label's histogram.
     single: [L] sum over valid positions of the entropy of one assignment; 0 if features alone are measured.
     kept: [num_kept, L] entropies of the kept histograms.
-    nulls: for each null plan, [R, L] and [U, L] divergences of its subsets and unions from the whole sample.
+    nulls: for each null plan, [R + U, L] divergences of its subsets, then its unions, from the whole sample.
     jackknife: the same with groups of sequences left out, if that is planned.
     """
 
     conditional: Tensor
     single: Tensor
     kept: Tensor
-    nulls: list[tuple[Tensor, Tensor]]
+    nulls: list[Tensor]
     jackknife: JackknifeSums | None = None
 
     @staticmethod
@@ -37,10 +37,7 @@ class Sums:
             conditional=torch.cat([s.conditional for s in groups], dim=1),
             single=torch.cat([s.single for s in groups]),
             kept=torch.cat([s.kept for s in groups], dim=1),
-            nulls=[
-                (torch.cat([subsets for subsets, _ in parts], dim=1), torch.cat([unions for _, unions in parts], dim=1))
-                for parts in zip(*(s.nulls for s in groups), strict=True)
-            ],
+            nulls=[torch.cat(parts, dim=1) for parts in zip(*(s.nulls for s in groups), strict=True)],
             jackknife=JackknifeSums.join(left_out) if left_out else None,
         )
 
@@ -61,7 +58,6 @@ class Accumulator:
         self._plan = plan
         self._shape = (num_layers, num_bins)
         self._empirical = weighting == "empirical"
-        self._has_planes = plan.has_planes
         self._device = device
         # MPS has no float64; the few float64 sums are then kept on the CPU.
         self._exact = torch.device("cpu") if device.type == "mps" else device
@@ -96,7 +92,7 @@ class Accumulator:
 
         # With features alone, mostly nobody asks for the entropies of single positions: as many as all else together.
         alone = None
-        if self._has_planes or bool(batch.alone.any()):
+        if self._plan.single or bool(batch.alone.any()):
             alone = self._entropy(rows)
             self._single += alone.sum(0)
             self._finish(alone, batch.alone, torch.ones_like(batch.alone))
@@ -119,17 +115,15 @@ class Accumulator:
             conditional=self._conditional.cpu(),
             single=self._single.cpu(),
             kept=kept.cpu(),
-            nulls=[self._null(plan) for plan in self._plan.nulls()],
+            nulls=[self._null(plan) for plan in self._plan.nulls],
             jackknife=left_out,
         )
 
-    def _null(self, plan: NullPlan) -> tuple[Tensor, Tensor]:
-        whole = self._kept[plan.total]
+    def _null(self, plan: NullPlan) -> Tensor:
         unions = torch.from_numpy(plan.design.unions).to(self._exact) @ self._kept[plan.parts]
-        return self._divergence(self._kept[plan.subsets], whole), self._divergence(unions, whole)
-
-    def _divergence(self, rows: Tensor, whole: Tensor) -> Tensor:
-        return divergence(rows.view(-1, *self._shape), whole.view(self._shape)).cpu()
+        whole = self._kept[plan.total].view(self._shape)
+        parts = (self._kept[plan.subsets], unions)
+        return torch.cat([divergence(rows.view(-1, *self._shape), whole) for rows in parts]).cpu()
 
     def _entropy(self, rows: Tensor) -> Tensor:
         """[R, L] entropies of histograms [R, L * num_bins]."""

@@ -10,6 +10,7 @@ from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError
 from ib_callback.estimator.increment import Increment, increment_of
 from ib_callback.measuring.meter import Meter
+from ib_callback.measuring.plan.batches import ranges
 from ib_callback.probe.ngrams import context_segments, parse_orders, valid_positions
 from ib_callback.probe.probe import Probe
 
@@ -46,15 +47,12 @@ def ngram_labels(
     columns = -steps if side == "preceding" else 1 + steps
     contexts = probe.input_ids.numpy()[positions.sequence[:, None], positions.offset[:, None] + columns]
     segments = context_segments(contexts, [width], first_bit=0)
-    # Segments of more than one position, in the order of the sort; positions alone in their label come after.
+    # Labels of several positions first, in the order of the sort; after them positions alone in their label.
     labels = np.full(len(positions), -1, np.int64)
-    for_group = np.repeat(np.arange(len(segments.start)), segments.stop - segments.start)
-    members = np.concatenate(
-        [segments.order[a:b] for a, b in zip(segments.start, segments.stop, strict=True)] or [for_group]
-    )
-    labels[members] = for_group
+    size = segments.stop - segments.start
+    labels[segments.order[ranges(segments.start, segments.stop)]] = np.repeat(np.arange(len(size)), size)
     single = np.flatnonzero(labels < 0)
-    labels[single] = len(segments.start) + np.arange(len(single))
+    labels[single] = len(size) + np.arange(len(single))
     return torch.from_numpy(np.stack([positions.sequence, positions.offset], 1)), torch.from_numpy(labels)
 
 

@@ -103,19 +103,19 @@ class GroupSums:
     def _shares(self, shares: Shares, histograms: Tensor, histogram_of_row: Tensor, entropies: Tensor) -> None:
         """Labels that span groups: the entropy of what is left of them without each."""
         for begin in range(0, len(shares), ROWS):
-            part = slice(begin, begin + ROWS)
-            row, after = self._on(shares.row[part]), self._on(shares.after[part])
+            part = shares[begin : begin + ROWS]
+            row, after = self._on(part.row), self._on(part.after)
             whole = histograms[histogram_of_row[row.to(histogram_of_row.device)]]
             behind = whole - self._snapshots[after.clamp_min(0)].to(whole)
             behind[(after < 0).to(behind.device)] = 0.0
-            left = (behind.clamp_min(0.0) + self._snapshots[self._on(shares.before[part])].to(whole)).to(self._exact)
-            rest = self._to(shares.rest[part]).unsqueeze(1)
+            left = (behind.clamp_min(0.0) + self._snapshots[self._on(part.before)].to(whole)).to(self._exact)
+            rest = self._to(part.rest).unsqueeze(1)
             # A histogram of which nothing is left has no entropy, and no weight.
             left.add_((rest == 0).to(left))
-            change = self._to(shares.count[part]).unsqueeze(1) * entropies[self._to(shares.row[part])]
+            change = self._to(part.count).unsqueeze(1) * entropies[self._to(part.row)]
             change -= rest * self._entropy(left)
-            omitted = self._bits(shares.omissions[part], self._omissions)
-            weights = self._bits(shares.sets[part], self._sets)[:, None] * omitted
+            omitted = self._bits(part.omissions, self._omissions)
+            weights = self._bits(part.sets, self._sets)[:, None] * omitted
             self._removed += (weights.double().flatten(0, 1) @ change).view_as(self._removed)
 
     def _bits(self, values: Tensor, bits: Tensor) -> Tensor:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-import weakref
 from collections.abc import Iterable, Iterator
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,29 +15,64 @@ from torch import Tensor, nn
 from ib_callback.bound.curve import IBCurve
 from ib_callback.bound.probe_curve import probe_curve
 from ib_callback.common.checks import check_integer
-from ib_callback.common.errors import ModelError, ProbeError, RepresentationError
+from ib_callback.common.errors import ProbeError, RepresentationError
 from ib_callback.common.version import __version__
 from ib_callback.estimator.functional import check_weighting
 from ib_callback.estimator.quantise import check_seed, check_temperature
 from ib_callback.measuring.accumulate import Accumulator, Sums
 from ib_callback.measuring.feature_probes import FeatureProbes, label_names, named_features
-from ib_callback.measuring.memory import free_memory, is_out_of_memory
-from ib_callback.measuring.meter_settings import choose_features, choose_groups, choose_layers, choose_primary
 from ib_callback.measuring.model import access, bidirectional
-from ib_callback.measuring.model.access import Forward, Layer, Layers
-from ib_callback.measuring.model.capture import Capture, Quantiser
+from ib_callback.measuring.model.access import Layer, Layers
+from ib_callback.measuring.model.capture import Quantiser
+from ib_callback.measuring.model.forward import Forward, ProbeForward, check_fit, free_memory, is_out_of_memory
 from ib_callback.measuring.model.guard import resharded, untouched
 from ib_callback.measuring.plan.plan import Batch, Plan
-from ib_callback.measuring.plan.planner import make_plan
-from ib_callback.measuring.preflight import Preflight
+from ib_callback.measuring.planner import make_plan
 from ib_callback.measuring.readout import read_out
+from ib_callback.measuring.settings import (
+    choose_bound,
+    choose_features,
+    choose_groups,
+    choose_layers,
+    choose_primary,
+)
 from ib_callback.probe.ngrams import parse_orders
 from ib_callback.probe.probe import Probe
 from ib_callback.results.measurement import Measurement
 
 # Bytes that `assignments` holds at a time, unless a budget is set.
 _ASSIGNMENTS_MEMORY = 1 << 30
-BOUNDS = ("diagonal", "ib_curve")
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a measurement will do, found out before training time is spent.
+
+    layers: names of the measured layers.
+    num_sequences, num_positions: of the probe.
+    memory: bytes that a measurement needs beside the forward pass.
+    passes: forward passes over the probe in one measurement (more than one if `memory_budget` asks for groups).
+    feature_probes: the same of each further probe, by its name.
+    """
+
+    layers: tuple[str, ...]
+    num_sequences: int
+    num_positions: int
+    memory: int
+    passes: int
+    feature_probes: tuple[tuple[str, Preflight], ...] = ()
+
+    def describe(self) -> str:
+        """One line for a console."""
+        further = [f"; features of {name}: {of_probe._size()}" for name, of_probe in self.feature_probes]
+        return f"{len(self.layers)} layers ({self.layers[0]} … {self.layers[-1]}), {self._size()}{''.join(further)}"
+
+    def _size(self) -> str:
+        passes = "" if self.passes == 1 else f" in {self.passes} passes"
+        return (
+            f"{self.num_sequences:,} sequences, {self.num_positions:,} valid positions, "
+            f"{self.memory / 2**20:,.0f} MiB beside the forward pass{passes}"
+        )
 
 
 class Meter:
@@ -106,22 +140,11 @@ class Meter:
         self.features = choose_features(features, probe, self.orders)
         self.layers = choose_layers(layers)
         self.num_bins = check_integer("num_bins", num_bins, minimum=2, cure="100 is the published choice")
-        self.temperature = (
-            temperature
-            if isinstance(temperature, str) and temperature == "calibrated"
-            else check_temperature(temperature)
-        )
+        self.temperature = check_temperature(temperature)
         self.seed = check_seed(seed)
         check_weighting(weighting)
         self.weighting = weighting
-        if bound not in BOUNDS:
-            raise ValueError(f"bound: expected one of {', '.join(map(repr, BOUNDS))}, got {bound!r}.")
-        if bound == "ib_curve" and weighting != "empirical":
-            raise ValueError(
-                f'bound="ib_curve" bounds mutual information, which weighting={weighting!r} does not yield. Use '
-                'weighting="empirical", or bound="diagonal".'
-            )
-        self.bound = bound
+        self.bound = choose_bound(bound, weighting)
         # Nulls and ceiling are not defined for uniform weights.
         self.null = bool(null) and weighting == "empirical"
         self.batch_size = check_integer("batch_size", batch_size, minimum=1, cure="8 is the default")
@@ -138,7 +161,6 @@ class Meter:
         self._plans: dict[int, Plan] = {}
         self._curve: IBCurve | None = None
         self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
-        self._proved_trunk: weakref.ref[nn.Module] | None = None
         self._autocast = ""  # known from the first forward pass on
         self._planes = True
         self._read_ahead: set[str] = set()  # names of the kinds of models that have been looked at
@@ -146,10 +168,6 @@ class Meter:
             (self._for_features(other), names)
             for other, names in named_features(feature_probes, self.orders, self.features)
         ]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A weak reference cannot be pickled, and the model that it means is another one in another process.
-        return self.__dict__ | {"_proved_trunk": None}
 
     def _for_features(self, probe: Probe) -> Meter:
         """A meter like this one of the features of another probe, without the orders."""
@@ -224,11 +242,11 @@ class Meter:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        longest = max(plan.batches, key=lambda batch: batch.width)
         with untouched(root), resharded(root):
-            call = self._call(root, layers, plan)
-            self._one_forward(root, layers, longest, call)
-            self._warn_if_bidirectional(root, layers)
+            forward = self._forward(root)
+            forward.once(forward.longest(plan.batches), layers)
+            self._warn_if_bidirectional(forward, layers)
+            self._autocast = forward.autocast
         self.curve()
         return Preflight(
             layers=tuple(layer.name for layer in layers),
@@ -267,9 +285,9 @@ class Meter:
             layers = meter._layers(root)
         with untouched(root), resharded(root):
             if self.forward is None:
-                self._warn_if_bidirectional(root, layers)
-            plan, sums = self._sums_with_retries(root, layers)
-            others = [meter._sums_with_retries(root, layers) for meter in further]
+                self._warn_if_bidirectional(self._forward(root), layers)
+            plan, sums = self._sums(root, layers)
+            others = [meter._sums(root, layers) for meter in further]
         return read_out(
             plan,
             sums,
@@ -302,23 +320,19 @@ class Meter:
         each = 4 * plan.num_positions * self.num_bins
         size = max(1, (self.memory_budget or _ASSIGNMENTS_MEMORY) // each)
         for group in (layers[i : i + size] for i in range(0, len(layers), size)):
-            # Not around the yield: whatever the caller does meanwhile is not part of the measurement.
-            with untouched(root), resharded(root):
-                table = self._table(root, group, plan, self._call(root, layers, plan))
+            table = self._table(root, plan, group)
             for index, layer in enumerate(group):
                 yield layer.name, table[:, index]
 
-    def _table(self, root: nn.Module, layers: list[Layer], plan: Plan, call: Forward) -> Tensor:
+    def _table(self, root: nn.Module, plan: Plan, layers: list[Layer]) -> Tensor:
         """[T, L, num_bins] of all valid positions in the order of the probe, on the CPU."""
-        device = access.device_of(root)
-        parts = []
-        with Capture(layers, self._quantiser) as capture:
-            for batch in self._bar(plan.batches):
-                ids, mask = self._inputs(batch.sequences, batch.width, device)
-                shape = (ids.shape[0], ids.shape[1])
-                run = partial(call, root, ids, mask)
-                # A copy: the next pass overwrites them.
-                parts.append(capture.run(run, batch.positions.to(device), shape).to("cpu", copy=True))
+        parts: list[Tensor] = []
+
+        def keep(_: Batch, assignments: Tensor) -> None:
+            parts.append(assignments.to("cpu", copy=True))  # the next batch overwrites them
+
+        with untouched(root), resharded(root):
+            self._forward(root).over(self._bar(plan.batches), layers, keep)
         return torch.cat(parts)
 
     def settings(self, model: nn.Module) -> dict[str, Any]:
@@ -355,21 +369,11 @@ class Meter:
         layers = access.resolve_layers(root, self.layers)
         if self.forward is None:
             access.refuse_encoder_decoder(root)
-        vocabulary = access.vocabulary_size(root)
-        highest = int(self.probe.input_ids.max())
-        if vocabulary is not None and highest >= vocabulary:
-            raise ModelError(
-                f"probe {self.probe.name!r}: token id {highest} is outside the model's vocabulary of {vocabulary} "
-                f"(expected ids 0 … {vocabulary - 1}). Make the probe with this model's own tokenizer."
-            )
-        limit = access.position_limit(root)
-        length = int(self.probe.attention_mask.any(0).nonzero().max()) + 1
-        if limit is not None and length > limit:
-            raise ModelError(
-                f"probe {self.probe.name!r}: sequences are {length} tokens long, but the model takes at most {limit} "
-                f"(max_position_embeddings). Make the probe with max_length={limit} or less."
-            )
+        check_fit(root, self.probe)
         return layers
+
+    def _forward(self, root: nn.Module) -> ProbeForward:
+        return ProbeForward(root, self.probe, self._quantiser, self.forward)
 
     def _groups(self, plan: Plan, layers: list[Layer]) -> list[list[Layer]]:
         """Layers cut into groups that fit the memory budget."""
@@ -384,12 +388,12 @@ class Meter:
             )
         return [layers[i : i + size] for i in range(0, len(layers), size)]
 
-    def _sums_with_retries(self, root: nn.Module, layers: list[Layer]) -> tuple[Plan, Sums]:
+    def _sums(self, root: nn.Module, layers: list[Layer]) -> tuple[Plan, Sums]:
+        """The sums of whole passes, and the plan that they follow; with smaller batches if memory runs out."""
         while True:
             try:
                 plan = self.plan()
-                call = self._call(root, layers, plan)
-                return plan, Sums.join([self._pass(root, group, plan, call) for group in self._groups(plan, layers)])
+                return plan, Sums.join([self._pass(root, plan, group) for group in self._groups(plan, layers)])
             except RepresentationError as error:
                 if self._planes:
                     raise
@@ -408,97 +412,23 @@ class Meter:
                 stacklevel=3,
             )
 
-    def _pass(self, root: nn.Module, layers: list[Layer], plan: Plan, call: Forward) -> Sums:
+    def _pass(self, root: nn.Module, plan: Plan, layers: list[Layer]) -> Sums:
         """One pass over the probe for some of the layers."""
+        forward = self._forward(root)
         device = access.device_of(root)
         accumulator = Accumulator(plan, len(layers), self.num_bins, weighting=self.weighting, device=device)
-        with Capture(layers, self._quantiser) as capture:
-            for batch in self._bar(plan.batches):
-                ids, mask = self._inputs(batch.sequences, batch.width, device)
-                assignments = capture.run(
-                    lambda ids=ids, mask=mask: call(root, ids, mask),  # type: ignore[misc]
-                    batch.positions.to(device),
-                    (ids.shape[0], ids.shape[1]),
-                )
-                accumulator.add(batch, assignments)
-        self._autocast = capture.autocast
+        forward.over(self._bar(plan.batches), layers, accumulator.add)
+        self._autocast = forward.autocast
         return accumulator.sums()
 
-    def _inputs(self, sequences: slice, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        ids = self.probe.input_ids[sequences, :width].to(device)
-        mask = self.probe.attention_mask[sequences, :width].to(device, torch.long)
-        return ids, mask
-
-    def _one_forward(self, root: nn.Module, layers: list[Layer], batch: Batch, call: Forward) -> Tensor:
-        """Assignments [T, L, num_bins] of the longest sequence of a batch, from a pass of its own."""
-        row = int(self.probe.attention_mask[batch.sequences].sum(1).argmax())
-        first = batch.sequences.start + row
-        positions = batch.positions[batch.positions // batch.width == row] % batch.width
-        ids, mask = self._inputs(slice(first, first + 1), batch.width, access.device_of(root))
-        return self._run(root, layers, ids, mask, positions, call)
-
-    def _warn_if_bidirectional(self, root: nn.Module, layers: list[Layer]) -> None:
-        """Once for each kind of model, by two passes over one sequence whose second half is changed."""
-        kind = f"{type(root).__module__}.{type(root).__qualname__}"
+    def _warn_if_bidirectional(self, forward: ProbeForward, layers: list[Layer]) -> None:
+        """Once for each kind of model."""
+        kind = f"{type(forward.model).__module__}.{type(forward.model).__qualname__}"
         if not self._planes or kind in self._read_ahead:
             return
         self._read_ahead.add(kind)
-        if bidirectional.is_declared(root) or not access.is_of_transformers(root):
-            return
-        plan = self.plan()
-        call = self._call(root, layers, plan)
-        batch = max(plan.batches, key=lambda batch: batch.width)
-        row = int(self.probe.attention_mask[batch.sequences].sum(1).argmax())
-        positions = batch.positions[batch.positions // batch.width == row] % batch.width
-        positions = positions[: (len(positions) + 1) // 2]
-        first = batch.sequences.start + row
-        ids, mask = self._inputs(slice(first, first + 1), batch.width, access.device_of(root))
-        changed = bidirectional.with_other_ending(ids, int(positions[-1]))
-        if changed is None:
-            return
-        before = self._run(root, layers, ids, mask, positions, call).clone()
-        if bidirectional.differs(before, self._run(root, layers, changed, mask, positions, call)):
-            warnings.warn(bidirectional.explanation(root), RuntimeWarning, stacklevel=3)
-
-    def _most_padded(self, root: nn.Module, layers: list[Layer], plan: Plan, call: Forward) -> Tensor:
-        """Assignments of the whole batch with the most padding, where a difference in its treatment would show."""
-        batch = min(plan.batches, key=lambda b: float(self.probe.attention_mask[b.sequences, : b.width].float().mean()))
-        ids, mask = self._inputs(batch.sequences, batch.width, access.device_of(root))
-        return self._run(root, layers, ids, mask, batch.positions, call)
-
-    def _run(
-        self, root: nn.Module, layers: list[Layer], ids: Tensor, mask: Tensor, positions: Tensor, call: Forward
-    ) -> Tensor:
-        """Assignments [T, L, num_bins] at some positions, from a pass of its own."""
-        with Capture(layers, self._quantiser) as capture:
-            shape = (ids.shape[0], ids.shape[1])
-            assignments = capture.run(lambda: call(root, ids, mask), positions.to(ids.device), shape)
-        self._autocast = capture.autocast
-        return assignments
-
-    def _call(self, root: nn.Module, layers: list[Layer], plan: Plan) -> Forward:
-        """How to run the model: the user's way, its own, or its trunk alone where that was proved equal."""
-        if self.forward is not None:
-            return self.forward
-        whole = access.default_forward(root)
-        trunk = None if access.skips_the_head(root) else access.plain_trunk(root)
-        if trunk is None:
-            return whole
-        trunk_call = access.default_forward(trunk)
-
-        def call_trunk(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
-            return trunk_call(trunk, input_ids, attention_mask)
-
-        if self._proved_trunk is None or self._proved_trunk() is not root:
-            try:
-                same = torch.equal(*(self._most_padded(root, layers, plan, call) for call in (whole, call_trunk)))
-            except ModelError:
-                # A measured layer lies outside the trunk; the whole model's own pass will tell if anything is wrong.
-                same = False
-            if not same:
-                return whole
-            self._proved_trunk = weakref.ref(root)
-        return call_trunk
+        if bidirectional.sees_what_follows(forward, self.plan().batches, layers):
+            warnings.warn(bidirectional.explanation(forward.model), RuntimeWarning, stacklevel=3)
 
     def _bar(self, batches: tuple[Batch, ...]) -> Iterator[Batch]:
         if not self.progress:

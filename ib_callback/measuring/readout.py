@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ib_callback.bound.curve import IBCurve
 from ib_callback.measuring.accumulate import Sums
-from ib_callback.measuring.left_out import LeftOut
+from ib_callback.measuring.jackknife_sums import JackknifeSums
 from ib_callback.measuring.plan.null import SubsetCurve
-from ib_callback.measuring.plan.plan import FeaturePlan, NullPlan, Plan
+from ib_callback.measuring.plan.plan import NullPlan, Plan
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.points import FeaturePoint, PlanePoint
-from ib_callback.results.uncertainty import with_bound_error, with_errors
-
-# Of sums of a few float64 numbers of order 1.
-_ROUNDING = 1e-14
+from ib_callback.results.uncertainty import Array, jackknife_error, with_bound_error
 
 
 def read_out(
@@ -39,135 +36,111 @@ def read_out(
     `others` are passes over further probes, of which the features are measured: the name that the measurement gives
     to each label, plan and sums. `curve`, if it is the bound, is in efficiencies.
     """
-    reader = _Reader(plan, sums, weighting)
-    names = [name for quantity, name in (s.name for s in plan.label_sets) if quantity == "complexity"]
-    orders = {name: reader.plane_point(name) for name in names}
+    readings = Readings(plan, sums, weighting)
+    found = Found(primary)
+    for quantity in plan.quantities:
+        quantity.read(readings, found)
+    for public, other_plan, other_sums in others:
+        other = Found(primary, found.orders)
+        for quantity in other_plan.quantities:
+            quantity.read(Readings(other_plan, other_sums, weighting), other)
+        found.features.update((public[label], point) for label, point in other.features.items())
+    orders = found.orders
     if curve is not None:
         bounds = {name: curve.bound if name == primary else None for name in orders}
         orders = {n: with_bound_error(p.against(bounds[n]), bounds[n]) for n, p in orders.items()}
-    complexity = orders[primary].complexity
-    features = {f.feature.name: reader.feature_point(f, complexity) for f in plan.features}
-    for public, other_plan, other_sums in others:
-        other = _Reader(other_plan, other_sums, weighting)
-        features.update((public[f.feature.name], other.feature_point(f, complexity)) for f in other_plan.features)
     return Measurement(
         step=step,
-        entropy=float(reader.entropy.mean()),
-        ceiling=float((reader.entropy - reader.single).mean()) if weighting == "empirical" else None,
+        entropy=float(readings.entropy.mean()),
+        ceiling=readings.ceiling if weighting == "empirical" else None,
         orders=orders,
-        features=features,
+        features=found.features,
         layers=tuple(layers),
-        entropy_by_layer=tuple(reader.entropy.tolist()),
+        entropy_by_layer=tuple(readings.entropy.tolist()),
         num_positions=plan.num_positions,
         seconds=seconds,
         settings=settings,
     )
 
 
-class _Reader:
-    """entropy: [L] H(Z). single: [L] mean entropy of one assignment."""
+@dataclass
+class Found:
+    """What the quantities of a plan read from a pass, one after the other.
+
+    primary: the order that features are compared with.
+    """
+
+    primary: str
+    orders: dict[str, PlanePoint] = field(default_factory=dict)
+    features: dict[str, FeaturePoint] = field(default_factory=dict)
+
+
+class Readings:
+    """The sums of a pass in the terms of quantities; information and entropies in fractions of log(num_bins).
+
+    plan: that the pass followed.
+    kept: [num_kept, L] entropies of the kept histograms.
+    entropy: [L] H(Z) over all valid positions.
+    ceiling: H(Z) less the mean entropy of one assignment, in the mean over layers.
+    left_out: the same sums without groups of sequences; None unless standard errors are planned.
+    """
 
     def __init__(self, plan: Plan, sums: Sums, weighting: str) -> None:
-        self._plan = plan
-        self._empirical = weighting == "empirical"
-        self._kept = sums.kept.numpy()
+        self.plan = plan
+        self.kept = sums.kept.numpy()
+        self.entropy = self.kept[plan.total]
+        self.ceiling = float((self.entropy - sums.single.numpy() / plan.num_positions).mean())
+        self.left_out = None if sums.jackknife is None else LeftOut(plan, sums, sums.jackknife)
         self._conditional = sums.conditional.numpy()
-        self._sets = {label_set.name: i for i, label_set in enumerate(plan.label_sets)}
-        self._divergences = {id(null): parts for null, parts in zip(plan.nulls(), sums.nulls, strict=True)}
-        self.entropy = self._kept[plan.total]
-        self.single = sums.single.numpy() / plan.num_positions
-        self._left_out = None if sums.jackknife is None else LeftOut(plan, sums, sums.jackknife)
-        self._curve = None
-        if plan.null is not None:
-            self._curve = self._estimate(plan.null, float((self.entropy - self.single).mean()))
+        self._empirical = weighting == "empirical"
+        self._nulls = sums.nulls
 
-    def plane_point(self, order: str) -> PlanePoint:
-        complexity, complexity_null, complexity_error = self._side("complexity", order)
-        expressivity, expressivity_null, expressivity_error = self._side("expressivity", order)
-        point = PlanePoint.from_layers(
-            complexity.tolist(),
-            expressivity.tolist(),
-            complexity_null=complexity_null,
-            complexity_null_se=complexity_error,
-            expressivity_null=expressivity_null,
-            expressivity_null_se=expressivity_error,
-        )
-        return point if self._left_out is None else self._with_errors(point, order)
-
-    def _with_errors(self, point: PlanePoint, order: str) -> PlanePoint:
-        assert self._left_out is not None
-        a, b = (self._sets[quantity, order] for quantity in ("complexity", "expressivity"))
-        point = replace(
-            point,
-            complexity_jackknife=tuple(self._left_out.information(a)),
-            expressivity_jackknife=tuple(self._left_out.information(b)),
-        )
-        curve = self._curve
-        if curve is None:
-            return with_errors(point, lambda _: 0.0)
-        single = float((self.entropy - self.single).mean())
-        point = replace(
-            point,
-            complexity_null_jackknife=tuple(self._left_out.null(a, curve, single)),
-            expressivity_null_jackknife=tuple(self._left_out.null(b, curve, single)),
-        )
-        counts = self._plan.counts
-
-        def of_nulls(weights: Mapping[str, float]) -> float:
-            u, v = (weights.get(f"{quantity}_null", 0.0) for quantity in ("complexity", "expressivity"))
-            return curve.combined_error(counts[a], counts[b], u, v)
-
-        return with_errors(point, of_nulls)
-
-    def feature_point(self, plan: FeaturePlan, complexity: float | None) -> FeaturePoint:
-        entropy = self._kept[plan.total]
-        information = entropy - self._given(plan.label_set.name)
-        mean, spread, p_value = self._feature_null(plan, entropy)
-        return FeaturePoint.from_layers(
-            information.tolist(),
-            num_positions=plan.label_set.num_positions,
-            information_null=mean,
-            information_null_std=spread,
-            information_p_value=p_value,
-            complexity=complexity,
-            information_se=None
-            if self._left_out is None
-            else self._left_out.feature_error(plan, float(information.mean())),
-        )
-
-    def _side(self, quantity: str, order: str) -> tuple[np.ndarray, float | None, float | None]:
-        """Information by layer, its null and the null's standard error."""
-        name = (quantity, order)
-        information = self.entropy - self._given(name)
-        if self._curve is None:
-            return information, None, None
-        return information, *self._curve.null(self._plan.counts[self._sets[name]])
-
-    def _given(self, name: tuple[str, str]) -> np.ndarray:
+    def given(self, number: int) -> np.ndarray:
         """[L] H(Z given the labels of a set)."""
-        index = self._sets[name]
-        label_set = self._plan.label_sets[index]
-        weight = label_set.num_positions if self._empirical else label_set.num_labels
-        return self._conditional[index] / weight
+        label_set = self.plan.label_sets[number]
+        return self._conditional[number] / (label_set.num_positions if self._empirical else label_set.num_labels)
 
-    def _feature_null(self, plan: FeaturePlan, entropy: np.ndarray) -> tuple[float | None, float | None, float | None]:
-        """Mean and standard deviation of the information when labels are permuted, and the p-value of the measured."""
-        if plan.permuted is not None and plan.permuted_count is not None:
-            weights = plan.permuted_count / plan.permuted_count.sum(1, keepdims=True)
-            # A label with no positions under some permutation has an empty histogram and no weight.
-            entropies = np.where(plan.permuted_count > 0, self._kept[plan.permuted].mean(-1), 0.0)
-            values = entropy.mean() - (weights * entropies).sum(1)
-            permuted, measured = values[:-1], values[-1]
-            # Permutations that change names only may differ in the order of the last sum.
-            at_least = int((permuted >= measured - _ROUNDING).sum())
-            p_value = (1 + at_least) / (1 + len(permuted))
-            return float(permuted.mean()), float(permuted.std(ddof=1)), p_value
-        if plan.null is None:
-            return None, None, None
-        single = float((entropy - self._given(("single", plan.feature.name))).mean())
-        curve = self._estimate(plan.null, single)
-        return curve.null(plan.counts)[0], curve.spread_of_null(plan.counts), None
+    def curve(self, null: NullPlan, single: float) -> SubsetCurve:
+        """The null of labels by their counts; `single` is that of labels that occur once, which is exact."""
+        subsets, unions = np.split(self._nulls[null.number].mean(1).numpy(), [len(null.design.subsets)])
+        return SubsetCurve.estimate(null.design, subsets, unions, single)
 
-    def _estimate(self, null: NullPlan, single: float) -> SubsetCurve:
-        subsets, unions = self._divergences[id(null)]
-        return SubsetCurve.estimate(null.design, subsets.mean(1).numpy(), unions.mean(1).numpy(), single)
+
+class LeftOut:
+    """Means over layers, as fractions of log(num_bins), [2 G - 1]: one value for each omission (plan/jackknife.py)."""
+
+    def __init__(self, plan: Plan, sums: Sums, jackknife: JackknifeSums) -> None:
+        assert plan.jackknife is not None
+        self._jackknife = plan.jackknife
+        self._conditional = sums.conditional.mean(1).numpy()
+        self._removed = jackknife.removed.mean(2).numpy()
+        self._totals = jackknife.totals.mean(2).numpy()
+        self._entropy = self._totals[0]
+        single = sums.single.mean().item() - self._jackknife.taken @ jackknife.single.mean(1).numpy()
+        self._single = single / self._jackknife.rest
+
+    def information(self, number: int, total: int | None = None) -> Array:
+        """I(X;Z) for the labels of a set, over the positions of the kept histogram `total`; None: all of them."""
+        rest = self._jackknife.rest_of_set[number]
+        entropy = self._totals[0 if total is None else self._jackknife.totals.index(total)]
+        return entropy - (self._conditional[number] - self._removed[number]) / rest
+
+    def null(self, number: int, curve: SubsetCurve, single: float) -> Array:
+        """Null information of a set's label counts without each omission.
+
+        The curve d(c) of a smaller probe is taken to be that of the whole in another scale, the ratio of the two
+        d(1), which are exact: benchmarks/coverage.py compares this with what it stands for.
+
+        Args:
+            number: of the set.
+            curve: of the whole probe.
+            single: d(1) of the whole, H(Z) minus the mean entropy of one assignment.
+        """
+        scale = (self._entropy - self._single) / single if single > 0 else np.ones_like(self._entropy)
+        return scale * [curve.null(counts)[0] for counts in self._jackknife.counts[number]]
+
+    def error(self, number: int, total: int, information: float) -> float | None:
+        """Standard error of the information about a set's labels; None if an omission takes all of them."""
+        if (self._jackknife.rest_of_set[number] == 0).any():
+            return None
+        return jackknife_error(information, self.information(number, total))

@@ -11,7 +11,8 @@ import torch
 from ib_callback.estimator.quantise import assign, reference_points
 from ib_callback.estimator.temperature import calibrated_temperature
 from ib_callback.measuring.plan.null import LabelCounts
-from ib_callback.measuring.plan.planner import make_plan
+from ib_callback.measuring.planner import make_plan
+from ib_callback.measuring.quantities.features import Feature, FeatureLabels
 from ib_callback.probe.ngrams import ORDER_NAMES, valid_positions
 from ib_callback.probe.probe import Probe
 
@@ -91,16 +92,15 @@ def probe_statistics(
     orders = {order: (sides["complexity", order], sides["expressivity", order]) for order in ORDER_NAMES}
     none = FeatureStatistics({}, "which no valid position carries, so that it cannot be measured")
     features = dict.fromkeys(probe.labels, none)
-    for planned in plan.features:
-        feature = planned.feature
+    for feature in (quantity.labels for quantity in plan.quantities if isinstance(quantity, Feature)):
         table = probe.labels[feature.name]
-        numbers = table[table >= 0].unique().tolist()  # as in make_feature, renumbered in this order
+        numbers = table[table >= 0].unique().tolist()  # as in feature_labels, renumbered in this order
         names = probe.label_names.get(feature.name)
         counts_of = {}
         for place, number in enumerate(numbers):
             sequences = int((table == number).any(1).sum())
             counts_of[names[number] if names else str(number)] = (sequences, int((feature.values == place).sum()))
-        features[feature.name] = FeatureStatistics(counts_of, _null_of(feature.name, feature.permuted))
+        features[feature.name] = FeatureStatistics(counts_of, _null_of(feature))
     return ProbeStatistics(total, orders, features, plan.memory(num_layers, num_bins))
 
 
@@ -149,10 +149,7 @@ def _isotropic_divergence(dim: int, num_bins: int) -> tuple[np.ndarray, np.ndarr
     return np.array(_SIZES, np.float64), np.array(divergence)
 
 
-def _null_of(name: str, permuted: np.ndarray | None) -> str:
-    if permuted is None:
+def _null_of(feature: FeatureLabels) -> str:
+    if feature.permuted is None:
         return "labels vary within sequences: permuted over positions"
-    first, second = permuted[:, ::2], permuted[:, 1::2]
-    if name == "preference" and first.shape == second.shape and (first != second)[first >= 0].all():
-        return "swapped within pairs"
-    return "permuted by whole sequences"
+    return "swapped within pairs" if feature.paired else "permuted by whole sequences"

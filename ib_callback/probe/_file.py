@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,30 +13,17 @@ from torch import Tensor
 from ib_callback.common.errors import ProbeError
 from ib_callback.common.files import write_atomically
 from ib_callback.common.optional import require
-from ib_callback.probe._checks import fingerprint
+from ib_callback.probe.content import Content, fingerprint
 
 FORMAT_VERSION = 1
 _LABELS = "labels/"
-_REQUIRED = ("format_version", "name", "source", "fingerprint")
-# Of the header, which the fingerprint of the content does not cover. Files of early versions have none.
+# Of the header, which the fingerprint of the content does not cover.
 _CHECKSUM = "header_sha256"
-
-
-class Content(NamedTuple):
-    """What a probe file holds; ids and labels [N, S] long, mask [N, S] bool."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    labels: dict[str, Tensor]
-    label_names: dict[str, tuple[str, ...]]
-    name: str
-    tokenizer: str | None
-    source: dict[str, str]
-    fingerprint: str
+_REQUIRED = ("format_version", "name", "source", "fingerprint", _CHECKSUM)
 
 
 def write(path: str | os.PathLike[str], content: Content) -> None:
-    """Write a probe file in one step: readers see the old file or the new one, never a part of one.
+    """Write normalised content in one step: readers see the old file or the new one, never a part of one.
 
     Missing folders are made.
     """
@@ -48,21 +34,19 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
         "format_version": str(FORMAT_VERSION),
         "name": content.name,
         "source": json.dumps(content.source, sort_keys=True),
-        "fingerprint": content.fingerprint,
+        "fingerprint": fingerprint(content.input_ids, content.attention_mask, content.labels),
     }
     if content.tokenizer is not None:
         metadata["tokenizer"] = content.tokenizer
     if content.label_names:
         metadata["label_names"] = json.dumps(content.label_names, sort_keys=True)
     metadata[_CHECKSUM] = _checksum(metadata)
-    data = safetensors.save(tensors, metadata)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, data)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, safetensors.save(tensors, metadata))
 
 
-def read(path: str | os.PathLike[str]) -> Content:
-    """Read a probe file and verify that its content is what was saved.
+def read(path: str | os.PathLike[str]) -> tuple[Content, str]:
+    """What a probe file holds, verified to be what was saved, and its fingerprint.
 
     Raises:
         ProbeError: not a probe file, damaged, changed, or of a newer format.
@@ -78,18 +62,27 @@ def read(path: str | os.PathLike[str]) -> Content:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            source, label_names = _checked_header(path, metadata)
+            _check_header(path, metadata)
             tensors = {key: _copy(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise _refusal(path, f"it is not a safetensors file, or not a whole one ({error})") from error
-    _check_tensors(path, tensors)
-    mask = tensors.pop("attention_mask")
-    ids = tensors.pop("input_ids").long()
-    labels = {key.removeprefix(_LABELS): label.long() for key, label in tensors.items()}
+    labels = {key.removeprefix(_LABELS): label.long() for key, label in tensors.items() if key.startswith(_LABELS)}
+    if tensors.keys() - {_LABELS + name for name in labels} != {"input_ids", "attention_mask"}:
+        raise _refusal(path, f"expected input_ids, attention_mask and labels/…, got {sorted(tensors)}")
+    ids, mask = tensors["input_ids"].long(), tensors["attention_mask"]
     found = fingerprint(ids, mask, labels)
     if found != metadata["fingerprint"]:
         raise _refusal(path, f"it was damaged or changed: expected fingerprint {metadata['fingerprint']}, got {found}")
-    return Content(ids, mask.bool(), labels, label_names, metadata["name"], metadata.get("tokenizer"), source, found)
+    content = Content(
+        input_ids=ids,
+        attention_mask=mask.bool(),
+        labels=labels,
+        label_names=json.loads(metadata.get("label_names", "{}")),
+        name=metadata["name"],
+        source=json.loads(metadata["source"]),
+        tokenizer=metadata.get("tokenizer"),
+    )
+    return content, found
 
 
 def _checksum(metadata: dict[str, str]) -> str:
@@ -98,41 +91,18 @@ def _checksum(metadata: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
-def _checked_header(
-    path: str | os.PathLike[str], metadata: dict[str, str]
-) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """Source and label names of a probe file whose header is complete and of a format that is known."""
+def _check_header(path: str | os.PathLike[str], metadata: dict[str, str]) -> None:
+    """Refuse a header that is not whole, or of a format that is not known."""
     missing = [key for key in _REQUIRED if key not in metadata]
     if missing:
         raise _refusal(path, f"it is not a probe file, for its header has no {', '.join(missing)}")
-    try:
-        version = int(metadata["format_version"])
-        source: Any = json.loads(metadata["source"])
-        names: Any = json.loads(metadata.get("label_names", "{}"))
-    except ValueError as error:
-        raise _refusal(path, f"its header cannot be read ({error})") from error
-    if version > FORMAT_VERSION:
+    if metadata["format_version"] != str(FORMAT_VERSION):
         raise ProbeError(
-            f"{path}: expected probe format {FORMAT_VERSION}, got {version}, of a newer ib-callback. "
-            "Upgrade: pip install --upgrade ib-callback."
+            f"{path}: expected probe format {FORMAT_VERSION}, got {metadata['format_version']}, of a newer "
+            "ib-callback. Upgrade: pip install --upgrade ib-callback."
         )
-    if not isinstance(source, dict):
-        raise _refusal(path, f"its header cannot be read (source is {type(source).__name__}, not an object)")
-    if not isinstance(names, dict):
-        raise _refusal(path, f"its header cannot be read (label_names is {type(names).__name__}, not an object)")
-    if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(metadata):
+    if metadata[_CHECKSUM] != _checksum(metadata):
         raise _refusal(path, "its header was damaged or changed")
-    return {str(key): str(value) for key, value in source.items()}, {key: tuple(value) for key, value in names.items()}
-
-
-def _check_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> None:
-    labels = {key for key in tensors if key.startswith(_LABELS)}
-    if tensors.keys() - labels != {"input_ids", "attention_mask"}:
-        raise _refusal(path, f"expected input_ids, attention_mask and labels/…, got {sorted(tensors)}")
-    for key, tensor in tensors.items():
-        wanted = (torch.uint8,) if key == "attention_mask" else (torch.int32, torch.int64)
-        if tensor.dtype not in wanted:
-            raise _refusal(path, f"{key}: expected {' or '.join(map(str, wanted))}, got {tensor.dtype}")
 
 
 def _copy(tensor: Tensor) -> Tensor:

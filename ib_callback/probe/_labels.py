@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ib_callback.common.errors import ProbeError
-from ib_callback.probe._checks import NO_LABEL
+from ib_callback.probe._tokenizing import Encoded
+from ib_callback.probe.content import NO_LABEL
 
 # One label for a whole document, or [k, 3] int64 spans: first character, character after the last, label.
 Labelling = int | np.ndarray
@@ -51,12 +52,10 @@ class LabelReader:
         if isinstance(value, np.ndarray):
             value = value.tolist()
         if isinstance(value, Mapping):  # a sequence of structs, as some versions of `datasets` give it
-            if not {"start", "end", "label"} <= value.keys():
+            columns: list[Any] = [value.get(key) for key in ("start", "end", "label")]
+            if not all(isinstance(column, (list, tuple)) and len(column) == len(columns[0]) for column in columns):
                 raise self._refusal(value, index)
-            parts: list[Any] = [value[key] for key in ("start", "end", "label")]
-            if not all(isinstance(part, (list, tuple)) and len(part) == len(parts[0]) for part in parts):
-                raise self._refusal(value, index)
-            value = list(zip(*parts, strict=True))
+            value = list(zip(*columns, strict=True))
         if not isinstance(value, (list, tuple)):
             return self._code(value, index)
         if words is not None:
@@ -148,7 +147,7 @@ class LabelReader:
         )
 
 
-def by_token(labelling: Labelling, text: str, offsets: np.ndarray, special: np.ndarray) -> np.ndarray:
+def by_token(labelling: Labelling, text: str, encoded: Encoded) -> np.ndarray:
     """[n] int64: the label of each token of a text. Of a span, those of the tokens that begin in it.
 
     A token begins at its first character that is not white space; tokens that the tokenizer added, or of white
@@ -157,17 +156,18 @@ def by_token(labelling: Labelling, text: str, offsets: np.ndarray, special: np.n
     Args:
         labelling: of the text.
         text: the whole text.
-        offsets: [n, 2] where the tokens come from.
-        special: [n] true at tokens that the tokenizer added.
+        encoded: the text, with the places of its tokens.
     """
+    labels = np.full(len(encoded.ids), labelling if isinstance(labelling, int) else NO_LABEL, np.int64)
     if isinstance(labelling, int):
-        return np.full(len(offsets), labelling, np.int64)
+        return labels
+    assert encoded.offsets is not None
+    assert encoded.special is not None
     characters = np.full(len(text) + 1, NO_LABEL, np.int64)
     for start, end, label in labelling:
         characters[start : min(end, len(text))] = label
-    labels = np.full(len(offsets), NO_LABEL, np.int64)
-    for place, (start, end) in enumerate(offsets):
+    for place, (start, end) in enumerate(encoded.offsets):
         token = text[start:end]
-        if not special[place] and token and not token.isspace():
+        if not encoded.special[place] and token and not token.isspace():
             labels[place] = characters[start + len(token) - len(token.lstrip())]
     return labels

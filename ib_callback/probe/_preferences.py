@@ -1,19 +1,25 @@
-"""Preference pairs to the sequences of a probe: pair i is sequences 2i, preferred, and 2i + 1, rejected."""
+"""Preference pairs to the sequences of a probe: pair i is sequences 2i, preferred, and 2i + 1, rejected.
+
+A row becomes two texts, and the place in each where the continuation begins that was preferred or rejected.
+"""
 
 from __future__ import annotations
 
+import datetime
+import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ib_callback.common.errors import ProbeError
-from ib_callback.probe._checks import NO_LABEL
 from ib_callback.probe._labels import LabelReader
-from ib_callback.probe._pairs import DropError, Pair, continuation_starts, read_pair
-from ib_callback.probe._texts import Collected, Table, check_cut, check_lengths
+from ib_callback.probe._texts import Sizes, Table, check_cut
 from ib_callback.probe._tokenizing import Encoded, Encoder, take_batch
+from ib_callback.probe.content import NO_LABEL, Content
 
 FEATURE = "preference"
 # By number, 0 and 1.
@@ -24,44 +30,74 @@ REASONS = {
     "template": "that the chat template refuses",
     "long": "with a prompt that fills max_length",
 }
+PROMPT, CHOSEN, REJECTED = "prompt", "chosen", "rejected"
+SCORES = ("score_chosen", "score_rejected")
+COLUMNS = (PROMPT, CHOSEN, REJECTED, *SCORES)
+# For chat templates that ask for today's: the one that Llama 3's template itself falls back to.
+DATE = datetime.date(2024, 7, 26)
+_TODAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
 
-class CollectedPairs(NamedTuple):
-    """Sequences of pairs, and how many pairs were left out, by reason (see REASONS)."""
+class Member(NamedTuple):
+    """A text, and the first character of its continuation; None: the tokens that both members share tell."""
 
-    collected: Collected
-    dropped: dict[str, int]
+    text: str
+    border: int | None
+
+
+class Pair(NamedTuple):
+    """A preferred and a rejected text.
+
+    templated: they hold all special tokens already, by a chat template.
+    """
+
+    chosen: Member
+    rejected: Member
+    templated: bool
+
+
+class DropError(Exception):
+    """What makes no pair; its argument is the reason in one word, of those in REASONS."""
 
 
 def collect_pairs(
     rows: Iterable[Mapping[str, Any]],
     tokenizer: Any,
+    sizes: Sizes,
     *,
-    num_sequences: int | None,
-    max_length: int,
+    name: str,
+    source: Mapping[str, str],
     progress: Callable[[int], object] = lambda _: None,
-) -> CollectedPairs:
+) -> Content:
     """Tokenise pairs in order, until `num_sequences` sequences are there, two a pair.
+
+    Args:
+        rows: read no further than needed.
+        tokenizer: see `Encoder`.
+        sizes: with an even number of sequences.
+        name: of the probe.
+        source: how it is made; sizes, and how many pairs were read and left out and why, are added.
+        progress: called with the number of sequences that were added, now and then.
 
     Raises:
         ProbeError: an odd number is asked for, no row makes a pair, or a row is none.
         TypeError: `tokenizer` is not a tokenizer.
     """
-    check_lengths(num_sequences, max_length)
-    if num_sequences is not None and num_sequences % 2:
+    number = sizes.num_sequences
+    if number is not None and number % 2:
         raise ProbeError(
-            f"num_sequences: expected an even number, two sequences a pair, got {num_sequences}. "
-            f"Pass {num_sequences + 1} or {num_sequences - 1 or 2}."
+            f"num_sequences: expected an even number, two sequences a pair, got {number}. "
+            f"Pass {number + 1} or {number - 1 or 2}."
         )
     if getattr(tokenizer, "truncation_side", "right") != "right":
         raise ProbeError(
             "tokenizer: expected one that cuts on the right, got truncation_side='left', by which pairs would "
             "lose their prompts. Set tokenizer.truncation_side = 'right'."
         )
-    encoder, whole = Encoder(tokenizer, max_length), Encoder(tokenizer, None)
+    encoder, whole = Encoder(tokenizer, sizes.max_length), Encoder(tokenizer, None)
     dropped: Counter[str] = Counter()
     read = 0
-    table = Table([FEATURE])
+    table = Table([LabelReader(FEATURE, LABEL_NAMES)])
 
     def pairs() -> Iterator[tuple[str, Pair]]:
         nonlocal read
@@ -74,15 +110,22 @@ def collect_pairs(
             else:
                 yield pair.chosen.text, pair
 
-    source = pairs()
-    while batch := take_batch(source, None if num_sequences is None else (num_sequences - len(table)) // 2):
+    stream = pairs()
+    while batch := take_batch(stream, None if number is None else (number - len(table)) // 2):
         before = len(table)
-        for rows_of_pair in _encoded_pairs([pair for _, pair in batch], encoder, whole, max_length):
-            if isinstance(rows_of_pair, str):
-                dropped[rows_of_pair] += 1
-                continue
-            for ids, labels in rows_of_pair:
-                table.add(ids, [labels])
+        # Those of a chat template together, for they get no special tokens.
+        for templated, group in groupby((pair for _, pair in batch), lambda pair: pair.templated):
+            alike = list(group)
+            texts = [member.text for pair in alike for member in (pair.chosen, pair.rejected)]
+            encoded = encoder(texts, places=True, special_tokens=not templated)
+            for pair, chosen, rejected in zip(alike, encoded[::2], encoded[1::2], strict=True):
+                try:
+                    labelled = _labelled(pair, (chosen, rejected), whole, sizes.max_length)
+                except DropError as reason:
+                    dropped[str(reason)] += 1
+                else:
+                    for ids, labels in labelled:
+                        table.add(ids, [labels])
         progress(len(table) - before)
     if not len(table):
         reasons = ", ".join(f"{number} {REASONS[reason]}" for reason, number in dropped.items())
@@ -90,48 +133,217 @@ def collect_pairs(
             f"pairs: expected at least one usable pair, got {read} rows, none usable ({reasons or 'no rows'}). "
             "Raise max_length if prompts are long; pass rows with chosen and rejected."
         )
-    collected = table.collected([LabelReader(FEATURE, LABEL_NAMES)], read)
-    return CollectedPairs(collected, {reason: dropped[reason] for reason in REASONS})
+    counts = {"pairs_read": read} | {f"pairs_dropped_{reason}": dropped[reason] for reason in REASONS}
+    return table.content(name, {**source, **sizes.noted()}, counts, tokenizer)
 
 
-def _encoded_pairs(
-    pairs: list[Pair], encoder: Encoder, whole: Encoder, max_length: int
-) -> Iterator[list[tuple[np.ndarray, np.ndarray]] | str]:
-    """Ids and labels of both members of each pair; or why it is left out: "tie" or "long"."""
-    members = [member for pair in pairs for member in (pair.chosen, pair.rejected)]
-    templated = [pair.templated for pair in pairs for _ in range(2)]
-    encoded = _encode([member.text for member in members], templated, encoder)
-    prompts: list[np.ndarray | None] = [None] * len(members)
-    if not encoder.has_offsets:
-        before = _encode([member.text[: member.border or 0] for member in members], templated, whole)
-        prompts = [one.ids for one in before]
-    for i, pair in enumerate(pairs):
-        both = encoded[2 * i : 2 * i + 2]
-        rows = []
-        starts = continuation_starts(pair, both, prompts[2 * i : 2 * i + 2])
-        for one, start, preferred in zip(both, starts, (1, 0), strict=True):
-            check_cut(one, max_length)
-            labels = np.full(len(one.ids), NO_LABEL, np.int64)
-            labels[start:] = preferred
-            if one.special is not None:
-                labels[one.special] = NO_LABEL
-            rows.append((one.ids, labels))
-        labelled = all((labels != NO_LABEL).any() for _, labels in rows)
-        # Also of texts that differ: templates trim, tokenizers fold case, and both are cut. One sequence that is
-        # preferred and rejected tells nothing of preference, and hides what other pairs tell.
-        if np.array_equal(both[0].ids, both[1].ids) and (labelled or len(both[0].ids) < max_length):
-            yield "tie"
-        else:
-            yield rows if labelled else "long"
+def read_pair(row: Mapping[str, Any], tokenizer: Any, index: int) -> Pair:
+    """The two texts of a row.
+
+    Strings are taken as text: the prompt, if there is one, and the continuation as they are, or with a blank line
+    between them where neither has white space there. Without a prompt, it is what both texts begin with. Lists of
+    messages `{"role": …, "content": …}` go through the tokenizer's chat template; without one they are written
+    as `Role: content`, with blank lines between. The messages that both lists begin with are the prompt; lists that
+    begin with the assistant are preceded by the row's prompt.
+
+    Args:
+        row: with `chosen` and `rejected`, perhaps `prompt`, perhaps `score_chosen` and `score_rejected`.
+        tokenizer: of transformers or `tokenizers`.
+        index: of the row, for messages.
+
+    Raises:
+        DropError: equal texts or scores, a continuation without text, or messages that the chat template refuses.
+        ProbeError: the row has no such columns, or they hold something else.
+    """
+    missing = [column for column in (CHOSEN, REJECTED) if column not in row]
+    if missing:
+        raise ProbeError(
+            f"pairs: expected columns {CHOSEN} and {REJECTED}, got {', '.join(map(str, row)) or 'none'} in row {index}."
+        )
+    chosen, rejected, prompt = row[CHOSEN], row[REJECTED], row.get(PROMPT)
+    if not chosen or not rejected:
+        raise DropError("empty")
+    scores = [row.get(score) for score in SCORES]
+    if chosen == rejected or (scores[0] is not None and scores[0] == scores[1]):
+        raise DropError("tie")
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if prompt is not None and not isinstance(prompt, str):
+            raise ProbeError(f"pairs: expected a prompt that is a string, got {type(prompt).__name__} in row {index}.")
+        return _of_strings(prompt, chosen, rejected)
+    return _of_messages(
+        prompt, _messages(chosen, CHOSEN, index), _messages(rejected, REJECTED, index), tokenizer, index
+    )
 
 
-def _encode(texts: list[str], templated: list[bool], encoder: Encoder) -> list[Encoded]:
-    """Encode texts, adding special tokens to those that have none yet."""
-    encoded: list[Encoded | None] = [None] * len(texts)
-    for kind in (False, True):
-        places = [place for place, is_kind in enumerate(templated) if is_kind == kind]
-        if places:
-            found = encoder([texts[place] for place in places], places=True, special_tokens=not kind)
-            for place, one in zip(places, found, strict=True):
-                encoded[place] = one
-    return [one for one in encoded if one is not None]
+def _labelled(
+    pair: Pair, encoded: tuple[Encoded, Encoded], whole: Encoder, max_length: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Ids and labels of both members of a pair.
+
+    Raises:
+        DropError: "tie" or "long".
+    """
+    shared = _shared(encoded[0].ids, encoded[1].ids)
+    rows = []
+    for member, one, preferred in zip((pair.chosen, pair.rejected), encoded, (1, 0), strict=True):
+        check_cut(one, max_length)
+        labels = np.full(len(one.ids), NO_LABEL, np.int64)
+        start = shared if member.border is None else _start(member.text, member.border, one, whole, pair.templated)
+        labels[start:] = preferred
+        if one.special is not None:
+            labels[one.special] = NO_LABEL
+        rows.append((one.ids, labels))
+    complete = all((labels != NO_LABEL).any() for _, labels in rows)
+    # Also of texts that differ: templates trim, tokenizers fold case, and both are cut. One sequence that is
+    # preferred and rejected tells nothing of preference, and hides what other pairs tell.
+    same = np.array_equal(encoded[0].ids, encoded[1].ids)
+    if same and (complete or len(encoded[0].ids) < max_length):
+        raise DropError("tie")
+    if not complete:
+        raise DropError("long")
+    return rows
+
+
+def _start(text: str, border: int, encoded: Encoded, whole: Encoder, templated: bool) -> int:
+    """The first token of the continuation.
+
+    A token that holds characters of both prompt and continuation belongs to the continuation: which token it is
+    depends on it. Where tokenizers do not know where tokens come from, the tokens of the prompt alone tell.
+    """
+    if encoded.offsets is None:
+        return _shared(encoded.ids, whole([text[:border]], special_tokens=not templated)[0].ids)
+    return int((encoded.offsets[:, 1] <= border).cumprod().sum())
+
+
+def _of_strings(prompt: str | None, chosen: str, rejected: str) -> Pair:
+    if not chosen.strip() or not rejected.strip():
+        raise DropError("empty")
+    if chosen.strip() == rejected.strip():
+        raise DropError("tie")
+    if not prompt:
+        begin = _common_start(chosen, rejected)
+        if not chosen[begin:].strip() or not rejected[begin:].strip():
+            raise DropError("empty")
+        return Pair(Member(chosen, None), Member(rejected, None), templated=False)
+
+    def joined(continuation: str) -> Member:
+        between = "" if prompt[-1].isspace() or continuation[0].isspace() else "\n\n"
+        return Member(prompt + between + continuation, len(prompt + between))
+
+    return Pair(joined(chosen), joined(rejected), templated=False)
+
+
+def _of_messages(
+    prompt: Any, chosen: list[dict[str, str]], rejected: list[dict[str, str]], tokenizer: Any, index: int
+) -> Pair:
+    before: list[dict[str, str]] = []
+    if chosen[0]["role"] == rejected[0]["role"] == "assistant" and prompt:
+        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _messages(prompt, PROMPT, index)
+    chosen, rejected = before + chosen, before + rejected
+    same = 0
+    while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
+        same += 1
+    if same == len(chosen) == len(rejected):
+        raise DropError("tie")
+    rests = [chosen[same:], rejected[same:]]
+    if any(not any(message["content"].strip() for message in rest) for rest in rests):
+        raise DropError("empty")
+    template = bool(getattr(tokenizer, "chat_template", None))
+    members = [_member(chosen[:same], rest, tokenizer if template else None) for rest in rests]
+    if template:
+        members = _after_shared(members, [rest[0]["content"].strip() for rest in rests])
+    return Pair(members[0], members[1], templated=template)
+
+
+def _member(prompt: list[dict[str, str]], rest: list[dict[str, str]], tokenizer: Any) -> Member:
+    if tokenizer is None:
+        before = "".join(f"{message['role'].capitalize()}: {message['content']}\n\n" for message in prompt)
+        text = before + "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in rest)
+        # The name of who speaks is no part of what is preferred.
+        return Member(text, len(before) + len(rest[0]["role"]) + 1)
+    try:
+        fixed = _with_fixed_date(tokenizer)
+        text = tokenizer.apply_chat_template(prompt + rest, tokenize=False, **fixed)
+        if not prompt:
+            return Member(text, None)
+        answers = rest[0]["role"] == "assistant"
+        before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=answers, **fixed)
+    except Exception as error:  # jinja2's errors, and whatever a template raises by itself
+        if not type(error).__module__.startswith("jinja2"):
+            raise
+        raise DropError("template") from error
+    # Some templates write earlier turns otherwise than the last one.
+    return Member(text, _common_start(before, text))
+
+
+def _after_shared(members: list[Member], contents: list[str]) -> list[Member]:
+    """Borders where the first messages of the continuations begin, if all before is the same in both members.
+
+    Templates write more before an answer than they do to ask for one (an empty `<think>` block), and write earlier
+    turns otherwise than the last one.
+    """
+    if any(member.border is None for member in members):
+        return members
+    begins = [member.text.find(content, member.border) for member, content in zip(members, contents, strict=True)]
+    between = {member.text[member.border : begin] for member, begin in zip(members, begins, strict=True)}
+    if min(begins) < 0 or len(between) > 1:
+        return members
+    return [Member(member.text, begin) for member, begin in zip(members, begins, strict=True)]
+
+
+def _with_fixed_date(tokenizer: Any) -> dict[str, str]:
+    """Keywords by which a chat template that writes today's date writes one that is the same every day.
+
+    The probe of tomorrow, or of another machine, would be another one.
+    """
+    template = tokenizer.chat_template
+    if "strftime_now" not in json.dumps(template):
+        return {}
+    if not isinstance(template, str):  # several, by name
+        template = tokenizer.get_chat_template()
+    # In the source, for transformers lets no function of a caller into a template.
+    return {"chat_template": _TODAY.sub(lambda found: json.dumps(DATE.strftime(found[2])), template)}
+
+
+def _messages(value: Any, column: str, index: int) -> list[dict[str, str]]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ProbeError(
+            f"pairs: expected strings in both {CHOSEN} and {REJECTED}, or lists of messages in both, got "
+            f"{type(value).__name__} in column {column} of row {index}."
+        )
+    messages = []
+    for message in value:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ProbeError(
+                f"pairs: expected messages {{'role': …, 'content': …}}, got {message!r} in column {column} of row "
+                f"{index}."
+            )
+        messages.append({"role": message["role"], "content": _content(message.get("content"), column, index)})
+    return messages
+
+
+def _content(content: Any, column: str, index: int) -> str:
+    """Text of a message: a string, parts `{"type": "text", "text": …}`, or None (calls of tools)."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, Sequence):
+        texts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+        if all(isinstance(text, str) for text in texts):
+            return "".join(map(str, texts))
+    raise ProbeError(
+        f"pairs: expected the content of a message to be a string, or a list of parts with text alone, got "
+        f"{content!r} in column {column} of row {index}. Leave out what is no text."
+    )
+
+
+def _common_start(first: str, second: str) -> int:
+    """How many characters two texts begin with in common."""
+    pairs = zip(first, second, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+def _shared(first: np.ndarray, second: np.ndarray) -> int:
+    """How many tokens two texts begin with in common."""
+    length = min(len(first), len(second))
+    differ = first[:length] != second[:length]
+    return int(differ.argmax()) if differ.any() else length

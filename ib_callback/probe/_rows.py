@@ -1,23 +1,26 @@
-"""Rows of a dataset of any kind, one after another, and again from where a connection was lost."""
+"""Rows of a dataset of any kind, one after another."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ib_callback.common.errors import ProbeError
 from ib_callback.common.optional import require
 
-_log = logging.getLogger(__name__)
-
-BACKOFF_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+C4 = "allenai/c4"
+TULU = "allenai/llama-3.1-tulu-3-8b-preference-mixture"
+# Of these datasets whole files are downloaded, in order and no more than needed: `huggingface_hub` takes up a download
+# where it broke off, and compares its size. What `datasets` streams has to be read again from the start.
+_SHARDS = {C4: "{config}/c4-{split}.*.json.gz", TULU: "data/{split}-*.parquet"}
+_HTTP = ("httpx", "httpx2", "httpcore", "httpcore2", "aiohttp")
+_NETWORK_ERRORS = ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "FSTimeoutError")
 # By the ending of a file, without .gz: the loader of `datasets` that reads it.
 _LOADERS = {
     ".json": "json",
@@ -32,24 +35,48 @@ _LOADERS = {
 
 @dataclass
 class Rows:
-    """Where rows come from.
+    """Where rows come from. What is noted while they are opened is there when the first row is.
 
     open: begins reading at the first row.
     what: the dataset, for messages.
-    remote: whether reading may fail for a moment, so that it is worth another try.
     identity: what decides the content, known without a network; None: unknown, so nothing built of it is cached.
-    source: what to note about it in a probe; filled in when it is opened.
-    columns: all that there are, as far as the dataset knows; filled in when it is opened.
-    class_names: {column: names of its integers}, likewise.
+    source: what to note about it in a probe.
+    columns: all that there are, as far as the dataset knows.
+    class_names: {column: names of its integers}.
     """
 
-    open: Callable[[], Iterable[Any]]
+    open: Callable[[Rows], Iterable[Any]]
     what: str
-    remote: bool
     identity: dict[str, str] | None
-    source: dict[str, str] = field(default_factory=dict)
+    source: dict[str, str]
     columns: tuple[str, ...] = ()
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        """Each row, in order.
+
+        Raises:
+            ProbeError: it cannot be reached or read; also where it was cut off, so that no probe is shorter for it.
+            TypeError: rows that are not dicts.
+        """
+        iterator: Iterator[Any] | None = None
+        seen = 0
+        while True:
+            try:
+                iterator = iter(self.open(self)) if iterator is None else iterator
+                row = next(iterator)
+            except StopIteration:  # raised by `datasets` already when it opens a file without rows
+                return
+            except (ProbeError, ImportError):
+                raise
+            except Exception as error:
+                where = f"after {seen} rows" if seen else "at the start"
+                said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                raise ProbeError(f"{self.what}: cannot be read, {where} ({said}).") from error
+            if not isinstance(row, Mapping):
+                raise TypeError(f"{self.what}: expected rows that are dicts, got {type(row).__name__} {row!r}")
+            seen += 1
+            yield row
 
 
 def rows_of(
@@ -81,97 +108,60 @@ def rows_of(
         if isinstance(dataset, Path) or path.is_absolute() or _loader(path) or str(dataset).startswith((".", "~")):
             raise ProbeError(f"dataset: expected a file, a folder or a name on the hub, got {dataset}: no such file.")
         return _hub(dataset, columns, config, split, revision)
-    _no_options(type(dataset).__name__, config=config, revision=revision)
-    if isinstance(dataset, Mapping) and type(dataset).__module__.startswith("datasets"):
+    kind = type(dataset).__name__
+    ours = type(dataset).__module__.startswith("datasets")
+    _no_options(kind, config=config, revision=revision)
+    if isinstance(dataset, Mapping) and ours:
         dataset = _one_split(dataset, split, "dataset")
+        kind = type(dataset).__name__
     else:
-        _no_options(type(dataset).__name__, split=split)
+        _no_options(kind, split=split)
     if isinstance(dataset, Mapping) or not isinstance(dataset, Iterable):
         raise TypeError(
             "dataset: expected a datasets.Dataset or IterableDataset, a name on the hub, a file or folder, or an "
-            f"iterable of dicts, one a row, got {type(dataset).__name__}."
+            f"iterable of dicts, one a row, got {kind}."
         )
-    return _loaded(dataset, columns)
-
-
-def resumed(rows: Rows, retries: int) -> Iterator[Mapping[str, Any]]:
-    """Each row once, in order, whatever the connection does; rows that come twice are compared and left out.
-
-    Args:
-        rows: of a dataset.
-        retries: how often to try again without getting any further; with pauses of 1, 2, 4, … seconds.
-
-    Raises:
-        ProbeError: it cannot be reached or read, or gives other rows than at the first time.
-        TypeError: rows that are not dicts.
-    """
-    seen = failures = reached = 0
-    before = hashlib.blake2b()  # of the rows that were given on
-    iterator: Iterator[Any] | None = None
-    while True:
-        try:
-            if iterator is None:
-                # First, for `datasets` raises StopIteration already when it opens a file without rows.
-                reached, again = 0, hashlib.blake2b()
-                iterator = iter(rows.open())
-            row = next(iterator)
-        except StopIteration:
-            if reached < seen:
-                raise ProbeError(_not_the_same(rows, seen)) from None
-            return
-        except (ProbeError, ImportError):
-            raise
-        except Exception as error:
-            failures += 1
-            if not rows.remote or failures > retries or not _worth_a_retry(error):
-                raise ProbeError(_unreadable(rows, seen, error)) from error
-            pause = BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1]
-            _log.warning(
-                "%s: reading stopped after %d rows (%s); trying again in %.0f s [%d/%d]",
-                *(rows.what, seen, _said(error), pause, failures, retries),
-            )
-            time.sleep(pause)
-            iterator = None
-            continue
-        if not isinstance(row, Mapping):
-            raise TypeError(f"{rows.what}: expected rows that are dicts, got {type(row).__name__} {row!r}")
-        reached += 1
-        if rows.remote:
-            (again if reached <= seen else before).update(repr(sorted(row.items())).encode())
-        if reached > seen:
-            seen, failures = reached, 0
-            yield row
-        elif reached == seen and again.digest() != before.digest():
-            raise ProbeError(_not_the_same(rows, seen))
-
-
-def is_network_error(error: BaseException) -> bool:
-    """Whether it says that a server cannot be reached, or must not be (offline mode)."""
-    return any(
-        isinstance(cause, (ConnectionError, TimeoutError))
-        or type(cause).__module__.split(".")[0] in ("httpx", "httpcore", "aiohttp")
-        or type(cause).__name__ in ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "FSTimeoutError")
-        for cause in _causes(error)
+    fingerprint = getattr(dataset, "_fingerprint", None)
+    identity = {"dataset": kind, "fingerprint": fingerprint} if isinstance(fingerprint, str) else None
+    return Rows(
+        lambda rows: _opened(dataset, columns, rows) if ours else dataset,
+        f"the {kind}",
+        identity=identity,
+        source=identity or {"dataset": kind},
     )
 
 
+def is_network_error(error: BaseException) -> bool:
+    """Whether a server cannot be reached, or must not be (offline mode): that, or what caused it."""
+    name, module = type(error).__name__, type(error).__module__.split(".")[0]
+    if isinstance(error, (ConnectionError, TimeoutError)) or name in _NETWORK_ERRORS:
+        return True
+    if module in _HTTP and name != "HTTPStatusError":  # that is an answer
+        return True
+    cause = error.__cause__ or error.__context__
+    return cause is not None and is_network_error(cause)
+
+
 def _hub(name: str, columns: Sequence[str], config: str | None, split: str | None, revision: str | None) -> Rows:
+    asked = {"dataset": name, "config": str(config), "split": str(split)}
+
     # Without `datasets` a cached probe can still be read, so it is imported when the dataset is opened.
-    identity = {"dataset": name, "config": str(config), "split": str(split), "revision": str(revision)}
-
-    def open_rows() -> Iterable[Any]:
+    def open_rows(rows: Rows) -> Iterable[Any]:
         datasets = require("datasets", extra="hf", purpose=f"Reading {name}")
-        if "revision" not in rows.source:
-            from huggingface_hub import HfApi
+        import huggingface_hub
 
-            # One commit for all tries, so that a change on the hub in the meantime cannot mix two versions.
-            rows.source["revision"] = HfApi().dataset_info(name, revision=revision).sha or revision or "main"
-        loaded = datasets.load_dataset(name, config, split=split, revision=rows.source["revision"], streaming=True)
-        return _opened(_one_split(loaded, split, name), columns, rows)
+        # One commit for all files, so that a change on the hub in the meantime cannot mix two versions.
+        info = huggingface_hub.HfApi().dataset_info(name, revision=revision)
+        commit = rows.source["revision"] = info.sha or revision or "main"
+        pattern = _SHARDS.get(name, "").format(config=config, split=split)
+        shards = sorted(file.rfilename for file in info.siblings or () if fnmatchcase(file.rfilename, pattern))
+        if not shards:
+            loaded = datasets.load_dataset(name, config, split=split, revision=commit, streaming=True)
+            return _opened(_one_split(loaded, split, name), columns, rows)
+        paths = (huggingface_hub.hf_hub_download(name, shard, repo_type="dataset", revision=commit) for shard in shards)
+        return chain.from_iterable(_file(Path(path), columns) for path in paths)
 
-    source = {key: value for key, value in identity.items() if key != "revision"}
-    rows = Rows(open_rows, name, remote=True, identity=identity, source=source)
-    return rows
+    return Rows(open_rows, name, identity=asked | {"revision": str(revision)}, source=asked)
 
 
 def _file(path: Path, columns: Sequence[str]) -> Rows:
@@ -181,47 +171,27 @@ def _file(path: Path, columns: Sequence[str]) -> Rows:
             f"dataset: expected a file that ends in {', '.join(_LOADERS)}, or one of these and .gz, got {path.name}."
         )
 
-    def open_rows() -> Iterable[Any]:
+    def open_rows(rows: Rows) -> Iterable[Any]:
         datasets = require("datasets", extra="hf", purpose=f"Reading {path}")
-        loaded = datasets.load_dataset(loader, data_files=str(path.resolve()), split="train", streaming=True)
+        # Not resolved: in the hub's cache the name with the ending is a link.
+        loaded = datasets.load_dataset(loader, data_files=str(path.absolute()), split="train", streaming=True)
         return _opened(loaded, columns, rows)
 
-    rows = Rows(open_rows, str(path), remote=False, identity=_of_files([path]), source={"dataset": path.name})
-    return rows
+    return Rows(open_rows, str(path), identity=_of_files([path]), source={"dataset": path.name})
 
 
 def _folder(path: Path, columns: Sequence[str], config: str | None, split: str | None) -> Rows:
-    saved = any((path / name).exists() for name in ("state.json", "dataset_dict.json"))
-
-    def open_rows() -> Iterable[Any]:
+    def open_rows(rows: Rows) -> Iterable[Any]:
         datasets = require("datasets", extra="hf", purpose=f"Reading {path}")
-        if saved:
+        if any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(str(path))
         else:
             loaded = datasets.load_dataset(str(path.resolve()), config, split=split, streaming=True)
         return _opened(_one_split(loaded, split, str(path)), columns, rows)
 
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    source = {"dataset": path.name, "config": str(config), "split": str(split)}
-    identity = _of_files(files) | {"config": str(config), "split": str(split)}
-    rows = Rows(open_rows, str(path), remote=False, identity=identity, source=source)
-    return rows
-
-
-def _loaded(dataset: Any, columns: Sequence[str]) -> Rows:
-    """Rows of an object that is there already."""
-    kind = type(dataset).__name__
-    ours = type(dataset).__module__.startswith("datasets")
-    fingerprint = getattr(dataset, "_fingerprint", None)
-    identity = {"dataset": kind, "fingerprint": fingerprint} if isinstance(fingerprint, str) else None
-    # Reading an iterator again would go on where it stopped.
-    remote = ours and not hasattr(dataset, "__len__")
-
-    def open_rows() -> Iterable[Any]:
-        return _opened(dataset, columns, rows) if ours else dataset
-
-    rows = Rows(open_rows, f"the {kind}", remote=remote, identity=identity, source=identity or {"dataset": kind})
-    return rows
+    asked = {"config": str(config), "split": str(split)}
+    return Rows(open_rows, str(path), identity=_of_files(files) | asked, source={"dataset": path.name, **asked})
 
 
 def _opened(dataset: Any, columns: Sequence[str], rows: Rows) -> Iterable[Any]:
@@ -234,11 +204,9 @@ def _opened(dataset: Any, columns: Sequence[str], rows: Rows) -> Iterable[Any]:
         return dataset
     if hasattr(dataset, "with_format"):
         dataset = dataset.with_format(None)
-    known = dataset.column_names
-    rows.columns = tuple(known or ())
-    if known and any(column in known for column in columns):
-        return dataset.select_columns([column for column in columns if column in known])
-    return dataset
+    rows.columns = tuple(dataset.column_names or ())
+    wanted = [column for column in columns if column in rows.columns]
+    return dataset.select_columns(wanted) if wanted else dataset
 
 
 def _one_split(loaded: Any, split: str | None, what: str) -> Any:
@@ -266,45 +234,3 @@ def _no_options(kind: str, **options: str | None) -> None:
     given = [f"{name}=" for name, value in options.items() if value is not None]
     if given:
         raise ProbeError(f"{' and '.join(given)}: expected with a dataset on the hub, got {kind}. Leave it out.")
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
-def _worth_a_retry(error: Exception) -> bool:
-    """Whether time may heal it: a connection, or data that were cut off on their way."""
-    causes = list(_causes(error))
-    if any("OfflineModeIsEnabled" in (type(cause).__name__ + str(cause)) for cause in causes):
-        return False
-    if isinstance(error, FileNotFoundError):  # also what `datasets` says of a name that does not exist
-        return False
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(status, int):
-        return status >= 500 or status in (408, 429)
-    cut_off = (EOFError, OSError, zlib.error)
-    return is_network_error(error) or any(
-        isinstance(cause, cut_off) or type(cause).__module__.startswith("pyarrow") for cause in causes
-    )
-
-
-def _said(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
-
-
-def _not_the_same(rows: Rows, seen: int) -> str:
-    return (
-        f"{rows.what}: expected the same {seen} rows when reading it again after an interruption, got others. A probe "
-        "needs a fixed order: leave out shuffling without a seed, or save the rows to a file and use that."
-    )
-
-
-def _unreadable(rows: Rows, seen: int, error: BaseException) -> str:
-    where = f"after {seen} rows" if seen else "at the start"
-    return f"{rows.what}: cannot be read, {where} ({_said(error)})."

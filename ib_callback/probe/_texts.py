@@ -1,19 +1,55 @@
-"""From texts and a tokenizer to the ids, mask and labels of a probe."""
+"""From texts and a tokenizer to the content of a probe: one document a sequence, cut and padded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError
-from ib_callback.probe._checks import NO_LABEL
 from ib_callback.probe._labels import LabelReader, by_token
-from ib_callback.probe._tokenizing import Encoded, Encoder, take_batch
+from ib_callback.probe._tokenizing import Encoded, Encoder, describe, take_batch
+from ib_callback.probe.content import NO_LABEL, Content
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large a probe is to be.
+
+    num_sequences: how many to take; None: all.
+    max_length: most tokens of a sequence.
+    min_length: texts with fewer tokens are skipped; None: nothing is skipped for its length.
+
+    Raises:
+        TypeError, ValueError: numbers that make no probe.
+    """
+
+    num_sequences: int | None
+    max_length: int
+    min_length: int | None = None
+
+    def __post_init__(self) -> None:
+        cure = "see the defaults of Probe.from_texts"
+        if self.num_sequences is not None:
+            check_integer("num_sequences", self.num_sequences, minimum=1, cure=cure)
+        check_integer("max_length", self.max_length, minimum=1, cure=cure)
+        if self.min_length is None:
+            return
+        check_integer("min_length", self.min_length, minimum=1, cure=cure)
+        if self.min_length > self.max_length:
+            raise ProbeError(
+                f"min_length: expected at most max_length={self.max_length}, got {self.min_length}, so every text "
+                f"would be skipped. Pass min_length={self.max_length} or less, or raise max_length."
+            )
+
+    def noted(self) -> dict[str, str]:
+        """For the source of a probe."""
+        noted = {"num_sequences": str(self.num_sequences), "max_length": str(self.max_length)}
+        return noted if self.min_length is None else noted | {"min_length": str(self.min_length)}
 
 
 class Document(NamedTuple):
@@ -24,21 +60,21 @@ class Document(NamedTuple):
     labels: Mapping[str, Any]
 
 
-class Collected(NamedTuple):
-    """Right-padded sequences: ids [N, S] long, 0 at padding; mask [N, S] bool; labels [N, S] long by name.
+def texts_content(
+    texts: Iterable[str],
+    tokenizer: Any,
+    sizes: Sizes,
+    *,
+    name: str,
+    labels: Mapping[str, Iterable[Any]] | None = None,
+) -> Content:
+    """The content of `Probe.from_texts`."""
+    readers = [LabelReader(feature) for feature in labels or {}]
+    source = {"constructor": "from_texts"}
+    return collect(documents(texts, labels), tokenizer, sizes, name=name, source=source, readers=readers)
 
-    label_names: {feature: names of its numbers} where they have names.
-    texts_read: how many texts were read.
-    """
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    labels: dict[str, Tensor]
-    label_names: dict[str, tuple[str, ...]]
-    texts_read: int
-
-
-def documents(texts: Iterable[Any], labels: Mapping[str, Any] | None) -> Iterator[Document]:
+def documents(texts: Iterable[Any], labels: Mapping[str, Any] | None = None) -> Iterator[Document]:
     """Texts with the label that each column has for them.
 
     Raises:
@@ -51,10 +87,6 @@ def documents(texts: Iterable[Any], labels: Mapping[str, Any] | None) -> Iterato
             "Pass a single document as [text]."
         )
     columns = {name: _label_column(name, column, texts) for name, column in (labels or {}).items()}
-    return _documents(texts, columns)
-
-
-def _documents(texts: Iterable[Any], columns: dict[str, list[Any]]) -> Iterator[Document]:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(
@@ -74,34 +106,34 @@ def _documents(texts: Iterable[Any], columns: dict[str, list[Any]]) -> Iterator[
 def collect(
     texts: Iterable[Document],
     tokenizer: Any,
+    sizes: Sizes,
     *,
-    num_sequences: int | None,
-    max_length: int,
-    min_length: int,
+    name: str,
+    source: Mapping[str, str],
     readers: Sequence[LabelReader] = (),
     progress: Callable[[int], object] = lambda _: None,
-) -> Collected:
+) -> Content:
     """Tokenise texts in order, one document a sequence, until `num_sequences` are long enough.
 
     Args:
         texts: read no further than needed.
         tokenizer: see `Encoder`.
-        num_sequences: how many to take; None: all.
-        max_length: most tokens of a sequence.
-        min_length: texts with fewer tokens are skipped.
+        sizes: with a `min_length`.
+        name: of the probe.
+        source: how it is made; sizes and numbers of texts are added.
         readers: one for each label of the documents.
         progress: called with the number of sequences that were added, now and then.
 
     Raises:
-        ProbeError: no text is long enough, or lengths or labels are not usable.
+        ProbeError: no text is long enough, or labels are not usable.
         TypeError: `tokenizer` is not a tokenizer.
     """
-    check_lengths(num_sequences, max_length, min_length)
-    encoder = Encoder(tokenizer, max_length)
-    table = Table([reader.name for reader in readers])
+    assert sizes.min_length is not None
+    encoder = Encoder(tokenizer, sizes.max_length)
+    table = Table(readers)
     longest = read = 0
-    source = iter(texts)
-    while batch := take_batch(source, None if num_sequences is None else num_sequences - len(table)):
+    stream = iter(texts)
+    while batch := take_batch(stream, table.room(sizes)):
         labellings = [
             [reader.read(text.labels[reader.name], read + i, text.words) for reader in readers]
             for i, text in enumerate(batch)
@@ -116,65 +148,74 @@ def collect(
             )
         encoded = encoder([text.text for text in batch], places=in_spans)
         for text, one, labels in zip(batch, encoded, labellings, strict=True):
-            check_cut(one, max_length)
+            check_cut(one, sizes.max_length)
             longest = max(longest, len(one.ids))
-            if len(one.ids) < min_length:
-                continue
-            if in_spans:
-                assert one.offsets is not None
-                assert one.special is not None
-                labels = [by_token(label, text.text, one.offsets, one.special) for label in labels]
-            table.add(one.ids, labels)
+            if len(one.ids) >= sizes.min_length:
+                table.add(one.ids, [by_token(label, text.text, one) for label in labels] if in_spans else labels)
         progress(len(table) - before)
     if read == 0:
         raise ProbeError("texts: expected at least one text, got none. Was the iterator used up before?")
     if not len(table):
         raise ProbeError(
-            f"texts: expected a text of at least min_length={min_length} tokens, got {read} texts, the "
+            f"texts: expected a text of at least min_length={sizes.min_length} tokens, got {read} texts, the "
             f"longest of {longest}. Pass longer texts or lower min_length."
         )
-    return table.collected(readers, read)
+    counts = {"texts_read": read, "texts_too_short": read - len(table)}
+    return table.content(name, {**source, **sizes.noted()}, counts, tokenizer)
 
 
 class Table:
     """Rows of ids and labels, four bytes a number, until they are padded to one tensor.
 
     Args:
-        features: names of the labels.
+        readers: of the labels.
     """
 
-    def __init__(self, features: Sequence[str]) -> None:
+    def __init__(self, readers: Sequence[LabelReader]) -> None:
+        self._readers = readers
         self._ids: list[np.ndarray] = []
-        self._labels: dict[str, list[np.ndarray]] = {name: [] for name in features}
+        self._labels: list[list[np.ndarray]] = [[] for _ in readers]
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def add(self, ids: np.ndarray, labels: Sequence[Any]) -> None:
-        """A row: ids [n], and for each feature one label or [n] of them."""
-        self._ids.append(ids)
-        for column, label in zip(self._labels.values(), labels, strict=True):
-            fits = np.abs(label).max(initial=0) < 2**31 if isinstance(label, np.ndarray) else abs(label) < 2**31
-            column.append(np.atleast_1d(np.asarray(label, np.int32 if fits else np.int64)))
+    def room(self, sizes: Sizes) -> int | None:
+        """How many more rows are asked for; None: as many as there are."""
+        return None if sizes.num_sequences is None else sizes.num_sequences - len(self)
 
-    def collected(self, readers: Sequence[LabelReader], texts_read: int) -> Collected:
+    def add(self, ids: np.ndarray, labels: Sequence[Any]) -> None:
+        """A row: ids [n], and for each reader one label or [n] of them."""
+        self._ids.append(ids)
+        for column, label in zip(self._labels, labels, strict=True):
+            label = np.atleast_1d(label)
+            column.append(label.astype(np.int32 if np.abs(label).max(initial=0) < 2**31 else np.int64))
+
+    def content(self, name: str, source: Mapping[str, str], counts: Mapping[str, int], tokenizer: Any) -> Content:
         """Everything, padded on the right, with final numbers and names of labels."""
         lengths = torch.tensor([len(row) for row in self._ids])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        ids = torch.zeros(mask.shape, dtype=torch.long)
         # Row by row, for one statement over all of them would hold several copies at once.
+        ids = torch.zeros(mask.shape, dtype=torch.long)
         for row, ids_of_row in zip(ids, self._ids, strict=True):
             row[: len(ids_of_row)] = torch.from_numpy(ids_of_row)
         self._ids.clear()
         labels, names = {}, {}
-        for reader in readers:
+        for reader, column in zip(self._readers, self._labels, strict=True):
             table = torch.full(mask.shape, NO_LABEL)
-            for row, length, label in zip(table, lengths.tolist(), self._labels[reader.name], strict=True):
+            for row, length, label in zip(table, lengths.tolist(), column, strict=True):
                 row[:length] = torch.from_numpy(label)
             labels[reader.name], known = reader.finish(table)
             if known is not None:
                 names[reader.name] = known
-        return Collected(ids, mask, labels, names, texts_read)
+        return Content(
+            input_ids=ids,
+            attention_mask=mask,
+            labels=labels,
+            label_names=names,
+            name=name,
+            source={**source, **{key: str(value) for key, value in counts.items()}},
+            tokenizer=describe(tokenizer),
+        )
 
 
 def check_cut(encoded: Encoded, max_length: int) -> None:
@@ -183,20 +224,6 @@ def check_cut(encoded: Encoded, max_length: int) -> None:
         raise ProbeError(
             f"max_length: expected room for the tokenizer's special tokens and some text, got {max_length}, "
             "and it cuts nothing to that. Raise max_length."
-        )
-
-
-def check_lengths(num_sequences: Any, max_length: Any, min_length: Any = 1) -> None:
-    """Refuse numbers that make no probe."""
-    wanted = {"num_sequences": num_sequences, "max_length": max_length, "min_length": min_length}
-    for name, value in wanted.items():
-        if name == "num_sequences" and value is None:
-            continue
-        check_integer(name, value, minimum=1, cure="see the defaults of Probe.from_texts")
-    if min_length > max_length:
-        raise ProbeError(
-            f"min_length: expected at most max_length={max_length}, got {min_length}, so every text would be "
-            f"skipped. Pass min_length={max_length} or less, or raise max_length."
         )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +48,7 @@ class Encoder:
     def __init__(self, tokenizer: Any, max_length: int | None) -> None:
         self._tokenizer = tokenizer
         self._max_length = max_length
-        self._raw = is_raw(tokenizer)
+        self._raw = _is_raw(tokenizer)
         if not self._raw and not (callable(tokenizer) and hasattr(tokenizer, "model_max_length")):
             processor = hasattr(tokenizer, "tokenizer")
             raise TypeError(
@@ -55,7 +56,7 @@ class Encoder:
                 f"tokenizers.Tokenizer, got {type(tokenizer).__name__}. "
                 + ("Pass its .tokenizer." if processor else "Texts tokenised otherwise can go to Probe.from_tokens.")
             )
-        self._backend = backend(tokenizer)
+        self._backend = _backend(tokenizer)
         dropout = getattr(getattr(self._backend, "model", None), "dropout", None)
         if dropout:
             raise ProbeError(
@@ -79,10 +80,7 @@ class Encoder:
             except TypeError:
                 for text in texts:
                     _check_unicode(text)
-                if len(texts) == 1:
-                    raise
-                # What `tokenizers` says of a whole batch does not tell what is the matter with a text of it.
-                return [self._encode([text], places, special_tokens)[0] for text in texts]
+                raise
 
     def _encode(self, texts: Sequence[str], places: bool, special_tokens: bool) -> list[Encoded]:
         if self._raw:
@@ -123,26 +121,24 @@ class Encoder:
 
 def take_batch(texts: Iterator[Any], most: int | None) -> list[Any]:
     """The next (text, …) of a stream: a bounded number, of bounded length together, and no more than `most`."""
-    limit = BATCH_TEXTS if most is None else min(BATCH_TEXTS, most)
     batch: list[Any] = []
     characters = 0
-    while len(batch) < limit and characters < BATCH_CHARACTERS:
-        try:
-            batch.append(next(texts))
-        except StopIteration:
+    for item in islice(texts, BATCH_TEXTS if most is None else min(BATCH_TEXTS, most)):
+        batch.append(item)
+        characters += len(item[0])
+        if characters >= BATCH_CHARACTERS:
             break
-        characters += len(batch[-1][0])
     return batch
 
 
-def is_raw(tokenizer: Any) -> bool:
+def _is_raw(tokenizer: Any) -> bool:
     """Whether it is a `tokenizers.Tokenizer` rather than one of transformers."""
     return hasattr(tokenizer, "enable_truncation") and hasattr(tokenizer, "encode")
 
 
-def backend(tokenizer: Any) -> Any:
+def _backend(tokenizer: Any) -> Any:
     """The `tokenizers.Tokenizer` of a fast tokenizer; None of a slow one."""
-    return tokenizer if is_raw(tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
+    return tokenizer if _is_raw(tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
 
 
 def describe(tokenizer: Any) -> str:
@@ -162,7 +158,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
     is in code.
     """
     parts: dict[str, Any] = {"class": type(tokenizer).__name__}
-    inner = backend(tokenizer)
+    inner = _backend(tokenizer)
     model: Any = getattr(tokenizer, "sp_model", None)
     if inner is not None:
         parts["backend"] = json.loads(inner.to_str()) | {"truncation": None, "padding": None}
@@ -171,7 +167,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
         parts["special"] = {key: str(token) for key, token in getattr(tokenizer, "special_tokens_map", {}).items()}
     if hasattr(model, "serialized_model_proto"):
         parts["model"] = hashlib.sha256(model.serialized_model_proto()).hexdigest()
-    if is_raw(tokenizer):
+    if _is_raw(tokenizer):
         parts["side"] = (tokenizer.truncation or {}).get("direction", "right")
         parts["split"] = getattr(tokenizer, "encode_special_tokens", False)
     else:
@@ -202,11 +198,10 @@ def _encoded(ids: Any, offsets: Any, special: Any) -> Encoded:
     )
 
 
-def _check_unicode(text: Any) -> None:
+def _check_unicode(text: str) -> None:
     """Say what is the matter with a text that `tokenizers` refuses as if it were none."""
     try:
-        if isinstance(text, str):
-            text.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise ProbeError(
             f"texts: expected valid Unicode, got half a surrogate pair, {text[error.start]!r}, at character "

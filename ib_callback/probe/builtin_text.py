@@ -204,9 +204,12 @@ def corpus_fingerprint() -> str:
     return digest.hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """The versions that the text depends on, by name."""
+def source() -> dict[str, str]:
+    """What a probe of this text notes: the corpus, and the versions that it depends on, by name."""
     return {
+        "constructor": "builtin",
+        "corpus": CORPUS,
+        "corpus_fingerprint": corpus_fingerprint(),
         "python": platform.python_version(),
         "numpy": numpy.__version__,
         "scipy": scipy.__version__,

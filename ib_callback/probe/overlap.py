@@ -7,15 +7,19 @@ streams past, and whatever has the hash of one of them is compared with it token
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from ib_callback.common.checks import check_integer
-from ib_callback.probe._overlap_texts import Row, rows_of
-from ib_callback.probe.probe import Probe
+from ib_callback.common.errors import ProbeError
+from ib_callback.probe._tokenizing import Encoder
 
 Integers = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
@@ -26,7 +30,7 @@ CHUNK = 1 << 16
 # Bits of the table that says which hashes may be among those of the probe, beyond those needed to number them.
 _SPARE_BITS = 4
 _MOST_BITS = 26
-_BASE = 0x9E3779B97F4A7C15
+_MIX, _BASE = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,53 +79,33 @@ class Overlap:
 
 
 def overlap(
-    probe: Probe,
+    input_ids: Tensor,
+    attention_mask: Tensor,
     data: Any,
-    tokenizer: Any = None,
+    tokenizer: Any,
     *,
-    text_column: str = "text",
-    n: int = NGRAM,
-    max_texts: int | None = None,
+    text_column: str,
+    n: int,
+    max_texts: int | None,
 ) -> Overlap:
-    """Compare a probe with training text.
-
-    The text is read once, in order, and not kept: memory is that of the probe's n-grams, under 100 bytes each.
-
-    Args:
-        probe: what is looked for.
-        data: texts (with `tokenizer`), sequences of token ids, rows with a column of either (`input_ids`, if
-            present, before `text_column`), such as a dataset of `datasets`; or one long array of token ids.
-        tokenizer: that of the probe, as for `Probe.from_texts`.
-        text_column: of rows that are not tokenised.
-        n: tokens of an n-gram. Fewer find more by chance.
-        max_texts: look at no more than these; None: at all.
-
-    Raises:
-        ProbeError: texts without a tokenizer, or rows without tokens and text.
-        TypeError: data of another kind.
-
-    >>> probe = Probe.from_tokens([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
-    >>> found = overlap(probe, [[0, 0, 2, 3, 4, 0]], n=3)
-    >>> found.sequences, found.duplicates, found.share
-    ((0,), (0,), 0.16666666666666666)
-    """
+    """What `Probe.overlap` says, of ids [N, S] and a mask [N, S] of a probe."""
     check_integer("n", n, minimum=1, cure=f"{NGRAM} is usual")
     if max_texts is not None:
         check_integer("max_texts", max_texts, minimum=1, cure="None is for all")
-    index = _Index(probe, n)
-    for row in rows_of(data, tokenizer, text_column, max_texts=max_texts):
-        index.add(row)
+    index = _Index(input_ids, attention_mask, n)
+    for text in islice(_texts_of(data, tokenizer, text_column), max_texts):
+        index.add(text)
     return index.result()
 
 
 class _Index:
     """The n-grams of a probe, and which of them have been seen."""
 
-    def __init__(self, probe: Probe, n: int) -> None:
-        mask = probe.attention_mask.numpy()
+    def __init__(self, input_ids: Tensor, attention_mask: Tensor, n: int) -> None:
+        mask = attention_mask.numpy()
         self.n = n
         self.num_sequences = len(mask)
-        self.tokens: Integers = probe.input_ids.numpy()[mask]
+        self.tokens: Integers = input_ids.numpy()[mask]
         ends = np.cumsum(mask.sum(1))
         self.bounds = np.stack([ends - mask.sum(1), ends], axis=1)
         number = np.maximum(mask.sum(1) - n + 1, 0)
@@ -157,17 +141,16 @@ class _Index:
         self.longest = max(map(len, self.cores.values()), default=self.n)
         self.duplicates: set[int] = set()
 
-    def add(self, row: Row) -> None:
-        """Look at one text."""
-        tokens = row.tokens
-        self.num_texts += row.is_new
-        self.num_tokens += row.num_new
-        if len(tokens) < self.n:
+    def add(self, text: Any) -> None:
+        """Look at one text: ids [n] of any kind, which may lie on a disk and are copied in parts."""
+        self.num_texts += 1
+        self.num_tokens += len(text)
+        if len(text) < self.n:
             return
-        # Long texts in parts that overlap by as much as a sequence can be long.
+        # Parts that overlap by as much as a sequence can be long.
         step = max(CHUNK, 4 * self.longest)
-        for begin in range(0, max(len(tokens) - self.longest, 1), step):
-            self._rows.append(tokens[begin : begin + step + self.longest])
+        for begin in range(0, max(len(text) - self.longest, 1), step):
+            self._rows.append(np.asarray(text[begin : begin + step + self.longest], np.int64))
             self._waiting += len(self._rows[-1])
             if self._waiting >= CHUNK:
                 self._flush()
@@ -228,29 +211,63 @@ class _Index:
 def ngram_hashes(tokens: Integers, n: int) -> Hashes:
     """Hash of the n-gram that begins at each place; the last n - 1 places, where none does, are left out.
 
-    Σ h(t[i + j]) B^(n-1-j) modulo 2^64. Runs are put together from runs of powers of two, so that n = 13 takes five
-    multiplications a token instead of twelve.
+    Σ h(t[i + j]) B^(n-1-j) modulo 2^64.
 
     >>> ngram_hashes(np.array([1, 2, 3, 1, 2]), 2).tolist()[0] == ngram_hashes(np.array([1, 2, 3, 1, 2]), 2).tolist()[3]
     True
     """
-    if len(tokens) < n:
-        return np.empty(0, np.uint64)
-    power = tokens.astype(np.uint64) * np.uint64(0xBF58476D1CE4E5B9)
-    power ^= power >> np.uint64(29)  # neighbouring ids, multiplied, are far from random in their lower bits
-    run: Hashes | None = None
-    length, done = 1, 0
-    while True:
-        if n & length:
-            # `run` covers the places from 0, the power those from `done` on.
-            run = power if run is None else run[: len(tokens) - done - length + 1] * _base(length) + power[done:]
-            done += length
-        if done == n:
-            assert run is not None
-            return run[: len(tokens) - n + 1]
-        power = power[: len(power) - length] * _base(length) + power[length:]
-        length *= 2
+    number = max(len(tokens) - n + 1, 0)
+    mixed = tokens.astype(np.uint64) * _MIX
+    mixed ^= mixed >> np.uint64(29)  # neighbouring ids, multiplied, are far from random in their lower bits
+    hashes = np.zeros(number, np.uint64)
+    for j in range(n if number else 0):
+        hashes *= _BASE
+        hashes += mixed[j : j + number]
+    return hashes
 
 
-def _base(exponent: int) -> np.uint64:
-    return np.uint64(pow(_BASE, exponent, 1 << 64))
+def _texts_of(data: Any, tokenizer: Any, text_column: str) -> Iterator[Any]:
+    """Each text or row of `data` as ids [n]; see `Probe.overlap`.
+
+    Raises:
+        ProbeError: texts without a tokenizer, or rows without tokens and text.
+        TypeError: data of another kind.
+    """
+    if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
+        raise TypeError(
+            f"data: expected texts, sequences of token ids or rows with a column of either, got {type(data).__name__}. "
+            "Pass a single text as [text]."
+        )
+    encoder: Encoder | None = None
+    one_long_array = getattr(data, "ndim", None) == 1 and hasattr(data, "dtype")
+    for index, item in enumerate([data] if one_long_array else data):
+        item = _without_columns(item, text_column, index)
+        if isinstance(item, str):
+            if tokenizer is None:
+                raise ProbeError(
+                    "texts can be compared only as tokens: expected tokenizer=, that of the probe, got None. "
+                    "Or pass rows with input_ids."
+                )
+            encoder = encoder or Encoder(tokenizer, None)
+            item = encoder([item])[0].ids
+        ids = item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asanyarray(item)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise TypeError(
+                f"data: expected a text or a sequence of token ids, got {type(item).__name__} of shape {ids.shape} and "
+                f"dtype {ids.dtype} at index {index}. Pass a single sequence as [ids]."
+            )
+        yield ids
+
+
+def _without_columns(item: Any, text_column: str, index: int) -> Any:
+    if not (isinstance(item, Mapping) or hasattr(item, "keys")):
+        # As (inputs, labels), the way TensorDataset gives rows.
+        is_pair = isinstance(item, (tuple, list)) and len(item) > 0 and getattr(item[0], "ndim", 0) == 1
+        return item[0] if is_pair else item
+    for column in ("input_ids", text_column):
+        if column in item:
+            return item[column]
+    raise ProbeError(
+        f"data: expected rows with a column input_ids or {text_column!r}, got {', '.join(map(str, item)) or 'none'} in "
+        f"row {index}. Pass text_column=."
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +13,20 @@ from torch import Tensor
 
 from ib_callback.common.errors import ProbeError
 from ib_callback.probe import _file, builtin_text
-from ib_callback.probe._checks import check_label_names, check_name, fingerprint, normalise
-from ib_callback.probe._constructors import FromDatasets, warn_caller
-from ib_callback.probe._datasets import shortfall
-from ib_callback.probe._labels import LabelReader
-from ib_callback.probe._texts import collect, documents
-from ib_callback.probe._tokenizing import describe
+from ib_callback.probe._datasets import Reading, dataset_content, preferences_content, remarks
+from ib_callback.probe._rows import C4, TULU
+from ib_callback.probe._several_tokenizers import contents_for
+from ib_callback.probe._texts import Sizes, texts_content
+from ib_callback.probe.content import Content, fingerprint, normalised
+from ib_callback.probe.overlap import NGRAM, Overlap, overlap
 
 if TYPE_CHECKING:
-    from ib_callback.probe.overlap import Overlap
+    from typing_extensions import Unpack
+
+    from ib_callback.probe._datasets import ReadingOptions, SplitOptions
 
 
-class Probe(FromDatasets):
+class Probe:
     """A frozen sample of N sequences of up to S tokens, one document each.
 
     Two measurements can be compared only if they are of the same probe, so a probe never changes: its
@@ -50,26 +54,18 @@ class Probe(FromDatasets):
         True
     """
 
-    __slots__ = ("_fingerprint", "_input_ids", "_label_names", "_labels", "_mask", "_name", "_source", "_tokenizer")
+    __slots__ = ("_content", "_fingerprint")
 
-    def __init__(
-        self,
-        input_ids: Any,
-        attention_mask: Any = None,
-        *,
-        labels: Mapping[str, Any] | None = None,
-        label_names: Mapping[str, Sequence[str]] | None = None,
-        name: str,
-        source: Mapping[str, str],
-        tokenizer: str | None = None,
-    ) -> None:
-        check_name(name)
-        self._input_ids, self._mask, self._labels = normalise(input_ids, attention_mask, labels)
-        self._label_names = check_label_names(label_names, self._labels)
-        self._name = name
-        self._source = dict(source)
-        self._tokenizer = tokenizer
-        self._fingerprint = fingerprint(self._input_ids, self._mask, self._labels)
+    def __init__(self, content: Content) -> None:
+        self._content = normalised(content)
+        self._fingerprint = self._found()
+
+    @classmethod
+    def _warned(cls, content: Content) -> Probe:
+        """The probe, after whoever called the constructor that calls this was told what there is to say."""
+        for message in remarks(content):
+            warnings.warn(message, stacklevel=3)
+        return cls(content)
 
     @classmethod
     def from_tokens(
@@ -94,8 +90,16 @@ class Probe(FromDatasets):
             ProbeError: wrong shapes or dtypes, negative ids at real tokens, labels under -1, a sequence with
                 padding amid its tokens or without a real token, or no sequence at all.
         """
-        source = {"constructor": "from_tokens"}
-        return cls(input_ids, attention_mask, labels=labels, label_names=label_names, name=name, source=source)
+        return cls(
+            Content(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                labels=labels,
+                label_names=label_names,
+                name=name,
+                source={"constructor": "from_tokens"},
+            )
+        )
 
     @classmethod
     def from_texts(
@@ -132,47 +136,179 @@ class Probe(FromDatasets):
         Warns:
             UserWarning: fewer than `num_sequences` texts are long enough.
         """
-        collected = collect(
-            documents(texts, labels),
-            tokenizer,
-            num_sequences=num_sequences,
-            max_length=max_length,
-            min_length=min_length,
-            readers=[LabelReader(feature) for feature in labels or {}],
-        )
-        source = {
-            "constructor": "from_texts",
-            "num_sequences": str(num_sequences),
-            "max_length": str(max_length),
-            "min_length": str(min_length),
-            "texts_read": str(collected.texts_read),
-            "texts_too_short": str(collected.texts_read - len(collected.input_ids)),
-        }
-        probe = cls(
-            collected.input_ids,
-            collected.attention_mask,
-            labels=collected.labels,
-            label_names=collected.label_names,
-            name=name,
-            source=source,
-            tokenizer=describe(tokenizer),
-        )
-        warn_caller(shortfall(probe, num_sequences))
-        return probe
+        sizes = Sizes(num_sequences, max_length, min_length)
+        content = texts_content(texts, tokenizer, sizes, name=name, labels=labels)
+        return cls._warned(content)
 
-    @staticmethod
-    def for_tokenizers(texts: Iterable[str], tokenizers: Mapping[str, Any], **options: Any) -> dict[str, Probe]:
+    @classmethod
+    def for_tokenizers(
+        cls,
+        texts: Iterable[str],
+        tokenizers: Mapping[str, Any],
+        *,
+        num_sequences: int | None = None,
+        max_length: int = 512,
+        min_length: int = 16,
+        labels: Mapping[str, Iterable[Any]] | None = None,
+        name: str = "texts",
+    ) -> dict[str, Probe]:
         """A probe for each of several tokenizers, all of the same documents, for models of different families.
 
-        Args:
-            texts: documents; one counts if it is long enough under every tokenizer.
-            tokenizers: by a name of your choice.
-            **options: `num_sequences`, `max_length`, `min_length`, `labels` and `name`, as for `from_texts`; see
-                `ib_callback.probe._several_tokenizers.probes_for`.
-        """
-        from ib_callback.probe._several_tokenizers import probes_for  # it needs this class
+        A document counts only if it has `min_length` tokens under every tokenizer. Each is cut at `max_length` tokens
+        of each tokenizer, and so not at the same letter: pass texts that are cut already if that matters.
+        `source["documents"]` is the same in all of them: SHA-256 over the texts.
 
-        return probes_for(texts, tokenizers, **options)
+        Args:
+            texts: documents; read in order, and no further than needed. Those that count are kept in memory meanwhile.
+            tokenizers: by a name of your choice, which becomes part of the probe's.
+            num_sequences: how many to take; None: all.
+            max_length: most tokens of a sequence.
+            min_length: least tokens, under each tokenizer.
+            labels: as for `Probe.from_texts`, one for each text, skipped ones too.
+            name: of the probes, before the name of the tokenizer.
+
+        Raises:
+            ProbeError: no document is long enough under every tokenizer, or lengths or labels cannot be used.
+            TypeError: `tokenizers` is no mapping, or what `Probe.from_texts` refuses.
+
+        Warns:
+            UserWarning: fewer than `num_sequences` documents are long enough.
+        """
+        sizes = Sizes(num_sequences, max_length, min_length)
+        contents = contents_for(texts, tokenizers, sizes, name=name, labels=labels)
+        return {key: cls(content) for key, content in contents.items()}
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        tokenizer: Any,
+        *,
+        text_column: str = "text",
+        label_columns: Sequence[str] | Mapping[str, str] = (),
+        num_sequences: int | None = 512,
+        max_length: int = 512,
+        min_length: int = 16,
+        name: str | None = None,
+        **reading: Unpack[SplitOptions],
+    ) -> Probe:
+        """A probe of the first rows of a dataset that are long enough, streamed, and cached.
+
+        Args:
+            dataset: a name on the HuggingFace hub; a local file (.json, .jsonl, .parquet, .csv, or .txt with a
+                document a line; also .gz) or folder; an object of `datasets`; or an iterable of dicts, one a row.
+            tokenizer: as for `from_texts`.
+            text_column: the column with the text: strings, or lists of words, which are joined by spaces.
+            label_columns: columns with labels, or {feature: column}. A label is an integer (-1 or None: none) or
+                a string, for all tokens of its row; or a list with one of these for each word; or a list of spans
+                `(start, end, label)` in characters of the text. Strings are numbered by the alphabet, and
+                `label_names` keeps their names, as those of `datasets.ClassLabel`. A token has the label of the
+                span that its first character lies in.
+            num_sequences: how many rows to take; None: all.
+            max_length: most tokens of a sequence.
+            min_length: rows with fewer tokens are skipped.
+            name: short name, for messages and files; None: that of the dataset.
+            **reading: `config=None`, `split=None` (needed where there are several) and `revision=None` of datasets
+                on the hub; `skip=0` rows to leave out first; `cache=True`, `cache_dir=None` (the user's cache
+                directory) and `progress=None` (a bar on terminals).
+
+        A probe of a named dataset, of files or of a `datasets.Dataset` is kept in the cache, by all that decides its
+        content, and read from there the next time, by any process, without a network.
+
+        Raises:
+            ProbeError: the dataset cannot be reached or read, has no such columns, or no row is long enough.
+            TypeError: not a dataset or tokenizer.
+            ImportError: the package `datasets` is missing.
+
+        Warns:
+            UserWarning: fewer than `num_sequences` rows are long enough, or all that were taken have the same label.
+        """
+        content = dataset_content(
+            dataset,
+            tokenizer,
+            Sizes(num_sequences, max_length, min_length),
+            Reading.of(reading),
+            name=name,
+            text_column=text_column,
+            label_columns=label_columns,
+        )
+        return cls._warned(content)
+
+    @classmethod
+    def from_c4(
+        cls,
+        tokenizer: Any,
+        *,
+        num_sequences: int | None = 512,
+        max_length: int = 512,
+        min_length: int = 16,
+        split: str = "validation",
+        **reading: Unpack[ReadingOptions],
+    ) -> Probe:
+        """A probe of English C4 (allenai/c4, "en"), the validation split, which models must not be trained on.
+
+        For arguments, errors and caching see `from_dataset`.
+        """
+        sizes = Sizes(num_sequences, max_length, min_length)
+        content = dataset_content(C4, tokenizer, sizes, Reading.of(reading, config="en", split=split), name="c4")
+        return cls._warned(content)
+
+    @classmethod
+    def from_preferences(
+        cls,
+        pairs: Any,
+        tokenizer: Any,
+        *,
+        num_sequences: int | None = 512,
+        max_length: int = 512,
+        name: str = "preferences",
+        **reading: Unpack[SplitOptions],
+    ) -> Probe:
+        """A probe of preference pairs: sequence 2i is the preferred text of pair i, 2i + 1 the rejected one.
+
+        `labels["preference"]` is 1 (preferred) or 0 (rejected) at the tokens of the continuation, and -1 at those of
+        the prompt. Both members of a pair are there or neither is: left out are pairs of equal texts (or equal
+        `score_chosen` and `score_rejected`), with an empty continuation, or with a prompt that leaves no room for
+        one within `max_length`. `source` counts them, by reason.
+
+        Args:
+            pairs: as `dataset` in `from_dataset`, with columns `chosen` and `rejected`, and perhaps `prompt`: strings,
+                or lists of messages `{"role": …, "content": …}`, which are written by the tokenizer's chat template
+                where it has one, and else as `Role: content` with blank lines between. Without a prompt, it is what
+                both begin with.
+            tokenizer: as for `from_texts`.
+            num_sequences: how many to take, two a pair; None: all.
+            max_length: most tokens of a sequence.
+            name: short name, for messages and files.
+            **reading: see `from_dataset`.
+
+        Raises:
+            ProbeError: an odd `num_sequences`, no usable pair, or as for `from_dataset`.
+
+        Warns:
+            UserWarning: pairs were left out.
+        """
+        sizes = Sizes(num_sequences, max_length)
+        content = preferences_content(pairs, tokenizer, sizes, Reading.of(reading), name=name)
+        return cls._warned(content)
+
+    @classmethod
+    def from_tulu(
+        cls,
+        tokenizer: Any,
+        *,
+        num_sequences: int | None = 512,
+        max_length: int = 512,
+        **reading: Unpack[ReadingOptions],
+    ) -> Probe:
+        """A probe of preference pairs of Tulu 3 (allenai/llama-3.1-tulu-3-8b-preference-mixture).
+
+        The dataset has a train split only. Leave the rows of the probe out of preference tuning: they are the
+        first ones, after `skip=`. For arguments, errors and caching see `from_preferences` and `from_dataset`.
+        """
+        sizes = Sizes(num_sequences, max_length)
+        content = preferences_content(TULU, tokenizer, sizes, Reading.of(reading, split="train"), name="tulu")
+        return cls._warned(content)
 
     @classmethod
     def builtin(cls, tokenizer: Any = None, *, num_sequences: int = 256, max_length: int = 128) -> Probe:
@@ -195,33 +331,11 @@ class Probe(FromDatasets):
             UserWarning: fewer than `num_sequences` documents are there.
         """
         held_out = builtin_text.split()[1]
-        collected = collect(
-            documents(held_out, None),
-            builtin_text.default_tokenizer() if tokenizer is None else tokenizer,
-            num_sequences=num_sequences,
-            max_length=max_length,
-            min_length=min(16, max_length),
-        )
-        source = {
-            "constructor": "builtin",
-            "corpus": builtin_text.CORPUS,
-            "corpus_fingerprint": builtin_text.corpus_fingerprint(),
-            "num_sequences": str(num_sequences),
-            "max_length": str(max_length),
-            "min_length": str(min(16, max_length)),
-            "texts_read": str(collected.texts_read),
-            "texts_too_short": str(collected.texts_read - len(collected.input_ids)),
-            **builtin_text.versions(),
-        }
-        probe = cls(
-            collected.input_ids,
-            collected.attention_mask,
-            name="builtin",
-            source=source,
-            tokenizer=builtin_text.TOKENIZER if tokenizer is None else describe(tokenizer),
-        )
-        warn_caller(shortfall(probe, num_sequences))
-        return probe
+        own = builtin_text.default_tokenizer() if tokenizer is None else tokenizer
+        content = texts_content(held_out, own, Sizes(num_sequences, max_length, min(16, max_length)), name="builtin")
+        described = builtin_text.TOKENIZER if tokenizer is None else content.tokenizer
+        source = {**content.source, **builtin_text.source()}
+        return cls._warned(replace(content, source=source, tokenizer=described))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Probe:
@@ -232,20 +346,12 @@ class Probe(FromDatasets):
             FileNotFoundError: there is no such file.
             ImportError: the package `safetensors` is missing.
         """
-        content = _file.read(path)
+        content, saved = _file.read(path)
         try:
-            probe = cls(
-                content.input_ids,
-                content.attention_mask,
-                labels=content.labels,
-                label_names=content.label_names,
-                name=content.name,
-                source=content.source,
-                tokenizer=content.tokenizer,
-            )
+            probe = cls(content)
         except ProbeError as error:
             raise ProbeError(f"{path}: its content is not a probe: {error}") from error
-        if probe.fingerprint != content.fingerprint:
+        if probe.fingerprint != saved:
             raise ProbeError(
                 f"{path}: its padding holds ids or labels, which no probe that was saved has. "
                 "Make the probe again with Probe.from_tokens and save it."
@@ -260,19 +366,7 @@ class Probe(FromDatasets):
             ImportError: the package `safetensors` is missing.
         """
         self.verify()
-        _file.write(
-            path,
-            _file.Content(
-                self._input_ids,
-                self._mask,
-                self._labels,
-                self._label_names,
-                self._name,
-                self._tokenizer,
-                self._source,
-                self._fingerprint,
-            ),
-        )
+        _file.write(path, self._content)
 
     def verify(self) -> None:
         """Recompute the fingerprint, and refuse content that was edited in place.
@@ -280,49 +374,74 @@ class Probe(FromDatasets):
         Raises:
             ProbeError: ids, mask or labels were changed in place since the probe was made.
         """
-        found = fingerprint(self._input_ids, self._mask, self._labels)
+        found = self._found()
         if found != self._fingerprint:
             raise ProbeError(
-                f"probe {self._name!r} was changed in place: expected fingerprint {self._fingerprint}, "
+                f"probe {self.name!r} was changed in place: expected fingerprint {self._fingerprint}, "
                 f"got {found}. Make a new probe with Probe.from_tokens, and edit clones of the tensors."
             )
 
-    def overlap(self, data: Any, tokenizer: Any = None, **options: Any) -> Overlap:
-        """What this probe shares with training text: whole sequences, and runs of 13 tokens.
+    def _found(self) -> str:
+        return fingerprint(self._content.input_ids, self._content.attention_mask, self._content.labels)
+
+    def overlap(
+        self,
+        data: Any,
+        tokenizer: Any = None,
+        *,
+        text_column: str = "text",
+        n: int = NGRAM,
+        max_texts: int | None = None,
+    ) -> Overlap:
+        """What this probe shares with training text: whole sequences, and runs of `n` tokens.
+
+        The text is read once, in order, and not kept: memory is that of the probe's n-grams, under 100 bytes each.
 
         Args:
-            data: texts, sequences of token ids, one long array of them, or rows such as those of a dataset.
-            tokenizer: for texts; that of the probe.
-            **options: `text_column`, `n`, `max_texts`; see `ib_callback.probe.overlap.overlap`.
-        """
-        from ib_callback.probe.overlap import overlap  # it needs this class
+            data: texts (with `tokenizer`), sequences of token ids, rows with a column of either (`input_ids`, if
+                present, before `text_column`), such as a dataset of `datasets`; or one long array of token ids.
+            tokenizer: that of the probe, as for `Probe.from_texts`.
+            text_column: of rows that are not tokenised.
+            n: tokens of an n-gram. Fewer find more by chance.
+            max_texts: look at no more than these; None: at all.
 
-        return overlap(self, data, tokenizer, **options)
+        Raises:
+            ProbeError: texts without a tokenizer, or rows without tokens and text.
+            TypeError: data of another kind.
+
+        >>> probe = Probe.from_tokens([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
+        >>> found = probe.overlap([[0, 0, 2, 3, 4, 0]], n=3)
+        >>> found.sequences, found.duplicates, found.share
+        ((0,), (0,), 0.16666666666666666)
+        """
+        return overlap(
+            self.input_ids, self.attention_mask, data, tokenizer, text_column=text_column, n=n, max_texts=max_texts
+        )
 
     @property
     def input_ids(self) -> Tensor:
         """Token ids [N, S], long; 0 at padding."""
-        return self._input_ids
+        return self._content.input_ids
 
     @property
     def attention_mask(self) -> Tensor:
         """True at real tokens [N, S], bool."""
-        return self._mask
+        return self._content.attention_mask
 
     @property
     def labels(self) -> Mapping[str, Tensor]:
         """Labels [N, S], long, by name; -1 where a position has none. The mapping is read-only."""
-        return MappingProxyType(self._labels)
+        return MappingProxyType(self._content.labels)
 
     @property
     def label_names(self) -> dict[str, tuple[str, ...]]:
         """Names of the numbers of labels, from 0 on, of those labels that have names (a copy)."""
-        return dict(self._label_names)
+        return dict(self._content.label_names)
 
     @property
     def name(self) -> str:
         """Short name, for messages and files."""
-        return self._name
+        return self._content.name
 
     @property
     def fingerprint(self) -> str:
@@ -332,25 +451,25 @@ class Probe(FromDatasets):
     @property
     def source(self) -> dict[str, str]:
         """How the probe was made (a copy)."""
-        return dict(self._source)
+        return dict(self._content.source)
 
     @property
     def tokenizer(self) -> str | None:
         """What tokenizer the ids are of, in words; None if that is not known."""
-        return self._tokenizer
+        return self._content.tokenizer
 
     @property
     def num_tokens(self) -> int:
         """Number of real tokens."""
-        return int(self._mask.sum())
+        return int(self._content.attention_mask.sum())
 
     def __len__(self) -> int:
         """Number of sequences."""
-        return len(self._input_ids)
+        return len(self._content.input_ids)
 
     def __repr__(self) -> str:
-        labels = f", labels {', '.join(self._labels)}" if self._labels else ""
+        labels = f", labels {', '.join(self._content.labels)}" if self._content.labels else ""
         return (
-            f"Probe({self._name!r}, {len(self)} sequences of up to {self._input_ids.shape[1]} tokens"
+            f"Probe({self._content.name!r}, {len(self)} sequences of up to {self._content.input_ids.shape[1]} tokens"
             f"{labels}, fingerprint {self._fingerprint[:12]}…)"
         )

@@ -34,3 +34,8 @@ def first_different(value: Value) -> int | None:
     values: list[Value | None] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return next((rank for rank, found in enumerate(values) if found != values[0]), None)
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the first of a distributed training, or alone."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0

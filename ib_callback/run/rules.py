@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.metrics import PRIMARY_SCALARS, better_direction, metric_names, resolve_metric
-from ib_callback.results.phases import PhaseTracker
-from ib_callback.results.selection import Choice, SelectFrom, Selection
-from ib_callback.results.stopping import PlateauStopping, StopDecision
+from ib_callback.results.phases import Phases, PhaseTracker
+from ib_callback.results.selection import Choice, Selection
+from ib_callback.results.stopping import StopDecision
 from ib_callback.results.trajectory import Trajectory
+from ib_callback.run.config import RunConfig
 
 SELECTABLE = "selectable/"
+DEFAULT_CONFIG = RunConfig()
 
 
 class LiveRules:
@@ -21,10 +24,7 @@ class LiveRules:
     Args:
         orders: n-gram orders that are measured.
         features: feature labels that are measured.
-        early_stopping: the rule that says when to stop; None if none does.
-        select: what to select checkpoints by: a metric or a feature, or a `Selection` with more to it; None if
-            none are selected.
-        select_from: from when on points can be selected.
+        config: when to stop, by what to select, and the one rule for phases.
         primary, bound: as for `Meter`; they decide which metrics there are.
 
     Attributes:
@@ -35,40 +35,30 @@ class LiveRules:
         decision: at the last point; None without a rule or a point.
 
     Raises:
-        TypeError: a rule that is none.
-        ValueError: a metric that is not measured (the message lists those that are), or a setting out of range.
+        ValueError: a metric that is not measured; the message lists those that are.
     """
 
     def __init__(
         self,
         orders: Iterable[str],
         features: Iterable[str] = (),
+        config: RunConfig = DEFAULT_CONFIG,
         *,
-        early_stopping: PlateauStopping | None = None,
-        select: str | Selection | None = None,
-        select_from: SelectFrom = "compression",
         primary: str | None = None,
         bound: str = "diagonal",
     ) -> None:
         features = tuple(features)
         self.metrics = metric_names(orders, features, primary=primary, bound=bound)
-        if early_stopping is not None and not isinstance(early_stopping, PlateauStopping):
-            raise TypeError(
-                f"early_stopping: expected an ib.PlateauStopping or None, got {early_stopping!r}; "
-                "ib.PlateauStopping() stops on the distance to the bound"
-            )
-        self._monitored = None if early_stopping is None else early_stopping.check(self.metrics)
-        if select is not None and not isinstance(select, (str, Selection)):
-            raise TypeError(f"select: expected the name of a metric or feature, or an ib.Selection, got {select!r}")
-        if isinstance(select, Selection):
-            self.selection = select
-        else:
-            if select is not None:
-                _check_exists(select, self.metrics)
-            self.selection = Selection(select or "optimality", select_from=select_from)
-        self._selected_by = "" if select is None else _check_exists(self.selection.by, self.metrics)
-        self.stopping = early_stopping
-        self.selects = select is not None
+        self.stopping = config.early_stopping
+        self.selects = config.select is not None
+        self._monitored = None if self.stopping is None else self.stopping.check(self.metrics)
+        select = config.select
+        if isinstance(select, str):
+            _check_exists(select, self.metrics)
+        if not isinstance(select, Selection):
+            select = Selection(select or "optimality", select_from=config.select_from)
+        self.selection = replace(select, phase_rule=config.rule_of_phases())
+        self._selected_by = _check_exists(select.by, self.metrics) if self.selects else ""
         self._directions = {name: mode for name in self.metrics if (mode := better_direction(name)) is not None}
         # Those of the primary order and of the features are for people, all of them for stock callbacks.
         self._shown = [*PRIMARY_SCALARS, *(f"{feature}/information" for feature in features)]
@@ -91,7 +81,7 @@ class LiveRules:
         self._numbers: dict[str, float | int | None] = dict.fromkeys(self.names)
         if self.stopping is not None:
             # Points of an earlier part of the run, with other settings, may lack it.
-            self.stopping.reset(self._monitored)
+            self.stopping.reset(self._monitored, phases=self._tracker)
         for point in points:
             self.update(point)
 
@@ -115,6 +105,10 @@ class LiveRules:
         selectable = {SELECTABLE + name: self._numbers.get(SELECTABLE + name) for name in self._shown}
         named: dict[str, Any] = {"phase": self._numbers["phase"], **selectable}
         return {name: float("nan") if value is None else float(value) for name, value in named.items()}
+
+    def phases(self) -> Phases:
+        """The phases of the run as far as they have been recognised, by its own rule."""
+        return self._tracker.phases()
 
     def choose(self, trajectory: Trajectory, available: Collection[int]) -> Choice:
         """The best of the points of which a checkpoint exists, as known now."""

@@ -63,7 +63,7 @@ def summarise(
 
     What does not exist, such as the start of a phase that was not reached, is left out.
     """
-    phases = trajectory.phases()
+    phases = rules.phases()
     best = rules.selection.best(trajectory)
     values: dict[str, float | str | None] = {
         "best_step": None if best is None else best.step,

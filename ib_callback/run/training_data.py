@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from ib_callback.common.checks import check_integer
-from ib_callback.probe.overlap import overlap
 from ib_callback.probe.probe import Probe
 
 _BY_HAND = "probe.overlap(texts, tokenizer) compares any texts with a probe."
@@ -46,14 +45,15 @@ def look_for_probes(probes: Iterable[Probe], loaders: Any, count: int, tokenizer
     clean = []
     for loader in _each(loaders):
         try:
-            dataset = getattr(loader, "dataset", None)
+            dataset: Any = getattr(loader, "dataset", None)
             why_not = _why_not(dataset)
             if why_not:
                 _warn(f"The training data was not searched for the probe: {why_not} {_BY_HAND}")
                 continue
-            examples = _Sample(dataset, count)
+            numbers = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)).tolist()
+            examples = [dataset[number] for number in numbers]
             for probe in probes:
-                found = overlap(probe, examples, tokenizer)
+                found = probe.overlap(examples, tokenizer)
                 if found:
                     _warn(
                         f"Probe {probe.name!r} is not held out from the training data: {found}. What is measured on "
@@ -70,17 +70,6 @@ def look_for_probes(probes: Iterable[Probe], loaders: Any, count: int, tokenizer
                 f"{type(error).__name__}: {str(error).rstrip('.')}. {_BY_HAND}"
             )
     return "; ".join(clean)
-
-
-class _Sample:
-    """Some examples of a dataset, at equal distances; can be iterated again."""
-
-    def __init__(self, dataset: Any, count: int) -> None:
-        self._dataset = dataset
-        self._numbers = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)).tolist()
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self._dataset[number] for number in self._numbers)
 
 
 def _each(loaders: Any) -> Iterator[Any]:

@@ -16,8 +16,9 @@ from ib_callback.bound import probe_curve as module
 from ib_callback.bound._hard import cluster
 from ib_callback.bound._joint import Joint
 from ib_callback.bound.curve import FILENAME as CURVE_FILENAME
-from ib_callback.run.recorder import Recorder
+from ib_callback.run.config import RunConfig
 from ib_callback.run.rules import LiveRules
+from ib_callback.run.run import Run
 
 VOCABULARY = 12
 
@@ -237,10 +238,11 @@ def test_what_the_curve_does_not_bound_cannot_be_watched(name):
         with pytest.raises(
             ValueError, match=f"no metric '{name}' is measured; .* of the primary order and of no other"
         ):
-            LiveRules(["token", "bigram"], **settings, **which)
-    LiveRules(["token", "bigram"], select="token/bound_ratio", early_stopping=ib.PlateauStopping(), **which)
+            LiveRules(["token", "bigram"], config=RunConfig(**settings), **which)
+    config = RunConfig(select="token/bound_ratio", early_stopping=ib.PlateauStopping())
+    LiveRules(["token", "bigram"], config=config, **which)
     with pytest.raises(ValueError, match=r"no metric 'token/bound_ratio' is measured; a bound_ratio takes bound="):
-        LiveRules(["token"], select="token/bound_ratio")
+        LiveRules(["token"], config=RunConfig(select="token/bound_ratio"))
 
 
 def test_names_of_metrics_are_those_of_a_measurement(probe):
@@ -252,13 +254,13 @@ def test_names_of_metrics_are_those_of_a_measurement(probe):
 @pytest.mark.parametrize("writes", [True, False])
 def test_a_run_keeps_its_curve_beside_its_trajectory(probe, tmp_path, writes):
     meter = curve_meter(probe)
-    recorder = Recorder(meter, ib.every(2), draw_plane=False)
-    recorder.start(TokenModel(0), directory=tmp_path / "run", writes=writes)
+    followed = Run(meter, every_n_steps=2, log_plane=False)
+    followed.begin(TokenModel(0), directory=tmp_path / "run", writes=writes)
     file = tmp_path / "run" / CURVE_FILENAME
     assert file.exists() == writes
     if writes:
         assert ib.IBCurve.load(file) == meter.curve()
-        recorder.finish()
+        followed.end(0)
 
 
 def test_the_pictures_of_a_run_have_its_curve(probe, tmp_path, monkeypatch):
@@ -267,15 +269,14 @@ def test_the_pictures_of_a_run_have_its_curve(probe, tmp_path, monkeypatch):
     meter, seen = curve_meter(probe), []
     for name in ("save_information_plane", "plane_by_layer", "over_steps", "encoded"):
         monkeypatch.setattr(plot, name, lambda *_, **given: seen.append(given.get("curve")))
-    recorder = Recorder(meter, ib.every(2))
-    recorder.start(TokenModel(0), directory=tmp_path / "run")
+    followed = Run(meter, every_n_steps=2)
+    followed.begin(TokenModel(0), directory=tmp_path / "run")
     for step in range(2):
-        recorder.record(TokenModel(0), step)
-    recorder.draw()
-    assert seen == [meter.curve()]
-    recorder.pictures()
-    assert meter.curve() in seen[1:]
-    recorder.finish()
+        followed.record(TokenModel(0), step)
+    assert seen == [meter.curve()] * 2
+    followed.pictures(final=True)
+    assert meter.curve() in seen[2:]
+    followed.end(0)
 
 
 def test_a_curve_that_cannot_be_written_is_a_warning(probe, tmp_path, monkeypatch):
@@ -283,9 +284,9 @@ def test_a_curve_that_cannot_be_written_is_a_warning(probe, tmp_path, monkeypatc
         raise OSError("disk full")
 
     monkeypatch.setattr(ib.IBCurve, "save", fail)
-    recorder = Recorder(curve_meter(probe), ib.every(2), draw_plane=False)
+    followed = Run(curve_meter(probe), every_n_steps=2, log_plane=False)
     with pytest.warns(RuntimeWarning) as warned:
-        recorder.start(TokenModel(0), directory=tmp_path / "run")
-    recorder.finish()
+        followed.begin(TokenModel(0), directory=tmp_path / "run")
+    followed.end(0)
     assert any("ib_curve.json could not be written" in str(warning.message) for warning in warned)
     assert not (tmp_path / "run" / CURVE_FILENAME).exists()

@@ -92,13 +92,13 @@ def test_known_names_reach_their_constructors(folder: Path, monkeypatch: pytest.
     for name in ("from_c4", "from_tulu", "builtin"):
         monkeypatch.setattr(Probe, name, constructor(name))
     common = ["--num-sequences", "8", "--max-length", "64", "-o", "p.safetensors"]
-    assert build("--dataset", "c4", *common, "--revision", "abc", "--retries", "1") == 0
+    assert build("--dataset", "c4", *common, "--revision", "abc") == 0
     assert build("--dataset", "tulu", *common, "--skip", "5", "--no-cache") == 0
     assert main.main(["probe", "build", "--dataset", "builtin", "--tokenizer", "-", *common]) == 0
     sizes = {"num_sequences": 8, "max_length": 64}
     assert given == [
-        ("from_c4", sizes | {"min_length": 16, "skip": 0, "retries": 1, "cache": True, "revision": "abc"}),
-        ("from_tulu", sizes | {"skip": 5, "retries": 5, "cache": False}),
+        ("from_c4", sizes | {"revision": "abc"}),
+        ("from_tulu", sizes | {"skip": 5, "cache": False}),
         ("builtin", sizes),
     ]
 
@@ -160,8 +160,14 @@ LINES = {
     "not json": ('{"input_ids": [1]}\n{\n', "bad.jsonl:2: expected one JSON object a line"),
     "no ids": ('{"ids": [1]}\n', 'bad.jsonl:1: expected {"input_ids": [ids], …}, got {"ids": [1]}'),
     "nothing": ("\n", "expected at least one line with input_ids"),
-    "fractions": ('{"input_ids": [1.5]}\n', "sequence 0: expected integers, and as many labels as ids (got float64)"),
-    "labels": ('{"input_ids": [1, 2], "labels": {"f": [1, 2, 3]}}\n', "as many labels as ids"),
+    "fractions": (
+        '{"input_ids": [1.5]}\n',
+        "bad.jsonl: its content is not a probe: input_ids: expected an integer",
+    ),
+    "labels": (
+        '{"input_ids": [1, 2], "labels": {"f": [1, 2, 3]}}\n',
+        "bad.jsonl:1: expected lists of as many labels as ids, 2",
+    ),
     "labels without a name": (
         '{"input_ids": [1], "labels": [1]}\n',
         'bad.jsonl:1: expected {"labels": {name:',
@@ -197,7 +203,7 @@ def test_lines_that_are_no_probe(case: str, folder: Path, capsys: pytest.Capture
         ("probe build --dataset nowhere.jsonl --tokenizer tokenizer -o p", "got nowhere.jsonl: no such file"),
         ("probe build --dataset rows.jsonl --tokenizer tokenizer -o p --num-sequences 0", "num_sequences: expected"),
         ("probe build --dataset rows.jsonl --tokenizer tokenizer -o p --split x", "split=: expected with a dataset on"),
-        ("probe build --dataset c4 --tokenizer tokenizer -o p --retries 0", "allenai/c4: cannot be read, at the start"),
+        ("probe build --dataset c4 --tokenizer tokenizer -o p", "allenai/c4: cannot be read, at the start"),
         ("probe build --dataset rows.jsonl --tokenizer nobody/nothing -o p", "nobody/nothing"),
         ("probe build --dataset rows.jsonl --tokenizer damaged -o p", "--tokenizer damaged: cannot be loaded"),
         ("probe build --dataset rows.jsonl --tokenizer rows.jsonl -o p", "expected a tokenizer.json, got another file"),

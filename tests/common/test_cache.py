@@ -1,6 +1,8 @@
 """Built once, whatever happens: several processes, a death in the middle, damage, no place to write."""
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +25,9 @@ path, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 def build():
     with open(log, "a") as file:
         file.write(str(os.getpid()) + "\\n")
-    print("building", flush=True)
+    if "forking" in sys.argv and not (child := os.fork()):
+        time.sleep(600)
+    print("building", *([child] if "forking" in sys.argv else []), flush=True)
     time.sleep(seconds)
     return str(os.getpid())
 
@@ -99,6 +103,23 @@ def test_after_a_death_in_the_middle_the_next_builds(tmp_path):
     assert log.read_text().split() == [str(first.pid), str(second.pid)]
     assert path.read_text() == str(second.pid) == out.split()[-1]
     assert names(tmp_path) == {"text", "log"}
+
+
+def test_a_worker_that_outlives_its_parent_does_not_keep_the_lock(tmp_path):
+    path, log = tmp_path / "text", tmp_path / "log"
+    with start(path, log, 600, "forking") as first:
+        assert first.stdout is not None
+        worker = int(first.stdout.readline().split()[1])
+        first.kill()
+        first.wait()
+        try:
+            second = start(path, log, 0)
+            _, errors = second.communicate(timeout=60)
+            os.kill(worker, 0)  # it is still there
+        finally:
+            os.kill(worker, signal.SIGKILL)
+    assert second.returncode == 0, errors
+    assert path.read_text() == str(second.pid)
 
 
 def test_those_who_wait_say_for_what(tmp_path, caplog, monkeypatch):
@@ -191,15 +212,39 @@ def test_a_file_that_cannot_be_read_is_left_alone(tmp_path, readings_before):
     assert read_number(tmp_path / "n") == 8
 
 
-def test_a_file_system_without_locks(tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", ["ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK"])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
     def no_locks(*_: object) -> None:
-        raise OSError(37, "No locks available")
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
 
     monkeypatch.setattr("fcntl.flock", no_locks)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert once(tmp_path / "n") == 7
     assert once(tmp_path / "n", 8) == 7
+    assert names(tmp_path) == {"n"}
+
+
+def test_a_lock_that_is_never_free_is_waited_for_with_words(tmp_path, monkeypatch):
+    def busy(*_: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    class Patience(Exception):
+        pass
+
+    def say(*arguments: object) -> None:
+        said.append(arguments)
+        if len(said) == 3:
+            raise Patience
+
+    said: list[tuple[object, ...]] = []
+    monkeypatch.setattr("fcntl.flock", busy)
+    monkeypatch.setattr(cache, "SAY_WAITING_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr(cache._log, "warning", say)
+    with pytest.raises(Patience):
+        once(tmp_path / "n")
+    assert [round(arguments[-1], 2) for arguments in said] == [0.05, 0.15, 0.25]
+    assert not (tmp_path / "n").exists()
 
 
 def test_leftovers_of_the_dead_are_removed_but_not_of_the_living(tmp_path):

@@ -20,7 +20,7 @@ from transformers.integrations import integration_utils
 
 import ib_callback as ib
 from ib_callback.results.metrics import PRIMARY_SCALARS
-from ib_callback.run import recorder as recorder_module
+from ib_callback.run import run as run_module
 
 SHOWN = ["ib/phase", *(f"ib/selectable/{name}" for name in PRIMARY_SCALARS)]
 
@@ -218,7 +218,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A measurement takes three seconds, a step of the training one if `Takes one` is among the callbacks."""
     clock = Clock()
-    monkeypatch.setattr(recorder_module, "time", clock)
+    monkeypatch.setattr(run_module, "time", clock)
     follow(monkeypatch)
     measure = ib.Meter.measure
 

@@ -55,7 +55,7 @@ from scripted import COURSE, follow
 from synthetic_runs import FIT_ONLY_C, STOPPING, E, run
 from transformers import EarlyStoppingCallback
 import ib_callback as ib
-from ib_callback.run import recorder
+from ib_callback.run import run as run_module
 
 patch = pytest.MonkeyPatch()
 warnings.filterwarnings("ignore", message="Nothing could be measured")
@@ -110,7 +110,7 @@ class FailsAtTheStart(ib.Meter):
 
 patch.undo()
 callback = tiny_callback()
-callback._recorder.meter.__class__ = FailsAtTheStart
+callback._run.meter.__class__ = FailsAtTheStart
 trainer = tiny_trainer(directory / "start", [callback], steps=3, ddp_timeout=60)
 try:
     trainer.train()
@@ -118,7 +118,7 @@ except RuntimeError as error:
     print(f"rank {rank} at step {trainer.state.global_step}: {error}")
 
 callback = tiny_callback()
-callback._recorder.meter.probe = ib.Probe.from_tokens(random_ids(6, seed=rank))
+callback._run.meter.probe = ib.Probe.from_tokens(random_ids(6, seed=rank))
 try:
     tiny_trainer(directory / "probes", [callback], steps=3, ddp_timeout=60).train()
 except ib.ProbeError as error:
@@ -134,7 +134,7 @@ class Clock:
         return self.now
 
 
-patch.setattr(recorder, "time", Clock())
+patch.setattr(run_module, "time", Clock())
 train("budget", None, budget=0.01)
 # gloo's threads abort the interpreter's exit if they are still there.
 torch.distributed.barrier()

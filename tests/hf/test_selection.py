@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 import ib_callback as ib
 from ib_callback.hf import IBCallback
 from ib_callback.run.checkpoints import FILENAME
-from ib_callback.run.recorder import Selected
+from ib_callback.run.summary import Selected
 
 
 def checkpoints(directory: Path) -> set[int]:
@@ -124,7 +124,7 @@ def test_the_best_checkpoint_is_the_best_point_as_measured(tmp_path: Path) -> No
     assert callback.selected == Selected(
         step=best.step, value=best.expressivity, path=tmp_path / f"checkpoint-{best.step}"
     )
-    again = callback._recorder.meter.measure(trainer.model)
+    again = callback._run.meter.measure(trainer.model)
     assert again.expressivity == best.expressivity == trainer.state.best_metric
 
 

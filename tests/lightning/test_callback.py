@@ -274,10 +274,10 @@ def test_a_model_that_goes_bad_costs_one_point(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_has_its_last_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ib_callback import plot
-    from ib_callback.run import recorder
+    from ib_callback.run import run as run_module
 
-    monkeypatch.setattr(recorder, "_DRAWN_SINGLY", 1)
-    monkeypatch.setattr(recorder, "_DRAWN_AGAIN", 100.0)
+    monkeypatch.setattr(run_module, "_DRAWN_SINGLY", 1)
+    monkeypatch.setattr(run_module, "_DRAWN_AGAIN", 100.0)
     drawn: list[list[int | None]] = []
     monkeypatch.setattr(plot, "save_information_plane", lambda trajectory, path, **_: drawn.append(trajectory.steps))
 
@@ -358,29 +358,28 @@ def in_a_fresh_process(program: str) -> str:
 
 
 ONE_PACKAGE = """
-import sys
+import copy, pickle, sys
 import {first}
 from ib_callback.lightning import IBCallback
 from ib_callback import Probe
 import torch
 print([name in sys.modules for name in ("lightning.pytorch", "pytorch_lightning")])
 probe = Probe.from_tokens(torch.zeros(1, 20, dtype=torch.long))
-early = IBCallback(probe)
-import {then} as other
-late = IBCallback(probe)
-print([isinstance(callback, other.Callback) for callback in (early, late)])
+import {first} as one, {then} as other
+callback = IBCallback(probe)
+copies = [copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))]
+print([isinstance(each, kind) for each in (callback, *copies) for kind in (IBCallback, other.Callback)])
+print({{type(each) for each in copies}} == {{type(callback)}}, callback.state_key == copies[0].state_key)
 """
 
 
 def test_only_the_package_in_use_is_imported() -> None:
     first, then = "pytorch_lightning", "lightning.pytorch"
-    assert in_a_fresh_process(ONE_PACKAGE.format(first=first, then=then)).split("\n")[:2] == [
-        "[False, True]",
-        "[True, True]",
-    ]
-    assert in_a_fresh_process(ONE_PACKAGE.format(first="torch", then=first)).split("\n")[:2] == [
+    every = [str([True] * 6), "True True"]
+    assert in_a_fresh_process(ONE_PACKAGE.format(first=first, then=then)).split("\n")[:3] == ["[False, True]", *every]
+    assert in_a_fresh_process(ONE_PACKAGE.format(first="torch", then=first)).split("\n")[:3] == [
         "[True, False]",
-        "[True, True]",
+        *every,
     ]
 
 

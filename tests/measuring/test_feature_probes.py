@@ -84,10 +84,10 @@ def test_nothing_but_the_features_is_planned_for_and_read(model):
     (other,) = meter._further_meters()
     plan = other.plan()
     assert [label_set.name for label_set in plan.label_sets] == [("feature", "preference")]
-    assert not plan.has_planes
-    assert plan.null is None
+    assert not plan.single
+    assert plan.nulls == ()
     own = ib.Meter(pairs(), **SETTINGS).plan()
-    assert plan.num_positions == own.features[0].label_set.num_positions < own.num_positions
+    assert plan.num_positions == own.label_sets[-1].num_positions < own.num_positions
     assert plan.memory(2, 20) < own.memory(2, 20) / 2
 
 
@@ -245,20 +245,20 @@ def test_a_failing_feature_fails_the_point():
 
 
 def test_at_least_fifty_permutations_of_whole_sequences():
-    from ib_callback.measuring.plan.features import make_feature
+    from ib_callback.measuring.quantities.features import feature_labels
     from ib_callback.probe.ngrams import valid_positions
 
     probe = spoken()
     positions = valid_positions(probe.attention_mask.numpy(), 2)
-    language = make_feature("language", probe.labels["language"].numpy(), positions, seed=0)
+    language = feature_labels("language", probe.labels["language"].numpy(), positions, seed=0)
     assert len(language.permuted) >= 50
     # Sequences without a label keep none; the last one has one valid position and no label.
     assert (language.permuted[:, [3, 7]] == -1).all()
     assert (np.sort(language.permuted[:, [0, 1, 2, 4, 5, 6]], axis=1) == [0, 0, 1, 1, 2, 2]).all()
     assert len({tuple(row) for row in language.permuted}) > 30
-    speech = make_feature("speech", probe.labels["speech"].numpy(), positions, seed=0)
+    speech = feature_labels("speech", probe.labels["speech"].numpy(), positions, seed=0)
     assert speech.permuted is None
-    swapped = make_feature("preference", pairs().labels["preference"].numpy(), positions, seed=0).permuted
+    swapped = feature_labels("preference", pairs().labels["preference"].numpy(), positions, seed=0).permuted
     assert len(swapped) >= 50
     # Sequence 7 has no token of an answer at all, so these are no pairs throughout.
     assert set(map(tuple, swapped[:, :2].tolist())) >= {(0, 1), (1, 0)}

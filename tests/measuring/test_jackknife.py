@@ -16,10 +16,10 @@ from scipy.stats import t as student
 import ib_callback as ib
 from ib_callback.measuring import jackknife_sums
 from ib_callback.measuring.accumulate import Accumulator, Sums
-from ib_callback.measuring.plan import planner
+from ib_callback.measuring.plan import batches
 from ib_callback.measuring.plan.jackknife import group_sequences
 from ib_callback.measuring.plan.null import LabelCounts, SubsetCurve
-from ib_callback.measuring.plan.planner import make_plan
+from ib_callback.measuring.planner import make_plan
 from ib_callback.measuring.readout import read_out
 from ib_callback.results.metrics import PLANE_ERRORS, PLANE_SCALARS
 from ib_callback.results.points import FeaturePoint, PlanePoint
@@ -99,7 +99,7 @@ def error_by_hand(value, omitted):
 
 @pytest.mark.parametrize(("batch_size", "many", "rows"), [(1, 64, 1024), (3, 64, 7), (100, 64, 1024), (1, 2, 1024)])
 def test_replicates_are_the_numbers_without_each_group(monkeypatch, batch_size, many, rows):
-    monkeypatch.setattr(planner, "MANY_BATCHES", many)  # 2: nearly every label is summed in kept histograms
+    monkeypatch.setattr(batches, "MANY_BATCHES", many)  # 2: nearly every label is summed in kept histograms
     monkeypatch.setattr(jackknife_sums, "ROWS", rows)
     probe = make_probe()
     table = table_of(probe)

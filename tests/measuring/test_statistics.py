@@ -10,7 +10,7 @@ import torch
 
 from ib_callback import Probe, ProbeError, soft_mutual_information
 from ib_callback.measuring.plan.null import LabelCounts
-from ib_callback.measuring.plan.planner import make_plan
+from ib_callback.measuring.planner import make_plan
 from ib_callback.measuring.statistics import isotropic_null, probe_statistics
 
 

@@ -8,10 +8,8 @@ import os
 import subprocess
 import sys
 import tracemalloc
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import datasets
@@ -23,7 +21,6 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from word_tokenizer import word_tokenizer
 
 from ib_callback import Probe, ProbeError
-from ib_callback.probe import _rows
 from ib_callback.probe._tokenizing import tokenizer_hash
 
 TEXTS = ["a b c d", "e", "f g h", "i j", "a a a a a a"]
@@ -154,7 +151,6 @@ def test_splits_and_rows_to_skip() -> None:
         (ROWS, {"label_columns": "n"}, ProbeError, "label_columns: expected a list of column names.*got str 'n'"),
         (ROWS, {"split": "test"}, ProbeError, "split=: expected with a dataset on the hub, got list"),
         (ROWS, {"skip": -1}, ValueError, "skip: expected an integer of at least 0, got -1"),
-        (ROWS, {"retries": 1.5}, TypeError, "retries: expected an integer of at least 0, got 1.5"),
         (ROWS, {"num_sequences": 0}, ValueError, "num_sequences: expected an integer of at least 1, got 0"),
         (ROWS, {"spilt": "test"}, TypeError, "unexpected keyword spilt=. Expected, beside .*: config, split, revision"),
         (ROWS, {"text_column": "n"}, TypeError, "expected strings or lists of words in column 'n', got int in row 0"),
@@ -364,120 +360,22 @@ def test_texts_take_spans_too() -> None:
     assert probe.label_names == {"f": ("x", "y")}
 
 
-# ---------------------------------------------------------------- streams that break
+# ---------------------------------------------------------------- reading that fails
 
 
-def unreliable(breaks: list[int], rows: list[dict[str, Any]] = ROWS, error: Exception | None = None) -> _rows.Rows:
-    """Rows that break off before row breaks[i] when they are opened for the i-th time."""
-    opened = iter(breaks)
+@pytest.mark.parametrize("error", [ConnectionError("lost"), EOFError("cut off"), pa.ArrowInvalid("cut off")])
+def test_a_stream_that_breaks_off_is_an_error_and_no_shorter_probe(error: Exception) -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        yield from ROWS[:4]
+        raise error
 
-    def open_rows() -> Iterator[dict[str, Any]]:
-        end = next(opened, None)
-        yield from rows[:end]
-        if end is not None:
-            raise error or ConnectionError("lost")
-
-    return _rows.Rows(open_rows, "the stream", remote=True, identity=None)
-
-
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    slept: list[float] = []
-    monkeypatch.setattr("time.sleep", slept.append)
-    return slept
-
-
-@pytest.mark.parametrize("breaks", [[], [0], [2], [5], [0, 2, 1, 3, 3, 5], [1, 2, 3, 4, 5, 5, 5]])
-def test_each_row_comes_once_whatever_breaks(breaks: list[int], pauses: list[float]) -> None:
-    assert list(_rows.resumed(unreliable(breaks), retries=3)) == ROWS
-    assert len(pauses) == len(breaks)
-
-
-def test_pauses_grow_and_end(pauses: list[float]) -> None:
-    stream = _rows.resumed(unreliable([2, 2, 1, 4, 0, 4, 3, 2, 2]), retries=3)
-    taken = [next(stream) for _ in range(4)]
-    assert taken == ROWS[:4]
-    with pytest.raises(ProbeError, match=r"the stream: cannot be read, after 4 rows \(ConnectionError: lost\)"):
-        next(stream)
-    # Beyond row 2 at the fourth time; what was reached counts, not what was read again.
-    assert pauses == [1, 2, 4, 1, 2, 4]
-
-
-@pytest.mark.parametrize("later", [ROWS[1:], [ROWS[1], ROWS[0]], ROWS[:1]], ids=["shifted", "shuffled", "shorter"])
-def test_other_rows_after_an_interruption_are_refused(later: list[dict[str, Any]], pauses: list[float]) -> None:
-    versions = iter([ROWS[:2], later])
-
-    def open_rows() -> Iterator[dict[str, Any]]:
-        yield from next(versions)
-        raise ConnectionError("lost")
-
-    def ends() -> Iterator[dict[str, Any]]:
-        try:
-            yield from open_rows()
-        except ConnectionError:
-            if len(later) > 1 or pauses == []:
-                raise
-
-    rows = _rows.Rows(ends, "the stream", remote=True, identity=None)
-    stream = _rows.resumed(rows, retries=3)
-    assert [next(stream), next(stream)] == ROWS[:2]
-    with pytest.raises(ProbeError, match=r"expected the same 2 rows when reading it again .*got others"):
-        next(stream)
-
-
-class OfflineModeIsEnabled(ConnectionError):
-    pass
-
-
-class Answer(OSError):
-    def __init__(self, status: int) -> None:
-        super().__init__(f"status {status}")
-        self.response = SimpleNamespace(status_code=status)
-
-
-def caused_by(cause: Exception) -> Exception:
-    error = RuntimeError("reading failed")
-    error.__cause__ = cause
-    return error
-
-
-@pytest.mark.parametrize(
-    ("error", "heals"),
-    [
-        (TimeoutError("slow"), True),
-        (EOFError("cut off"), True),
-        (zlib.error("cut off"), True),
-        (pa.ArrowInvalid("cut off"), True),
-        (caused_by(ConnectionError("lost")), True),
-        (Answer(503), True),
-        (Answer(429), True),
-        (Answer(403), False),
-        (OfflineModeIsEnabled("offline"), False),
-        (ConnectionError("Couldn't reach it (OfflineModeIsEnabled)"), False),
-        (FileNotFoundError("no such dataset"), False),
-        (ValueError("Unknown split 'x'"), False),
-        (RuntimeError("Dataset scripts are no longer supported"), False),
-    ],
-)
-def test_only_what_time_may_heal_is_tried_again(error: Exception, heals: bool, pauses: list[float]) -> None:
-    stream = _rows.resumed(unreliable([2], error=error), retries=3)
-    if heals:
-        assert list(stream) == ROWS
-    else:
-        with pytest.raises(
-            ProbeError, match=f"the stream: cannot be read, after 2 rows .{type(error).__name__}: "
-        ) as raised:
-            list(stream)
-        assert raised.value.__cause__ is error
-    assert len(pauses) == heals
-
-
-def test_local_files_are_not_tried_again(pauses: list[float]) -> None:
-    rows = unreliable([2])
-    rows.remote = False
-    with pytest.raises(ProbeError, match=r"the stream: cannot be read, after 2 rows \(ConnectionError: lost\)"):
-        list(_rows.resumed(rows, retries=3))
-    assert pauses == []
+    settings = SETTINGS | {"num_sequences": 4, "min_length": 1}
+    assert len(Probe.from_dataset(rows(), word_tokenizer(), **settings)) == 4
+    message = rf"the generator: cannot be read, after 4 rows \({type(error).__name__}: "
+    with pytest.raises(ProbeError, match=message) as raised:
+        Probe.from_dataset(rows(), word_tokenizer(), **settings | {"num_sequences": 5})
+    # What a network has to do with it is said where it has.
+    assert ("Without a network" in str(raised.value)) == isinstance(error, ConnectionError)
 
 
 def test_reading_needs_datasets_and_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,21 +385,6 @@ def test_reading_needs_datasets_and_says_how_to_get_it(tmp_path: Path, monkeypat
             ImportError, match=r'Reading .* needs the package "datasets".*pip install "ib-callback\[hf\]"'
         ):
             Probe.from_dataset(dataset, word_tokenizer(), **SETTINGS)
-
-
-def test_a_stream_object_is_read_again_from_the_start(pauses: list[float]) -> None:
-    failures = [3, 1]
-
-    def rows() -> Iterator[dict[str, Any]]:
-        end = failures.pop() if failures else None
-        yield from ROWS[:end]
-        if end is not None:
-            raise ConnectionError("lost")
-
-    dataset = datasets.IterableDataset.from_generator(rows)
-    probe = Probe.from_dataset(dataset, word_tokenizer(), **SETTINGS)
-    assert probe.fingerprint == expected().fingerprint
-    assert failures == []
 
 
 # ---------------------------------------------------------------- the cache

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import ib_callback as ib
 from ib_callback.probe import overlap as overlap_module
-from ib_callback.probe.overlap import ngram_hashes, overlap
+from ib_callback.probe.overlap import ngram_hashes
 
 
 def twin(probe: ib.Probe, rows: list[list[int]], n: int):
@@ -63,7 +63,7 @@ def test_agrees_with_sets_of_tuples(seed, n, chunk, monkeypatch):
     monkeypatch.setattr(overlap_module, "CHUNK", chunk)
     probe = make_probe(seed)
     rows = training_rows(probe, seed)
-    found = overlap(probe, rows, n=n)
+    found = probe.overlap(rows, n=n)
     assert facts(found) == twin(probe, rows, n)
     assert found.share == found.found_ngrams / found.num_ngrams
     assert (found.num_texts, found.num_tokens) == (30, sum(map(len, rows)))
@@ -89,7 +89,7 @@ def test_a_common_hash_is_no_common_text(monkeypatch):
     monkeypatch.setattr(
         overlap_module, "ngram_hashes", lambda tokens, n: np.zeros(max(len(tokens) - n + 1, 0), np.uint64)
     )
-    assert not overlap(probe, [[7] * 30])
+    assert not probe.overlap([[7] * 30])
 
 
 # --- kinds of data
@@ -123,8 +123,7 @@ def test_rows_of_token_ids(data):
 @pytest.mark.parametrize("kind", [np.array, lambda ids: np.array(ids, np.uint16), torch.tensor])
 @pytest.mark.parametrize("part", [7, 100])
 def test_one_long_array(kind, part, monkeypatch):
-    monkeypatch.setattr("ib_callback.probe._overlap_texts._PART", part)
-    monkeypatch.setattr("ib_callback.probe._overlap_texts._SEAM", 21)
+    monkeypatch.setattr(overlap_module, "CHUNK", part)
     probe = make_probe(2)
     stream = [token for row in training_rows(probe, 2) for token in row]
     found = probe.overlap(kind(stream), n=4)

@@ -15,7 +15,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from word_tokenizer import word_tokenizer
 
 from ib_callback import Probe, ProbeError
-from ib_callback.measuring.plan.features import make_feature
+from ib_callback.measuring.quantities.features import feature_labels
 from ib_callback.probe.ngrams import Positions
 
 CHAT = (
@@ -75,7 +75,7 @@ def test_the_null_of_such_a_probe_swaps_within_pairs() -> None:
     table = probe.labels["preference"].numpy()
     sequence, offset = np.nonzero(table >= 0)
     positions = cast(Positions, SimpleNamespace(sequence=sequence, offset=offset))
-    permuted = make_feature("preference", table, positions, seed=0).permuted
+    permuted = feature_labels("preference", table, positions, seed=0).permuted
     assert permuted is not None
     first, second = permuted.reshape(len(permuted), -1, 2).transpose(2, 0, 1)
     assert (first + second == 1).all()

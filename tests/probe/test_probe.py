@@ -528,15 +528,13 @@ def test_a_file_cut_short_is_refused(saved: Path) -> None:
     ("metadata", "message"),
     [
         ({"format_version": "2"}, "probe.safetensors: expected probe format 1, got 2.*pip install --upgrade"),
-        ({"format_version": "one"}, "header cannot be read"),
+        ({"format_version": "one"}, "expected probe format 1, got one"),
         ({"format_version": None}, "header has no format_version"),
         ({"fingerprint": None}, "header has no fingerprint"),
         ({"name": None, "source": None}, "header has no name, source"),
-        ({"source": "{"}, "header cannot be read"),
-        ({"source": "[]"}, "source is list, not an object"),
         ({"name": ""}, "name: expected a non-empty string"),
         ({"fingerprint": "0" * 64}, "expected fingerprint 0000"),
-        ({"label_names": "[]"}, "label_names is list, not an object"),
+        ({"label_names": "[]"}, "expected {feature: .*got list"),
         ({"label_names": '{"language": ["de"]}'}, "expected a name for each number up to 2, got 1 names"),
     ],
 )
@@ -546,15 +544,16 @@ def test_an_unusable_header_is_refused(metadata: dict[str, str | None], message:
         Probe.load(saved)
 
 
+def test_a_header_without_a_checksum_is_refused(saved: Path) -> None:
+    edit_header(saved, sealed=False, header_sha256=None)
+    with pytest.raises(ProbeError, match="its header has no header_sha256"):
+        Probe.load(saved)
+
+
 def test_a_header_that_was_changed_is_refused(saved: Path) -> None:
     edit_header(saved, sealed=False, name="other")
     with pytest.raises(ProbeError, match="its header was damaged or changed"):
         Probe.load(saved)
-
-
-def test_files_of_early_versions_have_no_checksum_of_the_header(saved: Path) -> None:
-    edit_header(saved, sealed=False, header_sha256=None)
-    assert Probe.load(saved).fingerprint == small_probe().fingerprint
 
 
 def test_names_of_labels(tmp_path: Path) -> None:
@@ -614,8 +613,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     [
         ({"input_ids": torch.ones(1, 2, dtype=torch.int32)}, "expected input_ids, attention_mask and labels"),
         ({"extra": torch.ones(1, 2)}, "expected input_ids, attention_mask and labels"),
-        ({"attention_mask": torch.ones(1, 2)}, "attention_mask: expected torch.uint8, got torch.float32"),
-        ({"labels/f": torch.ones(1, 2)}, "labels/f: expected torch.int32 or torch.int64, got torch.float32"),
+        ({"attention_mask": torch.ones(1, 2)}, "damaged or changed"),
+        ({"labels/f": torch.ones(1, 2)}, "damaged or changed"),
     ],
     ids=["missing", "extra", "mask dtype", "label dtype"],
 )
@@ -625,6 +624,7 @@ def test_other_tensors_are_refused(tensors: dict[str, torch.Tensor], message: st
     content = tensors if list(tensors) == ["input_ids"] else complete | tensors
     metadata = {"format_version": "1", "name": "n", "source": "{}", "fingerprint": "0"}
     safetensors.torch.save_file(content, path, metadata)
+    edit_header(path)
     with pytest.raises(ProbeError, match=message):
         Probe.load(path)
 

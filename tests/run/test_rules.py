@@ -9,11 +9,13 @@ from synthetic_runs import COLLAPSE_AT_THE_END, STOPPING, C, E, failed, measured
 from ib_callback.results.selection import Selection
 from ib_callback.results.stopping import PlateauStopping, StopReason
 from ib_callback.results.trajectory import Trajectory
+from ib_callback.run.config import RunConfig
 from ib_callback.run.rules import LiveRules
 
 
 def rules(**settings: Any) -> LiveRules:
-    return LiveRules(["token"], ["preference"] if settings.pop("features", False) else [], **settings)
+    features = ["preference"] if settings.pop("features", False) else []
+    return LiveRules(["token"], features, RunConfig(**settings))
 
 
 def along(live: LiveRules, trajectory: Trajectory, name: str) -> list[float]:
@@ -157,10 +159,10 @@ def test_without_select_nothing_is_selected_and_the_optimality_decides_what_coul
 def test_a_selection_is_taken_as_it_is():
     selection = Selection("token/complexity", mode="max", select_from=500)
     live = rules(select=selection)
-    assert live.selection is selection
+    assert live.selection == selection
     assert live.selects
     assert same(along(live, run(C, E)[:7], "selectable/complexity"), [math.nan] * 5 + C[5:7])
-    assert rules(select=selection, select_from=500).selection is selection
+    assert rules(select=selection, select_from=500).selection == selection
 
 
 def test_a_feature_can_be_selected_by_its_name():

@@ -6,6 +6,7 @@ from synthetic_runs import C, E, run
 
 from ib_callback.results.stopping import PlateauStopping
 from ib_callback.results.trajectory import Trajectory
+from ib_callback.run.config import RunConfig
 from ib_callback.run.rules import LiveRules
 from ib_callback.run.summary import Cost, Selected, summarise
 
@@ -18,7 +19,7 @@ def test_the_cost_in_words() -> None:
 def test_a_summary_has_what_there_is() -> None:
     """The course of `synthetic_runs`: fit at 400, compression from 1000, optimality .8 from 2000 to the end at 3000."""
     trajectory = run(C, E)
-    rules = LiveRules(["token"], early_stopping=PlateauStopping(), select="optimality")
+    rules = LiveRules(["token"], config=RunConfig(early_stopping=PlateauStopping(), select="optimality"))
     rules.replay(trajectory)
     cost = Cost(points=31, seconds=62.0, share=0.25, skipped=2)
     selected = Selected(step=1900, value=0.74, path=Path("checkpoint-1900"))

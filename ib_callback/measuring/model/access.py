@@ -1,20 +1,18 @@
-"""Finding in a model what is measured: its blocks, its trunk, its limits, and the call that runs it."""
+"""Finding in a model what is measured: its blocks, its trunk, and its limits."""
 
 from __future__ import annotations
 
 import fnmatch
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ib_callback.common.errors import ModelError
 
 Layers = str | Iterable[str] | Callable[[nn.Module], Iterable[nn.Module]]
-Forward = Callable[[nn.Module, Tensor, Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -186,15 +184,15 @@ def _text_config(model: nn.Module) -> Any:
 
 
 def _input_embeddings(model: Any) -> Any:
-    return model.get_input_embeddings()
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
 
 
 def vocabulary_size(model: nn.Module) -> int | None:
     """Number of token ids that the model can embed, if it says."""
-    try:
-        rows = _input_embeddings(model).num_embeddings
-    except (AttributeError, NotImplementedError, TypeError):
-        rows = None
+    rows = getattr(_input_embeddings(model), "num_embeddings", None)
     size = rows if isinstance(rows, int) else getattr(_text_config(model), "vocab_size", None)
     return size if isinstance(size, int) else None
 
@@ -214,71 +212,12 @@ def position_limit(model: nn.Module) -> int | None:
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model takes its input: the device of its input embeddings, or of its first parameter."""
-    try:
-        return _input_embeddings(model).weight.device
-    except (AttributeError, NotImplementedError, TypeError):
-        first = next(model.parameters(), None)
-        return torch.device("cpu") if first is None else first.device
+    weight = getattr(_input_embeddings(model), "weight", None)
+    first = next(model.parameters(), None) if weight is None else weight
+    return torch.device("cpu") if first is None else first.device
 
 
 def dtype_of(model: nn.Module) -> str:
     """Name of the dtype of the model's first floating-point parameter."""
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
     return "none" if first is None else str(first.dtype).removeprefix("torch.")
-
-
-def default_forward(module: nn.Module) -> Forward:
-    """A call of `module` with ids and mask that keeps no cache and computes as few logits as its class allows.
-
-    Arguments go by name where the class, or the class that it hands `**kwargs` on to, knows the name. A model that
-    takes no `attention_mask` is called with the ids alone, and refuses sequences with padding.
-    """
-    names, open_ended = _arguments(module)
-    options = {
-        name: value for name, value in (("use_cache", False), ("logits_to_keep", 1)) if name in names
-    }  # fmt: skip
-    if "attention_mask" in names or open_ended:
-        return lambda model, input_ids, attention_mask: model(input_ids, attention_mask=attention_mask, **options)
-
-    def without_mask(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
-        if not attention_mask.all():
-            raise ModelError(
-                f"{type(module).__name__}.forward takes no attention_mask, but the probe has padding. Pass "
-                "forward=callable(model, input_ids, attention_mask), or a probe of sequences of one length."
-            )
-        return model(input_ids, **options)
-
-    return without_mask
-
-
-def skips_the_head(module: nn.Module) -> bool:
-    """Whether the default call of `module` already avoids the cost of the language-model head."""
-    return "logits_to_keep" in _arguments(module)[0]
-
-
-def _arguments(module: nn.Module) -> tuple[set[str], bool]:
-    """Names that `module.forward` takes, and whether it takes any other name too."""
-    names: set[str] = set()
-    # The classes' forwards, not the instance's: mixed-precision libraries patch the latter and hide its signature.
-    for base in type(module).__mro__:
-        if "forward" not in vars(base) or base is nn.Module:
-            continue
-        parameters = inspect.signature(vars(base)["forward"]).parameters.values()
-        names |= {parameter.name for parameter in parameters}
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            return names, False
-    return names, True
-
-
-def is_of_transformers(model: nn.Module) -> bool:
-    """Whether the forward of the model's class is one of transformers, which has no memory of earlier calls."""
-    return getattr(type(model).forward, "__module__", "").startswith("transformers.")
-
-
-def plain_trunk(model: nn.Module) -> nn.Module | None:
-    """The trunk, where calling it instead of the model can be equal: an unwrapped, unpatched transformers model."""
-    trunk = find_trunk(model)
-    if trunk is None or trunk is model or not is_of_transformers(model):
-        return None
-    patched = "forward" in vars(model) or bool(model._forward_pre_hooks) or type(model).__name__.startswith("FSDP")
-    return None if patched else trunk

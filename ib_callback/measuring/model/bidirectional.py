@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
+
+from ib_callback.measuring.model.access import Layer
+from ib_callback.measuring.model.forward import ProbeForward
+from ib_callback.measuring.plan.plan import Batch
 
 # Mean total variation of the assignments, in [0, 1]. In a causal model it is 0, but for rounding (1e-7 in float32) if
 # it sorts tokens by expert; in an untrained BERT it is 0.1, in one of 16 dimensions 0.002.
 SEEN = 1e-4
+
+
+def sees_what_follows(forward: ProbeForward, batches: Iterable[Batch], layers: Sequence[Layer]) -> bool:
+    """Whether states change with the tokens behind them, by two passes over one sequence whose second half is changed.
+
+    Models that declare themselves causal are believed. Those that are not of transformers are not tried: their forward
+    may remember earlier calls.
+    """
+    model = forward.model
+    if is_declared(model) or not getattr(type(model).forward, "__module__", "").startswith("transformers."):
+        return False
+    whole = forward.longest(batches)
+    inputs = replace(whole, positions=whole.positions[: (len(whole.positions) + 1) // 2])
+    changed = with_other_ending(inputs.ids, int(inputs.positions[-1]))
+    if changed is None:
+        return False
+    before, after = (forward.once(replace(inputs, ids=ids), layers) for ids in (inputs.ids, changed))
+    return float((before - after).abs().sum(-1).mean()) / 2 > SEEN
 
 
 def is_declared(model: torch.nn.Module) -> bool:
@@ -21,11 +46,6 @@ def with_other_ending(input_ids: Tensor, position: int) -> Tensor | None:
     changed = input_ids.clone()
     changed[:, position + 1 :] = input_ids[0, 0]
     return None if torch.equal(changed, input_ids) else changed
-
-
-def differs(a: Tensor, b: Tensor) -> bool:
-    """Whether assignments [T, L, num_bins] at positions before the changed ending differ beyond rounding."""
-    return float((a - b).abs().sum(-1).mean()) / 2 > SEEN
 
 
 def explanation(model: torch.nn.Module) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class Capture:
     def __init__(self, layers: Sequence[Layer], quantiser: Quantiser) -> None:
         self._layers = layers
         self._quantiser = quantiser
-        self._handles: list[Any] = []
+        self._hooks = ExitStack()
         self._positions: Tensor = torch.empty(0)
         self._shape: tuple[int, int] = (0, 0)
         self._table: Tensor | None = None
@@ -54,24 +54,16 @@ class Capture:
         self._bad: list[Tensor | None] = []
 
     def __enter__(self) -> Capture:
-        try:
+        with ExitStack() as hooks:  # removed again if one cannot be registered
             for index, layer in enumerate(self._layers):
-                self._handles.append(layer.module.register_forward_hook(self._hook(index)))
-        except BaseException:
-            self._remove()
-            raise
+                hooks.callback(layer.module.register_forward_hook(self._hook(index)).remove)
+            self._hooks = hooks.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._remove()
+    def __exit__(self, *_: object) -> None:
+        self._hooks.close()
         self._table = None
         self._buffer = torch.empty(0)
-
-    def _remove(self) -> None:
-        while self._handles:
-            self._handles.pop().remove()
 
     def run(self, forward: Callable[[], Any], positions: Tensor, shape: tuple[int, int]) -> Tensor:
         """Run one forward pass.

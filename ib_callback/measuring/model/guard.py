@@ -39,15 +39,17 @@ def preserved_rng(devices: set[torch.device] | None = None) -> Iterator[None]:
     python_state = random.getstate()
     numpy_state = np.random.get_state()
     torch_state = torch.get_rng_state()
-    device_states = [(device, _rng_of(device).get_rng_state(device)) for device in devices or ()]
+    # MPS has one device; its functions take no device argument.
+    on_devices = [(getattr(torch, d.type), () if d.type == "mps" else (d,)) for d in devices or ()]
+    device_states = [module.get_rng_state(*device) for module, device in on_devices]
     try:
         yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
-        for device, state in device_states:
-            _rng_of(device).set_rng_state(state, device)
+        for (module, device), state in zip(on_devices, device_states, strict=True):
+            module.set_rng_state(state, *device)
 
 
 @contextmanager
@@ -90,25 +92,6 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _devices(model: nn.Module) -> set[torch.device]:
     """Accelerators that hold parameters of the model and have random states of their own."""
     return {p.device for p in model.parameters() if p.device.type in ("cuda", "mps", "xpu")}
-
-
-def _rng_of(device: torch.device) -> Any:
-    """The torch module with `get_rng_state` and `set_rng_state` for the device."""
-    module = getattr(torch, device.type)
-    return _Unindexed(module) if device.type == "mps" else module
-
-
-class _Unindexed:
-    """MPS has one device; its functions take no device argument."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-
-    def get_rng_state(self, device: torch.device) -> torch.Tensor:
-        return self._module.get_rng_state()
-
-    def set_rng_state(self, state: torch.Tensor, device: torch.device) -> None:
-        self._module.set_rng_state(state)
 
 
 def _eager() -> Any:

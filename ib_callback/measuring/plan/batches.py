@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ib_callback.probe.ngrams import Segments
+
 # A piece is added up by one worker, so long groups are cut: it bounds rounding error and keeps a GPU busy.
 PIECE = 64
+# A float32 sum over more batches than this would err by more than 1e-7 of itself.
+MANY_BATCHES = 64
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,116 @@ def assign_slots(group: np.ndarray, batch: np.ndarray, num_groups: int, num_batc
         number += len(fresh)
         free = np.concatenate([free, slot[by_close[close_bounds[b] : close_bounds[b + 1]]]])
     return Slots(slot, opens, closes, number)
+
+
+class Layout:
+    """All groups of positions over all batches: groups of labels first, after them *bundles*.
+
+    Label groups are summed in slots, in float32; those in many batches are *late*: summed in kept histograms, in
+    float64, and finished at the end. A bundle goes into one or several kept histograms.
+
+    pieces: of all groups, and [pieces] `is_first`, whether a piece is the first of its group in its batch.
+    slots: of label groups.
+    counts, sets: [labels] positions of each label group, and its label sets (bits).
+    alone: [T] label sets in which a position is the only one of its label.
+    late: numbers of the late label groups, and `row_of_late`, [labels] their place in it or -1.
+    late_kept: their kept histograms.
+
+    Args:
+        segments: the label groups.
+        bundles: [number of each] positions.
+        targets: of each bundle the kept histograms that it goes into.
+        num_kept: kept histograms so far; the late labels take the next ones.
+        batch_of: [T] batch of each position.
+        num_batches: number of batches.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[Segments],
+        bundles: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray],
+        num_kept: int,
+        batch_of: np.ndarray,
+        num_batches: int,
+    ) -> None:
+        self.num_batches = num_batches
+        self.counts = np.concatenate([s.stop - s.start for s in segments])
+        self.sets = np.concatenate([s.sets for s in segments])
+        self.alone = np.bitwise_or.reduce([s.alone for s in segments])
+        members = [s.order[ranges(s.start, s.stop)] for s in segments]
+        sizes = np.concatenate([self.counts, [len(bundle) for bundle in bundles]])
+        group = np.repeat(np.arange(len(sizes)), sizes)
+        self.pieces = cut(group, np.concatenate([*members, *bundles]), batch_of, num_batches)
+        self.batch_of_piece = np.repeat(np.arange(num_batches), np.diff(self.pieces.batch_start))
+        self.is_first = first_of_run(self.batch_of_piece, self.pieces.group)
+        num_labels = len(self.counts)
+
+        group = self.pieces.group[self.is_first]
+        self.late = np.flatnonzero(np.bincount(group, minlength=len(sizes))[:num_labels] > MANY_BATCHES)
+        self.late_kept = slice(num_kept, num_kept + len(self.late))
+        self.row_of_late = np.full(num_labels, -1, np.int64)
+        self.row_of_late[self.late] = np.arange(len(self.late))
+        # Bundle of each group, -1 for labels in slots; late labels are the last bundles.
+        self._bundle = np.arange(len(sizes)) - num_labels
+        self._bundle[:num_labels] = np.where(self.row_of_late < 0, -1, len(bundles) + self.row_of_late)
+        self._targets = np.concatenate([*targets, np.arange(num_kept, self.late_kept.stop)])
+        self._num_targets = np.array([*map(len, targets), *[1] * len(self.late)])
+        self._first_target = np.cumsum(self._num_targets) - self._num_targets
+
+        in_slots = self._bundle[group] < 0
+        batch = self.batch_of_piece[self.is_first]
+        self.slots = assign_slots(group[in_slots], batch[in_slots], num_labels, num_batches)
+
+    def work(self, number: int, first_position: int) -> dict[str, np.ndarray]:
+        """What `Batch` says of pieces, groups and slots, for one batch."""
+        begin, end = self.pieces.batch_start[number], self.pieces.batch_start[number + 1]
+        offsets = self.pieces.offsets[begin : end + 1]
+        # The groups of this batch, each once, with their first piece and number of pieces.
+        first = np.flatnonzero(self.is_first[begin:end])
+        length = np.diff(first, append=end - begin)
+        group = self.pieces.group[begin:end][first]
+
+        bundle = self._bundle[group]
+        is_label = bundle < 0
+        label, piece = group[is_label], first[is_label]
+        is_long = is_label & (length > 1)
+        opens, closes = self.slots.opens[label], self.slots.closes[label]
+        done = (opens == number) & (closes == number)
+        opening, going_on = (opens == number) & ~done, opens < number
+        closing = label[going_on & (closes == number)]
+        target, kept_piece = self._kept(bundle[~is_label], first[~is_label], length[~is_label])
+        target_start = np.flatnonzero(first_of_run(target))
+        return {
+            "members": self.pieces.members[offsets[0] : offsets[-1]] - first_position,
+            "offsets": offsets - offsets[0],
+            "long_members": ranges(first[is_long], first[is_long] + length[is_long]),
+            "long_offsets": np.concatenate([[0], np.cumsum(length[is_long])]),
+            "long_target": first[is_long],
+            "done_piece": piece[done],
+            "done_sets": self.sets[label[done]],
+            "done_count": self.counts[label[done]],
+            "open_piece": piece[opening],
+            "open_slot": self.slots.slot[label[opening]],
+            "more_piece": piece[going_on],
+            "more_slot": self.slots.slot[label[going_on]],
+            "close_slot": self.slots.slot[closing],
+            "close_sets": self.sets[closing],
+            "close_count": self.counts[closing],
+            "kept_members": kept_piece,
+            "kept_offsets": np.append(target_start, len(target)),
+            "kept_target": target[target_start],
+        }
+
+    def _kept(self, bundle: np.ndarray, first: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(kept histogram, piece) pairs of the bundles of one batch, sorted by histogram."""
+        pairs = length * self._num_targets[bundle]
+        run = np.repeat(np.arange(len(bundle)), pairs)
+        within = ranges(np.zeros_like(pairs), pairs)
+        target = self._targets[self._first_target[bundle[run]] + within // length[run]]
+        piece = first[run] + within % length[run]
+        order = np.argsort(target, kind="stable")
+        return target[order], piece[order]
 
 
 def first_of_run(*keys: np.ndarray) -> np.ndarray:

@@ -12,13 +12,13 @@ numbered in this order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import numpy as np
 import torch
 
-from ib_callback.measuring.plan.batches import Pieces, Slots, assign_slots, first_of_run, ranges
+from ib_callback.measuring.plan.batches import Layout, assign_slots, first_of_run, ranges
 from ib_callback.measuring.plan.null import LabelCounts
 
 # Omissions are bits of an int64.
@@ -87,6 +87,9 @@ class Shares:
     def __len__(self) -> int:
         return len(self.row)
 
+    def __getitem__(self, which: slice | torch.Tensor) -> Shares:
+        return Shares(*(getattr(self, column.name)[which] for column in fields(self)))
+
 
 @dataclass(frozen=True)
 class GroupedBatch:
@@ -140,39 +143,24 @@ class JackknifePlan:
 
 
 def plan_jackknife(
-    pieces: Pieces,
-    slots: Slots,
-    *,
-    groups: Groups,
-    group_of_position: np.ndarray,
-    sets: np.ndarray,
-    counts: np.ndarray,
-    alone: np.ndarray,
-    num_sets: int,
-    late: np.ndarray,
-    late_kept: slice,
-    totals: list[tuple[int, slice]],
+    layout: Layout, groups: Groups, sequence: np.ndarray, num_sets: int, totals: list[tuple[int, slice]]
 ) -> JackknifePlan:
-    """Plan snapshots and shares for the label groups that `pieces` begins with.
+    """Plan snapshots and shares for the label groups of a layout.
 
     Args:
-        pieces: of the plan.
-        slots: of its labels.
+        layout: of groups over batches.
         groups: of sequences.
-        group_of_position: [T].
-        sets: [labels] label sets (bits).
-        counts: [labels] positions.
-        alone: [T] label sets in which the position is the only one of its label.
+        sequence: [T] sequence of each position.
         num_sets: number of label sets.
-        late: labels in kept histograms.
-        late_kept: which these are.
         totals: kept histograms of the whole and of features, with those of their groups.
     """
-    num_batches = len(groups.batch_bounds) - 1
-    batch_of_piece = np.repeat(np.arange(num_batches), np.diff(pieces.batch_start))
+    counts, sets, slots, row_of_late = layout.counts, layout.sets, layout.slots, layout.row_of_late
+    num_batches = layout.num_batches
     group_of_batch = groups.of_sequence(groups.batch_bounds[:-1])
-    is_label = pieces.group < len(counts)
-    label, batch, size = pieces.group[is_label], batch_of_piece[is_label], np.diff(pieces.offsets)[is_label]
+    group_of_position = groups.of_sequence(sequence)
+    is_label = layout.pieces.group < len(counts)
+    label, batch = layout.pieces.group[is_label], layout.batch_of_piece[is_label]
+    size = np.diff(layout.pieces.offsets)[is_label]
 
     # Labels by group, sorted: how many positions, and the last batch.
     order = np.lexsort((batch, label))
@@ -184,8 +172,6 @@ def plan_jackknife(
     is_first = first_of_run(label)
     is_last = np.append(is_first[1:], True)[: len(label)]
 
-    row_of_late = np.full(len(counts), -1, np.int64)
-    row_of_late[late] = np.arange(len(late))
     is_late = row_of_late[label] >= 0
     closes = np.where(row_of_late >= 0, num_batches, slots.closes)
     snapped = np.flatnonzero(~is_last)
@@ -199,31 +185,32 @@ def plan_jackknife(
     after[snapped] = held.slot
     before = np.where(is_first, held.number, np.roll(after, 1))
 
-    taken = omissions_of(groups.number)
-    entries = _entries(label, group, share, before, after, is_last, taken)
     # Of the labels that end in a batch, those come first that have the lower numbers, as in `Batch.close_slot`.
     ending = np.flatnonzero(slots.opens < slots.closes)
     ending = ending[np.argsort(slots.closes[ending], kind="stable")]
-    row_of_label = np.full(len(counts), -1, np.int64)
-    row_of_label[ending] = ranges(np.zeros(num_batches, int), np.bincount(slots.closes[ending], minlength=num_batches))
-    confined = label[is_first & is_last & (row_of_label[label] >= 0)]
+    row = row_of_late.copy()
+    row[ending] = ranges(np.zeros(num_batches, int), np.bincount(slots.closes[ending], minlength=num_batches))
     is_confined = np.zeros(len(counts), bool)
-    is_confined[confined] = True
+    is_confined[label[is_first & is_last]] = True
 
-    def shares(which: np.ndarray, rows: np.ndarray) -> Shares:
-        labels = entries.label[which]
-        return Shares(
-            row=_int64(rows[labels]),
-            sets=_int64(sets[labels]),
-            count=_int64(counts[labels]),
-            omissions=_int64(entries.omissions[which]),
-            before=_int64(entries.before[which]),
-            after=_int64(entries.after[which]),
-            rest=_int64(counts[labels] - entries.share[which]),
-        )
+    # Shares in single groups, then those in two neighbours of labels that occur in both.
+    both = np.flatnonzero(~is_last & (np.append(group[1:], -1)[: len(group)] == group + 1))
+    of_label = np.concatenate([label, label[both]])
+    positions = np.concatenate([share, share[both] + share[both + 1]])
+    every = Shares(
+        row=_int64(row[of_label]),
+        sets=_int64(sets[of_label]),
+        count=_int64(counts[of_label]),
+        omissions=_int64(_omissions(group, both, groups.number)),
+        before=_int64(np.concatenate([before, before[both]])),
+        after=_int64(np.concatenate([after, after[both + 1]])),
+        rest=_int64(counts[of_label] - positions),
+    )
 
-    spanning = (row_of_label[entries.label] >= 0) & ~is_confined[entries.label]
-    closing_in = _by_batch(np.flatnonzero(spanning), closes[entries.label[spanning]], num_batches)
+    taken = omissions_of(groups.number)
+    spanning = np.flatnonzero((row[of_label] >= 0) & ~is_confined[of_label] & (row_of_late[of_label] < 0))
+    confined = np.flatnonzero(is_confined & (row >= 0) & (row_of_late < 0))
+    closing_in = _by_batch(spanning, closes[of_label[spanning]], num_batches)
     confined_in = _by_batch(confined, closes[confined], num_batches)
     snapped_in = _by_batch(snapped, last_batch[snapped], num_batches)
     batches = {}
@@ -235,17 +222,17 @@ def plan_jackknife(
             omissions=np.flatnonzero(taken[:, group_of_batch[number]]).tolist(),
             slot_from=_int64(slots.slot[label[from_slot]]),
             slot_to=_int64(after[from_slot]),
-            kept_from=_int64(late_kept.start + row_of_late[label[from_kept]]),
+            kept_from=_int64(layout.late_kept.start + row_of_late[label[from_kept]]),
             kept_to=_int64(after[from_kept]),
-            confined=_int64(row_of_label[confined_in[number]]),
-            shares=shares(closing_in[number], row_of_label),
+            confined=_int64(row[confined_in[number]]),
+            shares=every[_int64(closing_in[number])],
         )
-    outside = _counts_outside(entries, counts, sets, alone, taken[:, group_of_position], num_sets)
+    outside = _counts_outside(every, layout, taken[:, group_of_position], num_sets)
     return JackknifePlan(
         num_groups=groups.number,
         num_snapshots=held.number,
         batches=batches,
-        late=shares(np.flatnonzero(row_of_late[entries.label] >= 0), row_of_late),
+        late=every[_int64(np.flatnonzero(row_of_late[of_label] >= 0))],
         totals=tuple(total for total, _ in totals),
         shares_of_totals=tuple(parts for _, parts in totals),
         taken=taken,
@@ -261,43 +248,22 @@ def omissions_of(num_groups: int) -> np.ndarray:
     return np.concatenate([one, one[:-1] | one[1:]])
 
 
-@dataclass(frozen=True)
-class _Entries:
-    """Columns of `Shares`, by label instead of row; `share` counts the positions in the share."""
+def _omissions(group: np.ndarray, both: np.ndarray, num_groups: int) -> np.ndarray:
+    """Bits of the omissions that take each share and nothing else from its label.
 
-    label: np.ndarray
-    share: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
-    omissions: np.ndarray
-
-
-def _entries(
-    label: np.ndarray,
-    group: np.ndarray,
-    share: np.ndarray,
-    before: np.ndarray,
-    after: np.ndarray,
-    is_last: np.ndarray,
-    taken: np.ndarray,
-) -> _Entries:
-    """Shares in single groups, then those in two neighbours of labels that occur in both."""
-    num_groups = taken.shape[1]
-    next_too = ~is_last & (np.append(group[1:], -1)[: len(group)] == group + 1)
-    previous_too = np.roll(next_too, 1)
+    Args:
+        group: [R] of the shares in single groups; those of one label follow each other.
+        both: [P] which of them the label's next share, in the next group, joins in a share of two neighbours.
+        num_groups: G.
+    """
     # Omission G + g takes g and g + 1. A single share is what it takes from labels that occur in one of them.
     bit = np.int64(1)
-    omissions = bit << group
-    omissions |= np.where(previous_too | (group == 0), 0, bit << np.maximum(num_groups + group - 1, 0))
-    omissions |= np.where(next_too | (group == num_groups - 1), 0, bit << np.minimum(num_groups + group, 62))
-    first = np.flatnonzero(next_too)
-    return _Entries(
-        label=np.concatenate([label, label[first]]),
-        share=np.concatenate([share, share[first] + share[first + 1]]),
-        before=np.concatenate([before, before[first]]),
-        after=np.concatenate([after, after[first + 1]]),
-        omissions=np.concatenate([omissions, bit << (num_groups + group[first])]),
-    )
+    previous_too, next_too = np.zeros((2, len(group)), bool)
+    previous_too[both + 1] = next_too[both] = True
+    single = bit << group
+    single |= np.where(previous_too | (group == 0), 0, bit << np.maximum(num_groups + group - 1, 0))
+    single |= np.where(next_too | (group == num_groups - 1), 0, bit << np.minimum(num_groups + group, 62))
+    return np.concatenate([single, bit << (num_groups + group[both])])
 
 
 def _by_batch(values: np.ndarray, batch: np.ndarray, num_batches: int) -> list[np.ndarray]:
@@ -307,32 +273,27 @@ def _by_batch(values: np.ndarray, batch: np.ndarray, num_batches: int) -> list[n
 
 
 def _counts_outside(
-    entries: _Entries,
-    counts: np.ndarray,
-    sets: np.ndarray,
-    alone: np.ndarray,
-    takes_position: np.ndarray,
-    num_sets: int,
+    shares: Shares, layout: Layout, takes_position: np.ndarray, num_sets: int
 ) -> list[list[np.ndarray]]:
     """For each label set and omission, how many labels occur how often (the index) outside the omission.
 
     `takes_position` is [2 G - 1, T], which positions each omission takes.
     """
+    share_sets, count, rest, omissions = (
+        part.numpy() for part in (shares.sets, shares.count, shares.rest, shares.omissions)
+    )
     outside = []
     for bit in range(num_sets):
-        in_set = (sets >> bit) & 1 == 1
-        once = (alone >> bit) & 1 == 1
-        length = int(counts[in_set].max(initial=1)) + 1
-        everywhere = np.bincount(counts[in_set], minlength=length)
+        counts = layout.counts[(layout.sets >> bit) & 1 == 1]
+        once = (layout.alone >> bit) & 1 == 1
+        length = int(counts.max(initial=1)) + 1
+        everywhere = np.bincount(counts, minlength=length)
         everywhere[1] += once.sum()
-        here = in_set[entries.label]
-        whole = counts[entries.label[here]]
-        rest = whole - entries.share[here]
-        omissions = entries.omissions[here]
+        in_set = (share_sets >> bit) & 1 == 1
         by_omission = []
         for number, takes in enumerate(takes_position):
-            changed = (omissions >> number) & 1 == 1
-            left = everywhere - np.bincount(whole[changed], minlength=length)
+            changed = in_set & ((omissions >> number) & 1 == 1)
+            left = everywhere - np.bincount(count[changed], minlength=length)
             left += np.bincount(rest[changed], minlength=length)
             left[1] -= (once & takes).sum()
             left[0] = 0

@@ -179,8 +179,7 @@ class SubsetCurve:
 
         curve = PchipInterpolator(np.log(self.size), self.value)
         null = float((counts.share * curve(np.log(counts.count))).sum())
-        error = math.sqrt(float(((_weights_on(self.size, counts) * self.error) ** 2).sum()))
-        return null, error
+        return null, self.combined_error(counts, counts, 1.0, 0.0)
 
     def combined_error(self, a: LabelCounts, b: LabelCounts, weight_a: float, weight_b: float) -> float:
         """Standard error of `weight_a` times the null of `a` plus `weight_b` times that of `b`, of the same curve."""

@@ -1,6 +1,6 @@
-"""The plan of a measurement: everything about it that depends on the probe alone. planner.py makes it.
+"""The plan of a measurement: everything about it that depends on the probe alone. builder.py makes it.
 
-Positions with equal labels form groups (labels.py). Per batch of sequences, each group's positions are cut into
+Positions with equal labels form groups (probe/ngrams.py). Per batch of sequences, each group's positions are cut into
 short pieces; one reduction over the assignments of all layers gives the histogram of every piece. A group whose
 positions all lie in one batch is finished there and never stored. The others hold a slot from their first batch
 to their last, and slots are reused. Some histograms are kept to the end, in float64: totals, labels found in many
@@ -10,11 +10,10 @@ batches, random subsets for the null, and feature labels under permutation.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 
-from ib_callback.measuring.plan.features import Feature
 from ib_callback.measuring.plan.jackknife import GroupedBatch, JackknifePlan
 from ib_callback.measuring.plan.null import LabelCounts, SubsetDesign
 from ib_callback.probe.ngrams import LabelSet
@@ -67,28 +66,13 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class FeaturePlan:
-    """Where a feature's histograms are kept, and what its null is made from.
+class NullPlan:
+    """A subset design and the kept histograms of the whole, its subsets and its parts.
 
-    total: kept histogram over the positions that carry the feature.
-    permuted: [R + 1, V] kept histograms of the labels under permutation of sequences, and their `permuted_count`; the
-        last row is that of the labels as they are.
-    subsets: the design of a null over positions instead, with the kept histograms `subset_kept` and `part_kept`.
+    number: place among the nulls of the plan.
     """
 
-    feature: Feature
-    label_set: LabelSet
-    counts: LabelCounts
-    total: int
-    permuted: np.ndarray | None
-    permuted_count: np.ndarray | None
-    null: NullPlan | None
-
-
-@dataclass(frozen=True)
-class NullPlan:
-    """A subset design and the kept histograms of the whole, its subsets and its parts."""
-
+    number: int
     design: SubsetDesign
     total: int
     subsets: slice
@@ -104,13 +88,27 @@ class LateLabels:
     count: torch.Tensor
 
 
+class Quantity(Protocol):
+    """Something to measure, planned: how its numbers follow from the sums of a pass.
+
+    It knows the numbers of its label sets, nulls and kept histograms, which it had from a Builder. The modules of
+    `measuring/quantities` are the kinds that there are; planner.py lists them.
+    """
+
+    def read(self, readings: Any, found: Any) -> None:
+        """Add to what is `found` (readout.Found) what the `readings` (readout.Readings) of a pass say of this."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """The plan of a measurement. See the module's docstring.
 
-    label_sets: in the order of their bits: complexity by order, expressivity by order, features.
+    label_sets: in the order of their bits.
     counts: label counts of each label set.
     total: kept histogram over all valid positions.
+    single: whether the entropies of single assignments are summed.
+    nulls: all subset designs.
+    quantities: what is read from the sums, in this order.
     jackknife: what leaving out groups of sequences needs; None without standard errors.
     """
 
@@ -122,18 +120,10 @@ class Plan:
     num_kept: int
     late: LateLabels
     total: int
-    null: NullPlan | None
-    features: tuple[FeaturePlan, ...]
+    single: bool
+    nulls: tuple[NullPlan, ...]
+    quantities: tuple[Quantity, ...]
     jackknife: JackknifePlan | None = None
-
-    @property
-    def has_planes(self) -> bool:
-        """Whether any order is measured, and not features alone."""
-        return any(label_set.name[0] == "complexity" for label_set in self.label_sets)
-
-    def nulls(self) -> list[NullPlan]:
-        """All subset designs: that of the orders first, then those of features."""
-        return [null for null in (self.null, *(feature.null for feature in self.features)) if null is not None]
 
     def memory(self, num_layers: int, num_bins: int) -> int:
         """Bytes that a measurement of so many layers at once needs beside the forward pass."""

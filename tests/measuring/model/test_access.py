@@ -1,4 +1,4 @@
-"""Finding blocks, limits and the cheapest call in real architectures."""
+"""Finding blocks and limits in real architectures."""
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from torch import nn
 
 from ib_callback.common.errors import ModelError
 from ib_callback.measuring.model import access
+from ib_callback.measuring.model.forward import default_forward
 
 ARCHITECTURES = [modernbert, llama, gpt2, opt, neox, bloom, qwen3, gemma2, bert, roberta, bare_gpt2]
 
@@ -38,7 +39,7 @@ def test_layers_put_out_what_output_hidden_states_returns(make):
     for layer in layers:
         layer.module.register_forward_hook(lambda module, inputs, output, name=layer.name: seen.update({name: output}))
     with torch.no_grad():
-        access.default_forward(model)(model, ids, torch.ones_like(ids))
+        default_forward(model)(model, ids, torch.ones_like(ids))
         expected = model(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True).hidden_states[1:]
     assert len(layers) == len(expected) == 3
     assert layers[-1].name.endswith(":final")
@@ -119,7 +120,7 @@ def test_position_limit_is_the_longest_sequence_that_runs(make, limit):
     assert access.position_limit(model) == limit
     assert access.vocabulary_size(model) == 40
     longest = torch.full((1, limit or 40), 5)
-    assert access.default_forward(model)(model, longest, torch.ones_like(longest)) is not None
+    assert default_forward(model)(model, longest, torch.ones_like(longest)) is not None
 
 
 def test_wrappers_are_taken_off():
@@ -128,72 +129,6 @@ def test_wrappers_are_taken_off():
     assert access.unwrap(compiled) is model
     assert access.unwrap(nn.DataParallel(model)) is model
     assert access.unwrap(model) is model
-
-
-@pytest.mark.parametrize("make", [llama, gpt2])
-def test_default_call_computes_one_logit_row_and_keeps_no_cache(make):
-    model = make().eval()
-    ids = torch.randint(2, 40, (2, 9))
-    output = access.default_forward(model)(model, ids, torch.ones_like(ids))
-    assert output.logits.shape == (2, 1, 40)
-    assert output.past_key_values is None
-
-
-def test_trunk_is_only_called_alone_where_nothing_is_wrapped_or_patched():
-    model = bert()
-    assert access.plain_trunk(model) is model.bert
-    assert access.plain_trunk(model.bert) is None
-    model.forward = model.forward  # as mixed-precision libraries patch it
-    assert access.plain_trunk(model) is None
-    assert access.plain_trunk(Plain()) is None
-
-
-def record(calls):
-    """A forward of every shape that users write, each noting what it was given."""
-
-    class Subclass(tf.LlamaForCausalLM):
-        def forward(self, input_ids=None, labels=None, **kwargs):
-            calls.append(kwargs)
-            return super().forward(input_ids=input_ids, labels=labels, **kwargs)
-
-    class Wrapper(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inside = llama()
-
-        def forward(self, *args, **kwargs):
-            calls.append(kwargs)
-            return self.inside(*args, **kwargs)
-
-    return Subclass(tf.LlamaConfig(**SMALL)), Wrapper()
-
-
-def test_the_mask_reaches_forwards_that_hand_their_keywords_on():
-    calls = []
-    ids = torch.randint(2, 40, (2, 9))
-    mask = torch.ones_like(ids)
-    subclass, wrapper = record(calls)
-    for model in (subclass, wrapper):
-        access.default_forward(model)(model, ids, mask)
-        assert calls[-1]["attention_mask"] is mask
-    assert access.skips_the_head(subclass)
-    assert calls[0]["use_cache"] is False
-
-
-def test_the_mask_is_never_passed_as_something_else():
-    class NanoGPT(nn.Module):
-        def forward(self, idx, targets=None):
-            assert targets is None
-            return idx
-
-    model = NanoGPT()
-    ids = torch.ones(2, 4, dtype=torch.long)
-    forward = access.default_forward(model)
-    assert forward(model, ids, torch.ones_like(ids)) is ids
-    with pytest.raises(
-        ModelError, match=r"NanoGPT\.forward takes no attention_mask, but the probe has padding.*forward="
-    ):
-        forward(model, ids, torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]))
 
 
 def test_no_position_limit_where_the_config_says_none():

@@ -1,10 +1,11 @@
-"""What makes token ids, a mask and labels a probe: checks, one normal form, and its fingerprint."""
+"""What a probe is made of, however it was built: token ids, a mask and labels; their checks and their fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,34 +17,54 @@ from ib_callback.common.errors import ProbeError
 NO_LABEL = -1
 
 
-def check_name(name: Any) -> None:
-    """Refuse what cannot be a probe's name."""
-    if not isinstance(name, str) or not name:
-        raise ProbeError(f"name: expected a non-empty string, got {name!r}.")
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """All that a probe holds, as whoever built or read it has it; `normalised` makes it what a probe is.
 
-
-def normalise(input_ids: Any, attention_mask: Any, labels: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Check the content of a probe and bring it into the one form that is fingerprinted.
-
-    Ids under padding become 0 and labels there -1, so that what padding holds makes no difference. The
-    tensors are new, contiguous and on the CPU; labels are in the order of their names.
-
-    Args:
+    Attributes:
         input_ids: [N, S] integers: tensor, array or nested lists.
         attention_mask: [N, S], true or 1 at real tokens; None: all are real.
-        labels: [N, S] integers by name, -1 where a position has none; or None.
+        labels: {name: [N, S] integers}, -1 where a position has none; or None.
+        label_names: {name of a label: names of its numbers, from 0 on}; or None.
+        name: short name, for messages and files.
+        source: how it was made, as strings by name.
+        tokenizer: what tokenizer the ids are of, in words; None: not known.
+    """
 
-    Returns:
-        Ids [N, S] long, mask [N, S] bool, labels [N, S] long by name.
+    input_ids: Any
+    attention_mask: Any = None
+    labels: Any = None
+    label_names: Any = None
+    name: str
+    source: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: str | None = None
+
+
+def normalised(content: Content) -> Content:
+    """Check content, and bring it into the one form that is fingerprinted.
+
+    Ids under padding become 0 and labels there -1, so that what padding holds makes no difference. The tensors are
+    new, contiguous and on the CPU: ids and labels [N, S] long, mask [N, S] bool. Labels are in the order of their
+    names.
 
     Raises:
-        ProbeError: anything is not as described above, or a sequence has padding amid its tokens, or has no
-            real token.
+        ProbeError: anything is not as `Content` says, or a sequence has padding amid its tokens, or no real token.
     """
-    ids = _integers(input_ids, "input_ids")
-    _check_matrix(ids)
-    all_real = torch.ones_like(ids, dtype=torch.bool)
-    mask = all_real if attention_mask is None else _mask(attention_mask, ids.shape)
+    check_name(content.name)
+    ids = _integers(content.input_ids, "input_ids")
+    if ids.numel() == 0:
+        raise ProbeError(
+            f"input_ids: expected [N, S] with N and S at least 1, got shape {list(ids.shape)}. "
+            "A probe needs some held-out text."
+        )
+    if ids.dim() != 2:
+        raise ProbeError(
+            f"input_ids: expected [N, S] (sequences, tokens), got shape {list(ids.shape)}. "
+            "Pass a single sequence as [sequence]."
+        )
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    if content.attention_mask is not None:
+        mask = _mask(content.attention_mask, ids.shape)
     negative = mask & (ids < 0)
     if negative.any():
         raise ProbeError(
@@ -51,33 +72,16 @@ def normalise(input_ids: Any, attention_mask: Any, labels: Any) -> tuple[Tensor,
             f"{_first_row(negative)}. If negative ids mean padding, pass attention_mask=(input_ids >= 0)."
         )
     ids[~mask] = 0
-    return ids, mask, {} if labels is None else _labels(labels, mask)
+    labels = _labels({} if content.labels is None else content.labels, mask)
+    names = _label_names({} if content.label_names is None else content.label_names, labels)
+    source = dict(content.source)
+    return replace(content, input_ids=ids, attention_mask=mask, labels=labels, label_names=names, source=source)
 
 
-def check_label_names(names: Any, labels: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
-    """Names of the numbers of labels, {feature: names in the order of the numbers}, in the order of the features.
-
-    Raises:
-        ProbeError: not so, of a feature that is not there, or fewer names than numbers.
-    """
-    if names is None:
-        return {}
-    if not isinstance(names, Mapping):
-        raise ProbeError(f"label_names: expected {{feature: [names]}}, got {type(names).__name__}.")
-    checked = {}
-    for feature in sorted(names):
-        what, given = f"label_names[{feature!r}]", names[feature]
-        if feature not in labels:
-            raise ProbeError(f"{what}: expected one of the labels {sorted(labels)}, got {feature!r}.")
-        if isinstance(given, str) or not all(isinstance(name, str) for name in given):
-            raise ProbeError(f"{what}: expected a list of strings, got {given!r}.")
-        if len(given) != len(set(given)):
-            raise ProbeError(f"{what}: expected names that differ, got {list(given)}.")
-        highest = int(labels[feature].max())
-        if highest >= len(given):
-            raise ProbeError(f"{what}: expected a name for each number up to {highest}, got {len(given)} names.")
-        checked[feature] = tuple(given)
-    return checked
+def check_name(name: Any) -> None:
+    """Refuse what cannot be a probe's name."""
+    if not isinstance(name, str) or not name:
+        raise ProbeError(f"name: expected a non-empty string, got {name!r}.")
 
 
 def fingerprint(input_ids: Tensor, attention_mask: Tensor, labels: Mapping[str, Tensor]) -> str:
@@ -113,19 +117,6 @@ def _integers(values: Any, what: str, *, booleans: bool = False) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
 
 
-def _check_matrix(ids: Tensor) -> None:
-    if ids.numel() == 0:
-        raise ProbeError(
-            f"input_ids: expected [N, S] with N and S at least 1, got shape {list(ids.shape)}. "
-            "A probe needs some held-out text."
-        )
-    if ids.dim() != 2:
-        raise ProbeError(
-            f"input_ids: expected [N, S] (sequences, tokens), got shape {list(ids.shape)}. "
-            "Pass a single sequence as [sequence]."
-        )
-
-
 def _check_shape(tensor: Tensor, shape: torch.Size, what: str, cure: str) -> None:
     if tensor.shape != shape:
         raise ProbeError(
@@ -134,9 +125,8 @@ def _check_shape(tensor: Tensor, shape: torch.Size, what: str, cure: str) -> Non
 
 
 def _mask(values: Any, shape: torch.Size) -> Tensor:
-    if (
-        isinstance(values, Tensor) and values.dtype == torch.bool
-    ):  # by way of integers it would take eight times as much
+    # A mask of bool would take eight times as much by way of integers.
+    if isinstance(values, Tensor) and values.dtype == torch.bool:
         numbers = values.detach().to("cpu", copy=True).contiguous()
     else:
         numbers = _integers(values, "attention_mask", booleans=True)
@@ -183,6 +173,25 @@ def _labels(labels: Any, mask: Tensor) -> dict[str, Tensor]:
                 f"{_first_row(low)}. Number the labels from 0; turn -100 into -1."
             )
         checked[name] = label
+    return checked
+
+
+def _label_names(names: Any, labels: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    if not isinstance(names, Mapping):
+        raise ProbeError(f"label_names: expected {{feature: [names]}}, got {type(names).__name__}.")
+    checked = {}
+    for feature in sorted(names):
+        what, given = f"label_names[{feature!r}]", names[feature]
+        if feature not in labels:
+            raise ProbeError(f"{what}: expected one of the labels {sorted(labels)}, got {feature!r}.")
+        if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+            raise ProbeError(f"{what}: expected a list of strings, got {given!r}.")
+        if len(given) != len(set(given)):
+            raise ProbeError(f"{what}: expected names that differ, got {list(given)}.")
+        highest = int(labels[feature].max())
+        if highest >= len(given):
+            raise ProbeError(f"{what}: expected a name for each number up to {highest}, got {len(given)} names.")
+        checked[feature] = tuple(given)
     return checked
 
 

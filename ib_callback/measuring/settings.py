@@ -12,6 +12,8 @@ from ib_callback.measuring.plan.jackknife import MAX_GROUPS
 from ib_callback.probe.probe import Probe
 from ib_callback.results.uncertainty import NUM_GROUPS
 
+BOUNDS = ("diagonal", "ib_curve")
+
 
 def choose_layers(layers: Any) -> Layers:
     """Which modules to measure; names as a tuple. Raises a ModelError if it is none of what `Meter` takes."""
@@ -45,6 +47,18 @@ def choose_features(features: str | Iterable[str] | None, probe: Probe, orders: 
         if name in orders:
             raise ValueError(f"features: label {name!r} has the name of an n-gram order; rename it in the probe.")
     return names
+
+
+def choose_bound(bound: str, weighting: str) -> str:
+    """What distances are taken to."""
+    if bound not in BOUNDS:
+        raise ValueError(f"bound: expected one of {', '.join(map(repr, BOUNDS))}, got {bound!r}.")
+    if bound == "ib_curve" and weighting != "empirical":
+        raise ValueError(
+            f'bound="ib_curve" bounds mutual information, which weighting={weighting!r} does not yield. Use '
+            'weighting="empirical", or bound="diagonal".'
+        )
+    return bound
 
 
 def choose_groups(standard_errors: Any, weighting: str) -> int:

@@ -7,8 +7,8 @@ import torch
 import ib_callback as ib
 from ib_callback.estimator.histogram import entropy
 from ib_callback.measuring.accumulate import Accumulator
-from ib_callback.measuring.plan.batches import PIECE, ranges
-from ib_callback.measuring.plan.planner import make_plan
+from ib_callback.measuring.plan.batches import PIECE
+from ib_callback.measuring.planner import make_plan
 
 ORDERS = {"token": 1, "bigram": 2}
 
@@ -109,40 +109,21 @@ def test_kept_histograms_are_sums_over_their_positions():
     rows = torch.cat(tables).double()
     np.testing.assert_allclose(sums.kept[plan.total].numpy(), entropy(rows.sum(0)).numpy(), rtol=1e-6)
     np.testing.assert_allclose(sums.single.numpy(), entropy(rows).sum(0).numpy(), rtol=1e-6)
-    subset = plan.null.design.subsets[-1]
-    kept = sums.kept[plan.null.subsets][-1]
+    subset = plan.nulls[0].design.subsets[-1]
+    kept = sums.kept[plan.nulls[0].subsets][-1]
     np.testing.assert_allclose(kept.numpy(), entropy(rows[torch.from_numpy(subset)].sum(0)).numpy(), rtol=1e-6)
     # One permutation of languages over whole sequences, label 1.
-    feature = plan.features[0]
+    feature = plan.quantities[1]
     sequence = torch.cat([b.sequences.start + b.positions // b.width for b in plan.batches])
-    members = torch.from_numpy(feature.feature.permuted[7])[sequence] == 1
-    assert feature.permuted_count[7, 1] == int(members.sum())
-    permuted = sums.kept[feature.permuted[7, 1]]
+    members = torch.from_numpy(feature.labels.permuted[7])[sequence] == 1
+    assert feature.permutations.count[7, 1] == int(members.sum())
+    permuted = sums.kept[feature.permutations.kept[7, 1]]
     np.testing.assert_allclose(permuted.numpy(), entropy(rows[members].sum(0)).numpy(), rtol=1e-6)
 
 
 def test_memory_grows_with_what_is_measured_at_once():
     plan = make_plan(make_probe(), ORDERS, (), batch_size=4, null=True, seed=0)
     assert plan.memory(4, 100) == 2 * plan.memory(2, 100) == 4 * plan.memory(2, 50)
-
-
-def test_no_valid_position():
-    probe = ib.Probe.from_tokens(torch.ones(3, 7, dtype=torch.long))
-    with pytest.raises(
-        ib.ProbeError, match=r"no valid position.*at least 8 real tokens.*got at most 7.*narrower orders"
-    ):
-        make_plan(probe, {"quadgram": 4}, (), batch_size=2, null=True, seed=0)
-
-
-def test_feature_without_a_labelled_valid_position():
-    labels = torch.full((30, 20), -1)
-    labels[:, 0] = 1  # no position of order 2 begins there
-    with pytest.raises(ib.ProbeError, match="feature 'rare': expected labels"):
-        make_plan(make_probe(labels={"rare": labels}), ORDERS, ("rare",), batch_size=2, null=True, seed=0)
-
-
-def test_ranges():
-    assert ranges(np.array([3, 0, 7]), np.array([5, 0, 8])).tolist() == [3, 4, 7]
 
 
 def test_labels_in_many_batches_are_summed_in_float64(monkeypatch):

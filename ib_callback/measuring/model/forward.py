@@ -1,0 +1,171 @@
+"""Running a model on a probe: how it is called, what it is given, and passes with hooks on its layers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ib_callback.common.errors import ModelError
+from ib_callback.measuring.model import access
+from ib_callback.measuring.model.access import Layer
+from ib_callback.measuring.model.capture import Capture, Quantiser
+from ib_callback.measuring.plan.plan import Batch
+from ib_callback.probe.probe import Probe
+
+Forward = Callable[[nn.Module, Tensor, Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one forward pass is given: ids and mask [B, S], and the [T] flat numbers of the positions to quantise."""
+
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+
+
+class ProbeForward:
+    """Forward passes of one model over one probe.
+
+    Args:
+        model: unwrapped.
+        probe: that fits the model (`check_fit`).
+        quantiser: makes assignments of states.
+        forward: callable(model, input_ids, attention_mask) that runs the model; None: its own call.
+    """
+
+    def __init__(self, model: nn.Module, probe: Probe, quantiser: Quantiser, forward: Forward | None = None) -> None:
+        self.model = model
+        self._probe, self._quantiser = probe, quantiser
+        self._call = default_forward(model) if forward is None else forward
+        self._device = access.device_of(model)
+        self.autocast = ""  # under which the last pass ran, e.g. ", autocast bfloat16"
+
+    def over(self, batches: Iterable[Batch], layers: Sequence[Layer], use: Callable[[Batch, Tensor], object]) -> None:
+        """Run the batches, and hand each one's assignments [T, L, num_bins] on; the next batch overwrites them."""
+        with Capture(layers, self._quantiser) as capture:
+            for batch in batches:
+                use(batch, self._run(capture, self._inputs(batch.sequences, batch.width, batch.positions)))
+        self.autocast = capture.autocast
+
+    def once(self, inputs: Inputs, layers: Sequence[Layer]) -> Tensor:
+        """Assignments [T, L, num_bins] from a pass of its own."""
+        with Capture(layers, self._quantiser) as capture:
+            assignments = self._run(capture, inputs)
+        self.autocast = capture.autocast
+        return assignments
+
+    def longest(self, batches: Iterable[Batch]) -> Inputs:
+        """The longest sequence of the widest batch, alone."""
+        batch = max(batches, key=lambda batch: batch.width)
+        row = int(self._probe.attention_mask[batch.sequences].sum(1).argmax())
+        first = batch.sequences.start + row
+        positions = batch.positions[batch.positions // batch.width == row] % batch.width
+        return self._inputs(slice(first, first + 1), batch.width, positions)
+
+    def _inputs(self, sequences: slice, width: int, positions: Tensor) -> Inputs:
+        ids = self._probe.input_ids[sequences, :width].to(self._device)
+        mask = self._probe.attention_mask[sequences, :width].to(self._device, torch.long)
+        return Inputs(ids, mask, positions.to(self._device))
+
+    def _run(self, capture: Capture, inputs: Inputs) -> Tensor:
+        shape = (inputs.ids.shape[0], inputs.ids.shape[1])
+        return capture.run(lambda: self._call(self.model, inputs.ids, inputs.mask), inputs.positions, shape)
+
+
+def default_forward(module: nn.Module) -> Forward:
+    """The call of `module` itself with ids and mask: no cache, and the logits of one token where it allows that.
+
+    Arguments go by name where the class takes the name, or hands `**kwargs` on to something that takes it. A model that
+    takes no `attention_mask` is called with the ids alone, and refuses sequences with padding.
+    """
+    names, open_ended = _arguments(module)
+    options = {
+        name: value for name, value in (("use_cache", False), ("logits_to_keep", 1)) if name in names
+    }  # fmt: skip
+    if "attention_mask" in names or open_ended:
+        return lambda model, input_ids, attention_mask: model(input_ids, attention_mask=attention_mask, **options)
+
+    def without_mask(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        if not attention_mask.all():
+            raise ModelError(
+                f"{type(module).__name__}.forward takes no attention_mask, but the probe has padding. Pass "
+                "forward=callable(model, input_ids, attention_mask), or a probe of sequences of one length."
+            )
+        return model(input_ids, **options)
+
+    return without_mask
+
+
+def _arguments(module: nn.Module | None) -> tuple[set[str], bool]:
+    """Names that `module.forward` takes, and whether it takes any other name too.
+
+    A forward with `**kwargs` is taken to hand them on: to the class from which its own is derived, and beyond those to
+    the module that it wraps.
+    """
+    names: set[str] = set()
+    while module is not None:
+        # The classes' forwards, not the instance's: mixed-precision libraries patch the latter and hide its signature.
+        for base in type(module).__mro__:
+            if "forward" not in vars(base) or base is nn.Module:
+                continue
+            parameters = inspect.signature(vars(base)["forward"]).parameters.values()
+            names |= {parameter.name for parameter in parameters}
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+                return names, False
+        module = _wrapped(module)
+    return names, True
+
+
+def _wrapped(module: Any) -> nn.Module | None:
+    """The module inside a wrapper of PEFT, for parallelism or of torch.compile; None if it is none."""
+    get_base = getattr(module, "get_base_model", None)
+    inside = get_base() if callable(get_base) else getattr(module, "module", getattr(module, "_orig_mod", None))
+    return inside if isinstance(inside, nn.Module) and inside is not module else None
+
+
+def check_fit(model: nn.Module, probe: Probe) -> None:
+    """Raise a ModelError for token ids outside the model's vocabulary, or sequences longer than it takes."""
+    vocabulary = access.vocabulary_size(model)
+    highest = int(probe.input_ids.max())
+    if vocabulary is not None and highest >= vocabulary:
+        raise ModelError(
+            f"probe {probe.name!r}: token id {highest} is outside the model's vocabulary of {vocabulary} "
+            f"(expected ids 0 … {vocabulary - 1}). Make the probe with this model's own tokenizer."
+        )
+    limit = access.position_limit(model)
+    length = int(probe.attention_mask.any(0).nonzero().max()) + 1
+    if limit is not None and length > limit:
+        raise ModelError(
+            f"probe {probe.name!r}: sequences are {length} tokens long, but the model takes at most {limit} "
+            f"(max_position_embeddings). Make the probe with max_length={limit} or less."
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a device or on the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # torch's CPU allocator raises a plain RuntimeError.
+    text = str(error)
+    return "out of memory" in text.lower() or "can't allocate memory" in text
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Free bytes on the device, if it can be told."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type == "cpu":
+        try:
+            with open("/proc/meminfo") as file:  # Linux; unlike the free pages, it counts what caches would give up
+                available = next(line for line in file if line.startswith("MemAvailable:"))
+            return int(available.split()[1]) * 1024
+        except (OSError, StopIteration, ValueError):
+            return None
+    return None

@@ -1,0 +1,159 @@
+"""From groups of positions and kept histograms to what is done after each batch: the making of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from ib_callback.measuring.plan.batches import Layout
+from ib_callback.measuring.plan.jackknife import Groups, JackknifePlan, plan_jackknife
+from ib_callback.measuring.plan.null import LabelCounts, design_subsets
+from ib_callback.measuring.plan.plan import Batch, LateLabels, NullPlan, Plan, Quantity
+from ib_callback.probe.ngrams import LabelSet, Positions, Segments
+
+_MAX_LABEL_SETS = 62
+
+
+@dataclass
+class Builder:
+    """Collects what quantities need of a pass, then lays it out over batches.
+
+    Histograms of labels are finished one by one and only their entropies are added up; those that are *kept* are there
+    as a whole at the end, in float64.
+
+    positions: valid positions.
+    groups: of sequences, to be left out in turn; None without standard errors.
+    single: whether the mean entropy of a single assignment is wanted.
+    """
+
+    positions: Positions
+    groups: Groups | None
+    single: bool = False
+    label_sets: list[LabelSet] = field(default_factory=list)
+    counts: list[LabelCounts] = field(default_factory=list)
+    nulls: list[NullPlan] = field(default_factory=list)
+    num_kept: int = 0
+
+    def __post_init__(self) -> None:
+        self._segments: list[Segments] = []
+        # Bundles are groups of positions that go into kept histograms, several of them perhaps.
+        self._bundles: list[np.ndarray] = []
+        self._bundle_targets: list[np.ndarray] = []
+        # Kept histograms of wholes, and of each group's share.
+        self._totals: list[tuple[int, slice]] = []
+
+    @property
+    def num_label_sets(self) -> int:
+        """Label sets so far, which is the number of the next one."""
+        return len(self.label_sets)
+
+    def add_segments(self, segments: Segments, names: list[tuple[str, str]]) -> None:
+        """Register the label sets that `segments` groups by, from the number `num_label_sets` on."""
+        self._segments.append(segments)
+        for name in names:
+            bit = self.num_label_sets
+            if bit >= _MAX_LABEL_SETS:
+                raise ValueError(f"expected at most {_MAX_LABEL_SETS} label sets (two per order, one per feature).")
+            grouped = (segments.stop - segments.start)[(segments.sets >> bit) & 1 == 1]
+            alone = int(((segments.alone >> bit) & 1).sum())
+            counts = np.concatenate([grouped, np.ones(alone, np.int64)])
+            self.label_sets.append(LabelSet(name, int(counts.sum()), len(counts)))
+            self.counts.append(LabelCounts.of(counts))
+
+    def reserve(self, number: int) -> int:
+        """Numbers for so many kept histograms; returns the first."""
+        self.num_kept += number
+        return self.num_kept - number
+
+    def bundle(self, members: np.ndarray, targets: np.ndarray) -> None:
+        """Sum these positions into each of the kept histograms `targets`."""
+        self._bundles.append(members)
+        self._bundle_targets.append(targets)
+
+    def keep(self, parts: Sequence[np.ndarray]) -> slice:
+        """Keep one histogram over the positions of each part."""
+        first = self.reserve(len(parts))
+        for number, members in enumerate(parts, start=first):
+            self.bundle(members, np.array([number]))
+        return slice(first, self.num_kept)
+
+    def keep_total(self, members: np.ndarray) -> int:
+        """Keep one histogram over these positions and, for standard errors, one for each group of sequences."""
+        if self.groups is None:
+            return self.keep([members]).start
+        total = self.reserve(1 + self.groups.number)
+        self._totals.append((total, slice(total + 1, self.num_kept)))
+        group = self.groups.of_sequence(self.positions.sequence[members])
+        for g in np.unique(group):
+            self.bundle(members[group == g], np.array([total, total + 1 + g]))
+        return total
+
+    def keep_subsets(self, total: int, members: np.ndarray, counts: list[LabelCounts], seed: int) -> NullPlan:
+        """Keep the random subsets of `members` that a null of labels with these counts needs.
+
+        `total` is the kept histogram over all members.
+        """
+        design = design_subsets(len(members), counts, seed)
+        subsets, parts = (self.keep([members[part] for part in group]) for group in (design.subsets, design.parts))
+        self.nulls.append(NullPlan(len(self.nulls), design, total, subsets, parts))
+        return self.nulls[-1]
+
+    def build(self, mask: np.ndarray, bounds: np.ndarray, total: int, quantities: tuple[Quantity, ...]) -> Plan:
+        """The plan, when all quantities are registered.
+
+        Args:
+            mask: [N, S] bool, real tokens.
+            bounds: first sequence of each batch, and N.
+            total: kept histogram over all positions.
+            quantities: what is read from the sums.
+        """
+        batch_of = np.searchsorted(bounds, self.positions.sequence, side="right") - 1
+        layout = Layout(
+            self._segments, self._bundles, self._bundle_targets, self.num_kept, batch_of, num_batches=len(bounds) - 1
+        )
+        jackknife = None
+        if self.groups is not None:
+            jackknife = plan_jackknife(layout, self.groups, self.positions.sequence, len(self.label_sets), self._totals)
+        return Plan(
+            num_positions=len(self.positions),
+            label_sets=tuple(self.label_sets),
+            counts=tuple(self.counts),
+            batches=tuple(_batches(layout, mask, self.positions, bounds, jackknife)),
+            num_slots=layout.slots.number,
+            num_kept=layout.late_kept.stop,
+            late=LateLabels(layout.late_kept, _int64(layout.sets[layout.late]), _int64(layout.counts[layout.late])),
+            total=total,
+            single=self.single,
+            nulls=tuple(self.nulls),
+            quantities=quantities,
+            jackknife=jackknife,
+        )
+
+
+def _batches(
+    layout: Layout, mask: np.ndarray, positions: Positions, bounds: np.ndarray, jackknife: JackknifePlan | None
+) -> Iterator[Batch]:
+    first_position = np.searchsorted(positions.sequence, bounds)
+    real_width = mask.shape[1] - np.argmax(mask[:, ::-1], axis=1)
+    for number, (begin, end) in enumerate(pairwise(bounds.tolist())):
+        here = slice(first_position[number], first_position[number + 1])
+        if here.start == here.stop:
+            continue  # no valid position: nothing to run the model for
+        sequences = slice(begin, end)
+        width = int(real_width[sequences].max())
+        flat = (positions.sequence[here] - begin) * width + positions.offset[here]
+        work = layout.work(number, here.start) | {"positions": flat, "alone": layout.alone[here]}
+        tensors = {
+            # The reduction over members is faster with short numbers.
+            name: torch.from_numpy(values.astype(np.int32 if name.endswith(("members", "offsets")) else np.int64))
+            for name, values in work.items()
+        }
+        yield Batch(sequences, width, grouped=None if jackknife is None else jackknife.batches[number], **tensors)
+
+
+def _int64(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int64))

@@ -1,0 +1,82 @@
+"""What is measured on a probe, and the plan for it: made once, before the first measurement."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ib_callback.common.errors import ProbeError
+from ib_callback.measuring.plan.builder import Builder
+from ib_callback.measuring.plan.jackknife import Groups, group_sequences
+from ib_callback.measuring.plan.plan import Plan, Quantity
+from ib_callback.measuring.quantities.features import Feature
+from ib_callback.measuring.quantities.orders import Orders
+from ib_callback.probe.ngrams import Positions, valid_positions
+from ib_callback.probe.probe import Probe
+
+
+def make_plan(
+    probe: Probe,
+    orders: dict[str, int],
+    features: tuple[str, ...],
+    *,
+    batch_size: int,
+    null: bool,
+    seed: int,
+    planes: bool = True,
+    num_groups: int = 0,
+) -> Plan:
+    """Plan the measurement of `probe`.
+
+    Args:
+        probe: what is measured on.
+        orders: names and widths; the widest decides which positions are valid.
+        features: names of probe labels.
+        batch_size: sequences in a forward pass.
+        null: whether to plan for null information.
+        seed: of the random subsets and permutations.
+        planes: whether to plan for the orders; if not, positions that carry none of the features are left out.
+        num_groups: groups of sequences to leave out in turn for standard errors; 0 for none.
+
+    Raises:
+        ProbeError: no position is valid, a feature labels none of them, or fewer than three groups can be made.
+    """
+    mask = probe.attention_mask.numpy()
+    width = max(orders.values())
+    positions = valid_positions(mask, width)
+    if not len(positions):
+        raise ProbeError(
+            f"probe {probe.name!r}: no valid position. Expected sequences of at least {2 * width} real tokens "
+            f"({width} before and {width} after a position at the widest order), got at most {mask.sum(1).max()}. "
+            "Use longer texts or narrower orders."
+        )
+    if not planes:
+        positions = _labelled(positions, [probe.labels[name].numpy() for name in features])
+    groups = _group(probe, positions, num_groups, batch_size) if num_groups else None
+    builder = Builder(positions, groups)
+    total = builder.keep_total(np.arange(len(positions)))
+    # Each kind of quantity registers what it needs; here is where a further one joins.
+    quantities: list[Quantity] = []
+    if planes:
+        quantities.append(Orders.plan(builder, probe, orders, total, null=null, seed=seed))
+    quantities += [Feature.plan(builder, probe, name, null=null, seed=seed) for name in features]
+    bounds = np.append(np.arange(0, len(mask), batch_size), len(mask)) if groups is None else groups.batch_bounds
+    return builder.build(mask, bounds, total, tuple(quantities))
+
+
+def _labelled(positions: Positions, tables: list[np.ndarray]) -> Positions:
+    """The positions that carry a label in any table; all of them if none does, for `Feature.plan` to say so."""
+    carries = np.any([table[positions.sequence, positions.offset] >= 0 for table in tables], axis=0)
+    return Positions(positions.sequence[carries], positions.offset[carries]) if carries.any() else positions
+
+
+def _group(probe: Probe, positions: Positions, num_groups: int, batch_size: int) -> Groups:
+    used = np.unique(positions.sequence)
+    groups = group_sequences(
+        used, len(probe), num_groups, batch_size, paired="preference" in probe.labels and len(probe) % 2 == 0
+    )
+    if groups.number < 3:  # without two neighbours something must be left
+        raise ProbeError(
+            f"probe {probe.name!r}: expected at least three sequences (pairs, of preferences) with valid positions for "
+            f"standard errors, got {len(used)} sequences. Use a larger probe, or standard_errors=False."
+        )
+    return groups

@@ -1,0 +1,206 @@
+"""Information about features: what positions can carry beside tokens, such as a preference or a language."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ib_callback.common.errors import ProbeError
+from ib_callback.measuring.plan.builder import Builder
+from ib_callback.measuring.plan.plan import NullPlan
+from ib_callback.measuring.readout import Found, Readings
+from ib_callback.probe.ngrams import Positions, value_segments
+from ib_callback.probe.probe import Probe
+from ib_callback.results.points import FeaturePoint
+
+# At least 50 by definition; the mean's standard error is then 1/10 of the spread.
+NUM_PERMUTATIONS = 100
+# Of sums of a few float64 numbers of order 1.
+_ROUNDING = 1e-14
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One feature.
+
+    labels: what it is.
+    number: of its label set.
+    total: kept histogram over the positions that carry it.
+    permutations: for the null by sequences: kept histograms under permutation.
+    null: for the null by positions: random subsets of those that carry the feature.
+    """
+
+    labels: FeatureLabels
+    number: int
+    total: int
+    permutations: _Permutations | None
+    null: NullPlan | None
+
+    @classmethod
+    def plan(cls, builder: Builder, probe: Probe, name: str, *, null: bool, seed: int) -> Feature:
+        """Register the labels of one feature and its null.
+
+        Args:
+            builder: of the plan.
+            probe: whose valid positions the builder has.
+            name: of the labels in the probe.
+            null: whether to plan for null information.
+            seed: of random permutations and subsets.
+
+        Raises:
+            ProbeError: no valid position carries the feature.
+        """
+        labels = feature_labels(name, probe.labels[name].numpy(), builder.positions, seed)
+        labelled = np.flatnonzero(labels.values >= 0)
+        if not len(labelled):
+            raise ProbeError(
+                f"feature {name!r}: expected labels (>= 0) at some of the {len(builder.positions)} valid positions, "
+                "got none. Label tokens that have enough context on both sides, or leave the feature out."
+            )
+        number = builder.num_label_sets
+        builder.add_segments(value_segments(labels.values, number), [("feature", name)])
+        total = builder.keep_total(labelled)
+        permutations = subsets = None
+        if null and labels.permuted is not None:
+            permutations = _Permutations.plan(builder, labels.values, labels.permuted, labels.num_labels)
+        elif null:
+            subsets = builder.keep_subsets(total, labelled, builder.counts[number:], seed)
+            # Every labelled position as a label of its own: their mean entropy is where the null's curve begins.
+            each = np.where(labels.values >= 0, np.arange(len(builder.positions)), -1)
+            builder.add_segments(value_segments(each, number + 1), [("single", name)])
+        return cls(labels, number, total, permutations, subsets)
+
+    def read(self, readings: Readings, found: Found) -> None:
+        """Add the point of the feature."""
+        entropy = readings.kept[self.total]
+        information = entropy - readings.given(self.number)
+        mean = spread = p_value = None
+        if self.permutations is not None:
+            mean, spread, p_value = self.permutations.null(readings, entropy)
+        elif self.null is not None:
+            curve = readings.curve(self.null, float((entropy - readings.given(self.number + 1)).mean()))
+            counts = readings.plan.counts[self.number]
+            mean, spread = curve.null(counts)[0], curve.spread_of_null(counts)
+        error = None
+        if readings.left_out is not None:
+            error = readings.left_out.error(self.number, self.total, float(information.mean()))
+        found.features[self.labels.name] = FeaturePoint.from_layers(
+            information.tolist(),
+            num_positions=readings.plan.label_sets[self.number].num_positions,
+            information_null=mean,
+            information_null_std=spread,
+            information_p_value=p_value,
+            complexity=found.orders[found.primary].complexity,
+            information_se=error,
+        )
+
+
+@dataclass(frozen=True)
+class _Permutations:
+    """Kept histograms of V labels under R permutations of whole sequences, and as they are in the last row.
+
+    Summed like the permuted ones, the last row is bitwise equal to those permutations that change nothing, or names
+    only, and so can be compared with all of them.
+
+    kept: [R + 1, V] numbers of the histograms; count: [R + 1, V] positions in each.
+    """
+
+    kept: np.ndarray
+    count: np.ndarray
+
+    @classmethod
+    def plan(cls, builder: Builder, values: np.ndarray, permuted: np.ndarray, num_labels: int) -> _Permutations:
+        shape = (len(permuted) + 1, num_labels)
+        kept = builder.reserve(shape[0] * num_labels) + np.arange(shape[0] * num_labels).reshape(shape)
+        count = np.zeros(shape)
+        sequence = builder.positions.sequence
+        labelled = np.flatnonzero(values >= 0)
+        rows = np.arange(shape[0])
+        for members in np.split(labelled, np.flatnonzero(np.diff(sequence[labelled])) + 1):
+            labels = np.append(permuted[:, sequence[members[0]]], values[members[0]])
+            builder.bundle(members, kept[rows, labels])
+            count[rows, labels] += len(members)
+        return cls(kept, count)
+
+    def null(self, readings: Readings, entropy: np.ndarray) -> tuple[float, float, float]:
+        """Mean and standard deviation of the information under permutation, and the p-value of the measured."""
+        weights = self.count / self.count.sum(1, keepdims=True)
+        # A label with no positions under some permutation has an empty histogram and no weight.
+        entropies = np.where(self.count > 0, readings.kept[self.kept].mean(-1), 0.0)
+        values = entropy.mean() - (weights * entropies).sum(1)
+        permuted, measured = values[:-1], values[-1]
+        # Permutations that change names only may differ in the order of the last sum.
+        at_least = int((permuted >= measured - _ROUNDING).sum())
+        return float(permuted.mean()), float(permuted.std(ddof=1)), (1 + at_least) / (1 + len(permuted))
+
+
+@dataclass(frozen=True)
+class FeatureLabels:
+    """One feature over the T valid positions of a probe.
+
+    name: the probe's name for it.
+    values: [T] labels renumbered from 0, -1 where the position carries none.
+    num_labels: number of distinct labels in the probe, V.
+    permuted: [R, N] label of each sequence (renumbered, -1 for none) under R random permutations of whole
+        sequences; None where the label varies within sequences, so that positions are what is exchangeable.
+    paired: whether it was swapped within pairs of sequences.
+    """
+
+    name: str
+    values: np.ndarray
+    num_labels: int
+    permuted: np.ndarray | None
+    paired: bool = False
+
+
+def feature_labels(name: str, table: np.ndarray, positions: Positions, seed: int) -> FeatureLabels:
+    """Read a feature off the probe's label table [N, S] at the valid positions."""
+    names, numbers = np.unique(table[table >= 0], return_inverse=True)
+    renumbered = np.full(table.shape, -1, np.int64)
+    renumbered[table >= 0] = numbers
+    values = renumbered[positions.sequence, positions.offset]
+    at_positions = np.full_like(renumbered, -1)
+    at_positions[positions.sequence, positions.offset] = values
+    by_sequence = _label_of_sequence(at_positions)
+    if by_sequence is None:
+        return FeatureLabels(name, values, len(names), None)
+    # The other member of a pair may be too short to have a valid position, but its label is still known.
+    whole = _label_of_sequence(renumbered)
+    random = np.random.RandomState(seed)
+    if name == "preference" and whole is not None and _are_pairs(whole):
+        return FeatureLabels(name, values, len(names), _swapped_pairs(whole, random), paired=True)
+    return FeatureLabels(name, values, len(names), _permuted(by_sequence, random))
+
+
+def _label_of_sequence(table: np.ndarray) -> np.ndarray | None:
+    """[N] the one label that a sequence carries, -1 where it carries none; None if some sequence carries several."""
+    highest = table.max(1)
+    return highest if ((table < 0) | (table == highest[:, None])).all() else None
+
+
+def _permuted(labels: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+    """[R, N] labels permuted over the sequences that carry one."""
+    carriers = np.flatnonzero(labels >= 0)
+    permuted = np.repeat(labels[None], NUM_PERMUTATIONS, axis=0)
+    for row in permuted:
+        row[carriers] = labels[random.permutation(carriers)]
+    return permuted
+
+
+def _swapped_pairs(labels: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+    """[R, N] labels swapped within a random half of the pairs.
+
+    Members of a pair share their prompt; what is exchangeable is which of the two was preferred.
+    """
+    other = labels.reshape(-1, 2)[:, ::-1].reshape(-1)
+    swapped = random.random_sample((NUM_PERMUTATIONS, len(labels) // 2)) < 0.5
+    return np.where(np.repeat(swapped, 2, axis=1), other, labels)
+
+
+def _are_pairs(labels: np.ndarray) -> bool:
+    """Whether sequences 2i and 2i + 1 carry different labels throughout, or neither carries one."""
+    if len(labels) % 2:
+        return False
+    first, second = labels.reshape(-1, 2).T
+    return bool(((first != second) | ((first < 0) & (second < 0))).all() and ((first < 0) == (second < 0)).all())

@@ -1,0 +1,120 @@
+"""How a run is followed: the keywords that `ib.Run` and the callbacks of all trainers share."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ib_callback.common.checks import check_integer
+from ib_callback.measuring.meter import Meter
+from ib_callback.results.phases import DEFAULT_RULE, PhaseRule
+from ib_callback.results.selection import SelectFrom, Selection
+from ib_callback.results.stopping import PlateauStopping
+from ib_callback.run.schedule import Schedule, as_schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How a run is followed, whatever the loop that trains.
+
+    Args:
+        every_n_steps: an int, `ib.logarithmic()`, or any callable step -> bool. The first and the last step are
+            measured besides.
+        early_stopping: a rule such as `ib.PlateauStopping()`; None never stops.
+        select: by what to select checkpoints: `"optimality"`, another metric, a feature, or an `ib.Selection`, whose
+            own `select_from` then counts.
+        select_from: from when on points can be selected: "compression", "fit" or a step. Also that of the
+            `ib/selectable/...` numbers.
+        phase_rule: when a phase is recognised, for stopping, selection, summary, tables and pictures alike. By default
+            that of `early_stopping` and `select`, which must agree.
+        output_dir: where the files go; of a callback by default where the trainer's own go.
+        log_plane: draw the plane, as a file and for Weights & Biases, which gets two more; needs matplotlib.
+        overhead_budget: skip scheduled points while more than this share of the wall-clock time went into measuring.
+        tokens_per_step: training tokens of one optimizer step, all devices and accumulated batches together, for
+            `ib/tokens_seen`, where the trainer does not count them.
+        mix_settings: continue the trajectory of a resumed run although its settings have changed.
+        check_overlap: at the start, look for the probes in so many examples of the training data; what is found is a
+            warning. 0: not at all.
+
+    Raises:
+        TypeError: a value of the wrong type.
+        ValueError: a value out of range, or two rules for phases.
+    """
+
+    every_n_steps: int | Schedule = 500
+    early_stopping: PlateauStopping | None = None
+    select: str | Selection | None = None
+    select_from: SelectFrom = "compression"
+    phase_rule: PhaseRule | None = None
+    output_dir: str | os.PathLike[str] | None = None
+    log_plane: bool = True
+    overhead_budget: float | None = None
+    tokens_per_step: int | None = None
+    mix_settings: bool = False
+    check_overlap: int = 0
+
+    def __post_init__(self) -> None:
+        as_schedule(self.every_n_steps)
+        if self.early_stopping is not None and not isinstance(self.early_stopping, PlateauStopping):
+            raise TypeError(
+                f"early_stopping: expected an ib.PlateauStopping or None, got {self.early_stopping!r}; "
+                "ib.PlateauStopping() stops on the distance to the bound"
+            )
+        if self.select is not None and not isinstance(self.select, (str, Selection)):
+            raise TypeError(
+                f"select: expected the name of a metric or feature, or an ib.Selection, got {self.select!r}"
+            )
+        if self.tokens_per_step is not None:
+            cure = "all devices and accumulated batches together; None if unknown"
+            check_integer("tokens_per_step", self.tokens_per_step, minimum=1, cure=cure)
+        if self.overhead_budget is not None and not 0 < self.overhead_budget < 1:
+            raise ValueError(
+                "overhead_budget is a share of the wall-clock time: expected a number between 0 and 1, such as 0.01, "
+                f"or None for no limit, got {self.overhead_budget!r}"
+            )
+        check_integer("check_overlap", self.check_overlap, minimum=0, cure="the number of examples to look at, or 0")
+        self.rule_of_phases()
+
+    @property
+    def schedule(self) -> Schedule:
+        """`every_n_steps` as a callable."""
+        return as_schedule(self.every_n_steps)
+
+    def rule_of_phases(self) -> PhaseRule:
+        """The one rule of the run.
+
+        Raises:
+            ValueError: `early_stopping`, `select` and `phase_rule` were given different ones.
+        """
+        given = {"phase_rule": self.phase_rule}
+        given |= {n: r.phase_rule for n in ("early_stopping", "select") if hasattr(r := getattr(self, n), "phase_rule")}
+        # A rule that nobody chose gives way to one that somebody did.
+        chosen = {name: rule for name, rule in given.items() if rule not in (None, DEFAULT_RULE)}
+        if len(set(chosen.values())) > 1:
+            raise ValueError(
+                f"phase_rule: expected one rule for the whole run, got different ones of {' and '.join(chosen)}. Give "
+                "it once, as phase_rule="
+            )
+        return next((rule for rule in chosen.values() if rule is not None), DEFAULT_RULE)
+
+
+def split_keywords(owner: str, keywords: Mapping[str, Any]) -> tuple[RunConfig, dict[str, Any]]:
+    """The configuration among the keywords of a callback, and the others, which are those of `Meter`.
+
+    Raises:
+        TypeError: a keyword of neither, or a value of the wrong type.
+        ValueError: a value out of range.
+    """
+    own = [field.name for field in fields(RunConfig)]
+    of_meter = [name for name, p in inspect.signature(Meter).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    unknown = [name for name in keywords if name not in (*own, *of_meter)]
+    if unknown:
+        raise TypeError(
+            f"{owner} got the unknown keyword{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}; it takes "
+            f"{', '.join(own)}, and those of Meter: {', '.join(of_meter)}."
+        )
+    config = RunConfig(**{name: value for name, value in keywords.items() if name in own})
+    return config, {name: value for name, value in keywords.items() if name in of_meter}

@@ -1,0 +1,702 @@
+"""Following one run of training: what every loop needs alike, from the schedule to the last picture."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from ib_callback.bound.curve import FILENAME as CURVE_FILENAME
+from ib_callback.common.errors import ProbeError, TrajectoryError
+from ib_callback.measuring.meter import Meter
+from ib_callback.measuring.model.forward import is_out_of_memory
+from ib_callback.measuring.model.guard import preserved_rng
+from ib_callback.results.measurement import Measurement, settings_differences
+from ib_callback.results.selection import Choice
+from ib_callback.results.stopping import StopDecision
+from ib_callback.results.trajectory import Trajectory, append_line, check_writable
+from ib_callback.run.checkpoints import CheckpointFile, is_complete
+from ib_callback.run.config import RunConfig
+from ib_callback.run.lock import RunLock
+from ib_callback.run.ranks import first_different, first_failure, is_rank_zero, of_rank_zero
+from ib_callback.run.rules import LiveRules
+from ib_callback.run.schedule import never_fires
+from ib_callback.run.summary import Cost, Selected, summarise
+from ib_callback.run.training_data import look_for_probes
+from ib_callback.run.trajectory_file import TrajectoryFile
+from ib_callback.run.wandb_log import WandbLog, open_run
+
+PLANE_FILENAME = "information_plane.png"
+# Every point is drawn at once up to this number of them. A picture takes about as long as a measurement of a
+# small model, so that later ones wait until the run has this many times the points of the last picture.
+_DRAWN_SINGLY = 20
+_DRAWN_AGAIN = 1.25
+# Those that only a logger gets wait until the run has twice the points.
+_PICTURED_AGAIN = 2
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _State:
+    """What belongs to one run of training, as against the settings, which outlive it."""
+
+    started: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    writes: bool = False
+    file: Path | None = None  # None where this process writes nothing
+    checkpoints: CheckpointFile | None = None  # likewise
+    plane: Path | None = None  # likewise, and where no plane is drawn
+    points_drawn: int = 0
+    points_pictured: int = 1  # likewise of the pictures for a logger, which need two
+    unsaved: list[Measurement] = field(default_factory=list)
+    outages: set[str] = field(default_factory=set)
+    seconds_at_work: float = 0.0
+    points: int = 0
+    skipped: int = 0
+    selected: Selected | None = None
+    told_to_stop: bool = False
+
+
+class Run:
+    """Follows a model through the information plane while a loop of your own trains it; the callbacks are built on it.
+
+        with ib.Run(ib.Meter(probe), output_dir="out", select="optimality") as run:
+            for step in range(first, last):
+                decision = run.step(model, step)
+                if decision is not None and decision.stop:
+                    break
+                ...  # one step of the optimizer; now and then torch.save(…, path) and run.saved(step + 1, path)
+
+    A first `step` at 0 begins a new run, and moves the files of an old one in `output_dir` away. A first `step` later
+    on resumes: the points up to there are read, and later ones, which this run has never had, dropped. It measures at
+    the first step, at those of the schedule, at every checkpoint if checkpoints are selected, and, when the block is
+    left without an error, at the last step seen. Every rank calls `step` and `saved`, and has the same points and
+    decisions; rank 0 writes `ib_trajectory.jsonl`, `ib_checkpoints.jsonl` and `information_plane.png`. Numbers and
+    pictures go to Weights & Biases if a run is open there, or is given. The training is not disturbed: weights and
+    random states are what they would be without, and no hook is left in the model.
+
+    Mistakes (a model that cannot be measured, a probe of another tokenizer, a directory that cannot be written) are
+    raised by the first `step`. Later nothing that goes wrong here ends the training: a measurement that fails is a
+    warning and a point with `.error`.
+
+    Args:
+        meter: what is measured, and on which probe.
+        config: the keywords below as one object, which is what the callbacks pass.
+        wandb: a run of Weights & Biases to log to, beside the one that is open in this process, if any.
+        x_axis: the name under which the step goes to Weights & Biases, for these rows and for those of your own.
+        **keywords: those of `RunConfig` (`every_n_steps`, `early_stopping`, `select`, `output_dir`, …).
+
+    Attributes:
+        trajectory: all points so far, those of an earlier part of a resumed run included.
+        rules: what is known of the run by its points.
+
+    Raises:
+        TypeError: an unknown keyword, or a value of the wrong type.
+        ValueError: a metric that is not measured (the message lists those that are), or a setting out of range.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        *,
+        config: RunConfig | None = None,
+        wandb: Any = None,
+        x_axis: str = "train/global_step",
+        **keywords: Any,
+    ) -> None:
+        if not isinstance(meter, Meter):
+            raise TypeError(f"meter: expected an ib.Meter, got {type(meter).__name__}; pass ib.Meter(probe).")
+        self.meter = meter
+        self.config = RunConfig(**keywords) if config is None else config
+        self.schedule = self.config.schedule
+        self.rules = LiveRules(meter.orders, meter.feature_names, self.config, primary=meter.primary, bound=meter.bound)
+        self.trajectory = Trajectory()
+        self.wandb_runs = [] if wandb is None else [wandb]
+        self._wandb = WandbLog(x_axis)
+        self._working_since: float | None = None
+        self._state = _State(started=time.perf_counter())
+        self._lock: RunLock | None = None
+        self._entered = False
+        self._last: tuple[torch.nn.Module, int] | None = None  # of the block: the model and step seen last
+
+    # --- for a loop of your own
+
+    def __enter__(self) -> Run:
+        if self.config.output_dir is None:
+            raise ValueError('output_dir: expected the directory where the files of this run go, such as "out".')
+        self._entered, self._last = True, None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered = False
+        if self._last is None:  # it never began
+            self._release()
+            return
+        (model, step), self._last = self._last, None
+        if kind is None and not self.recorded(step):
+            self.record(model, step)
+        self.end(step, complete=kind is None)
+
+    def step(self, model: torch.nn.Module, step: int, *, loss: float | None = None) -> StopDecision | None:
+        """Measure the model if it is time to.
+
+        Args:
+            model: as it is after so many steps.
+            step: of the optimizer, taken so far. Where this is not called at every one, a scheduled step that was
+                passed over counts at the next call.
+            loss: of the training, to be kept with the point.
+
+        Returns:
+            What `early_stopping` says by the last point; None without a rule.
+
+        Raises:
+            RuntimeError: outside of the `with` block.
+            ValueError: the step goes back, which only a new block can.
+            ModelError, ProbeError, TrajectoryError: at the first call, on every rank: see `begin`.
+        """
+        if not self._entered:
+            raise RuntimeError("Run.step: expected to be called inside `with ib.Run(…) as run:`, which ends the files.")
+        if self._last is None:
+            assert self.config.output_dir is not None
+            self.begin(model, directory=self.config.output_dir, step=step)
+            if self.measures_at_start(step):
+                self.record(model, step, train_loss=loss, at_start=True)
+            self.choose()
+        elif step < self._last[1]:
+            raise ValueError(
+                f"step: expected {self._last[1]} or more, got {step}. To go back to an earlier checkpoint, begin a new "
+                "`with ib.Run(…)` block at its step."
+            )
+        elif self.due(step, since=self._last[1]):
+            self.record(model, step, train_loss=loss)
+        self._last = (model, step)
+        decision = self.decision
+        if decision is not None and decision.stop and not self._state.told_to_stop:
+            self._state.told_to_stop = True
+            self.announce(f"training should stop at step {step}: {decision.message}")
+        return decision
+
+    def saved(self, step: int, path: str | os.PathLike[str]) -> None:
+        """Take note of a checkpoint that is complete; on every rank.
+
+        Args:
+            step: whose weights it holds.
+            path: of the file or folder. One that the next checkpoint overwrites cannot be kept: give each its own.
+        """
+        with self.at_work():
+            if self.rules.selects and self._last is not None and self._last[1] == step and not self.recorded(step):
+                self.record(self._last[0], step)
+            best = self.selected
+            if best is not None and best.step != step and best.path == Path(os.path.abspath(path)):
+                _warn(
+                    f"The best checkpoint so far, {best.path} of step {best.step}, was overwritten by that of step "
+                    f"{step}. Save each to a path of its own, and remove those for which run.keeps(path) is false."
+                )
+            self.note_checkpoint(step, path)
+            self.choose()
+
+    def keeps(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a checkpoint is the best one so far, which is not to be removed; on every rank the same."""
+        return self.selected is not None and self.selected.path == Path(os.path.abspath(path))
+
+    @property
+    def decision(self) -> StopDecision | None:
+        """Whether to stop, by the last point; None without a rule or a point."""
+        return self.rules.decision
+
+    @property
+    def selected(self) -> Selected | None:
+        """The checkpoint that `select` has chosen so far: `.step`, `.value`, `.path`."""
+        return self._state.selected
+
+    @property
+    def cost(self) -> Cost:
+        """What following the run has cost so far, in this process."""
+        state = self._state
+        return Cost(points=state.points, seconds=self._seconds(), share=self._share(), skipped=state.skipped)
+
+    # --- for the callbacks of trainers, which know more of a run
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Around all that is done beside the training: count its time, and put the random states back."""
+        if self._working_since is not None:
+            yield
+            return
+        self._working_since = time.perf_counter()
+        try:
+            with preserved_rng():
+                yield
+        finally:
+            self._state.seconds_at_work += time.perf_counter() - self._working_since
+            self._working_since = None
+
+    def begin(
+        self,
+        model: torch.nn.Module,
+        *,
+        directory: str | os.PathLike[str],
+        step: int = 0,
+        last_step: int | None = None,
+        max_steps: int | None = None,
+        writes: bool | None = None,
+        training: object = None,
+        resumed_from: str | os.PathLike[str] | None = None,
+        loaders: Any = None,
+        tokenizer: Any = None,
+    ) -> None:
+        """Check that everything can be measured and written, and open the trajectory.
+
+        Args:
+            model: as it will be trained.
+            directory: where `ib_trajectory.jsonl`, `ib_checkpoints.jsonl` and `information_plane.png` go, and
+                `ib_curve.json` if that is the bound.
+            step: 0 for a fresh run, which rotates old files away; else the step from which the run resumes.
+            last_step: of a resumed run, that of the last point when its checkpoint was saved, if known. Later
+                points were measured on weights that the run never had.
+            max_steps: at which training will end, if known.
+            writes: whether this is the one process that writes files; by default rank 0 is.
+            training: an object that all callbacks of this training share; two of them in one directory are refused.
+            resumed_from: the checkpoint; it is complete, though it may not have been recorded.
+            loaders: what gives the training data, for `check_overlap`.
+            tokenizer: for training data that are texts.
+
+        Raises:
+            ModelError: the model cannot be measured as asked.
+            ProbeError: the probe does not fit the model.
+            TrajectoryError: the directory cannot be written or is in use by another live run, or a file to
+                continue is damaged; on every rank.
+        """
+        with self.at_work():
+            self._open(model, Path(directory).absolute(), step, last_step, max_steps, writes, training)
+            if self.config.check_overlap and self._state.writes:
+                self.announce(look_for_probes(self.meter.probes, loaders, self.config.check_overlap, tokenizer))
+            if step and resumed_from is not None and is_complete(Path(resumed_from)):
+                self.note_checkpoint(step, resumed_from)
+
+    def _open(
+        self,
+        model: torch.nn.Module,
+        directory: Path,  # absolute, for the working directory may change while training runs
+        step: int,
+        last_step: int | None,
+        max_steps: int | None,
+        writes: bool | None,
+        training: object,
+    ) -> None:
+        self._release()
+        assert self._working_since is not None
+        self._state = state = _State(started=self._working_since, writes=is_rank_zero() if writes is None else writes)
+        self._check_same_probes()
+        preflight = self.meter.preflight(model)
+        self.schedule(step)  # a mistake in it shows now
+        state.settings = self.meter.settings(model)
+        if state.writes:
+            _log.info("%s", preflight.describe())
+        self._check_schedule(step, max_steps)
+
+        def open_files() -> Trajectory:
+            check_writable(directory)
+            self._lock = RunLock(directory, self if training is None else training)
+            file = TrajectoryFile(directory, start_step=step, last_step=last_step)
+            state.checkpoints = CheckpointFile(directory, start_step=step)
+            state.file = file.path
+            self._compare_settings(file)
+            return file.trajectory
+
+        self.trajectory = _from_writer(open_files, writes=state.writes)
+        self.rules.replay(self.trajectory)
+        curve = self.meter.curve()
+        if state.writes and curve is not None:
+            with self.survived(f"{CURVE_FILENAME} could not be written, and later pictures from files will lack it"):
+                curve.save(directory / CURVE_FILENAME)
+        if state.writes and self.config.log_plane:
+            if importlib.util.find_spec("matplotlib") is not None:
+                state.plane = directory / PLANE_FILENAME
+            else:
+                _warn(
+                    f"{PLANE_FILENAME} will not be drawn, for Matplotlib is not installed. Install it with: "
+                    'pip install "ib-callback[plot]", or pass log_plane=False.'
+                )
+
+    def _check_same_probes(self) -> None:
+        # Each rank runs as many passes as its own probe takes, so that a sharded model would wait forever.
+        rank = first_different([probe.fingerprint for probe in self.meter.probes])
+        if rank is not None:
+            raise ProbeError(
+                f"expected the same probes on every rank, got others on rank {rank} than on rank 0. A stream that is "
+                "split between the ranks gives each its own rows: build the probe once (ib-callback probe build, or "
+                "Probe.save), and load it on every rank with Probe.load."
+            )
+
+    def _check_schedule(self, step: int, max_steps: int | None) -> None:
+        fires = True
+        if max_steps is not None:
+            # On every rank: a schedule may count how often it was asked.
+            with self.survived("The schedule failed, and nothing is measured until it answers again"):
+                fires = not never_fires(self.schedule, step, max_steps)
+        if self._state.writes and not fires:
+            _warn(
+                f"The schedule {self.schedule!r} never fires between step {step} and the last one, {max_steps}: only "
+                "the first and the last step will be measured, which is too few to stop or to select by. Choose a "
+                "smaller every_n_steps, or ib.logarithmic()."
+            )
+
+    def _compare_settings(self, file: TrajectoryFile) -> None:
+        if not file.trajectory:
+            return
+        last = file.trajectory[-1]
+        differences = settings_differences(last.settings, self._state.settings)
+        if not differences:
+            return
+        found = (
+            f"This run continues {file.path}, whose last point (step {last.step}) was measured with other settings: "
+            f"{'; '.join(differences)} (then vs now)."
+        )
+        if self.config.mix_settings:
+            _warn(f"{found} Points before and after cannot be compared, and mix_settings=True mixes them.")
+            return
+        file.begin_anew()
+        _warn(
+            f"{found} They cannot be compared: a new trajectory begins here, and the old one is in {file.rotated}. "
+            "Use the old settings to continue it, or mix_settings=True to continue it all the same."
+        )
+
+    def measures_at_start(self, step: int) -> bool:
+        """Whether the model is measured as a run begins or resumes."""
+        must = self.rules.selects or all(point.error is not None for point in self.trajectory)
+        # Only a point that can be left out is asked of the schedule, which counts those that it skips.
+        return step == 0 or (must and not self.recorded(step)) or self.due(step)
+
+    def due(self, step: int, *, since: int | None = None) -> bool:
+        """Whether the schedule wants this step, it has not been recorded, and the budget allows it.
+
+        Args:
+            step: optimizer steps taken.
+            since: where several steps are taken at once, the step before them; any of them counts.
+        """
+        wanted = False
+        with self.survived("The schedule failed, and nothing is measured until it answers again"):
+            wanted = any(self.schedule(s) for s in range(step if since is None else since + 1, step + 1))
+        if not wanted or self.recorded(step):
+            return False
+        budget = self.config.overhead_budget
+        if budget is None or of_rank_zero(self._share() <= budget):
+            return True
+        self._state.skipped += 1
+        return False
+
+    def recorded(self, step: int) -> bool:
+        """Whether the trajectory has reached this step, with a point or with the reason for a missing one."""
+        reached = next((point.step for point in reversed(self.trajectory) if point.step is not None), None)
+        return reached is not None and reached >= step
+
+    def record(
+        self,
+        model: torch.nn.Module,
+        step: int,
+        *,
+        tokens_seen: int | None = None,
+        train_loss: float | None = None,
+        at_start: bool = False,
+    ) -> Measurement:
+        """Measure, add the point to the trajectory and its file, apply the rules to it, and log and draw it.
+
+        A failure becomes a warning and a point with `.error`. A file that cannot be written becomes a
+        warning, and the point is written together with a later one.
+
+        Args:
+            model: as it is trained.
+            step: optimizer steps taken.
+            tokens_seen: training tokens so far, if known.
+            train_loss: of the training, if known.
+            at_start: no training time is lost yet: every error is raised, unless memory ran out.
+        """
+        with self.at_work():
+            point = self._measure(model, step, tokens_seen, train_loss, at_start)
+            self._state.points += 1
+            self.trajectory.append(point)
+            if self._state.file is not None:
+                self._state.unsaved.append(point)
+                self._save(self._state.file)
+            with self.survived("The rules for stopping and selection failed"):
+                self.rules.update(point)
+            if self._state.writes:
+                plane, runs = self.draw(), self._wandb_runs()
+                pictures = self.pictures() if runs else {}
+                for run in runs:
+                    self._wandb.log(run, self.logged(point), step=step, plane=plane, pictures=pictures)
+        return point
+
+    def _measure(
+        self, model: torch.nn.Module, step: int, tokens_seen: int | None, train_loss: float | None, at_start: bool
+    ) -> Measurement:
+        began = time.perf_counter()
+        failure: Exception | None = None
+        try:
+            point = self.meter.measure(model, step=step)
+        except Exception as error:
+            failure = error
+            reason = f"{type(error).__name__}: {error}"
+            seconds = time.perf_counter() - began
+            point = Measurement.failed(step, reason, settings=self._state.settings, seconds=seconds)
+        if tokens_seen is None and self.config.tokens_per_step is not None:
+            tokens_seen = step * self.config.tokens_per_step
+        # Every rank measures the same, unless one of them fails; and what follows from a point must be the same.
+        point = of_rank_zero(replace(point, tokens_seen=tokens_seen, overhead=self._share()))
+        if at_start:
+            _raise_on_every_rank(failure)
+        if point.error is not None:
+            _warn(f"Nothing could be measured at step {step}; training goes on without this point. {point.error}")
+        return point
+
+    def numbers(self) -> dict[str, float | int | None]:
+        """Every number of the last point that could be measured, by its logged name; None where undefined."""
+        return {f"ib/{name}": value for name, value in self.rules.numbers().items() if name != "tokens_seen"}
+
+    def logged(self, point: Measurement) -> dict[str, float]:
+        """What loggers get of a point just recorded: nothing if it could not be measured."""
+        if point.error is not None:
+            return {}
+        return {**point.metrics(), **{f"ib/{name}": value for name, value in self.rules.shown().items()}}
+
+    def note_checkpoint(self, step: int, path: str | os.PathLike[str]) -> None:
+        """Record a checkpoint that is complete."""
+        if self._state.checkpoints is not None:
+            with self.survived("A checkpoint could not be recorded, and can be selected in this process only"):
+                self._check_lock()
+                self._state.checkpoints.add(step, path)
+
+    def choose(self) -> Selected | None:
+        """Select among the checkpoints that exist, if one of them can be; on every rank the same."""
+        self._state.selected = self.best_checkpoint()
+        return self._state.selected
+
+    def best_checkpoint(self, *, also: int | None = None) -> Selected | None:
+        """The best checkpoint that exists; on every rank the same.
+
+        Args:
+            also: a step that counts as if it had been saved.
+        """
+        if not self.rules.selects:
+            return None
+        found: Selected | None = None
+        if self._state.checkpoints is not None:
+            with self.survived("The best checkpoint could not be determined"):
+                existing = self._state.checkpoints.existing()
+                available = {*existing, also} if also is not None else set(existing)
+                best = self.rules.choose(self.trajectory, available).best
+                found = None if best is None else Selected.of(best, existing)
+        return of_rank_zero(found)
+
+    def _choice(self) -> Choice | None:
+        with self.survived("The best checkpoint could not be determined"):
+            existing = {} if self._state.checkpoints is None else self._state.checkpoints.existing()
+            return self.rules.choose(self.trajectory, set(existing))
+        return None
+
+    def draw(self, *, final: bool = False) -> Path | None:
+        """Draw the plane if it is time to, or if it is out of date at the end; the file if it was drawn."""
+        points = sum(point.error is None for point in self.trajectory)
+        drawn = self._state.points_drawn
+        due = points <= _DRAWN_SINGLY or points >= _DRAWN_AGAIN * drawn or final
+        if self._state.plane is None or points == drawn or not due or not self._holds_directory:
+            return None
+        with self.survived(f"{self._state.plane} could not be drawn"):
+            from ib_callback.plot import save_information_plane
+
+            save_information_plane(self.trajectory, self._state.plane, curve=self.meter.curve())
+            self._state.points_drawn = points
+            return self._state.plane
+        return None
+
+    def pictures(self, *, final: bool = False) -> dict[str, bytes]:
+        """Further pictures for a logger if it is time to, or if they are out of date at the end: PNG by name."""
+        points = sum(point.error is None for point in self.trajectory)
+        pictured = self._state.points_pictured
+        if self._state.plane is None or points <= pictured or not (final or points >= _PICTURED_AGAIN * pictured):
+            return {}
+        self._state.points_pictured = points
+        pictures: dict[str, bytes] = {}
+        with self.survived("The pictures over steps and by layer could not be drawn"):
+            from ib_callback.plot import encoded, over_steps, plane_by_layer
+
+            pictures["over_steps"] = encoded(over_steps(self.trajectory, log=None))
+            last = next(point for point in reversed(self.trajectory) if point.error is None)
+            pictures["layers"] = encoded(plane_by_layer(last, curve=self.meter.curve()))
+        return pictures
+
+    def end(self, step: int, *, complete: bool = True) -> None:
+        """Write what is still unwritten, draw the last plane, log the summary, and say what all of it cost.
+
+        Args:
+            step: the last one.
+            complete: whether the run ended as it should, so that checkpoints are chosen among once more.
+        """
+        state = self._state
+        with self.at_work():
+            if complete:
+                self.choose()
+                if self.rules.selects and self.selected is None and state.writes:
+                    choice = self._choice()
+                    _warn(f"No checkpoint could be selected. {'' if choice is None else choice.describe()}")
+            runs = self._wandb_runs() if state.writes else []
+            pictures = self.pictures(final=True) if runs else {}
+            plane = self._finish_files()
+            for run in runs:
+                self._wandb.finish(
+                    run,
+                    self.trajectory,
+                    self._summary(),
+                    step=step,
+                    plane=plane,
+                    pictures=pictures,
+                )
+
+    def _finish_files(self) -> Path | None:
+        state = self._state
+        if state.file is not None:
+            self._save(state.file)
+            if state.unsaved:
+                steps = ", ".join(str(point.step) for point in state.unsaved)
+                _warn(f"Points that could not be written to {state.file}: steps {steps}. .trajectory has them.")
+            if self.rules.selects and (choice := self._choice()) is not None and choice.may_be_chance:
+                _warn(choice.describe())
+        plane = self.draw(final=True)
+        if state.file is not None and state.points:
+            self.announce(str(self.cost))
+        self._release()
+        return plane
+
+    def _summary(self) -> dict[str, float | str]:
+        """The run in a few values for a logger, by full name."""
+        with self.survived("The summary of the run could not be made"):
+            return summarise(self.trajectory, self.rules, self.cost, self.selected)
+        return {}
+
+    def _wandb_runs(self) -> list[Any]:
+        runs = list(self.wandb_runs)
+        if (own := open_run()) is not None and not any(run is own for run in runs):
+            runs.append(own)
+        return runs
+
+    def announce(self, message: str) -> None:
+        """Tell whoever watches the run, on the process that writes: also where nobody has set up logging."""
+        if self._state.file is None or not message:
+            return
+        if _log.isEnabledFor(logging.INFO):
+            _log.info("%s", message)
+        else:
+            sys.stderr.write(f"ib_callback: {message}\n")
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    @property
+    def _holds_directory(self) -> bool:
+        return self._lock is None or self._lock.holds
+
+    def _check_lock(self) -> None:
+        if not self._holds_directory:
+            raise TrajectoryError(
+                "another training in this process, which began later, writes to the same directory: give each its own "
+                "output_dir="
+            )
+
+    def _save(self, file: Path) -> None:
+        with self.survived("A point could not be written, and will be tried again with the next one"):
+            self._check_lock()
+            while self._state.unsaved:
+                append_line(file, self._state.unsaved[0])
+                del self._state.unsaved[0]
+
+    @contextmanager
+    def survived(self, what: str) -> Iterator[None]:
+        """A failure is a warning: one for as long as it lasts, not one for each point."""
+        try:
+            yield
+        except Exception as error:
+            if what not in self._state.outages:
+                self._state.outages.add(what)
+                _warn(f"{what}. {type(error).__name__}: {error}")
+        else:
+            self._state.outages.discard(what)
+
+    def _seconds(self) -> float:
+        working = 0.0 if self._working_since is None else time.perf_counter() - self._working_since
+        return self._state.seconds_at_work + working
+
+    def _share(self) -> float:
+        return self._seconds() / max(time.perf_counter() - self._state.started, 1e-9)
+
+
+class Follows:
+    """What the callbacks of all trainers show of the run that they follow."""
+
+    _run: Run
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The points measured so far. With `ddp_spawn` they are in the processes that trained, and in the file."""
+        return self._run.trajectory
+
+    @property
+    def decision(self) -> StopDecision | None:
+        """What `early_stopping` said at the last point; None without a rule."""
+        return self._run.decision
+
+    @property
+    def selected(self) -> Selected | None:
+        """The checkpoint that `select` has chosen so far: `.step`, `.value`, `.path`."""
+        return self._run.selected
+
+    @property
+    def cost(self) -> Cost:
+        """What following the run has cost so far."""
+        return self._run.cost
+
+
+def _raise_on_every_rank(failure: Exception | None) -> None:
+    """Raise what failed here or, so that nobody waits in vain, on another rank; but memory may run out."""
+    passes = failure is None or is_out_of_memory(failure)
+    elsewhere = first_failure(None if passes else f"{type(failure).__name__}: {failure}")
+    if failure is not None and not passes:
+        raise failure
+    if elsewhere is not None:
+        raise RuntimeError(f"rank {elsewhere[0]} could not measure the model as training finds it: {elsewhere[1]}")
+
+
+def _from_writer(open_files: Callable[[], Trajectory], *, writes: bool) -> Trajectory:
+    """On every rank what the writing one finds in its files, or its error, so that no rank waits in vain."""
+    trajectory, failure = Trajectory(), None
+    if writes:
+        try:
+            trajectory = open_files()
+        except Exception as error:
+            failure = error
+    trajectory, reason = of_rank_zero((trajectory, None if failure is None else str(failure)))
+    if failure is not None:
+        raise failure
+    if reason is not None:
+        raise TrajectoryError(f"rank 0 could not open the trajectory: {reason}")
+    return trajectory
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
