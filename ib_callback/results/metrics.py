@@ -2,7 +2,7 @@
 
 Fields of the points, logged names, standard errors, forms above null, directions of rules, columns of tables and labels
 of pictures are read from here. Fields are written out in points.py too, and a test compares them. A derived quantity
-is an entry here, its fields there, an expected value in tests/results/test_metrics.py and a line in docs/quantities.md.
+is an entry here, its fields there, its naive formula in tests/support/quantities.py and a line in docs/quantities.md.
 
 All information quantities are efficiencies, i.e. fractions of log(num_bins). Complexity, expressivity, optimality and
 distance to the bound are those of Conklin et al., ICLR 2026, and Conklin 2025.
