@@ -113,18 +113,15 @@ class PlateauStopping:
     def __repr__(self) -> str:
         return f"PlateauStopping({self.monitor!r}, mode={self.mode!r}, patience={self.patience}, arm={self.arm!r})"
 
-    def reset(self, metric: str | None = None, *, phases: PhaseTracker | None = None) -> None:
+    def reset(self, metric: str | None = None) -> None:
         """Forget every measurement.
 
         Args:
             metric: full name of the monitored one, where `check` has found it: points that lack it, measured before it
                 was, then count as undefined. None: the first point that could be measured must have it.
-            phases: what follows the phases of the run already, and takes each measurement before this rule does; None:
-                the rule follows them itself.
         """
         self._metric: str | None = metric
-        self._follows = phases is None
-        self._phases = PhaseTracker(self.phase_rule) if phases is None else phases
+        self._phases = PhaseTracker(self.phase_rule)
         self._values: list[float] = []  # those of points that are not collapsed, the last few
         self.best: float | None = None
         self.best_step: int | None = None
@@ -161,8 +158,13 @@ class PlateauStopping:
             decision = self.update(measurement)
         return decision
 
-    def update(self, measurement: Measurement) -> StopDecision:
+    def update(self, measurement: Measurement, phases: PhaseTracker | None = None) -> StopDecision:
         """Take the next measurement of the run.
+
+        Args:
+            measurement: later than all before it.
+            phases: of the run, if they are followed anyway; it has taken this measurement. None: the rule follows them
+                itself, by its `phase_rule`.
 
         Raises:
             ValueError: the metric does not exist; raised by the first point that could be measured.
@@ -171,9 +173,11 @@ class PlateauStopping:
             self._metric = self.check(measurement)
         collapsed = False
         if self.arm != "immediately":
-            phase = self._phases.update(measurement) if self._follows else self._phases.phase
-            collapsed = self._phases.collapsed
-            if phase < _ARMED_FROM[self.arm]:
+            if phases is None:
+                phases = self._phases
+                phases.update(measurement)
+            collapsed = phases.collapsed
+            if phases.phase < _ARMED_FROM[self.arm]:
                 waits_for = "fitting" if self.arm == "fit" else "compression"
                 return self._go_on(StopReason.NOT_ARMED, f"the {waits_for} phase has not been recognised yet")
         if measurement.error is not None:

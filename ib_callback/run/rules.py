@@ -32,6 +32,7 @@ class LiveRules:
         selection: which points can be selected and, if `selects`, by what.
         selects: whether checkpoints are to be selected.
         metrics: names of all metrics that are measured.
+        phase_rule: when a phase is recognised, in everything that is said of the run.
         decision: at the last point; None without a rule or a point.
 
     Raises:
@@ -57,7 +58,8 @@ class LiveRules:
             _check_exists(select, self.metrics)
         if not isinstance(select, Selection):
             select = Selection(select or "optimality", select_from=config.select_from)
-        self.selection = replace(select, phase_rule=config.rule_of_phases())
+        self.phase_rule = config.rule_of_phases()
+        self.selection = replace(select, phase_rule=self.phase_rule)
         self._selected_by = _check_exists(select.by, self.metrics) if self.selects else ""
         self._directions = {name: mode for name in self.metrics if (mode := better_direction(name)) is not None}
         # Those of the primary order and of the features are for people, all of them for stock callbacks.
@@ -81,7 +83,7 @@ class LiveRules:
         self._numbers: dict[str, float | int | None] = dict.fromkeys(self.names)
         if self.stopping is not None:
             # Points of an earlier part of the run, with other settings, may lack it.
-            self.stopping.reset(self._monitored, phases=self._tracker)
+            self.stopping.reset(self._monitored)
         for point in points:
             self.update(point)
 
@@ -89,7 +91,7 @@ class LiveRules:
         """Take the next point of the run."""
         self._tracker.update(point)
         if self.stopping is not None:
-            self.decision = self.stopping.update(point)
+            self.decision = self.stopping.update(point, self._tracker)
         if point.error is None:
             eligible = self.selection.eligible(point, self._tracker)
             values = point.scalars()

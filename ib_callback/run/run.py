@@ -25,7 +25,7 @@ from ib_callback.measuring.model.guard import preserved_rng
 from ib_callback.results.measurement import Measurement, settings_differences
 from ib_callback.results.selection import Choice
 from ib_callback.results.stopping import StopDecision
-from ib_callback.results.trajectory import Trajectory, append_line, check_writable
+from ib_callback.results.trajectory import Trajectory, append_line, check_writable, write_run_file
 from ib_callback.run.checkpoints import CheckpointFile, is_complete
 from ib_callback.run.config import RunConfig
 from ib_callback.run.lock import RunLock
@@ -122,7 +122,7 @@ class Run:
         self.config = RunConfig(**keywords) if config is None else config
         self.schedule = self.config.schedule
         self.rules = LiveRules(meter.orders, meter.feature_names, self.config, primary=meter.primary, bound=meter.bound)
-        self.trajectory = Trajectory()
+        self.trajectory = Trajectory(phase_rule=self.rules.phase_rule)
         self.wandb_runs = [] if wandb is None else [wandb]
         self._wandb = WandbLog(x_axis)
         self._working_since: float | None = None
@@ -316,9 +316,11 @@ class Run:
             state.checkpoints = CheckpointFile(directory, start_step=step)
             state.file = file.path
             self._compare_settings(file)
+            write_run_file(directory, phase_rule=self.rules.phase_rule)
             return file.trajectory
 
         self.trajectory = _from_writer(open_files, writes=state.writes)
+        self.trajectory.phase_rule = self.rules.phase_rule
         self.rules.replay(self.trajectory)
         curve = self.meter.curve()
         if state.writes and curve is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+import wandb
 
 import ib_callback as ib
 
@@ -20,17 +21,19 @@ Run = Callable[..., str]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs an example with arguments in a directory of its own, and returns what it prints."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
 
     def run_example(name: str, *arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        wandb.finish()  # as the end of the process would
         return capsys.readouterr().out
 
     return run_example
 
 
 def test_there_is_no_other() -> None:
-    named = {"hf_trainer.py", "lightning_trainer.py", "plain_loop.py", "score_checkpoints.py"}
+    named = {"hf_trainer.py", "lightning_trainer.py", "plain_loop.py", "fabric_loop.py", "score_checkpoints.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == named
 
 
@@ -54,13 +57,34 @@ def test_lightning(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert f"{directory.relative_to(tmp_path)}/checkpoints/step=10.ckpt" in out
 
 
-def test_a_plain_loop(run: Run, tmp_path: Path) -> None:
-    assert len((EXAMPLES / "plain_loop.py").read_text().splitlines()) < 40
-    out = run("plain_loop.py", "60")
-    trajectory = ib.Trajectory.load(tmp_path / "ib_trajectory.jsonl")
-    assert trajectory.steps[0] == 0
+def own_lines(name: str) -> int:
+    """Lines of code of an example, without imports, from where model, data and optimizer are made."""
+    text = (EXAMPLES / name).read_text(encoding="utf-8").partition("optimizer = ")[2]
+    return sum(bool(line.strip()) and not line.lstrip().startswith("#") for line in text.splitlines()[1:])
+
+
+def test_a_plain_loop_that_is_resumed(run: Run, tmp_path: Path) -> None:
+    assert own_lines("plain_loop.py") <= 25
+    run("plain_loop.py", "42")
+    first = ib.Trajectory.load(tmp_path / "ib_example")
+    assert first.steps[0] == 0
+    assert first.steps[-1] == 42
+    out = run("plain_loop.py", "61")
+    trajectory = ib.Trajectory.load(tmp_path / "ib_example")
+    assert trajectory.steps[: trajectory.steps.index(40) + 1] == first.steps[: first.steps.index(40) + 1]
+    assert {60, 61} <= set(trajectory.steps), "the checkpoint and the last step"
     assert trajectory.table() in out
-    best = trajectory.best("optimality", select_from="fit")
-    assert best is not None
-    assert 0 < best.step <= 60
-    assert torch.load(tmp_path / "best.pt", weights_only=True).keys()
+    (best,) = re.findall(r"Selected\(step=(\d+)", out)
+    kept = {int(path.stem.removeprefix("step-")) for path in (tmp_path / "ib_example").glob("step-*.pt")}
+    assert kept == {int(best), 60}
+    assert list(tmp_path.glob("wandb/offline-run-*"))
+
+
+def test_a_fabric_loop_that_is_resumed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # set by the example; put back by this
+    run("fabric_loop.py", "21")
+    out = run("fabric_loop.py", "41")
+    trajectory = ib.Trajectory.load(tmp_path / "ib_example")
+    assert trajectory.steps == [0, 20, 40, 41]
+    assert trajectory.table() in out
+    assert "The best checkpoint: Selected(step=" in out

@@ -1,8 +1,8 @@
 """Files that an older version left behind: they load, runs go on from them, and the same is measured as then.
 
 The files, and the script that wrote them, are in `fixtures/head`. Here numbers are compared within a tolerance, for
-another processor rounds in another way; `python tests/fixtures/head/make.py --check tests/fixtures/head` compares the
-bits. Further entries, which a later version writes in addition, are no difference.
+another processor rounds in another way; `fixtures/head/make.py --check FOLDER` compares the bits. Further entries, which a
+later version writes in addition, are no difference.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import GPT2LMHeadModel
 
 import ib_callback as ib
 
-HEAD = Path(__file__).parents[1] / "fixtures" / "head"
+HEAD = Path(__file__).parent / "fixtures" / "head"
 TRAJECTORIES = sorted(path for path in HEAD.glob("*/*.jsonl") if path.name != "ib_checkpoints.jsonl")
 CLOSE = {"relative": 1e-5, "absolute": 1e-6}
 # One rounding to bfloat16 is a share of 1/256, and how many there are is up to the matrix product.

@@ -253,10 +253,9 @@ def test_a_number_of_points_must_be_an_integer():
 def test_it_can_follow_the_phases_of_the_run():
     rule, own = PlateauStopping(**STOPPING, phase_rule=PhaseRule(drop=0.5)), PlateauStopping(**STOPPING)
     phases = PhaseTracker()
-    rule.reset(phases=phases)
     for point in run(C, E):
         phases.update(point)
-        assert rule.update(point) == own.update(point)
+        assert rule.update(point, phases) == own.update(point)
 
 
 def test_other_values_of_the_wrong_type():

@@ -17,7 +17,7 @@ from ib_callback import Meter, Trajectory, every
 from ib_callback import plot as plot_module
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.results.stopping import PlateauStopping
-from ib_callback.results.trajectory import FILENAME
+from ib_callback.results.trajectory import FILENAME, RUN_FILENAME
 from ib_callback.run import run as module
 from ib_callback.run.lock import FILENAME as LOCK
 from ib_callback.run.run import PLANE_FILENAME, Run
@@ -189,7 +189,7 @@ def test_without_matplotlib(model: torch.nn.Module, tmp_path: Path, monkeypatch:
     assert len(caught) == 1
     record_all(followed, model, range(3))
     followed.end(0)
-    assert {path.name for path in tmp_path.iterdir()} == {FILENAME, LOCK}
+    assert {path.name for path in tmp_path.iterdir()} == {FILENAME, LOCK, RUN_FILENAME}
 
 
 def test_points_that_could_not_be_written_are_kept_and_written_later(
@@ -352,7 +352,7 @@ def test_a_rule_that_fails_costs_a_warning_and_no_point(tmp_path: Path, monkeypa
     follow(monkeypatch)
     rule = PlateauStopping()
 
-    def fail(point: Any) -> None:
+    def fail(point: Any, phases: Any) -> None:
         raise ArithmeticError("out of luck")
 
     monkeypatch.setattr(rule, "update", fail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -87,8 +88,11 @@ def _point(readings: Readings, sets: tuple[int, int], curve: SubsetCurve | None)
     point = replace(
         _with_replicates(point, left_out, sets), complexity_null_jackknife=null_c, expressivity_null_jackknife=null_e
     )
-    nulls = ("complexity_null", "expressivity_null")
-    return with_errors(point, lambda weights: curve.combined_error(a, b, *(weights.get(name, 0.0) for name in nulls)))
+
+    def of_nulls(weights: Mapping[str, float]) -> float:
+        return curve.combined_error(a, b, weights.get("complexity_null", 0.0), weights.get("expressivity_null", 0.0))
+
+    return with_errors(point, of_nulls)
 
 
 def _with_replicates(point: PlanePoint, left_out: LeftOut, sets: tuple[int, int]) -> PlanePoint:
