@@ -45,6 +45,7 @@ class Measurement:
         error: why the point is missing, else None.
         tokens_seen: training tokens so far, where the trainer knows it.
         overhead: share of the run's wall-clock time spent measuring so far, in [0, 1].
+        train_loss: of the training at this step, where it was told; nats a token, as a rule.
     """
 
     step: int | None
@@ -60,6 +61,7 @@ class Measurement:
     error: str | None = None
     tokens_seen: int | None = None
     overhead: float | None = None
+    train_loss: float | None = None
 
     def __post_init__(self) -> None:
         # Lists for tuples, so that settings equal what a file gives back.
@@ -159,7 +161,8 @@ class Measurement:
             named |= _numbers_of(point, f"{order}/", names, PLANE_ERRORS)
         for feature, value in self.features.items():
             named |= _numbers_of(value, f"{feature}/", FEATURE_SCALARS, FEATURE_ERRORS)
-        return named | {name: getattr(self, name) for name in BOOKKEEPING}
+        named |= {name: getattr(self, name) for name in BOOKKEEPING}
+        return named if self.train_loss is None else {**named, "train_loss": self.train_loss}
 
     def metrics(self, prefix: str = "ib/") -> dict[str, float]:
         """Scalars for a logger: finite floats by prefixed name; undefined ones are left out."""
@@ -172,6 +175,8 @@ class Measurement:
             ValueError: a number that is not finite.
         """
         rest = json_values(asdict(self), "a measurement")
+        if self.train_loss is None:
+            del rest["train_loss"]  # most runs do not have it
         first = {name: rest.pop(name) for name in ("step", "entropy")}
         return {**first, **{name: getattr(self, name) for name in PRIMARY_SCALARS}, **rest}
 

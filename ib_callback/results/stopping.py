@@ -31,11 +31,14 @@ class StopReason(Enum):
 
 @dataclass(frozen=True)
 class StopDecision:
-    """Whether to stop, and why, as a value and in words."""
+    """Whether to stop, and why, as a value and in words. True where `stop` is: `if run.step(model, step): break`."""
 
     stop: bool
     reason: StopReason
     message: str
+
+    def __bool__(self) -> bool:
+        return self.stop
 
 
 @dataclass(eq=False, repr=False)

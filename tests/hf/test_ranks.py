@@ -82,7 +82,7 @@ def train(name, fails_on, *others, clock=None, select=None, early_stopping=None,
         "step": state.global_step,
         "best": [state.best_global_step, state.best_metric, state.best_model_checkpoint],
         "selected": selected and [selected.step, selected.value, str(selected.path)],
-        "decision": callback.decision and callback.decision.message,
+        "decision": None if callback.decision is None else callback.decision.message,
         "phases": [row["ib/phase"] for row in state.log_history if "ib/phase" in row],
         "weights": sum(p.double().sum().item() for p in trainer.model.parameters()),
     }

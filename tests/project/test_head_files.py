@@ -1,8 +1,8 @@
 """Files that an older version left behind: they load, runs go on from them, and the same is measured as then.
 
 The files, and the script that wrote them, are in `fixtures/head`. Here numbers are compared within a tolerance, for
-another processor rounds in another way; `fixtures/head/make.py --check FOLDER` compares the bits. Further entries, which a
-later version writes in addition, are no difference.
+another processor rounds in another way; `fixtures/head/make.py --check FOLDER` compares the bits. Further entries,
+which a later version writes in addition, are no difference.
 """
 
 from __future__ import annotations
