@@ -15,6 +15,7 @@ from ib_callback.results.metrics import (
     FEATURE_SCALARS,
     PLANE_ERRORS,
     PRIMARY_SCALARS,
+    TRAINING,
     WHOLE,
     plane_scalars,
 )
@@ -162,7 +163,8 @@ class Measurement:
         for feature, value in self.features.items():
             named |= _numbers_of(value, f"{feature}/", FEATURE_SCALARS, FEATURE_ERRORS)
         named |= {name: getattr(self, name) for name in BOOKKEEPING}
-        return named if self.train_loss is None else {**named, "train_loss": self.train_loss}
+        told = {quantity.name: getattr(self, quantity.name) for quantity in TRAINING}
+        return named | {name: value for name, value in told.items() if value is not None}
 
     def metrics(self, prefix: str = "ib/") -> dict[str, float]:
         """Scalars for a logger: finite floats by prefixed name; undefined ones are left out."""

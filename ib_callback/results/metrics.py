@@ -195,6 +195,13 @@ WHOLE = (
     Quantity("entropy", "H(Z), mean over layers, in [0, 1].", kind="layers"),
     Quantity("ceiling", "The most that any labelling could reach, mean over layers.", kind="measured"),
 )
+# Of the training, logged where it was told.
+TRAINING = (
+    Quantity(
+        "train_loss", "Loss of the training at this step; nats a token, as a rule.",
+        kind="measured", direction="min",
+    ),
+)
 # fmt: on
 # Logged as well, but of no use to a rule.
 BOOKKEEPING = ("seconds", "overhead", "tokens_seen")
@@ -208,7 +215,7 @@ FEATURE_SCALARS = tuple(quantity.name for quantity in FEATURE)
 PLANE_ERRORS, FEATURE_ERRORS = (
     tuple(f"{quantity.name}_se" for quantity in table if quantity.has_error) for table in (PLANE, FEATURE)
 )
-_DIRECTIONS = {quantity.name: quantity.direction for quantity in (*WHOLE, *FEATURE, *PLANE)}
+_DIRECTIONS = {quantity.name: quantity.direction for quantity in (*TRAINING, *WHOLE, *FEATURE, *PLANE)}
 
 
 def derived(table: Iterable[Quantity], measured: Mapping[str, float | None]) -> dict[str, Any]:
