@@ -16,7 +16,7 @@ from ib_callback.plot import compare, information_plane, over_steps, plane_by_la
 from ib_callback.plot.bound import curve_beside
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.trajectory import FILENAME, Trajectory
-from ib_callback.run.run_directory import find_run
+from ib_callback.run.trajectory_file import find_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from ib_callback.results.phases import Phases
 from ib_callback.results.selection import NO_CHECKPOINT, Candidate, Choice, SelectFrom, Selection
 from ib_callback.results.trajectory import Trajectory, aligned, cell
 from ib_callback.run import checkpoints
-from ib_callback.run.run_directory import find_run
+from ib_callback.run.trajectory_file import find_run
 
 _NOT_RECORDED = f"not in {checkpoints.FILENAME}"
 # A table of more points than this shows those with a checkpoint, and so many of the best ones.

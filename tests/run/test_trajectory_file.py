@@ -13,7 +13,7 @@ from synthetic_runs import measured
 
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.trajectory import FILENAME, Trajectory, check_writable
+from ib_callback.results.trajectory import FILENAME, Trajectory, append_line, check_writable
 from ib_callback.run.trajectory_file import TrajectoryFile
 
 
@@ -21,17 +21,23 @@ def point(step: int) -> Measurement:
     return measured(step, 0.5, 0.25)
 
 
+def add(file: TrajectoryFile, step: int) -> None:
+    """As a run does: a point is in memory first."""
+    file.trajectory.append(point(step))
+    append_line(file.path, file.trajectory[-1])
+
+
 def written(directory: Path, *steps: int) -> TrajectoryFile:
     file = TrajectoryFile(directory)
     for step in steps:
-        file.append(point(step))
+        add(file, step)
     return file
 
 
 def test_each_point_is_in_the_file_as_soon_as_it_is_appended(tmp_path):
     file = TrajectoryFile(tmp_path / "new" / "run")
     for count, step in enumerate([0, 10, 20], 1):
-        file.append(point(step))
+        add(file, step)
         assert len(file.path.read_bytes().splitlines()) == count
         assert Trajectory.load(file.path) == file.trajectory
     assert file.path == tmp_path / "new" / "run" / "ib_trajectory.jsonl"
@@ -42,7 +48,7 @@ def test_a_point_out_of_order_is_not_written(tmp_path):
     file = written(tmp_path, 10)
     before = file.path.read_bytes()
     with pytest.raises(ValueError, match="step 5 cannot follow step 10"):
-        file.append(point(5))
+        add(file, 5)
     assert file.path.read_bytes() == before
     assert file.trajectory.steps == [10]
 
@@ -55,7 +61,7 @@ def test_a_fresh_run_moves_old_files_away_and_overwrites_none(tmp_path, start_st
     for last in (1, 2, 3):
         file = TrajectoryFile(tmp_path, start_step=start_step)
         assert len(file.trajectory) == 0
-        file.append(point(last))
+        add(file, last)
         names.append(file.rotated and file.rotated.name)
     assert names == [None, "ib_trajectory.8.jsonl", "ib_trajectory.9.jsonl"]
     assert [Trajectory.load(tmp_path / f"ib_trajectory.{n}.jsonl").steps for n in (8, 9)] == [[1], [2]]
@@ -83,7 +89,7 @@ def test_a_resumed_run_drops_later_points_and_keeps_them_in_another_file(tmp_pat
     assert Trajectory.load(tmp_path) == resumed.trajectory
     assert resumed.rotated == tmp_path / "ib_trajectory.1.jsonl"
     assert Trajectory.load(resumed.rotated) == old.trajectory
-    resumed.append(point(25))
+    add(resumed, 25)
     assert Trajectory.load(tmp_path).steps == [0, 10, 20, 25]
     assert sorted(os.listdir(tmp_path)) == ["ib_trajectory.1.jsonl", "ib_trajectory.jsonl"]
 
@@ -105,14 +111,14 @@ def test_a_resumed_run_mends_a_torn_end_once(tmp_path):
         resumed = TrajectoryFile(tmp_path, start_step=20)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        resumed.append(point(30))
+        add(resumed, 30)
         assert Trajectory.load(tmp_path).steps == [0, 10, 30]
 
 
 def test_a_resumed_run_without_a_file_begins_one(tmp_path):
     resumed = TrajectoryFile(tmp_path, start_step=500)
     assert len(resumed.trajectory) == 0
-    resumed.append(point(600))
+    add(resumed, 600)
     assert Trajectory.load(tmp_path).steps == [600]
 
 
@@ -132,10 +138,10 @@ def test_a_full_disk_takes_back_the_part_that_was_written(tmp_path):
     before = file.path.read_bytes()
     too_large = r"ib_trajectory\.jsonl cannot be written \(File too large"
     with largest_file(len(before) + 100), pytest.raises(TrajectoryError, match=too_large):
-        file.append(point(20))
+        add(file, 20)
     assert file.path.read_bytes() == before
     assert file.trajectory.steps == [0, 10, 20]
-    file.append(point(30))
+    add(file, 30)
     assert Trajectory.load(tmp_path).steps == [0, 10, 30]
 
 
