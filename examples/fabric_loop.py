@@ -42,8 +42,8 @@ def main(steps: int, out: Path) -> None:
     ) as run:
         batches = iter(loader)
         while True:
-            decision = run.step(model, state["step"])
-            if state["step"] >= steps or (decision is not None and decision.stop):
+            stop = run.step(model, state["step"])
+            if stop or state["step"] >= steps:
                 break
             batch = next(batches, None)
             if batch is None:

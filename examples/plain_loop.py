@@ -31,13 +31,13 @@ stopping = ib.PlateauStopping("token/expressivity_above_null", mode="max", arm="
 keywords = {"every_n_steps": ib.logarithmic(), "early_stopping": stopping, "select": "optimality", "select_from": "fit"}
 with ib.Run(meter, output_dir=out, **keywords) as run:
     for step in range(last["step"], steps + 1):
-        decision = run.step(model, step)
+        stop = run.step(model, step)
         if step % 20 == 0 and step > last["step"]:
             path = out / f"step-{step:06}.pt"
             torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
             run.saved(step, path)
             [old.unlink() for old in out.glob("step-*.pt") if old != path and not run.keeps(old)]
-        if decision is not None and decision.stop:
+        if stop:
             break
         batch = torch.stack([data[i : i + 64] for i in torch.randint(len(data) - 64, (8,))])
         model(input_ids=batch, labels=batch).loss.backward()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from ib_callback.plot import compare, information_plane, over_steps, plane_by_la
 from ib_callback.plot.bound import curve_beside
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.trajectory import FILENAME, Trajectory
-from ib_callback.run.run_directory import find_run
+from ib_callback.run.trajectory_file import find_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,12 +30,6 @@ class _Run:
     name: str
     trajectory: Trajectory
     curve: IBCurve | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Picture:
-    name: str
-    draw: Callable[[], Figure]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,11 +60,10 @@ def draw(options: argparse.Namespace) -> list[Path]:
         ImportError: Matplotlib is not installed.
         OSError: a file cannot be written.
     """
-    runs = _load(options.runs)
-    pictures = _pictures(runs, options)
-    paths = _paths(pictures, options.output)
+    pictures = dict(_pictures(_load(options.runs), options))
+    paths = _paths(list(pictures), options.output)
     # All are drawn before any is written: a mistake leaves no half of the files.
-    figures = [picture.draw() for picture in pictures]
+    figures = [picture() for picture in pictures.values()]
     for figure, path in zip(figures, paths, strict=True):
         save(figure, path)
     return paths
@@ -115,37 +108,28 @@ def _names(files: Sequence[Path]) -> list[str]:
     return names
 
 
-def _pictures(runs: Sequence[_Run], options: argparse.Namespace) -> list[_Picture]:
+def _pictures(runs: Sequence[_Run], options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """Names of the pictures, and how to draw each."""
     kind = options.kind or ("compare" if len(runs) > 1 else None)
     common: dict[str, Any] = {"orders": options.order, "theme": options.theme}
     if kind == "compare":
         if len(runs) < 2:
             raise ValueError("--kind compare needs two runs or more, got one. Give another one beside it")
         courses = {run.name: run.trajectory for run in runs}
-        return [_Picture(name="compare", draw=partial(compare, courses, curve=runs[0].curve, **common))]
-    several = len(runs) > 1
-    return [
-        picture
-        for run in runs
-        for picture in _of_one(run, kind, options, common, prefix=f"{run.name.replace('/', '_')}_" if several else "")
-    ]
-
-
-def _of_one(
-    run: _Run, kind: str | None, options: argparse.Namespace, common: dict[str, Any], *, prefix: str
-) -> Iterable[_Picture]:
-    trajectory = run.trajectory
-    if kind in (None, "plane"):
-        draw = partial(information_plane, trajectory, curve=run.curve, title=run.name, **common)
-        yield _Picture(name=f"{prefix}plane", draw=draw)
-    if kind in (None, "layers"):
-        point = _point(trajectory, options.step)
-        title = run.name if point.step is None else f"{run.name}, step {point.step:,}"
-        draw = partial(plane_by_layer, point, curve=run.curve, title=title, **common)
-        yield _Picture(name=f"{prefix}layers", draw=draw)
-    if kind == "steps" or (kind is None and len(trajectory) > 1):
-        draw = partial(over_steps, trajectory, log=options.log or None, title=run.name, **common)
-        yield _Picture(name=f"{prefix}steps", draw=draw)
+        yield "compare", partial(compare, courses, curve=runs[0].curve, **common)
+        return
+    for run in runs:
+        prefix = f"{run.name.replace('/', '_')}_" if len(runs) > 1 else ""
+        trajectory, curve = run.trajectory, run.curve
+        if kind in (None, "plane"):
+            yield f"{prefix}plane", partial(information_plane, trajectory, curve=curve, title=run.name, **common)
+        if kind in (None, "layers"):
+            point = _point(trajectory, options.step)
+            title = run.name if point.step is None else f"{run.name}, step {point.step:,}"
+            yield f"{prefix}layers", partial(plane_by_layer, point, curve=curve, title=title, **common)
+        if kind == "steps" or (kind is None and len(trajectory) > 1):
+            log = options.log or None
+            yield f"{prefix}steps", partial(over_steps, trajectory, log=log, title=run.name, **common)
 
 
 def _point(trajectory: Trajectory, step: str) -> Measurement:
@@ -172,14 +156,13 @@ def _point(trajectory: Trajectory, step: str) -> Measurement:
     raise ValueError(f"--step {number}: no such point was measured; the nearest are {', '.join(map(str, near))}")
 
 
-def _paths(pictures: Sequence[_Picture], output: str | None) -> list[Path]:
+def _paths(names: Sequence[str], output: str | None) -> list[Path]:
     if output is None or os.path.isdir(output):
-        directory = Path(output or ".")
-        return [directory / f"{picture.name}{_DEFAULT_SUFFIX}" for picture in pictures]
+        return [Path(output or ".") / f"{name}{_DEFAULT_SUFFIX}" for name in names]
     path = Path(output)
-    if output.endswith(("/", os.sep)) or not path.parent.is_dir():
-        missing = path if output.endswith(("/", os.sep)) else path.parent
+    missing = path if output.endswith(("/", os.sep)) else path.parent
+    if not missing.is_dir():
         raise ValueError(f"-o {output}: there is no directory {missing}. Make it, or give another path")
-    if len(pictures) == 1:
+    if len(names) == 1:
         return [path]
-    return [path.with_name(f"{path.stem}_{picture.name}{path.suffix or _DEFAULT_SUFFIX}") for picture in pictures]
+    return [path.with_name(f"{path.stem}_{name}{path.suffix or _DEFAULT_SUFFIX}") for name in names]

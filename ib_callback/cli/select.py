@@ -13,9 +13,9 @@ from ib_callback.results.measurement import metrics_of
 from ib_callback.results.metrics import Mode, resolve_metric
 from ib_callback.results.phases import Phases
 from ib_callback.results.selection import NO_CHECKPOINT, Candidate, Choice, SelectFrom, Selection
-from ib_callback.results.trajectory import Trajectory, cell
+from ib_callback.results.trajectory import Trajectory, aligned, cell
 from ib_callback.run import checkpoints
-from ib_callback.run.run_directory import find_run
+from ib_callback.run.trajectory_file import find_run
 
 _NOT_RECORDED = f"not in {checkpoints.FILENAME}"
 # A table of more points than this shows those with a checkpoint, and so many of the best ones.
@@ -154,12 +154,7 @@ def _table(
                 remarks[index],
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = (str.rjust, str.rjust, str.ljust, str.ljust, str.ljust)
-    lines = [
-        "  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    lines = aligned(rows, (str.rjust, str.rjust, str.ljust, str.ljust, str.ljust))
     left_out = len(choice.candidates) - len(shown)
     if left_out:
         lines.append(

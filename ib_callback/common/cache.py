@@ -71,60 +71,56 @@ def build_once(
     """
     try:
         found = _attempt(path, read)
-    except OSError as error:
-        return _beside(path, build, what, error)
-    if found is not None:
-        return found[0]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        _warn_not_kept(path, what, error)
-        return build()
-    with _locked(path, what) as locked:
-        # Whoever held the lock until now has built it, most likely.
-        try:
-            found = _attempt(path, read)
-        except OSError as error:
-            return _beside(path, build, what, error)
         if found is not None:
             return found[0]
-        _set_aside(path, what)
-        if locked:
-            _remove_leftovers(path)
-        content = build()
-        try:
-            return _keep(path, content, write, read)
-        except OSError as error:
-            _warn_not_kept(path, what, error)
-            return content
+        with _locked(path, what) as locked:
+            # Whoever held the lock until now has built it, most likely.
+            found = _attempt(path, read)
+            if found is not None:
+                return found[0]
+            _set_aside(path, what)
+            if locked:
+                _remove_leftovers(path)
+            content = build()
+            try:
+                return _keep(path, content, write, read)
+            except OSError as error:
+                warnings.warn(
+                    f"{what}: it cannot be kept in {path.parent} ({error.strerror or error}), so every run and rank "
+                    "builds it anew. Point XDG_CACHE_HOME or cache_dir= to a directory that can be written",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return content
+    except _UnreadableError as error:
+        # Built for this process alone: the file may be whole, and others may be using it.
+        warnings.warn(
+            f"{what}: {path} cannot be read ({error}), so it is built anew, and that is not kept. Make it readable, or "
+            "point cache_dir= to another directory",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return build()
+
+
+class _UnreadableError(Exception):
+    """A file that cannot be read, which says nothing of its content."""
 
 
 def _attempt(path: Path, read: Callable[[Path], Content]) -> tuple[Content] | None:
-    """The content of a whole file; None if there is none, or it is damaged.
-
-    Raises:
-        OSError: it cannot be read, which says nothing of its content.
-    """
+    """The content of a whole file; None if there is none, or it is damaged."""
     try:
         return (read(path),) if path.exists() else None
     except (ValueError, FileNotFoundError):  # damaged, or set aside by another process in this moment
         return None
-
-
-def _beside(path: Path, build: Callable[[], Content], what: str, error: OSError) -> Content:
-    """Build for this process alone: a file that cannot be read may be whole, and others may be using it."""
-    warnings.warn(
-        f"{what}: {path} cannot be read ({error.strerror or error}), so it is built anew, and that is not kept. Make "
-        "it readable, or point cache_dir= to another directory",
-        RuntimeWarning,
-        stacklevel=4,
-    )
-    return build()
+    except OSError as error:
+        raise _UnreadableError(error.strerror or error) from error
 
 
 def _keep(
     path: Path, content: Content, write: Callable[[Path, Content], None], read: Callable[[Path], Content]
 ) -> Content:
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         write(partial, content)
@@ -181,12 +177,3 @@ def _locked(path: Path, what: str) -> Iterator[bool]:
         yield lock.is_locked
     finally:
         lock.release()
-
-
-def _warn_not_kept(path: Path, what: str, error: OSError) -> None:
-    warnings.warn(
-        f"{what}: it cannot be kept in {path.parent} ({error.strerror or error}), so every run and rank builds it "
-        "anew. Point XDG_CACHE_HOME or cache_dir= to a directory that can be written",
-        RuntimeWarning,
-        stacklevel=3,
-    )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ib_callback.common.checks import check_integer
 from ib_callback.estimator.functional import (
     check_labels,
     check_representations,
@@ -17,7 +18,7 @@ from ib_callback.estimator.functional import (
     label_weights,
 )
 from ib_callback.estimator.histogram import entropy
-from ib_callback.estimator.quantise import check_integer, reference_points, resolve_temperature, soft_assign
+from ib_callback.estimator.quantise import reference_points, resolve_temperature, soft_assign
 
 
 class SoftHistogram:

@@ -19,7 +19,7 @@ from ib_callback.common.optional import require
 from ib_callback.measuring.meter import Meter
 from ib_callback.probe.probe import Probe
 from ib_callback.results.measurement import Measurement
-from ib_callback.run.config import split_keywords
+from ib_callback.run.config import RunConfig, split_keywords, takes_keywords_of
 from ib_callback.run.run import Follows, Run
 from ib_callback.run.summary import Selected
 
@@ -74,6 +74,7 @@ class IBCallback(Follows, TrainerCallback):
         ValueError: a setting out of range, or a metric that is not measured; the message lists those that are.
     """
 
+    @takes_keywords_of(RunConfig, Meter)
     def __init__(self, probe: Probe, **keywords: Any) -> None:
         config, meter_keywords = split_keywords(type(self).__name__, keywords)
         self.output_dir = config.output_dir

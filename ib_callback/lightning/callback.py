@@ -31,7 +31,7 @@ from ib_callback.measuring.model.guard import resharded, untouched
 from ib_callback.probe.probe import Probe
 from ib_callback.results.trajectory import FILENAME
 from ib_callback.run.checkpoints import CheckpointFile
-from ib_callback.run.config import split_keywords
+from ib_callback.run.config import RunConfig, split_keywords, takes_keywords_of
 from ib_callback.run.run import Follows, Run
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
@@ -123,12 +123,14 @@ class IBCallback(Follows, Callback):
         ValueError: a setting out of range, or a metric that is not measured; the message lists those that are.
     """
 
-    def __new__(cls, *args: Any, **keywords: Any) -> Any:
+    @takes_keywords_of(RunConfig, Meter)
+    def __new__(cls, probe: Probe | None = None, **keywords: Any) -> Any:
         """An object that the Trainer of every package in use takes for a callback."""
         declared = vars(cls).get("_declared", cls)
         further = tuple(known for known in _callback_classes() if not issubclass(declared, known))
         return object.__new__(_derived(declared, further) if further else declared)
 
+    @takes_keywords_of(RunConfig, Meter)
     def __init__(self, probe: Probe, **keywords: Any) -> None:
         super().__init__()
         config, meter_keywords = split_keywords(type(self).__name__, keywords)

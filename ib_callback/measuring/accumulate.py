@@ -8,8 +8,29 @@ import torch
 from torch import Tensor
 
 from ib_callback.estimator.histogram import divergence, entropy, segment_sum
-from ib_callback.measuring.jackknife_sums import GroupSums, JackknifeSums
+from ib_callback.measuring.plan.jackknife import ROWS, JackknifePlan, Shares
 from ib_callback.measuring.plan.plan import Batch, NullPlan, Plan
+
+
+@dataclass(frozen=True)
+class JackknifeSums:
+    """For each of L layers, what `Sums` holds of the whole, by omission or group. float64, on the CPU.
+
+    removed: [label sets, 2 G - 1, L] by how much each omission lowers the set's `Sums.conditional`.
+    single: [G, L] sum over the positions of a group of the entropy of one assignment.
+    totals: [totals, 2 G - 1, L] entropies of the plan's `totals` without each omission.
+    """
+
+    removed: Tensor
+    single: Tensor
+    totals: Tensor
+
+    @staticmethod
+    def join(parts: list[JackknifeSums]) -> JackknifeSums:
+        """Sums of groups of layers side by side."""
+        return JackknifeSums(
+            *(torch.cat([getattr(p, name) for p in parts], dim=-1) for name in ("removed", "single", "totals"))
+        )
 
 
 @dataclass(frozen=True)
@@ -42,6 +63,33 @@ class Sums:
         )
 
 
+class _Place:
+    """Where histograms are, as rows of L * num_bins: float32 ones beside the assignments, float64 ones on `exact`."""
+
+    def __init__(self, num_layers: int, num_bins: int, device: torch.device) -> None:
+        self.shape = (num_layers, num_bins)
+        self.device = device
+        # MPS has no float64; the few float64 sums are then kept on the CPU.
+        self.exact = torch.device("cpu") if device.type == "mps" else device
+
+    def on(self, index: Tensor) -> Tensor:
+        return index.to(self.device, non_blocking=True)
+
+    def to(self, index: Tensor) -> Tensor:
+        return index.to(self.exact, non_blocking=True)
+
+    def zeros(self, *sizes: int) -> Tensor:
+        return torch.zeros(*sizes, dtype=torch.float64, device=self.exact)
+
+    def entropy(self, rows: Tensor) -> Tensor:
+        """[R, L] entropies of histograms [R, L * num_bins]."""
+        return entropy(rows.view(-1, *self.shape))
+
+    def bits(self, values: Tensor, bits: Tensor) -> Tensor:
+        """[number of bits, R] 0/1."""
+        return (self.to(values) >> bits) & 1
+
+
 class Accumulator:
     """Histograms of labels that are not finished yet, and sums over those that are.
 
@@ -56,21 +104,16 @@ class Accumulator:
 
     def __init__(self, plan: Plan, num_layers: int, num_bins: int, *, weighting: str, device: torch.device) -> None:
         self._plan = plan
-        self._shape = (num_layers, num_bins)
         self._empirical = weighting == "empirical"
-        self._device = device
-        # MPS has no float64; the few float64 sums are then kept on the CPU.
-        self._exact = torch.device("cpu") if device.type == "mps" else device
+        self._at = at = _Place(num_layers, num_bins, device)
         columns = num_layers * num_bins
         num_sets = len(plan.label_sets)
         self._slots = torch.empty(plan.num_slots, columns, dtype=torch.float32, device=device)
-        self._kept = torch.zeros(plan.num_kept, columns, dtype=torch.float64, device=self._exact)
-        self._conditional = torch.zeros(num_sets, num_layers, dtype=torch.float64, device=self._exact)
-        self._single = torch.zeros(num_layers, dtype=torch.float64, device=self._exact)
-        self._bits = torch.arange(num_sets, device=self._exact).unsqueeze(1)
-        self._groups = None
-        if plan.jackknife is not None:
-            self._groups = GroupSums(plan.jackknife, num_sets, self._shape, device, self._exact)
+        self._kept = at.zeros(plan.num_kept, columns)
+        self._conditional = at.zeros(num_sets, num_layers)
+        self._single = at.zeros(num_layers)
+        self._sets = torch.arange(num_sets, device=at.exact).unsqueeze(1)
+        self._groups = None if plan.jackknife is None else _GroupSums(plan.jackknife, num_sets, at)
 
     def add(self, batch: Batch, assignments: Tensor) -> None:
         """Add one batch.
@@ -79,63 +122,128 @@ class Accumulator:
             batch: its plan.
             assignments: [T_b, L, num_bins], float32.
         """
+        on, at = self._at.on, self._at
         rows = assignments.reshape(len(batch.positions), -1)
-        pieces = segment_sum(rows, self._on(batch.members), self._on(batch.offsets))
+        pieces = segment_sum(rows, on(batch.members), on(batch.offsets))
         if len(batch.long_target):
-            whole = segment_sum(pieces, self._on(batch.long_members), self._on(batch.long_offsets))
+            whole = segment_sum(pieces, on(batch.long_members), on(batch.long_offsets))
 
-        kept = pieces[self._on(batch.kept_members)].to(self._exact, torch.float64)
-        each = torch.arange(len(kept), dtype=torch.int32, device=self._exact)
-        self._kept[batch.kept_target.to(self._exact)] += segment_sum(kept, each, batch.kept_offsets.to(self._exact))
+        kept = pieces[on(batch.kept_members)].to(at.exact, torch.float64)
+        each = torch.arange(len(kept), dtype=torch.int32, device=at.exact)
+        self._kept[batch.kept_target.to(at.exact)] += segment_sum(kept, each, batch.kept_offsets.to(at.exact))
         if len(batch.long_target):
-            pieces[self._on(batch.long_target)] = whole
+            pieces[on(batch.long_target)] = whole
 
+        single, finished = None, []
         # With features alone, mostly nobody asks for the entropies of single positions: as many as all else together.
-        alone = None
         if self._plan.single or bool(batch.alone.any()):
-            alone = self._entropy(rows)
-            self._single += alone.sum(0)
-            self._finish(alone, batch.alone, torch.ones_like(batch.alone))
-        done = self._entropy(pieces[self._on(batch.done_piece)])
-        self._finish(done, batch.done_sets, batch.done_count)
-        self._slots[self._on(batch.open_slot)] = pieces[self._on(batch.open_piece)]
-        self._slots[self._on(batch.more_slot)] += pieces[self._on(batch.more_piece)]
-        closing = self._entropy(self._slots[self._on(batch.close_slot)])
+            alone = at.entropy(rows)
+            single = alone.sum(0)
+            self._single += single
+            finished.append(self._finish(alone, batch.alone, torch.ones_like(batch.alone)))
+        done = at.entropy(pieces[on(batch.done_piece)])
+        finished.append(self._finish(done, batch.done_sets, batch.done_count))
+        self._slots[on(batch.open_slot)] = pieces[on(batch.open_piece)]
+        self._slots[on(batch.more_slot)] += pieces[on(batch.more_piece)]
+        closing = at.entropy(self._slots[on(batch.close_slot)])
         self._finish(closing, batch.close_sets, batch.close_count)
         if self._groups is not None:
-            self._groups.add(batch, self._slots, self._kept, alone, done, closing)
+            self._groups.add(batch, single, finished, self._slots, self._kept, closing)
 
     def sums(self) -> Sums:
         """The sums after the last batch; to be asked for once."""
-        kept = self._entropy(self._kept)
+        kept = self._at.entropy(self._kept)
         late = self._plan.late
         self._finish(kept[late.kept], late.sets, late.count)
-        left_out = None if self._groups is None else self._groups.sums(self._kept, kept, late.kept)
         return Sums(
             conditional=self._conditional.cpu(),
             single=self._single.cpu(),
             kept=kept.cpu(),
             nulls=[self._null(plan) for plan in self._plan.nulls],
-            jackknife=left_out,
+            jackknife=None if self._groups is None else self._groups.sums(self._kept, kept, late.kept),
         )
 
+    def _finish(self, entropies: Tensor, sets: Tensor, count: Tensor) -> Tensor:
+        """Add finished labels, with entropies [G, L], to the label sets that their bits name, and return the sum."""
+        member = self._at.bits(sets, self._sets)
+        weights = member * self._at.to(count) if self._empirical else member
+        added = weights.double() @ entropies
+        self._conditional += added
+        return added
+
     def _null(self, plan: NullPlan) -> Tensor:
-        unions = torch.from_numpy(plan.design.unions).to(self._exact) @ self._kept[plan.parts]
-        whole = self._kept[plan.total].view(self._shape)
+        unions = torch.from_numpy(plan.design.unions).to(self._at.exact) @ self._kept[plan.parts]
+        whole = self._kept[plan.total].view(self._at.shape)
         parts = (self._kept[plan.subsets], unions)
-        return torch.cat([divergence(rows.view(-1, *self._shape), whole) for rows in parts]).cpu()
+        return torch.cat([divergence(rows.view(-1, *self._at.shape), whole) for rows in parts]).cpu()
 
-    def _entropy(self, rows: Tensor) -> Tensor:
-        """[R, L] entropies of histograms [R, L * num_bins]."""
-        return entropy(rows.view(-1, *self._shape))
 
-    def _finish(self, entropies: Tensor, sets: Tensor, count: Tensor) -> None:
-        """Add finished labels, with entropies [G, L], to the label sets that their bits name."""
-        if not len(entropies):
-            return
-        member = (sets.to(self._exact) >> self._bits) & 1
-        weights = member * count.to(self._exact) if self._empirical else member
-        self._conditional += weights.double() @ entropies
+class _GroupSums:
+    """Accumulates `JackknifeSums` beside an Accumulator."""
 
-    def _on(self, index: Tensor) -> Tensor:
-        return index.to(self._device, non_blocking=True)
+    def __init__(self, plan: JackknifePlan, num_sets: int, at: _Place) -> None:
+        self._plan, self._at = plan, at
+        num_layers, num_bins = at.shape
+        columns = num_layers * num_bins
+        self._snapshots = torch.empty(plan.num_snapshots + 1, columns, dtype=torch.float32, device=at.device)
+        self._snapshots[plan.num_snapshots] = 0.0  # what a label's first share begins from
+        self._removed = at.zeros(num_sets, len(plan.taken), num_layers)
+        self._single = at.zeros(plan.num_groups, num_layers)
+        self._sets = torch.arange(num_sets, device=at.exact).unsqueeze(1)
+        self._omissions = torch.arange(len(plan.taken), device=at.exact).unsqueeze(1)
+
+    def add(
+        self, batch: Batch, single: Tensor | None, finished: list[Tensor], slots: Tensor, kept: Tensor, closing: Tensor
+    ) -> None:
+        """Add one batch, after its pieces were added to slots and kept histograms.
+
+        Args:
+            batch: its plan.
+            single: [L] sum of the entropies of its positions; None if nobody asked for them.
+            finished: [label sets, L] each, what labels that lie in this batch alone add.
+            slots: [num_slots, L * num_bins] histograms of labels.
+            kept: [num_kept, L * num_bins] kept histograms.
+            closing: [G, L] entropies of the labels that end in it.
+        """
+        here, on, to = batch.grouped, self._at.on, self._at.to
+        assert here is not None
+        if single is not None:
+            self._single[here.group] += single
+        weights = self._at.bits(batch.close_sets[here.confined], self._sets) * to(batch.close_count[here.confined])
+        # Of labels that lie in one group nothing is left without it.
+        for conditional in (*finished, weights.double() @ closing[to(here.confined)]):
+            self._removed[:, here.omissions] += conditional.unsqueeze(1)
+        self._shares(here.shares, slots, on(batch.close_slot), closing)
+        self._snapshots[on(here.slot_to)] = slots[on(here.slot_from)]
+        self._snapshots[on(here.kept_to)] = kept[to(here.kept_from)].to(self._at.device, torch.float32)
+
+    def sums(self, kept: Tensor, kept_entropy: Tensor, late: slice) -> JackknifeSums:
+        """The sums after the last batch, from the kept histograms and their entropies."""
+        if len(self._plan.late):
+            rows = torch.arange(late.start, late.stop, device=kept.device)
+            self._shares(self._plan.late, kept, rows, kept_entropy[late])
+        taken = torch.from_numpy(self._plan.taken).to(kept)
+        rest = [
+            (kept[total] - taken @ kept[parts]).clamp_min(0.0)
+            for total, parts in zip(self._plan.totals, self._plan.shares_of_totals, strict=True)
+        ]
+        totals = torch.stack([self._at.entropy(rows) for rows in rest])
+        return JackknifeSums(self._removed.cpu(), self._single.cpu(), totals.cpu())
+
+    def _shares(self, shares: Shares, histograms: Tensor, histogram_of_row: Tensor, entropies: Tensor) -> None:
+        """Labels that span groups: the entropy of what is left of them without each."""
+        for begin in range(0, len(shares), ROWS):
+            part = shares[begin : begin + ROWS]
+            row, after = self._at.on(part.row), self._at.on(part.after)
+            whole = histograms[histogram_of_row[row.to(histogram_of_row.device)]]
+            behind = whole - self._snapshots[after.clamp_min(0)].to(whole)
+            behind[(after < 0).to(behind.device)] = 0.0
+            left = (behind.clamp_min(0.0) + self._snapshots[self._at.on(part.before)].to(whole)).to(self._at.exact)
+            rest = self._at.to(part.rest).unsqueeze(1)
+            # A histogram of which nothing is left has no entropy, and no weight.
+            left.add_((rest == 0).to(left))
+            change = self._at.to(part.count).unsqueeze(1) * entropies[self._at.to(part.row)]
+            change -= rest * self._at.entropy(left)
+            omitted = self._at.bits(part.omissions, self._omissions)
+            weights = self._at.bits(part.sets, self._sets)[:, None] * omitted
+            self._removed += (weights.double().flatten(0, 1) @ change).view_as(self._removed)

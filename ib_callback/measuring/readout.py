@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from ib_callback.bound.curve import IBCurve
-from ib_callback.measuring.accumulate import Sums
-from ib_callback.measuring.jackknife_sums import JackknifeSums
+from ib_callback.measuring.accumulate import JackknifeSums, Sums
 from ib_callback.measuring.plan.null import SubsetCurve
 from ib_callback.measuring.plan.plan import NullPlan, Plan
 from ib_callback.results.measurement import Measurement

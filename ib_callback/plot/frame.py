@@ -23,7 +23,7 @@ def plane_sheet(orders: Sequence[str], theme: Theme) -> Sheet:
     """A sheet with a square panel for each order, named and labelled."""
     columns = len(orders) if len(orders) < 4 else 2 if len(orders) == 4 else 3
     side = 3.9 if columns == 1 else 2.9
-    sheet = Sheet.of(len(orders), columns, size=(side, side), theme=theme)
+    sheet = Sheet(len(orders), columns, size=(side, side), theme=theme)
     for index, (panel, order) in enumerate(zip(sheet.panels, orders, strict=True)):
         panel.set_title(order)
         panel.grid(color=theme.faint)

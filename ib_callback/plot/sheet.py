@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ib_callback.plot.theme import CHARACTER, DPI, FONT, INCH, SMALL, Theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _LINE = 1.35  # of the font size
 _LEGEND_FONT = FONT - 0.5
@@ -49,51 +48,40 @@ class Margins:
     down: float = 0.62
 
 
-@dataclass(kw_only=True)
+DEFAULT_MARGINS = Margins()
+
+
 class Sheet:
     """Panels in rows, with one legend and notes for all; `finish` gives everything its place.
+
+    Args:
+        count: number of panels.
+        columns: of panels.
+        size: width and height of a panel, in inches.
+        theme: its colours.
+        margins: around the panels.
 
     Attributes:
         figure: of its own, known to no pyplot.
         panels: by row.
-        columns: of panels.
-        size: width and height of a panel, in inches.
-        margins: around the panels.
-        theme: its colours.
-        bar: the axes of the colour bar, if there is to be one.
         handles: entries of the legend, by a name of their own.
         notes: what is to be said above the panels.
     """
 
-    figure: Figure
-    panels: list[Axes]
-    columns: int
-    size: tuple[float, float]
-    margins: Margins
-    theme: Theme
-    bar: Axes | None = None
-    handles: dict[str, Any] = field(default_factory=dict)
-    notes: list[Note] = field(default_factory=list)
-
-    @classmethod
-    def of(
-        cls,
-        count: int,
-        columns: int,
-        *,
-        size: tuple[float, float],
-        theme: Theme,
-        margins: Margins | None = None,
-    ) -> Sheet:
-        """A sheet with `count` panels, not yet laid out."""
+    def __init__(
+        self, count: int, columns: int, *, size: tuple[float, float], theme: Theme, margins: Margins = DEFAULT_MARGINS
+    ) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=size, dpi=DPI)
-        FigureCanvasAgg(figure)
+        self.columns, self.size, self.theme, self.margins = columns, size, theme, margins
+        self.figure = Figure(figsize=size, dpi=DPI)
+        FigureCanvasAgg(self.figure)
         # Each its own rectangle, for axes in one place are taken for the same ones; `finish` moves them.
-        panels = [figure.add_axes((0, index / count, 1, 1 / count)) for index in range(count)]
-        return cls(figure=figure, panels=panels, columns=columns, size=size, margins=margins or Margins(), theme=theme)
+        self.panels = [self.figure.add_axes((0, index / count, 1, 1 / count)) for index in range(count)]
+        self.bar: Axes | None = None
+        self.handles: dict[str, Any] = {}
+        self.notes: list[Note] = []
 
     def add_bar(self) -> Axes:
         """Room for a colour bar to the right of all panels."""

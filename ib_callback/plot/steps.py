@@ -59,7 +59,7 @@ def over_steps(
     shown = data.orders_of(points, [data.primary_of(points)] if orders is None else orders)
     look = theme_of(theme)
     with drawing(look, "Drawing the numbers over steps"):
-        sheet = Sheet.of(len(_SHOWN), 2, size=(3.5, 2.1), theme=look, margins=_MARGINS)
+        sheet = Sheet(len(_SHOWN), 2, size=(3.5, 2.1), theme=look, margins=_MARGINS)
         steps, name = data.numbered(points)
         if log is None:
             log = data.crowds_at_the_start(steps)

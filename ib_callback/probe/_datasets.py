@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -264,14 +263,10 @@ def _features(label_columns: Any) -> dict[str, str]:
 @contextmanager
 def _progress(shown: bool | None, total: int | None, what: str) -> Iterator[Callable[[int], object]]:
     """A bar of sequences, where `tqdm` is installed; None: on a terminal."""
-    if shown is None:
-        shown = sys.stderr.isatty()
     try:
         from tqdm import tqdm
     except ImportError:
-        shown = False
-    if not shown:
         yield lambda _: None
         return
-    with tqdm(total=total, desc=what, unit="seq") as bar:
+    with tqdm(total=total, desc=what, unit="seq", disable=None if shown is None else not shown) as bar:
         yield bar.update

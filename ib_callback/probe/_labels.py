@@ -18,6 +18,9 @@ from ib_callback.probe.content import NO_LABEL
 Labelling = int | np.ndarray
 
 
+_SPAN = ("start", "end", "label")
+
+
 class LabelReader:
     """Numbers the labels of one feature as documents go by, and their names in the end.
 
@@ -36,7 +39,7 @@ class LabelReader:
         self._what = f"labels[{name!r}]"
         self._class_names = None if class_names is None else tuple(class_names)
         self._codes: dict[str, int] = {}
-        self._integers = class_names is not None
+        self._kind = None if class_names is None else "integers"
 
     def read(self, value: Any, index: int, words: Sequence[str] | None = None) -> Labelling:
         """The label of the document with this index.
@@ -52,7 +55,7 @@ class LabelReader:
         if isinstance(value, np.ndarray):
             value = value.tolist()
         if isinstance(value, Mapping):  # a sequence of structs, as some versions of `datasets` give it
-            columns: list[Any] = [value.get(key) for key in ("start", "end", "label")]
+            columns: list[Any] = [value.get(key) for key in _SPAN]
             if not all(isinstance(column, (list, tuple)) and len(column) == len(columns[0]) for column in columns):
                 raise self._refusal(value, index)
             value = list(zip(*columns, strict=True))
@@ -64,9 +67,8 @@ class LabelReader:
                     f"{self._what}: expected {len(words)} labels, one for each word, got {len(value)} at index {index}."
                 )
             ends = np.cumsum([len(word) + 1 for word in words]) - 1
-            spans = zip(ends - [len(word) for word in words], ends, value, strict=True)
-            return self._spans(list(spans), index)
-        return self._spans([self._span(item, index) for item in value], index)
+            value = zip(ends - [len(word) for word in words], ends, value, strict=True)
+        return np.array([self._span(item, index) for item in value], np.int64).reshape(-1, 3)
 
     def finish(self, table: Tensor) -> tuple[Tensor, tuple[str, ...] | None]:
         """Final numbers for a table [N, S] of those that `read` gave, and their names; None where they have none."""
@@ -81,40 +83,30 @@ class LabelReader:
             final[self._codes[name]] = number
         return final[table], tuple(names)
 
-    def _span(self, item: Any, index: int) -> tuple[Any, Any, Any]:
-        if isinstance(item, Mapping) and {"start", "end", "label"} <= item.keys():
-            return item["start"], item["end"], item["label"]
-        if isinstance(item, (list, tuple)) and len(item) == 3:
-            return item[0], item[1], item[2]
-        raise ProbeError(
-            f"{self._what}: expected spans (start, end, label) in characters of the text, got {item!r} at index "
-            f"{index}. Labels of words need words: a text column that holds lists of them. "
-            "Labels of tokens go to Probe.from_tokens, with the ids."
-        )
-
-    def _spans(self, spans: list[tuple[Any, Any, Any]], index: int) -> np.ndarray:
-        rows = np.zeros((len(spans), 3), np.int64)
-        for row, (start, end, label) in zip(rows, spans, strict=True):
-            try:
-                row[:2] = operator.index(start), operator.index(end)
-            except TypeError:
-                raise self._refusal((start, end, label), index) from None
-            if not 0 <= row[0] <= row[1]:
-                raise ProbeError(
-                    f"{self._what}: expected spans with 0 <= start <= end, got {(start, end)} at index {index}."
-                )
-            row[2] = self._code(label, index)
-        return rows
+    def _span(self, item: Any, index: int) -> tuple[int, int, int]:
+        """First character, character after the last, label."""
+        span = [item.get(key) for key in _SPAN] if isinstance(item, Mapping) else item
+        if not isinstance(span, (list, tuple)) or len(span) != 3:
+            raise ProbeError(
+                f"{self._what}: expected spans (start, end, label) in characters of the text, got {item!r} at index "
+                f"{index}. Labels of words need words: a text column that holds lists of them. "
+                "Labels of tokens go to Probe.from_tokens, with the ids."
+            )
+        try:
+            start, end = operator.index(span[0]), operator.index(span[1])
+        except TypeError:
+            raise self._refusal(item, index) from None
+        if not 0 <= start <= end:
+            raise ProbeError(
+                f"{self._what}: expected spans with 0 <= start <= end, got {(start, end)} at index {index}."
+            )
+        return start, end, self._code(span[2], index)
 
     def _code(self, value: Any, index: int) -> int:
         if value is None:
             return NO_LABEL
         if isinstance(value, str):
-            if self._integers:
-                raise ProbeError(
-                    f"{self._what}: expected integers throughout, or strings throughout, got {value!r} at index "
-                    f"{index} after integers. Make them all of one kind."
-                )
+            self._check_kind("strings", value, index)
             return self._codes.setdefault(value, len(self._codes))
         if isinstance(value, (float, np.floating)):
             # Where pandas wrote the file, integers of which some are missing are floats, and NaN is a missing label.
@@ -132,13 +124,16 @@ class LabelReader:
             raise ProbeError(f"{self._what}: expected 0 or more, or None for no label, got {number} at index {index}.")
         if number == NO_LABEL:
             return number
-        if self._codes:
-            raise ProbeError(
-                f"{self._what}: expected integers throughout, or strings throughout, got {number} at index {index} "
-                "after strings. Make them all of one kind."
-            )
-        self._integers = True
+        self._check_kind("integers", value, index)
         return number
+
+    def _check_kind(self, kind: str, value: Any, index: int) -> None:
+        if self._kind not in (None, kind):
+            raise ProbeError(
+                f"{self._what}: expected integers throughout, or strings throughout, got {value!r} at index {index} "
+                f"after {self._kind}. Make them all of one kind."
+            )
+        self._kind = kind
 
     def _refusal(self, value: Any, index: int) -> ProbeError:
         return ProbeError(

@@ -111,7 +111,7 @@ def collect_pairs(
                 yield pair.chosen.text, pair
 
     stream = pairs()
-    while batch := take_batch(stream, None if number is None else (number - len(table)) // 2):
+    while batch := take_batch(stream, number and number // 2, len(table) // 2):
         before = len(table)
         # Those of a chat template together, for they get no special tokens.
         for templated, group in groupby((pair for _, pair in batch), lambda pair: pair.templated):

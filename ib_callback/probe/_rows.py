@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -18,9 +19,8 @@ C4 = "allenai/c4"
 TULU = "allenai/llama-3.1-tulu-3-8b-preference-mixture"
 # Of these datasets whole files are downloaded, in order and no more than needed: `huggingface_hub` takes up a download
 # where it broke off, and compares its size. What `datasets` streams has to be read again from the start.
-_SHARDS = {C4: "{config}/c4-{split}.*.json.gz", TULU: "data/{split}-*.parquet"}
-_HTTP = ("httpx", "httpx2", "httpcore", "httpcore2", "aiohttp")
-_NETWORK_ERRORS = ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "FSTimeoutError")
+# By dataset and configuration.
+_SHARDS = {(C4, "en"): "en/c4-{split}.*.json.gz", (TULU, None): "data/{split}-*.parquet"}
 # By the ending of a file, without .gz: the loader of `datasets` that reads it.
 _LOADERS = {
     ".json": "json",
@@ -133,13 +133,12 @@ def rows_of(
 
 def is_network_error(error: BaseException) -> bool:
     """Whether a server cannot be reached, or must not be (offline mode): that, or what caused it."""
-    name, module = type(error).__name__, type(error).__module__.split(".")[0]
-    if isinstance(error, (ConnectionError, TimeoutError)) or name in _NETWORK_ERRORS:
-        return True
-    if module in _HTTP and name != "HTTPStatusError":  # that is an answer
-        return True
     cause = error.__cause__ or error.__context__
-    return cause is not None and is_network_error(cause)
+    return (
+        isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
+        or type(error).__name__ == "RemoteProtocolError"
+        or (cause is not None and is_network_error(cause))
+    )
 
 
 def _hub(name: str, columns: Sequence[str], config: str | None, split: str | None, revision: str | None) -> Rows:
@@ -153,7 +152,7 @@ def _hub(name: str, columns: Sequence[str], config: str | None, split: str | Non
         # One commit for all files, so that a change on the hub in the meantime cannot mix two versions.
         info = huggingface_hub.HfApi().dataset_info(name, revision=revision)
         commit = rows.source["revision"] = info.sha or revision or "main"
-        pattern = _SHARDS.get(name, "").format(config=config, split=split)
+        pattern = _SHARDS.get((name, config), "").format(split=split)
         shards = sorted(file.rfilename for file in info.siblings or () if fnmatchcase(file.rfilename, pattern))
         if not shards:
             loaded = datasets.load_dataset(name, config, split=split, revision=commit, streaming=True)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError
@@ -133,7 +135,7 @@ def collect(
     table = Table(readers)
     longest = read = 0
     stream = iter(texts)
-    while batch := take_batch(stream, table.room(sizes)):
+    while batch := take_batch(stream, sizes.num_sequences, len(table)):
         labellings = [
             [reader.read(text.labels[reader.name], read + i, text.words) for reader in readers]
             for i, text in enumerate(batch)
@@ -165,7 +167,7 @@ def collect(
 
 
 class Table:
-    """Rows of ids and labels, four bytes a number, until they are padded to one tensor.
+    """Rows of ids and labels, until they are padded to one tensor.
 
     Args:
         readers: of the labels.
@@ -173,43 +175,32 @@ class Table:
 
     def __init__(self, readers: Sequence[LabelReader]) -> None:
         self._readers = readers
-        self._ids: list[np.ndarray] = []
-        self._labels: list[list[np.ndarray]] = [[] for _ in readers]
+        self._ids: list[Tensor] = []
+        self._labels: list[list[Tensor]] = [[] for _ in readers]
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def room(self, sizes: Sizes) -> int | None:
-        """How many more rows are asked for; None: as many as there are."""
-        return None if sizes.num_sequences is None else sizes.num_sequences - len(self)
-
     def add(self, ids: np.ndarray, labels: Sequence[Any]) -> None:
         """A row: ids [n], and for each reader one label or [n] of them."""
-        self._ids.append(ids)
+        self._ids.append(torch.from_numpy(ids))
         for column, label in zip(self._labels, labels, strict=True):
-            label = np.atleast_1d(label)
-            column.append(label.astype(np.int32 if np.abs(label).max(initial=0) < 2**31 else np.int64))
+            column.append(torch.as_tensor(label).expand(len(ids)))
 
     def content(self, name: str, source: Mapping[str, str], counts: Mapping[str, int], tokenizer: Any) -> Content:
         """Everything, padded on the right, with final numbers and names of labels."""
         lengths = torch.tensor([len(row) for row in self._ids])
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        # Row by row, for one statement over all of them would hold several copies at once.
-        ids = torch.zeros(mask.shape, dtype=torch.long)
-        for row, ids_of_row in zip(ids, self._ids, strict=True):
-            row[: len(ids_of_row)] = torch.from_numpy(ids_of_row)
+        ids = pad_sequence(self._ids, batch_first=True)
         self._ids.clear()
         labels, names = {}, {}
         for reader, column in zip(self._readers, self._labels, strict=True):
-            table = torch.full(mask.shape, NO_LABEL)
-            for row, length, label in zip(table, lengths.tolist(), column, strict=True):
-                row[:length] = torch.from_numpy(label)
+            table = pad_sequence(column, batch_first=True, padding_value=NO_LABEL)
             labels[reader.name], known = reader.finish(table)
             if known is not None:
                 names[reader.name] = known
         return Content(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=torch.arange(ids.shape[1]) < lengths[:, None],
             labels=labels,
             label_names=names,
             name=name,

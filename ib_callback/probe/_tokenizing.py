@@ -119,11 +119,11 @@ class Encoder:
         return [_encoded(e.ids, e.offsets, e.special_tokens_mask) for e in encodings]
 
 
-def take_batch(texts: Iterator[Any], most: int | None) -> list[Any]:
-    """The next (text, …) of a stream: a bounded number, of bounded length together, and no more than `most`."""
+def take_batch(texts: Iterator[Any], wanted: int | None, found: int) -> list[Any]:
+    """The next (text, …) of a stream: a bounded number, of bounded length together, and no more than are wanted."""
     batch: list[Any] = []
     characters = 0
-    for item in islice(texts, BATCH_TEXTS if most is None else min(BATCH_TEXTS, most)):
+    for item in islice(texts, BATCH_TEXTS if wanted is None else min(BATCH_TEXTS, wanted - found)):
         batch.append(item)
         characters += len(item[0])
         if characters >= BATCH_CHARACTERS:

@@ -127,7 +127,7 @@ class _Index:
 
     def _set_anchors(self) -> None:
         """Of each sequence the n-gram that any occurrence of the whole begins with, special tokens left aside."""
-        self.anchored: dict[int, list[int]] = {}
+        self.anchored: dict[int, set[int]] = {}
         self.cores: dict[int, Integers] = {}
         for sequence, (begin, end) in enumerate(self.bounds.tolist()):
             if end - begin < self.n:
@@ -135,7 +135,7 @@ class _Index:
             special = 1 if end - begin >= self.n + 2 else 0
             self.cores[sequence] = self.tokens[begin + special : end - special]
             kind = int(self.kind[self.first_place[sequence] + special])
-            self.anchored.setdefault(kind, []).append(sequence)
+            self.anchored.setdefault(kind, set()).add(sequence)
         self.is_anchor = np.zeros(len(self.hashes), bool)
         self.is_anchor[list(self.anchored)] = True
         self.longest = max(map(len, self.cores.values()), default=self.n)
@@ -176,18 +176,11 @@ class _Index:
         self.seen[kinds[equal]] = True
         anchors = equal & self.is_anchor[kinds]
         for place, kind, end in zip(candidates[anchors], kinds[anchors].tolist(), row_end[anchors], strict=True):
-            self._look_for_whole(tokens[place:end], kind)
-
-    def _look_for_whole(self, text: Integers, kind: int) -> None:
-        missing = []
-        for sequence in self.anchored[kind]:
-            core = self.cores[sequence]
-            if np.array_equal(text[: len(core)], core):
-                self.duplicates.add(sequence)
-            else:
-                missing.append(sequence)
-        self.anchored[kind] = missing
-        self.is_anchor[kind] = bool(missing)
+            text = tokens[place:end]
+            for sequence in self.anchored[kind] - self.duplicates:
+                core = self.cores[sequence]
+                if np.array_equal(text[: len(core)], core):
+                    self.duplicates.add(sequence)
 
     def result(self) -> Overlap:
         self._flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from ib_callback.results.metrics import (
     FEATURE_SCALARS,
     PLANE_ERRORS,
     PRIMARY_SCALARS,
+    TRAINING,
     WHOLE,
     plane_scalars,
 )
@@ -45,6 +46,7 @@ class Measurement:
         error: why the point is missing, else None.
         tokens_seen: training tokens so far, where the trainer knows it.
         overhead: share of the run's wall-clock time spent measuring so far, in [0, 1].
+        train_loss: of the training at this step, where it was told; nats a token, as a rule.
     """
 
     step: int | None
@@ -60,6 +62,7 @@ class Measurement:
     error: str | None = None
     tokens_seen: int | None = None
     overhead: float | None = None
+    train_loss: float | None = None
 
     def __post_init__(self) -> None:
         # Lists for tuples, so that settings equal what a file gives back.
@@ -159,7 +162,9 @@ class Measurement:
             named |= _numbers_of(point, f"{order}/", names, PLANE_ERRORS)
         for feature, value in self.features.items():
             named |= _numbers_of(value, f"{feature}/", FEATURE_SCALARS, FEATURE_ERRORS)
-        return named | {name: getattr(self, name) for name in BOOKKEEPING}
+        named |= {name: getattr(self, name) for name in BOOKKEEPING}
+        told = {quantity.name: getattr(self, quantity.name) for quantity in TRAINING}
+        return named | {name: value for name, value in told.items() if value is not None}
 
     def metrics(self, prefix: str = "ib/") -> dict[str, float]:
         """Scalars for a logger: finite floats by prefixed name; undefined ones are left out."""
@@ -172,6 +177,8 @@ class Measurement:
             ValueError: a number that is not finite.
         """
         rest = json_values(asdict(self), "a measurement")
+        if self.train_loss is None:
+            del rest["train_loss"]  # most runs do not have it
         first = {name: rest.pop(name) for name in ("step", "entropy")}
         return {**first, **{name: getattr(self, name) for name in PRIMARY_SCALARS}, **rest}
 
@@ -282,66 +289,52 @@ def _read(cls: type[_Point], data: Any, where: str) -> _Point:
             "it was not written by Measurement.to_dict() or is damaged"
         )
     path = "" if cls is Measurement else f"{where}."
-    known = {f.name: _READERS[str(f.type)](data[f.name], f"{path}{f.name}") for f in fields(cls) if f.name in data}
+    known = {f.name: _value(data[f.name], str(f.type), f"{path}{f.name}") for f in fields(cls) if f.name in data}
     try:
         return cls(**known)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _expected(
-    what: str, holds: Callable[[Any], bool], convert: Callable[[Any], Any] = lambda value: value
-) -> Callable[[Any, str], Any]:
-    def read(value: Any, name: str) -> Any:
-        if not holds(value):
-            raise ValueError(f"{name} must be {what}, got {value!r}")
-        return convert(value)
+# What a file may hold for a field, by its annotation.
+_EXPECTED = {
+    "float": "a finite number",
+    "int": "an integer >= 0",
+    "str": "a text",
+    "tuple[float, ...]": "a list of finite numbers",
+    "tuple[str, ...]": "a list of names",
+    "dict[str, Any]": "an object",
+    "dict[str, PlanePoint]": "an object with one entry per name",
+    "dict[str, FeaturePoint]": "an object with one entry per name",
+}
 
-    return read
 
-
-def _or_none(what: str, holds: Callable[[Any], bool], convert: Callable[[Any], Any]) -> Callable[[Any, str], Any]:
-    read = _expected(f"{what} or None", holds, convert)
-    return lambda value, name: None if value is None else read(value, name)
+def _value(value: Any, annotation: str, name: str) -> Any:
+    kind, _, none = annotation.partition(" | ")
+    if none and value is None:
+        return None
+    if kind == "float" and _is_number(value):
+        return float(value)
+    if kind == "int" and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if kind == "str" and isinstance(value, str) and value:
+        return value
+    if kind == "tuple[float, ...]" and isinstance(value, list) and all(map(_is_number, value)):
+        return tuple(map(float, value))
+    if kind == "tuple[str, ...]" and isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return tuple(value)
+    if kind == "dict[str, PlanePoint]" and isinstance(value, Mapping):
+        return {key: _read(PlanePoint, point, f"{name}.{key}") for key, point in value.items()}
+    if kind == "dict[str, FeaturePoint]" and isinstance(value, Mapping):
+        return {key: _read(FeaturePoint, point, f"{name}.{key}") for key, point in value.items()}
+    if kind == "dict[str, Any]" and isinstance(value, Mapping):
+        return value
+    raise ValueError(f"{name} must be {_EXPECTED[kind]}{' or None' if none else ''}, got {value!r}")
 
 
 def _is_number(value: Any) -> bool:
     # A comparison, for an integer may be too large for a float.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_list_of(value: Any, holds: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(map(holds, value))
-
-
-def _points(cls: type[_Point]) -> Callable[[Any, str], dict[str, _Point]]:
-    def read(value: Any, name: str) -> dict[str, _Point]:
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{name} must be an object with one entry per name, got {value!r}")
-        return {key: _read(cls, point, f"{name}.{key}") for key, point in value.items()}
-
-    return read
-
-
-_READERS: dict[str, Callable[[Any, str], Any]] = {
-    "float | None": _or_none("a finite number", _is_number, float),
-    "int | None": _or_none("an integer >= 0", _is_count, int),
-    "str | None": _or_none("a text", lambda value: isinstance(value, str) and value != "", str),
-    "int": _expected("an integer >= 0", _is_count),
-    "tuple[float, ...]": _expected(
-        "a list of finite numbers", lambda value: _is_list_of(value, _is_number), lambda value: tuple(map(float, value))
-    ),
-    "tuple[str, ...]": _expected(
-        "a list of names", lambda value: _is_list_of(value, lambda name: isinstance(name, str)), tuple
-    ),
-    "dict[str, Any]": _expected("an object", lambda value: isinstance(value, Mapping)),
-    "dict[str, PlanePoint]": _points(PlanePoint),
-    "dict[str, FeaturePoint]": _points(FeaturePoint),
-}
 
 
 ADVICE = (

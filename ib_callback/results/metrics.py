@@ -2,7 +2,7 @@
 
 Fields of the points, logged names, standard errors, forms above null, directions of rules, columns of tables and labels
 of pictures are read from here. Fields are written out in points.py too, and a test compares them. A derived quantity
-is an entry here, its fields there, an expected value in tests/results/test_metrics.py and a line in docs/quantities.md.
+is an entry here, its fields there, its naive formula in tests/support/quantities.py and a line in docs/quantities.md.
 
 All information quantities are efficiencies, i.e. fractions of log(num_bins). Complexity, expressivity, optimality and
 distance to the bound are those of Conklin et al., ICLR 2026, and Conklin 2025.
@@ -195,6 +195,13 @@ WHOLE = (
     Quantity("entropy", "H(Z), mean over layers, in [0, 1].", kind="layers"),
     Quantity("ceiling", "The most that any labelling could reach, mean over layers.", kind="measured"),
 )
+# Of the training, logged where it was told.
+TRAINING = (
+    Quantity(
+        "train_loss", "Loss of the training at this step; nats a token, as a rule.",
+        kind="measured", direction="min",
+    ),
+)
 # fmt: on
 # Logged as well, but of no use to a rule.
 BOOKKEEPING = ("seconds", "overhead", "tokens_seen")
@@ -208,7 +215,7 @@ FEATURE_SCALARS = tuple(quantity.name for quantity in FEATURE)
 PLANE_ERRORS, FEATURE_ERRORS = (
     tuple(f"{quantity.name}_se" for quantity in table if quantity.has_error) for table in (PLANE, FEATURE)
 )
-_DIRECTIONS = {quantity.name: quantity.direction for quantity in (*WHOLE, *FEATURE, *PLANE)}
+_DIRECTIONS = {quantity.name: quantity.direction for quantity in (*TRAINING, *WHOLE, *FEATURE, *PLANE)}
 
 
 def derived(table: Iterable[Quantity], measured: Mapping[str, float | None]) -> dict[str, Any]:

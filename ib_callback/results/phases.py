@@ -159,7 +159,6 @@ class PhaseTracker:
         self._steps: list[int | None] = []
         self._known: list[Phase] = []
         self._collapsed: list[bool] = []
-        self._expressivity_at: dict[int, float] = {}  # since the fit began, by number of the point
         self._begun = False  # whether a point with a step was seen
         self._fit: tuple[int, int] | None = None  # number of the first point, and of the one that showed it
         self._compression: tuple[int, int] | None = None
@@ -169,7 +168,7 @@ class PhaseTracker:
         self._collapse_seen = False
         self._exceeding: list[tuple[int, float, float]] = []  # latest points in succession above the start
         self._clear = 0  # how many of them, counted back from the last, are above it by `rise`
-        self._expressivities: list[float] = []  # since the fit began
+        self._expressivities: dict[int, float] = {}  # since the fit began, by number of the point
         self._highest_expressivity = -math.inf
         self._complexities: list[tuple[int, float]] = []  # since the fit began or a collapse ended
         self._highest_complexity = -math.inf
@@ -223,11 +222,11 @@ class PhaseTracker:
         )
 
     def _learned(self, index: int) -> float | None:
-        expressivity = self._expressivity_at.get(index)
-        if expressivity is None or not self._expressivities:
+        expressivity = self._expressivities.get(index)
+        if expressivity is None:
             return None
         # Until there are enough points for a median, the highest of them.
-        highest = max(self._highest_expressivity, 0.0) or max(self._expressivities)
+        highest = max(self._highest_expressivity, 0.0) or max(self._expressivities.values())
         return expressivity / highest if highest > 0 else None
 
     def _when(self, change: tuple[int, int] | None) -> tuple[int | None, int | None]:
@@ -282,9 +281,8 @@ class PhaseTracker:
     def _follow(self, index: int, complexity: float, expressivity: float) -> None:
         """Judge a point of the fitting or the compression phase."""
         rule = self.rule
-        self._expressivities.append(expressivity)
-        self._expressivity_at[index] = expressivity
-        recent = self._expressivities[-rule.smoothing :]
+        self._expressivities[index] = expressivity
+        recent = list(self._expressivities.values())[-rule.smoothing :]
         lately = statistics.median(recent)
         if len(recent) == rule.smoothing:
             self._highest_expressivity = max(self._highest_expressivity, lately)

@@ -31,11 +31,14 @@ class StopReason(Enum):
 
 @dataclass(frozen=True)
 class StopDecision:
-    """Whether to stop, and why, as a value and in words."""
+    """Whether to stop, and why, as a value and in words. True where `stop` is: `if run.step(model, step): break`."""
 
     stop: bool
     reason: StopReason
     message: str
+
+    def __bool__(self) -> bool:
+        return self.stop
 
 
 @dataclass(eq=False, repr=False)
@@ -74,6 +77,10 @@ class PlateauStopping:
         divergence: share of max(|best|, floor) by which values are worse than the best if they diverge.
         floor: in the unit of the metric; a distance may cross zero, where a share of the best value is nothing.
         phase_rule: when a phase is recognised.
+
+    Attributes:
+        best: the best value (smoothed) since the rule was armed; None before there is one.
+        best_step: the step at which it was measured.
 
     Raises:
         ValueError: a setting out of range.
@@ -119,19 +126,9 @@ class PlateauStopping:
         self._metric: str | None = metric
         self._phases = PhaseTracker(self.phase_rule)
         self._values: list[float] = []  # those of points that are not collapsed, the last few
-        self._best: float | None = None
-        self._best_step: int | None = None
+        self.best: float | None = None
+        self.best_step: int | None = None
         self._worse: list[float | None] = []  # since the best; None for collapsed points
-
-    @property
-    def best(self) -> float | None:
-        """The best value (smoothed) since the rule was armed."""
-        return self._best
-
-    @property
-    def best_step(self) -> int | None:
-        """The step at which it was measured."""
-        return self._best_step
 
     def check(self, available: Measurement | Iterable[str]) -> str:
         """The full name of the monitored metric, if it is among those measured; a warning if `mode` is the wrong way.
@@ -201,24 +198,22 @@ class PlateauStopping:
             if len(self._values) < self.smoothing:
                 return self._go_on(StopReason.WAITING, f"{len(self._values)} of {self.smoothing} points to smooth over")
             smooth = statistics.median(self._values)
-            if self._best is None or self._gain(smooth, self._best) > self._least_gain(self._best):
-                self._best, self._best_step = smooth, step
+            if self.best is None or self._gain(smooth, self.best) > self._least_gain(self.best):
+                self.best, self.best_step = smooth, step
                 self._worse.clear()
                 return self._go_on(StopReason.IMPROVING, f"{self._metric} is at its best, {smooth:.4g}")
         self._worse.append(smooth)
-        since = (
-            "no value yet" if self._best is None else f"no improvement on {self._best:.4g} at step {self._best_step}"
-        )
+        since = "no value yet" if self.best is None else f"no improvement on {self.best:.4g} at step {self.best_step}"
         count = len(self._worse)
         if count < self.patience:
             return self._go_on(StopReason.WAITING, f"{since} for {count} of {self.patience} measurements")
         reason, how = StopReason.PLATEAU, "a plateau"
         measured = [number for number in self._worse if number is not None]
-        if 2 * len(measured) < count or self._best is None:
+        if 2 * len(measured) < count or self.best is None:
             reason, how = StopReason.DIVERGING, "representations have collapsed"
         else:
-            loss = -self._gain(statistics.median(measured), self._best)
-            if loss > self.divergence * max(abs(self._best), self.floor):
+            loss = -self._gain(statistics.median(measured), self.best)
+            if loss > self.divergence * max(abs(self.best), self.floor):
                 reason, how = StopReason.DIVERGING, f"diverging, by {loss:.4g}"
         return StopDecision(True, reason, f"{self._metric}: {since} for {count} measurements: {how}")
 

@@ -127,8 +127,7 @@ class Trajectory(Sequence[Measurement]):
             if loss is not None:
                 row.append(cell(None if step is None else loss.get(step)))
             rows.append(row + [cell(getattr(point, name, None)) for name in names])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.rjust, row, widths)).rstrip() for row in rows]
+        lines = aligned(rows, [str.rjust] * len(heads))
         reasons = ["", "", *("  " + " ".join(m.error.split()) if m.error else "" for m in self._measurements)]
         return "\n".join(map(str.__add__, lines, reasons))
 
@@ -296,6 +295,14 @@ def parse_lines(data: bytes, path: Path, check: Callable[[Measurement], None]) -
             ) from error
         rows.append((line, measurement))
     return rows
+
+
+def aligned(rows: Sequence[Sequence[str]], align: Sequence[Callable[[str, int], str]]) -> list[str]:
+    """Lines of a table, its columns aligned by `str.rjust` or `str.ljust` each."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f(text, width) for f, text, width in zip(align, row, widths, strict=True)).rstrip() for row in rows
+    ]
 
 
 def cell(value: float | None) -> str:

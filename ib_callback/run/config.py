@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from ib_callback.common.checks import check_integer
 from ib_callback.measuring.meter import Meter
@@ -14,6 +14,8 @@ from ib_callback.results.phases import DEFAULT_RULE, PhaseRule
 from ib_callback.results.selection import SelectFrom, Selection
 from ib_callback.results.stopping import PlateauStopping
 from ib_callback.run.schedule import Schedule, as_schedule
+
+Init = TypeVar("Init", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,19 @@ class RunConfig:
                 "it once, as phase_rule="
             )
         return next((rule for rule in chosen.values() if rule is not None), DEFAULT_RULE)
+
+
+def takes_keywords_of(*owners: type) -> Callable[[Init], Init]:
+    """Give an `__init__` with `**keywords` the signature that it has in effect: for help(), editors, command lines."""
+
+    def with_signature(init: Init) -> Init:
+        own = [p for p in inspect.signature(init).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        taken = {name: p for owner in owners for name, p in inspect.signature(owner).parameters.items()}
+        keywords = [p for name, p in taken.items() if p.kind is p.KEYWORD_ONLY and name not in {p.name for p in own}]
+        init.__signature__ = inspect.Signature([*own, *keywords])  # type: ignore[attr-defined]
+        return init
+
+    return with_signature
 
 
 def split_keywords(owner: str, keywords: Mapping[str, Any]) -> tuple[RunConfig, dict[str, Any]]:

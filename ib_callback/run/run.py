@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
 import sys
 import time
@@ -27,7 +28,7 @@ from ib_callback.results.selection import Choice
 from ib_callback.results.stopping import StopDecision
 from ib_callback.results.trajectory import Trajectory, append_line, check_writable, write_run_file
 from ib_callback.run.checkpoints import CheckpointFile, is_complete
-from ib_callback.run.config import RunConfig
+from ib_callback.run.config import RunConfig, takes_keywords_of
 from ib_callback.run.lock import RunLock
 from ib_callback.run.ranks import first_different, first_failure, is_rank_zero, of_rank_zero
 from ib_callback.run.rules import LiveRules
@@ -74,8 +75,7 @@ class Run:
 
         with ib.Run(ib.Meter(probe), output_dir="out", select="optimality") as run:
             for step in range(first, last):
-                decision = run.step(model, step)
-                if decision is not None and decision.stop:
+                if run.step(model, step):
                     break
                 ...  # one step of the optimizer; now and then torch.save(…, path) and run.saved(step + 1, path)
 
@@ -107,6 +107,7 @@ class Run:
         ValueError: a metric that is not measured (the message lists those that are), or a setting out of range.
     """
 
+    @takes_keywords_of(RunConfig)
     def __init__(
         self,
         meter: Meter,
@@ -158,10 +159,10 @@ class Run:
             model: as it is after so many steps.
             step: of the optimizer, taken so far. Where this is not called at every one, a scheduled step that was
                 passed over counts at the next call.
-            loss: of the training, to be kept with the point.
+            loss: of the training, which is kept with the point as `train_loss`.
 
         Returns:
-            What `early_stopping` says by the last point; None without a rule.
+            What `early_stopping` says by the last point, which is true if the training should stop; None without one.
 
         Raises:
             RuntimeError: outside of the `with` block.
@@ -185,7 +186,7 @@ class Run:
             self.record(model, step, train_loss=loss)
         self._last = (model, step)
         decision = self.decision
-        if decision is not None and decision.stop and not self._state.told_to_stop:
+        if decision and not self._state.told_to_stop:
             self._state.told_to_stop = True
             self.announce(f"training should stop at step {step}: {decision.message}")
         return decision
@@ -458,8 +459,9 @@ class Run:
             point = Measurement.failed(step, reason, settings=self._state.settings, seconds=seconds)
         if tokens_seen is None and self.config.tokens_per_step is not None:
             tokens_seen = step * self.config.tokens_per_step
+        loss = None if train_loss is None or not math.isfinite(train_loss) else float(train_loss)
         # Every rank measures the same, unless one of them fails; and what follows from a point must be the same.
-        point = of_rank_zero(replace(point, tokens_seen=tokens_seen, overhead=self._share()))
+        point = of_rank_zero(replace(point, tokens_seen=tokens_seen, overhead=self._share(), train_loss=loss))
         if at_start:
             _raise_on_every_rank(failure)
         if point.error is not None:

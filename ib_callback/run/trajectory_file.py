@@ -1,21 +1,24 @@
-"""The trajectory file of one run on the disk: what a fresh and a resumed run do with an old one."""
+"""The trajectory file of a run: where it lies, and what a fresh and a resumed run do with an old one."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from ib_callback.common import json_lines
+from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import write_atomically
-from ib_callback.results.measurement import Measurement
-from ib_callback.results.trajectory import FILENAME, Trajectory, append_line, check_writable, parse_lines
+from ib_callback.results.trajectory import FILENAME, Trajectory, check_writable, parse_lines
+from ib_callback.run import checkpoints
 
 _log = logging.getLogger(__name__)
+_LEVELS = 4
 
 
 class TrajectoryFile:
-    """The trajectory file of one run: what was kept of an earlier part of the run, and every further point.
+    """The trajectory file of one run, and what was kept there of an earlier part of it.
 
     A fresh run moves an old file to `ib_trajectory.1.jsonl` (`.2`, …). A resumed run keeps the points up to
     its step; if there are later ones, the whole old file is first copied to such a name. One process only.
@@ -27,7 +30,7 @@ class TrajectoryFile:
 
     Attributes:
         path: the file.
-        trajectory: the points kept so far and those appended by `append`.
+        trajectory: the points kept.
         rotated: where an old file, or the abandoned end of one, went; None if there was none.
 
     Raises:
@@ -77,12 +80,39 @@ class TrajectoryFile:
             write_atomically(self.path, intact)
         self.trajectory = Trajectory(m for _, m in kept)
 
-    def append(self, measurement: Measurement) -> None:
-        """Add a point to the trajectory and to the file; on return it is on the disk.
 
-        Raises:
-            ValueError: its step does not come after the last one; nothing was written.
-            TrajectoryError: the file cannot be written; the point is in `trajectory` all the same.
-        """
-        self.trajectory.append(measurement)
-        append_line(self.path, measurement)
+def find_run(run_dir: Path) -> Path:
+    """The directory of the one trajectory in a directory, or up to four levels below it.
+
+    Raises:
+        TrajectoryError: there is none, or several.
+        OSError: a directory cannot be searched.
+    """
+    if run_dir.name == FILENAME and run_dir.is_file():
+        return run_dir.parent
+    if not run_dir.is_dir():
+        raise TrajectoryError(f"there is no directory {run_dir}. Give the output directory of a run, or one above it")
+    if (run_dir / FILENAME).is_file():
+        return run_dir
+    found = list(_search(run_dir, _LEVELS, {run_dir.resolve()}))
+    if len(found) > 1:
+        several = "".join(f"\n  {directory}" for directory in found)
+        raise TrajectoryError(f"{run_dir} has several runs; give the directory of one of them:{several}")
+    if not found:
+        raise TrajectoryError(
+            f"no {FILENAME} in {run_dir}, nor up to {_LEVELS} levels below it, checkpoints left aside. Give the output "
+            "directory of a run that IBCallback followed, or write one there with ib.Trajectory.save"
+        )
+    return found[0]
+
+
+def _search(directory: Path, levels: int, seen: set[Path]) -> Iterator[Path]:
+    """Directories below one that have a trajectory; each once, however many links lead there."""
+    for path in sorted(directory.iterdir()):
+        if not path.is_dir() or checkpoints.is_checkpoint_folder(path) or path.resolve() in seen:
+            continue
+        seen.add(path.resolve())
+        if (path / FILENAME).is_file():
+            yield path
+        if levels > 1 and os.access(path, os.R_OK | os.X_OK):
+            yield from _search(path, levels - 1, seen)

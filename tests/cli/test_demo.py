@@ -13,8 +13,7 @@ from tiny_hf import tiny_callback, tiny_trainer
 from wandb_offline import read_offline_runs
 
 from ib_callback import Measurement, PlanePoint, Trajectory
-from ib_callback.cli._demo_report import reading
-from ib_callback.cli.demo import _deadline
+from ib_callback.cli.demo import _deadline, reading
 from ib_callback.results.trajectory import FILENAME
 
 # --- a very short demonstration ---

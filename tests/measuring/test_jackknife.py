@@ -14,7 +14,7 @@ import torch
 from scipy.stats import t as student
 
 import ib_callback as ib
-from ib_callback.measuring import jackknife_sums
+from ib_callback.measuring import accumulate
 from ib_callback.measuring.accumulate import Accumulator, Sums
 from ib_callback.measuring.plan import batches
 from ib_callback.measuring.plan.jackknife import group_sequences
@@ -100,7 +100,7 @@ def error_by_hand(value, omitted):
 @pytest.mark.parametrize(("batch_size", "many", "rows"), [(1, 64, 1024), (3, 64, 7), (100, 64, 1024), (1, 2, 1024)])
 def test_replicates_are_the_numbers_without_each_group(monkeypatch, batch_size, many, rows):
     monkeypatch.setattr(batches, "MANY_BATCHES", many)  # 2: nearly every label is summed in kept histograms
-    monkeypatch.setattr(jackknife_sums, "ROWS", rows)
+    monkeypatch.setattr(accumulate, "ROWS", rows)
     probe = make_probe()
     table = table_of(probe)
     plan = make_plan(probe, ORDERS, (), batch_size=batch_size, null=False, seed=0, num_groups=GROUPS)

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,18 +146,27 @@ STEPS: dict[str, Any] = {
 }
 
 
-def run(steps: dict[str, Any], folder: Path, **environment: str) -> dict[str, Any]:
+def start(folder: Path, **environment: str) -> subprocess.Popen[str]:
     # tests/conftest.py turns the network off; what is tested here is the way there.
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    process = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(folder / "tokenizer.json")],
-        input=json.dumps(steps),
         env=inherited | {"XDG_CACHE_HOME": str(folder / "cache"), "HF_HUB_DISABLE_XET": "1"} | environment,
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout)
+
+
+def results_of(process: subprocess.Popen[str], steps: dict[str, Any]) -> dict[str, Any]:
+    printed, errors = process.communicate(json.dumps(steps))
+    assert process.returncode == 0, errors
+    return json.loads(printed)
+
+
+def run(steps: dict[str, Any], folder: Path, **environment: str) -> dict[str, Any]:
+    return results_of(start(folder, **environment), steps)
 
 
 @pytest.fixture(scope="module")
@@ -285,3 +295,26 @@ def test_a_hub_that_does_not_answer(online: dict[str, Any], folder: Path) -> Non
     assert results["c4"]["fingerprint"] == online["c4"]["fingerprint"]
     assert "allenai/c4: cannot be read, at the start (ConnectError" in results["more"]["error"]
     assert "Probe.builtin(" in results["more"]["error"]
+
+
+def test_builders_that_follow_one_that_was_killed_in_its_download(folder: Path, tmp_path: Path) -> None:
+    steps = {"c4": ("from_c4", [], {"num_sequences": 2})}
+    shard = "allenai/c4/en/c4-validation.00000-of-00004.json.gz"
+    with Hub(repositories()) as hub:
+        hub.stalls.add(shard)
+        environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+        with start(folder, **environment) as killed:
+            assert killed.stdin is not None
+            killed.stdin.write(json.dumps(steps))
+            killed.stdin.close()
+            assert hub.stalled.wait(60)
+            killed.kill()
+        hub.stalls.clear()
+        with ThreadPoolExecutor() as pool:
+            others = [start(folder, **environment) for _ in range(2)]
+            found = list(pool.map(lambda process: results_of(process, steps)["c4"], others))
+        # Once by the one that was killed, and by one of the others.
+        asked = [request for request in hub.requests if request.startswith("GET /datasets/allenai/c4/resolve")]
+        assert len([request for request in asked if request.endswith("00000-of-00004.json.gz")]) == 2
+    expected = Probe.from_texts([row["text"] for row in c4_rows()], word_tokenizer(), num_sequences=2)
+    assert [result["fingerprint"] for result in found] == [expected.fingerprint] * 2

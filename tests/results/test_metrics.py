@@ -17,6 +17,7 @@ from ib_callback.results.metrics import (
     FEATURE,
     PLANE,
     PRIMARY_SCALARS,
+    TRAINING,
     WHOLE,
     Quantity,
     better_direction,
@@ -87,7 +88,7 @@ def test_the_points_have_a_field_for_all_that_the_table_names_and_no_other():
     features = {f.name for f in dataclasses.fields(FeaturePoint)} - {"num_positions"}
     assert features == fields_of(FEATURE, replicates=False)
     whole = {f.name for f in dataclasses.fields(Measurement)}
-    assert {*fields_of(WHOLE, replicates=False), *BOOKKEEPING} <= whole
+    assert {*fields_of(WHOLE, replicates=False), *fields_of(TRAINING, replicates=False), *BOOKKEEPING} <= whole
     assert all(isinstance(getattr(Measurement, name), property) for name in PRIMARY_SCALARS)
 
 
@@ -111,7 +112,7 @@ def test_all_of_them_are_logged_and_known_before():
         assert list(plane_scalars(order, primary="token", bound=bound)) == expected
 
 
-@pytest.mark.parametrize("quantity", [*PLANE, *FEATURE, *WHOLE], ids=by_name)
+@pytest.mark.parametrize("quantity", [*PLANE, *FEATURE, *WHOLE, *TRAINING], ids=by_name)
 def test_each_is_defined_and_is_on_the_page(quantity):
     assert quantity.definition.endswith(".")
     assert (quantity.formula is None) == (quantity.kind != "derived")
@@ -121,6 +122,12 @@ def test_each_is_defined_and_is_on_the_page(quantity):
     error = "yes" if quantity.has_error else ""
     row = " ".join(f"| `{quantity.name}` | {quantity.definition} | {better} | {error} |".split())
     assert row in [" ".join(line.split()) for line in PAGE.read_text(encoding="utf-8").splitlines()]
+
+
+def test_what_the_training_told_is_logged_and_better_low():
+    known = dataclasses.replace(measurement(), train_loss=3.5)
+    assert {*known.scalars()} - {*measurement().scalars()} == {"train_loss"} == {x.name for x in TRAINING}
+    assert Measurement.from_dict(known.to_dict()).metrics()["ib/train_loss"] == 3.5
 
 
 def test_a_name_that_is_none_is_that_of_a_feature():

@@ -30,7 +30,7 @@ def first_stop(rule: PlateauStopping, trajectory: Trajectory) -> tuple[int | Non
         decision = rule.update(point)
         if decision.stop:
             return point.step, decision.reason
-    return None, decision and decision.reason
+    return None, None if decision is None else decision.reason
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if len(case.trajectory)], ids=str)

@@ -17,12 +17,16 @@ class Hub:
     """Serves `repositories`, {id: {path: content}}, all at one commit.
 
     drops: {"id/path" of a file: number of requests for its content that are cut off half-way}; counted down.
+    stalls: "id/path" of files whose content stops half-way, with the connection left open; `stalled` is set then.
     requests: "METHOD path" of all that was asked.
     """
 
     def __init__(self, repositories: dict[str, dict[str, bytes]]) -> None:
         self.repositories = repositories
         self.drops: Counter[str] = Counter()
+        self.stalls: set[str] = set()
+        self.stalled = threading.Event()
+        self._closing = threading.Event()
         self.requests: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -34,6 +38,7 @@ class Hub:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -127,6 +132,13 @@ class Hub:
                     hub.drops[f"{repository}/{path}"] -= 1
                     self.wfile.write(content[start : (start + end) // 2])
                     self.wfile.flush()
+                    self.close_connection = True
+                    return
+                if f"{repository}/{path}" in hub.stalls:
+                    self.wfile.write(content[start : (start + end) // 2])
+                    self.wfile.flush()
+                    hub.stalled.set()
+                    hub._closing.wait()
                     self.close_connection = True
                     return
                 self.wfile.write(content[start:end])

@@ -81,8 +81,8 @@ def disagree(name, fails_on, at=(), **keywords):
     selected = followed.selected
     ending = {
         "step": outcome.step,
-        "selected": selected and [selected.step, selected.value, str(selected.path)],
-        "decision": followed.decision and followed.decision.message,
+        "selected": None if selected is None else [selected.step, selected.value, str(selected.path)],
+        "decision": None if followed.decision is None else followed.decision.message,
         "weights": sum(p.double().sum().item() for p in outcome.weights.values()),
     }
     (directory / f"{name}_{rank}.json").write_text(json.dumps(ending))

@@ -105,16 +105,21 @@ def _distinct(layers: list[Layer]) -> list[Layer]:
 
 
 def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
-    """The trunk and its blocks."""
-    config = _text_config(model)
-    number = getattr(config, "num_hidden_layers", None)
+    """What makes the hidden states, which is the decoder, the base model or the model itself, and its blocks."""
     refuse_encoder_decoder(model)
+    get_base: Any = getattr(model, "get_base_model", None)  # PEFT
+    base: Any = get_base() if callable(get_base) else model
+    number = getattr(_text_config(model), "num_hidden_layers", None)
     names = {module: name for name, module in model.named_modules()}
-    trunk = find_trunk(model)
-    stack = None if trunk is None else _stack(trunk, number)
-    if trunk is not None and stack is not None:
-        name = names[stack]
-        return trunk, [Layer(f"{name}.{i}" if name else str(i), block) for i, block in enumerate(stack)]
+    decoder = getattr(base, "get_decoder", None)
+    inside = getattr(base, getattr(base, "base_model_prefix", ""), None)
+    # Some models call a part of their head "decoder"; what has the blocks is what is meant.
+    candidates: tuple[Any, ...] = (decoder() if callable(decoder) else None, inside, base)
+    for trunk in candidates:
+        stack = _stack(trunk, number)
+        if stack is not None:
+            name = names[stack]
+            return trunk, [Layer(f"{name}.{i}" if name else str(i), block) for i, block in enumerate(stack)]
     expected = f"a list of {number} blocks (config.num_hidden_layers)" if number else "config.num_hidden_layers"
     raise ModelError(
         f"layers: the blocks of {type(model).__name__} could not be found. Expected {expected}, got "
@@ -135,27 +140,9 @@ def refuse_encoder_decoder(model: nn.Module) -> None:
         )
 
 
-def find_trunk(model: nn.Module) -> nn.Module | None:
-    """The part of a transformers model that makes hidden states: the decoder, the base model, or the model itself."""
-    get_base: Any = getattr(model, "get_base_model", None)  # PEFT
-    base: Any = get_base() if callable(get_base) else model
-    number = getattr(_text_config(model), "num_hidden_layers", None)
-    decoder = getattr(base, "get_decoder", None)
-    # Some models call a part of their head "decoder"; what has the blocks is what is meant.
-    for trunk in (decoder() if callable(decoder) else None, _base_model(base), base):
-        if isinstance(trunk, nn.Module) and _stack(trunk, number) is not None:
-            return trunk
-    return None
-
-
-def _base_model(model: Any) -> Any:
-    prefix = getattr(model, "base_model_prefix", "")
-    return getattr(model, prefix, None) if prefix else None
-
-
-def _stack(trunk: nn.Module, number: Any) -> nn.ModuleList | None:
+def _stack(trunk: Any, number: Any) -> nn.ModuleList | None:
     """The list of `number` blocks; the shallowest one, for a block may itself hold a list of the same length."""
-    if not isinstance(number, int) or number < 1:
+    if not isinstance(trunk, nn.Module) or not isinstance(number, int) or number < 1:
         return None
     stacks = [(name.count("."), module) for name, module in trunk.named_modules() if isinstance(module, nn.ModuleList)]
     stacks = [(depth, stack) for depth, stack in stacks if len(stack) == number]

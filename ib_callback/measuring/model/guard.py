@@ -54,13 +54,10 @@ def preserved_rng(devices: set[torch.device] | None = None) -> Iterator[None]:
 
 @contextmanager
 def _preserved_state(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
-    names = {(module, name) for module, name, _, _ in buffers}
+    saved = []
+    for module in model.modules():
+        copies = [(buffer, buffer.clone()) for buffer in module._buffers.values() if buffer is not None]
+        saved.append((module, module.training, dict(module._buffers), copies))
     caches = [
         (module, name, value)
         for module in model.modules()
@@ -70,17 +67,15 @@ def _preserved_state(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, training in flags:
+        for module, training, buffers, copies in saved:
             module.training = training
-        with torch.no_grad():
-            for module, name, buffer, copy in buffers:
-                module._buffers[name] = buffer
+            module._buffers.clear()  # some may be new
+            module._buffers.update(buffers)
+            for buffer, copy in copies:
                 # Unchanged buffers are not written: their version counters may matter to autograd.
-                if buffer is not None and copy is not None and not _same(buffer, copy):
-                    buffer.copy_(copy)
-        for module in model.modules():
-            for name in [name for name in module._buffers if (module, name) not in names]:
-                del module._buffers[name]
+                if not _same(buffer, copy):
+                    with torch.no_grad():
+                        buffer.copy_(copy)
         for module, name, value in caches:
             setattr(module, name, value)
 

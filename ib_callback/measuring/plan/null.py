@@ -183,8 +183,6 @@ class SubsetCurve:
 
     def combined_error(self, a: LabelCounts, b: LabelCounts, weight_a: float, weight_b: float) -> float:
         """Standard error of `weight_a` times the null of `a` plus `weight_b` times that of `b`, of the same curve."""
-        if len(self.size) == 1:
-            return 0.0
         weights = weight_a * _weights_on(self.size, a) + weight_b * _weights_on(self.size, b)
         return math.sqrt(float(((weights * self.error) ** 2).sum()))
 

@@ -353,10 +353,10 @@ def test_global_settings_neither_change_nor_matter(picture, tmp_path):
 ALONE = """
 import sys
 sys.path[:0] = sys.argv[3:] + [sys.argv[1]]
-import test_plot
+import test_plane
 assert "matplotlib.pyplot" not in sys.modules, "imported by the test module"
-for picture in test_plot.EVERY_PICTURE.values():
-    test_plot.save(picture(), sys.argv[2])
+for picture in test_plane.EVERY_PICTURE.values():
+    test_plane.save(picture(), sys.argv[2])
 assert "matplotlib.pyplot" not in sys.modules, "pyplot was imported"
 import matplotlib
 assert not isinstance(dict.__getitem__(matplotlib.rcParams, "backend"), str), "a backend was chosen"

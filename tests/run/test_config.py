@@ -1,0 +1,52 @@
+"""The keywords that all trainers share: in every signature, and one rule of phases among them."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+
+import pytest
+
+import ib_callback as ib
+from ib_callback import hf, lightning
+from ib_callback.run.config import RunConfig, split_keywords
+
+OF_METER = [name for name, p in inspect.signature(ib.Meter).parameters.items() if p.kind is p.KEYWORD_ONLY]
+OF_RUN = [field.name for field in fields(RunConfig)]
+
+
+@pytest.mark.parametrize("callback", [hf.IBCallback, lightning.IBCallback], ids=["hf", "lightning"])
+def test_signatures_say_what_is_taken(callback: type) -> None:
+    assert list(inspect.signature(callback).parameters) == ["probe", *OF_RUN, *OF_METER]
+    assert inspect.signature(callback).parameters["every_n_steps"].default == 500
+    assert inspect.signature(callback).parameters["num_bins"].default == 100
+    assert {"output_dir", "wandb", "select"} < set(inspect.signature(ib.Run).parameters)
+
+
+def test_no_keyword_is_of_both() -> None:
+    assert not set(OF_RUN) & set(OF_METER)
+    config, of_meter = split_keywords("X", {"select": "optimality", "num_bins": 7})
+    assert config == RunConfig(select="optimality")
+    assert of_meter == {"num_bins": 7}
+
+
+FIRST, SECOND = ib.PhaseRule(drop=0.1), ib.PhaseRule(drop=0.2)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "rule"),
+    [
+        ({}, ib.PhaseRule()),
+        ({"phase_rule": FIRST}, FIRST),
+        ({"early_stopping": ib.PlateauStopping(phase_rule=FIRST), "select": "optimality"}, FIRST),
+        ({"early_stopping": ib.PlateauStopping(), "select": ib.Selection(phase_rule=FIRST)}, FIRST),
+        ({"phase_rule": FIRST, "early_stopping": ib.PlateauStopping(phase_rule=FIRST)}, FIRST),
+    ],
+)
+def test_the_rule_that_somebody_chose_is_that_of_the_run(keywords: dict[str, object], rule: ib.PhaseRule) -> None:
+    assert RunConfig(**keywords).rule_of_phases() == rule
+
+
+def test_two_rules_are_refused() -> None:
+    with pytest.raises(ValueError, match="different ones of early_stopping and select"):
+        RunConfig(early_stopping=ib.PlateauStopping(phase_rule=FIRST), select=ib.Selection(phase_rule=SECOND))
