@@ -142,6 +142,17 @@ def test_if_the_trainer_judges_by_another_metric_evaluations_have_the_last_numbe
     assert [m["eval_ib_optimality"] for _, m in evaluations.seen] == [COURSE[0].optimality, COURSE[6].optimality]
 
 
+def test_an_evaluation_that_is_judged_is_measured_whatever_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(monkeypatch)
+    judging = {"eval_strategy": "steps", "eval_steps": 4, "metric_for_best_model": "ib_optimality"}
+    callback = tiny_callback(every_n_steps=5, orders="token", overhead_budget=1e-9)
+    tiny_trainer(tmp_path, [callback], steps=12, **judging).train()
+    assert callback.trajectory.steps == [0, 4, 8, 12]
+    assert callback.cost.skipped == 2
+
+
 @pytest.mark.parametrize("prefix", ["eval", "train"])
 def test_a_second_evaluation_in_one_step(prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A callback that evaluates by itself, before the Trainer does, is a recipe that many use."""

@@ -4,7 +4,6 @@ import copy
 import pickle
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,14 +14,14 @@ import pytorch_lightning
 import torch
 from lightning.pytorch.callbacks import Callback, LambdaCallback
 from lightning.pytorch.loggers import CSVLogger
-from tiny_hf import VOCABULARY, random_states, same_weights, tiny_probe, weights
+from scripted import COURSE, follow
+from synthetic_runs import failed
+from tiny_hf import measured, numbers, random_states, same_weights, weights
 from tiny_lightning import (
     BATCH,
     ROWS,
     csv_rows,
     environment,
-    measured,
-    numbers,
     published,
     saving,
     tiny_callback,
@@ -31,8 +30,6 @@ from tiny_lightning import (
 )
 
 import ib_callback as ib
-from ib_callback.common.errors import ModelError, TrajectoryError
-from ib_callback.lightning import IBCallback
 
 # --- training is not disturbed ---
 
@@ -40,19 +37,17 @@ from ib_callback.lightning import IBCallback
 @pytest.mark.parametrize(
     "arguments",
     [
-        {},
         {"precision": "bf16-mixed"},
         {"precision": "bf16-true"},
         {"accumulate_grad_batches": 2, "limit_val_batches": 1, "val_check_interval": 4},
         {"compile": "whole", "accumulate_grad_batches": 2},
         {"compile": "inner", "precision": "bf16-mixed"},
-        {"stops and selects": True, "accumulate_grad_batches": 2},
     ],
-    ids=lambda arguments: ",".join(f"{name}={value}" for name, value in arguments.items()) or "float32",
+    ids=lambda arguments: ",".join(f"{name}={value}" for name, value in arguments.items()),
 )
 def test_training_is_bitwise_the_same_with_and_without(arguments: dict[str, Any], tmp_path: Path) -> None:
     arguments = dict(arguments)
-    compiled, everything = arguments.pop("compile", None), arguments.pop("stops and selects", False)
+    compiled = arguments.pop("compile", None)
     left: dict[str, Any] = {}
 
     def train(name: str, callbacks: list[Callback]) -> None:
@@ -63,19 +58,15 @@ def test_training_is_bitwise_the_same_with_and_without(arguments: dict[str, Any]
         module.net.transformer.h[0].eval()  # a user's choice, to be kept
         if compiled == "inner":
             module.net.compile(backend="eager")
-        saves = {"enable_checkpointing": True} if everything and callbacks else {}
-        trainer = tiny_trainer(tmp_path / name, callbacks, steps=30, **arguments, **saves)
+        trainer = tiny_trainer(tmp_path / name, callbacks, steps=30, **arguments)
         trainer.fit(torch.compile(module, backend="eager") if compiled == "whole" else module)
         flags = [part.training for part in module.modules()]
         left[name] = weights(module), trainer.optimizers[0].state_dict(), random_states(), module.losses, flags
 
-    rules = {"early_stopping": ib.PlateauStopping(), "select": "optimality", "select_from": 1} if everything else {}
-    callback = tiny_callback(every_n_steps=5, log_plane=not arguments and not compiled, **rules)
+    callback = tiny_callback(every_n_steps=5)
     train("without", [])
-    train("with", [callback, saving(tmp_path, 3)] if everything else [callback])
-    measured_at = {*range(0, 31, 5), *(range(3, 31, 3) if everything else ())}
-    assert callback.trajectory.steps == sorted(measured_at)
-    assert (callback.selected is not None) == (callback.decision is not None) == everything
+    train("with", [callback])
+    assert callback.trajectory.steps == list(range(0, 31, 5))
     assert all(point.error is None for point in callback.trajectory)
 
     (weights_a, optimizer_a, random_a, losses_a, flags_a), (weights_b, optimizer_b, random_b, losses_b, flags_b) = (
@@ -95,21 +86,14 @@ def test_training_is_bitwise_the_same_with_and_without(arguments: dict[str, Any]
 # --- when it measures ---
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_measures_at_the_start_by_schedule_and_at_the_end(accumulate: int, tmp_path: Path) -> None:
-    callback, module = tiny_callback(every_n_steps=5, log_plane=True), tiny_module()
-    untrained = weights(module.net)
-    trainer = tiny_trainer(tmp_path, [callback], steps=12, accumulate_grad_batches=accumulate)
+def test_steps_are_those_of_the_optimizer_and_points_are_published(tmp_path: Path) -> None:
+    callback, module = tiny_callback(every_n_steps=5), tiny_module()
+    trainer = tiny_trainer(tmp_path, [callback], steps=12, accumulate_grad_batches=2)
     trainer.fit(module)
-    assert len(module.losses) == 12 * accumulate
+    assert len(module.losses) == 24
     assert callback.trajectory.steps == [0, 5, 10, 12]
-    assert ib.Trajectory.load(tmp_path) == callback.trajectory
-    assert (tmp_path / "information_plane.png").read_bytes().startswith(b"\x89PNG")
     assert published(trainer) == callback.trajectory[-1].metrics()
-
     assert numbers(callback.trajectory[-1]) == measured(module.net, 12)
-    module.net.load_state_dict(untrained)
-    assert numbers(callback.trajectory[0]) == measured(module.net, 0)
 
 
 def test_a_point_is_that_of_its_step_and_not_of_a_later_micro_batch(tmp_path: Path) -> None:
@@ -126,33 +110,6 @@ def test_a_point_is_that_of_its_step_and_not_of_a_later_micro_batch(tmp_path: Pa
     assert asked[0] == (0, 0), "where a mistake in it would show"
     in_training = [(step, batches) for step, batches in asked if batches]
     assert in_training == [(1, 3), (2, 6), (3, 9)], "once for every step but the last, which is always measured"
-
-
-def test_a_schedule_that_never_fires_is_a_warning(tmp_path: Path) -> None:
-    callback = tiny_callback(every_n_steps=lambda step: step == 5)
-    with pytest.warns(
-        RuntimeWarning, match=r"The schedule .* never fires between step 0 and the last one, 4: only the"
-    ):
-        tiny_trainer(tmp_path, [callback], steps=4).fit(tiny_module())
-    assert callback.trajectory.steps == [0, 4]
-
-
-def test_an_overhead_budget_skips_points_but_neither_the_first_nor_the_last(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    callback = tiny_callback(every_n_steps=4, overhead_budget=1e-9)
-    tiny_trainer(tmp_path, [callback], steps=12).fit(tiny_module())
-    assert callback.trajectory.steps == [0, 12]
-    assert (callback.cost.points, callback.cost.skipped) == (2, 2), "at the steps 4 and 8"
-    assert "2 measurements took" in (said := capsys.readouterr().err)
-    assert "2 more were skipped to save time" in said
-
-    callback = tiny_callback(every_n_steps=4, overhead_budget=1 - 1e-9)
-    tiny_trainer(tmp_path, [callback], steps=12).fit(tiny_module())
-    assert callback.trajectory.steps == [0, 4, 8, 12]
-    assert callback.cost.skipped == 0
-    with pytest.raises(ValueError, match=r"overhead_budget is a share .*between 0 and 1, such as 0\.01.*got 1\.0"):
-        tiny_callback(overhead_budget=1.0)
 
 
 def test_a_trial_run_writes_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
@@ -219,56 +176,21 @@ def test_the_last_step_of_a_run_that_is_given_in_epochs(arguments: dict[str, Any
     assert at_batch_end[-2:] == [[0], [0, last]]
 
 
-# --- mistakes, before training time is spent ---
-
-
-def test_an_unknown_keyword() -> None:
-    with pytest.raises(TypeError, match=r"IBCallback got the unknown keyword num_bin; it takes every_n_steps, "):
-        IBCallback(tiny_probe(), num_bin=12)
-
-
-def test_mistakes_are_raised_before_the_first_step(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    cases = [
-        (IBCallback(tiny_probe(vocabulary=4 * VOCABULARY)), ModelError, f"the model's vocabulary of {VOCABULARY}"),
-        (tiny_callback(output_dir=tmp_path / "file" / "x"), TrajectoryError, "cannot write to the output directory"),
-        (tiny_callback(layers=["net.transformer.block.0"]), ModelError, "no module of TinyModule is called 'net.trans"),
-    ]
-    for callback, error, message in cases:
-        module = tiny_module()
-        with pytest.raises(error, match=message):
-            tiny_trainer(tmp_path / "run", [callback]).fit(module)
-        assert module.losses == []
-
-
 # --- failures while training runs ---
 
 
-def test_a_model_that_goes_bad_costs_one_point(tmp_path: Path) -> None:
-    kept: dict[str, torch.Tensor] = {}
-
-    def poison(trainer: Any, module: Any, *args: Any) -> None:
-        if trainer.global_step == 5:
-            kept.update(weights(module))
-            with torch.no_grad():
-                module.net.transformer.wte.weight.fill_(torch.nan)
-
+def test_where_nothing_could_be_measured_the_last_point_stays_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(monkeypatch, ib.Trajectory(failed(5) if point.step == 5 else point for point in COURSE))
     seen: list[dict[str, float]] = []
-
-    def heal(trainer: Any, module: Any, *args: Any) -> None:
-        if trainer.global_step == 5:
-            seen.append(published(trainer))
-            module.load_state_dict(kept)
-
-    callback, logger = tiny_callback(), CSVLogger(tmp_path)
-    callbacks = [LambdaCallback(on_train_batch_end=poison), callback, LambdaCallback(on_train_batch_end=heal)]
-    trainer = tiny_trainer(tmp_path, callbacks, steps=15, logger=logger)
-    with pytest.warns(RuntimeWarning, match="Nothing could be measured at step 5.*RepresentationError"):
-        trainer.fit(tiny_module())
-    assert trainer.global_step == 15
-    assert [point.error is None for point in callback.trajectory] == [True, False, True, True]
-    assert seen == [callback.trajectory[0].metrics()], "those of the last point"
-    assert published(trainer) == callback.trajectory[-1].metrics()
+    spy = LambdaCallback(on_train_batch_end=lambda trainer, *args: seen.append(published(trainer)))
+    callback, logger = tiny_callback(orders="token"), CSVLogger(tmp_path)
+    with pytest.warns(RuntimeWarning, match="Nothing could be measured at step 5"):
+        tiny_trainer(tmp_path, [callback, spy], steps=15, logger=logger).fit(tiny_module())
+    points = callback.trajectory
+    assert [point.error is None for point in points] == [True, False, True, True]
+    assert [seen[step - 1] for step in (5, 10, 15)] == [points[index].metrics() for index in (0, 2, 3)]
     assert [int(row["step"]) for row in csv_rows(Path(logger.log_dir)) if row["ib/complexity"]] == [0, 10, 15]
 
 
@@ -290,22 +212,6 @@ def test_an_interrupted_run_has_its_last_picture(tmp_path: Path, monkeypatch: py
         tiny_trainer(tmp_path, callbacks, steps=9).fit(tiny_module())
     assert drawn == [[0], [0, 2, 4]]
     assert ib.Trajectory.load(tmp_path).steps == [0, 2, 4]
-
-
-def test_no_warnings_of_our_own_in_a_good_run(tmp_path: Path) -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        callback = tiny_callback(every_n_steps=2, log_plane=True)
-        tiny_trainer(tmp_path, [callback], steps=4, logger=CSVLogger(tmp_path)).fit(tiny_module())
-    assert [str(w.message) for w in caught if "ib_callback" in w.filename] == []
-
-
-def test_nothing_is_left_on_the_model(tmp_path: Path) -> None:
-    module, callback = tiny_module(), tiny_callback()
-    before = set(vars(module))
-    tiny_trainer(tmp_path, [callback], steps=6).fit(module)
-    assert "forward" not in set(vars(module)) - before
-    assert not any(len(part._forward_hooks) for part in module.modules())
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ from ib_callback.results.trajectory import FILENAME
 
 def test_every_logger_gets_every_point_once_and_at_its_step(tmp_path: Path) -> None:
     loggers = [CSVLogger(tmp_path, name="a"), CSVLogger(tmp_path, name="b")]
-    callback = tiny_callback(every_n_steps=5)
-    tiny_trainer(tmp_path, [callback], steps=12, logger=loggers, log_every_n_steps=3).fit(tiny_module())
+    callback = tiny_callback(every_n_steps=5, tokens_per_step=64)
+    trainer = tiny_trainer(tmp_path, [callback], steps=12, logger=loggers, log_every_n_steps=3)
+    trainer.fit(tiny_module())
+    assert "ib/tokens_seen" not in trainer.callback_metrics, "nothing to monitor"
     for logger in loggers:
         rows = csv_rows(Path(logger.log_dir))
         logged = {int(row["step"]): row for row in rows if row["ib/complexity"]}
@@ -28,6 +30,7 @@ def test_every_logger_gets_every_point_once_and_at_its_step(tmp_path: Path) -> N
         for point in callback.trajectory:
             for name, value in point.metrics().items():
                 assert float(logged[point.step][name]) == value
+            assert float(logged[point.step]["ib/tokens_seen"]) == 64 * point.step
             shown = {name.removeprefix("ib/selectable/") for name in logged[point.step] if "/selectable/" in name}
             assert shown == {"complexity", "expressivity", "optimality", "distance_to_bound"}
             assert all(math.isnan(float(logged[point.step][f"ib/selectable/{name}"])) for name in shown)
@@ -136,15 +139,3 @@ def test_a_logger_that_fails_is_a_warning(tmp_path: Path) -> None:
         trainer.fit(tiny_module())
     assert callback.trajectory.steps == [0, 5, 10, 12]
     assert [int(row["step"]) for row in csv_rows(Path(logger.log_dir)) if row["ib/complexity"]] == [0, 10, 12]
-
-
-def test_tokens_seen_are_those_of_the_step(tmp_path: Path) -> None:
-    callback, logger = tiny_callback(every_n_steps=5, tokens_per_step=64), CSVLogger(tmp_path)
-    trainer = tiny_trainer(tmp_path, [callback], steps=7, logger=logger)
-    trainer.fit(tiny_module())
-    assert [point.tokens_seen for point in callback.trajectory] == [0, 320, 448]
-    rows = [row for row in csv_rows(Path(logger.log_dir)) if row["ib/complexity"]]
-    assert [float(row["ib/tokens_seen"]) for row in rows] == [0, 320, 448]
-    assert "ib/tokens_seen" not in trainer.callback_metrics, "nothing to monitor"
-    with pytest.raises(ValueError, match=r"tokens_per_step: expected an integer of at least 1, got 0; all devices"):
-        tiny_callback(tokens_per_step=0)

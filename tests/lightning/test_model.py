@@ -6,8 +6,8 @@ from typing import Any
 import lightning.pytorch
 import pytest
 import torch
-from tiny_hf import LENGTH, VOCABULARY, random_ids, tiny_model, tiny_probe
-from tiny_lightning import measured, numbers, tiny_callback, tiny_module, tiny_trainer
+from tiny_hf import LENGTH, VOCABULARY, measured, numbers, random_ids, tiny_model, tiny_probe
+from tiny_lightning import tiny_callback, tiny_module, tiny_trainer
 
 import ib_callback as ib
 from ib_callback.common.errors import ModelError

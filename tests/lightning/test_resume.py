@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,8 @@ from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoin
 from lightning.pytorch.loggers import CSVLogger
 from scripted import COURSE, follow
 from synthetic_runs import STOPPING, measured
-from tiny_hf import random_ids
-from tiny_lightning import numbers, published, saving, tiny_callback, tiny_module, tiny_trainer
+from tiny_hf import numbers, random_ids
+from tiny_lightning import published, saving, tiny_callback, tiny_module, tiny_trainer
 
 import ib_callback as ib
 from ib_callback.results.trajectory import FILENAME
@@ -22,11 +21,9 @@ from ib_callback.run.checkpoints import FILENAME as CHECKPOINTS
 from ib_callback.run.checkpoints import CheckpointFile
 
 
-@pytest.mark.parametrize("logs", [False, True], ids=["one directory", "a directory for each logger version"])
-def test_a_resumed_run_continues_the_trajectory(logs: bool, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_the_trajectory_in_the_directory_of_a_new_version(tmp_path: Path) -> None:
     def train(callbacks: list[Callback], ckpt_path: Path | None = None) -> Any:
-        logger = CSVLogger(tmp_path) if logs else False
-        trainer = tiny_trainer(tmp_path, callbacks, steps=12, logger=logger, enable_checkpointing=True)
+        trainer = tiny_trainer(tmp_path, callbacks, steps=12, logger=CSVLogger(tmp_path), enable_checkpointing=True)
         trainer.fit(tiny_module(), ckpt_path=ckpt_path)
         return trainer
 
@@ -39,11 +36,8 @@ def test_a_resumed_run_continues_the_trajectory(logs: bool, tmp_path: Path) -> N
     assert at_start == whole.trajectory[2].metrics(), "the last values before the checkpoint"
     assert resumed.trajectory.steps == whole.trajectory.steps == [0, 2, 4, 6, 8, 10, 12]
     assert resumed.trajectory[:3] == whole.trajectory[:3]
-    assert len(resumed.trajectory.values("complexity")) == 7
-    directory = Path(trainer.logger.log_dir) if logs else tmp_path
-    assert ib.Trajectory.load(directory) == resumed.trajectory
-    if logs:
-        assert ib.Trajectory.load(tmp_path / "lightning_logs" / "version_0") == whole.trajectory
+    assert ib.Trajectory.load(Path(trainer.logger.log_dir)) == resumed.trajectory
+    assert ib.Trajectory.load(tmp_path / "lightning_logs" / "version_0") == whole.trajectory
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
@@ -107,18 +101,6 @@ def test_state_is_progress_in_plain_python_under_a_key_of_its_own(tmp_path: Path
     assert states[callbacks[1].state_key]["directory"] == str(tmp_path / "other")
 
 
-def test_with_and_without_the_callback_at_either_end(tmp_path: Path) -> None:
-    """What has no earlier part is measured where it resumes."""
-    tiny_trainer(tmp_path, [saving(tmp_path, 3)], steps=3, enable_checkpointing=True).fit(tiny_module())
-    callback = tiny_callback(every_n_steps=2)
-    trainer = tiny_trainer(tmp_path, [callback, saving(tmp_path, 6)], steps=6, enable_checkpointing=True)
-    trainer.fit(tiny_module(), ckpt_path=tmp_path / "saved" / "step=3.ckpt")
-    assert callback.trajectory.steps == [3, 4, 6]
-    trainer = tiny_trainer(tmp_path, [], steps=8)
-    trainer.fit(tiny_module(), ckpt_path=tmp_path / "saved" / "step=6.ckpt")
-    assert trainer.global_step == 8
-
-
 def test_with_then_without_and_then_with_it_again(tmp_path: Path) -> None:
     """Nothing tells these points from another run's: they are kept, and it is said."""
     taken = pytest.warns(RuntimeWarning, match=r"knows nothing of this callback\. The points up to step 4 in ")
@@ -133,15 +115,6 @@ def test_with_then_without_and_then_with_it_again(tmp_path: Path) -> None:
     assert sorted(existing) == [4, 8, 12], "the one that it was resumed from is known"
 
 
-def test_a_callback_that_followed_another_training_forgets_it(tmp_path: Path) -> None:
-    tiny_trainer(tmp_path / "a", [saving(tmp_path / "a", 4)], steps=4, enable_checkpointing=True).fit(tiny_module())
-    callback = tiny_callback()
-    tiny_trainer(tmp_path / "b", [callback], steps=4).fit(tiny_module())
-    trainer = tiny_trainer(tmp_path / "c", [callback], steps=6)
-    trainer.fit(tiny_module(), ckpt_path=tmp_path / "a" / "saved" / "step=4.ckpt")
-    assert callback.trajectory.steps == [4, 5, 6]
-
-
 def test_a_test_of_a_checkpoint_in_between_changes_nothing(tmp_path: Path) -> None:
     module, callback = tiny_module(), tiny_callback(every_n_steps=2)
     module.test_step = module.validation_step
@@ -153,16 +126,6 @@ def test_a_test_of_a_checkpoint_in_between_changes_nothing(tmp_path: Path) -> No
     assert callback.trajectory.steps == [0, 2, 4, 6, 8]
 
 
-def test_a_second_training_begins_anew_and_keeps_the_old_file(tmp_path: Path) -> None:
-    callback = tiny_callback(every_n_steps=2)
-    tiny_trainer(tmp_path, [callback], steps=4).fit(tiny_module())
-    first = callback.trajectory
-    tiny_trainer(tmp_path, [callback], steps=4).fit(tiny_module())
-    assert callback.trajectory.steps == first.steps == [0, 2, 4]
-    assert list(map(numbers, callback.trajectory)) == list(map(numbers, first))
-    assert ib.Trajectory.load(tmp_path / "ib_trajectory.1.jsonl") == first
-
-
 def test_training_on_with_the_same_trainer_continues(tmp_path: Path) -> None:
     callback, module = tiny_callback(every_n_steps=2), tiny_module()
     trainer = tiny_trainer(tmp_path, [callback], steps=3)
@@ -171,22 +134,6 @@ def test_training_on_with_the_same_trainer_continues(tmp_path: Path) -> None:
     trainer.fit(module)
     assert callback.trajectory.steps == [0, 2, 3, 4, 6]
     assert ib.Trajectory.load(tmp_path) == callback.trajectory
-
-
-@pytest.mark.parametrize("mixes", [False, True])
-def test_a_resumed_run_with_other_settings(mixes: bool, tmp_path: Path) -> None:
-    first, resumed = tiny_callback(every_n_steps=2), tiny_callback(every_n_steps=2, num_bins=10, mix_settings=mixes)
-    tiny_trainer(tmp_path, [first, saving(tmp_path, 4)], steps=4, enable_checkpointing=True).fit(tiny_module())
-    said = "and mix_settings=True mixes them" if mixes else "a new trajectory begins here, and the old one is in"
-    with pytest.warns(
-        RuntimeWarning, match=rf"\(step 4\) was measured with other settings: num_bins: 12 vs 10.*{said}"
-    ):
-        tiny_trainer(tmp_path, [resumed], steps=8).fit(tiny_module(), ckpt_path=tmp_path / "saved" / "step=4.ckpt")
-    assert resumed.trajectory.steps == ([0, 2, 4, 6, 8] if mixes else [4, 6, 8])
-    assert ib.Trajectory.load(tmp_path) == resumed.trajectory
-    old = tmp_path / "ib_trajectory.1.jsonl"
-    assert old.exists() != mixes
-    assert mixes or ib.Trajectory.load(old) == first.trajectory
 
 
 # --- stopping and selection ---
@@ -247,21 +194,20 @@ class Part:
         return points, self.callback.decision, selected.step, selected.value, selected.path.name
 
 
-@pytest.mark.parametrize("logs", [False, True], ids=["one directory", "a directory for each logger version"])
-@pytest.mark.parametrize("until", [(3,), (13,), (17, 19), (22,), (5, 9, 11, 21)], ids=str)
-def test_a_resumed_run_stops_and_selects_as_an_uninterrupted_one(
-    until: tuple[int, ...], logs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_resumed_in_directories_of_new_versions_stops_and_selects_as_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     follow(monkeypatch)
-    whole = Part(tmp_path / "whole", logs=logs)
+    whole = Part(tmp_path / "whole", logs=True)
     assert (whole.trainer.global_step, whole.callback.selected.step) == (23, 20)
-    directory, resumed_from = tmp_path / "interrupted", None
-    for step in until:
-        part = Part(directory, until=step, resumed_from=resumed_from, logs=logs)
-        resumed_from = part.last_checkpoint
-    last = Part(directory, resumed_from=resumed_from, logs=logs)
-    assert last.ending() == whole.ending()
-    assert last.callback.selected.path.is_file()
+    for until in ((3,), (13,), (17, 19), (22,), (5, 9, 11, 21)):
+        directory, resumed_from = tmp_path / str(until), None
+        for step in until:
+            part = Part(directory, until=step, resumed_from=resumed_from, logs=True)
+            resumed_from = part.last_checkpoint
+        last = Part(directory, resumed_from=resumed_from, logs=True)
+        assert last.ending() == whole.ending(), until
+        assert last.callback.selected.path.is_file()
 
 
 @pytest.mark.parametrize("until", [23, 25])
@@ -277,31 +223,15 @@ def test_what_was_withheld_by_an_interrupted_run_is_removed_by_the_resumed_one(
     assert resumed.checkpoints() == names[1:], "Lightning removes none that it has resumed from"
 
 
-def test_a_run_that_had_stopped_makes_no_further_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    made = follow(monkeypatch)
-    whole = Part(tmp_path, saves={"every_n_train_steps": 1})
-    assert whole.last_checkpoint.stem == "step=23"
-    made.clear()
-    capsys.readouterr()
-    resumed = Part(tmp_path, resumed_from=whole.last_checkpoint, saves={"every_n_train_steps": 1})
-    assert resumed.module.losses == []
-    assert made == []
-    assert resumed.ending() == whole.ending()
-    assert "training stops at step 23: distance_to_bound: no improvement on 0.06" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("logs", [False, True], ids=["one directory", "a directory for each logger version"])
-def test_a_run_that_is_resumed_where_it_ends_has_its_trajectory_and_selection(
-    logs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_is_resumed_where_it_ends_takes_its_trajectory_to_the_directory_of_a_new_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lightning then does not even call `on_train_start`."""
     made = follow(monkeypatch)
-    whole = Part(tmp_path, stops=False, logs=logs)
+    whole = Part(tmp_path, stops=False, logs=True)
     assert whole.last_checkpoint.stem == "step=30"
     made.clear()
-    resumed = Part(tmp_path, resumed_from=whole.last_checkpoint, stops=False, logs=logs)
+    resumed = Part(tmp_path, resumed_from=whole.last_checkpoint, stops=False, logs=True)
     assert resumed.module.losses == []
     assert made == []
     assert resumed.ending() == whole.ending()
@@ -319,30 +249,6 @@ def test_a_run_that_is_resumed_where_it_ends_and_cannot_be_measured_ends_all_the
     assert resumed.trainer.global_step == 30
 
 
-def test_a_point_that_was_measured_for_a_checkpoint_is_not_measured_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = follow(monkeypatch)
-    first = Part(tmp_path, until=14, every=5)
-    assert made == [0, 2, 4, 5, 6, 8, 10, 12, 14]
-    made.clear()
-    resumed = Part(tmp_path, until=19, resumed_from=first.last_checkpoint, every=5)
-    assert made == [15, 16, 18]
-    assert resumed.callback.trajectory.steps == [0, 2, 4, 5, 6, 8, 10, 12, 14, 15, 16, 18]
-    assert not (tmp_path / "ib_trajectory.1.jsonl").exists(), "no point had to be dropped"
-
-
-def test_a_checkpoint_whose_measurement_failed_can_be_resumed_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failed = ib.Measurement.failed(14, "NaN in h.0", settings={})
-    follow(monkeypatch, ib.Trajectory(failed if point.step == 14 else point for point in COURSE))
-    with pytest.warns(RuntimeWarning, match="Nothing could be measured at step 14"):
-        first = Part(tmp_path, until=15, every=5)
-    resumed = Part(tmp_path, until=19, resumed_from=first.last_checkpoint, every=5)
-    assert [point.step for point in resumed.callback.trajectory if point.error] == [14]
-
-
 def test_a_new_logger_version_takes_over_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch)
     first = Part(tmp_path, until=22, logs=True, stops=False)
@@ -353,15 +259,6 @@ def test_a_new_logger_version_takes_over_the_checkpoints(tmp_path: Path, monkeyp
     entries = [json.loads(line)["path"] for line in (versions[1] / CHECKPOINTS).read_text().splitlines()]
     assert str(versions[0] / "checkpoints" / "step=20.ckpt") in entries
     assert entries[-1] == "checkpoints/step=30.ckpt"
-
-
-def test_a_run_that_was_moved_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    follow(monkeypatch)
-    whole, first = Part(tmp_path / "whole"), Part(tmp_path / "here", until=22)
-    shutil.move(first.directory, tmp_path / "there")
-    resumed = Part(tmp_path / "there", resumed_from=tmp_path / "there" / "checkpoints" / "step=22.ckpt")
-    assert resumed.ending() == whole.ending()
-    assert resumed.callback.selected.path == tmp_path / "there" / "checkpoints" / "step=20.ckpt"
 
 
 def test_a_checkpoint_that_is_saved_on_an_exception_is_known_and_can_be_resumed_from(

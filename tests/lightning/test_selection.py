@@ -13,10 +13,10 @@ import pytorch_lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint
-from scripted import BEST, COURSE, follow
+from scripted import COURSE, follow
 from synthetic_runs import FIT_ONLY_C, STOPPING, E, measured, run
-from tiny_hf import random_ids, tiny_probe
-from tiny_lightning import numbers, saved_steps, saving, tiny_callback, tiny_module, tiny_trainer
+from tiny_hf import numbers, tiny_probe
+from tiny_lightning import saved_steps, saving, tiny_callback, tiny_module, tiny_trainer
 
 import ib_callback as ib
 from ib_callback.lightning import IBCallback
@@ -41,7 +41,6 @@ def train(directory: Path, callbacks: list[Callback], *, steps: int = 30, **argu
 @pytest.mark.parametrize(
     "arguments",
     [
-        {},
         {"save_top_k": 2, "monitor": "loss"},
         {"save_last": True},
         {"save_weights_only": True},
@@ -64,28 +63,6 @@ def test_the_checkpoint_that_is_kept_has_the_weights_that_were_the_best(
     module.load_state_dict(torch.load(callback.selected.path, weights_only=True)["state_dict"])
     meter = ib.Meter(tiny_probe(), orders="token", num_bins=12, batch_size=3)
     assert numbers(meter.measure(module.net, step=best.step)) == numbers(best)
-
-
-def test_every_checkpoint_is_measured_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = follow(monkeypatch)
-    callback = selecting(every=5)
-    train(tmp_path, [callback, saving(tmp_path, 4)])
-    assert made == callback.trajectory.steps == sorted({*range(0, 31, 5), *range(4, 31, 4)})
-    lines = [json.loads(line) for line in (tmp_path / FILENAME).read_text().splitlines()]
-    assert lines == [{"step": step, "path": f"saved/step={step}.ckpt"} for step in range(4, 31, 4)]
-    assert (callback.selected.step, callback.selected.value) == (20, BEST.optimality)
-    assert callback.selected.path == tmp_path / "saved" / "step=20.ckpt"
-
-
-def test_checkpoints_that_are_not_selected_from_are_not_measured_but_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = follow(monkeypatch)
-    callback = tiny_callback(every_n_steps=10, orders="token")
-    train(tmp_path, [callback, saving(tmp_path, 4)])
-    assert made == [0, 10, 20, 30]
-    assert len((tmp_path / FILENAME).read_text().splitlines()) == 7
-    assert callback.selected is None
 
 
 def test_nothing_but_the_best_is_kept_beside_what_model_checkpoint_keeps(
@@ -194,44 +171,7 @@ def test_stopping_and_selection_go_together(tmp_path: Path, monkeypatch: pytest.
         assert saved_steps(directory) == {"step=20", "step=23"}
 
 
-def test_by_a_feature(tmp_path: Path) -> None:
-    ids = random_ids(6, seed=7)
-    labels = {"preference": torch.tensor([1, 0] * 3)[:, None].expand_as(ids).clone()}
-    probe = ib.Probe.from_tokens(ids, labels=labels)
-    keywords = {"every_n_steps": 5, "num_bins": 12, "batch_size": 3, "log_plane": False, "orders": "token"}
-    callback = IBCallback(probe, select="preference", select_from=1, **keywords)
-    train(tmp_path, [callback, saving(tmp_path, 4)], steps=12)
-    saved = [point for point in callback.trajectory if point.step in (4, 8, 12)]
-    best = max(saved, key=lambda point: point.features["preference"].information)
-    assert (callback.selected.step, callback.selected.value) == (best.step, best.features["preference"].information)
-
-
-def test_a_selection_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the fit on, which begins at 4, the complexity is highest at 10."""
-    follow(monkeypatch)
-    callback = selecting(ib.Selection("complexity", mode="max", select_from="fit"), select_from=29)
-    train(tmp_path, [callback, saving(tmp_path, 2, save_top_k=1)])
-    assert callback.selected.step == 10
-    assert saved_steps(tmp_path) == {"step=10", "step=30"}
-
-
-def test_what_cannot_be_selected_by(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"select='optimallity' cannot work: no metric 'optimallity' .* optimality, "):
-        selecting("optimallity")
-    with pytest.raises(ValueError, match=r"select='preference' cannot work: no metric 'preference' is measured"):
-        selecting("preference")
-    with pytest.raises(
-        TypeError, match=r"select: expected the name of a metric or feature, or an ib\.Selection, got 3"
-    ):
-        selecting(3)
-    with pytest.raises(ValueError, match=r'select_from must be "compression", "fit" or a step .*got \'the end\''):
-        selecting(select_from="the end")
-
-
 def test_selecting_in_vain_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    follow(monkeypatch, NEVER)
-    with pytest.warns(RuntimeWarning, match="No checkpoint could be selected.*not in the compression phase"):
-        train(tmp_path, [selecting(), saving(tmp_path, 10)])
     follow(monkeypatch)
     with pytest.warns(
         RuntimeWarning, match='select="optimality" chooses among checkpoints, but nothing saves any: add'
@@ -241,16 +181,6 @@ def test_selecting_in_vain_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monk
     with warnings.catch_warnings():
         warnings.filterwarnings("error", category=RuntimeWarning)
         train(tmp_path / "good", [selecting(), saving(tmp_path / "good", 10)])
-
-
-def test_a_checkpoint_whose_measurement_failed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    points = [point for point in COURSE if point.step != 20]
-    failed = ib.Measurement.failed(20, "NaN in h.0", settings={})
-    follow(monkeypatch, ib.Trajectory([*points[:20], failed, *points[20:]]))
-    callback = selecting()
-    with pytest.warns(RuntimeWarning, match="Nothing could be measured at step 20"):
-        train(tmp_path, [callback, saving(tmp_path, 5)])
-    assert callback.selected.step == 25
 
 
 def test_the_best_is_removed_when_a_better_one_comes_and_a_failure_to_do_so_is_survived(

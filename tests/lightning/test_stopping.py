@@ -11,7 +11,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LambdaCallback
 from lightning.pytorch.loggers import CSVLogger
 from scripted import COURSE, follow
-from synthetic_runs import CASES, FIT_ONLY_C, STOPPING, C, Case, E, run
+from synthetic_runs import FIT_ONLY_C, STOPPING, C, E, run
 from tiny_lightning import csv_rows, saved_steps, saving, tiny_callback, tiny_module, tiny_trainer
 
 import ib_callback as ib
@@ -35,37 +35,6 @@ def train(directory: Path, callbacks: list[Callback], *, steps: int = 30, **argu
 
 
 # --- by the callback itself ---
-
-NAMES = ("collapse fit compression plateau", "never compressing", "never compressing, armed from the fit",
-         "never compressing, armed immediately", "a collapse at the end", "every third point failed",
-         "failing on the plateau", "failing to the end")  # fmt: skip
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case.name in NAMES], ids=str)
-@pytest.mark.filterwarnings("ignore:Nothing could be measured:RuntimeWarning")
-def test_stops_at_the_step_of_the_rule(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    follow(monkeypatch, ib.Trajectory(replace(point, step=point.step // 100) for point in case.trajectory))
-    callback = following(early_stopping=ib.PlateauStopping(**{**STOPPING, **case.settings}))
-    trainer = train(tmp_path, [callback])
-    last = 30 if case.stop is None else case.stop // 100
-    assert trainer.global_step == last
-    assert (callback.decision.stop, callback.decision.reason) == (case.stop is not None, case.reason)
-    assert callback.trajectory.steps == list(range(last + 1))
-    assert ib.Trajectory.load(tmp_path) == callback.trajectory
-
-
-def test_says_that_it_stops_and_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    follow(monkeypatch)
-    train(tmp_path, [following(early_stopping=RULE)])
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ib_callback: ")]
-    assert lines[0] == (
-        "ib_callback: training stops at step 23: distance_to_bound: no improvement on 0.06 at step 20 for 3 "
-        "measurements: a plateau"
-    )
-    assert lines[1].startswith("ib_callback: 24 measurements took ")
-    assert len(lines) == 2
 
 
 @pytest.mark.parametrize(
@@ -141,21 +110,6 @@ def test_a_least_number_that_leaves_no_room_is_a_warning(
         warnings.filterwarnings("error", message=".*early_stopping can never act")
         train(tmp_path, [following(early_stopping=RULE)], min_steps=5, min_epochs=1, max_epochs=3)
         train(tmp_path, [following()], **arguments)
-
-
-def test_a_rule_on_what_is_not_measured_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match=r"monitor|bigram/optimality.*cannot work: no metric 'bigram/optimality'") as e:
-        tiny_callback(orders="token", early_stopping=ib.PlateauStopping("bigram/optimality", mode="max"))
-    assert "token/optimality, " in str(e.value), "those that are measured"
-    with pytest.raises(TypeError, match=r"early_stopping: expected an ib\.PlateauStopping or None, got True"):
-        tiny_callback(early_stopping=True)
-
-
-def test_without_a_rule_there_is_no_decision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    follow(monkeypatch)
-    callback = following()
-    assert train(tmp_path, [callback]).global_step == 30
-    assert callback.decision is None
 
 
 # --- what stock callbacks see ---

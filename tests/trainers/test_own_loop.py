@@ -140,6 +140,14 @@ def test_a_step_that_was_passed_over_counts_at_the_next_call(
     assert made == run.trajectory.steps == [0, 6, 12, 14]
 
 
+def test_the_loss_is_kept_with_the_point(model: torch.nn.Module, made: list[int], tmp_path: Path) -> None:
+    with run_in(tmp_path) as run:
+        for step in (0, 5, 6):
+            run.step(model, step, loss=1.5 if step < 6 else None)
+    assert [point.train_loss for point in run.trajectory] == [1.5, 1.5, None]
+    assert ib.Trajectory.load(tmp_path) == run.trajectory
+
+
 def test_no_hook_is_left_on_the_model_and_it_stays_in_training_mode(tmp_path: Path) -> None:
     model = tiny_model()
     with run_in(tmp_path) as run:
