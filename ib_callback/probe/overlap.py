@@ -242,7 +242,7 @@ def _texts_of(data: Any, tokenizer: Any, text_column: str) -> Iterator[Any]:
                     "Or pass rows with input_ids."
                 )
             encoder = encoder or Encoder(tokenizer, None)
-            item = encoder([item])[0].ids
+            item = encoder(item).ids
         ids = item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asanyarray(item)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise TypeError(

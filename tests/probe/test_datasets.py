@@ -425,19 +425,15 @@ def test_processes_that_build_the_same_and_one_that_is_killed(tmp_path: Path, ow
     assert {p.name for p in own_cache.iterdir()} == {file.name, f".{file.name}.lock"}
 
 
-# ---------------------------------------------------------------- batches and memory
+# ---------------------------------------------------------------- ids and memory
 
 
-@pytest.mark.parametrize("limits", [(1, 10**9), (3, 10**9), (128, 1), (128, 12)])
-def test_batches_make_no_difference(limits: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_are_those_that_the_tokenizer_gives_to_one_text_after_another() -> None:
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(list("abcdefghij"), n)) for n in rng.integers(1, 30, 40)]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=word_tokenizer())
-    # One text after another, by what the tokenizer says itself.
     rows = [tokenizer(text, truncation=True, max_length=20)["input_ids"] for text in texts]
     rows = [row for row in rows if len(row) >= 8][:17]
-    monkeypatch.setattr("ib_callback.probe._tokenizing.BATCH_TEXTS", limits[0])
-    monkeypatch.setattr("ib_callback.probe._tokenizing.BATCH_CHARACTERS", limits[1])
     for kind in (tokenizer, word_tokenizer()):
         probe = Probe.from_texts(texts, kind, num_sequences=17, max_length=20, min_length=8)
         assert [ids[mask].tolist() for ids, mask in zip(probe.input_ids, probe.attention_mask, strict=True)] == rows
