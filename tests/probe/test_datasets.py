@@ -138,7 +138,7 @@ def test_splits_and_rows_to_skip() -> None:
     assert probe.name == "later"
     with pytest.raises(ProbeError, match="expected split= to be one of train, test, got None"):
         Probe.from_dataset(splits, word_tokenizer())
-    with pytest.raises(ProbeError, match="expected rows, got none after the first 9 were skipped"):
+    with pytest.raises(ProbeError, match="expected rows, got none after the first 9"):
         Probe.from_dataset(ROWS, word_tokenizer(), skip=9)
 
 
@@ -152,10 +152,10 @@ def test_splits_and_rows_to_skip() -> None:
         (ROWS, {"split": "test"}, ProbeError, "split=: expected with a dataset on the hub, got list"),
         (ROWS, {"skip": -1}, ValueError, "skip: expected an integer of at least 0, got -1"),
         (ROWS, {"num_sequences": 0}, ValueError, "num_sequences: expected an integer of at least 1, got 0"),
-        (ROWS, {"spilt": "test"}, TypeError, "unexpected keyword spilt=. Expected, beside .*: config, split, revision"),
+        (ROWS, {"spilt": "test"}, TypeError, "unexpected keyword argument 'spilt'"),
         (ROWS, {"text_column": "n"}, TypeError, "expected strings or lists of words in column 'n', got int in row 0"),
         ([], {}, ProbeError, "the list: expected rows, got none"),
-        (TEXTS, {}, TypeError, "the list: expected rows that are dicts, got str 'a b c d'"),
+        (TEXTS, {}, ProbeError, "the list: expected rows that are dicts, got str 'a b c d'"),
         ({"text": TEXTS}, {}, TypeError, "dataset: expected a datasets.Dataset.*got dict"),
         (5, {}, TypeError, "dataset: expected a datasets.Dataset.*got int"),
         (Path("nowhere"), {}, ProbeError, "got nowhere: no such file"),
@@ -372,7 +372,7 @@ def test_a_damaged_file_of_the_cache_is_built_anew(tmp_path: Path, own_cache: Pa
     flipped, renamed = content[:-1] + bytes([content[-1] ^ 1]), content.replace(b"rows.jsonl", b"cows.jsonl")
     for damaged in (content[:-1], flipped, renamed, b""):
         file.write_bytes(damaged)
-        with pytest.warns(RuntimeWarning, match=r"probe 'rows.jsonl' of .* is damaged. It was moved to"):
+        with pytest.warns(RuntimeWarning, match=r"probe 'rows.jsonl' of .* is damaged or cannot be read"):
             probe = Probe.from_dataset(str(path), word_tokenizer(), **SETTINGS)
         assert probe.fingerprint == expected().fingerprint
         assert Probe.load(file).fingerprint == probe.fingerprint
