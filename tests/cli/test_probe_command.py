@@ -158,7 +158,7 @@ def test_lines_made_by_hand(folder: Path) -> None:
 
 LINES = {
     "not json": ('{"input_ids": [1]}\n{\n', "bad.jsonl:2: expected one JSON object a line"),
-    "no ids": ('{"ids": [1]}\n', 'first is needed, got {"ids": [1]}'),
+    "no ids": ('{"ids": [1]}\n', 'first at least, got {"ids": [1]}'),
     "nothing": ("\n", "expected at least one line with input_ids"),
     "fractions": (
         '{"input_ids": [1.5]}\n',
@@ -172,7 +172,7 @@ LINES = {
         '{"input_ids": [1], "labels": [1]}\n',
         '"labels": {name: [as many]}, "padding": 0 or more}',
     ),
-    "padding": ('{"input_ids": [1], "padding": -1}\n', '"padding": 0 or more}, of which the first is needed'),
+    "padding": ('{"input_ids": [1], "padding": -1}\n', '"padding": 0 or more}, the first at least'),
     "changed": (
         '{"probe": {"fingerprint": "00"}}\n{"input_ids": [1]}\n',
         "its lines were changed: expected fingerprint 00",
