@@ -60,8 +60,6 @@ def read_lines(path: str | os.PathLike[str]) -> Probe:
             else:
                 _check_row(line, f"{path}:{number}")
                 rows.append(line)
-    if type(header.get("length", 0)) is not int:
-        raise ProbeError(f'{path}: expected "length" in the header to be an integer, got {header["length"]!r}.')
     if not rows:
         raise ProbeError(f"{path}: expected at least one line with input_ids, got none.")
     try:
@@ -78,17 +76,17 @@ def read_lines(path: str | os.PathLike[str]) -> Probe:
 
 
 def _check_row(row: Any, where: str) -> None:
-    ids = row.get("input_ids") if isinstance(row, dict) else None
-    if not isinstance(ids, list) or not ids:
-        raise ProbeError(f'{where}: expected {{"input_ids": [ids], …}}, got {json.dumps(row)[:60]}.')
-    labels = row.get("labels", {})
-    if not isinstance(labels, dict):
-        raise ProbeError(f'{where}: expected {{"labels": {{name: [labels]}}}}, got {str(labels)[:60]}.')
-    if any(not isinstance(label, list) or len(label) != len(ids) for label in labels.values()):
-        raise ProbeError(f"{where}: expected lists of as many labels as ids, {len(ids)}, got {str(labels)[:60]}.")
-    padding = row.get("padding", 0)
-    if type(padding) is not int or padding < 0:
-        raise ProbeError(f'{where}: expected "padding" to be 0 or more, the tokens before, got {padding!r}.')
+    found = row if isinstance(row, dict) else {}
+    ids, labels, padding = found.get("input_ids"), found.get("labels", {}), found.get("padding", 0)
+    if (
+        not (isinstance(ids, list) and ids and isinstance(labels, dict))
+        or any(not isinstance(label, list) or len(label) != len(ids) for label in labels.values())
+        or not (type(padding) is int and padding >= 0)
+    ):
+        raise ProbeError(
+            f'{where}: expected {{"input_ids": [ids], "labels": {{name: [as many]}}, "padding": 0 or more}}, the '
+            f"first at least, got {json.dumps(row)[:80]}."
+        )
 
 
 def _content(path: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> Content:

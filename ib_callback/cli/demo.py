@@ -7,12 +7,10 @@ has (`ib_callback.probe.builtin_text`).
 from __future__ import annotations
 
 import importlib.util
-import netrc
 import os
 import shutil
 import textwrap
 import time
-import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -208,8 +206,11 @@ def _open_wandb_run(directory: Path) -> Any | None:
         print(f"W&B    {'disabled' if wanted == 'disabled' else 'not installed'}, so nothing is logged there")
         return None
     import wandb
+    from requests.utils import get_netrc_auth
 
-    online = wanted == "online" and _logged_in_to_wandb()
+    # Not logged in, wandb.init would ask on the terminal.
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    online = wanted == "online" and bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(host))
     modes: tuple[Literal["online", "offline"], ...] = ("online", "offline") if online else ("offline",)
     for mode in modes:
         try:
@@ -222,17 +223,6 @@ def _open_wandb_run(directory: Path) -> Any | None:
         except Exception as error:
             print(f"W&B    no {mode} run: {error}")
     return None
-
-
-def _logged_in_to_wandb() -> bool:
-    # wandb.init would ask on the terminal.
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urllib.parse.urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def _loss_around(trajectory: Trajectory, history: Sequence[Mapping[str, float]]) -> dict[int, float]:
@@ -328,19 +318,15 @@ def _fit(points: list[Measurement]) -> str:
 
 
 def _end(last: Measurement) -> str:
-    point = last[_order(last)]
-    text = (
-        f"At the end, step {last.step}, at {_order(last)}s: complexity {_f(point.complexity)}, of at most "
+    point = last["token"]
+    return (
+        f"At the end, step {last.step}, at tokens: complexity {_f(point.complexity)}, of at most "
         f"{_f(last.ceiling)} that any labelling could reach (the ceiling); expressivity {_f(point.expressivity)}; "
         f"optimality {_f(point.optimality)}. "
+        f"The null is {_f(point.complexity_null)}, so the truth lies between {_f(point.complexity_above_null)} and "
+        f"{_f(point.complexity)} for complexity, {_f(point.expressivity_above_null)} and {_f(point.expressivity)} "
+        f"for expressivity. Optimality above the null: {_f(point.optimality_above_null)}."
     )
-    if point.complexity_null is not None:
-        text += (
-            f"The null is {_f(point.complexity_null)}, so the truth lies between {_f(point.complexity_above_null)} and "
-            f"{_f(point.complexity)} for complexity, {_f(point.expressivity_above_null)} and {_f(point.expressivity)} "
-            f"for expressivity. Optimality above the null: {_f(point.optimality_above_null)}."
-        )
-    return text
 
 
 def _cost(points: list[Measurement]) -> str:
@@ -351,16 +337,12 @@ def _cost(points: list[Measurement]) -> str:
     )
 
 
-def _order(point: Measurement) -> str:
-    return point.primary or "token"
-
-
 def _complexity(point: Measurement) -> float:
     return point.complexity or 0.0
 
 
 def _above_null(measurement: Measurement) -> float:
-    return measurement[_order(measurement)].expressivity_above_null or 0.0
+    return measurement["token"].expressivity_above_null or 0.0
 
 
 def _f(value: float | None) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ib_callback.cli._command import guarded, positive
 from ib_callback.cli.plot import add_arguments as add_plot_arguments
 from ib_callback.cli.probe import add_probe_command
 from ib_callback.common.version import __version__
@@ -43,20 +43,13 @@ def _demo(options: argparse.Namespace) -> int:
 def _select(options: argparse.Namespace) -> int:
     from ib_callback.cli.select import select_report
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            report = select_report(
-                options.run_dir,
-                by=options.by,
-                select_from=_select_from(options.select_from),
-                mode=options.mode,
-                every_row=options.all,
-            )
-        finally:
-            # Without the place in the code, which is of no use to whoever types a command.
-            for message in dict.fromkeys(str(warning.message) for warning in caught):
-                print(f"ib-callback: {message}", file=sys.stderr)
+    report = select_report(
+        options.run_dir,
+        by=options.by,
+        select_from=_select_from(options.select_from),
+        mode=options.mode,
+        every_row=options.all,
+    )
     if report.path is None:
         if not options.path_only:
             print(report.table)
@@ -69,17 +62,7 @@ def _select(options: argparse.Namespace) -> int:
 def _plot(options: argparse.Namespace) -> int:
     from ib_callback.cli import plot
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            paths = plot.draw(options)
-        except (ImportError, ValueError, OSError) as error:
-            print(f"ib-callback: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
-        finally:
-            for message in dict.fromkeys(str(warning.message) for warning in caught):
-                print(f"ib-callback: {message}", file=sys.stderr)
-    for path in paths:
+    for path in plot.draw(options):
         print(path)
     return 0
 
@@ -97,14 +80,14 @@ def _parser() -> argparse.ArgumentParser:
         "with the callback. Needs no network and no GPU, and writes below the current directory only.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    demo.add_argument("--steps", type=_positive, default=600, help="optimizer steps")
+    demo.add_argument("--steps", type=positive, default=600, help="optimizer steps")
     demo.add_argument(
         "--minutes", type=_minutes, default=3.0, help="end the training after so long, however many steps are done"
     )
-    demo.add_argument("--every", type=_positive, metavar="N", help="measure every N steps; by default ever more rarely")
+    demo.add_argument("--every", type=positive, metavar="N", help="measure every N steps; by default ever more rarely")
     demo.add_argument("--output-dir", default="ib_demo", metavar="DIR", help="where everything is written")
-    demo.add_argument("--seed", type=_seed, default=0, help="of the weights and of the order of the text")
-    demo.add_argument("--threads", type=_positive, default=1, metavar="N", help="CPU threads")
+    demo.add_argument("--seed", type=int, default=0, help="of the weights and of the order of the text")
+    demo.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads")
     demo.set_defaults(run=_demo)
     select = commands.add_parser(
         "select",
@@ -122,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--mode", choices=("min", "max"), help="which values are better, if it is not known")
     select.add_argument("--all", action="store_true", help="show every point also of a long run")
     select.add_argument("--path-only", action="store_true", help="print nothing but the path, for scripts")
-    select.set_defaults(run=_select)
+    select.set_defaults(run=guarded(_select, failed=1))
     plot = commands.add_parser(
         "plot",
         help="pictures of a run, or of several in one plane",
@@ -131,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_plot_arguments(plot)
-    plot.set_defaults(run=_plot)
+    plot.set_defaults(run=guarded(_plot))
     add_probe_command(commands)
     return parser
 
@@ -150,24 +133,10 @@ def _select_from(text: str) -> SelectFrom:
     return step
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
-    return value
-
-
 def _minutes(text: str) -> float:
     value = float(text)
     if not value > 0:
         raise argparse.ArgumentTypeError(f"expected more than 0, got {text}")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"expected 0 to 2**32 - 1, got {value}")
     return value
 
 

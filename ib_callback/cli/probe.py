@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ib_callback.cli._command import guarded, positive
 from ib_callback.cli._probe_lines import read_lines, write_lines
 from ib_callback.measuring.statistics import DIM, ProbeStatistics, probe_statistics
 from ib_callback.probe.probe import Probe
 
-FAILED = 2
 _MUCH_SOURCE = ("tokenizer_sha256", "chat_template", "corpus_fingerprint")
 # Keywords of the constructors: {name: (flag, arguments of add_argument)}. What is not given is left to the constructor.
 _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,9 +46,9 @@ def add_probe_command(commands: Any) -> None:
         "network, and load it anywhere with Probe.load.",
     )
     # One spelling more, for those who look for it there.
-    command.add_argument("--show", metavar="FILE", help="the same as: show FILE")
+    command.add_argument("--show", dest="file", metavar="FILE", help="the same as: show FILE")
     _add_show_arguments(command)
-    command.set_defaults(run=_show_or_help, help_of=command)
+    command.set_defaults(run=guarded(_show_or_help), help_of=command)
     actions = command.add_subparsers(metavar="build|show|convert")
     build = actions.add_parser(
         "build",
@@ -67,7 +65,7 @@ def add_probe_command(commands: Any) -> None:
     build.add_argument("--max-length", type=int, default=512, metavar="N", help="most tokens of a sequence (512)")
     for name, (flag, keywords) in _OPTIONS.items():
         build.add_argument(flag, dest=name, **keywords)
-    build.set_defaults(run=_guarded(_build))
+    build.set_defaults(run=guarded(_build))
     show = actions.add_parser(
         "show",
         help="what is in a probe, and what measuring on it will be like",
@@ -75,7 +73,7 @@ def add_probe_command(commands: Any) -> None:
     )
     show.add_argument("file", metavar="FILE", help="a file that Probe.save wrote")
     _add_show_arguments(show)
-    show.set_defaults(run=_guarded(lambda options: _show(options.file, options)))
+    show.set_defaults(run=guarded(_show))
     convert = actions.add_parser(
         "convert",
         help="between .safetensors and .jsonl",
@@ -84,7 +82,7 @@ def add_probe_command(commands: Any) -> None:
     )
     convert.add_argument("input", metavar="IN")
     convert.add_argument("output", metavar="OUT")
-    convert.set_defaults(run=_guarded(_convert))
+    convert.set_defaults(run=guarded(_convert))
 
 
 def describe_probe(probe: Probe, statistics: ProbeStatistics, options: argparse.Namespace) -> str:
@@ -143,33 +141,24 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name)
     except ImportError:
         raise
     except Exception as error:  # of a damaged file transformers and `tokenizers` raise what comes along
         raise ValueError(f"--tokenizer {name}: cannot be loaded ({error})") from error
-    if not len(tokenizer):
-        raise ValueError(
-            f"--tokenizer: expected one with entries, got none from {name}. Save it anew with save_pretrained"
-        )
-    return tokenizer
 
 
 def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--layers", type=_positive, default=32, metavar="N", help="layers that are measured at once")
-    parser.add_argument("--bins", type=_positive, default=100, metavar="N", help="reference points")
-    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="sequences in a forward pass")
-    parser.add_argument("--dim", type=_positive, default=DIM, metavar="N", help="of the states, for the expected null")
+    parser.add_argument("--layers", type=positive, default=32, metavar="N", help="layers that are measured at once")
+    parser.add_argument("--bins", type=positive, default=100, metavar="N", help="reference points")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="sequences in a forward pass")
+    parser.add_argument("--dim", type=positive, default=DIM, metavar="N", help="of the states, for the expected null")
 
 
-def _build(options: argparse.Namespace) -> None:
+def _build(options: argparse.Namespace) -> int:
     given = _given(options)
-    if Path(options.output).suffix == ".jsonl":
-        raise ValueError(
-            f"-o: expected a .safetensors file, got {options.output}. Build that, and then: ib-callback probe convert"
-        )
-    if Path(options.output).is_dir():
-        raise ValueError(f"-o: expected a .safetensors file, got the folder {options.output}")
+    if Path(options.output).suffix == ".jsonl" or Path(options.output).is_dir():
+        raise ValueError(f"-o: expected a .safetensors file, got {options.output} (probe convert makes .jsonl of it)")
     keywords: dict[str, Any] = {"num_sequences": options.num_sequences, "max_length": options.max_length, **given}
     if options.dataset == "builtin":
         probe = Probe.builtin(None if options.tokenizer == "-" else load_tokenizer(options.tokenizer), **keywords)
@@ -191,6 +180,7 @@ def _build(options: argparse.Namespace) -> None:
             )
     probe.save(options.output)
     print(f"{options.output}: {probe}")
+    return 0
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
@@ -215,21 +205,22 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _show_or_help(options: argparse.Namespace) -> int:
-    if options.show is None:
+    if options.file is None:
         options.help_of.print_help()
-        return FAILED
-    return _guarded(lambda given: _show(given.show, given))(options)
+        return 2
+    return _show(options)
 
 
-def _show(file: str, options: argparse.Namespace) -> None:
-    probe = Probe.load(file)
+def _show(options: argparse.Namespace) -> int:
+    probe = Probe.load(options.file)
     statistics = probe_statistics(
         probe, num_layers=options.layers, num_bins=options.bins, batch_size=options.batch_size, dim=options.dim
     )
     print(describe_probe(probe, statistics, options))
+    return 0
 
 
-def _convert(options: argparse.Namespace) -> None:
+def _convert(options: argparse.Namespace) -> int:
     kinds = [Path(name).suffix for name in (options.input, options.output)]
     if kinds == [".safetensors", ".jsonl"]:
         write_lines(options.output, Probe.load(options.input))
@@ -241,34 +232,9 @@ def _convert(options: argparse.Namespace) -> None:
             f"{options.output}"
         )
     print(options.output)
-
-
-def _guarded(action: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
-    """The action as a command: errors and warnings are a line each, without a place in the code."""
-
-    def run(options: argparse.Namespace) -> int:
-        status, said = 0, []
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            warnings.simplefilter("always", RuntimeWarning)
-            try:
-                action(options)
-            except (ValueError, TypeError, ImportError, OSError) as error:
-                status, said = FAILED, [" ".join(str(error).split())]
-        for message in dict.fromkeys([str(warning.message) for warning in caught] + said):
-            print(f"ib-callback: {message}", file=sys.stderr)
-        return status
-
-    return run
+    return 0
 
 
 def _row(*cells: str) -> str:
     order, side, *numbers = cells
     return f"{order:<9} {side:<6}" + "".join(f"{number:>12}" for number in numbers)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
-    return value

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +17,6 @@ _log = logging.getLogger(__name__)
 Content = TypeVar("Content")
 
 SAY_WAITING_SECONDS = (5.0, 60.0)  # first after so long, then every so long
-# Written in seconds, after everything is built: what is left over longer is of a process that died.
-LEFTOVER_SECONDS = 3600.0
 
 
 def user_cache_directory() -> Path:
@@ -50,9 +46,8 @@ def build_once(
 ) -> Content:
     """What the file holds, if it is there and whole; otherwise it is built, by one process at a time.
 
-    The others wait until it is there, and read it. A file appears under its name only when it is complete and on
-    the disk and has been read back: one that is cut off in the middle leaves nothing that looks finished. The
-    lock on the work is the operating system's and ends with the process, however that ends.
+    The others wait until it is there, and read it. The lock on the work is the operating system's and ends with the
+    process, however that ends.
 
     Several machines that share a directory take turns where its file system passes locks on (NFS 4, or 3 with
     lockd; Lustre mounted with `flock`). Where it does not, each machine may build, and the last file stays: that
@@ -61,105 +56,62 @@ def build_once(
     Args:
         path: of the file; missing folders are made. Its name should say all that decides the content.
         build: makes the content. Its errors are raised, and the next process in line tries again.
-        write: writes the content to a path, which is not `path`.
+        write: writes the content to the path in one step, so that what is cut off leaves nothing that looks finished.
         read: reads and verifies a file. The content must not depend on the file any more; a file that is damaged
             must be a ValueError, and is then set aside and built anew.
         what: what is built, for messages: "the probe of ...".
 
     Warns:
-        RuntimeWarning: the file was damaged; or it cannot be read or written, and what was built is then not kept.
+        RuntimeWarning: the file was damaged or cannot be read; or it cannot be written, and is then not kept.
     """
-    try:
-        found = _attempt(path, read)
+    found = _whole(path, read)
+    if found is not None:
+        return found
+    with _locked(path, what):
+        # Whoever held the lock until now has built it, most likely.
+        found = _whole(path, read)
         if found is not None:
-            return found[0]
-        with _locked(path, what) as locked:
-            # Whoever held the lock until now has built it, most likely.
-            found = _attempt(path, read)
-            if found is not None:
-                return found[0]
-            _set_aside(path, what)
-            if locked:
-                _remove_leftovers(path)
-            content = build()
-            try:
-                return _keep(path, content, write, read)
-            except OSError as error:
-                warnings.warn(
-                    f"{what}: it cannot be kept in {path.parent} ({error.strerror or error}), so every run and rank "
-                    "builds it anew. Point XDG_CACHE_HOME or cache_dir= to a directory that can be written",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-                return content
-    except _UnreadableError as error:
-        # Built for this process alone: the file may be whole, and others may be using it.
-        warnings.warn(
-            f"{what}: {path} cannot be read ({error}), so it is built anew, and that is not kept. Make it readable, or "
-            "point cache_dir= to another directory",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return build()
+            return found
+        _set_aside(path, what)
+        content = build()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, content)
+        except OSError as error:
+            warnings.warn(
+                f"{what}: it cannot be kept in {path.parent} ({error.strerror or error}), so every run and rank "
+                "builds it anew. Point XDG_CACHE_HOME or cache_dir= to a directory that can be written",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return content
 
 
-class _UnreadableError(Exception):
-    """A file that cannot be read, which says nothing of its content."""
-
-
-def _attempt(path: Path, read: Callable[[Path], Content]) -> tuple[Content] | None:
-    """The content of a whole file; None if there is none, or it is damaged."""
+def _whole(path: Path, read: Callable[[Path], Content]) -> Content | None:
+    """The content of a whole file; None if there is none, or it is damaged or cannot be read."""
     try:
-        return (read(path),) if path.exists() else None
-    except (ValueError, FileNotFoundError):  # damaged, or set aside by another process in this moment
+        return read(path)
+    except (ValueError, OSError):
         return None
-    except OSError as error:
-        raise _UnreadableError(error.strerror or error) from error
-
-
-def _keep(
-    path: Path, content: Content, write: Callable[[Path, Content], None], read: Callable[[Path], Content]
-) -> Content:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        write(partial, content)
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        kept = read(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return kept
 
 
 def _set_aside(path: Path, what: str) -> None:
-    """Move a file out of the way that `_attempt` found to be of no use."""
+    """Move a file out of the way that is of no use."""
     damaged = path.with_name(f"{path.name}.damaged")
     try:
         os.replace(path, damaged)
     except OSError:
         return  # there is none, or the directory cannot be written, which is said when it comes to that
     warnings.warn(
-        f"{what}: {path} is damaged. It was moved to {damaged.name} beside it, and is built anew",
+        f"{what}: {path} is damaged or cannot be read. It was moved to {damaged.name} beside it, and is built anew",
         RuntimeWarning,
         stacklevel=3,
     )
 
 
-def _remove_leftovers(path: Path) -> None:
-    # Writers may use a temporary name of their own, made of the one they were given.
-    for partial in path.parent.glob(f"*.{path.name}.*.partial"):
-        try:
-            if time.time() - partial.stat().st_mtime > LEFTOVER_SECONDS:
-                partial.unlink()
-        except OSError:  # another machine was quicker
-            continue
-
-
 @contextmanager
-def _locked(path: Path, what: str) -> Iterator[bool]:
-    """Hold the lock on building a file; false where the file system or the directory allows none."""
+def _locked(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock on building a file, where the file system and the directory allow one."""
     # No marker file in place of a lock that the system does not have: that of a process that died would stay.
     lock = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False)
     waited, patience = 0.0, SAY_WAITING_SECONDS[0]
@@ -174,6 +126,6 @@ def _locked(path: Path, what: str) -> Iterator[bool]:
     except OSError:  # the file system has no locks, or the directory cannot be written
         pass
     try:
-        yield lock.is_locked
+        yield
     finally:
         lock.release()

@@ -7,16 +7,16 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ib_callback.common.cache import build_once, user_cache_directory
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError
 from ib_callback.common.optional import require
+from ib_callback.common.progress import progress_bar
 from ib_callback.probe import _file
 from ib_callback.probe._labels import LabelReader
 from ib_callback.probe._preferences import COLUMNS, REASONS, collect_pairs
@@ -24,6 +24,9 @@ from ib_callback.probe._rows import Rows, is_network_error, rows_of
 from ib_callback.probe._texts import Document, Sizes, collect
 from ib_callback.probe._tokenizing import Encoder, template_hash, tokenizer_hash
 from ib_callback.probe.content import Content, check_name
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # To be raised when the same arguments begin to give another probe.
 BUILD_RULES = 2
@@ -46,44 +49,15 @@ class SplitOptions(ReadingOptions, total=False):
     split: str | None
 
 
-@dataclass(frozen=True)
-class Reading:
-    """Which rows are read, and how: the defaults of `SplitOptions`."""
-
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = None
-    skip: int = 0
-    cache: bool = True
-    cache_dir: str | os.PathLike[str] | None = None
-    progress: bool | None = None
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any], **defaults: Any) -> Reading:
-        """From keywords, and what is to hold where there is none.
-
-        Raises:
-            TypeError: one that is not known.
-        """
-        known = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in known:
-                raise TypeError(
-                    f"unexpected keyword {name}=. Expected, beside those of the signature: {', '.join(known)}."
-                )
-        check_integer("skip", options.get("skip", 0), minimum=0, cure="it is how many rows to leave out at the start")
-        return cls(**{**defaults, **options})
-
-
 def dataset_content(
     dataset: Any,
     tokenizer: Any,
     sizes: Sizes,
-    reading: Reading,
     *,
     name: str | None,
     text_column: str = "text",
     label_columns: Sequence[str] | Mapping[str, str] = (),
+    **reading: Unpack[SplitOptions],
 ) -> Content:
     """The content of `Probe.from_dataset`."""
     features = _features(label_columns)
@@ -92,8 +66,7 @@ def dataset_content(
     def build(rows: Rows, stream: Iterator[Mapping[str, Any]], **keywords: Any) -> Content:
         first = next(stream, None)
         if first is None:
-            skipped = f" after the first {reading.skip} were skipped" if reading.skip else ""
-            raise ProbeError(f"{rows.what}: expected rows, got none{skipped}.")
+            raise ProbeError(f"{rows.what}: expected rows, got none after the first {reading.get('skip', 0)}.")
         absent = [column for column in columns if column not in first]
         if absent:
             raise ProbeError(
@@ -129,17 +102,19 @@ def dataset_content(
         "label_columns": json.dumps(features, sort_keys=True),
     }
     name = name or (Path(dataset).name if isinstance(dataset, (str, Path)) else "") or "dataset"
-    return _content(dataset, tokenizer, columns, sizes, reading, name, asked, build)
+    return cached_content(dataset, tokenizer, columns, sizes, name, asked, build, **reading)
 
 
-def preferences_content(pairs: Any, tokenizer: Any, sizes: Sizes, reading: Reading, *, name: str) -> Content:
+def preferences_content(
+    pairs: Any, tokenizer: Any, sizes: Sizes, *, name: str, **reading: Unpack[SplitOptions]
+) -> Content:
     """The content of `Probe.from_preferences`."""
 
     def build(rows: Rows, stream: Iterator[Mapping[str, Any]], **keywords: Any) -> Content:
         return collect_pairs(stream, tokenizer, sizes, **keywords)
 
     asked = {"constructor": "from_preferences", "chat_template": template_hash(tokenizer)}
-    return _content(pairs, tokenizer, COLUMNS, sizes, reading, name, asked, build)
+    return cached_content(pairs, tokenizer, COLUMNS, sizes, name, asked, build, **reading)
 
 
 def remarks(content: Content) -> Iterator[str]:
@@ -150,14 +125,13 @@ def remarks(content: Content) -> Iterator[str]:
         counts = {reason: int(source[f"pairs_dropped_{reason}"]) for reason in REASONS}
         reasons = ", ".join(f"{number} {REASONS[reason]}" for reason, number in counts.items() if number)
         left_out = f"left out {sum(counts.values())} of {source['pairs_read']} pairs: {reasons}" if reasons else ""
+        why = f"there were {source['pairs_read']} pairs; {left_out or 'none was left out'}"
+    else:
+        why = (
+            f"there were {source['texts_read']} texts, and {source['texts_too_short']} have fewer than "
+            f"min_length={source['min_length']} tokens; {source.get('texts_without_text', 0)} have no text at all"
+        )
     if source["num_sequences"] != "None" and found < int(source["num_sequences"]):
-        if "pairs_read" in source:
-            why = f"there were {source['pairs_read']} pairs; {left_out or 'none was left out'}"
-        else:
-            why = f"there were {source['texts_read']} texts, and {source['texts_too_short']} have fewer than "
-            why += f"min_length={source['min_length']} tokens"
-            if source.get("texts_without_text", "0") != "0":
-                why += f"; {source['texts_without_text']} have no text at all"
         yield f"asked for {source['num_sequences']} sequences, got {found}: {why}."
     elif left_out:
         yield left_out
@@ -179,37 +153,39 @@ def _single_labels(content: Content) -> Iterator[str]:
             yield f"{feature!r} (all {found[0]!r})" if found else f"{feature!r} (all without)"
 
 
-def _content(
+def cached_content(
     dataset: Any,
     tokenizer: Any,
     columns: Sequence[str],
     sizes: Sizes,
-    reading: Reading,
     name: str,
     asked: Mapping[str, str],
     build: Callable[..., Content],
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    skip: int = 0,
+    cache: bool = True,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
 ) -> Content:
     """What is in the cache, or `build(rows, stream of them, name=, source=, progress=)`."""
+    check_integer("skip", skip, minimum=0, cure="it is how many rows to leave out at the start")
     # Refused before anything is read, for that may take long.
     check_name(name)
     Encoder(tokenizer, sizes.max_length)
-    rows = rows_of(dataset, columns=columns, config=reading.config, split=reading.split, revision=reading.revision)
-    request = {
-        **asked,
-        **sizes.noted(),
-        "skip": str(reading.skip),
-        "tokenizer_sha256": tokenizer_hash(tokenizer),
-    }
+    rows = rows_of(dataset, columns=columns, config=config, split=split, revision=revision)
+    request = {**asked, **sizes.noted(), "skip": str(skip), "tokenizer_sha256": tokenizer_hash(tokenizer)}
     what = f"probe {name!r} of {rows.what}"
     path = None
-    if rows.identity is not None and reading.cache:
-        path = _path(request | rows.identity, name, reading.cache_dir)
+    if rows.identity is not None and cache:
+        path = _path(request | rows.identity, name, cache_dir)
 
     def built() -> Content:
         try:
-            with _progress(reading.progress, sizes.num_sequences, what) as progress:
-                stream = islice(rows, reading.skip, None)
-                content = build(rows, stream, name=name, source=request, progress=progress)
+            with progress_bar(what, total=sizes.num_sequences, unit="seq", shown=progress) as advance:
+                content = build(rows, islice(rows, skip, None), name=name, source=request, progress=advance)
         except ProbeError as error:
             if is_network_error(error):
                 raise ProbeError(f"{error} {_ways_out(path)}") from error
@@ -219,7 +195,7 @@ def _content(
     if path is None:
         return built()
     require("safetensors.torch", extra="hf", purpose="Keeping a probe in the cache (cache=False does without)")
-    return build_once(path, built, write=_file.write, read=lambda path: _file.read(path)[0], what=what)
+    return build_once(path, built, write=_file.write, read=_file.read, what=what)
 
 
 def _path(request: Mapping[str, str], name: str, directory: str | os.PathLike[str] | None) -> Path:
@@ -258,15 +234,3 @@ def _features(label_columns: Any) -> dict[str, str]:
             f"{type(label_columns).__name__} {label_columns!r}."
         )
     return {column: column for column in label_columns}
-
-
-@contextmanager
-def _progress(shown: bool | None, total: int | None, what: str) -> Iterator[Callable[[int], object]]:
-    """A bar of sequences, where `tqdm` is installed; None: on a terminal."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield lambda _: None
-        return
-    with tqdm(total=total, desc=what, unit="seq", disable=None if shown is None else not shown) as bar:
-        yield bar.update

@@ -45,44 +45,39 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
     write_atomically(path, safetensors.save(tensors, metadata))
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Content, str]:
-    """What a probe file holds, verified to be what was saved, and its fingerprint.
+def read(path: str | os.PathLike[str]) -> Content:
+    """What a probe file holds, verified to be what was saved.
 
     Raises:
         ProbeError: not a probe file, damaged, changed, or of a newer format.
-        FileNotFoundError: there is no such file.
-        OSError: it may not be read.
+        OSError: there is no such file, or it may not be read.
     """
     safetensors = require("safetensors", extra="hf", purpose="Loading a probe")
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path}: no such probe file. Make a probe and save it: probe.save(path).")
-    if Path(path).is_file():
-        with open(path, "rb"):  # safetensors would say of a file that may not be read that there is none
-            pass
+    with open(path, "rb"):  # safetensors would say of a file that may not be read that there is none
+        pass
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             _check_header(path, metadata)
-            tensors = {key: _copy(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: _bytes_of_bool(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise _refusal(path, f"it is not a safetensors file, or not a whole one ({error})") from error
-    labels = {key.removeprefix(_LABELS): label.long() for key, label in tensors.items() if key.startswith(_LABELS)}
+    labels = {key.removeprefix(_LABELS): label for key, label in tensors.items() if key.startswith(_LABELS)}
     if tensors.keys() - {_LABELS + name for name in labels} != {"input_ids", "attention_mask"}:
         raise _refusal(path, f"expected input_ids, attention_mask and labels/…, got {sorted(tensors)}")
-    ids, mask = tensors["input_ids"].long(), tensors["attention_mask"]
-    found = fingerprint(ids, mask, labels)
-    if found != metadata["fingerprint"]:
-        raise _refusal(path, f"it was damaged or changed: expected fingerprint {metadata['fingerprint']}, got {found}")
-    content = Content(
+    ids, mask = tensors["input_ids"], tensors["attention_mask"]
+    expected, found = metadata["fingerprint"], fingerprint(ids, mask, labels)
+    if found != expected:
+        raise _refusal(path, f"it was damaged or changed: expected fingerprint {expected}, got {found}")
+    return Content(
         input_ids=ids,
-        attention_mask=mask.bool(),
+        attention_mask=mask,
         labels=labels,
         label_names=json.loads(metadata.get("label_names", "{}")),
         name=metadata["name"],
         source=json.loads(metadata["source"]),
         tokenizer=metadata.get("tokenizer"),
     )
-    return content, found
 
 
 def _checksum(metadata: dict[str, str]) -> str:
@@ -105,12 +100,9 @@ def _check_header(path: str | os.PathLike[str], metadata: dict[str, str]) -> Non
         raise _refusal(path, "its header was damaged or changed")
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    """A copy, for the tensors of a file may be views of it; a mask as its bytes.
-
-    A damaged byte of a mask, say 3, would become a sound true by any operation on bool.
-    """
-    return (tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor).clone()
+def _bytes_of_bool(tensor: Tensor) -> Tensor:
+    """A mask as its bytes: a damaged one, say 3, would become a sound true by any operation on bool."""
+    return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
 
 def _refusal(path: str | os.PathLike[str], reason: str) -> ProbeError:

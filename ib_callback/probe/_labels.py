@@ -85,22 +85,15 @@ class LabelReader:
 
     def _span(self, item: Any, index: int) -> tuple[int, int, int]:
         """First character, character after the last, label."""
-        span = [item.get(key) for key in _SPAN] if isinstance(item, Mapping) else item
-        if not isinstance(span, (list, tuple)) or len(span) != 3:
-            raise ProbeError(
-                f"{self._what}: expected spans (start, end, label) in characters of the text, got {item!r} at index "
-                f"{index}. Labels of words need words: a text column that holds lists of them. "
-                "Labels of tokens go to Probe.from_tokens, with the ids."
-            )
+        span: Any = [item.get(key) for key in _SPAN] if isinstance(item, Mapping) else item
         try:
-            start, end = operator.index(span[0]), operator.index(span[1])
-        except TypeError:
+            first, last, label = span
+            start, end = operator.index(first), operator.index(last)
+        except (TypeError, ValueError):
             raise self._refusal(item, index) from None
         if not 0 <= start <= end:
-            raise ProbeError(
-                f"{self._what}: expected spans with 0 <= start <= end, got {(start, end)} at index {index}."
-            )
-        return start, end, self._code(span[2], index)
+            raise self._refusal(item, index)
+        return start, end, self._code(label, index)
 
     def _code(self, value: Any, index: int) -> int:
         if value is None:
@@ -118,13 +111,10 @@ class LabelReader:
             number = int(value) if isinstance(value, np.bool_) else operator.index(value)
         except TypeError:
             raise self._refusal(value, index) from None
-        if number >= 2**63:
+        if not NO_LABEL <= number < 2**63:
             raise self._refusal(value, index)
-        if number < NO_LABEL:
-            raise ProbeError(f"{self._what}: expected 0 or more, or None for no label, got {number} at index {index}.")
-        if number == NO_LABEL:
-            return number
-        self._check_kind("integers", value, index)
+        if number != NO_LABEL:
+            self._check_kind("integers", value, index)
         return number
 
     def _check_kind(self, kind: str, value: Any, index: int) -> None:
@@ -137,8 +127,10 @@ class LabelReader:
 
     def _refusal(self, value: Any, index: int) -> ProbeError:
         return ProbeError(
-            f"{self._what}: expected integers, strings or None, or spans (start, end, label), got "
-            f"{type(value).__name__} {value!r} at index {index}. Number other labels first, e.g. by their bin."
+            f"{self._what}: expected integers from 0 on, strings or None, or spans (start, end, label) of characters "
+            f"with 0 <= start <= end, got {type(value).__name__} {value!r} at index {index}. Number other labels "
+            "first, e.g. by their bin. Labels of words need words: a text column that holds lists of them. Labels of "
+            "tokens go to Probe.from_tokens, with the ids."
         )
 
 

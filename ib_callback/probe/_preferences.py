@@ -9,16 +9,15 @@ import datetime
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ib_callback.common.errors import ProbeError
 from ib_callback.probe._labels import LabelReader
-from ib_callback.probe._texts import Sizes, Table, check_cut
-from ib_callback.probe._tokenizing import Encoded, Encoder, take_batch
+from ib_callback.probe._texts import Sizes, Table
+from ib_callback.probe._tokenizing import Encoded, Encoder
 from ib_callback.probe.content import NO_LABEL, Content
 
 FEATURE = "preference"
@@ -77,7 +76,7 @@ def collect_pairs(
         sizes: with an even number of sequences.
         name: of the probe.
         source: how it is made; sizes, and how many pairs were read and left out and why, are added.
-        progress: called with the number of sequences that were added, now and then.
+        progress: called with the number of sequences that were added.
 
     Raises:
         ProbeError: an odd number is asked for, no row makes a pair, or a row is none.
@@ -98,35 +97,19 @@ def collect_pairs(
     dropped: Counter[str] = Counter()
     read = 0
     table = Table([LabelReader(FEATURE, LABEL_NAMES)])
-
-    def pairs() -> Iterator[tuple[str, Pair]]:
-        nonlocal read
-        for row in rows:
-            read += 1
-            try:
-                pair = read_pair(row, tokenizer, read - 1)
-            except DropError as reason:
-                dropped[str(reason)] += 1
-            else:
-                yield pair.chosen.text, pair
-
-    stream = pairs()
-    while batch := take_batch(stream, number and number // 2, len(table) // 2):
-        before = len(table)
-        # Those of a chat template together, for they get no special tokens.
-        for templated, group in groupby((pair for _, pair in batch), lambda pair: pair.templated):
-            alike = list(group)
-            texts = [member.text for pair in alike for member in (pair.chosen, pair.rejected)]
-            encoded = encoder(texts, places=True, special_tokens=not templated)
-            for pair, chosen, rejected in zip(alike, encoded[::2], encoded[1::2], strict=True):
-                try:
-                    labelled = _labelled(pair, (chosen, rejected), whole, sizes.max_length)
-                except DropError as reason:
-                    dropped[str(reason)] += 1
-                else:
-                    for ids, labels in labelled:
-                        table.add(ids, [labels])
-        progress(len(table) - before)
+    for row in rows:
+        read += 1
+        try:
+            pair = read_pair(row, tokenizer, read - 1)
+            labelled = _labelled(pair, encoder, whole, sizes.max_length)
+        except DropError as reason:
+            dropped[str(reason)] += 1
+            continue
+        for ids, labels in labelled:
+            table.add(ids, [labels])
+        progress(len(labelled))
+        if len(table) == number:
+            break
     if not len(table):
         reasons = ", ".join(f"{number} {REASONS[reason]}" for reason, number in dropped.items())
         raise ProbeError(
@@ -175,18 +158,18 @@ def read_pair(row: Mapping[str, Any], tokenizer: Any, index: int) -> Pair:
     )
 
 
-def _labelled(
-    pair: Pair, encoded: tuple[Encoded, Encoded], whole: Encoder, max_length: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _labelled(pair: Pair, encoder: Encoder, whole: Encoder, max_length: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Ids and labels of both members of a pair.
 
     Raises:
         DropError: "tie" or "long".
     """
+    members = (pair.chosen, pair.rejected)
+    # Those of a chat template hold their special tokens already.
+    encoded = [encoder(member.text, places=True, special_tokens=not pair.templated) for member in members]
     shared = _shared(encoded[0].ids, encoded[1].ids)
     rows = []
-    for member, one, preferred in zip((pair.chosen, pair.rejected), encoded, (1, 0), strict=True):
-        check_cut(one, max_length)
+    for member, one, preferred in zip(members, encoded, (1, 0), strict=True):
         labels = np.full(len(one.ids), NO_LABEL, np.int64)
         start = shared if member.border is None else _start(member.text, member.border, one, whole, pair.templated)
         labels[start:] = preferred
@@ -211,7 +194,7 @@ def _start(text: str, border: int, encoded: Encoded, whole: Encoder, templated: 
     depends on it. Where tokenizers do not know where tokens come from, the tokens of the prompt alone tell.
     """
     if encoded.offsets is None:
-        return _shared(encoded.ids, whole([text[:border]], special_tokens=not templated)[0].ids)
+        return _shared(encoded.ids, whole(text[:border], special_tokens=not templated).ids)
     return int((encoded.offsets[:, 1] <= border).cumprod().sum())
 
 

@@ -56,27 +56,24 @@ class Rows:
         """Each row, in order.
 
         Raises:
-            ProbeError: it cannot be reached or read; also where it was cut off, so that no probe is shorter for it.
-            TypeError: rows that are not dicts.
+            ProbeError: it cannot be reached or read, or rows are no dicts; also where it was cut off, so that no probe
+                is shorter for it.
         """
-        iterator: Iterator[Any] | None = None
         seen = 0
-        while True:
-            try:
-                iterator = iter(self.open(self)) if iterator is None else iterator
-                row = next(iterator)
-            except StopIteration:  # raised by `datasets` already when it opens a file without rows
-                return
-            except (ProbeError, ImportError):
-                raise
-            except Exception as error:
-                where = f"after {seen} rows" if seen else "at the start"
-                said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-                raise ProbeError(f"{self.what}: cannot be read, {where} ({said}).") from error
-            if not isinstance(row, Mapping):
-                raise TypeError(f"{self.what}: expected rows that are dicts, got {type(row).__name__} {row!r}")
-            seen += 1
-            yield row
+        try:
+            for row in self.open(self):
+                if not isinstance(row, Mapping):
+                    raise ProbeError(f"{self.what}: expected rows that are dicts, got {type(row).__name__} {row!r}")
+                seen += 1
+                yield row
+        except StopIteration:  # raised by `datasets` when it opens a file without rows
+            return
+        except (ProbeError, ImportError):
+            raise
+        except Exception as error:
+            where = f"after {seen} rows" if seen else "at the start"
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise ProbeError(f"{self.what}: cannot be read, {where} ({said}).") from error
 
 
 def rows_of(

@@ -37,7 +37,7 @@ def contents_for(
     read = 0
     for document in documents(texts, labels):
         read += 1
-        if all(len(encode([document.text])[0].ids) >= sizes.min_length for encode in encoders):
+        if all(len(encode(document.text).ids) >= sizes.min_length for encode in encoders):
             chosen.append(document)
         if len(chosen) == sizes.num_sequences:
             break

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError
 from ib_callback.probe._labels import LabelReader, by_token
-from ib_callback.probe._tokenizing import Encoded, Encoder, describe, take_batch
+from ib_callback.probe._tokenizing import Encoder, describe
 from ib_callback.probe.content import NO_LABEL, Content
 
 
@@ -124,7 +124,7 @@ def collect(
         name: of the probe.
         source: how it is made; sizes and numbers of texts are added.
         readers: one for each label of the documents.
-        progress: called with the number of sequences that were added, now and then.
+        progress: called with the number of sequences that were added.
 
     Raises:
         ProbeError: no text is long enough, or labels are not usable.
@@ -134,27 +134,22 @@ def collect(
     encoder = Encoder(tokenizer, sizes.max_length)
     table = Table(readers)
     longest = read = 0
-    stream = iter(texts)
-    while batch := take_batch(stream, sizes.num_sequences, len(table)):
-        labellings = [
-            [reader.read(text.labels[reader.name], read + i, text.words) for reader in readers]
-            for i, text in enumerate(batch)
-        ]
-        read += len(batch)
-        before = len(table)
-        in_spans = any(isinstance(label, np.ndarray) for labels in labellings for label in labels)
+    for text in texts:
+        labels = [reader.read(text.labels[reader.name], read, text.words) for reader in readers]
+        read += 1
+        in_spans = any(isinstance(label, np.ndarray) for label in labels)
         if in_spans and not encoder.has_offsets:
             raise ProbeError(
                 "tokenizer: labels of words or spans need one that knows where its tokens come from, got "
                 f"{type(tokenizer).__name__}. Use a fast tokenizer."
             )
-        encoded = encoder([text.text for text in batch], places=in_spans)
-        for text, one, labels in zip(batch, encoded, labellings, strict=True):
-            check_cut(one, sizes.max_length)
-            longest = max(longest, len(one.ids))
-            if len(one.ids) >= sizes.min_length:
-                table.add(one.ids, [by_token(label, text.text, one) for label in labels] if in_spans else labels)
-        progress(len(table) - before)
+        encoded = encoder(text.text, places=in_spans)
+        longest = max(longest, len(encoded.ids))
+        if len(encoded.ids) >= sizes.min_length:
+            table.add(encoded.ids, [by_token(label, text.text, encoded) for label in labels])
+            progress(1)
+        if len(table) == sizes.num_sequences:
+            break
     if read == 0:
         raise ProbeError("texts: expected at least one text, got none. Was the iterator used up before?")
     if not len(table):
@@ -206,15 +201,6 @@ class Table:
             name=name,
             source={**source, **{key: str(value) for key, value in counts.items()}},
             tokenizer=describe(tokenizer),
-        )
-
-
-def check_cut(encoded: Encoded, max_length: int) -> None:
-    """Refuse a `max_length` that tokenizers do not cut to, for the special tokens alone are too many."""
-    if len(encoded.ids) > max_length:
-        raise ProbeError(
-            f"max_length: expected room for the tokenizer's special tokens and some text, got {max_length}, "
-            "and it cuts nothing to that. Raise max_length."
         )
 
 

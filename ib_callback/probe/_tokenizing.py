@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ib_callback.common.errors import ProbeError
-
-# Texts that are encoded at once, so that fast tokenizers use all cores; bounded, for an encoding takes some hundred
-# bytes a token before it is cut.
-BATCH_TEXTS = 128
-BATCH_CHARACTERS = 2_000_000
 
 # Pieces that tokenizers differ in: words, digits, white space, accents, other scripts, special tokens.
 _SAMPLE = "Tell me: what is 12 + 345?\n\n\tÜber Café 北京 🙂 don't  <|endoftext|> </s> [SEP] <unk>"
@@ -34,7 +27,7 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """Texts to ids, cut to `max_length`, by any tokenizer; its settings are the same after each call as before.
+    """A text to ids, cut to `max_length`, by a copy of any tokenizer: the settings of one's own stay as they are.
 
     Args:
         tokenizer: of transformers (fast or slow), or a `tokenizers.Tokenizer`.
@@ -42,11 +35,11 @@ class Encoder:
 
     Raises:
         TypeError: `tokenizer` is not a tokenizer.
-        ProbeError: it draws at random; or, when called with a text that is no valid Unicode.
+        ProbeError: it draws at random; or, when called, a text that is no valid Unicode, or a `max_length` that the
+            tokenizer does not cut to, for its special tokens alone are too many.
     """
 
     def __init__(self, tokenizer: Any, max_length: int | None) -> None:
-        self._tokenizer = tokenizer
         self._max_length = max_length
         self._raw = _is_raw(tokenizer)
         if not self._raw and not (callable(tokenizer) and hasattr(tokenizer, "model_max_length")):
@@ -56,79 +49,59 @@ class Encoder:
                 f"tokenizers.Tokenizer, got {type(tokenizer).__name__}. "
                 + ("Pass its .tokenizer." if processor else "Texts tokenised otherwise can go to Probe.from_tokens.")
             )
-        self._backend = _backend(tokenizer)
-        dropout = getattr(getattr(self._backend, "model", None), "dropout", None)
+        backend = _backend(tokenizer)
+        dropout = getattr(getattr(backend, "model", None), "dropout", None)
         if dropout:
             raise ProbeError(
                 f"tokenizer: expected one that gives the same ids each time, got one with dropout={dropout}, whose "
                 "probe nobody could build again. Set .model.dropout = None on a copy of the tokenizers.Tokenizer."
             )
         self.has_offsets = self._raw or bool(getattr(tokenizer, "is_fast", False))
+        self._tokenizer = tokenizer if backend is None else copy.deepcopy(tokenizer)
+        if self._raw:
+            direction = (tokenizer.truncation or {}).get("direction", "right")
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            if max_length is not None:
+                self._tokenizer.enable_truncation(max_length, direction=direction)
 
-    def __call__(self, texts: Sequence[str], *, places: bool = False, special_tokens: bool = True) -> list[Encoded]:
-        """Encode each text.
+    def __call__(self, text: str, *, places: bool = False, special_tokens: bool = True) -> Encoded:
+        """Encode a text.
 
         Args:
-            texts: whatever is to become a sequence each.
+            text: what is to become a sequence.
             places: also say where tokens come from, as far as the tokenizer knows.
             special_tokens: add those that the tokenizer adds by default.
         """
-        # After each call, not at the end: the texts may come from a generator that uses the tokenizer, too.
-        with _settings_kept(self._backend):
-            try:
-                return self._encode(texts, places, special_tokens)
-            except TypeError:
-                for text in texts:
-                    _check_unicode(text)
-                raise
+        try:
+            encoded = self._encode(text, places, special_tokens)
+        except TypeError:
+            _check_unicode(text)
+            raise
+        if self._max_length is not None and len(encoded.ids) > self._max_length:
+            raise ProbeError(
+                f"max_length: expected room for the tokenizer's special tokens and some text, got {self._max_length}, "
+                "and it cuts nothing to that. Raise max_length."
+            )
+        return encoded
 
-    def _encode(self, texts: Sequence[str], places: bool, special_tokens: bool) -> list[Encoded]:
+    def _encode(self, text: str, places: bool, special_tokens: bool) -> Encoded:
         if self._raw:
-            return self._encode_raw(texts, places, special_tokens)
-        places_asked = {"return_offsets_mapping": self.has_offsets, "return_special_tokens_mask": True}
+            raw = self._tokenizer.encode(text, add_special_tokens=special_tokens)
+            return _encoded(raw.ids, raw.offsets, raw.special_tokens_mask)
         encoding = self._tokenizer(
-            list(texts),
+            text,
             truncation=self._max_length is not None,
             max_length=self._max_length,
             padding=False,
             add_special_tokens=special_tokens,
             return_attention_mask=False,
             return_token_type_ids=False,
+            return_offsets_mapping=places and self.has_offsets,
+            return_special_tokens_mask=places,
             verbose=False,
-            **(places_asked if places else {}),
         )
-        ids = encoding["input_ids"]
-        offsets = encoding.get("offset_mapping") or [None] * len(ids)
-        special = encoding.get("special_tokens_mask") or [None] * len(ids)
-        return [_encoded(*one) for one in zip(ids, offsets, special, strict=True)]
-
-    def _encode_raw(self, texts: Sequence[str], places: bool, special_tokens: bool) -> list[Encoded]:
-        tokenizer = self._tokenizer
-        direction = (tokenizer.truncation or {}).get("direction", "right")
-        tokenizer.no_padding()
-        if self._max_length is None:
-            tokenizer.no_truncation()
-        else:
-            tokenizer.enable_truncation(self._max_length, direction=direction)
-        if len(texts) == 1:
-            encodings = [tokenizer.encode(texts[0], add_special_tokens=special_tokens)]
-        else:
-            encodings = tokenizer.encode_batch(list(texts), add_special_tokens=special_tokens)
-        if not places:
-            return [_encoded(e.ids, None, None) for e in encodings]
-        return [_encoded(e.ids, e.offsets, e.special_tokens_mask) for e in encodings]
-
-
-def take_batch(texts: Iterator[Any], wanted: int | None, found: int) -> list[Any]:
-    """The next (text, …) of a stream: a bounded number, of bounded length together, and no more than are wanted."""
-    batch: list[Any] = []
-    characters = 0
-    for item in islice(texts, BATCH_TEXTS if wanted is None else min(BATCH_TEXTS, wanted - found)):
-        batch.append(item)
-        characters += len(item[0])
-        if characters >= BATCH_CHARACTERS:
-            break
-    return batch
+        return _encoded(encoding["input_ids"], encoding.get("offset_mapping"), encoding.get("special_tokens_mask"))
 
 
 def _is_raw(tokenizer: Any) -> bool:
@@ -174,7 +147,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
         parts["side"] = getattr(tokenizer, "truncation_side", "right")
         # Whether special tokens that stand in a text are taken as text. Serialised forms leave it out.
         parts["split"] = bool(getattr(tokenizer, "split_special_tokens", False))
-    parts["sample"] = Encoder(tokenizer, None)([_SAMPLE])[0].ids.tolist()
+    parts["sample"] = Encoder(tokenizer, None)(_SAMPLE).ids.tolist()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -207,23 +180,3 @@ def _check_unicode(text: str) -> None:
             f"texts: expected valid Unicode, got half a surrogate pair, {text[error.start]!r}, at character "
             f"{error.start} of {text[:40]!r}. Clean it first: text.encode('utf-8', 'replace').decode()."
         ) from error
-
-
-@contextmanager
-def _settings_kept(inner: Any) -> Iterator[None]:
-    """Put the truncation and padding of a `tokenizers.Tokenizer` back in the end."""
-    if inner is None:
-        yield
-        return
-    truncation, padding = inner.truncation, inner.padding
-    try:
-        yield
-    finally:
-        if truncation is None:
-            inner.no_truncation()
-        else:
-            inner.enable_truncation(**truncation)
-        if padding is None:
-            inner.no_padding()
-        else:
-            inner.enable_padding(**padding)

@@ -52,15 +52,10 @@ def normalised(content: Content) -> Content:
     """
     check_name(content.name)
     ids = _integers(content.input_ids, "input_ids")
-    if ids.numel() == 0:
+    if ids.dim() != 2 or ids.numel() == 0:
         raise ProbeError(
-            f"input_ids: expected [N, S] with N and S at least 1, got shape {list(ids.shape)}. "
-            "A probe needs some held-out text."
-        )
-    if ids.dim() != 2:
-        raise ProbeError(
-            f"input_ids: expected [N, S] (sequences, tokens), got shape {list(ids.shape)}. "
-            "Pass a single sequence as [sequence]."
+            "input_ids: expected [N, S] (sequences, tokens) with N and S at least 1, got shape "
+            f"{list(ids.shape)}. Pass a single sequence as [sequence]."
         )
     mask = torch.ones_like(ids, dtype=torch.bool)
     if content.attention_mask is not None:
@@ -184,10 +179,9 @@ def _label_names(names: Any, labels: Mapping[str, Tensor]) -> dict[str, tuple[st
         what, given = f"label_names[{feature!r}]", names[feature]
         if feature not in labels:
             raise ProbeError(f"{what}: expected one of the labels {sorted(labels)}, got {feature!r}.")
-        if isinstance(given, str) or not all(isinstance(name, str) for name in given):
-            raise ProbeError(f"{what}: expected a list of strings, got {given!r}.")
-        if len(given) != len(set(given)):
-            raise ProbeError(f"{what}: expected names that differ, got {list(given)}.")
+        strings = not isinstance(given, str) and all(isinstance(name, str) for name in given)
+        if not strings or len(given) != len(set(given)):
+            raise ProbeError(f"{what}: expected a list of strings that differ, got {given!r}.")
         highest = int(labels[feature].max())
         if highest >= len(given):
             raise ProbeError(f"{what}: expected a name for each number up to {highest}, got {len(given)} names.")

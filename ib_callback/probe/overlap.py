@@ -1,8 +1,8 @@
 """How much of a probe occurs in training text: whole sequences, and n-grams of tokens.
 
 A held-out probe is held out only if the model has not been trained on it. The usual test is for common n-grams of 13
-tokens (Brown et al., 2020, appendix C). The n-grams of the probe are kept by a hash of 64 bits; training text
-streams past, and whatever has the hash of one of them is compared with it token by token.
+tokens (Brown et al., 2020, appendix C). The n-grams of the probe are kept by a hash of 64 bits, for which training text
+that streams past is searched; whole sequences are then compared token by token.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Integers = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
 NGRAM = 13
-# Tokens looked at in one go: few enough to stay in a core's cache, enough that calls do not count.
+# Tokens looked at in one go: few enough to stay in a core's cache.
 CHUNK = 1 << 16
-# Bits of the table that says which hashes may be among those of the probe, beyond those needed to number them.
-_SPARE_BITS = 4
-_MOST_BITS = 26
+# Whether any n-gram of the probe begins with these bits of a hash is looked up before the hash itself is.
+_FIRST_BITS = 22
+_BELOW = np.uint64(64 - _FIRST_BITS)
 _MIX, _BASE = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -102,100 +102,58 @@ class _Index:
     """The n-grams of a probe, and which of them have been seen."""
 
     def __init__(self, input_ids: Tensor, attention_mask: Tensor, n: int) -> None:
-        mask = attention_mask.numpy()
         self.n = n
-        self.num_sequences = len(mask)
-        self.tokens: Integers = input_ids.numpy()[mask]
-        ends = np.cumsum(mask.sum(1))
-        self.bounds = np.stack([ends - mask.sum(1), ends], axis=1)
-        number = np.maximum(mask.sum(1) - n + 1, 0)
-        self.first_place = np.cumsum(number) - number
-        self.sequence = np.repeat(np.arange(len(mask), dtype=np.int32), number)
-        self.place = np.arange(len(self.sequence)) + np.repeat(self.bounds[:, 0] - self.first_place, number)
-        hashes = ngram_hashes(self.tokens, n)[self.place]
-        self.hashes, self.first, self.kind = np.unique(hashes, return_index=True, return_inverse=True)
+        self.rows = [ids[real] for ids, real in zip(input_ids.numpy(), attention_mask.numpy(), strict=True)]
+        hashes = [ngram_hashes(row, n) for row in self.rows]
+        self.hashes, kinds = np.unique(np.concatenate(hashes), return_inverse=True)
+        # Which of the distinct n-grams each sequence consists of.
+        self.kinds = np.split(kinds, np.cumsum([len(row) for row in hashes])[:-1])
         self.seen = np.zeros(len(self.hashes), bool)
-        bits = min(max(16, len(self.hashes).bit_length() + _SPARE_BITS), _MOST_BITS)
-        self.shift = np.uint64(64 - bits)
-        self.may_be = np.zeros(1 << bits, bool)
-        self.may_be[(self.hashes >> self.shift).astype(np.int64)] = True
-        self._set_anchors()
-        self.num_texts = self.num_tokens = 0
-        # Rows that wait to be looked at together.
-        self._rows: list[Integers] = []
-        self._waiting = 0
-
-    def _set_anchors(self) -> None:
-        """Of each sequence the n-gram that any occurrence of the whole begins with, special tokens left aside."""
-        self.anchored: dict[int, set[int]] = {}
+        self.may_be = np.zeros(1 << _FIRST_BITS, bool)
+        self.may_be[self.hashes >> _BELOW] = True
+        # Sequences by the n-gram that any occurrence of the whole begins with, special tokens left aside.
+        self.anchored: dict[int, list[int]] = {}
         self.cores: dict[int, Integers] = {}
-        for sequence, (begin, end) in enumerate(self.bounds.tolist()):
-            if end - begin < self.n:
-                continue
-            special = 1 if end - begin >= self.n + 2 else 0
-            self.cores[sequence] = self.tokens[begin + special : end - special]
-            kind = int(self.kind[self.first_place[sequence] + special])
-            self.anchored.setdefault(kind, set()).add(sequence)
-        self.is_anchor = np.zeros(len(self.hashes), bool)
-        self.is_anchor[list(self.anchored)] = True
-        self.longest = max(map(len, self.cores.values()), default=self.n)
+        for sequence, (row, kinds) in enumerate(zip(self.rows, self.kinds, strict=True)):
+            special = 1 if len(row) >= n + 2 else 0
+            if len(kinds):
+                self.cores[sequence] = row[special : len(row) - special]
+                self.anchored.setdefault(int(kinds[special]), []).append(sequence)
+        self.longest = max(map(len, self.rows))
         self.duplicates: set[int] = set()
+        self.num_texts = self.num_tokens = 0
 
     def add(self, text: Any) -> None:
         """Look at one text: ids [n] of any kind, which may lie on a disk and are copied in parts."""
         self.num_texts += 1
         self.num_tokens += len(text)
-        if len(text) < self.n:
-            return
         # Parts that overlap by as much as a sequence can be long.
-        step = max(CHUNK, 4 * self.longest)
-        for begin in range(0, max(len(text) - self.longest, 1), step):
-            self._rows.append(np.asarray(text[begin : begin + step + self.longest], np.int64))
-            self._waiting += len(self._rows[-1])
-            if self._waiting >= CHUNK:
-                self._flush()
+        for begin in range(0, max(len(text) - self.longest, 1), CHUNK):
+            self._look_at(np.asarray(text[begin : begin + CHUNK + self.longest], np.int64))
 
-    def _flush(self) -> None:
-        rows, self._rows, self._waiting = self._rows, [], 0
-        if not rows:
-            return
-        tokens = np.concatenate(rows) if len(rows) > 1 else rows[0]
-        ends = np.cumsum([len(row) for row in rows])
+    def _look_at(self, tokens: Integers) -> None:
         hashes = ngram_hashes(tokens, self.n)
-        candidates = np.flatnonzero(self.may_be[(hashes >> self.shift).astype(np.int64)])
-        kinds = np.searchsorted(self.hashes, hashes[candidates])
-        kinds = np.minimum(kinds, len(self.hashes) - 1)
-        row_end = ends[np.searchsorted(ends, candidates, side="right")]
-        hit = (self.hashes[kinds] == hashes[candidates]) & (candidates + self.n <= row_end)
-        candidates, kinds, row_end = candidates[hit], kinds[hit], row_end[hit]
-        if not len(candidates):
-            return
-        window = np.arange(self.n)
-        same = tokens[candidates[:, None] + window] == self.tokens[self.place[self.first[kinds]][:, None] + window]
-        equal = same.all(1)
-        self.seen[kinds[equal]] = True
-        anchors = equal & self.is_anchor[kinds]
-        for place, kind, end in zip(candidates[anchors], kinds[anchors].tolist(), row_end[anchors], strict=True):
-            text = tokens[place:end]
-            for sequence in self.anchored[kind] - self.duplicates:
+        places = np.flatnonzero(self.may_be[hashes >> _BELOW])
+        kinds = np.minimum(np.searchsorted(self.hashes, hashes[places]), len(self.hashes) - 1)
+        hit = self.hashes[kinds] == hashes[places]
+        self.seen[kinds[hit]] = True
+        for place, kind in zip(places[hit].tolist(), kinds[hit].tolist(), strict=True):
+            for sequence in self.anchored.get(kind, ()):
                 core = self.cores[sequence]
-                if np.array_equal(text[: len(core)], core):
+                if np.array_equal(tokens[place : place + len(core)], core):
                     self.duplicates.add(sequence)
 
     def result(self) -> Overlap:
-        self._flush()
-        found = self.seen[self.kind]
-        of_sequence = np.bincount(self.sequence, minlength=self.num_sequences)
-        seen_of = np.bincount(self.sequence, weights=found, minlength=self.num_sequences)
+        found = [self.seen[kinds] for kinds in self.kinds]
         return Overlap(
-            num_sequences=self.num_sequences,
-            num_ngrams=len(self.kind),
-            found_ngrams=int(found.sum()),
+            num_sequences=len(found),
+            num_ngrams=sum(map(len, found)),
+            found_ngrams=int(sum(row.sum() for row in found)),
             n=self.n,
-            sequences=tuple(np.flatnonzero(seen_of).tolist()),
+            sequences=tuple(sequence for sequence, row in enumerate(found) if row.any()),
             duplicates=tuple(sorted(self.duplicates)),
-            share_of_sequence=tuple((seen_of / np.maximum(of_sequence, 1)).tolist()),
-            too_short=int((of_sequence == 0).sum()),
+            share_of_sequence=tuple(float(row.mean()) if len(row) else 0.0 for row in found),
+            too_short=sum(len(row) == 0 for row in found),
             num_texts=self.num_texts,
             num_tokens=self.num_tokens,
         )
@@ -234,7 +192,16 @@ def _texts_of(data: Any, tokenizer: Any, text_column: str) -> Iterator[Any]:
     encoder: Encoder | None = None
     one_long_array = getattr(data, "ndim", None) == 1 and hasattr(data, "dtype")
     for index, item in enumerate([data] if one_long_array else data):
-        item = _without_columns(item, text_column, index)
+        if hasattr(item, "keys"):
+            column = next((name for name in ("input_ids", text_column) if name in item), None)
+            if column is None:
+                raise ProbeError(
+                    f"data: expected rows with a column input_ids or {text_column!r}, got "
+                    f"{', '.join(map(str, item)) or 'none'} in row {index}. Pass text_column=."
+                )
+            item = item[column]
+        elif isinstance(item, (tuple, list)) and item and getattr(item[0], "ndim", 0) == 1:
+            item = item[0]  # of (inputs, labels), the way TensorDataset gives rows
         if isinstance(item, str):
             if tokenizer is None:
                 raise ProbeError(
@@ -242,7 +209,7 @@ def _texts_of(data: Any, tokenizer: Any, text_column: str) -> Iterator[Any]:
                     "Or pass rows with input_ids."
                 )
             encoder = encoder or Encoder(tokenizer, None)
-            item = encoder([item])[0].ids
+            item = encoder(item).ids
         ids = item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asanyarray(item)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise TypeError(
@@ -250,17 +217,3 @@ def _texts_of(data: Any, tokenizer: Any, text_column: str) -> Iterator[Any]:
                 f"dtype {ids.dtype} at index {index}. Pass a single sequence as [ids]."
             )
         yield ids
-
-
-def _without_columns(item: Any, text_column: str, index: int) -> Any:
-    if not (isinstance(item, Mapping) or hasattr(item, "keys")):
-        # As (inputs, labels), the way TensorDataset gives rows.
-        is_pair = isinstance(item, (tuple, list)) and len(item) > 0 and getattr(item[0], "ndim", 0) == 1
-        return item[0] if is_pair else item
-    for column in ("input_ids", text_column):
-        if column in item:
-            return item[column]
-    raise ProbeError(
-        f"data: expected rows with a column input_ids or {text_column!r}, got {', '.join(map(str, item)) or 'none'} in "
-        f"row {index}. Pass text_column=."
-    )

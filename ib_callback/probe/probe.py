@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ib_callback.common.errors import ProbeError
 from ib_callback.probe import _file, builtin_text
-from ib_callback.probe._datasets import Reading, dataset_content, preferences_content, remarks
+from ib_callback.probe._datasets import dataset_content, preferences_content, remarks
 from ib_callback.probe._rows import C4, TULU
 from ib_callback.probe._several_tokenizers import contents_for
 from ib_callback.probe._texts import Sizes, texts_content
@@ -137,8 +137,7 @@ class Probe:
             UserWarning: fewer than `num_sequences` texts are long enough.
         """
         sizes = Sizes(num_sequences, max_length, min_length)
-        content = texts_content(texts, tokenizer, sizes, name=name, labels=labels)
-        return cls._warned(content)
+        return cls._warned(texts_content(texts, tokenizer, sizes, name=name, labels=labels))
 
     @classmethod
     def for_tokenizers(
@@ -227,10 +226,10 @@ class Probe:
             dataset,
             tokenizer,
             Sizes(num_sequences, max_length, min_length),
-            Reading.of(reading),
             name=name,
             text_column=text_column,
             label_columns=label_columns,
+            **reading,
         )
         return cls._warned(content)
 
@@ -250,8 +249,8 @@ class Probe:
         For arguments, errors and caching see `from_dataset`.
         """
         sizes = Sizes(num_sequences, max_length, min_length)
-        content = dataset_content(C4, tokenizer, sizes, Reading.of(reading, config="en", split=split), name="c4")
-        return cls._warned(content)
+        reading.setdefault("config", "en")
+        return cls._warned(dataset_content(C4, tokenizer, sizes, name="c4", split=split, **reading))
 
     @classmethod
     def from_preferences(
@@ -289,8 +288,7 @@ class Probe:
             UserWarning: pairs were left out.
         """
         sizes = Sizes(num_sequences, max_length)
-        content = preferences_content(pairs, tokenizer, sizes, Reading.of(reading), name=name)
-        return cls._warned(content)
+        return cls._warned(preferences_content(pairs, tokenizer, sizes, name=name, **reading))
 
     @classmethod
     def from_tulu(
@@ -307,8 +305,7 @@ class Probe:
         first ones, after `skip=`. For arguments, errors and caching see `from_preferences` and `from_dataset`.
         """
         sizes = Sizes(num_sequences, max_length)
-        content = preferences_content(TULU, tokenizer, sizes, Reading.of(reading, split="train"), name="tulu")
-        return cls._warned(content)
+        return cls._warned(preferences_content(TULU, tokenizer, sizes, name="tulu", split="train", **reading))
 
     @classmethod
     def builtin(cls, tokenizer: Any = None, *, num_sequences: int = 256, max_length: int = 128) -> Probe:
@@ -346,17 +343,7 @@ class Probe:
             FileNotFoundError: there is no such file.
             ImportError: the package `safetensors` is missing.
         """
-        content, saved = _file.read(path)
-        try:
-            probe = cls(content)
-        except ProbeError as error:
-            raise ProbeError(f"{path}: its content is not a probe: {error}") from error
-        if probe.fingerprint != saved:
-            raise ProbeError(
-                f"{path}: its padding holds ids or labels, which no probe that was saved has. "
-                "Make the probe again with Probe.from_tokens and save it."
-            )
-        return probe
+        return cls(_file.read(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the probe to one safetensors file, in one step; a file that is there already is replaced.

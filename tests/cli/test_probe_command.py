@@ -158,7 +158,7 @@ def test_lines_made_by_hand(folder: Path) -> None:
 
 LINES = {
     "not json": ('{"input_ids": [1]}\n{\n', "bad.jsonl:2: expected one JSON object a line"),
-    "no ids": ('{"ids": [1]}\n', 'bad.jsonl:1: expected {"input_ids": [ids], …}, got {"ids": [1]}'),
+    "no ids": ('{"ids": [1]}\n', 'first at least, got {"ids": [1]}'),
     "nothing": ("\n", "expected at least one line with input_ids"),
     "fractions": (
         '{"input_ids": [1.5]}\n',
@@ -166,17 +166,13 @@ LINES = {
     ),
     "labels": (
         '{"input_ids": [1, 2], "labels": {"f": [1, 2, 3]}}\n',
-        "bad.jsonl:1: expected lists of as many labels as ids, 2",
+        'bad.jsonl:1: expected {"input_ids": [ids], "labels": {name: [as many]}',
     ),
     "labels without a name": (
         '{"input_ids": [1], "labels": [1]}\n',
-        'bad.jsonl:1: expected {"labels": {name:',
+        '"labels": {name: [as many]}, "padding": 0 or more}',
     ),
-    "padding": ('{"input_ids": [1], "padding": -1}\n', 'bad.jsonl:1: expected "padding" to be 0 or more'),
-    "length": (
-        '{"probe": {"length": "3"}}\n{"input_ids": [1]}\n',
-        "in the header to be an integer, got '3'",
-    ),
+    "padding": ('{"input_ids": [1], "padding": -1}\n', '"padding": 0 or more}, the first at least'),
     "changed": (
         '{"probe": {"fingerprint": "00"}}\n{"input_ids": [1]}\n',
         "its lines were changed: expected fingerprint 00",
@@ -197,7 +193,7 @@ def test_lines_that_are_no_probe(case: str, folder: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("probe show nowhere.safetensors", "nowhere.safetensors: no such probe file"),
+        ("probe show nowhere.safetensors", "No such file or directory: 'nowhere.safetensors'"),
         ("probe --show rows.jsonl", "rows.jsonl: cannot be loaded as a probe"),
         ("probe convert rows.jsonl p.txt", "expected IN and OUT to be a .safetensors and a .jsonl file"),
         ("probe build --dataset nowhere.jsonl --tokenizer tokenizer -o p", "got nowhere.jsonl: no such file"),
@@ -209,7 +205,10 @@ def test_lines_that_are_no_probe(case: str, folder: Path, capsys: pytest.Capture
         ("probe build --dataset rows.jsonl --tokenizer rows.jsonl -o p", "expected a tokenizer.json, got another file"),
         ("probe build --dataset rows.jsonl --tokenizer - -o p", "--tokenizer -: expected with --dataset builtin alone"),
         ("probe build --dataset rows.jsonl --tokenizer tokenizer -o p.jsonl", "-o: expected a .safetensors file"),
-        ("probe build --dataset rows.jsonl --tokenizer tokenizer -o tokenizer", "got the folder tokenizer"),
+        (
+            "probe build --dataset rows.jsonl --tokenizer tokenizer -o tokenizer",
+            "-o: expected a .safetensors file, got tokenizer",
+        ),
         (
             "probe build --dataset c4 --tokenizer tokenizer -o p --name n --label-column l",
             "--label-column, --name: ",

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -136,7 +135,7 @@ def test_those_who_wait_say_for_what(tmp_path, caplog, monkeypatch):
 def test_a_damaged_file_is_set_aside_and_built_anew(tmp_path):
     path = tmp_path / "number.txt"
     path.write_text("seven")
-    with pytest.warns(RuntimeWarning, match=r"a number: .*number.txt is damaged. It was moved to number.txt.damaged"):
+    with pytest.warns(RuntimeWarning, match=r"a number: .*number.txt is damaged or .* moved to number.txt.damaged"):
         assert once(path) == 7
     assert (tmp_path / "number.txt.damaged").read_text() == "seven"
     assert path.read_text() == "7"
@@ -155,19 +154,10 @@ def test_errors_of_building_are_raised_and_leave_nothing(tmp_path):
 
 def test_a_full_disk_costs_the_file_but_not_the_content(tmp_path):
     def full(path: Path, number: int) -> None:
-        path.write_text(str(number)[:1])
         raise OSError(28, "No space left on device")
 
     with pytest.warns(RuntimeWarning, match=r"a number: it cannot be kept in .*No space left.*cache_dir="):
         assert build_once(tmp_path / "n", lambda: 77, write=full, read=read_number, what="a number") == 77
-    assert names(tmp_path) == set()
-
-
-def test_what_cannot_be_read_back_never_gets_the_name(tmp_path):
-    with pytest.raises(ValueError, match="invalid literal"):
-        build_once(
-            tmp_path / "n", lambda: 7, write=lambda path, _: path.write_text("x") and None, read=read_number, what="n"
-        )
     assert names(tmp_path) == set()
 
 
@@ -194,22 +184,17 @@ def test_a_directory_that_cannot_be_made_or_written(tmp_path, monkeypatch):
     assert once(tmp_path / "n") == 8  # what is there can be read all the same
 
 
-@pytest.mark.parametrize("readings_before", [0, 1])
-def test_a_file_that_cannot_be_read_is_left_alone(tmp_path, readings_before):
-    # It may be whole: of another user, or on a disk that fails for a moment.
+def test_a_file_that_cannot_be_read_is_set_aside_as_it_is(tmp_path):
+    # Of another user, or on a disk that fails for a moment.
     write_number(tmp_path / "n", 8)
-    readings = []
 
     def read(path: Path) -> int:
-        readings.append(path)
-        if len(readings) <= readings_before:
-            raise ValueError("damaged, it seems")
         raise PermissionError(13, "Permission denied")
 
-    with pytest.warns(RuntimeWarning, match="n cannot be read .Permission denied., so .* that is not kept"):
+    with pytest.warns(RuntimeWarning, match="n is damaged or cannot be read. It was moved to n.damaged"):
         assert build_once(tmp_path / "n", lambda: 7, write=write_number, read=read, what="a number") == 7
-    assert "n.damaged" not in names(tmp_path)
-    assert read_number(tmp_path / "n") == 8
+    assert read_number(tmp_path / "n.damaged") == 8
+    assert read_number(tmp_path / "n") == 7
 
 
 @pytest.mark.parametrize("code", ["ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK"])
@@ -245,16 +230,3 @@ def test_a_lock_that_is_never_free_is_waited_for_with_words(tmp_path, monkeypatc
         once(tmp_path / "n")
     assert [round(arguments[-1], 2) for arguments in said] == [0.05, 0.15, 0.25]
     assert not (tmp_path / "n").exists()
-
-
-def test_leftovers_of_the_dead_are_removed_but_not_of_the_living(tmp_path):
-    old, own_temporary, young, other = (
-        tmp_path / name for name in (".n.1.partial", "..n.1.partial.2.partial", ".n.3.partial", ".m.1.partial")
-    )
-    for leftover in (old, own_temporary, young, other):
-        leftover.write_text("")
-    hours_ago = time.time() - 2 * cache.LEFTOVER_SECONDS
-    for leftover in (old, own_temporary, other):
-        os.utime(leftover, (hours_ago, hours_ago))
-    once(tmp_path / "n")
-    assert names(tmp_path) == {"n", young.name, other.name}

@@ -114,13 +114,16 @@ def test_labels_of_words_with_class_names() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"text": "a", "f": 1.5}], "expected integers, strings or None, or spans .*got float 1.5 at index 0"),
-        ([{"text": "a", "f": 2**63}], "expected integers, .*got int 9223372036854775808 at index 0"),
+        (
+            [{"text": "a", "f": 1.5}],
+            "expected integers from 0 on, .*or spans .*got float 1.5 at index 0",
+        ),
+        ([{"text": "a", "f": 2**63}], "expected integers .*got int 9223372036854775808 at index 0"),
         ([{"text": "a", "f": float("inf")}], "got float inf at index 0"),
-        ([{"text": "a", "f": {"start": [0], "end": [1, 2], "label": [3]}}], "expected integers, .*got dict"),
+        ([{"text": "a", "f": {"start": [0], "end": [1, 2], "label": [3]}}], "expected integers .*got dict"),
         ([{"text": "a", "f": "x"}, {"text": "a", "f": 1}], "got 1 at index 1 after strings"),
-        ([{"text": "a", "f": [0]}], r"expected spans \(start, end, label\).*got 0 at index 0.*words need words"),
-        ([{"text": "a", "f": [(2, 1, "x")]}], r"expected spans with 0 <= start <= end, got \(2, 1\)"),
+        ([{"text": "a", "f": [0]}], r"spans \(start, end, label\).*got int 0 at index 0.*words need words"),
+        ([{"text": "a", "f": [(2, 1, "x")]}], r"with 0 <= start <= end, got tuple \(2, 1, 'x'\)"),
         ([{"text": "a", "f": [("0", 1, "x")]}], r"got tuple \('0', 1, 'x'\) at index 0"),
         ([{"text": ["a", "b"], "f": [1]}], "expected 2 labels, one for each word, got 1 at index 0"),
         ([{"text": "a", "f": {"label": 1}}], "got dict"),

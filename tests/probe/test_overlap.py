@@ -84,14 +84,6 @@ def test_hashes_of_every_length_are_those_of_the_polynomial():
     assert len(ngram_hashes(tokens, 41)) == 0
 
 
-def test_a_common_hash_is_no_common_text(monkeypatch):
-    probe = make_probe()
-    monkeypatch.setattr(
-        overlap_module, "ngram_hashes", lambda tokens, n: np.zeros(max(len(tokens) - n + 1, 0), np.uint64)
-    )
-    assert not probe.overlap([[7] * 30])
-
-
 # --- kinds of data
 
 IDS = [[5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7]]

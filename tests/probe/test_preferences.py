@@ -392,15 +392,3 @@ def test_pairs_are_cached_by_the_special_tokens_that_the_template_writes(tmp_pat
         twin.bos_token = token
         probes.append(Probe.from_preferences(path, twin, num_sequences=2, cache_dir=tmp_path / "cache"))
     assert probes[0].input_ids[0, 0] != probes[1].input_ids[0, 0]
-
-
-def test_batches_of_pairs_make_no_difference(merging: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = [message("user", "is")]
-    pairs = [
-        GOOD,
-        {"chosen": [*turns, message("assistant", "blue")], "rejected": [*turns, message("assistant", "able")]},
-        {"chosen": "the sky", "rejected": "the blue"},
-    ] * 3
-    whole = Probe.from_preferences(pairs, merging, num_sequences=14)
-    monkeypatch.setattr("ib_callback.probe._tokenizing.BATCH_TEXTS", 2)
-    assert Probe.from_preferences(pairs, merging, num_sequences=14).fingerprint == whole.fingerprint

@@ -120,7 +120,7 @@ def test_labels_of_texts_cover_their_tokens_and_skip_with_them() -> None:
         ([0, "de"], r"labels\['f'\]: expected integers throughout, or strings.*got 'de' at index 1 after integers"),
         (["en", 1], "got 1 at index 1 after strings. Make them all of one kind"),
         ([0, 0.5], "got float 0.5 at index 1"),
-        ([0, -3], "got -3 at index 1"),
+        ([0, -3], "got int -3 at index 1"),
         ([0], "expected 2 entries.*got 1"),
         ([0, 1, 2], "expected 2 entries.*got 3"),
         ("en", "one label or None for each text, got str"),
