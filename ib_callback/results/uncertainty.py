@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -142,14 +143,21 @@ def with_errors(point: PlanePoint, baseline_error: Callable[[Mapping[str, float]
         baseline_error: standard error of a linear combination of baselines, its weights by name. Baselines are
             estimated from random subsets, independently of the choice of sequences: their error adds in quadrature.
     """
-    errors: dict[str, float | None] = {}
-    for metric in (quantity.name for quantity in PLANE if quantity.has_error):
-        values = replicates_of(point, metric)
-        error = None if values is None else jackknife_error(getattr(point, metric), values)
-        if error is not None and (gradient := baseline_gradient(point, metric)):
-            error = math.hypot(error, baseline_error(gradient))
-        errors[f"{metric}_se"] = error
-    return replace(point, **errors)  # type: ignore[arg-type]
+    for quantity in PLANE:
+        metric = quantity.name
+        known: dict[str, Any] = {}
+        if quantity.formula is not None and not quantity.bound:
+            # Whether a divisor is resolved may depend on an error that is known only now.
+            known[metric] = quantity.formula(vars(point))
+            point = replace(point, **known)
+        if quantity.has_error:
+            values = replicates_of(point, metric)
+            error = None if values is None else jackknife_error(getattr(point, metric), values)
+            if error is not None and (gradient := baseline_gradient(point, metric)):
+                error = math.hypot(error, baseline_error(gradient))
+            known[f"{metric}_se"] = error
+            point = replace(point, **known)
+    return point
 
 
 def with_bound_error(point: PlanePoint, bound: Callable[[float], float] | None) -> PlanePoint:

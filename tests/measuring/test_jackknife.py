@@ -338,11 +338,12 @@ def test_distance_to_a_curve():
 def test_combined_error_of_two_nulls_of_one_curve():
     curve = SubsetCurve(np.array([1.0, 2, 4]), np.array([0.3, 0.2, 0.0]), np.array([0.0, 0.01, 0.0]), np.zeros(3))
     a, b = LabelCounts.of(np.array([2, 2])), LabelCounts.of(np.array([1, 1, 2]))
-    assert curve.combined_error(a, b, 1.0, 0.0) == pytest.approx(curve.null(a)[1])
-    assert curve.combined_error(a, b, -1.0, 1.0) == pytest.approx(0.5 * 0.01)
-    assert curve.combined_error(a, a, -1.0, 1.0) == 0.0
+    error = curve.error_of({"a": a, "b": b})
+    assert error({"a": 1.0, "another kind of baseline": 7.0}) == pytest.approx(curve.null(a)[1])
+    assert error({"a": -1.0, "b": 1.0}) == pytest.approx(0.5 * 0.01)
+    assert curve.error_of({"a": a, "b": a})({"a": -1.0, "b": 1.0}) == 0.0
     single = SubsetCurve(np.array([1.0]), np.array([0.0]), np.array([0.0]), np.zeros(1))
-    assert single.combined_error(a, b, 1.0, 1.0) == 0.0
+    assert single.error_of({"a": a, "b": b})({"a": 1.0, "b": 1.0}) == 0.0
 
 
 # --- storage
