@@ -38,8 +38,7 @@ class StepColours:
             self.norm = SymLogNorm(linthresh=positive, linscale=0.3, vmin=low, vmax=high, base=10)
         # Even to the eye and told apart by the colour-blind.
         first, last = theme.steps
-        viridis = colormaps["viridis"]
-        part = ListedColormap([viridis(first + (last - first) * i / 255) for i in range(256)])
+        part = ListedColormap(colormaps["viridis"](np.linspace(first, last, 256)))
         self.scale = ScalarMappable(self.norm, part)
         self.rgba = np.asarray(self.scale.to_rgba(numbers))
 
