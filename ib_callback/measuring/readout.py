@@ -17,7 +17,7 @@ from ib_callback.measuring.plan.null import SubsetCurve
 from ib_callback.measuring.plan.plan import NullPlan, Plan
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.points import FeaturePoint, PlanePoint
-from ib_callback.results.uncertainty import Array, jackknife_error, with_bound_error, with_errors
+from ib_callback.results.uncertainty import Array, jackknife_error, with_errors
 
 
 def read_out(
@@ -45,10 +45,8 @@ def read_out(
         other = Found(primary, found.drafts)
         other.add(Readings(other_plan, other_sums, weighting))
         found.features.update((public[label], point) for label, point in other.features.items())
-    orders = {name: draft.point() for name, draft in found.drafts.items()}
-    if curve is not None:
-        bounds = {name: curve.bound if name == primary else None for name in orders}
-        orders = {n: with_bound_error(p.against(bounds[n]), bounds[n]) for n, p in orders.items()}
+    bounds = dict.fromkeys(found.drafts) | {primary: None if curve is None else curve.bound}
+    orders = {name: draft.point(bounds[name], is_diagonal=curve is None) for name, draft in found.drafts.items()}
     return Measurement(
         step=step,
         entropy=float(readings.entropy.mean()),
@@ -79,15 +77,18 @@ class Draft:
     replicates: dict[str, Array] = field(default_factory=dict)
     baseline_errors: list[Callable[[Mapping[str, float]], float]] = field(default_factory=list)
 
-    def point(self) -> PlanePoint:
-        """The point, with all that follows from what was added."""
+    def point(self, curve: Callable[[float], float] | None = None, *, is_diagonal: bool = True) -> PlanePoint:
+        """The point, with all that follows from what was added; `curve` is the bound if the diagonal is not."""
         point = PlanePoint.from_layers(self.layers["complexity"], self.layers["expressivity"], **self.measured)
+        if not is_diagonal:
+            point = point.against(curve)
         if not self.replicates:
             return point
         replicates: dict[str, Any] = {f"{name}_jackknife": tuple(values) for name, values in self.replicates.items()}
         return with_errors(
             replace(point, **replicates),
             lambda weights: math.hypot(*(error(weights) for error in self.baseline_errors)),
+            curve,
         )
 
 

@@ -40,8 +40,14 @@ class LabelCounts:
     @classmethod
     def of(cls, counts: np.ndarray) -> LabelCounts:
         """From the number of positions of each label."""
-        count, number = np.unique(counts, return_counts=True)
-        return cls(count.astype(np.float64), count * number / counts.sum())
+        return cls.of_numbers(np.bincount(counts))
+
+    @classmethod
+    def of_numbers(cls, number: np.ndarray) -> LabelCounts:
+        """From how many labels occur how often, which is the index."""
+        count = np.flatnonzero(number)
+        positions = count * number[count]
+        return cls(count.astype(np.float64), positions / max(int(positions.sum()), 1))
 
 
 @dataclass(frozen=True)
