@@ -10,8 +10,7 @@ import numpy as np
 from ib_callback.bound.curve import IBCurve
 from ib_callback.plot import data
 from ib_callback.plot.bound import curve_in_plane, why_not_drawn
-from ib_callback.plot.colours import StepColours
-from ib_callback.plot.frame import draw_bounds, plane_sheet, square_limits
+from ib_callback.plot.frame import StepColours, draw_bounds, plane_sheet, square_limits
 from ib_callback.plot.sheet import Sheet
 from ib_callback.plot.theme import SMALL, ThemeName, drawing, place_labels, shortened_alike, theme_of
 from ib_callback.results.measurement import Measurement
@@ -91,8 +90,7 @@ def _draw(
     sheet.key("layers", "a layer", marker="o", **dot)
     if len(layers) > 1 and np.isfinite(mean).all():
         shape = {**dot, "marker": "D", "markerfacecolor": theme.paper, "markeredgewidth": 1.2}
-        panel.plot(*mean[:, None], zorder=6, label="mean", **{**shape, "markersize": 6})
-        sheet.key("mean", "mean over layers", **shape)
+        sheet.plot(panel, mean[:, None], "mean", "mean over layers", zorder=6, **shape)
     low, high = panel.get_xlim()
     if np.isfinite(null).all() and ((low > null) | (null > high)).any():
         # Drawn to the scale of the null, the layers would lie on each other.
@@ -101,8 +99,8 @@ def _draw(
         panel.set_title("")
         panel.set_title(order, loc="left")
     elif np.isfinite(null).all():
-        panel.plot(*null[:, None], marker="x", zorder=6, label="null", **dot)
-        sheet.key("null", "null of the mean: finite sampling alone", marker="x", **dot)
+        text = "null of the mean: finite sampling alone"
+        sheet.plot(panel, null[:, None], "null", text, zorder=6, marker="x", **dot)
     draw_bounds(sheet, panel, curve)
 
     last = len(names) - 1

@@ -10,9 +10,8 @@ import numpy as np
 from ib_callback.bound.curve import IBCurve
 from ib_callback.plot import data
 from ib_callback.plot.bound import curve_in_plane, why_not_drawn
-from ib_callback.plot.colours import StepColours
 from ib_callback.plot.data import FEW_POINTS, RASTERISED_ABOVE
-from ib_callback.plot.frame import draw_bounds, plane_sheet, square_limits
+from ib_callback.plot.frame import StepColours, draw_bounds, plane_sheet, square_limits
 from ib_callback.plot.sheet import Sheet
 from ib_callback.plot.theme import ThemeName, drawing, place_labels, theme_of
 from ib_callback.results.measurement import Measurement, warn_of_other_tokenizers
@@ -192,8 +191,7 @@ class _Panel:
             self.sheet.key(name, self.texts[name], marker=marker, **dot)
         if len(self.points) > 1:
             style = {**dot, "marker": "o", "markerfacecolor": "none", "markeredgewidth": 1.3, "markersize": 9}
-            self.panel.plot(*self.points[-1:].T, zorder=6, label="last", **style)
-            self.sheet.key("last", "last point", **style)
+            self.sheet.plot(self.panel, self.points[-1:].T, "last", "last point", zorder=6, **style)
 
     def _transitions(self) -> None:
         """Name the first point of each phase but the initial one, where the panel has it."""

@@ -90,6 +90,11 @@ class Sheet:
 
         self.handles[name] = Line2D([], [], label=label, **style)
 
+    def plot(self, panel: Axes, points: Any, name: str, text: str, *, zorder: float, **style: Any) -> None:
+        """Draw a line or markers, [2, points], under a name, which the legend explains."""
+        panel.plot(*points, zorder=zorder, label=name, **style)
+        self.key(name, text, **style)
+
     def finish(self, title: str | None) -> None:
         """Put title and notes above the panels and the legend below, where it hides no point."""
         panel_width, panel_height = self.size

@@ -175,9 +175,8 @@ class _Course:
             panel.axhline(bounds[name], zorder=1.5, **style)
             self.sheet.key("bound", **style)
         elif name == "complexity" and np.isfinite(ceilings).any():
-            style = {"color": self.theme.muted, "lw": 1.2, "ls": (0, (1, 1.6)), "label": "ceiling"}
-            panel.plot(self.steps, ceilings, zorder=1.6, **style)
-            self.sheet.key("ceiling", **style)
+            style = {"color": self.theme.muted, "lw": 1.2, "ls": (0, (1, 1.6))}
+            self.sheet.plot(panel, (self.steps, ceilings), "ceiling", "ceiling", zorder=1.6, **style)
 
     def mark_missing(self, panel: Axes) -> None:
         """A cross below for each point that could not be measured."""
