@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor, nn
 
 import ib_callback as ib
-from ib_callback.results.uncertainty import interval_factor
 
 NAMES = (
     "complexity", "expressivity", "optimality", "distance_to_bound",
@@ -124,7 +124,7 @@ def simulate(world: World, repeats: int, groups: int | bool) -> tuple[np.ndarray
     # A ratio of numbers that are zero in truth is undefined in some probes.
     defined = np.isfinite(v).all(0) & np.isfinite(e).all(0)
     with np.errstate(invalid="ignore"):
-        covered = np.where(defined, (np.abs(v - v.mean(0)) < interval_factor(number) * e).mean(0), np.nan)
+        covered = np.where(defined, (np.abs(v - v.mean(0)) < stdtrit(number - 1, 0.975) * e).mean(0), np.nan)
         size = np.where(defined, np.sqrt((e**2).mean(0)) / v.std(0, ddof=1), np.nan)
     return covered, size
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +27,6 @@ class JackknifeSums:
     single: Tensor
     totals: Tensor
 
-    @staticmethod
-    def join(parts: list[JackknifeSums]) -> JackknifeSums:
-        """Sums of groups of layers side by side."""
-        return JackknifeSums(
-            *(torch.cat([getattr(p, name) for p in parts], dim=-1) for name in ("removed", "single", "totals"))
-        )
-
 
 @dataclass(frozen=True)
 class Sums:
@@ -51,16 +46,21 @@ class Sums:
     jackknife: JackknifeSums | None = None
 
     @staticmethod
-    def join(groups: list[Sums]) -> Sums:
+    def join(groups: Sequence[Sums]) -> Sums:
         """Sums of groups of layers side by side."""
-        left_out = [s.jackknife for s in groups if s.jackknife is not None]
-        return Sums(
-            conditional=torch.cat([s.conditional for s in groups], dim=1),
-            single=torch.cat([s.single for s in groups]),
-            kept=torch.cat([s.kept for s in groups], dim=1),
-            nulls=[torch.cat(parts, dim=1) for parts in zip(*(s.nulls for s in groups), strict=True)],
-            jackknife=JackknifeSums.join(left_out) if left_out else None,
-        )
+        return _side_by_side(groups)
+
+
+def _side_by_side(parts: Sequence[Any]) -> Any:
+    """Tensors [..., L] of groups of layers as one, in whatever holds them."""
+    first = parts[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts), dim=-1)
+    if isinstance(first, list):
+        return [_side_by_side(each) for each in zip(*parts, strict=True)]
+    return type(first)(*(_side_by_side([getattr(part, f.name) for part in parts]) for f in fields(first)))
 
 
 class _Place:

@@ -20,7 +20,6 @@ from ib_callback.common.version import __version__
 from ib_callback.estimator.functional import check_weighting
 from ib_callback.estimator.quantise import check_seed, check_temperature
 from ib_callback.measuring.accumulate import Accumulator, Sums
-from ib_callback.measuring.feature_probes import FeatureProbes, label_names, named_features
 from ib_callback.measuring.model import access, bidirectional
 from ib_callback.measuring.model.access import Layer, Layers
 from ib_callback.measuring.model.capture import Quantiser
@@ -30,11 +29,14 @@ from ib_callback.measuring.plan.plan import Batch, Plan
 from ib_callback.measuring.planner import make_plan
 from ib_callback.measuring.readout import read_out
 from ib_callback.measuring.settings import (
+    FeatureProbes,
     choose_bound,
     choose_features,
     choose_groups,
     choose_layers,
     choose_primary,
+    label_names,
+    named_features,
 )
 from ib_callback.probe.ngrams import parse_orders
 from ib_callback.probe.probe import Probe

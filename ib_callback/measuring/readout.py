@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ from ib_callback.measuring.plan.null import SubsetCurve
 from ib_callback.measuring.plan.plan import NullPlan, Plan
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.points import FeaturePoint, PlanePoint
-from ib_callback.results.uncertainty import Array, jackknife_error, with_bound_error
+from ib_callback.results.uncertainty import Array, jackknife_error, with_errors
 
 
 def read_out(
@@ -37,17 +40,13 @@ def read_out(
     """
     readings = Readings(plan, sums, weighting)
     found = Found(primary)
-    for quantity in plan.quantities:
-        quantity.read(readings, found)
+    found.add(readings)
     for public, other_plan, other_sums in others:
-        other = Found(primary, found.orders)
-        for quantity in other_plan.quantities:
-            quantity.read(Readings(other_plan, other_sums, weighting), other)
+        other = Found(primary, found.drafts)
+        other.add(Readings(other_plan, other_sums, weighting))
         found.features.update((public[label], point) for label, point in other.features.items())
-    orders = found.orders
-    if curve is not None:
-        bounds = {name: curve.bound if name == primary else None for name in orders}
-        orders = {n: with_bound_error(p.against(bounds[n]), bounds[n]) for n, p in orders.items()}
+    bounds = dict.fromkeys(found.drafts) | {primary: None if curve is None else curve.bound}
+    orders = {name: draft.point(bounds[name], is_diagonal=curve is None) for name, draft in found.drafts.items()}
     return Measurement(
         step=step,
         entropy=float(readings.entropy.mean()),
@@ -63,15 +62,57 @@ def read_out(
 
 
 @dataclass
+class Draft:
+    """The point of an order while quantities are read: each adds to it what it knows, by name (results/metrics.py).
+
+    layers: [L] complexity and expressivity of each layer.
+    measured: baselines and their standard errors.
+    replicates: [2 G - 1] values of all of them without each omission, where standard errors are planned.
+    baseline_errors: standard errors of linear combinations of some of the baselines, from their weights. Baselines of
+        different entries are estimated independently.
+    """
+
+    layers: dict[str, list[float]] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
+    replicates: dict[str, Array] = field(default_factory=dict)
+    baseline_errors: list[Callable[[Mapping[str, float]], float]] = field(default_factory=list)
+
+    def point(self, curve: Callable[[float], float] | None = None, *, is_diagonal: bool = True) -> PlanePoint:
+        """The point, with all that follows from what was added; `curve` is the bound if the diagonal is not."""
+        point = PlanePoint.from_layers(self.layers["complexity"], self.layers["expressivity"], **self.measured)
+        if not is_diagonal:
+            point = point.against(curve)
+        if not self.replicates:
+            return point
+        replicates: dict[str, Any] = {f"{name}_jackknife": tuple(values) for name, values in self.replicates.items()}
+        return with_errors(
+            replace(point, **replicates),
+            lambda weights: math.hypot(*(error(weights) for error in self.baseline_errors)),
+            curve,
+        )
+
+
+@dataclass
 class Found:
     """What the quantities of a plan read from a pass, one after the other.
 
     primary: the order that features are compared with.
+    drafts: of the points of orders.
     """
 
     primary: str
-    orders: dict[str, PlanePoint] = field(default_factory=dict)
+    drafts: dict[str, Draft] = field(default_factory=lambda: defaultdict(Draft))
     features: dict[str, FeaturePoint] = field(default_factory=dict)
+
+    @property
+    def complexity(self) -> float:
+        """Of the primary order."""
+        return fmean(self.drafts[self.primary].layers["complexity"])
+
+    def add(self, readings: Readings) -> None:
+        """Read all quantities of the plan."""
+        for quantity in readings.plan.quantities:
+            quantity.read(readings, self)
 
 
 class Readings:

@@ -10,10 +10,9 @@ import numpy as np
 from ib_callback.bound.curve import IBCurve
 from ib_callback.plot import data
 from ib_callback.plot.bound import curve_in_plane, why_not_drawn
-from ib_callback.plot.colours import StepColours
-from ib_callback.plot.frame import draw_bounds, plane_sheet, square_limits
+from ib_callback.plot.frame import StepColours, draw_bounds, plane_sheet, square_limits
 from ib_callback.plot.sheet import Sheet
-from ib_callback.plot.theme import SMALL, ThemeName, drawing, place_labels, shortened, theme_of
+from ib_callback.plot.theme import SMALL, ThemeName, drawing, place_labels, shortened_alike, theme_of
 from ib_callback.results.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def plane_by_layer(
         raise ValueError(f"expected a point that was measured, got one that was not: {measurement.error}")
     shown = data.orders_of(data.given(measurement), orders)
     look = theme_of(theme)
-    names = layer_names(measurement.layers)
+    names = shortened_alike(measurement.layers, _LONGEST_NAME)
     with drawing(look, "Drawing the information plane by layer"):
         sheet = plane_sheet(shown, look)
         colours = StepColours(np.arange(1.0, len(names) + 1), "depth (1 is the first layer)", look, logarithmic=False)
@@ -71,24 +70,6 @@ def plane_by_layer(
         sheet.notes += why_not_drawn(curve, measurement)
         sheet.finish(title)
     return sheet.figure
-
-
-def layer_names(names: Sequence[str]) -> list[str]:
-    """Names short enough for a picture: what is the same in all of them is left out.
-
-    >>> layer_names(["model.layers.0", "model.layers.1", "model.norm"])
-    ['layers.0', 'layers.1', 'norm']
-    >>> layer_names(["h.0", "h.1"])
-    ['h.0', 'h.1']
-    """
-    parts = [name.split(".") for name in names]
-    common = 0
-    while len(parts) > 1 and all(len(p) > common + 1 for p in parts) and len({p[common] for p in parts}) == 1:
-        # Not so far that a name begins with its number.
-        if any(p[common + 1][:1].isdigit() for p in parts):
-            break
-        common += 1
-    return [shortened(".".join(p[common:]), _LONGEST_NAME) for p in parts]
 
 
 def _draw(
@@ -109,8 +90,7 @@ def _draw(
     sheet.key("layers", "a layer", marker="o", **dot)
     if len(layers) > 1 and np.isfinite(mean).all():
         shape = {**dot, "marker": "D", "markerfacecolor": theme.paper, "markeredgewidth": 1.2}
-        panel.plot(*mean[:, None], zorder=6, label="mean", **{**shape, "markersize": 6})
-        sheet.key("mean", "mean over layers", **shape)
+        sheet.plot(panel, mean[:, None], "mean", "mean over layers", zorder=6, **shape)
     low, high = panel.get_xlim()
     if np.isfinite(null).all() and ((low > null) | (null > high)).any():
         # Drawn to the scale of the null, the layers would lie on each other.
@@ -119,8 +99,8 @@ def _draw(
         panel.set_title("")
         panel.set_title(order, loc="left")
     elif np.isfinite(null).all():
-        panel.plot(*null[:, None], marker="x", zorder=6, label="null", **dot)
-        sheet.key("null", "null of the mean: finite sampling alone", marker="x", **dot)
+        text = "null of the mean: finite sampling alone"
+        sheet.plot(panel, null[:, None], "null", text, zorder=6, marker="x", **dot)
     draw_bounds(sheet, panel, curve)
 
     last = len(names) - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,13 +10,12 @@ import numpy as np
 from ib_callback.bound.curve import IBCurve
 from ib_callback.plot import data
 from ib_callback.plot.bound import curve_in_plane, why_not_drawn
-from ib_callback.plot.colours import StepColours
 from ib_callback.plot.data import FEW_POINTS, RASTERISED_ABOVE
-from ib_callback.plot.frame import draw_bounds, plane_sheet, square_limits
+from ib_callback.plot.frame import StepColours, draw_bounds, plane_sheet, square_limits
 from ib_callback.plot.sheet import Sheet
 from ib_callback.plot.theme import ThemeName, drawing, place_labels, theme_of
 from ib_callback.results.measurement import Measurement, warn_of_other_tokenizers
-from ib_callback.results.phases import Phase, Phases
+from ib_callback.results.phases import Phase
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,8 +70,14 @@ def information_plane(
         colours = StepColours(*data.numbered(drawn), look)
         phases = data.phases_of(points, data.rule_of(measurements))
         known = None if phases is None else [p for p, m in zip(phases.phases, points, strict=True) if m.orders]
+        texts = {"measured": "measured"}
+        if phases is not None:
+            texts = {phase.name.lower(): text for phase, text in data.phase_labels(phases).items()}
+        elif drawn[0].step is not None and len(drawn) == 1:
+            texts["measured"] += f" at step {drawn[0].step:,}"
         pictures = [
-            _Panel(sheet, panel, order, drawn, colours, known) for panel, order in zip(sheet.panels, shown, strict=True)
+            _Panel(sheet, panel, order, drawn, colours, known, texts)
+            for panel, order in zip(sheet.panels, shown, strict=True)
         ]
         # One scale for all orders, so that they can be compared at a glance.
         limits = data.finite_range(*(picture.extent(baseline=baseline) for picture in pictures))
@@ -83,7 +88,6 @@ def information_plane(
         sheet.notes += [
             *data.changed_settings_note(points), *data.missing_note(points), *why_not_drawn(curve, drawn[-1]),
         ]  # fmt: skip
-        _explain(sheet, drawn, phases)
         sheet.finish(title)
     return sheet.figure
 
@@ -93,9 +97,9 @@ class _Panel:
 
     def __init__(
         self, sheet: Sheet, panel: Axes, order: str, points: Sequence[Measurement], colours: StepColours,
-        phases: Sequence[Phase] | None,
+        phases: Sequence[Phase] | None, texts: Mapping[str, str],
     ) -> None:  # fmt: skip
-        self.sheet, self.panel, self.order, self.ink = sheet, panel, order, sheet.theme.ink
+        self.sheet, self.panel, self.order, self.ink, self.texts = sheet, panel, order, sheet.theme.ink, texts
         table = data.plane(points, order)
         self.keep = np.isfinite(table).all(axis=1)
         self.absent = int(len(points) - self.keep.sum())
@@ -114,12 +118,14 @@ class _Panel:
         return np.concatenate([self.points.ravel(), *([self.nulls.ravel(), self.ceilings] if baseline else [])])
 
     def draw(self, curve: np.ndarray | None, *, baseline: bool) -> None:
+        # In the order of the legend; what covers what is said by zorder.
+        self._points()
+        if baseline:
+            self._nulls()
+        self._errors()
         draw_bounds(self.sheet, self.panel, curve)
         if baseline:
             self._ceilings()
-            self._nulls()
-        self._errors()
-        self._points()
         self._transitions()
         if self.absent:
             note = f"{self.absent:,} without {self.order}"
@@ -129,9 +135,10 @@ class _Panel:
         there = np.flatnonzero(np.isfinite(self.ceilings))
         if not len(there):
             return
-        style: dict[str, Any] = {"color": self.ink, "lw": 1.2, "ls": (0, (1, 1.6)), "label": "ceiling"}
-        self.panel.axvline(self.ceilings[there[-1]], zorder=1.4, **style)
-        self.sheet.key("ceiling", **style)
+        style: dict[str, Any] = {"color": self.ink, "lw": 1.2, "ls": (0, (1, 1.6))}
+        self.panel.axvline(self.ceilings[there[-1]], zorder=1.4, label="ceiling", **style)
+        ticks = "; ticks: each" if len(self.ceilings) > 1 else ""
+        self.sheet.key("ceiling", f"ceiling (last point{ticks})", **style)
         shown = there[data.thinned(self.numbers[there], _CEILINGS_SHOWN)]
         if len(shown) > 1:
             self.panel.vlines(
@@ -181,11 +188,10 @@ class _Panel:
                 x, y, s=self.area, c=self.rgba[chosen], marker=marker, linewidths=0, zorder=5,
                 label=name, rasterized=self.rasterised,
             )  # fmt: skip
-            self.sheet.key(name, name, marker=marker, **dot)
+            self.sheet.key(name, self.texts[name], marker=marker, **dot)
         if len(self.points) > 1:
             style = {**dot, "marker": "o", "markerfacecolor": "none", "markeredgewidth": 1.3, "markersize": 9}
-            self.panel.plot(*self.points[-1:].T, zorder=6, label="last", **style)
-            self.sheet.key("last", "last point", **style)
+            self.sheet.plot(self.panel, self.points[-1:].T, "last", "last point", zorder=6, **style)
 
     def _transitions(self) -> None:
         """Name the first point of each phase but the initial one, where the panel has it."""
@@ -199,17 +205,3 @@ class _Panel:
                 x, y = self.points[begun[0]]
                 labels.append((x, y, phase.name.lower(), self.ink))
         place_labels(self.panel, labels, self.points, inches=self.sheet.size[0], theme=self.sheet.theme)
-
-
-def _explain(sheet: Sheet, points: Sequence[Measurement], phases: Phases | None) -> None:
-    """The legend: what is measured first, then the baselines, then the bounds."""
-    texts = {} if phases is None else {p.name.lower(): text for p, text in data.phase_labels(phases).items()}
-    if len(points) == 1 and points[0].step is not None:
-        texts["measured"] = f"measured at step {points[0].step:,}"
-    texts["ceiling"] = "ceiling (last point)" if len(points) == 1 else "ceiling (last point; ticks: each)"
-    for name, text in texts.items():
-        if name in sheet.handles:
-            sheet.handles[name].set_label(text)
-    order = ("measured", *(p.name.lower() for p in PHASE_MARKERS), "last", "null", "standard error", "diagonal",
-             "IB curve", "ceiling")  # fmt: skip
-    sheet.handles = {name: sheet.handles[name] for name in order if name in sheet.handles}

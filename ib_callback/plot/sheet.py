@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LINE = 1.35  # of the font size
-_LEGEND_FONT = FONT - 0.5
 _TITLE_FONT = FONT + 3
-_BAR = (0.12, 0.16)  # gap and width
+# In inches: left of all panels, right of them, and with a colour bar its gap, its width and its labels.
+_LEFT, _RIGHT = 0.85, 0.2
+_BAR_GAP, _BAR_WIDTH, _BAR_LABELS = 0.12, 0.16, 0.75
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,6 @@ class Note:
     alarm: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Margins:
-    """Inches around the panels and between them."""
-
-    left: float = 0.85
-    right: float = 0.2
-    bottom: float = 0.62
-    top: float = 0.34
-    across: float = 0.55
-    down: float = 0.62
-
-
-DEFAULT_MARGINS = Margins()
-
-
 class Sheet:
     """Panels in rows, with one legend and notes for all; `finish` gives everything its place.
 
@@ -59,7 +44,8 @@ class Sheet:
         columns: of panels.
         size: width and height of a panel, in inches.
         theme: its colours.
-        margins: around the panels.
+        top, bottom: inches above and below all panels.
+        across, down: inches between panels.
 
     Attributes:
         figure: of its own, known to no pyplot.
@@ -69,12 +55,22 @@ class Sheet:
     """
 
     def __init__(
-        self, count: int, columns: int, *, size: tuple[float, float], theme: Theme, margins: Margins = DEFAULT_MARGINS
+        self,
+        count: int,
+        columns: int,
+        *,
+        size: tuple[float, float],
+        theme: Theme,
+        top: float = 0.34,
+        bottom: float = 0.62,
+        across: float = 0.55,
+        down: float = 0.62,
     ) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        self.columns, self.size, self.theme, self.margins = columns, size, theme, margins
+        self.columns, self.size, self.theme = columns, size, theme
+        self.top, self.bottom, self.across, self.down = top, bottom, across, down
         self.figure = Figure(figsize=size, dpi=DPI)
         FigureCanvasAgg(self.figure)
         # Each its own rectangle, for axes in one place are taken for the same ones; `finish` moves them.
@@ -94,67 +90,67 @@ class Sheet:
 
         self.handles[name] = Line2D([], [], label=label, **style)
 
+    def plot(self, panel: Axes, points: Any, name: str, text: str, *, zorder: float, **style: Any) -> None:
+        """Draw a line or markers, [2, points], under a name, which the legend explains."""
+        panel.plot(*points, zorder=zorder, label=name, **style)
+        self.key(name, text, **style)
+
     def finish(self, title: str | None) -> None:
         """Put title and notes above the panels and the legend below, where it hides no point."""
-        handles = list(self.handles.values())
-        margins, (panel_width, panel_height) = self.margins, self.size
+        panel_width, panel_height = self.size
         rows = math.ceil(len(self.panels) / self.columns)
-        grid_width = self.columns * panel_width + (self.columns - 1) * margins.across
-        grid_height = rows * panel_height + (rows - 1) * margins.down
-        width = margins.left + grid_width + (margins.right if self.bar is None else sum(_BAR) + 0.75)
+        grid_width = self.columns * panel_width + (self.columns - 1) * self.across
+        grid_height = rows * panel_height + (rows - 1) * self.down
+        width = _LEFT + grid_width + (_RIGHT if self.bar is None else _BAR_GAP + _BAR_WIDTH + _BAR_LABELS)
+        floor = self._legend(width) + self.bottom
         head = self._head(title, width)
-        head_height = sum(_LINE * style["fontsize"] for _, style in head) / INCH + (0.14 if head else 0.0)
-        legend_columns = _legend_columns(handles, width - 0.2)
-        legend_rows = math.ceil(len(handles) / legend_columns)
-        legend_height = (legend_rows * 1.62 + 1.2) * _LEGEND_FONT / INCH if handles else 0.0
-        floor = legend_height + margins.bottom
-        height = floor + grid_height + margins.top + head_height
+        head_height = sum(_LINE * style["fontsize"] / INCH for _, style in head) + (0.14 if head else 0.0)
+        height = floor + grid_height + self.top + head_height
 
         self.figure.set_size_inches(width, height)
+        inches = (width, height, width, height)
         for index, panel in enumerate(self.panels):
             row, column = divmod(index, self.columns)
-            left = margins.left + column * (panel_width + margins.across)
-            bottom = floor + (rows - 1 - row) * (panel_height + margins.down)
-            panel.set_position((left / width, bottom / height, panel_width / width, panel_height / height))
+            left = _LEFT + column * (panel_width + self.across)
+            bottom = floor + (rows - 1 - row) * (panel_height + self.down)
+            panel.set_position(_shares((left, bottom, panel_width, panel_height), inches))
         if self.bar is not None:
-            left = margins.left + grid_width + _BAR[0]
-            self.bar.set_position((left / width, floor / height, _BAR[1] / width, grid_height / height))
-        if handles:
-            self.figure.legend(
-                handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.02 / height), ncols=legend_columns,
-                frameon=False, borderaxespad=0.0,
-            )  # fmt: skip
+            self.bar.set_position(_shares((_LEFT + grid_width + _BAR_GAP, floor, _BAR_WIDTH, grid_height), inches))
         top = height - 0.08
         for line, style in head:
             self.figure.text(0.12 / width, top / height, line, ha="left", va="top", **style)
             top -= _LINE * style["fontsize"] / INCH
 
+    def _legend(self, width: float) -> float:
+        """Add the legend in as many columns as fit into the width; its height."""
+        handles = list(self.handles.values())
+        for columns in range(min(len(handles), 5), 0, -1):
+            legend = self.figure.legend(
+                handles=handles, loc="lower center", ncols=columns, frameon=False, borderaxespad=0.4
+            )
+            extent = legend.get_window_extent()
+            if columns == 1 or extent.width / DPI <= width - 0.3:
+                return extent.height / DPI + 0.1
+            legend.remove()
+        return 0.0
+
     def _head(self, title: str | None, width: float) -> list[tuple[str, dict[str, Any]]]:
-        lines: list[tuple[str, dict[str, Any]]] = []
+        """Lines of title and notes, none much longer than the width, and how they look."""
+        texts: list[tuple[str, dict[str, Any]]] = []
         if title:
-            style = {"fontsize": _TITLE_FONT, "fontweight": "bold", "color": self.theme.ink, "gid": "title"}
-            lines += [(line, style) for line in _wrapped(title, width - 0.3, 1.15 * _TITLE_FONT)]
+            bold = {"fontsize": _TITLE_FONT, "fontweight": "bold", "color": self.theme.ink, "gid": "title"}
+            texts.append((title, bold))
         for note in self.notes:
             colour = self.theme.alarm if note.alarm else self.theme.muted
-            style = {"fontsize": SMALL, "color": colour, "gid": "note"}
-            lines += [(line, style) for line in _wrapped(note.text, width - 0.3, SMALL)]
+            texts.append((note.text, {"fontsize": SMALL, "color": colour, "gid": "note"}))
+        lines = []
+        for text, style in texts:
+            # Bold characters are wider.
+            character = CHARACTER * style["fontsize"] * (1.15 if "fontweight" in style else 1.0)
+            longest = max(20, int((width - 0.3) * INCH / character))
+            lines += [(line, style) for line in textwrap.wrap(text, longest, break_on_hyphens=False)]
         return lines
 
 
-def _wrapped(text: str, width: float, size: float) -> list[str]:
-    """Lines of a text, none much longer than `width` inches at a font size in points."""
-    return textwrap.wrap(text, max(20, int(width * INCH / (CHARACTER * size))), break_on_hyphens=False)
-
-
-def _legend_columns(handles: Sequence[Any], width: float) -> int:
-    """As many columns as fit, each as wide as its longest entry."""
-    entries = [(len(str(handle.get_label())) * CHARACTER + 5.2) * _LEGEND_FONT / INCH for handle in handles]
-    for columns in range(min(len(entries), 5), 1, -1):
-        rows = math.ceil(len(entries) / columns)
-        # As Matplotlib deals them out: the first columns have one more if they are not equally long.
-        longer = len(entries) - (rows - 1) * columns
-        lengths = [rows] * longer + [rows - 1] * (columns - longer)
-        starts = [sum(lengths[:index]) for index in range(columns)]
-        if sum(max(entries[s : s + n], default=0.0) for s, n in zip(starts, lengths, strict=True)) <= width:
-            return columns
-    return 1
+def _shares(box: tuple[float, ...], whole: tuple[float, ...]) -> Any:
+    return tuple(part / all_of_it for part, all_of_it in zip(box, whole, strict=True))

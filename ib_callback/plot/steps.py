@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ib_callback.plot import data
-from ib_callback.plot.sheet import Margins, Sheet
+from ib_callback.plot.sheet import Sheet
 from ib_callback.plot.theme import LINES, MARKERS, ThemeName, drawing, theme_of
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.metrics import PLANE, Quantity
@@ -22,7 +22,6 @@ _SHOWN = [quantity for quantity in PLANE if quantity.primary]
 _MARKED = 40
 _MANY = 300
 _FEW_MISSING = 16
-_MARGINS = Margins(top=0.12, bottom=0.48, across=0.9, down=0.14)
 _HATCHES = {Phase.INITIAL: "////", Phase.FITTING: "", Phase.COMPRESSION: ""}
 
 
@@ -59,7 +58,7 @@ def over_steps(
     shown = data.orders_of(points, [data.primary_of(points)] if orders is None else orders)
     look = theme_of(theme)
     with drawing(look, "Drawing the numbers over steps"):
-        sheet = Sheet(len(_SHOWN), 2, size=(3.5, 2.1), theme=look, margins=_MARGINS)
+        sheet = Sheet(len(_SHOWN), 2, size=(3.5, 2.1), theme=look, top=0.12, bottom=0.48, across=0.9, down=0.14)
         steps, name = data.numbered(points)
         if log is None:
             log = data.crowds_at_the_start(steps)
@@ -108,14 +107,7 @@ def _scale(panel: Axes, steps: np.ndarray, *, log: bool) -> bool:
     else:
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    if high > low:
-        scale = panel.xaxis.get_transform()
-        first_at, last_at = scale.transform([low, high])
-        margin = 0.03 * (last_at - first_at)
-        left, right = scale.inverted().transform([first_at - margin, last_at + margin])
-        panel.set_xlim(float(left), float(right))
-    else:
-        panel.set_xlim(low - 1, high + 1)
+    panel.margins(x=0.03)
     return logarithmic
 
 
@@ -183,9 +175,8 @@ class _Course:
             panel.axhline(bounds[name], zorder=1.5, **style)
             self.sheet.key("bound", **style)
         elif name == "complexity" and np.isfinite(ceilings).any():
-            style = {"color": self.theme.muted, "lw": 1.2, "ls": (0, (1, 1.6)), "label": "ceiling"}
-            panel.plot(self.steps, ceilings, zorder=1.6, **style)
-            self.sheet.key("ceiling", **style)
+            style = {"color": self.theme.muted, "lw": 1.2, "ls": (0, (1, 1.6))}
+            self.sheet.plot(panel, (self.steps, ceilings), "ceiling", "ceiling", zorder=1.6, **style)
 
     def mark_missing(self, panel: Axes) -> None:
         """A cross below for each point that could not be measured."""

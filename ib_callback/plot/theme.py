@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,8 @@ INCH = 72.0  # in points
 
 # Told apart without colour as well.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+# Of labels about their points, the best first: below the diagonal is where the room is.
+_ANGLES = [math.radians(-45 + turn) for turn in (0, 30, -30, 60, -60, 90, -90, 120, -120, 150, -150, 180)]
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)))
 
 
@@ -125,19 +129,25 @@ def _settings(theme: Theme) -> dict[str, Any]:
 
 
 def shortened_alike(names: Sequence[str], most: int) -> list[str]:
-    """Names of at most so many characters each; if any is too long, what all have in common is left out first.
+    """Names of at most so many characters each, without what all begin or end with; no name then begins with a number.
 
     >>> shortened_alike(["runs/a-long-name/version_1/csv", "runs/a-long-name/version_22/csv"], 16)
     ['version_1', 'version_22']
+    >>> shortened_alike(["model.layers.0", "model.layers.1"], 16)
+    ['layers.0', 'layers.1']
     """
-    if len(names) > 1 and any(len(name) > most for name in names):
-        parts = [re.split(r"(?<=[/_. -])", name) for name in names]
-        fewest = min(map(len, parts))
-        ahead = next((i for i in range(fewest) if len({p[i] for p in parts}) > 1), fewest - 1)
-        behind = next((i for i in range(fewest - ahead) if len({p[-1 - i] for p in parts}) > 1), 0)
-        # With the word before what differs, which says what it counts.
-        names = ["".join(p[max(0, ahead - 1) : len(p) - behind]).rstrip("/_. -") for p in parts]
-    return [shortened(name, most) for name in names]
+    parts = [re.split(r"(?<=[/.])", name) for name in names]
+    ahead = _in_common(parts)
+    if any(p[ahead][:1].isdigit() for p in parts):
+        ahead = max(0, ahead - 1)
+    behind = _in_common([p[ahead:][::-1] for p in parts])
+    return [shortened("".join(p[ahead : len(p) - behind]).rstrip("/."), most) for p in parts]
+
+
+def _in_common(parts: Sequence[Sequence[str]]) -> int:
+    """How many parts all begin with, short of a whole; 0 of a single one."""
+    fewest = min(map(len, parts)) - 1 if len(parts) > 1 else 0
+    return next((i for i in range(fewest) if len({p[i] for p in parts}) > 1), fewest)
 
 
 def shortened(name: str, most: int) -> str:
@@ -163,50 +173,37 @@ def place_labels(
     """
     import numpy as np
 
-    (x0, x1), (y0, y1) = panel.get_xlim(), panel.get_ylim()
-    scale = inches * INCH / np.array([x1 - x0, y1 - y0])
-    dots = (np.asarray(obstacles, dtype=float).reshape(-1, 2) - (x0, y0)) * scale
+    low, high = np.array([panel.get_xlim(), panel.get_ylim()]).T
     side = inches * INCH
+    scale = side / (high - low)
+    dots = (np.asarray(obstacles, dtype=float).reshape(-1, 2) - low) * scale
     # The diagonal, near which many points lie, is an obstacle of its own.
     along = np.linspace(0, side, 60)
-    dots = np.concatenate([dots, np.stack([along, along + (x0 - y0) * scale[1]], axis=1)])
-    taken: list[tuple[float, float, float, float]] = []
+    dots = np.concatenate([dots, np.stack([along, along + (low[0] - low[1]) * scale[1]], axis=1)])
+    taken: list[tuple[Any, Any]] = []
     for x, y, text, colour in labels:
-        at = (np.array([x, y]) - (x0, y0)) * scale
-        width, height = len(text) * CHARACTER * SMALL, SMALL * 1.3
-        best: tuple[float, Any, float, float, bool] | None = None
-        for distance in (9.0, 18.0, 30.0, 45.0):
-            for turn in range(12):
-                # Below the diagonal is where the room is.
-                angle = math.radians(-45 + 30 * ((turn + 1) // 2) * (1 if turn % 2 else -1))
-                anchor = at + distance * np.array([math.cos(angle), math.sin(angle)])
-                left = anchor[0] - (
-                    width if math.cos(angle) < -0.3 else width / 2 if abs(math.cos(angle)) <= 0.3 else 0
-                )
-                below = anchor[1] - height / 2
-                box = (left - 1, below - 1, left + width + 1, below + height + 1)
-                inside = (
-                    (dots[:, 0] > box[0]) & (dots[:, 0] < box[2]) & (dots[:, 1] > box[1]) & (dots[:, 1] < box[3])
-                )  # fmt: skip
-                cost = 4.0 * np.count_nonzero(inside) + 0.15 * distance + 0.3 * turn
-                hides = any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken)
-                hides = hides or box[0] < 0 or box[1] < 0 or box[2] > side or box[3] > side
-                cost += 1e6 * hides
-                if best is None or cost < best[0]:
-                    best = (cost, box, left, below, hides)
-        assert best is not None
-        _, box, left, below, hides = best
-        if hides:
+        half = np.array([len(text) * CHARACTER * SMALL, SMALL * 1.3]) / 2 + 1
+        places = []
+        for distance, (rank, angle) in itertools.product((8.0, 18.0, 30.0, 45.0), enumerate(_ANGLES)):
+            centre = (np.array([x, y]) - low) * scale + (distance + half) * (math.cos(angle), math.sin(angle))
+            box = centre - half, centre + half
+            if (box[0] < 0).any() or (box[1] > side).any() or any(_overlap(box, other) for other in taken):
+                continue
+            hidden = ((dots > box[0]) & (dots < box[1])).all(axis=1).sum()
+            places.append((4.0 * hidden + 0.15 * distance + 0.3 * rank, distance, centre, box))
+        if not places:
             continue
+        _, distance, centre, box = min(places, key=operator.itemgetter(0))
         taken.append(box)
-        centre = (left + width / 2, below + height / 2)
-        away = math.dist(at, (min(max(at[0], box[0]), box[2]), min(max(at[1], box[1]), box[3])))
         # Not an outline of the letters, of which a vector file would have no text.
         halo = {"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
-        leader = {"arrowstyle": "-", "lw": 0.6, "shrinkA": 0, "shrinkB": 2.5}
+        leader = {"arrowstyle": "-", "lw": 0.6, "shrinkA": 0, "shrinkB": 2.5, "color": colour}
         panel.annotate(
-            text, xy=(x, y), xytext=(x0 + centre[0] / scale[0], y0 + centre[1] / scale[1]), textcoords="data",
-            ha="center", va="center", fontsize=SMALL, color=colour, zorder=9, gid="direct label",
-            arrowprops={**leader, "color": colour} if away > 6 else None,
-            bbox=halo,
+            text, xy=(x, y), xytext=low + centre / scale, textcoords="data", ha="center", va="center", fontsize=SMALL,
+            color=colour, zorder=9, gid="direct label", arrowprops=leader if distance > 8 else None, bbox=halo,
         )  # fmt: skip
+
+
+def _overlap(a: tuple[Any, Any], b: tuple[Any, Any]) -> bool:
+    """Whether two boxes, each by its lower left and upper right corner, have room in common."""
+    return bool((a[0] < b[1]).all() and (b[0] < a[1]).all())

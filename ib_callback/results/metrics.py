@@ -34,7 +34,8 @@ class Formula:
         value: function of them, of numbers as of arrays, element by element.
         gradient: its partial derivatives, with which the errors of estimated baselines propagate.
         divisor: the input that it is divided by; it is undefined where that is negligible …
-        resolved_by: … or, with the name of a standard error here, less than three of these.
+        resolved_by: … or, with the name of a standard error here, less than three of these: that of a baseline, or that
+            of a quantity that comes before it, known where errors were asked for.
     """
 
     inputs: tuple[str, ...]

@@ -57,12 +57,10 @@ class PlanePoint:
     expressivity_null_jackknife: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        lengths = [len(self.complexity_by_layer), len(self.expressivity_by_layer)]
-        if lengths[0] != lengths[1]:
-            raise ValueError(f"the *_by_layer must have one value per layer each, got {lengths} values")
-        lengths = [len(value) for name, value in vars(self).items() if name.endswith("_jackknife")]
-        if len({*lengths} - {0}) > 1:
-            raise ValueError(f"the *_jackknife must have one value for each omission, got {lengths} values")
+        for ending, each in (("_by_layer", "layer"), ("_jackknife", "omission")):
+            lengths = [len(value) for name, value in vars(self).items() if name.endswith(ending)]
+            if len({*lengths} - {0}) > 1:
+                raise ValueError(f"the *{ending} must have one value for each {each}, got {lengths} values")
 
     @classmethod
     def from_layers(
@@ -80,7 +78,7 @@ class PlanePoint:
                 `complexity_null_se` and so on; the error of one that is exact is 0.0.
 
         Raises:
-            ValueError: no layers, unequal numbers of layers, or a baseline without its standard error.
+            ValueError: no layers, or unequal numbers of layers.
             TypeError: nothing of that name is measured.
 
         >>> point = PlanePoint.from_layers(
@@ -91,13 +89,6 @@ class PlanePoint:
         >>> point.complexity_above_null, point.expressivity_above_null, point.optimality_above_null
         (0.5, 0.25, 0.5)
         """
-        for name in (quantity.name for quantity in PLANE if quantity.kind == "baseline"):
-            baseline, error = measured.get(name), measured.get(f"{name}_se")
-            if (baseline is None) != (error is None):
-                raise ValueError(
-                    f"{name} and {name}_se must be given together or not at all, got {baseline} and {error}; the "
-                    "standard error of a baseline known exactly is 0.0"
-                )
         layers, values = _means({"complexity": complexity_by_layer, "expressivity": expressivity_by_layer})
         values |= _named(measured, PLANE)
         return cls(**layers, **derived(PLANE, values | {BOUND: values["complexity"]}))

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,15 +64,6 @@ def num_groups(omitted: Sequence[float] | Array) -> int:
     return (len(omitted) + 1) // 2
 
 
-def interval_factor(num_groups: int, level: float = 0.95) -> float:
-    """Standard errors on either side of an estimate that cover its expected value with probability `level`.
-
-    >>> round(interval_factor(16), 2)
-    2.13
-    """
-    return float(stdtrit(num_groups - 1, (1 + level) / 2))
-
-
 def replicates_of(point: PlanePoint, metric: str, bound: Callable[[float], float] | None = None) -> Array | None:
     """[2 G - 1] values of a number of `point` without each omission; None where they are not known.
 
@@ -88,7 +80,8 @@ def replicates_of(point: PlanePoint, metric: str, bound: Callable[[float], float
         raise ValueError(f"metric: expected one of {', '.join(known)}, got {metric!r}")
     if not point.complexity_jackknife or getattr(point, metric) is None:
         return None
-    if PLANE_BY_NAME[metric].bound and bound is None and not _is_diagonal(point):
+    # A ratio to the bound is that to a curve.
+    if PLANE_BY_NAME[metric].bound and bound is None and point.bound_ratio is not None:
         return None
 
     def replicates(name: str) -> Array | None:
@@ -106,13 +99,6 @@ def replicates_of(point: PlanePoint, metric: str, bound: Callable[[float], float
         return formula.value(*inputs.values())
 
     return replicates(metric)
-
-
-def _is_diagonal(point: PlanePoint) -> bool:
-    """Whether the diagonal is what a measured point has its distance to."""
-    values = point.complexity, point.expressivity, point.distance_to_bound
-    complexity, expressivity, distance = (math.nan if value is None else value for value in values)
-    return abs(complexity - expressivity - distance) < 1e-9
 
 
 def baseline_gradient(point: PlanePoint, metric: str) -> dict[str, float]:
@@ -134,36 +120,35 @@ def baseline_gradient(point: PlanePoint, metric: str) -> dict[str, float]:
     return total
 
 
-def with_errors(point: PlanePoint, baseline_error: Callable[[Mapping[str, float]], float]) -> PlanePoint:
+def with_errors(
+    point: PlanePoint,
+    baseline_error: Callable[[Mapping[str, float]], float],
+    bound: Callable[[float], float] | None = None,
+) -> PlanePoint:
     """The point with the standard errors of its numbers, from its replicates.
 
     Args:
         point: with replicates.
         baseline_error: standard error of a linear combination of baselines, its weights by name. Baselines are
             estimated from random subsets, independently of the choice of sequences: their error adds in quadrature.
+        bound: as for `replicates_of`. A curve is taken as given: that of the sample moves with the probe too, so that
+            the error of a distance to it is one for comparing models on one probe.
     """
-    errors: dict[str, float | None] = {}
-    for metric in (quantity.name for quantity in PLANE if quantity.has_error):
-        values = replicates_of(point, metric)
-        error = None if values is None else jackknife_error(getattr(point, metric), values)
-        if error is not None and (gradient := baseline_gradient(point, metric)):
-            error = math.hypot(error, baseline_error(gradient))
-        errors[f"{metric}_se"] = error
-    return replace(point, **errors)  # type: ignore[arg-type]
-
-
-def with_bound_error(point: PlanePoint, bound: Callable[[float], float] | None) -> PlanePoint:
-    """The point with the standard error of its distance to another bound than the diagonal, a curve taken as given.
-
-    The curve of the sample moves with the probe too, so that this is an error for comparing models on one probe.
-
-    Args:
-        point: with replicates and with its distance to that bound.
-        bound: the highest expressivity at a complexity, in the unit of the point; None: there is none.
-    """
-    values = None if bound is None else replicates_of(point, "distance_to_bound", bound)
-    error = None if values is None else jackknife_error(point.distance_to_bound or 0.0, values)
-    return replace(point, distance_to_bound_se=error)
+    for quantity in PLANE:
+        metric = quantity.name
+        known: dict[str, Any] = {}
+        if quantity.formula is not None and not quantity.bound:
+            # Whether a divisor is resolved may depend on an error that is known only now.
+            known[metric] = quantity.formula(vars(point))
+            point = replace(point, **known)
+        if quantity.has_error:
+            values = replicates_of(point, metric, bound)
+            error = None if values is None else jackknife_error(getattr(point, metric), values)
+            if error is not None and (gradient := baseline_gradient(point, metric)):
+                error = math.hypot(error, baseline_error(gradient))
+            known[f"{metric}_se"] = error
+            point = replace(point, **known)
+    return point
 
 
 # Settings that change what a number means, so that a difference would be one of definitions.

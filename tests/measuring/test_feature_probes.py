@@ -11,7 +11,7 @@ import torch
 from tiny_models import llama, make_probe, numbers
 
 import ib_callback as ib
-from ib_callback.measuring.feature_probes import label_names, named_features
+from ib_callback.measuring.settings import label_names, named_features
 
 SETTINGS = {"num_bins": 20, "batch_size": 3, "orders": ("token", "bigram")}
 

@@ -25,10 +25,8 @@ from ib_callback.results.metrics import PLANE_ERRORS, PLANE_SCALARS
 from ib_callback.results.points import FeaturePoint, PlanePoint
 from ib_callback.results.uncertainty import (
     baseline_gradient,
-    interval_factor,
     jackknife_error,
     replicates_of,
-    with_bound_error,
     with_errors,
 )
 
@@ -273,9 +271,8 @@ def test_settings_mean_a_number_of_groups():
 # --- numbers
 
 
-def test_error_and_interval():
+def test_error_of_three_groups():
     assert jackknife_error(2.5, [1.0, 2.0, 4.0, 0.0, 0.0]) == pytest.approx(math.sqrt(2 / 3 * (16 + 1 + 25) / 9))
-    assert interval_factor(21) == pytest.approx(2.086, abs=5e-4)  # Student's t of 20 degrees of freedom, from a table
 
 
 NULL = dict.fromkeys(("complexity_null", "expressivity_null"), 0.1)
@@ -327,22 +324,23 @@ def test_undefined_numbers_have_no_error():
 
 
 def test_distance_to_a_curve():
-    point = dataclasses.replace(point_with(), distance_to_bound=0.5**0.5 - 0.25)
+    point = point_with().against(math.sqrt)
     assert replicates_of(point, "distance_to_bound") is None  # the replicates know the diagonal only
     c, e = np.array(point.complexity_jackknife), np.array(point.expressivity_jackknife)
-    curved = with_bound_error(point, math.sqrt)
+    curved = with_errors(point, lambda _: 0.0, math.sqrt)
     assert curved.distance_to_bound_se == pytest.approx(jackknife_error(0.5**0.5 - 0.25, np.sqrt(c) - e))
-    assert with_bound_error(curved, None).distance_to_bound_se is None
+    assert with_errors(point_with().against(None), lambda _: 0.0).distance_to_bound_se is None
 
 
 def test_combined_error_of_two_nulls_of_one_curve():
     curve = SubsetCurve(np.array([1.0, 2, 4]), np.array([0.3, 0.2, 0.0]), np.array([0.0, 0.01, 0.0]), np.zeros(3))
     a, b = LabelCounts.of(np.array([2, 2])), LabelCounts.of(np.array([1, 1, 2]))
-    assert curve.combined_error(a, b, 1.0, 0.0) == pytest.approx(curve.null(a)[1])
-    assert curve.combined_error(a, b, -1.0, 1.0) == pytest.approx(0.5 * 0.01)
-    assert curve.combined_error(a, a, -1.0, 1.0) == 0.0
+    error = curve.error_of({"a": a, "b": b})
+    assert error({"a": 1.0, "another kind of baseline": 7.0}) == pytest.approx(curve.null(a)[1])
+    assert error({"a": -1.0, "b": 1.0}) == pytest.approx(0.5 * 0.01)
+    assert curve.error_of({"a": a, "b": a})({"a": -1.0, "b": 1.0}) == 0.0
     single = SubsetCurve(np.array([1.0]), np.array([0.0]), np.array([0.0]), np.zeros(1))
-    assert single.combined_error(a, b, 1.0, 1.0) == 0.0
+    assert single.error_of({"a": a, "b": b})({"a": 1.0, "b": 1.0}) == 0.0
 
 
 # --- storage

@@ -5,7 +5,6 @@ import pytest
 from plot_runs import artist, artists, direct_labels, failed, legend_texts, measurement, notes, nothing_overlaps, run
 
 from ib_callback.plot import plane_by_layer
-from ib_callback.plot.layers import layer_names
 
 FOUR = (*(f"model.layers.{i}" for i in range(3)), "model.norm")
 EIGHTY = (*(f"transformer.h.{i}" for i in range(79)), "transformer.ln_f")
@@ -42,12 +41,12 @@ def test_few_layers_are_all_named_and_of_many_some():
 
 def test_long_names_keep_what_tells_them_apart():
     names = [f"base_model.model.encoder.block.{i}.a_very_long_name_of_a_submodule.{i}" for i in (3, 14)]
-    short = layer_names(names)
+    short = direct_labels(plane_by_layer(measurement(0, layers=names)).axes[0])
     assert [name[:7] for name in short] == ["block.3", "block.1"]
     assert short[0].endswith(".3") and short[1].endswith(".14")
     assert all(len(name) <= 24 for name in short)
-    assert layer_names(["encoder"]) == ["encoder"]
-    assert layer_names(["0", "1"]) == ["0", "1"]
+    for few in (["encoder"], ["0", "1"]):
+        assert direct_labels(plane_by_layer(measurement(0, layers=few)).axes[0]) == few
 
 
 @pytest.mark.parametrize("names", [FOUR, EIGHTY])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import quantities as q
 
+from ib_callback.results import points, uncertainty
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.metrics import (
     BOOKKEEPING,
@@ -141,6 +142,22 @@ def test_formulas_take_what_comes_before_them():
         for quantity in table:
             assert quantity.formula is None or {*quantity.formula.inputs} <= known
             known.add(quantity.name)
+
+
+@pytest.mark.parametrize(("error", "resolved"), [(0.001, True), (1.0, False)])
+def test_a_ratio_can_be_resolved_by_the_error_of_its_own_divisor(monkeypatch, error, resolved):
+    ratio = next(x for x in PLANE if x.name == "optimality_above_null")
+    own = dataclasses.replace(ratio, formula=dataclasses.replace(ratio.formula, resolved_by="complexity_above_null_se"))
+    table = tuple(own if x is ratio else x for x in PLANE)
+    monkeypatch.setattr(points, "PLANE", table)
+    monkeypatch.setattr(uncertainty, "PLANE", table)
+    given = {x.name: SUMS[x.name] for x in PLANE if x.kind in ("baseline", "error")}
+    bare = PlanePoint.from_layers(*q.by_layer(WORLD).values(), **given)
+    assert bare.optimality_above_null is None, "its error is not known"
+    replicates = {f"{name}_jackknife": getattr(POINT, f"{name}_jackknife") for name in REPLICATED}
+    point = with_errors(dataclasses.replace(bare, **replicates), lambda weights: error)
+    assert (point.optimality_above_null == POINT.optimality_above_null) == resolved
+    assert (point.optimality_above_null is None) == (point.optimality_above_null_se is None) == (not resolved)
 
 
 # --- each quantity

@@ -238,7 +238,7 @@ def plan_jackknife(
         taken=taken,
         rest=(~taken) @ np.bincount(group_of_position, minlength=groups.number),
         rest_of_set=np.array([[number @ np.arange(len(number)) for number in by] for by in outside]),
-        counts=[[_label_counts(number) for number in by_omission] for by_omission in outside],
+        counts=[[LabelCounts.of_numbers(number) for number in by_omission] for by_omission in outside],
     )
 
 
@@ -300,12 +300,6 @@ def _counts_outside(
             by_omission.append(left)
         outside.append(by_omission)
     return outside
-
-
-def _label_counts(number: np.ndarray) -> LabelCounts:
-    count = np.flatnonzero(number)
-    positions = count * number[count]
-    return LabelCounts(count.astype(np.float64), positions / max(int(positions.sum()), 1))
 
 
 def _int64(values: np.ndarray) -> torch.Tensor:

@@ -11,6 +11,7 @@ order and both sides, and interpolated in log c, where it is smooth.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +40,14 @@ class LabelCounts:
     @classmethod
     def of(cls, counts: np.ndarray) -> LabelCounts:
         """From the number of positions of each label."""
-        count, number = np.unique(counts, return_counts=True)
-        return cls(count.astype(np.float64), count * number / counts.sum())
+        return cls.of_numbers(np.bincount(counts))
+
+    @classmethod
+    def of_numbers(cls, number: np.ndarray) -> LabelCounts:
+        """From how many labels occur how often, which is the index."""
+        count = np.flatnonzero(number)
+        positions = count * number[count]
+        return cls(count.astype(np.float64), positions / max(int(positions.sum()), 1))
 
 
 @dataclass(frozen=True)
@@ -179,12 +186,17 @@ class SubsetCurve:
 
         curve = PchipInterpolator(np.log(self.size), self.value)
         null = float((counts.share * curve(np.log(counts.count))).sum())
-        return null, self.combined_error(counts, counts, 1.0, 0.0)
+        return null, self.error_of({"null": counts})({"null": 1.0})
 
-    def combined_error(self, a: LabelCounts, b: LabelCounts, weight_a: float, weight_b: float) -> float:
-        """Standard error of `weight_a` times the null of `a` plus `weight_b` times that of `b`, of the same curve."""
-        weights = weight_a * _weights_on(self.size, a) + weight_b * _weights_on(self.size, b)
-        return math.sqrt(float(((weights * self.error) ** 2).sum()))
+    def error_of(self, counts: Mapping[str, LabelCounts]) -> Callable[[Mapping[str, float]], float]:
+        """Standard error of a linear combination of the nulls of such counts, as a function of its weights by name."""
+        on_curve = {name: _weights_on(self.size, each) for name, each in counts.items()}
+
+        def error(weights: Mapping[str, float]) -> float:
+            combined = sum(weights.get(name, 0.0) * each for name, each in on_curve.items())
+            return math.sqrt(float(((combined * self.error) ** 2).sum()))
+
+        return error
 
     def spread_of_null(self, counts: LabelCounts) -> float:
         """An upper estimate of the standard deviation of the information over permutations.

@@ -9,6 +9,7 @@ batches, random subsets for the null, and feature labels under permutation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import torch
 from ib_callback.measuring.plan.jackknife import GroupedBatch, JackknifePlan
 from ib_callback.measuring.plan.null import LabelCounts, SubsetDesign
 from ib_callback.probe.ngrams import LabelSet
+from ib_callback.probe.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,36 @@ class LateLabels:
     count: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a plan is asked for.
+
+    probe: what is measured on.
+    orders: names and widths; none if features alone are wanted.
+    features: names of probe labels.
+    total: kept histogram over all positions.
+    null: whether null information is wanted.
+    seed: of random subsets and permutations.
+    """
+
+    probe: Probe
+    orders: Mapping[str, int]
+    features: tuple[str, ...]
+    total: int
+    null: bool
+    seed: int
+
+
 class Quantity(Protocol):
     """Something to measure, planned: how its numbers follow from the sums of a pass.
 
     It knows the numbers of its label sets, nulls and kept histograms, which it had from a Builder. The modules of
     `measuring/quantities` are the kinds that there are; planner.py lists them.
     """
+
+    @classmethod
+    def plan(cls, builder: Any, wanted: Wanted) -> Sequence[Quantity]:
+        """Register with the builder (builder.Builder) what this kind needs of a pass; none if it is not wanted."""
 
     def read(self, readings: Any, found: Any) -> None:
         """Add to what is `found` (readout.Found) what the `readings` (readout.Readings) of a pass say of this."""

@@ -8,10 +8,9 @@ import numpy as np
 
 from ib_callback.common.errors import ProbeError
 from ib_callback.measuring.plan.builder import Builder
-from ib_callback.measuring.plan.plan import NullPlan
+from ib_callback.measuring.plan.plan import NullPlan, Wanted
 from ib_callback.measuring.readout import Found, Readings
 from ib_callback.probe.ngrams import Positions, value_segments
-from ib_callback.probe.probe import Probe
 from ib_callback.results.points import FeaturePoint
 
 # At least 50 by definition; the mean's standard error is then 1/10 of the spread.
@@ -38,20 +37,17 @@ class Feature:
     null: NullPlan | None
 
     @classmethod
-    def plan(cls, builder: Builder, probe: Probe, name: str, *, null: bool, seed: int) -> Feature:
-        """Register the labels of one feature and its null.
-
-        Args:
-            builder: of the plan.
-            probe: whose valid positions the builder has.
-            name: of the labels in the probe.
-            null: whether to plan for null information.
-            seed: of random permutations and subsets.
+    def plan(cls, builder: Builder, wanted: Wanted) -> list[Feature]:
+        """Register the labels of each feature and its null.
 
         Raises:
-            ProbeError: no valid position carries the feature.
+            ProbeError: no valid position carries a feature.
         """
-        labels = feature_labels(name, probe.labels[name].numpy(), builder.positions, seed)
+        return [cls._plan(builder, wanted, name) for name in wanted.features]
+
+    @classmethod
+    def _plan(cls, builder: Builder, wanted: Wanted, name: str) -> Feature:
+        labels = feature_labels(name, wanted.probe.labels[name].numpy(), builder.positions, wanted.seed)
         labelled = np.flatnonzero(labels.values >= 0)
         if not len(labelled):
             raise ProbeError(
@@ -62,10 +58,10 @@ class Feature:
         builder.add_segments(value_segments(labels.values, number), [("feature", name)])
         total = builder.keep_total(labelled)
         permutations = subsets = None
-        if null and labels.permuted is not None:
+        if wanted.null and labels.permuted is not None:
             permutations = _Permutations.plan(builder, labels.values, labels.permuted, labels.num_labels)
-        elif null:
-            subsets = builder.keep_subsets(total, labelled, builder.counts[number:], seed)
+        elif wanted.null:
+            subsets = builder.keep_subsets(total, labelled, builder.counts[number:], wanted.seed)
             # Every labelled position as a label of its own: their mean entropy is where the null's curve begins.
             each = np.where(labels.values >= 0, np.arange(len(builder.positions)), -1)
             builder.add_segments(value_segments(each, number + 1), [("single", name)])
@@ -91,7 +87,7 @@ class Feature:
             information_null=mean,
             information_null_std=spread,
             information_p_value=p_value,
-            complexity=found.orders[found.primary].complexity,
+            complexity=found.complexity,
             information_se=error,
         )
 

@@ -113,7 +113,7 @@ def test_kept_histograms_are_sums_over_their_positions():
     kept = sums.kept[plan.nulls[0].subsets][-1]
     np.testing.assert_allclose(kept.numpy(), entropy(rows[torch.from_numpy(subset)].sum(0)).numpy(), rtol=1e-6)
     # One permutation of languages over whole sequences, label 1.
-    feature = plan.quantities[1]
+    feature = plan.quantities[-1]
     sequence = torch.cat([b.sequences.start + b.positions // b.width for b in plan.batches])
     members = torch.from_numpy(feature.labels.permuted[7])[sequence] == 1
     assert feature.permutations.count[7, 1] == int(members.sum())

@@ -1,0 +1,47 @@
+"""The nulls of orders: what labels with the same counts, permuted over positions, would yield."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ib_callback.measuring.plan.builder import Builder
+from ib_callback.measuring.plan.plan import NullPlan, Wanted
+from ib_callback.measuring.readout import Found, Readings
+
+
+@dataclass(frozen=True)
+class Nulls:
+    """The nulls of all orders and both sides.
+
+    sets: for each order the numbers of its label sets, by the name of their null.
+    null: of all of them, since it depends on the label counts only.
+    """
+
+    sets: dict[str, dict[str, int]]
+    null: NullPlan
+
+    @classmethod
+    def plan(cls, builder: Builder, wanted: Wanted) -> list[Nulls]:
+        """Register the random subsets that the label counts of all orders need."""
+        if not (wanted.null and wanted.orders):
+            return []
+        sets: dict[str, dict[str, int]] = {order: {} for order in wanted.orders}
+        for number, label_set in enumerate(builder.label_sets):
+            quantity, order = label_set.name
+            sets[order][f"{quantity}_null"] = number
+        everywhere = np.arange(len(builder.positions))
+        return [cls(sets, builder.keep_subsets(wanted.total, everywhere, builder.counts, wanted.seed))]
+
+    def read(self, readings: Readings, found: Found) -> None:
+        """Add the nulls of each order."""
+        curve = readings.curve(self.null, readings.ceiling)
+        for order, sets in self.sets.items():
+            draft = found.drafts[order]
+            counts = {name: readings.plan.counts[number] for name, number in sets.items()}
+            for name, number in sets.items():
+                draft.measured[name], draft.measured[f"{name}_se"] = curve.null(counts[name])
+                if readings.left_out is not None:
+                    draft.replicates[name] = readings.left_out.null(number, curve, readings.ceiling)
+            draft.baseline_errors.append(curve.error_of(counts))
