@@ -20,6 +20,7 @@ from kills.runs import (
     ending,
     progress,
     wait_to_be_killed,
+    with_made_up_entropy,
     without_timings,
 )
 from safetensors.torch import load_file
@@ -51,12 +52,13 @@ def part(
 
     `leash` is the step at which to wait for the death that comes from outside.
     """
+    with_made_up_entropy()
     callback = tiny_callback(
         every_n_steps=2,
         orders=ORDERS,
-        early_stopping=ib.PlateauStopping("bigram/optimality", mode="max", arm="immediately"),
-        select="optimality",
-        select_from=SAVE_STEPS,
+        # Measured at every second step and with every checkpoint: 7 points after the best one it stops, at 20.
+        early_stopping=ib.PlateauStopping("entropy", mode="max", arm="immediately", patience=7),
+        select=ib.Selection("entropy", mode="max", select_from=SAVE_STEPS),
     )
 
     def tell(state: TrainerState, control: Any, model: torch.nn.Module) -> None:
@@ -132,6 +134,7 @@ def die_deleting(first: str, now: Any) -> None:
 
 def measure(path: str, step: int) -> dict[str, Any]:
     """A checkpoint on the disk, measured again."""
+    with_made_up_entropy()
     meter = ib.Meter(tiny_probe(), orders=ORDERS, num_bins=12, batch_size=3)
     return without_timings(meter.measure(GPT2LMHeadModel.from_pretrained(path), step=step).to_dict())
 

@@ -24,14 +24,16 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+import ib_callback as ib
 from ib_callback.run.checkpoints import CheckpointFile, find_checkpoints
 
 TRAJECTORY = "ib_trajectory.jsonl"
 CHECKPOINTS = "ib_checkpoints.jsonl"
+BEST = 9
 _TIMINGS = ("seconds", "overhead")
 
 
@@ -285,6 +287,19 @@ def die_measuring(block: Any, now: Callable[..., bool]) -> None:
                 die()
 
     block.register_forward_pre_hook(forward)
+
+
+def with_made_up_entropy() -> None:
+    """All is measured but the entropy: it rises until step 9 and falls from there, whatever the version of torch.
+
+    Rules that watch it select and stop at known steps; that a checkpoint holds what it says is seen from all the rest.
+    """
+    measure = ib.Meter.measure
+
+    def measure_all_but_one(meter: ib.Meter, model: Any, *, step: Any = None) -> ib.Measurement:
+        return replace(measure(meter, model, step=step), entropy=0.5 - abs(step - BEST) / 100)
+
+    ib.Meter.measure = measure_all_but_one  # type: ignore[method-assign]
 
 
 def ending(callback: Any) -> dict[str, Any]:
