@@ -124,7 +124,7 @@ def collect(
         name: of the probe.
         source: how it is made; sizes and numbers of texts are added.
         readers: one for each label of the documents.
-        progress: called with the number of sequences that were added.
+        progress: called with the number of sequences so far.
 
     Raises:
         ProbeError: no text is long enough, or labels are not usable.
@@ -147,7 +147,7 @@ def collect(
         longest = max(longest, len(encoded.ids))
         if len(encoded.ids) >= sizes.min_length:
             table.add(encoded.ids, [by_token(label, text.text, encoded) for label in labels])
-            progress(1)
+            progress(len(table))
         if len(table) == sizes.num_sequences:
             break
     if read == 0:
