@@ -192,12 +192,11 @@ def _about_checkpoints(
 
 
 def _cure(select_from: SelectFrom, phases: Phases) -> list[str]:
-    if select_from == "compression" and phases.compression_start is None:
-        others = "--from STEP" if phases.fit_start is None else "--from fit, or from a step on with --from STEP"
-        return [
-            "The compression phase was not recognised in this run; many small models never compress. "
-            f"Choose among earlier points with {others}."
-        ]
-    if select_from == "fit" and phases.fit_start is None:
-        return ["The fitting phase was not recognised in this run. Choose from a step on with --from STEP."]
-    return []
+    starts = {"compression": phases.compression_start, "fit": phases.fit_start}
+    if isinstance(select_from, int) or starts[select_from] is not None:
+        return []
+    fit = "" if phases.fit_start is None else "--from fit, or "
+    return [
+        f"The {select_from} phase was not recognised in this run; many small models never compress. Choose among "
+        f"earlier points with {fit}from a step on with --from STEP."
+    ]
