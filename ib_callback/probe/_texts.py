@@ -176,11 +176,11 @@ class Table:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def add(self, ids: np.ndarray, labels: Sequence[Any]) -> None:
-        """A row: ids [n], and for each reader one label or [n] of them."""
+    def add(self, ids: np.ndarray, labels: Sequence[np.ndarray]) -> None:
+        """A row: ids [n], and for each reader [n] labels."""
         self._ids.append(torch.from_numpy(ids))
         for column, label in zip(self._labels, labels, strict=True):
-            column.append(torch.as_tensor(label).expand(len(ids)))
+            column.append(torch.from_numpy(label))
 
     def content(self, name: str, source: Mapping[str, str], counts: Mapping[str, int], tokenizer: Any) -> Content:
         """Everything, padded on the right, with final numbers and names of labels."""
