@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,16 +47,19 @@ class Joint:
 def _table(joint: Any) -> sp.csr_matrix:
     """The non-zero rows and columns as float64 CSR."""
     if isinstance(joint, torch.Tensor):
-        _check(joint.shape, str(joint.dtype), real=not joint.is_complex())
         joint = joint.detach().cpu()
-        if joint.layout != torch.strided:
-            coo = joint.to_sparse_coo().coalesce()
-            joint = sp.coo_matrix((coo.values().double().numpy(), tuple(coo.indices().numpy())), shape=tuple(coo.shape))
+        joint = joint if joint.is_complex() else joint.double()
+        if joint.layout == torch.strided or joint.ndim != 2:
+            joint = joint.to_dense().numpy()
         else:
-            joint = joint.double().numpy()
+            coo = joint.to_sparse_coo().coalesce()
+            joint = sp.coo_matrix((coo.values().numpy(), tuple(coo.indices().numpy())), shape=tuple(coo.shape))
     elif not sp.issparse(joint):
         joint = np.asarray(joint)
-    _check(joint.shape, str(joint.dtype), real=joint.dtype.kind in "buif")
+    if joint.ndim != 2:
+        raise ValueError(f"joint: expected a table [X, Y] with two dimensions, got shape {joint.shape}.")
+    if joint.dtype.kind not in "buif":
+        raise TypeError(f"joint: expected real numbers, got dtype {joint.dtype}.")
     table = sp.csr_matrix(joint, dtype=np.float64)
     table.sum_duplicates()
     bad = int((~np.isfinite(table.data)).sum()), int((table.data < 0).sum())
@@ -78,13 +80,6 @@ def _table(joint: Any) -> sp.csr_matrix:
     kept_rows = np.flatnonzero(np.diff(table.indptr))
     kept_columns = np.unique(table.indices)
     return table[kept_rows][:, kept_columns].tocsr()
-
-
-def _check(shape: Sequence[int], dtype: str, *, real: bool) -> None:
-    if len(shape) != 2:
-        raise ValueError(f"joint: expected a table [X, Y] with two dimensions, got shape {tuple(shape)}.")
-    if not real:
-        raise TypeError(f"joint: expected real numbers, got dtype {dtype}.")
 
 
 def _merge(table: sp.csr_matrix) -> sp.csr_matrix:

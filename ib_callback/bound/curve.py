@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
@@ -23,6 +22,7 @@ from ib_callback.bound._anneal import MANY_ROWS, Effort, anneal, envelope
 from ib_callback.bound._joint import Joint
 from ib_callback.common.checks import check_integer
 from ib_callback.common.files import write_atomically
+from ib_callback.common.progress import progress_bar
 
 FORMAT = 1
 # Beside the trajectory of a run of which it is the bound.
@@ -69,14 +69,13 @@ class IBCurve:
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         c, e, b = self.complexity, self.expressivity, self.betas
-        if c.ndim != 1 or not len(c) or not c.shape == e.shape == b.shape:
-            raise ValueError(
-                "an IBCurve needs complexity, expressivity and betas of the same length, at least 1, got shapes "
-                f"{c.shape}, {e.shape} and {b.shape}"
-            )
-        ascends = c[0] == e[0] == 0 and (np.diff(c) > 0).all() and (np.diff(e) >= 0).all()
+        alike = c.ndim == 1 and len(c) > 0 and c.shape == e.shape == b.shape
+        ascends = alike and c[0] == e[0] == 0 and (np.diff(c) > 0).all() and (np.diff(e) >= 0).all()
         if not ascends or not np.isfinite([c[-1], e[-1], self.mutual_information]).all() or np.isnan(b).any():
-            raise ValueError("the corners of an IBCurve are finite and ascend from (0, 0)")
+            raise ValueError(
+                "the corners of an IBCurve are finite and ascend from (0, 0), with a complexity, an expressivity and a "
+                f"beta each, got {c.shape}, {e.shape} and {b.shape} of these"
+            )
 
     def bound(self, complexity: Any) -> Any:
         """The highest expressivity that was achieved with at most this complexity.
@@ -152,23 +151,16 @@ class IBCurve:
         try:
             content = json.loads(data)
             number, unit = content.pop("format"), content.pop("unit")
+            if number != FORMAT or unit != "nats":
+                raise ValueError(f"format {number!r} in {unit!r} is none that this version of ib_callback writes")
             known = {name: content.pop(name) for name in ("complexity", "expressivity", "mutual_information")}
             betas = np.array([math.inf if beta is None else beta for beta in content.pop("betas")])
-            num_codewords = content.pop("num_codewords")
+            return cls(**known, betas=betas, num_codewords=content.pop("num_codewords"), info=content)
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{os.fspath(path)}: expected a file written by IBCurve.save, got something else or a damaged one "
                 f"({type(error).__name__}: {error}). Compute the curve again."
             ) from error
-        if number != FORMAT or unit != "nats":
-            raise ValueError(
-                f"{os.fspath(path)}: expected format {FORMAT} in nats, got format {number!r} in {unit!r}. Read it with "
-                "the version of ib_callback that wrote it, or compute the curve again."
-            )
-        try:
-            return cls(**known, betas=betas, num_codewords=num_codewords, info=content)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{os.fspath(path)}: damaged: {error}. Compute the curve again.") from error
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, IBCurve):
@@ -250,7 +242,7 @@ def ib_curve(
             f"{8 * rows**2 / 2**30:.1f} GiB several times over. Say how many codewords to use, such as 100."
         )
     effort = Effort.of(reduced, num_codewords or rows, max_iterations=max_iterations, tolerance=tolerance)
-    with _bar(progress) as report:
+    with progress_bar("IB curve", total=100, unit="%", shown=progress, delay=2.0) as reached:
         points = anneal(
             reduced,
             num_codewords or rows,
@@ -259,7 +251,7 @@ def ib_curve(
             seed=seed,
             # MPS has no float64, in which the results are added up.
             device=torch.device("cpu") if where is None or where.type == "mps" else where,
-            report=report,
+            report=lambda share: reached(round(100 * share)),
         )
     # By the data processing inequality, to which rounding does not keep.
     proper = [(c, min(e, c, reduced.mutual_information), beta) for c, e, beta in points]
@@ -275,18 +267,3 @@ def _check_betas(betas: Any) -> list[float]:
     if values.ndim != 1 or not len(values) or not (np.isfinite(values) & (values > 0)).all():
         raise ValueError(f"betas: expected at least one number, all finite and above 0, got {betas!r}.")
     return sorted(set(values.tolist()), reverse=True)
-
-
-@contextmanager
-def _bar(wanted: bool) -> Iterator[Callable[[float], None]]:
-    """A bar that is told the share that is done, from 0 to 1."""
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        wanted = False
-    if not wanted:
-        yield lambda share: None
-        return
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
-    with tqdm(total=1.0, desc="IB curve", bar_format=form, leave=False, delay=2.0) as bar:
-        yield lambda share: bar.update(max(min(share, 1.0) - bar.n, 0.0))

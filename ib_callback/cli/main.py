@@ -48,7 +48,6 @@ def _select(options: argparse.Namespace) -> int:
         by=options.by,
         select_from=_select_from(options.select_from),
         mode=options.mode,
-        every_row=options.all,
     )
     if report.path is None:
         if not options.path_only:
@@ -103,7 +102,6 @@ def _parser() -> argparse.ArgumentParser:
         help="from when on points can be selected: the start of a phase, or a step",
     )  # fmt: skip
     select.add_argument("--mode", choices=("min", "max"), help="which values are better, if it is not known")
-    select.add_argument("--all", action="store_true", help="show every point also of a long run")
     select.add_argument("--path-only", action="store_true", help="print nothing but the path, for scripts")
     select.set_defaults(run=guarded(_select, failed=1))
     plot = commands.add_parser(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ib_callback.bound.curve import IBCurve
-from ib_callback.common.errors import TrajectoryError
 from ib_callback.plot import compare, information_plane, over_steps, plane_by_layer, save
 from ib_callback.plot.bound import curve_beside
 from ib_callback.results.measurement import Measurement
@@ -70,13 +69,7 @@ def draw(options: argparse.Namespace) -> list[Path]:
 
 
 def _load(paths: Sequence[str]) -> list[_Run]:
-    files = []
-    for given in paths:
-        path = Path(given)
-        try:
-            files.append(path if path.is_file() else find_run(path) / FILENAME)
-        except OSError as error:
-            raise TrajectoryError(f"{path} cannot be searched ({error}). Check its permissions") from error
+    files = [path if path.is_file() else find_run(path) / FILENAME for path in map(Path, paths)]
     names = _names(files)
     runs = []
     for name, file in zip(names, files, strict=True):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,7 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "name": ("--name", {"help": "of the probe, for messages"}),
 }
-_READING = {"config", "split", "revision", "skip", "cache"}
-# By dataset those of the options that its constructor takes.
-_TAKEN = {"builtin": set(), "c4": _READING | {"min_length"}, "tulu": _READING}
+_KEYWORDS = ("num_sequences", "max_length", *_OPTIONS)
 _NOTHING = ("", "{}", "None")
 
 
@@ -156,52 +156,26 @@ def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(options: argparse.Namespace) -> int:
-    given = _given(options)
     if Path(options.output).suffix == ".jsonl" or Path(options.output).is_dir():
         raise ValueError(f"-o: expected a .safetensors file, got {options.output} (probe convert makes .jsonl of it)")
-    keywords: dict[str, Any] = {"num_sequences": options.num_sequences, "max_length": options.max_length, **given}
-    if options.dataset == "builtin":
-        probe = Probe.builtin(None if options.tokenizer == "-" else load_tokenizer(options.tokenizer), **keywords)
-    else:
-        tokenizer = load_tokenizer(options.tokenizer)
-        if options.dataset == "c4":
-            probe = Probe.from_c4(tokenizer, **keywords)
-        elif options.dataset == "tulu":
-            probe = Probe.from_tulu(tokenizer, **keywords)
-        elif options.preferences:
-            probe = Probe.from_preferences(options.dataset, tokenizer, **keywords)
-        else:
-            probe = Probe.from_dataset(options.dataset, tokenizer, **keywords)
-        if Path(options.tokenizer).is_file():
-            print(
-                "ib-callback: these are the ids of a bare tokenizer.json; loaded by name or folder, the tokenizer may "
-                "add other special tokens",
-                file=sys.stderr,
-            )
+    if options.preferences and options.dataset in ("c4", "builtin"):
+        raise ValueError(f"--preferences: expected to be left out with --dataset {options.dataset}, which has no pairs")
+    known: dict[str, Callable[..., Probe]] = {"builtin": Probe.builtin, "c4": Probe.from_c4, "tulu": Probe.from_tulu}
+    by_name = partial(Probe.from_preferences if options.preferences else Probe.from_dataset, options.dataset)
+    make = known.get(options.dataset, by_name)
+    keywords = {name: getattr(options, name) for name in _KEYWORDS if getattr(options, name) is not None}
+    own = options.dataset == "builtin" and options.tokenizer == "-"
+    # An option that this kind of probe has no use for is a TypeError, rather than another probe than was asked for.
+    probe = make(None if own else load_tokenizer(options.tokenizer), **keywords)
+    if Path(options.tokenizer).is_file():
+        warnings.warn(
+            "these are the ids of a bare tokenizer.json; loaded by name or folder, the tokenizer may add other special "
+            "tokens",
+            stacklevel=1,
+        )
     probe.save(options.output)
     print(f"{options.output}: {probe}")
     return 0
-
-
-def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """Those of the options that were given.
-
-    Raises:
-        ValueError: this kind of probe has no use for one, rather than build another one than was asked for.
-    """
-    given = {name: getattr(options, name) for name in _OPTIONS if getattr(options, name) is not None}
-    taken = _TAKEN.get(options.dataset)
-    if taken is None:
-        taken = _READING | {"name"} | (set() if options.preferences else {"min_length", "text_column", "label_columns"})
-    unused = [_OPTIONS[name][0] for name in given if name not in taken]
-    if options.preferences and options.dataset in ("c4", "builtin"):
-        unused.append("--preferences")
-    if unused:
-        kind = f"--dataset {options.dataset}" + (" --preferences" if options.preferences else "")
-        raise ValueError(f"{', '.join(unused)}: expected to be left out with {kind}, which has no use for it")
-    if options.tokenizer == "-" and options.dataset != "builtin":
-        raise ValueError("--tokenizer -: expected with --dataset builtin alone. Name the tokenizer of the model")
-    return given
 
 
 def _show_or_help(options: argparse.Namespace) -> int:

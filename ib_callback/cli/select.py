@@ -18,9 +18,6 @@ from ib_callback.run import checkpoints
 from ib_callback.run.trajectory_file import find_run
 
 _NOT_RECORDED = f"not in {checkpoints.FILENAME}"
-# A table of more points than this shows those with a checkpoint, and so many of the best ones.
-_LONG = 60
-_BEST_SHOWN = 5
 # Of the reason why a point could not be measured, in characters.
 _LONGEST_REASON = 80
 _NOISE = (
@@ -62,7 +59,6 @@ def select_report(
     by: str = "optimality",
     select_from: SelectFrom = "compression",
     mode: Mode | None = None,
-    every_row: bool = False,
 ) -> SelectReport:
     """Choose among the checkpoints of a run, in HuggingFace's layout or in Lightning's, by the run's own phase rule.
 
@@ -71,7 +67,6 @@ def select_report(
         by: a metric as logged, without prefix, or a feature.
         select_from: "compression", "fit", or the first step that can be selected.
         mode: "min" or "max"; by default what is known to be better for the metric.
-        every_row: show every point in the table, also of a run with more than 60 of them.
 
     Raises:
         TrajectoryError: no trajectory, or several, or a file that cannot be read.
@@ -92,7 +87,6 @@ def select_report(
     phases = trajectory.phases()
     # Points that lack nothing but a checkpoint, with why there is none.
     ranked = selection.ranked(c for c in choice.candidates if c.rejected in (None, NO_CHECKPOINT))
-    rows = _rows(choice, ranked, existing, every_row=every_row)
     remarks = [_remark(choice, candidate, missing or {}) for candidate in choice.candidates]
     verdict = [
         choice.describe(),
@@ -107,7 +101,7 @@ def select_report(
     return SelectReport(
         choice=choice,
         checkpoints=existing,
-        table=_table(selection.by, choice, phases, existing, rows, remarks),
+        table=_table(selection.by, choice, phases, existing, remarks),
         verdict="\n".join(verdict),
     )
 
@@ -129,39 +123,20 @@ def _checkpoint_of(candidate: Candidate | None, existing: Mapping[int, Path]) ->
     return None if step is None else existing.get(step)
 
 
-def _rows(choice: Choice, ranked: Sequence[Candidate], existing: Mapping[int, Path], *, every_row: bool) -> list[int]:
-    """Which candidates the table shows."""
-    candidates = choice.candidates
-    if every_row or len(candidates) <= _LONG:
-        return list(range(len(candidates)))
-    best = {id(candidate) for candidate in ranked[:_BEST_SHOWN]}
-    return [i for i, c in enumerate(candidates) if id(c) in best or c.measurement.step in existing]
-
-
-def _table(
-    by: str, choice: Choice, phases: Phases, existing: Mapping[int, Path], shown: Sequence[int], remarks: Sequence[str]
-) -> str:
+def _table(by: str, choice: Choice, phases: Phases, existing: Mapping[int, Path], remarks: Sequence[str]) -> str:
     rows = [("step", by, "phase", "checkpoint", "")]
-    for index in shown:
-        candidate = choice.candidates[index]
+    for candidate, phase, remark in zip(choice.candidates, phases.phases, remarks, strict=True):
         step, path = candidate.measurement.step, _checkpoint_of(candidate, existing)
         rows.append(
             (
                 "-" if step is None else f"{step:,}",
                 cell(candidate.value),
-                phases.phases[index].name.lower(),
+                phase.name.lower(),
                 "-" if path is None else path.name,
-                remarks[index],
+                remark,
             )
         )
-    lines = aligned(rows, (str.rjust, str.rjust, str.ljust, str.ljust, str.ljust))
-    left_out = len(choice.candidates) - len(shown)
-    if left_out:
-        lines.append(
-            f"({left_out:,} of {len(choice.candidates):,} points are left out, which have no checkpoint and are not "
-            "among the best: --all shows them)"
-        )
-    return "\n".join(lines)
+    return "\n".join(aligned(rows, (str.rjust, str.rjust, str.ljust, str.ljust, str.ljust)))
 
 
 def _reason(candidate: Candidate, missing: Mapping[int, str]) -> str:
@@ -217,12 +192,11 @@ def _about_checkpoints(
 
 
 def _cure(select_from: SelectFrom, phases: Phases) -> list[str]:
-    if select_from == "compression" and phases.compression_start is None:
-        others = "--from STEP" if phases.fit_start is None else "--from fit, or from a step on with --from STEP"
-        return [
-            "The compression phase was not recognised in this run; many small models never compress. "
-            f"Choose among earlier points with {others}."
-        ]
-    if select_from == "fit" and phases.fit_start is None:
-        return ["The fitting phase was not recognised in this run. Choose from a step on with --from STEP."]
-    return []
+    starts = {"compression": phases.compression_start, "fit": phases.fit_start}
+    if isinstance(select_from, int) or starts[select_from] is not None:
+        return []
+    fit = "" if phases.fit_start is None else "--from fit, or "
+    return [
+        f"The {select_from} phase was not recognised in this run; many small models never compress. Choose among "
+        f"earlier points with {fit}from a step on with --from STEP."
+    ]

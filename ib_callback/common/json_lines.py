@@ -13,8 +13,6 @@ from typing import BinaryIO
 
 from ib_callback.common.errors import TrajectoryError
 
-_TAIL_BLOCK = 1 << 16
-
 
 def append(path: Path, line: bytes) -> None:
     """Append one line, its line break included, and flush it to the disk; a torn last line is cut off.
@@ -108,21 +106,13 @@ def _is_json(line: bytes) -> bool:
 
 def _intact_end(handle: BinaryIO) -> tuple[int, bool]:
     """Where the next line may be written, and whether what lies before is empty or ends with a line break."""
-    size = handle.seek(0, os.SEEK_END)
-    block = _TAIL_BLOCK
-    while True:
-        start = max(0, size - block)
-        handle.seek(start)
-        body = handle.read().rstrip()
-        line_start = body.rfind(b"\n") + 1
-        if line_start or not start:
-            break
-        block *= 2
-    last = body[line_start:]
+    handle.seek(0)
+    data = handle.read()
+    start = data.rstrip().rfind(b"\n") + 1
+    last = data[start:].strip()
     if not last or _is_json(last):
-        handle.seek(max(0, size - 1))
-        return size, handle.read() in (b"\n", b"")
-    return start + line_start, True
+        return len(data), data.endswith(b"\n") or not data
+    return start, True
 
 
 def _warn_torn(path: Path) -> None:

@@ -142,12 +142,11 @@ def in_float64(assignments: Tensor) -> Tensor:
 
 def check_representations(z: Any, *, dim: int | None = None, minimum_rows: int = 1) -> None:
     """Raise unless `z` is a floating-point tensor [T, dim], T >= minimum_rows; dim None: any from 2 on."""
-    if not isinstance(z, Tensor):
+    if not isinstance(z, Tensor) or not z.is_floating_point():
         raise TypeError(
-            f"z: expected a floating-point tensor [T, dim], got {type(z).__name__}. Make one with torch.as_tensor(z)."
+            f"z: expected a floating-point tensor [T, dim], got {getattr(z, 'dtype', type(z).__name__)}. "
+            "Make one with torch.as_tensor(z).float()."
         )
-    if not z.is_floating_point():
-        raise TypeError(f"z: expected a floating-point tensor [T, dim], got {z.dtype}. Convert it with z.float().")
     wanted = "dim >= 2" if dim is None else f"dim = {dim}"
     if z.ndim != 2 or z.shape[0] < minimum_rows or z.shape[1] < 2 or z.shape[1] != (dim or z.shape[1]):
         raise ValueError(
@@ -158,14 +157,11 @@ def check_representations(z: Any, *, dim: int | None = None, minimum_rows: int =
 
 def check_labels(labels: Any, num_positions: int) -> None:
     """Raise unless `labels` is an integer tensor [num_positions]."""
-    if not isinstance(labels, Tensor):
+    dtype = labels.dtype if isinstance(labels, Tensor) else None
+    if dtype is None or dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
         raise TypeError(
-            f"labels: expected an integer tensor [{num_positions}], got {type(labels).__name__}. "
-            "Make one with torch.as_tensor(labels)."
-        )
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(
-            f"labels: expected an integer tensor [{num_positions}], got {labels.dtype}. Convert it with labels.long()."
+            f"labels: expected an integer tensor [{num_positions}], got {dtype or type(labels).__name__}. "
+            "Make one with torch.as_tensor(labels).long()."
         )
     if labels.shape != (num_positions,):
         raise ValueError(

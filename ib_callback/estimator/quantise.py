@@ -63,11 +63,8 @@ def soft_assign(z: Tensor, points: Tensor, temperature: float | str) -> Tensor:
     Raises:
         RepresentationError: if a vector is zero, NaN or infinite.
     """
-    for name, value in (("z", z), ("points", points)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a floating-point tensor, got {type(value).__name__}.")
-    if not z.is_floating_point() or z.ndim < 1:
-        raise TypeError(f"z: expected a floating-point tensor [..., dim], got {z.dtype} {tuple(z.shape)}.")
+    if not isinstance(z, Tensor) or not z.is_floating_point() or z.ndim < 1:
+        raise TypeError(f"z: expected a floating-point tensor [..., dim], got {getattr(z, 'dtype', type(z).__name__)}.")
     if points.ndim != 2 or points.shape[1] != z.shape[-1]:
         raise ValueError(
             f"points: expected [num_bins, {z.shape[-1]}] to match z {tuple(z.shape)}, got {tuple(points.shape)}. "
@@ -111,17 +108,13 @@ def resolve_temperature(temperature: float | str, dim: int, num_bins: int) -> fl
 
 def check_temperature(temperature: Any) -> float | str:
     """Return `temperature` as a float if it is a number that a softmax can use, or as it is if it is "calibrated"."""
-    if isinstance(temperature, str):
-        if temperature == "calibrated":
-            return temperature
-        raise ValueError(f'temperature: expected "calibrated" or a number above 0, got {temperature!r}.')
-    if isinstance(temperature, bool) or not isinstance(temperature, Real):
-        raise TypeError(f'temperature: expected "calibrated" or a number above 0, got {temperature!r}.')
-    if not 0 < float(temperature) < math.inf:
-        raise ValueError(
-            f"temperature: expected a finite number above 0, got {temperature!r}. "
-            'Use "calibrated", or 1.0 for the plain softmax.'
-        )
+    if isinstance(temperature, str) and temperature == "calibrated":
+        return temperature
+    expected = f'temperature: expected a finite number above 0 or "calibrated", got {temperature!r}'
+    if isinstance(temperature, bool) or not isinstance(temperature, (Real, str)):
+        raise TypeError(f"{expected}.")
+    if isinstance(temperature, str) or not 0 < float(temperature) < math.inf:
+        raise ValueError(f"{expected}. 1.0 is the plain softmax.")
     return float(temperature)
 
 

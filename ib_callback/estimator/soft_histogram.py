@@ -185,24 +185,18 @@ class SoftHistogram:
             ValueError: `state` is incomplete or was made with other settings, which are named. Nothing
                 is replaced then.
         """
-        if not all(key in state for key in ("settings", "sums", "counts")):
+        own = {"sums": self._sums, "counts": self._counts}
+        wanted = {key: (value.dtype, value.shape) for key, value in own.items()}
+        found = {key: (value.dtype, value.shape) for key, value in state.items() if isinstance(value, Tensor)}
+        if "settings" in state:
+            self._check_settings(state["settings"], "load_state_dict: the state")
+        if "settings" not in state or found != wanted:
             raise ValueError(
-                f"state: expected the keys settings, sums and counts, got {list(state)}. "
+                f"state: expected settings and {wanted}, got {list(state)} with {found}. "
                 "Pass what state_dict() of a SoftHistogram returned."
             )
-        self._check_settings(state["settings"], "load_state_dict: the state")
-        loaded = {}
         with torch.inference_mode(False):
-            for key, own in (("sums", self._sums), ("counts", self._counts)):
-                value = state[key]
-                if not isinstance(value, Tensor) or value.shape != own.shape or value.dtype != own.dtype:
-                    got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                    raise ValueError(
-                        f"state: expected {key} to be {own.dtype} {tuple(own.shape)}, got {got}. "
-                        "Pass what state_dict() of a SoftHistogram returned."
-                    )
-                loaded[key] = value.detach().to("cpu", copy=True)
-        self._sums, self._counts = loaded["sums"], loaded["counts"]
+            self._sums, self._counts = (state[key].detach().to("cpu", copy=True) for key in own)
 
     def _check_settings(self, theirs: Mapping[str, Any], who: str) -> None:
         differing = [name for name, own in self._settings.items() if not _same(own, theirs.get(name))]

@@ -54,7 +54,7 @@ def dataset_content(
     tokenizer: Any,
     sizes: Sizes,
     *,
-    name: str | None,
+    probe_name: str | None,
     text_column: str = "text",
     label_columns: Sequence[str] | Mapping[str, str] = (),
     **reading: Unpack[SplitOptions],
@@ -101,12 +101,12 @@ def dataset_content(
         "text_column": text_column,
         "label_columns": json.dumps(features, sort_keys=True),
     }
-    name = name or (Path(dataset).name if isinstance(dataset, (str, Path)) else "") or "dataset"
+    name = probe_name or (Path(dataset).name if isinstance(dataset, (str, Path)) else "") or "dataset"
     return cached_content(dataset, tokenizer, columns, sizes, name, asked, build, **reading)
 
 
 def preferences_content(
-    pairs: Any, tokenizer: Any, sizes: Sizes, *, name: str, **reading: Unpack[SplitOptions]
+    pairs: Any, tokenizer: Any, sizes: Sizes, *, probe_name: str, **reading: Unpack[SplitOptions]
 ) -> Content:
     """The content of `Probe.from_preferences`."""
 
@@ -114,7 +114,7 @@ def preferences_content(
         return collect_pairs(stream, tokenizer, sizes, **keywords)
 
     asked = {"constructor": "from_preferences", "chat_template": template_hash(tokenizer)}
-    return cached_content(pairs, tokenizer, COLUMNS, sizes, name, asked, build, **reading)
+    return cached_content(pairs, tokenizer, COLUMNS, sizes, probe_name, asked, build, **reading)
 
 
 def remarks(content: Content) -> Iterator[str]:
@@ -158,7 +158,7 @@ def cached_content(
     tokenizer: Any,
     columns: Sequence[str],
     sizes: Sizes,
-    name: str,
+    probe_name: str,
     asked: Mapping[str, str],
     build: Callable[..., Content],
     *,
@@ -173,19 +173,19 @@ def cached_content(
     """What is in the cache, or `build(rows, stream of them, name=, source=, progress=)`."""
     check_integer("skip", skip, minimum=0, cure="it is how many rows to leave out at the start")
     # Refused before anything is read, for that may take long.
-    check_name(name)
+    check_name(probe_name)
     Encoder(tokenizer, sizes.max_length)
     rows = rows_of(dataset, columns=columns, config=config, split=split, revision=revision)
     request = {**asked, **sizes.noted(), "skip": str(skip), "tokenizer_sha256": tokenizer_hash(tokenizer)}
-    what = f"probe {name!r} of {rows.what}"
+    what = f"probe {probe_name!r} of {rows.what}"
     path = None
     if rows.identity is not None and cache:
-        path = _path(request | rows.identity, name, cache_dir)
+        path = _path(request | rows.identity, probe_name, cache_dir)
 
     def built() -> Content:
         try:
             with progress_bar(what, total=sizes.num_sequences, unit="seq", shown=progress) as advance:
-                content = build(rows, islice(rows, skip, None), name=name, source=request, progress=advance)
+                content = build(rows, islice(rows, skip, None), name=probe_name, source=request, progress=advance)
         except ProbeError as error:
             if is_network_error(error):
                 raise ProbeError(f"{error} {_ways_out(path)}") from error

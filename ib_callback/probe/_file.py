@@ -19,7 +19,6 @@ FORMAT_VERSION = 1
 _LABELS = "labels/"
 # Of the header, which the fingerprint of the content does not cover.
 _CHECKSUM = "header_sha256"
-_REQUIRED = ("format_version", "name", "source", "fingerprint", _CHECKSUM)
 
 
 def write(path: str | os.PathLike[str], content: Content) -> None:
@@ -88,16 +87,14 @@ def _checksum(metadata: dict[str, str]) -> str:
 
 def _check_header(path: str | os.PathLike[str], metadata: dict[str, str]) -> None:
     """Refuse a header that is not whole, or of a format that is not known."""
-    missing = [key for key in _REQUIRED if key not in metadata]
-    if missing:
-        raise _refusal(path, f"it is not a probe file, for its header has no {', '.join(missing)}")
-    if metadata["format_version"] != str(FORMAT_VERSION):
+    version = metadata.get("format_version", str(FORMAT_VERSION))
+    if version != str(FORMAT_VERSION):
         raise ProbeError(
-            f"{path}: expected probe format {FORMAT_VERSION}, got {metadata['format_version']}, of a newer "
+            f"{path}: expected probe format {FORMAT_VERSION}, got {version}, of a newer "
             "ib-callback. Upgrade: pip install --upgrade ib-callback."
         )
-    if metadata[_CHECKSUM] != _checksum(metadata):
-        raise _refusal(path, "its header was damaged or changed")
+    if metadata.get(_CHECKSUM) != _checksum(metadata):
+        raise _refusal(path, "it is not a probe file, or its header was damaged or changed")
 
 
 def _bytes_of_bool(tensor: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def collect_pairs(
         sizes: with an even number of sequences.
         name: of the probe.
         source: how it is made; sizes, and how many pairs were read and left out and why, are added.
-        progress: called with the number of sequences that were added.
+        progress: called with the number of sequences so far.
 
     Raises:
         ProbeError: an odd number is asked for, no row makes a pair, or a row is none.
@@ -107,7 +107,7 @@ def collect_pairs(
             continue
         for ids, labels in labelled:
             table.add(ids, [labels])
-        progress(len(labelled))
+        progress(len(table))
         if len(table) == number:
             break
     if not len(table):

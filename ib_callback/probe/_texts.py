@@ -124,7 +124,7 @@ def collect(
         name: of the probe.
         source: how it is made; sizes and numbers of texts are added.
         readers: one for each label of the documents.
-        progress: called with the number of sequences that were added.
+        progress: called with the number of sequences so far.
 
     Raises:
         ProbeError: no text is long enough, or labels are not usable.
@@ -147,7 +147,7 @@ def collect(
         longest = max(longest, len(encoded.ids))
         if len(encoded.ids) >= sizes.min_length:
             table.add(encoded.ids, [by_token(label, text.text, encoded) for label in labels])
-            progress(1)
+            progress(len(table))
         if len(table) == sizes.num_sequences:
             break
     if read == 0:
@@ -176,11 +176,11 @@ class Table:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def add(self, ids: np.ndarray, labels: Sequence[Any]) -> None:
-        """A row: ids [n], and for each reader one label or [n] of them."""
+    def add(self, ids: np.ndarray, labels: Sequence[np.ndarray]) -> None:
+        """A row: ids [n], and for each reader [n] labels."""
         self._ids.append(torch.from_numpy(ids))
         for column, label in zip(self._labels, labels, strict=True):
-            column.append(torch.as_tensor(label).expand(len(ids)))
+            column.append(torch.from_numpy(label))
 
     def content(self, name: str, source: Mapping[str, str], counts: Mapping[str, int], tokenizer: Any) -> Content:
         """Everything, padded on the right, with final numbers and names of labels."""

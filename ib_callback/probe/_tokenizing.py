@@ -43,11 +43,10 @@ class Encoder:
         self._max_length = max_length
         self._raw = _is_raw(tokenizer)
         if not self._raw and not (callable(tokenizer) and hasattr(tokenizer, "model_max_length")):
-            processor = hasattr(tokenizer, "tokenizer")
             raise TypeError(
                 "tokenizer: expected a transformers tokenizer, e.g. AutoTokenizer.from_pretrained(...), or a "
-                f"tokenizers.Tokenizer, got {type(tokenizer).__name__}. "
-                + ("Pass its .tokenizer." if processor else "Texts tokenised otherwise can go to Probe.from_tokens.")
+                f"tokenizers.Tokenizer, got {type(tokenizer).__name__}. Of a processor pass its .tokenizer; texts "
+                "tokenised otherwise can go to Probe.from_tokens."
             )
         backend = _backend(tokenizer)
         dropout = getattr(getattr(backend, "model", None), "dropout", None)
@@ -75,9 +74,11 @@ class Encoder:
         """
         try:
             encoded = self._encode(text, places, special_tokens)
-        except TypeError:
-            _check_unicode(text)
-            raise
+        except TypeError as error:  # what `tokenizers` raises, as if it were no string
+            raise ProbeError(
+                f"texts: expected valid Unicode, got {text[:40]!r}, perhaps with half a surrogate pair. "
+                "Clean it first: text.encode('utf-8', 'replace').decode()."
+            ) from error
         if self._max_length is not None and len(encoded.ids) > self._max_length:
             raise ProbeError(
                 f"max_length: expected room for the tokenizer's special tokens and some text, got {self._max_length}, "
@@ -169,14 +170,3 @@ def _encoded(ids: Any, offsets: Any, special: Any) -> Encoded:
         None if offsets is None else np.array(offsets, np.int64).reshape(-1, 2),
         None if special is None else np.array(special, bool),
     )
-
-
-def _check_unicode(text: str) -> None:
-    """Say what is the matter with a text that `tokenizers` refuses as if it were none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ProbeError(
-            f"texts: expected valid Unicode, got half a surrogate pair, {text[error.start]!r}, at character "
-            f"{error.start} of {text[:40]!r}. Clean it first: text.encode('utf-8', 'replace').decode()."
-        ) from error

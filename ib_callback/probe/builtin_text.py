@@ -19,6 +19,7 @@ import numpy
 import scipy
 import torch
 
+from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError
 from ib_callback.common.optional import require
 from ib_callback.probe._docstrings import modules
@@ -165,12 +166,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
         ImportError: the package `tokenizers` is missing.
         ValueError: `vocab_size` is under 257.
     """
-    smallest = 257
-    if vocab_size < smallest:
-        raise ValueError(
-            f"vocab_size must be at least {smallest} (256 bytes and {END_OF_TEXT}), got {vocab_size}; "
-            "take more entries, e.g. 4096."
-        )
+    check_integer("vocab_size", vocab_size, minimum=257, cure="4096 is a good start")
     tokenizers = require("tokenizers", extra="hf", purpose="The built-in tokenizer")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

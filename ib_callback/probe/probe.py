@@ -226,7 +226,7 @@ class Probe:
             dataset,
             tokenizer,
             Sizes(num_sequences, max_length, min_length),
-            name=name,
+            probe_name=name,
             text_column=text_column,
             label_columns=label_columns,
             **reading,
@@ -250,7 +250,7 @@ class Probe:
         """
         sizes = Sizes(num_sequences, max_length, min_length)
         reading.setdefault("config", "en")
-        return cls._warned(dataset_content(C4, tokenizer, sizes, name="c4", split=split, **reading))
+        return cls._warned(dataset_content(C4, tokenizer, sizes, probe_name="c4", split=split, **reading))
 
     @classmethod
     def from_preferences(
@@ -288,7 +288,7 @@ class Probe:
             UserWarning: pairs were left out.
         """
         sizes = Sizes(num_sequences, max_length)
-        return cls._warned(preferences_content(pairs, tokenizer, sizes, name=name, **reading))
+        return cls._warned(preferences_content(pairs, tokenizer, sizes, probe_name=name, **reading))
 
     @classmethod
     def from_tulu(
@@ -305,7 +305,8 @@ class Probe:
         first ones, after `skip=`. For arguments, errors and caching see `from_preferences` and `from_dataset`.
         """
         sizes = Sizes(num_sequences, max_length)
-        return cls._warned(preferences_content(TULU, tokenizer, sizes, name="tulu", split="train", **reading))
+        options: SplitOptions = {"split": "train", **reading}
+        return cls._warned(preferences_content(TULU, tokenizer, sizes, probe_name="tulu", **options))
 
     @classmethod
     def builtin(cls, tokenizer: Any = None, *, num_sequences: int = 256, max_length: int = 128) -> Probe:

@@ -440,10 +440,10 @@ def test_saved_and_loaded(curve, tmp_path):
         ("{", "expected a file written by IBCurve.save"),
         ("[]", "expected a file written by IBCurve.save"),
         ('{"format": 1, "unit": "nats"}', "expected a file written by IBCurve.save"),
-        ({"format": 2}, "expected format 1 in nats, got format 2"),
-        ({"unit": "bits"}, "expected format 1 in nats, got format 1 in 'bits'"),
-        ({"complexity": [0.0, 1.0, 0.5]}, "damaged: the corners of an IBCurve are finite and ascend"),
-        ({"complexity": [0.0]}, "damaged: an IBCurve needs .* the same length"),
+        ({"format": 2}, ".*format 2 in 'nats' is none that this"),
+        ({"unit": "bits"}, ".*format 1 in 'bits' is none that this"),
+        ({"complexity": [0.0, 1.0, 0.5]}, ".*the corners of an IBCurve are finite and ascend"),
+        ({"complexity": [0.0]}, ".*the corners of an IBCurve are finite and ascend"),
     ],
 )
 def test_files_that_are_none(tmp_path, content, message):

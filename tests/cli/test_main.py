@@ -120,14 +120,6 @@ def test_select_says_why_there_is_none(finished: Path, capsys: pytest.CaptureFix
     assert "before step 2,001; no checkpoint" in captured.err
 
 
-def test_select_shows_all_of_a_long_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run([0.8] * 70, [0.1 + 0.005 * i for i in range(70)]).save(tmp_path / "ib_trajectory.jsonl")
-    assert main.main(["select", str(tmp_path), "--from=0"]) == 1
-    assert "(65 of 70 points are left out" in capsys.readouterr().out
-    assert main.main(["select", str(tmp_path), "--from=0", "--all"]) == 1
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 70
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -230,21 +230,6 @@ def test_checkpoints_of_steps_that_were_not_measured(tmp_path):
     assert "not measured" not in select_report(save(tmp_path / "b", run(C, E), (1500,))).verdict
 
 
-def test_a_long_run_shows_what_matters(tmp_path):
-    # Of 70 points the last five are the best, and 3000 has a checkpoint.
-    trajectory = run([0.8] * 70, [0.1 + 0.005 * i for i in range(70)])
-    save(tmp_path, trajectory, (0, 3000))
-    report = select_report(tmp_path, by="expressivity", select_from=0)
-    assert list(remarks(report)) == ["0", "3,000", "6,500", "6,600", "6,700", "6,800", "6,900"]
-    assert "(63 of 70 points are left out, which have no checkpoint and are not among the best: --all" in report.table
-    low = select_report(tmp_path, by="expressivity", select_from=300, mode="min")
-    assert list(remarks(low)) == ["0", "300", "400", "500", "600", "700", "3,000"]
-    every = select_report(tmp_path, by="expressivity", select_from=0, every_row=True)
-    assert len(rows(every)) == 70
-    assert "left out" not in every.table
-    assert len(rows(select_report(save(tmp_path, trajectory[:60]), by="expressivity", select_from=0))) == 60
-
-
 # --- which checkpoints are those of the run
 
 

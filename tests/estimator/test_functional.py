@@ -203,7 +203,7 @@ def test_vectors_without_direction_are_counted(value: float) -> None:
 
 BAD_Z: list[tuple[Any, type[Exception], str]] = [
     ([[1.0, 2.0]], TypeError, "z: expected a floating-point tensor .*, got list"),
-    (torch.ones(3, 4, dtype=torch.int64), TypeError, r"got torch.int64. Convert it with z.float\(\)"),
+    (torch.ones(3, 4, dtype=torch.int64), TypeError, r"got torch.int64. Make one with torch.as_tensor\(z\).float\(\)"),
     (torch.ones(3, 4, dtype=torch.complex64), TypeError, "got torch.complex64"),
     (torch.ones(4), ValueError, r"expected shape \[T, dim\] with T >= 1 and dim >= 2, got \(4,\)"),
     (torch.ones(2, 3, 4), ValueError, r"got \(2, 3, 4\). Flatten"),
@@ -222,8 +222,8 @@ def test_bad_representations_are_refused(z: Any, error: type[Exception], match: 
 
 BAD_LABELS: list[tuple[Any, type[Exception], str]] = [
     ([0, 1, 2], TypeError, r"labels: expected an integer tensor \[3\], got list. Make one with"),
-    (torch.zeros(3), TypeError, r"got torch.float32. Convert it with labels.long\(\)"),
-    (torch.zeros(3, dtype=torch.bool), TypeError, r"got torch.bool. Convert it"),
+    (torch.zeros(3), TypeError, r"got torch.float32. Make one with torch.as_tensor\(labels\).long\(\)"),
+    (torch.zeros(3, dtype=torch.bool), TypeError, r"got torch.bool. Make one"),
     (torch.zeros(4, dtype=torch.int64), ValueError, r"expected shape \(3,\), .* got \(4,\). Flatten both"),
     (torch.zeros(3, 1, dtype=torch.int64), ValueError, r"expected shape \(3,\), .* got \(3, 1\)"),
 ]

@@ -201,7 +201,7 @@ def test_state_is_a_copy_both_ways() -> None:
 def test_incomplete_states_are_refused(key: str) -> None:
     state = filled().state_dict()
     del state[key]
-    with pytest.raises(ValueError, match="state: expected the keys settings, sums and counts, got"):
+    with pytest.raises(ValueError, match=r"state: expected settings and \{'sums': .* got "):
         make().load_state_dict(state)
 
 
@@ -209,7 +209,7 @@ def test_incomplete_states_are_refused(key: str) -> None:
 def test_states_of_the_wrong_form_are_refused_whole(value: Any) -> None:
     histogram = filled()
     for key in ("sums", "counts"):
-        with pytest.raises(ValueError, match=f"state: expected {key} to be torch"):
+        with pytest.raises(ValueError, match=r"state: expected settings and \{'sums': "):
             histogram.load_state_dict({**make().state_dict(), key: value})
     assert_same(histogram, filled())
 

@@ -32,7 +32,7 @@ import ib_callback as ib
         ({"weighting": "inverse"}, ValueError, 'weighting: expected "empirical" or "uniform", got \'inverse\''),
         ({"bound": "straight"}, ValueError, "bound: expected one of 'diagonal'"),
         ({"temperature": 0}, ValueError, "temperature: expected a finite number above 0"),
-        ({"temperature": "hot"}, ValueError, 'temperature: expected "calibrated"'),
+        ({"temperature": "hot"}, ValueError, 'above 0 or "calibrated", got .hot'),
         ({"batch_size": 0}, ValueError, "batch_size: expected an integer of at least 1"),
         ({"memory_budget": 0}, ValueError, "memory_budget: expected an integer of at least 1"),
         ({"seed": -1}, ValueError, "seed: expected an integer of at least 0"),

@@ -170,9 +170,6 @@ def test_a_file_cut_short_is_refused(saved: Path) -> None:
     [
         ({"format_version": "2"}, "probe.safetensors: expected probe format 1, got 2.*pip install --upgrade"),
         ({"format_version": "one"}, "expected probe format 1, got one"),
-        ({"format_version": None}, "header has no format_version"),
-        ({"fingerprint": None}, "header has no fingerprint"),
-        ({"name": None, "source": None}, "header has no name, source"),
         ({"name": ""}, "name: expected a non-empty string"),
         ({"fingerprint": "0" * 64}, "expected fingerprint 0000"),
         ({"label_names": "[]"}, "expected {feature: .*got list"),
@@ -187,7 +184,7 @@ def test_an_unusable_header_is_refused(metadata: dict[str, str | None], message:
 
 def test_a_header_without_a_checksum_is_refused(saved: Path) -> None:
     edit_header(saved, sealed=False, header_sha256=None)
-    with pytest.raises(ProbeError, match="its header has no header_sha256"):
+    with pytest.raises(ProbeError, match="not a probe file, or its header was damaged or changed"):
         Probe.load(saved)
 
 
