@@ -228,15 +228,15 @@ def _run_plain(training: _Training, fabric: Any = None) -> tuple[int, torch.nn.M
 
 
 def _save(training: _Training, runs: list[ib.Run], model: Any, optimizer: Any, step: int) -> None:
-    path = training.directory / f"step-{step:04}.pt"
+    path, writes = training.directory / f"step-{step:04}.pt", os.environ.get("RANK", "0") == "0"
     for run in runs:
         run.step(model, step)
-    if not TWO_RANKS or os.environ["RANK"] == "0":
+    if writes:
         path.parent.mkdir(exist_ok=True)
         torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
     for run in runs:
         run.saved(step, path)
-    for old in checkpoints(training.directory).values() if training.limited else ():
+    for old in checkpoints(training.directory).values() if writes and training.limited else ():
         if old != path and not any(run.keeps(old) for run in runs):
             old.unlink()
 
