@@ -159,18 +159,13 @@ def finite_range(*arrays: np.ndarray | Sequence[float]) -> tuple[float, float]:
     return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
 
 
-def thinned(positions: np.ndarray, most: int) -> np.ndarray:
-    """Which of the given positions to keep, at most so many, evenly spread; the first and the last always.
+def thinned(count: int, most: int) -> np.ndarray:
+    """Which of so many points to keep, at most so many, evenly spread; the first and the last always.
 
-    >>> thinned(np.array([0.0, 0.1, 0.2, 5.0, 10.0]), 3).tolist()
-    [0, 3, 4]
+    >>> thinned(5, 3).tolist(), thinned(2, 3).tolist()
+    ([0, 2, 4], [0, 1])
     """
-    if len(positions) <= most:
-        return np.arange(len(positions))
-    span = np.ptp(positions) or 1.0
-    cells = np.minimum(np.floor((positions - positions.min()) / span * (most - 1)), most - 2)
-    _, first = np.unique(cells, return_index=True)
-    return np.union1d(first, [len(positions) - 1])
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
 def spans_much(numbers: np.ndarray) -> bool:

@@ -101,7 +101,7 @@ def _scale(panel: Axes, steps: np.ndarray, *, log: bool) -> bool:
         panel.set_xscale("symlog", linthresh=first, linscale=0.4)
         ticks = sorted({*([0.0] if low <= 0 else []), *data.decades(first, high * 1.001)})
         if len(ticks) < 3:
-            ticks = [float(step) for step in steps[data.thinned(steps, 6)]]
+            ticks = [float(step) for step in steps[data.thinned(len(steps), 6)]]
         panel.xaxis.set_major_locator(FixedLocator(ticks))
         panel.xaxis.set_minor_locator(NullLocator())
     else:

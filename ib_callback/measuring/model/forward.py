@@ -85,9 +85,8 @@ def default_forward(module: nn.Module) -> Forward:
     takes no `attention_mask` is called with the ids alone, and refuses sequences with padding.
     """
     names, open_ended = _arguments(module)
-    options = {
-        name: value for name, value in (("use_cache", False), ("logits_to_keep", 1)) if name in names
-    }  # fmt: skip
+    known = {"use_cache": False, "logits_to_keep": 1}
+    options = {name: value for name, value in known.items() if name in names}
     if "attention_mask" in names or open_ended:
         return lambda model, input_ids, attention_mask: model(input_ids, attention_mask=attention_mask, **options)
 
