@@ -110,7 +110,12 @@ def phase_labels(phases: Phases) -> dict[Phase, str]:
     return labels
 
 
-def missing_note(points: Sequence[Measurement]) -> list[Note]:
+def notes_of_run(points: Sequence[Measurement]) -> list[Note]:
+    """What must be said of the points of a run."""
+    return [*_changed_settings(points), *_missing(points)]
+
+
+def _missing(points: Sequence[Measurement]) -> list[Note]:
     """How many points could not be measured."""
     missing = [point for point in points if not point.orders]
     if not missing:
@@ -120,7 +125,7 @@ def missing_note(points: Sequence[Measurement]) -> list[Note]:
     return [Note(f"Not drawn: {len(missing):,} of {len(points):,} points could not be measured{where}.")]
 
 
-def changed_settings_note(points: Sequence[Measurement]) -> list[Note]:
+def _changed_settings(points: Sequence[Measurement]) -> list[Note]:
     """Whether the settings changed along a run, which `mix_settings=True` permits."""
     measured = [point for point in points if point.orders]
     for before, after in itertools.pairwise(measured):

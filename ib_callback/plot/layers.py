@@ -104,6 +104,5 @@ def _draw(
     draw_bounds(sheet, panel, curve)
 
     chosen = data.thinned(len(names), len(names) if len(names) <= _NAMED else _SOME)
-    obstacles = np.concatenate([layers, [mean, null]])
     labels = [(*layers[index], names[index], theme.ink) for index in chosen]
-    place_labels(panel, labels, obstacles[np.isfinite(obstacles).all(axis=1)], inches=sheet.size[0], theme=theme)
+    place_labels(panel, labels, np.concatenate([layers, [mean, null]]), inches=sheet.size[0], theme=theme)

@@ -85,9 +85,7 @@ def information_plane(
             square_limits(picture.panel, *limits)
             picture.draw(curve_in_plane(curve, picture.order, drawn[-1]), baseline=baseline)
         colours.draw_bar(sheet)
-        sheet.notes += [
-            *data.changed_settings_note(points), *data.missing_note(points), *why_not_drawn(curve, drawn[-1]),
-        ]  # fmt: skip
+        sheet.notes += [*data.notes_of_run(points), *why_not_drawn(curve, drawn[-1])]
         sheet.finish(title)
     return sheet.figure
 

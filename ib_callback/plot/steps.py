@@ -83,7 +83,7 @@ def over_steps(
             panel.tick_params(labelbottom=False)
         for panel in sheet.panels[2:]:
             panel.set_xlabel(name + (", logarithmic" if logarithmic else ""))
-        sheet.notes += [*data.changed_settings_note(points), *data.missing_note(points)]
+        sheet.notes += data.notes_of_run(points)
         sheet.finish(title)
     return sheet.figure
 

@@ -167,7 +167,7 @@ def place_labels(
     Args:
         panel: with its final limits.
         labels: x, y, text, colour of each.
-        obstacles: x and y of what should stay visible, [points, 2].
+        obstacles: x and y of what should stay visible, [points, 2]; NaN is nowhere.
         inches: side of the square panel, approximately.
         theme: for the halo and the leader line.
     """

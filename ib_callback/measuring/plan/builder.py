@@ -46,16 +46,11 @@ class Builder:
         # Kept histograms of wholes, and of each group's share.
         self._totals: list[tuple[int, slice]] = []
 
-    @property
-    def num_label_sets(self) -> int:
-        """Label sets so far, which is the number of the next one."""
-        return len(self.label_sets)
-
     def add_segments(self, segments: Segments, names: list[tuple[str, str]]) -> None:
-        """Register the label sets that `segments` groups by, from the number `num_label_sets` on."""
+        """Register the label sets that `segments` groups by, each with the next number."""
         self._segments.append(segments)
         for name in names:
-            bit = self.num_label_sets
+            bit = len(self.label_sets)
             if bit >= _MAX_LABEL_SETS:
                 raise ValueError(f"expected at most {_MAX_LABEL_SETS} label sets (two per order, one per feature).")
             grouped = (segments.stop - segments.start)[(segments.sets >> bit) & 1 == 1]

@@ -115,7 +115,7 @@ class GroupedBatch:
 class JackknifePlan:
     """What leaving out groups needs.
 
-    num_groups: G. num_snapshots: snapshots held at a time, at most.
+    num_snapshots: snapshots held at a time, at most.
     batches: by the number of the batch.
     late: shares of the labels that `LateLabels` holds, by their row there.
     totals, shares_of_totals: kept histograms of the whole and of features, and their [G] shares.
@@ -125,7 +125,6 @@ class JackknifePlan:
     counts: for each label set and omission, the label counts outside it.
     """
 
-    num_groups: int
     num_snapshots: int
     batches: dict[int, GroupedBatch]
     late: Shares
@@ -229,7 +228,6 @@ def plan_jackknife(
         )
     outside = _counts_outside(every, layout, taken[:, group_of_position], num_sets)
     return JackknifePlan(
-        num_groups=groups.number,
         num_snapshots=held.number,
         batches=batches,
         late=every[int64(np.flatnonzero(row_of_late[of_label] >= 0))],
