@@ -12,7 +12,7 @@ import numpy as np
 
 from ib_callback.plot.sheet import Note
 from ib_callback.results.measurement import Measurement, settings_differences
-from ib_callback.results.phases import DEFAULT_RULE, Phase, PhaseRule, Phases, find_phases
+from ib_callback.results.phases import DEFAULT_RULE, Phase, Phases, find_phases
 from ib_callback.results.trajectory import Trajectory
 
 # Up to here each point can be seen: it is joined to its null, and has its standard error.
@@ -84,13 +84,12 @@ def numbered(points: Sequence[Measurement]) -> tuple[np.ndarray, str]:
     return np.array(steps, dtype=float), "training step"
 
 
-def rule_of(measurements: Measurement | Iterable[Measurement]) -> PhaseRule:
-    """By which rule the phases of a run are found: its own, if it is a trajectory."""
-    return measurements.phase_rule if isinstance(measurements, Trajectory) else DEFAULT_RULE
+def phases_of(measurements: object, points: Sequence[Measurement]) -> Phases | None:
+    """The phases of a run, by its own rule if it is a trajectory.
 
-
-def phases_of(points: Sequence[Measurement], rule: PhaseRule) -> Phases | None:
-    """The phases of a run; None where the points are no run: a single one, without steps, or out of order."""
+    None where its points are no run: a single one, without steps, or out of order.
+    """
+    rule = measurements.phase_rule if isinstance(measurements, Trajectory) else DEFAULT_RULE
     steps = [point.step for point in points if point.step is not None]
     if len(steps) < len(points) or len(points) < 2 or any(b <= a for a, b in itertools.pairwise(steps)):
         return None

@@ -68,7 +68,7 @@ def information_plane(
         sheet = plane_sheet(shown, look)
         drawn = [point for point in points if point.orders]
         colours = StepColours(*data.numbered(drawn), look)
-        phases = data.phases_of(points, data.rule_of(measurements))
+        phases = data.phases_of(measurements, points)
         known = None if phases is None else [p for p, m in zip(phases.phases, points, strict=True) if m.orders]
         texts = {"measured": "measured"}
         if phases is not None:

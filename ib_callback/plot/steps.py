@@ -62,7 +62,7 @@ def over_steps(
         steps, name = data.numbered(points)
         if log is None:
             log = data.crowds_at_the_start(steps)
-        phases = data.phases_of(points, data.rule_of(measurements))
+        phases = data.phases_of(measurements, points)
         bounds = {point.settings.get("bound") for point in points if point.orders}
         bound = "IB curve" if bounds == {"ib_curve"} else "complexity" if "ib_curve" not in bounds else "bound"
         course = _Course(sheet, points, steps)
