@@ -188,7 +188,7 @@ class _GroupSums:
         self._snapshots = torch.empty(plan.num_snapshots + 1, columns, dtype=torch.float32, device=at.device)
         self._snapshots[plan.num_snapshots] = 0.0  # what a label's first share begins from
         self._removed = at.zeros(num_sets, len(plan.taken), num_layers)
-        self._single = at.zeros(plan.num_groups, num_layers)
+        self._single = at.zeros(plan.taken.shape[1], num_layers)
         self._sets = torch.arange(num_sets, device=at.exact).unsqueeze(1)
         self._omissions = torch.arange(len(plan.taken), device=at.exact).unsqueeze(1)
 

@@ -153,10 +153,5 @@ def _with_prefix(feature_probes: Any) -> list[tuple[str, Any]]:
         if bad:
             raise ValueError(f'feature_probes: expected names, not empty and without "/", got {bad[0]!r}.')
         return list(feature_probes.items())
-    if isinstance(feature_probes, Probe):
-        return [("", feature_probes)]
-    if isinstance(feature_probes, str) or not isinstance(feature_probes, Iterable):
-        raise TypeError(
-            f"feature_probes: expected probes in a list or as {{name: probe}}, got {type(feature_probes).__name__}."
-        )
-    return [("", probe) for probe in feature_probes]
+    several = feature_probes if isinstance(feature_probes, Iterable) else [feature_probes]
+    return [("", probe) for probe in several]

@@ -84,8 +84,7 @@ def compare(
         for panel, order in zip(sheet.panels, shown, strict=True):
             _draw(sheet, panel, courses, order, styles, curve_in_plane(curve, order, measured))
         for name, points in courses.items():
-            of_run = [*data.changed_settings_note(points), *data.missing_note(points)]
-            sheet.notes += [Note(f"{name}: {note.text}", note.alarm) for note in of_run]
+            sheet.notes += [Note(f"{name}: {note.text}", note.alarm) for note in data.notes_of_run(points)]
         sheet.notes += why_not_drawn(curve, measured)
         sheet.finish(title)
     return sheet.figure
@@ -137,10 +136,5 @@ def _draw(
         panel.set_title(f"{absent} without {order}", loc="right", fontsize=7, color=theme.muted)
     draw_bounds(sheet, panel, curve)
     if 1 < len(tables) <= _LABELLED:
-        place_labels(panel, labels, _obstacles(tables.values()), inches=sheet.size[0], theme=theme)
-
-
-def _obstacles(tables: Iterable[np.ndarray]) -> np.ndarray:
-    points = np.concatenate(list(tables))
-    points = points[np.isfinite(points).all(axis=1)]
-    return points[:: max(1, len(points) // 400)]
+        everything = np.concatenate(list(tables.values()))
+        place_labels(panel, labels, everything, inches=sheet.size[0], theme=theme)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ib_callback.plot.sheet import Note
 from ib_callback.results.measurement import Measurement, settings_differences
-from ib_callback.results.phases import DEFAULT_RULE, Phase, PhaseRule, Phases, find_phases
+from ib_callback.results.phases import DEFAULT_RULE, Phase, Phases, find_phases
 from ib_callback.results.trajectory import Trajectory
 
 # Up to here each point can be seen: it is joined to its null, and has its standard error.
@@ -84,13 +84,12 @@ def numbered(points: Sequence[Measurement]) -> tuple[np.ndarray, str]:
     return np.array(steps, dtype=float), "training step"
 
 
-def rule_of(measurements: Measurement | Iterable[Measurement]) -> PhaseRule:
-    """By which rule the phases of a run are found: its own, if it is a trajectory."""
-    return measurements.phase_rule if isinstance(measurements, Trajectory) else DEFAULT_RULE
+def phases_of(measurements: object, points: Sequence[Measurement]) -> Phases | None:
+    """The phases of a run, by its own rule if it is a trajectory.
 
-
-def phases_of(points: Sequence[Measurement], rule: PhaseRule) -> Phases | None:
-    """The phases of a run; None where the points are no run: a single one, without steps, or out of order."""
+    None where its points are no run: a single one, without steps, or out of order.
+    """
+    rule = measurements.phase_rule if isinstance(measurements, Trajectory) else DEFAULT_RULE
     steps = [point.step for point in points if point.step is not None]
     if len(steps) < len(points) or len(points) < 2 or any(b <= a for a, b in itertools.pairwise(steps)):
         return None
@@ -110,7 +109,12 @@ def phase_labels(phases: Phases) -> dict[Phase, str]:
     return labels
 
 
-def missing_note(points: Sequence[Measurement]) -> list[Note]:
+def notes_of_run(points: Sequence[Measurement]) -> list[Note]:
+    """What must be said of the points of a run."""
+    return [*_changed_settings(points), *_missing(points)]
+
+
+def _missing(points: Sequence[Measurement]) -> list[Note]:
     """How many points could not be measured."""
     missing = [point for point in points if not point.orders]
     if not missing:
@@ -120,7 +124,7 @@ def missing_note(points: Sequence[Measurement]) -> list[Note]:
     return [Note(f"Not drawn: {len(missing):,} of {len(points):,} points could not be measured{where}.")]
 
 
-def changed_settings_note(points: Sequence[Measurement]) -> list[Note]:
+def _changed_settings(points: Sequence[Measurement]) -> list[Note]:
     """Whether the settings changed along a run, which `mix_settings=True` permits."""
     measured = [point for point in points if point.orders]
     for before, after in itertools.pairwise(measured):
@@ -159,18 +163,13 @@ def finite_range(*arrays: np.ndarray | Sequence[float]) -> tuple[float, float]:
     return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
 
 
-def thinned(positions: np.ndarray, most: int) -> np.ndarray:
-    """Which of the given positions to keep, at most so many, evenly spread; the first and the last always.
+def thinned(count: int, most: int) -> np.ndarray:
+    """Which of so many points to keep, at most so many, evenly spread; the first and the last always.
 
-    >>> thinned(np.array([0.0, 0.1, 0.2, 5.0, 10.0]), 3).tolist()
-    [0, 3, 4]
+    >>> thinned(5, 3).tolist(), thinned(2, 3).tolist()
+    ([0, 2, 4], [0, 1])
     """
-    if len(positions) <= most:
-        return np.arange(len(positions))
-    span = np.ptp(positions) or 1.0
-    cells = np.minimum(np.floor((positions - positions.min()) / span * (most - 1)), most - 2)
-    _, first = np.unique(cells, return_index=True)
-    return np.union1d(first, [len(positions) - 1])
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
 def spans_much(numbers: np.ndarray) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ib_callback.plot.data import FEW_POINTS, decades, spans_much
+from ib_callback.plot.data import decades, spans_much
 from ib_callback.plot.sheet import Sheet
 from ib_callback.plot.theme import Theme
 from ib_callback.results.metrics import PLANE_BY_NAME
@@ -108,19 +108,9 @@ class StepColours:
         bar.outline.set_linewidth(0.5)
 
     def _ticks(self) -> list[float]:
-        """First and last number, and between them those there are (if few) or round ones with room between them."""
+        """First and last number, and between them round ones that are not too near to these."""
         from matplotlib.ticker import MaxNLocator
 
         low, high = float(self.numbers.min()), float(self.numbers.max())
-        if len(self.numbers) <= FEW_POINTS:
-            between = self.numbers.tolist()
-        elif self.logarithmic:
-            between = decades(low, high)
-        else:
-            between = list(MaxNLocator(6, integer=True).tick_values(low, high))
-        chosen = [low, high]
-        for tick in between:
-            gaps = np.abs(self.norm(np.array(chosen)) - self.norm(np.array([tick])))
-            if low < tick < high and gaps.min() > 0.07:
-                chosen.append(tick)
-        return sorted(chosen)
+        between = decades(low, high) if self.logarithmic else MaxNLocator(6, integer=True).tick_values(low, high)
+        return [low, *(float(tick) for tick in between if 0.07 < self.norm(tick) < 0.93), high]

@@ -103,10 +103,6 @@ def _draw(
         sheet.plot(panel, null[:, None], "null", text, zorder=6, marker="x", **dot)
     draw_bounds(sheet, panel, curve)
 
-    last = len(names) - 1
-    chosen: Sequence[int] = range(len(names))
-    if len(names) > _NAMED:
-        chosen = np.unique(np.linspace(0, last, _SOME).round().astype(int)).tolist()
-    obstacles = np.concatenate([layers, [mean, null]])
+    chosen = data.thinned(len(names), len(names) if len(names) <= _NAMED else _SOME)
     labels = [(*layers[index], names[index], theme.ink) for index in chosen]
-    place_labels(panel, labels, obstacles[np.isfinite(obstacles).all(axis=1)], inches=sheet.size[0], theme=theme)
+    place_labels(panel, labels, np.concatenate([layers, [mean, null]]), inches=sheet.size[0], theme=theme)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Without colour too: by shape.
 PHASE_MARKERS = {Phase.INITIAL: "s", Phase.FITTING: "o", Phase.COMPRESSION: "^"}
-# Of a long run, so many evenly spread over the colours.
+# Of a long run, so many evenly spread over the points.
 _CEILINGS_SHOWN = 40
 _NULLS_SHOWN = 40
 _ERRORS_SHOWN = 200
@@ -68,7 +68,7 @@ def information_plane(
         sheet = plane_sheet(shown, look)
         drawn = [point for point in points if point.orders]
         colours = StepColours(*data.numbered(drawn), look)
-        phases = data.phases_of(points, data.rule_of(measurements))
+        phases = data.phases_of(measurements, points)
         known = None if phases is None else [p for p, m in zip(phases.phases, points, strict=True) if m.orders]
         texts = {"measured": "measured"}
         if phases is not None:
@@ -85,9 +85,7 @@ def information_plane(
             square_limits(picture.panel, *limits)
             picture.draw(curve_in_plane(curve, picture.order, drawn[-1]), baseline=baseline)
         colours.draw_bar(sheet)
-        sheet.notes += [
-            *data.changed_settings_note(points), *data.missing_note(points), *why_not_drawn(curve, drawn[-1]),
-        ]  # fmt: skip
+        sheet.notes += [*data.notes_of_run(points), *why_not_drawn(curve, drawn[-1])]
         sheet.finish(title)
     return sheet.figure
 
@@ -107,7 +105,6 @@ class _Panel:
         self.nulls = data.plane(points, order, "_null")[self.keep]
         self.errors = data.plane(points, order, "_se")[self.keep]
         self.ceilings = np.array([point.ceiling for point in points], dtype=float)[self.keep]
-        self.numbers = np.asarray(colours.norm(colours.numbers), dtype=float)[self.keep]
         self.phases = None if phases is None else np.array(phases)[self.keep]
         few, many = len(self.points) <= FEW_POINTS, len(self.points) > 200
         self.few, self.area = few, 36.0 if few else 7.0 if many else 18.0
@@ -139,7 +136,7 @@ class _Panel:
         self.panel.axvline(self.ceilings[there[-1]], zorder=1.4, label="ceiling", **style)
         ticks = "; ticks: each" if len(self.ceilings) > 1 else ""
         self.sheet.key("ceiling", f"ceiling (last point{ticks})", **style)
-        shown = there[data.thinned(self.numbers[there], _CEILINGS_SHOWN)]
+        shown = there[data.thinned(len(there), _CEILINGS_SHOWN)]
         if len(shown) > 1:
             self.panel.vlines(
                 self.ceilings[shown], 0.965, 1.0, colors=self.rgba[shown], lw=1.2, zorder=1.4, label="ceilings",
@@ -156,7 +153,7 @@ class _Panel:
             joins = LineCollection(pairs, colors=self.rgba, linewidths=0.6, alpha=0.45, zorder=2.5, label="joins")
             self.panel.add_collection(joins, autolim=False)
         # Along the diagonal many of them would be a band that looks measured.
-        shown = data.thinned(self.numbers, _NULLS_SHOWN)
+        shown = data.thinned(len(self.points), _NULLS_SHOWN)
         x, y = self.nulls[shown].T
         self.panel.scatter(
             x, y, s=0.8 * max(self.area, 12.0), c=self.rgba[shown], marker="x", zorder=4, label="null",

@@ -62,7 +62,7 @@ def over_steps(
         steps, name = data.numbered(points)
         if log is None:
             log = data.crowds_at_the_start(steps)
-        phases = data.phases_of(points, data.rule_of(measurements))
+        phases = data.phases_of(measurements, points)
         bounds = {point.settings.get("bound") for point in points if point.orders}
         bound = "IB curve" if bounds == {"ib_curve"} else "complexity" if "ib_curve" not in bounds else "bound"
         course = _Course(sheet, points, steps)
@@ -83,7 +83,7 @@ def over_steps(
             panel.tick_params(labelbottom=False)
         for panel in sheet.panels[2:]:
             panel.set_xlabel(name + (", logarithmic" if logarithmic else ""))
-        sheet.notes += [*data.changed_settings_note(points), *data.missing_note(points)]
+        sheet.notes += data.notes_of_run(points)
         sheet.finish(title)
     return sheet.figure
 
@@ -101,7 +101,7 @@ def _scale(panel: Axes, steps: np.ndarray, *, log: bool) -> bool:
         panel.set_xscale("symlog", linthresh=first, linscale=0.4)
         ticks = sorted({*([0.0] if low <= 0 else []), *data.decades(first, high * 1.001)})
         if len(ticks) < 3:
-            ticks = [float(step) for step in steps[data.thinned(steps, 6)]]
+            ticks = [float(step) for step in steps[data.thinned(len(steps), 6)]]
         panel.xaxis.set_major_locator(FixedLocator(ticks))
         panel.xaxis.set_minor_locator(NullLocator())
     else:

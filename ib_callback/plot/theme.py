@@ -129,7 +129,9 @@ def _settings(theme: Theme) -> dict[str, Any]:
 
 
 def shortened_alike(names: Sequence[str], most: int) -> list[str]:
-    """Names of at most so many characters each, without what all begin or end with; no name then begins with a number.
+    """Names of at most so many characters each, without what all begin with and, if any is too long, all end with.
+
+    No name then begins with a number, and words are what "/" or "." divide.
 
     >>> shortened_alike(["runs/a-long-name/version_1/csv", "runs/a-long-name/version_22/csv"], 16)
     ['version_1', 'version_22']
@@ -140,7 +142,8 @@ def shortened_alike(names: Sequence[str], most: int) -> list[str]:
     ahead = _in_common(parts)
     if any(p[ahead][:1].isdigit() for p in parts):
         ahead = max(0, ahead - 1)
-    behind = _in_common([p[ahead:][::-1] for p in parts])
+    too_long = any(len(name) > most for name in names)
+    behind = _in_common([p[ahead:][::-1] for p in parts]) if too_long else 0
     return [shortened("".join(p[ahead : len(p) - behind]).rstrip("/."), most) for p in parts]
 
 
@@ -167,7 +170,7 @@ def place_labels(
     Args:
         panel: with its final limits.
         labels: x, y, text, colour of each.
-        obstacles: x and y of what should stay visible, [points, 2].
+        obstacles: x and y of what should stay visible, [points, 2]; NaN is nowhere.
         inches: side of the square panel, approximately.
         theme: for the halo and the leader line.
     """

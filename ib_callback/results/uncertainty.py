@@ -222,9 +222,7 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
         points.append(measurement[order])
     of_bound = metric in PLANE_BY_NAME and PLANE_BY_NAME[metric].bound
     definitions = [*_DEFINITIONS, *(["bound"] if of_bound else [])]
-    differing = settings_differences(
-        {name: a.settings.get(name) for name in definitions}, {name: b.settings.get(name) for name in definitions}
-    )
+    differing = [text for text in settings_differences(a, b) if text.partition(":")[0] in definitions]
     if differing:
         raise ValueError(
             f"a and b were measured by different definitions ({'; '.join(differing)}): their difference means nothing. "

@@ -190,8 +190,8 @@ def labelled(**labels):
          "the feature 'token' of probe 'pairs' has the name of an n-gram order"),
         (make_probe, lambda: [make_probe()], ib.ProbeError, "expected probes with labels, got Probe"),
         (make_probe, lambda: ["tulu"], TypeError, "expected ib_callback.Probe objects, .*got str"),
-        (make_probe, lambda: "tulu", TypeError, "expected probes in a list or as .* got str"),
-        (make_probe, lambda: 3, TypeError, "expected probes in a list or as .* got int"),
+        (make_probe, lambda: "tulu", TypeError, "expected ib_callback.Probe objects, .*got str"),
+        (make_probe, lambda: 3, TypeError, "expected ib_callback.Probe objects, .*got int"),
         (make_probe, lambda: {"a/b": pairs()}, ValueError, 'expected names, not empty and without "/", got \'a/b\''),
     ],
 )  # fmt: skip

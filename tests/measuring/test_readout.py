@@ -27,8 +27,8 @@ class Parity:
 
     @classmethod
     def plan(cls, builder):
-        builder.add_segments(value_segments(builder.positions.offset % 2, builder.num_label_sets), [("parity", "all")])
-        return cls(builder.num_label_sets - 1)
+        builder.add_segments(value_segments(builder.positions.offset % 2, len(builder.label_sets)), [("parity", "all")])
+        return cls(len(builder.label_sets) - 1)
 
     def read(self, readings, found):
         information = readings.entropy - readings.given(self.number)
@@ -78,7 +78,7 @@ class Parities:
     def plan(cls, builder, wanted):
         numbers = {}
         for name, divisor in (("complexity_null", 2), ("expressivity_null", 3)):
-            numbers[name] = builder.num_label_sets
+            numbers[name] = len(builder.label_sets)
             labels = builder.positions.offset % divisor
             builder.add_segments(value_segments(labels, numbers[name]), [("parity", name)])
         return [cls(numbers)]

@@ -144,7 +144,7 @@ def test_what_cannot_be_compared(b, keywords, message):
 
 def test_distance_to_a_curve_is_refused():
     a = measured(groups(0))
-    curved = dataclasses.replace(a, orders={"token": dataclasses.replace(a["token"], distance_to_bound=0.9)})
+    curved = dataclasses.replace(a, orders={"token": a["token"].against(lambda _: 0.9)})
     with pytest.raises(ValueError, match=r"b: no standard error of distance_to_bound .* would need the bound's curve"):
         ib.difference(a, curved, "distance_to_bound")
 

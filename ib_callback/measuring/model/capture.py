@@ -51,7 +51,7 @@ class Capture:
         self._buffer = torch.empty(0)
         self.autocast = ""  # e.g. ", autocast bfloat16" once a layer has run under it
         self._fired: list[int] = []
-        self._bad: list[Tensor | None] = []
+        self._bad: dict[int, Tensor] = {}  # how many states of a layer cannot be quantised
 
     def __enter__(self) -> Capture:
         with ExitStack() as hooks:  # removed again if one cannot be registered
@@ -82,7 +82,7 @@ class Capture:
         """
         self._positions, self._shape = positions, shape
         self._fired = [0] * len(self._layers)
-        self._bad = [None] * len(self._layers)
+        self._bad = {}
         if len(self._buffer) < len(positions) or self._buffer.device != positions.device:
             # Kept for the next pass: touching fresh memory costs the CPU more than filling it.
             sizes = (len(positions), len(self._layers), self._quantiser.num_bins)
@@ -141,11 +141,9 @@ class Capture:
                 )
 
     def _check_usable(self) -> None:
-        bad = torch.stack([count.to("cpu", non_blocking=False) for count in self._bad if count is not None]).tolist()
-        if any(bad):
-            where = ", ".join(
-                f"{layer.name!r} ({count})" for layer, count in zip(self._layers, bad, strict=True) if count
-            )
+        bad = {layer.name: int(self._bad[index]) for index, layer in enumerate(self._layers)}
+        if any(bad.values()):
+            where = ", ".join(f"{name!r} ({count})" for name, count in bad.items() if count)
             raise RepresentationError(
                 f"representations that are zero, NaN or infinite (norms outside 1e-18 … 1e18), by layer and number of "
                 f"the {len(self._positions)} valid positions in this batch: {where}. Such vectors have no direction to "

@@ -51,14 +51,11 @@ class ProbeForward:
         with Capture(layers, self._quantiser) as capture:
             for batch in batches:
                 use(batch, self._run(capture, self._inputs(batch.sequences, batch.width, batch.positions)))
-        self.autocast = capture.autocast
 
     def once(self, inputs: Inputs, layers: Sequence[Layer]) -> Tensor:
         """Assignments [T, L, num_bins] from a pass of its own."""
         with Capture(layers, self._quantiser) as capture:
-            assignments = self._run(capture, inputs)
-        self.autocast = capture.autocast
-        return assignments
+            return self._run(capture, inputs)
 
     def longest(self, batches: Iterable[Batch]) -> Inputs:
         """The longest sequence of the widest batch, alone."""
@@ -75,7 +72,9 @@ class ProbeForward:
 
     def _run(self, capture: Capture, inputs: Inputs) -> Tensor:
         shape = (inputs.ids.shape[0], inputs.ids.shape[1])
-        return capture.run(lambda: self._call(self.model, inputs.ids, inputs.mask), inputs.positions, shape)
+        assignments = capture.run(lambda: self._call(self.model, inputs.ids, inputs.mask), inputs.positions, shape)
+        self.autocast = capture.autocast
+        return assignments
 
 
 def default_forward(module: nn.Module) -> Forward:
@@ -85,9 +84,8 @@ def default_forward(module: nn.Module) -> Forward:
     takes no `attention_mask` is called with the ids alone, and refuses sequences with padding.
     """
     names, open_ended = _arguments(module)
-    options = {
-        name: value for name, value in (("use_cache", False), ("logits_to_keep", 1)) if name in names
-    }  # fmt: skip
+    known = {"use_cache": False, "logits_to_keep": 1}
+    options = {name: value for name, value in known.items() if name in names}
     if "attention_mask" in names or open_ended:
         return lambda model, input_ids, attention_mask: model(input_ids, attention_mask=attention_mask, **options)
 

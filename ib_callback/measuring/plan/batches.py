@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ib_callback.probe.ngrams import Segments
 
@@ -204,6 +205,11 @@ def first_of_run(*keys: np.ndarray) -> np.ndarray:
     for key in keys:
         first[1:] |= key[1:] != key[:-1]
     return first
+
+
+def int64(values: np.ndarray) -> torch.Tensor:
+    """As a tensor of int64."""
+    return torch.from_numpy(values.astype(np.int64))
 
 
 def ranges(start: np.ndarray, stop: np.ndarray) -> np.ndarray:

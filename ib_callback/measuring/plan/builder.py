@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ib_callback.measuring.plan.batches import Layout
+from ib_callback.measuring.plan.batches import Layout, int64
 from ib_callback.measuring.plan.jackknife import Groups, JackknifePlan, plan_jackknife
 from ib_callback.measuring.plan.null import LabelCounts, design_subsets
 from ib_callback.measuring.plan.plan import Batch, LateLabels, NullPlan, Plan, Quantity
@@ -46,16 +46,11 @@ class Builder:
         # Kept histograms of wholes, and of each group's share.
         self._totals: list[tuple[int, slice]] = []
 
-    @property
-    def num_label_sets(self) -> int:
-        """Label sets so far, which is the number of the next one."""
-        return len(self.label_sets)
-
     def add_segments(self, segments: Segments, names: list[tuple[str, str]]) -> None:
-        """Register the label sets that `segments` groups by, from the number `num_label_sets` on."""
+        """Register the label sets that `segments` groups by, each with the next number."""
         self._segments.append(segments)
         for name in names:
-            bit = self.num_label_sets
+            bit = len(self.label_sets)
             if bit >= _MAX_LABEL_SETS:
                 raise ValueError(f"expected at most {_MAX_LABEL_SETS} label sets (two per order, one per feature).")
             grouped = (segments.stop - segments.start)[(segments.sets >> bit) & 1 == 1]
@@ -125,7 +120,7 @@ class Builder:
             batches=tuple(_batches(layout, mask, self.positions, bounds, jackknife)),
             num_slots=layout.slots.number,
             num_kept=layout.late_kept.stop,
-            late=LateLabels(layout.late_kept, _int64(layout.sets[layout.late]), _int64(layout.counts[layout.late])),
+            late=LateLabels(layout.late_kept, int64(layout.sets[layout.late]), int64(layout.counts[layout.late])),
             total=total,
             single=self.single,
             nulls=tuple(self.nulls),
@@ -153,7 +148,3 @@ def _batches(
             for name, values in work.items()
         }
         yield Batch(sequences, width, grouped=None if jackknife is None else jackknife.batches[number], **tensors)
-
-
-def _int64(values: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.int64))

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ib_callback.measuring.plan.batches import Layout, assign_slots, first_of_run, ranges
+from ib_callback.measuring.plan.batches import Layout, assign_slots, first_of_run, int64, ranges
 from ib_callback.measuring.plan.null import LabelCounts
 
 # Omissions are bits of an int64.
@@ -115,7 +115,7 @@ class GroupedBatch:
 class JackknifePlan:
     """What leaving out groups needs.
 
-    num_groups: G. num_snapshots: snapshots held at a time, at most.
+    num_snapshots: snapshots held at a time, at most.
     batches: by the number of the batch.
     late: shares of the labels that `LateLabels` holds, by their row there.
     totals, shares_of_totals: kept histograms of the whole and of features, and their [G] shares.
@@ -125,7 +125,6 @@ class JackknifePlan:
     counts: for each label set and omission, the label counts outside it.
     """
 
-    num_groups: int
     num_snapshots: int
     batches: dict[int, GroupedBatch]
     late: Shares
@@ -198,13 +197,13 @@ def plan_jackknife(
     of_label = np.concatenate([label, label[both]])
     positions = np.concatenate([share, share[both] + share[both + 1]])
     every = Shares(
-        row=_int64(row[of_label]),
-        sets=_int64(sets[of_label]),
-        count=_int64(counts[of_label]),
-        omissions=_int64(_omissions(group, both, groups.number)),
-        before=_int64(np.concatenate([before, before[both]])),
-        after=_int64(np.concatenate([after, after[both + 1]])),
-        rest=_int64(counts[of_label] - positions),
+        row=int64(row[of_label]),
+        sets=int64(sets[of_label]),
+        count=int64(counts[of_label]),
+        omissions=int64(_omissions(group, both, groups.number)),
+        before=int64(np.concatenate([before, before[both]])),
+        after=int64(np.concatenate([after, after[both + 1]])),
+        rest=int64(counts[of_label] - positions),
     )
 
     taken = omissions_of(groups.number)
@@ -220,19 +219,18 @@ def plan_jackknife(
         batches[number] = GroupedBatch(
             group=int(group_of_batch[number]),
             omissions=np.flatnonzero(taken[:, group_of_batch[number]]).tolist(),
-            slot_from=_int64(slots.slot[label[from_slot]]),
-            slot_to=_int64(after[from_slot]),
-            kept_from=_int64(layout.late_kept.start + row_of_late[label[from_kept]]),
-            kept_to=_int64(after[from_kept]),
-            confined=_int64(row[confined_in[number]]),
-            shares=every[_int64(closing_in[number])],
+            slot_from=int64(slots.slot[label[from_slot]]),
+            slot_to=int64(after[from_slot]),
+            kept_from=int64(layout.late_kept.start + row_of_late[label[from_kept]]),
+            kept_to=int64(after[from_kept]),
+            confined=int64(row[confined_in[number]]),
+            shares=every[int64(closing_in[number])],
         )
     outside = _counts_outside(every, layout, taken[:, group_of_position], num_sets)
     return JackknifePlan(
-        num_groups=groups.number,
         num_snapshots=held.number,
         batches=batches,
-        late=every[_int64(np.flatnonzero(row_of_late[of_label] >= 0))],
+        late=every[int64(np.flatnonzero(row_of_late[of_label] >= 0))],
         totals=tuple(total for total, _ in totals),
         shares_of_totals=tuple(parts for _, parts in totals),
         taken=taken,
@@ -300,7 +298,3 @@ def _counts_outside(
             by_omission.append(left)
         outside.append(by_omission)
     return outside
-
-
-def _int64(values: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.int64))

@@ -61,11 +61,6 @@ class Batch:
     kept_target: torch.Tensor
     grouped: GroupedBatch | None = None
 
-    @property
-    def num_pieces(self) -> int:
-        """Number of rows that the reduction of this batch yields."""
-        return len(self.offsets) - 1
-
 
 @dataclass(frozen=True)
 class NullPlan:
@@ -153,7 +148,7 @@ class Plan:
 
     def memory(self, num_layers: int, num_bins: int) -> int:
         """Bytes that a measurement of so many layers at once needs beside the forward pass."""
-        rows = max(len(b.positions) + b.num_pieces + len(b.done_piece) + len(b.more_piece) for b in self.batches)
+        rows = max(len(b.positions) + len(b.offsets) - 1 + len(b.done_piece) + len(b.more_piece) for b in self.batches)
         kept_scratch = max(len(b.kept_members) + len(b.kept_target) for b in self.batches)
         errors = 0 if self.jackknife is None else self.jackknife.bytes_per_bin()
         return num_layers * num_bins * (4 * (rows + self.num_slots) + errors + 8 * (self.num_kept + kept_scratch))

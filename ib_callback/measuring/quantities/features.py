@@ -54,7 +54,7 @@ class Feature:
                 f"feature {name!r}: expected labels (>= 0) at some of the {len(builder.positions)} valid positions, "
                 "got none. Label tokens that have enough context on both sides, or leave the feature out."
             )
-        number = builder.num_label_sets
+        number = len(builder.label_sets)
         builder.add_segments(value_segments(labels.values, number), [("feature", name)])
         total = builder.keep_total(labelled)
         permutations = subsets = None

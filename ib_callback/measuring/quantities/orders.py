@@ -32,7 +32,7 @@ class Orders:
         steps = np.arange(widths[-1])
         for quantity, columns in (("complexity", -steps), ("expressivity", 1 + steps)):
             contexts = wanted.probe.input_ids.numpy()[positions.sequence[:, None], positions.offset[:, None] + columns]
-            segments = context_segments(contexts, widths, first_bit=builder.num_label_sets)
+            segments = context_segments(contexts, widths, first_bit=len(builder.label_sets))
             builder.add_segments(segments, [(quantity, name) for name in names])
         # The ceiling, and the null of labels that occur once.
         builder.single = True
