@@ -15,16 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ib_callback.common.checks import check_integer
 from ib_callback.probe.probe import Probe
 
 _BY_HAND = "probe.overlap(texts, tokenizer) compares any texts with a probe."
-
-
-def check_count(check_overlap: Any) -> int:
-    """Raise a TypeError or ValueError unless this is a number of examples."""
-    cure = "it is a number of training examples, 0 to look at none"
-    return check_integer("check_overlap", check_overlap, minimum=0, cure=cure)
 
 
 def look_for_probes(probes: Iterable[Probe], loaders: Any, count: int, tokenizer: Any = None) -> str:

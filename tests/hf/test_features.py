@@ -30,8 +30,8 @@ def test_a_dataset_of_texts_is_read_with_the_trainers_tokenizer(tmp_path: Path) 
     class Tokenizer:
         model_max_length = 16
 
-        def __call__(self, texts: list[str], **keywords: Any) -> dict[str, list[list[int]]]:
-            return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
+        def __call__(self, text: str, **keywords: Any) -> dict[str, list[int]]:
+            return {"input_ids": [int(word) for word in text.split()]}
 
     rows = random_ids(64, seed=11)
     texts = [" ".join(map(str, row.tolist())) for row in rows]
@@ -43,7 +43,7 @@ def test_a_dataset_of_texts_is_read_with_the_trainers_tokenizer(tmp_path: Path) 
     trainer.processing_class = trainer.callback_handler.processing_class = Tokenizer()
 
     def collate(examples: list[dict[str, str]]) -> dict[str, torch.Tensor]:
-        ids = torch.tensor(Tokenizer()([example["text"] for example in examples])["input_ids"])
+        ids = torch.tensor([Tokenizer()(example["text"])["input_ids"] for example in examples])
         return {"input_ids": ids, "labels": ids}
 
     trainer.data_collator = collate

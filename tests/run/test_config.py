@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
 import ib_callback as ib
@@ -50,3 +51,11 @@ def test_the_rule_that_somebody_chose_is_that_of_the_run(keywords: dict[str, obj
 def test_two_rules_are_refused() -> None:
     with pytest.raises(ValueError, match="different ones of early_stopping and select"):
         RunConfig(early_stopping=ib.PlateauStopping(phase_rule=FIRST), select=ib.Selection(phase_rule=SECOND))
+
+
+def test_the_number_of_examples_to_look_at() -> None:
+    assert RunConfig(check_overlap=np.int64(5)).check_overlap == 5
+    with pytest.raises(ValueError, match="check_overlap: expected an integer of at least 0, got -1"):
+        RunConfig(check_overlap=-1)
+    with pytest.raises(TypeError, match="check_overlap: expected an integer of at least 0, got True"):
+        RunConfig(check_overlap=True)

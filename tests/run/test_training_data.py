@@ -6,13 +6,12 @@ import warnings
 from typing import Any
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 import ib_callback as ib
-from ib_callback.run.training_data import check_count, look_for_probes
+from ib_callback.run.training_data import look_for_probes
 
 ROWS = torch.randint(0, 60, (40, 16), generator=torch.Generator().manual_seed(11))
 HELD_OUT = ib.Probe.from_tokens(torch.randint(0, 60, (6, 16), generator=torch.Generator().manual_seed(7)), name="clean")
@@ -108,11 +107,3 @@ class Failing(Numbered):
 def test_a_dataset_that_fails_is_a_warning(dataset, why):
     with pytest.warns(RuntimeWarning, match=f"could not be searched for the probe; training goes on. {why}"):
         assert look_for_probes([LEAKED], loader(dataset), 10) == ""
-
-
-def test_counts():
-    assert check_count(np.int64(5)) == 5
-    with pytest.raises(ValueError, match="check_overlap: expected an integer of at least 0, got -1"):
-        check_count(-1)
-    with pytest.raises(TypeError, match="check_overlap: expected an integer of at least 0, got True"):
-        check_count(True)
