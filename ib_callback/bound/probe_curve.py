@@ -12,7 +12,6 @@ import scipy.sparse as sp
 from ib_callback.bound.curve import IBCurve, ib_curve
 from ib_callback.common.cache import build_once, user_cache_directory
 from ib_callback.common.checks import check_integer
-from ib_callback.common.errors import ProbeError
 from ib_callback.probe.ngrams import ORDER_NAMES, parse_orders, valid_positions
 from ib_callback.probe.probe import Probe
 
@@ -57,12 +56,7 @@ def probe_joint(probe: Probe, order: str = "token", *, orders: str | Iterable[st
     if order not in widths:
         raise ValueError(f"order: expected one of those in orders= ({', '.join(widths)}), got {order!r}.")
     widest, width = max(widths.values()), widths[order]
-    positions = valid_positions(probe.attention_mask.numpy(), widest)
-    if not len(positions):
-        raise ProbeError(
-            f"probe {probe.name!r} has no valid position: orders up to {widest} need sequences of at least "
-            f"{2 * widest} tokens. Use longer sequences, or narrower orders."
-        )
+    positions = valid_positions(probe.attention_mask.numpy(), widest, probe=probe.name)
     ids = probe.input_ids.numpy()
     steps = np.arange(1 - width, 1)
     sequence, offset = positions.sequence[:, None], positions.offset[:, None]

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from ib_callback.common.checks import check_integer
-from ib_callback.common.errors import ProbeError
 from ib_callback.estimator.increment import Increment, increment_of
 from ib_callback.measuring.meter import Meter
 from ib_callback.measuring.plan.batches import ranges
@@ -40,9 +39,7 @@ def ngram_labels(
         raise ValueError(f'side: expected "preceding" or "trailing", got {side!r}.')
     if limit < width:
         raise ValueError(f"widest: expected {order!r} or a wider order, got {widest!r}.")
-    positions = valid_positions(probe.attention_mask.numpy(), limit)
-    if not len(positions):
-        raise ProbeError(f"probe {probe.name!r}: no valid position for {widest or order!r}. Use longer texts.")
+    positions = valid_positions(probe.attention_mask.numpy(), limit, probe=probe.name)
     steps = np.arange(width)
     columns = -steps if side == "preceding" else 1 + steps
     contexts = probe.input_ids.numpy()[positions.sequence[:, None], positions.offset[:, None] + columns]

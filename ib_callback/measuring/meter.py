@@ -16,6 +16,7 @@ from ib_callback.bound.curve import IBCurve
 from ib_callback.bound.probe_curve import probe_curve
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError, RepresentationError
+from ib_callback.common.progress import progress_bar
 from ib_callback.common.version import __version__
 from ib_callback.estimator.functional import check_weighting
 from ib_callback.estimator.quantise import check_seed, check_temperature
@@ -433,15 +434,10 @@ class Meter:
             warnings.warn(bidirectional.explanation(forward.model), RuntimeWarning, stacklevel=3)
 
     def _bar(self, batches: tuple[Batch, ...]) -> Iterator[Batch]:
-        if not self.progress:
-            yield from batches
-            return
-        try:
-            from tqdm.auto import tqdm
-        except ImportError:
-            yield from batches
-            return
-        yield from tqdm(batches, desc="information", unit="batch", leave=False, delay=2.0)
+        with progress_bar("information", total=len(batches), unit="batch", shown=self.progress, delay=2.0) as done:
+            for number, batch in enumerate(batches, start=1):
+                yield batch
+                done(number)
 
 
 def measure(model: nn.Module, probe: Probe, *, step: int | None = None, **meter_keywords: Any) -> Measurement:

@@ -46,13 +46,7 @@ def make_plan(
     """
     mask = probe.attention_mask.numpy()
     width = max(orders.values())
-    positions = valid_positions(mask, width)
-    if not len(positions):
-        raise ProbeError(
-            f"probe {probe.name!r}: no valid position. Expected sequences of at least {2 * width} real tokens "
-            f"({width} before and {width} after a position at the widest order), got at most {mask.sum(1).max()}. "
-            "Use longer texts or narrower orders."
-        )
+    positions = valid_positions(mask, width, probe=probe.name)
     if not planes:
         positions = _labelled(positions, [probe.labels[name].numpy() for name in features])
     groups = _group(probe, positions, num_groups, batch_size) if num_groups else None

@@ -78,7 +78,7 @@ def probe_statistics(
     Raises:
         ProbeError: no position is valid.
     """
-    positions = valid_positions(probe.attention_mask.numpy(), max(ORDER_NAMES.values()))
+    positions = valid_positions(probe.attention_mask.numpy(), max(ORDER_NAMES.values()), probe=probe.name)
     measurable = [
         name for name, table in probe.labels.items() if (table.numpy()[positions.sequence, positions.offset] >= 0).any()
     ]

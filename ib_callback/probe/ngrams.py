@@ -9,6 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from ib_callback.common.errors import ProbeError
+
 ORDER_NAMES = {"token": 1, "bigram": 2, "trigram": 3, "quadgram": 4}
 _NAME_OF_ORDER = {order: name for name, order in ORDER_NAMES.items()}
 
@@ -56,20 +58,28 @@ class Positions:
         return len(self.sequence)
 
 
-def valid_positions(mask: np.ndarray, width: int) -> Positions:
+def valid_positions(mask: np.ndarray, width: int, *, probe: str = "the probe") -> Positions:
     """Positions whose `width` tokens ending there and `width` tokens starting just after are all real.
 
     Args:
         mask: [N, S] bool, True at real tokens.
         width: K, the widest n-gram order.
+        probe: its name, for the message.
+
+    Raises:
+        ProbeError: there is none.
     """
-    num_sequences, length = mask.shape
-    if length < 2 * width:
-        return Positions(np.empty(0, np.int64), np.empty(0, np.int64))
+    num_sequences = len(mask)
     # A window of 2K tokens that starts at s - K + 1 holds both contexts of s.
     totals = np.concatenate([np.zeros((num_sequences, 1), np.int32), np.cumsum(mask, axis=1, dtype=np.int32)], axis=1)
     whole = totals[:, 2 * width :] - totals[:, : -2 * width] == 2 * width
     sequence, start = np.nonzero(whole)
+    if not len(sequence):
+        raise ProbeError(
+            f"probe {probe!r}: no valid position. Expected sequences of at least {2 * width} real tokens "
+            f"({width} before and {width} after a position at the widest order), got at most {mask.sum(1).max()}. "
+            "Use longer texts or narrower orders."
+        )
     return Positions(sequence, start + width - 1)
 
 

@@ -95,7 +95,7 @@ def test_an_order_that_is_not_measured(probe):
 
 
 def test_a_probe_without_a_valid_position():
-    with pytest.raises(ib.ProbeError, match="no valid position: orders up to 4 need sequences of at least 8 tokens"):
+    with pytest.raises(ib.ProbeError, match=r"no valid position\. Expected sequences of at least 8 real tokens"):
         module.probe_joint(ib.Probe.from_tokens([[1, 2, 3, 4, 5]]))
 
 

@@ -5,6 +5,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
+from ib_callback.common.errors import ProbeError
 from ib_callback.probe.ngrams import context_segments, order_name, parse_orders, valid_positions, value_segments
 
 
@@ -56,7 +57,8 @@ def test_valid_positions_have_full_context_on_both_sides_whichever_side_is_padde
     ]
     positions = valid_positions(mask, 2)
     assert list(zip(positions.sequence.tolist(), positions.offset.tolist(), strict=True)) == expected
-    assert len(valid_positions(mask, 5)) == 0
+    with pytest.raises(ProbeError, match=r"probe 'short': no valid position\. Expected sequences of at least 10 real"):
+        valid_positions(mask, 5, probe="short")
 
 
 def test_order_names():
