@@ -37,7 +37,7 @@ with ib.Run(meter, output_dir=out, **keywords) as run:
             torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
             run.saved(step, path)
             [old.unlink() for old in out.glob("step-*.pt") if old != path and not run.keeps(old)]
-        if stop:
+        if stop or step == steps:
             break
         batch = torch.stack([data[i : i + 64] for i in torch.randint(len(data) - 64, (8,))])
         model(input_ids=batch, labels=batch).loss.backward()

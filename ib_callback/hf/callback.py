@@ -20,7 +20,7 @@ from ib_callback.measuring.meter import Meter
 from ib_callback.probe.probe import Probe
 from ib_callback.results.measurement import Measurement
 from ib_callback.run.config import RunConfig, split_keywords, takes_keywords_of
-from ib_callback.run.run import Follows, Run
+from ib_callback.run.run import Follows, Run, weights_seen
 from ib_callback.run.summary import Selected
 
 require("transformers", extra="hf", purpose="ib_callback.hf")
@@ -140,7 +140,7 @@ class IBCallback(Follows, TrainerCallback):
         if self._over:
             control.should_save, control.should_evaluate = False, False
             return
-        self._weights = _identity(kwargs["model"])
+        self._weights = weights_seen(kwargs["model"])
         step = state.global_step
         needed = step >= state.max_steps or control.should_training_stop or (self._selects and control.should_save)
         # Only a point that can be left out is asked of the schedule, which counts those that it skips.
@@ -279,7 +279,7 @@ class IBCallback(Follows, TrainerCallback):
         if not self._running or self._over or self._run.recorded(state.global_step):
             return
         # The best model may have been loaded meanwhile, and its numbers are not those of this step.
-        if self._weights is None or self._weights == _identity(model):
+        if self._weights is None or self._weights == weights_seen(model):
             self._record(args, state, control, model)
 
     def _record(
@@ -318,9 +318,3 @@ class IBCallback(Follows, TrainerCallback):
 
 def _checkpoint(args: TrainingArguments, step: int) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{step}"
-
-
-def _identity(model: torch.nn.Module) -> tuple[int, int] | None:
-    """What changes when other weights are loaded into a model, at the cost of looking at one parameter."""
-    parameter = next(model.parameters(), None)
-    return None if parameter is None else (id(parameter), parameter._version)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import math
 import os
 import sys
@@ -123,8 +124,7 @@ class IBCallback(Follows, Callback):
         ValueError: a setting out of range, or a metric that is not measured; the message lists those that are.
     """
 
-    @takes_keywords_of(RunConfig, Meter)
-    def __new__(cls, probe: Probe | None = None, **keywords: Any) -> Any:
+    def __new__(cls, *args: Any, **keywords: Any) -> Any:
         """An object that the Trainer of every package in use takes for a callback."""
         declared = vars(cls).get("_declared", cls)
         further = tuple(known for known in _callback_classes() if not issubclass(declared, known))
@@ -149,6 +149,9 @@ class IBCallback(Follows, Callback):
         self._target: Target | None = None
         self._saving: SavingWatch | None = None
         self._stand_ins: dict[str, str] = {}
+
+    # What is asked for the signature of the class finds this first; a subclass with an __init__ of its own has that.
+    __new__.__signature__ = inspect.signature(__init__)  # type: ignore[attr-defined]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (vars(type(self)).get("_declared", type(self)), vars(self))

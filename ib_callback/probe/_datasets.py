@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -47,6 +47,17 @@ class SplitOptions(ReadingOptions, total=False):
     """Those of constructors that leave the split open."""
 
     split: str | None
+
+
+def check_keywords(constructor: str, given: Iterable[str], options: type) -> None:
+    """Raise a TypeError if a constructor of `Probe` was given a keyword that is none of these options."""
+    known = list(options.__annotations__)
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"Probe.{constructor}: unexpected keyword {name}=. Expected, beside those of its signature: "
+                f"{', '.join(known)}."
+            )
 
 
 def dataset_content(
@@ -127,10 +138,10 @@ def remarks(content: Content) -> Iterator[str]:
         left_out = f"left out {sum(counts.values())} of {source['pairs_read']} pairs: {reasons}" if reasons else ""
         why = f"there were {source['pairs_read']} pairs; {left_out or 'none was left out'}"
     else:
-        why = (
-            f"there were {source['texts_read']} texts, and {source['texts_too_short']} have fewer than "
-            f"min_length={source['min_length']} tokens; {source.get('texts_without_text', 0)} have no text at all"
-        )
+        short, empty = (int(source.get(key, 0)) for key in ("texts_too_short", "texts_without_text"))
+        reasons = f", and {short} have fewer than min_length={source['min_length']} tokens" if short else ""
+        reasons += f"; {empty} have no text at all" if empty else ""
+        why = f"there were {source['texts_read']} texts{reasons}"
     if source["num_sequences"] != "None" and found < int(source["num_sequences"]):
         yield f"asked for {source['num_sequences']} sequences, got {found}: {why}."
     elif left_out:

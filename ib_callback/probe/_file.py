@@ -49,11 +49,17 @@ def read(path: str | os.PathLike[str]) -> Content:
 
     Raises:
         ProbeError: not a probe file, damaged, changed, or of a newer format.
-        OSError: there is no such file, or it may not be read.
+        FileNotFoundError: there is no such file.
+        OSError: it may not be read.
     """
     safetensors = require("safetensors", extra="hf", purpose="Loading a probe")
-    with open(path, "rb"):  # safetensors would say of a file that may not be read that there is none
-        pass
+    try:
+        with open(path, "rb"):  # safetensors would say of a file that may not be read that there is none
+            pass
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such probe file. Make a probe and save it: probe.save(path).") from None
+    except IsADirectoryError:
+        raise _refusal(path, "it is a folder") from None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})

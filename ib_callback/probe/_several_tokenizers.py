@@ -27,7 +27,7 @@ def contents_for(
 ) -> dict[str, Content]:
     """The contents of `Probe.for_tokenizers`, by the name of the tokenizer."""
     if not isinstance(tokenizers, Mapping) or not tokenizers:
-        raise TypeError(f"tokenizers: expected {{name: tokenizer}} with at least one, got {tokenizers!r}.")
+        raise TypeError(f"tokenizers: expected {{name: tokenizer}} with at least one, got {type(tokenizers).__name__}.")
     assert sizes.min_length is not None
     encoders = [Encoder(tokenizer, sizes.min_length) for tokenizer in tokenizers.values()]
     chosen = []

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from ib_callback.common.errors import ProbeError
 from ib_callback.probe import _file, builtin_text
-from ib_callback.probe._datasets import dataset_content, preferences_content, remarks
+from ib_callback.probe._datasets import (
+    ReadingOptions,
+    SplitOptions,
+    check_keywords,
+    dataset_content,
+    preferences_content,
+    remarks,
+)
 from ib_callback.probe._rows import C4, TULU
 from ib_callback.probe._several_tokenizers import contents_for
 from ib_callback.probe._texts import Sizes, texts_content
@@ -22,8 +29,6 @@ from ib_callback.probe.overlap import NGRAM, Overlap, overlap
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from ib_callback.probe._datasets import ReadingOptions, SplitOptions
 
 
 class Probe:
@@ -222,6 +227,7 @@ class Probe:
         Warns:
             UserWarning: fewer than `num_sequences` rows are long enough, or all that were taken have the same label.
         """
+        check_keywords("from_dataset", reading, SplitOptions)
         content = dataset_content(
             dataset,
             tokenizer,
@@ -248,6 +254,7 @@ class Probe:
 
         For arguments, errors and caching see `from_dataset`.
         """
+        check_keywords("from_c4", reading, ReadingOptions)
         sizes = Sizes(num_sequences, max_length, min_length)
         reading.setdefault("config", "en")
         return cls._warned(dataset_content(C4, tokenizer, sizes, probe_name="c4", split=split, **reading))
@@ -287,6 +294,7 @@ class Probe:
         Warns:
             UserWarning: pairs were left out.
         """
+        check_keywords("from_preferences", reading, SplitOptions)
         sizes = Sizes(num_sequences, max_length)
         return cls._warned(preferences_content(pairs, tokenizer, sizes, probe_name=name, **reading))
 
@@ -304,6 +312,7 @@ class Probe:
         The dataset has a train split only. Leave the rows of the probe out of preference tuning: they are the
         first ones, after `skip=`. For arguments, errors and caching see `from_preferences` and `from_dataset`.
         """
+        check_keywords("from_tulu", reading, ReadingOptions)
         sizes = Sizes(num_sequences, max_length)
         options: SplitOptions = {"split": "train", **reading}
         return cls._warned(preferences_content(TULU, tokenizer, sizes, probe_name="tulu", **options))

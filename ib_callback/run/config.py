@@ -6,7 +6,8 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_type_hints
 
 from ib_callback.common.checks import check_integer
 from ib_callback.measuring.meter import Meter
@@ -77,7 +78,16 @@ class RunConfig:
                 "overhead_budget is a share of the wall-clock time: expected a number between 0 and 1, such as 0.01, "
                 f"or None for no limit, got {self.overhead_budget!r}"
             )
-        check_integer("check_overlap", self.check_overlap, minimum=0, cure="the number of examples to look at, or 0")
+        check_integer(
+            "check_overlap",
+            self.check_overlap,
+            minimum=0,
+            cure="it is a number of training examples, 0 to look at none",
+        )
+        if self.phase_rule is not None and not isinstance(self.phase_rule, PhaseRule):
+            raise TypeError(f"phase_rule: expected an ib.PhaseRule or None, got {self.phase_rule!r}.")
+        if not isinstance(self.output_dir, (str, os.PathLike, NoneType)):
+            raise TypeError(f"output_dir: expected a path or None, got {self.output_dir!r}.")
         self.rule_of_phases()
 
     @property
@@ -92,7 +102,10 @@ class RunConfig:
             ValueError: `early_stopping`, `select` and `phase_rule` were given different ones.
         """
         given = {"phase_rule": self.phase_rule}
-        given |= {n: r.phase_rule for n in ("early_stopping", "select") if hasattr(r := getattr(self, n), "phase_rule")}
+        if self.early_stopping is not None:
+            given["early_stopping"] = self.early_stopping.phase_rule
+        if isinstance(self.select, Selection):
+            given["select"] = self.select.phase_rule
         # A rule that nobody chose gives way to one that somebody did.
         chosen = {name: rule for name, rule in given.items() if rule not in (None, DEFAULT_RULE)}
         if len(set(chosen.values())) > 1:
@@ -110,7 +123,13 @@ def takes_keywords_of(*owners: type) -> Callable[[Init], Init]:
         own = [p for p in inspect.signature(init).parameters.values() if p.kind is not p.VAR_KEYWORD]
         taken = {name: p for owner in owners for name, p in inspect.signature(owner).parameters.items()}
         keywords = [p for name, p in taken.items() if p.kind is p.KEYWORD_ONLY and name not in {p.name for p in own}]
-        init.__signature__ = inspect.Signature([*own, *keywords])  # type: ignore[attr-defined]
+        # As types, not as texts, which other modules could not read.
+        hints: dict[str, Any] = {}
+        for taker in (*(owner.__init__ for owner in owners), init):  # type: ignore[misc]
+            hints |= get_type_hints(taker)
+        parameters = [p.replace(annotation=hints.get(p.name, p.annotation)) for p in (*own, *keywords)]
+        init.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        init.__annotations__ = {p.name: hints[p.name] for p in parameters if p.name in hints}
         return init
 
     return with_signature
@@ -123,13 +142,30 @@ def split_keywords(owner: str, keywords: Mapping[str, Any]) -> tuple[RunConfig, 
         TypeError: a keyword of neither, or a value of the wrong type.
         ValueError: a value out of range.
     """
-    own = [field.name for field in fields(RunConfig)]
     of_meter = [name for name, p in inspect.signature(Meter).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    unknown = [name for name in keywords if name not in (*own, *of_meter)]
+    own = {name: value for name, value in keywords.items() if name not in of_meter}
+    return run_config(owner, own, f", and those of Meter: {', '.join(of_meter)}"), {
+        name: value for name, value in keywords.items() if name in of_meter
+    }
+
+
+def run_config(owner: str, keywords: Mapping[str, Any], others: str) -> RunConfig:
+    """A configuration of keywords.
+
+    Args:
+        owner: who takes them, for the message.
+        keywords: by name.
+        others: what else it takes, or where else a keyword may belong, for the message.
+
+    Raises:
+        TypeError: an unknown keyword, or a value of the wrong type.
+        ValueError: a value out of range.
+    """
+    own = [field.name for field in fields(RunConfig)]
+    unknown = [name for name in keywords if name not in own]
     if unknown:
         raise TypeError(
             f"{owner} got the unknown keyword{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}; it takes "
-            f"{', '.join(own)}, and those of Meter: {', '.join(of_meter)}."
+            f"{', '.join(own)}{others}."
         )
-    config = RunConfig(**{name: value for name, value in keywords.items() if name in own})
-    return config, {name: value for name, value in keywords.items() if name in of_meter}
+    return RunConfig(**keywords)

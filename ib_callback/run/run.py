@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ib_callback.bound.curve import FILENAME as CURVE_FILENAME
+from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError, TrajectoryError
 from ib_callback.measuring.meter import Meter
 from ib_callback.measuring.model.forward import is_out_of_memory
@@ -28,7 +29,7 @@ from ib_callback.results.selection import Choice
 from ib_callback.results.stopping import StopDecision
 from ib_callback.results.trajectory import Trajectory, append_line, check_writable, write_run_file
 from ib_callback.run.checkpoints import CheckpointFile, is_complete
-from ib_callback.run.config import RunConfig, takes_keywords_of
+from ib_callback.run.config import RunConfig, run_config, takes_keywords_of
 from ib_callback.run.lock import RunLock
 from ib_callback.run.ranks import first_different, first_failure, is_rank_zero, of_rank_zero
 from ib_callback.run.rules import LiveRules
@@ -70,12 +71,21 @@ class _State:
     told_to_stop: bool = False
 
 
+class _Seen(NamedTuple):
+    """What a loop showed last, and what tells whether its weights have changed since."""
+
+    model: torch.nn.Module
+    step: int
+    loss: float | None
+    weights: tuple[int, int]
+
+
 class Run:
     """Follows a model through the information plane while a loop of your own trains it; the callbacks are built on it.
 
         with ib.Run(ib.Meter(probe), output_dir="out", select="optimality") as run:
-            for step in range(first, last):
-                if run.step(model, step):
+            for step in range(first, last + 1):
+                if run.step(model, step) or step == last:
                     break
                 ...  # one step of the optimizer; now and then torch.save(…, path) and run.saved(step + 1, path)
 
@@ -119,8 +129,12 @@ class Run:
     ) -> None:
         if not isinstance(meter, Meter):
             raise TypeError(f"meter: expected an ib.Meter, got {type(meter).__name__}; pass ib.Meter(probe).")
+        if config is not None and (keywords or not isinstance(config, RunConfig)):
+            raise TypeError(f"config: expected a RunConfig, and no keywords beside it, got {config!r} and {keywords}.")
+        if wandb is not None and not hasattr(wandb, "log"):
+            raise TypeError(f"wandb: expected a run, such as wandb.init(…) returns, got {wandb!r}.")
         self.meter = meter
-        self.config = RunConfig(**keywords) if config is None else config
+        self.config = config or run_config("Run", keywords, "; what is measured is asked of ib.Meter")
         self.schedule = self.config.schedule
         self.rules = LiveRules(meter.orders, meter.feature_names, self.config, primary=meter.primary, bound=meter.bound)
         self.trajectory = Trajectory(phase_rule=self.rules.phase_rule)
@@ -130,13 +144,15 @@ class Run:
         self._state = _State(started=time.perf_counter())
         self._lock: RunLock | None = None
         self._entered = False
-        self._last: tuple[torch.nn.Module, int] | None = None  # of the block: the model and step seen last
+        self._last: _Seen | None = None  # of the block
 
     # --- for a loop of your own
 
     def __enter__(self) -> Run:
         if self.config.output_dir is None:
             raise ValueError('output_dir: expected the directory where the files of this run go, such as "out".')
+        if self._entered:
+            raise RuntimeError("Run: expected one `with` block at a time, got a second one of the same run within it.")
         self._entered, self._last = True, None
         return self
 
@@ -147,10 +163,16 @@ class Run:
         if self._last is None:  # it never began
             self._release()
             return
-        (model, step), self._last = self._last, None
-        if kind is None and not self.recorded(step):
-            self.record(model, step)
-        self.end(step, complete=kind is None)
+        seen, self._last = self._last, None
+        if kind is None and not self.recorded(seen.step):
+            if of_rank_zero(seen.weights == weights_seen(seen.model)):
+                self.record(seen.model, seen.step, train_loss=seen.loss)
+            else:
+                _warn(
+                    f"The last step seen, step {seen.step}, was not measured: the optimizer has made another one "
+                    "since. Call run.step(model, step) after the last step of the optimizer, too."
+                )
+        self.end(seen.step, complete=kind is None)
 
     def step(self, model: torch.nn.Module, step: int, *, loss: float | None = None) -> StopDecision | None:
         """Measure the model if it is time to.
@@ -166,41 +188,52 @@ class Run:
 
         Raises:
             RuntimeError: outside of the `with` block.
+            TypeError: the step is no integer.
             ValueError: the step goes back, which only a new block can.
             ModelError, ProbeError, TrajectoryError: at the first call, on every rank: see `begin`.
         """
-        if not self._entered:
-            raise RuntimeError("Run.step: expected to be called inside `with ib.Run(…) as run:`, which ends the files.")
+        step = self._within("step", step)
+        loss = None if loss is None else float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
         if self._last is None:
             assert self.config.output_dir is not None
             self.begin(model, directory=self.config.output_dir, step=step)
             if self.measures_at_start(step):
                 self.record(model, step, train_loss=loss, at_start=True)
             self.choose()
-        elif step < self._last[1]:
+        elif step < self._last.step:
             raise ValueError(
-                f"step: expected {self._last[1]} or more, got {step}. To go back to an earlier checkpoint, begin a new "
-                "`with ib.Run(…)` block at its step."
+                f"step: expected {self._last.step} or more, got {step}. To go back to an earlier checkpoint, begin a "
+                "new `with ib.Run(…)` block at its step."
             )
-        elif self.due(step, since=self._last[1]):
+        elif self.due(step, since=self._last.step):
             self.record(model, step, train_loss=loss)
-        self._last = (model, step)
+        self._last = _Seen(model, step, loss, weights_seen(model))
         decision = self.decision
         if decision and not self._state.told_to_stop:
             self._state.told_to_stop = True
             self.announce(f"training should stop at step {step}: {decision.message}")
         return decision
 
+    def _within(self, method: str, step: int) -> int:
+        """The step as an int, if it is one and the block is open."""
+        if not self._entered:
+            raise RuntimeError(f"Run.{method}: expected to be called inside `with ib.Run(…) as run:`.")
+        return check_integer("step", step, minimum=0, cure="it is the number of optimizer steps taken")
+
     def saved(self, step: int, path: str | os.PathLike[str]) -> None:
-        """Take note of a checkpoint that is complete; on every rank.
+        """Take note of a checkpoint that is complete, right after it was saved; on every rank.
 
         Args:
-            step: whose weights it holds.
+            step: whose weights it holds; it is measured if checkpoints are selected.
             path: of the file or folder. One that the next checkpoint overwrites cannot be kept: give each its own.
         """
+        step = self._within("saved", step)
+        if self._last is None:
+            raise RuntimeError("Run.saved: expected a first run.step(model, step), with which the run begins.")
         with self.at_work():
-            if self.rules.selects and self._last is not None and self._last[1] == step and not self.recorded(step):
-                self.record(self._last[0], step)
+            # Saved after a step of the optimizer that `step` is yet to be told of: the weights are those of now.
+            if self.rules.selects and step >= self._last.step and not self.recorded(step):
+                self.record(self._last.model, step, train_loss=self._last.loss if step == self._last.step else None)
             best = self.selected
             if best is not None and best.step != step and best.path == Path(os.path.abspath(path)):
                 _warn(
@@ -674,6 +707,12 @@ class Follows:
     def cost(self) -> Cost:
         """What following the run has cost so far."""
         return self._run.cost
+
+
+def weights_seen(model: torch.nn.Module) -> tuple[int, int]:
+    """What changes when the weights of a model do, or when others are loaded into it."""
+    parameters = list(model.parameters())
+    return id(parameters[0]) if parameters else 0, sum(parameter._version for parameter in parameters)
 
 
 def _raise_on_every_rank(failure: Exception | None) -> None:

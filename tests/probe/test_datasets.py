@@ -152,7 +152,12 @@ def test_splits_and_rows_to_skip() -> None:
         (ROWS, {"split": "test"}, ProbeError, "split=: expected with a dataset on the hub, got list"),
         (ROWS, {"skip": -1}, ValueError, "skip: expected an integer of at least 0, got -1"),
         (ROWS, {"num_sequences": 0}, ValueError, "num_sequences: expected an integer of at least 1, got 0"),
-        (ROWS, {"spilt": "test"}, TypeError, "unexpected keyword argument 'spilt'"),
+        (
+            ROWS,
+            {"spilt": "test"},
+            TypeError,
+            "Probe.from_dataset: unexpected keyword spilt=. Expected, beside .* split",
+        ),
         (ROWS, {"text_column": "n"}, TypeError, "expected strings or lists of words in column 'n', got int in row 0"),
         ([], {}, ProbeError, "the list: expected rows, got none"),
         (TEXTS, {}, ProbeError, "the list: expected rows that are dicts, got str 'a b c d'"),

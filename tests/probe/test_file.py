@@ -240,9 +240,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         Probe.load(text)
     with pytest.raises(ProbeError, match=r"weights\.safetensors: cannot be loaded.*not a probe file"):
         Probe.load(weights)
-    with pytest.raises(IsADirectoryError, match="Is a directory"):
+    with pytest.raises(ProbeError, match="cannot be loaded as a probe: it is a folder"):
         Probe.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"No such file .*missing\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"missing\.safetensors: no such probe file\. Make a probe"):
         Probe.load(tmp_path / "missing.safetensors")
 
 

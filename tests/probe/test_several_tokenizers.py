@@ -84,8 +84,8 @@ def test_fewer_documents_than_asked_for():
 @pytest.mark.parametrize(
     ("texts", "tokenizers", "keywords", "error", "message"),
     [
-        (TEXTS, [words()], {}, TypeError, r"tokenizers: expected \{name: tokenizer\} with at least one, got \["),
-        (TEXTS, {}, {}, TypeError, "with at least one, got {}"),
+        (TEXTS, [words()], {}, TypeError, r"tokenizers: expected \{name: tokenizer\} with at least one, got list"),
+        (TEXTS, {}, {}, TypeError, "with at least one, got dict"),
         ("text", {"w": words()}, {}, TypeError, "texts: expected an iterable of strings, one a document, got str"),
         ([3], {"w": words()}, {}, TypeError, "texts: expected strings, got int at index 0"),
         (TEXTS, {"w": words()}, {"min_length": 99}, ib.ProbeError, r"every tokenizer \(w\), got none"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -22,6 +23,33 @@ def test_signatures_say_what_is_taken(callback: type) -> None:
     assert inspect.signature(callback).parameters["every_n_steps"].default == 500
     assert inspect.signature(callback).parameters["num_bins"].default == 100
     assert {"output_dir", "wandb", "select"} < set(inspect.signature(ib.Run).parameters)
+
+
+@pytest.mark.parametrize("taker", [hf.IBCallback, lightning.IBCallback, ib.Run], ids=["hf", "lightning", "run"])
+def test_signatures_have_types_that_command_lines_can_read(taker: type) -> None:
+    parameters = inspect.signature(taker).parameters
+    assert not [name for name, p in parameters.items() if isinstance(p.annotation, str)]
+    assert get_type_hints(taker.__init__)["early_stopping"] == ib.PlateauStopping | None
+
+
+def test_subclasses_take_what_they_like() -> None:
+    probe = ib.Probe.from_tokens([[1] * 20])
+    for base in (hf.IBCallback, lightning.IBCallback):
+
+        class Own(base):  # type: ignore[misc, valid-type]
+            def __init__(self, rate: float, probe: ib.Probe, **keywords: object) -> None:
+                super().__init__(probe, **keywords)
+                self.rate = rate
+
+        assert Own(0.1, probe, num_bins=7).rate == 0.1
+        assert list(inspect.signature(Own).parameters) == ["rate", "probe", "keywords"]
+
+
+def test_values_of_the_wrong_type() -> None:
+    with pytest.raises(TypeError, match=r"phase_rule: expected an ib\.PhaseRule or None, got 3"):
+        RunConfig(phase_rule=3)
+    with pytest.raises(TypeError, match="output_dir: expected a path or None, got 5"):
+        RunConfig(output_dir=5)
 
 
 def test_no_keyword_is_of_both() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scripted import COURSE, follow
@@ -14,6 +15,7 @@ from tiny_hf import measured, numbers, random_ids, tiny_model, tiny_probe
 import ib_callback as ib
 from ib_callback import plot
 from ib_callback.run import run as run_module
+from ib_callback.run.config import RunConfig
 
 
 def run_in(directory: Path | None, **keywords: Any) -> ib.Run:
@@ -52,9 +54,70 @@ def test_a_run_needs_a_directory_and_a_meter(tmp_path: Path) -> None:
         run_in(None).__enter__()
     with pytest.raises(TypeError, match=r"meter: expected an ib\.Meter, got Probe; pass ib\.Meter\(probe\)"):
         ib.Run(tiny_probe(), output_dir=tmp_path)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="unexpected keyword argument 'every'"):
+    with pytest.raises(TypeError, match=r"Run got the unknown keyword every; it takes every_n_steps, .*of ib\.Meter"):
         run_in(tmp_path, every=5)
+    with pytest.raises(TypeError, match="wandb: expected a run, such as"):
+        run_in(tmp_path, wandb="project")
+    with pytest.raises(TypeError, match="config: expected a RunConfig, and no keywords beside it"):
+        run_in(tmp_path, config=RunConfig())
+    with run_in(tmp_path) as run, pytest.raises(RuntimeError, match="one `with` block at a time"), run:
+        pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_no_point_is_of_other_weights_than_its_step_says(leaves: bool, tmp_path: Path) -> None:
+    """The loop of README, and one that takes a further step of the optimizer after the last step it showed."""
+    model, last, at = tiny_model(), 6, {}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+
+    def train() -> ib.Run:
+        with run_in(tmp_path, every_n_steps=4, select="complexity", select_from=1) as run:
+            for step in range(last + 1):
+                at[step] = {name: value.clone() for name, value in model.state_dict().items()}
+                if run.step(model, step) or (leaves and step == last):
+                    break
+                batch = random_ids(4, seed=step)
+                model(input_ids=batch, labels=batch).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                if step + 1 in (2, 5):  # off the schedule
+                    path = tmp_path / f"{step + 1}.pt"
+                    torch.save(model.state_dict(), path)
+                    run.saved(step + 1, path)
+        return run
+
+    if leaves:
+        run = train()
+    else:
+        with pytest.warns(RuntimeWarning, match="The last step seen, step 6, was not measured: the optimizer has made"):
+            run = train()
+    assert run.trajectory.steps == [0, 2, 4, 5, 6][: 5 if leaves else 4]
+    for point in run.trajectory:
+        model.load_state_dict(at[point.step])
+        meter = ib.Meter(tiny_probe(), orders="token", num_bins=12, batch_size=3)
+        assert numbers(meter.measure(model, step=point.step)) == numbers(point)
+    assert run.selected.step in (2, 5)
+
+
+def test_steps_of_numpy_and_torch_are_steps(model: torch.nn.Module, made: list[int], tmp_path: Path) -> None:
+    with run_in(tmp_path, every_n_steps=1, select="optimality", select_from=0) as run:
+        for step in (*np.arange(3), torch.tensor(3)):
+            run.step(model, step)
+            save(run, step, tmp_path / f"{int(step)}.pt")
+        for step, error in (("4", TypeError), (4.0, TypeError), (-1, ValueError)):
+            with pytest.raises(error, match="step: expected an integer of at least 0"):
+                run.step(model, step)
+    assert ib.Trajectory.load(tmp_path).steps == [0, 1, 2, 3]
+    assert run.selected is not None
+
+
+def test_nothing_is_saved_before_the_first_step_or_after_the_block(made: list[int], tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    with run, pytest.raises(RuntimeError, match=r"Run\.saved: expected a first run\.step"):
+        run.saved(0, tmp_path)
+    with pytest.raises(RuntimeError, match=r"Run\.saved: expected to be called inside"):
+        run.saved(0, tmp_path)
 
 
 def test_left_normally_it_measures_the_last_step_seen(model: torch.nn.Module, made: list[int], tmp_path: Path) -> None:
