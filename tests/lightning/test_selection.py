@@ -104,7 +104,7 @@ def test_the_best_by_another_metric_outlives_its_place_among_the_top(
     look(None)
     assert selected[0] is None
     steps = [step for step in selected if step is not None]
-    assert len(set(steps)) > 2, "it has changed, so that there was something to remove"
+    assert len(set(steps)) > 1, "it has changed, so that there was something to remove"
     assert steps == sorted(steps)
 
 

@@ -156,7 +156,7 @@ def test_splits_and_rows_to_skip() -> None:
             ROWS,
             {"spilt": "test"},
             TypeError,
-            "Probe.from_dataset: unexpected keyword spilt=. Expected, beside .* split",
+            "Probe.from_dataset: unexpected keyword spilt=. Expected, .* split",
         ),
         (ROWS, {"text_column": "n"}, TypeError, "expected strings or lists of words in column 'n', got int in row 0"),
         ([], {}, ProbeError, "the list: expected rows, got none"),

@@ -153,6 +153,8 @@ def _run_hf(training: _Training) -> tuple[int, torch.nn.Module, torch.optim.Opti
     first = tiny_hf.Each("on_step_end", lambda state, control, model: training.on_step(model, state.global_step))
     limit = 1 if training.limited else None
     saving = {"save_strategy": "steps", "save_steps": training.save_every, "save_total_limit": limit}
+    # Before 5.18 transformers cannot load the state of an optimizer on several ranks of a CPU.
+    saving["save_only_model"] = TWO_RANKS
     trainer = tiny_hf.tiny_trainer(
         training.directory, [first, *training.followers], steps=training.steps, data=training.data, ddp_timeout=60,
         **(saving if training.save_every else {}),
