@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,13 +21,13 @@ def progress_bar(
         shown: None: on a terminal.
         delay: seconds until it appears; it then goes away at the end.
     """
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        yield lambda done: None
+    shown = sys.stderr.isatty() if shown is None else shown
+    if not shown or importlib.util.find_spec("tqdm") is None:
+        yield lambda done: None  # not even a hidden bar, which would start a thread
         return
-    disable = None if shown is None else not shown
-    with tqdm(total=total, desc=what, unit=unit, disable=disable, leave=not delay, delay=delay) as bar:
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=what, unit=unit, leave=not delay, delay=delay) as bar:
 
         def reached(done: int) -> None:
             bar.update(max(done - bar.n, 0))

@@ -193,7 +193,7 @@ def test_lines_that_are_no_probe(case: str, folder: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("probe show nowhere.safetensors", "No such file or directory: 'nowhere.safetensors'"),
+        ("probe show nowhere.safetensors", "nowhere.safetensors: no such probe file"),
         ("probe --show rows.jsonl", "rows.jsonl: cannot be loaded as a probe"),
         ("probe convert rows.jsonl p.txt", "expected IN and OUT to be a .safetensors and a .jsonl file"),
         ("probe build --dataset nowhere.jsonl --tokenizer tokenizer -o p", "got nowhere.jsonl: no such file"),
@@ -211,7 +211,7 @@ def test_lines_that_are_no_probe(case: str, folder: Path, capsys: pytest.Capture
         ),
         (
             "probe build --dataset c4 --tokenizer tokenizer -o p --name n --label-column l",
-            "unexpected keyword argument 'name'",
+            "Probe.from_c4: unexpected keyword label_columns=",
         ),
         (
             "probe build --dataset builtin --tokenizer - -o p --skip 3 --no-cache",
@@ -219,7 +219,7 @@ def test_lines_that_are_no_probe(case: str, folder: Path, capsys: pytest.Capture
         ),
         (
             "probe build --dataset pairs.jsonl --preferences --min-length 3 --tokenizer tokenizer -o p",
-            "unexpected keyword argument 'min_length'",
+            "Probe.from_preferences: unexpected keyword min_length=",
         ),
     ],
 )
