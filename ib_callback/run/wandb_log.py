@@ -34,7 +34,7 @@ class WandbLog:
 
     def __init__(self, step_metric: str) -> None:
         self.step_metric = step_metric
-        self._described_run: Any = None
+        self._described: list[Any] = []  # runs that know which column is the step
         self._warned: set[str] = set()
 
     def log(
@@ -59,9 +59,9 @@ class WandbLog:
             row: dict[str, Any] = {**metrics, **self._images(plane, pictures)}
             if not row:
                 return
-            if run is not self._described_run:
+            if not any(run is known for known in self._described):
                 run.define_metric("ib/*", step_metric=self.step_metric)
-                self._described_run = run
+                self._described.append(run)
             run.log({**row, self.step_metric: step})
         except Exception as error:
             self._warn(f"The information plane could not be logged to Weights & Biases: {_describe(error)}")

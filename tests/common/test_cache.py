@@ -220,13 +220,13 @@ def test_a_lock_that_is_never_free_is_waited_for_with_words(tmp_path, monkeypatc
     def say(*arguments: object) -> None:
         said.append(arguments)
         if len(said) == 3:
-            raise Patience
+            raise Patience("after three words")
 
     said: list[tuple[object, ...]] = []
     monkeypatch.setattr("fcntl.flock", busy)
     monkeypatch.setattr(cache, "SAY_WAITING_SECONDS", (0.05, 0.1))
     monkeypatch.setattr(cache._log, "warning", say)
-    with pytest.raises(Patience):
+    with pytest.raises(Patience, match="after three words"):
         once(tmp_path / "n")
     assert [round(arguments[-1], 2) for arguments in said] == [0.05, 0.15, 0.25]
     assert not (tmp_path / "n").exists()

@@ -77,6 +77,17 @@ def test_the_loaded_weights_are_those_that_were_judged_best(
     assert again.scalars()[name] == trainer.state.best_metric
 
 
+def test_weights_that_were_best_before_the_end_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(monkeypatch)
+    by_step: Weights = {}
+    callbacks = [tiny_callback(every_n_steps=1, orders="token"), kept(by_step)]
+    trainer = judged(tmp_path, callbacks, "ib_selectable_optimality", every=5, steps=30)
+    trainer.train()
+    assert (trainer.state.best_global_step, trainer.state.best_metric) == (20, BEST.optimality)
+    assert not same_weights(by_step[20], by_step[30])
+    assert same_weights(weights(trainer.model), by_step[20])
+
+
 def test_a_run_in_which_nothing_can_be_selected_keeps_its_last_weights(tmp_path: Path) -> None:
     by_step: Weights = {}
     callback, evaluations = tiny_callback(every_n_steps=3), Evaluations()

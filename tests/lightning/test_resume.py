@@ -158,7 +158,7 @@ class Part:
     def __post_init__(self) -> None:
         def interrupt(trainer: Any, *args: Any) -> None:
             if trainer.global_step == self.until:
-                raise Interrupted
+                raise Interrupted("at the step asked for")
 
         rule = ib.PlateauStopping(**STOPPING) if self.stops else None
         self.callback = tiny_callback(
@@ -170,7 +170,7 @@ class Part:
         logger = CSVLogger(self.directory) if self.logs else False
         self.trainer = tiny_trainer(self.directory, callbacks, steps=30, logger=logger, enable_checkpointing=True)
         self.module = tiny_module()
-        with nullcontext() if self.until is None else pytest.raises(Interrupted):
+        with nullcontext() if self.until is None else pytest.raises(Interrupted, match="at the step"):
             self.trainer.fit(self.module, ckpt_path=self.resumed_from)
 
     @property

@@ -178,9 +178,11 @@ def test_the_step_is_a_column_and_described_once_a_run() -> None:
     log.log(first, {"ib/complexity": 0.6}, step=6)
     log.log(second, {"ib/complexity": 0.7}, step=9)
     log.log(second, {}, step=10)
+    log.log(first, {"ib/complexity": 0.8}, step=12)  # two runs in turn
     assert first.rows == [
         {"ib/complexity": 0.5, "trainer/global_step": 3},
         {"ib/complexity": 0.6, "trainer/global_step": 6},
+        {"ib/complexity": 0.8, "trainer/global_step": 12},
     ]
     assert second.rows == [{"ib/complexity": 0.7, "trainer/global_step": 9}]
     assert first.defined == second.defined == [("ib/*", "trainer/global_step")]
