@@ -128,33 +128,13 @@ def check_seed(seed: Any) -> int:
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
     """Autocast off, and float32 products in full float32 (no TF32 on GPUs, no bfloat16 on CPUs)."""
-    saved = _set_matmul_precision(None)
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
     try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
         with torch.autocast(device_type=device.type, enabled=False):
             yield
     finally:
-        _set_matmul_precision(saved)
-
-
-def _set_matmul_precision(saved: Any) -> Any:
-    """With None: save the process-wide precision of float32 products and make it exact. Else: put it back.
-
-    torch 2.9 brought settings per backend; reading the older one while those are in use raises.
-    """
-    backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
-    modern = [backend for backend in backends if _has_precision(backend)]
-    if modern:
-        before = [backend.fp32_precision for backend in modern]
-        for backend, value in zip(modern, saved or ["ieee"] * len(modern), strict=True):
-            backend.fp32_precision = value
-        return before
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(saved or "highest")
-    return precision
-
-
-def _has_precision(backend: Any) -> bool:
-    try:
-        return isinstance(backend.fp32_precision, str)
-    except (AttributeError, RuntimeError):
-        return False
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

@@ -7,15 +7,10 @@ import numpy as np
 from ib_callback.common.errors import ProbeError
 from ib_callback.measuring.plan.builder import Builder
 from ib_callback.measuring.plan.jackknife import Groups, group_sequences
-from ib_callback.measuring.plan.plan import Plan, Quantity, Wanted
-from ib_callback.measuring.quantities.features import Feature
-from ib_callback.measuring.quantities.nulls import Nulls
-from ib_callback.measuring.quantities.orders import Orders
+from ib_callback.measuring.plan.plan import Plan, Wanted
+from ib_callback.measuring.quantities import kinds
 from ib_callback.probe.ngrams import Positions, valid_positions
 from ib_callback.probe.probe import Probe
-
-# In the order of planning and of reading: features are compared with orders, nulls are of their labels.
-KINDS: tuple[type[Quantity], ...] = (Orders, Nulls, Feature)
 
 
 def make_plan(
@@ -53,7 +48,7 @@ def make_plan(
     builder = Builder(positions, groups)
     total = builder.keep_total(np.arange(len(positions)))
     wanted = Wanted(probe, orders if planes else {}, features, total, null, seed)
-    quantities = tuple(quantity for kind in KINDS for quantity in kind.plan(builder, wanted))
+    quantities = tuple(quantity for kind in kinds() for quantity in kind.plan(builder, wanted))
     bounds = np.append(np.arange(0, len(mask), batch_size), len(mask)) if groups is None else groups.batch_bounds
     return builder.build(mask, bounds, total, quantities)
 

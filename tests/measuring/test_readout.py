@@ -1,6 +1,7 @@
 """A further kind of label set is one class: it registers with the builder, and reads itself out."""
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from tiny_models import llama, make_probe
 
 import ib_callback as ib
-from ib_callback.measuring import planner
+from ib_callback.measuring import quantities
 from ib_callback.measuring.accumulate import Accumulator
 from ib_callback.measuring.plan.builder import Builder
 from ib_callback.measuring.planner import make_plan
@@ -68,11 +69,18 @@ def test_a_quantity_of_ones_own():
     )
 
 
+# A baseline of both sides of every order: information about parities of positions. Its error is made up.
+PARITIES = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ib_callback.probe.ngrams import value_segments
+
+
 @dataclass
 class Parities:
-    """A baseline of both sides of every order: information about parities of positions. Its error is made up."""
-
     numbers: dict[str, int]
+    turn: ClassVar[int] = 10
 
     @classmethod
     def plan(cls, builder, wanted):
@@ -92,13 +100,15 @@ class Parities:
                     draft.replicates[name] = readings.left_out.information(number)
             # As if both sides always erred alike.
             draft.baseline_errors.append(lambda weights: 1e-4 * abs(sum(weights.values())))
+"""
 
 
 @pytest.mark.parametrize("standard_errors", [False, 5])
-def test_a_baseline_of_ones_own(monkeypatch, standard_errors):
+def test_a_baseline_of_ones_own(monkeypatch, tmp_path, standard_errors):
     probe = make_probe()
-    monkeypatch.setattr(planner, "KINDS", (planner.Orders, Parities, planner.Feature))
-    meter = ib.Meter(probe, orders=("token", "bigram"), num_bins=20, standard_errors=standard_errors)
+    (tmp_path / "parities.py").write_text(PARITIES)
+    monkeypatch.setattr(quantities, "__path__", [*quantities.__path__, str(tmp_path)])
+    meter = ib.Meter(probe, orders=("token", "bigram"), num_bins=20, null=False, standard_errors=standard_errors)
     measured = meter.measure(llama().eval())
     # The same as features.
     offset = torch.arange(16).expand(10, 16)
@@ -106,6 +116,7 @@ def test_a_baseline_of_ones_own(monkeypatch, standard_errors):
         probe.input_ids, probe.attention_mask, labels={"complexity": offset % 2, "expressivity": offset % 3}
     )
     monkeypatch.undo()
+    del sys.modules[f"{quantities.__name__}.parities"]
     plain = ib.measure(
         llama().eval(), labelled, orders=("token", "bigram"), num_bins=20, null=False, standard_errors=standard_errors
     )

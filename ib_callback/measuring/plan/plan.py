@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -108,9 +108,13 @@ class Wanted:
 class Quantity(Protocol):
     """Something to measure, planned: how its numbers follow from the sums of a pass.
 
-    It knows the numbers of its label sets, nulls and kept histograms, which it had from a Builder. The modules of
-    `measuring/quantities` are the kinds that there are; planner.py lists them.
+    It knows the numbers of its label sets, nulls and kept histograms, which it had from a Builder. Every class in the
+    modules of `measuring/quantities` that has a `turn` is a kind of these.
+
+    turn: kinds are planned and read by it, those of a lower one first.
     """
+
+    turn: ClassVar[int]
 
     @classmethod
     def plan(cls, builder: Any, wanted: Wanted) -> Sequence[Quantity]:

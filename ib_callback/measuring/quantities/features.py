@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class Feature:
     total: int
     permutations: _Permutations | None
     null: NullPlan | None
+    turn: ClassVar[int] = 30
 
     @classmethod
     def plan(cls, builder: Builder, wanted: Wanted) -> list[Feature]:

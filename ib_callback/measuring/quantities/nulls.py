@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class Nulls:
 
     sets: dict[str, dict[str, int]]
     null: NullPlan
+    turn: ClassVar[int] = 20  # it takes all label sets so far for those of orders
 
     @classmethod
     def plan(cls, builder: Builder, wanted: Wanted) -> list[Nulls]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ class Orders:
     """
 
     sets: dict[str, tuple[int, int]]
+    turn: ClassVar[int] = 0
 
     @classmethod
     def plan(cls, builder: Builder, wanted: Wanted) -> list[Orders]:
