@@ -130,6 +130,8 @@ class IBCallback(Follows, TrainerCallback):
             # The Trainer looks at this only after a step, which it will take; that is not part of the run.
             if run.decision is not None and stopped:
                 run.announce(f"this run had stopped at step {step}: {run.decision.message}")
+            if not run.recorded(step):
+                self._record(args, state, control, model)  # resumed with fewer steps to go than it has made
             control.should_training_stop = True
             self._over = True
 
@@ -161,7 +163,7 @@ class IBCallback(Follows, TrainerCallback):
         if not self._running or metrics is None or not self._counts(metrics, state.global_step):
             return
         if self._watched is not None and not self._over and not self._run.recorded(state.global_step):
-            self._record(args, state, control, kwargs["model"])
+            self._record(args, state, control, kwargs["model"], scheduled=True)
         numbers = self._run.numbers()
         if self._over or (self._watched is not None and self.trajectory[-1].error is not None):
             # A checkpoint that is judged by the numbers of an earlier step would be judged wrongly.
@@ -289,12 +291,13 @@ class IBCallback(Follows, TrainerCallback):
         control: TrainerControl,
         model: torch.nn.Module,
         *,
+        scheduled: bool = False,
         at_start: bool = False,
     ) -> None:
         step = state.global_step
         counted = args.include_num_input_tokens_seen not in (False, None, "no")
         tokens_seen = int(state.num_input_tokens_seen) if counted else None
-        point = self._run.record(model, step, tokens_seen=tokens_seen, at_start=at_start)
+        point = self._run.record(model, step, tokens_seen=tokens_seen, scheduled=scheduled, at_start=at_start)
         metrics = self._run.logged(point)
         if metrics:
             state.log_history.append({**metrics, "epoch": state.epoch, "step": step})

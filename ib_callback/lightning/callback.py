@@ -247,7 +247,7 @@ class IBCallback(Follows, Callback):
         self._epoch = trainer.current_epoch + self._ends_epoch(trainer, batch_idx)
         needed = self._is_last(trainer) and not self._run.recorded(step)
         if needed or self._run.due(step, since=before):
-            self._record(trainer, pl_module)
+            self._record(trainer, pl_module, since=before)
         self._stop_if_decided(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -292,12 +292,12 @@ class IBCallback(Follows, Callback):
         self._run.meter.layers = layers
         self._run.meter.forward = forward
 
-    def _record(self, trainer: Any, pl_module: Any, *, at_start: bool = False) -> None:
+    def _record(self, trainer: Any, pl_module: Any, *, since: int | None = None, at_start: bool = False) -> None:
         assert self._target is not None
         self._set_wandb_runs(trainer)
         with self._run.at_work():
             with untouched(pl_module), resharded(pl_module):
-                point = self._run.record(self._target.model, trainer.global_step, at_start=at_start)
+                point = self._run.record(self._target.model, trainer.global_step, since=since, at_start=at_start)
             if point.error is None:
                 self._publish(trainer)
                 if trainer.is_global_zero:

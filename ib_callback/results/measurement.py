@@ -47,6 +47,9 @@ class Measurement:
         tokens_seen: training tokens so far, where the trainer knows it.
         overhead: share of the run's wall-clock time spent measuring so far, in [0, 1].
         train_loss: of the training at this step, where it was told; nats a token, as a rule.
+        scheduled: whether the schedule asked for this point. One that was measured for a checkpoint, or because the
+            training ended there, can be selected; it counts for no phase and no patience, since an interruption or
+            other checkpoints would change both.
     """
 
     step: int | None
@@ -63,6 +66,7 @@ class Measurement:
     tokens_seen: int | None = None
     overhead: float | None = None
     train_loss: float | None = None
+    scheduled: bool = True
 
     def __post_init__(self) -> None:
         # Lists for tuples, so that settings equal what a file gives back.
@@ -179,6 +183,8 @@ class Measurement:
         rest = json_values(asdict(self), "a measurement")
         if self.train_loss is None:
             del rest["train_loss"]  # most runs do not have it
+        if self.scheduled:
+            del rest["scheduled"]
         first = {name: rest.pop(name) for name in ("step", "entropy")}
         return {**first, **{name: getattr(self, name) for name in PRIMARY_SCALARS}, **rest}
 
@@ -301,6 +307,7 @@ _EXPECTED = {
     "float": "a finite number",
     "int": "an integer >= 0",
     "str": "a text",
+    "bool": "true or false",
     "tuple[float, ...]": "a list of finite numbers",
     "tuple[str, ...]": "a list of names",
     "dict[str, Any]": "an object",
@@ -316,6 +323,8 @@ def _value(value: Any, annotation: str, name: str) -> Any:
     if kind == "float" and _is_number(value):
         return float(value)
     if kind == "int" and isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if kind == "bool" and isinstance(value, bool):
         return value
     if kind == "str" and isinstance(value, str) and value:
         return value

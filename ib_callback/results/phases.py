@@ -133,8 +133,9 @@ def find_phases(measurements: Iterable[Measurement], rule: PhaseRule = DEFAULT_R
     rises with the entropy of the representations all through training, so that the difference falls in models
     whose complexity does not. Without a null the plain expressivity serves, with a warning.
 
-    Points that could not be measured, and those without a step, are left out. Each point is judged by those up
-    to it only: what has been recognised stays recognised, however the run goes on.
+    Points that could not be measured, and those without a step, are left out; those off the schedule
+    (`Measurement.scheduled`) are judged by the others. Each point is judged by those up to it only: what has been
+    recognised stays recognised, however the run goes on.
 
     Args:
         measurements: in the order of training; a `Trajectory`, for example.
@@ -169,6 +170,7 @@ class PhaseTracker:
         self._exceeding: list[tuple[int, float, float]] = []  # latest points in succession above the start
         self._clear = 0  # how many of them, counted back from the last, are above it by `rise`
         self._expressivities: dict[int, float] = {}  # since the fit began, by number of the point
+        self._off_schedule: dict[int, float] = {}  # likewise, of points that are judged only
         self._highest_expressivity = -math.inf
         self._complexities: list[tuple[int, float]] = []  # since the fit began or a collapse ended
         self._highest_complexity = -math.inf
@@ -197,8 +199,13 @@ class PhaseTracker:
                 self._fit = (index, index)
             self._begun = True
             values = self._values(measurement)
-            if values is not None:
+            if values is None:
+                pass
+            elif measurement.scheduled:
                 self._take(index, *values)
+            else:
+                self._off_schedule[index] = values[1]
+                self._collapsed[index] = self._fit is not None and values[1] < self._least()
         self._known.append(self.phase)
         return self.phase
 
@@ -222,11 +229,11 @@ class PhaseTracker:
         )
 
     def _learned(self, index: int) -> float | None:
-        expressivity = self._expressivities.get(index)
-        if expressivity is None:
+        expressivity = self._expressivities.get(index, self._off_schedule.get(index))
+        if expressivity is None or self._fit is None or index < self._fit[0]:
             return None
         # Until there are enough points for a median, the highest of them.
-        highest = max(self._highest_expressivity, 0.0) or max(self._expressivities.values())
+        highest = max(self._highest_expressivity, 0.0) or max(self._expressivities.values(), default=0.0)
         return expressivity / highest if highest > 0 else None
 
     def _when(self, change: tuple[int, int] | None) -> tuple[int | None, int | None]:
@@ -286,7 +293,7 @@ class PhaseTracker:
         lately = statistics.median(recent)
         if len(recent) == rule.smoothing:
             self._highest_expressivity = max(self._highest_expressivity, lately)
-        least = rule.collapse * self._highest_expressivity
+        least = self._least()
         if expressivity < least:
             self._collapsed[index] = True
             # A single point may be an error; if it is not, what was before has nothing to do with what follows.
@@ -297,6 +304,10 @@ class PhaseTracker:
         elif self._compression is None:
             self._complexities.append((index, complexity))
             self._look_for_compression()
+
+    def _least(self) -> float:
+        """Below it a point is collapsed."""
+        return self.rule.collapse * self._highest_expressivity
 
     def _look_for_compression(self) -> None:
         rule = self.rule

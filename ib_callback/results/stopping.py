@@ -52,6 +52,8 @@ class PlateauStopping:
     The decision is a function of the measurements so far and of the settings. After an interruption,
     `replay(trajectory)` brings a rule to where it was; there is no other state to save.
 
+    A point off the schedule, such as one of a checkpoint, leaves the decision as it was (`Measurement.scheduled`).
+
     The reasons, of which the last two stop the run:
 
     - *not armed*: the phase has not been reached. Values before that count for nothing, as best neither.
@@ -129,6 +131,7 @@ class PlateauStopping:
         self.best: float | None = None
         self.best_step: int | None = None
         self._worse: list[float | None] = []  # since the best; None for collapsed points
+        self._decision = self._go_on(StopReason.WAITING, "no point of the schedule has been measured")
 
     def check(self, available: Measurement | Iterable[str]) -> str:
         """The full name of the monitored metric, if it is among those measured; a warning if `mode` is the wrong way.
@@ -174,6 +177,13 @@ class PlateauStopping:
         """
         if self._metric is None and measurement.error is None:
             self._metric = self.check(measurement)
+        if measurement.scheduled:
+            self._decision = self._decide(measurement, phases)
+        elif phases is None and self.arm != "immediately":
+            self._phases.update(measurement)
+        return self._decision
+
+    def _decide(self, measurement: Measurement, phases: PhaseTracker | None) -> StopDecision:
         collapsed = False
         if self.arm != "immediately":
             if phases is None:

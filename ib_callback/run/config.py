@@ -36,6 +36,7 @@ class RunConfig:
         output_dir: where the files go; of a callback by default where the trainer's own go.
         log_plane: draw the plane, as a file and for Weights & Biases, which gets two more; needs matplotlib.
         overhead_budget: skip scheduled points while more than this share of the wall-clock time went into measuring.
+            Which ones depends on the clock, so that a run that was interrupted may differ in its points.
         tokens_per_step: training tokens of one optimizer step, all devices and accumulated batches together, for
             `ib/tokens_seen`, where the trainer does not count them.
         mix_settings: continue the trajectory of a resumed run although its settings have changed.

@@ -69,6 +69,7 @@ class _State:
     skipped: int = 0
     selected: Selected | None = None
     told_to_stop: bool = False
+    asked: tuple[tuple[int, int | None], bool] | None = None  # what the schedule was asked last, and its answer
 
 
 class _Seen(NamedTuple):
@@ -206,7 +207,7 @@ class Run:
                 "new `with ib.Run(…)` block at its step."
             )
         elif self.due(step, since=self._last.step):
-            self.record(model, step, train_loss=loss)
+            self.record(model, step, train_loss=loss, since=self._last.step)
         self._last = _Seen(model, step, loss, weights_seen(model))
         decision = self.decision
         if decision and not self._state.told_to_stop:
@@ -425,16 +426,23 @@ class Run:
             step: optimizer steps taken.
             since: where several steps are taken at once, the step before them; any of them counts.
         """
-        wanted = False
-        with self.survived("The schedule failed, and nothing is measured until it answers again"):
-            wanted = any(self.schedule(s) for s in range(step if since is None else since + 1, step + 1))
-        if not wanted or self.recorded(step):
+        if not self._wanted(step, since) or self.recorded(step):
             return False
         budget = self.config.overhead_budget
         if budget is None or of_rank_zero(self._share() <= budget):
             return True
         self._state.skipped += 1
         return False
+
+    def _wanted(self, step: int, since: int | None) -> bool:
+        """Whether the schedule wants a step; it is asked once, for it may count how often it was."""
+        question = (step, since)
+        if self._state.asked is None or self._state.asked[0] != question:
+            self._state.asked = (question, False)
+            with self.survived("The schedule failed, and nothing is measured until it answers again"):
+                wanted = any(self.schedule(s) for s in range(step if since is None else since + 1, step + 1))
+                self._state.asked = (question, wanted)
+        return self._state.asked[1]
 
     def recorded(self, step: int) -> bool:
         """Whether the trajectory has reached this step, with a point or with the reason for a missing one."""
@@ -448,6 +456,8 @@ class Run:
         *,
         tokens_seen: int | None = None,
         train_loss: float | None = None,
+        since: int | None = None,
+        scheduled: bool = False,
         at_start: bool = False,
     ) -> Measurement:
         """Measure, add the point to the trajectory and its file, apply the rules to it, and log and draw it.
@@ -460,10 +470,14 @@ class Run:
             step: optimizer steps taken.
             tokens_seen: training tokens so far, if known.
             train_loss: of the training, if known.
+            since: as for `due`. A point that the schedule does not want counts for no phase and no patience, unless
+                it is the first one, …
+            scheduled: … or is regular all the same.
             at_start: no training time is lost yet: every error is raised, unless memory ran out.
         """
         with self.at_work():
-            point = self._measure(model, step, tokens_seen, train_loss, at_start)
+            scheduled = self._wanted(step, since) or scheduled or not self.trajectory
+            point = self._measure(model, step, scheduled, tokens_seen, train_loss, at_start)
             self._state.points += 1
             self.trajectory.append(point)
             if self._state.file is not None:
@@ -479,7 +493,13 @@ class Run:
         return point
 
     def _measure(
-        self, model: torch.nn.Module, step: int, tokens_seen: int | None, train_loss: float | None, at_start: bool
+        self,
+        model: torch.nn.Module,
+        step: int,
+        scheduled: bool,
+        tokens_seen: int | None,
+        train_loss: float | None,
+        at_start: bool,
     ) -> Measurement:
         began = time.perf_counter()
         failure: Exception | None = None
@@ -494,7 +514,8 @@ class Run:
             tokens_seen = step * self.config.tokens_per_step
         loss = None if train_loss is None or not math.isfinite(train_loss) else float(train_loss)
         # Every rank measures the same, unless one of them fails; and what follows from a point must be the same.
-        point = of_rank_zero(replace(point, tokens_seen=tokens_seen, overhead=self._share(), train_loss=loss))
+        point = replace(point, scheduled=scheduled, tokens_seen=tokens_seen, overhead=self._share(), train_loss=loss)
+        point = of_rank_zero(point)
         if at_start:
             _raise_on_every_rank(failure)
         if point.error is not None:

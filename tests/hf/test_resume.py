@@ -57,6 +57,20 @@ def test_a_checkpoint_without_the_callback_is_resumed_with_its_state(tmp_path: P
     assert same_weights(weights(trainer.model), whole[1])
 
 
+@pytest.mark.parametrize("steps", [5, 3])
+def test_a_run_resumed_with_no_steps_to_go_measures_the_last_one(tmp_path: Path, steps: int) -> None:
+    tiny_trainer(tmp_path, [tiny_callback(every_n_steps=2)], **SAVES).train()
+    callback = tiny_callback(every_n_steps=2)
+    loaded: list[dict[str, torch.Tensor]] = []
+    first = Each("on_train_begin", lambda state, control, model: loaded.append(weights(model)))
+    resumed(tmp_path, 5, first, callback, steps=steps)
+    assert callback.trajectory.steps == [0, 2, 4, 5]
+    model = tiny_model()
+    model.load_state_dict(loaded[0])
+    assert numbers(callback.trajectory[-1]) == numbers(callback._run.meter.measure(model, step=5))
+    assert not callback.trajectory[-1].scheduled
+
+
 def test_a_checkpoint_with_the_callback_is_resumed_without_its_state(tmp_path: Path, whole: Whole) -> None:
     tiny_trainer(tmp_path, [tiny_callback(every_n_steps=2)], **SAVES).train()
     trainer = resumed(tmp_path, 5, restore_callback_states_from_checkpoint=True)

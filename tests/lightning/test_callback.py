@@ -109,7 +109,7 @@ def test_a_point_is_that_of_its_step_and_not_of_a_later_micro_batch(tmp_path: Pa
     assert callback.trajectory.steps == [0, 2, 4]
     assert asked[0] == (0, 0), "where a mistake in it would show"
     in_training = [(step, batches) for step, batches in asked if batches]
-    assert in_training == [(1, 3), (2, 6), (3, 9)], "once for every step but the last, which is always measured"
+    assert in_training == [(1, 3), (2, 6), (3, 9), (4, 12)], "once for every step"
 
 
 def test_a_trial_run_writes_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

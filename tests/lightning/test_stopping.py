@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, LambdaCallback
 from lightning.pytorch.loggers import CSVLogger
 from scripted import COURSE, follow
 from synthetic_runs import FIT_ONLY_C, STOPPING, C, E, run
-from tiny_lightning import csv_rows, saved_steps, saving, tiny_callback, tiny_module, tiny_trainer
+from tiny_lightning import csv_rows, saved_steps, tiny_callback, tiny_module, tiny_trainer
 
 import ib_callback as ib
 from ib_callback.results.metrics import better_direction
@@ -76,8 +76,14 @@ def test_a_stop_decided_by_the_measurement_of_a_checkpoint_takes_effect_at_its_s
 ) -> None:
     """One step later, it would be another step than where a run stops that is resumed from that checkpoint."""
     made = follow(monkeypatch, SLOW)
-    callback = tiny_callback(every_n_steps=100, orders="token", early_stopping=RULE, select="optimality")
-    trainer = train(tmp_path, [callback, saving(tmp_path, 2)], steps=60, enable_checkpointing=True, **arguments)
+
+    def save(trainer: Any, *args: Any) -> None:
+        if trainer.global_step % 2 == 0:
+            trainer.save_checkpoint(tmp_path / "saved" / f"step={trainer.global_step}.ckpt")
+
+    callback = tiny_callback(every_n_steps=2, orders="token", early_stopping=RULE, select="optimality")
+    with pytest.warns(RuntimeWarning, match="nothing saves any"):
+        trainer = train(tmp_path, [LambdaCallback(on_train_batch_end=save), callback], steps=60, **arguments)
     assert trainer.global_step == last
     assert made == callback.trajectory.steps == list(range(0, last + 1, 2))
     assert saved_steps(tmp_path) == {f"step={step}" for step in range(2, last + 1, 2)}

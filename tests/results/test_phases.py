@@ -17,6 +17,7 @@ from synthetic_runs import (
     measured,
     replaced,
     run,
+    with_others,
 )
 
 from ib_callback.results.phases import Phase, PhaseRule, PhaseTracker, find_phases
@@ -42,6 +43,28 @@ def test_a_growing_run_never_changes_its_mind(case: Case):
             assert getattr(part, name) in (None, getattr(whole, name))
     assert list(whole.known) == sorted(whole.known)
     assert list(whole.phases) == sorted(whole.phases)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("complexity", "expressivity"), [(0.01, 0.001), (0.9, 0.8), (0.5, 0.2)])
+def test_points_off_the_schedule_change_no_phase(case: Case, complexity: float, expressivity: float):
+    """They are judged by the others: collapsed ones are told, and each has the phase of the point before."""
+    mixed = with_others(case.trajectory, complexity, expressivity)
+    own, others = find_phases(case.trajectory), find_phases(mixed)
+    steps = ("fit_start", "fit_recognised", "compression_start", "compression_recognised")
+    assert [getattr(others, name) for name in steps] == [getattr(own, name) for name in steps]
+    scheduled = [index for index, point in enumerate(mixed) if point.scheduled]
+    for name in ("phases", "known", "collapsed", "learned"):
+        assert tuple(getattr(others, name)[index] for index in scheduled) == getattr(own, name)
+    for index, point in enumerate(mixed):
+        if point.scheduled:
+            continue
+        assert others.known[index] == others.known[index - 1]
+        assert (others.learned[index] is None) == (others.phases[index] == Phase.INITIAL)
+        if others.known[index] != Phase.INITIAL and expressivity == 0.001:
+            # Until there is a median nothing tells.
+            before = [p for p in mixed[:index] if p.scheduled and p.error is None and p.step is not None]
+            assert others.collapsed[index] or sum(p.step >= own.fit_start for p in before) < 3
 
 
 def test_the_phase_of_each_point_in_hindsight_and_as_known_then():

@@ -14,6 +14,7 @@ from synthetic_runs import (
     measured,
     replaced,
     run,
+    with_others,
 )
 
 from ib_callback.results.measurement import Measurement
@@ -50,6 +51,18 @@ def test_an_interrupted_run_makes_the_same_decisions(case: Case):
         assert resumed.replay(case.trajectory[:length]) == (decisions[length - 1] if length else None)
         assert [resumed.update(point) for point in case.trajectory[length:]] == decisions[length:]
         assert (resumed.best, resumed.best_step) == (whole.best, whole.best_step)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if len(case.trajectory)], ids=str)
+@pytest.mark.parametrize("expressivity", [0.001, 0.8])
+def test_points_off_the_schedule_leave_the_decision_as_it_was(case: Case, expressivity: float):
+    rule, other = (PlateauStopping(**{**STOPPING, **case.settings}) for _ in range(2))
+    expected = None
+    for point in with_others(case.trajectory, 0.4, expressivity):
+        if point.scheduled:
+            expected = rule.update(point)
+        assert other.update(point) == expected
+    assert (other.best, other.best_step) == (rule.best, rule.best_step)
 
 
 def decisions(rule: PlateauStopping, distances: list[float | None]) -> list[StopReason]:

@@ -7,7 +7,7 @@ The numbers expected were worked out by hand from the definitions; the comments 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,17 @@ def run(
 
 def replaced(values: Sequence[float], new: dict[int, float]) -> list[float]:
     return [new.get(index, value) for index, value in enumerate(values)]
+
+
+def with_others(trajectory: Trajectory, complexity: float, expressivity: float) -> Trajectory:
+    """With a point off the schedule, of these numbers, after each that is followed by a free step."""
+    other = replace(measured(0, complexity, expressivity), scheduled=False)
+    taken = {point.step for point in trajectory}
+    points = list(trajectory)
+    for point in trajectory:
+        if point.step is not None and point.step + 1 not in taken:
+            points.insert(points.index(point) + 1, replace(other, step=point.step + 1))
+    return Trajectory(points)
 
 
 def recorded(rows: Sequence[recorded_runs.Row]) -> Trajectory:

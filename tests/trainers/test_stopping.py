@@ -97,6 +97,29 @@ def test_stops_where_the_rule_does_by_the_same_points(
     assert outcome.followed.decision == decisions[stop]
 
 
+@pytest.mark.parametrize("interrupted", [13, 21], ids="interrupted at {}".format)
+def test_neither_checkpoints_nor_interruptions_count_as_patience(
+    interrupted: int, loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a run is preempted: the checkpoint is off the schedule, measured, and can be selected."""
+    follow(monkeypatch)
+    keywords = {**KEYWORDS, "every_n_steps": 2}
+    alone = loop.train(tmp_path / "alone", early_stopping=rule(), **keywords)
+    keywords["select"] = "optimality"
+    saved = loop.train(tmp_path / "saved", early_stopping=rule(), save_every=3, **keywords)
+    parts = {"save_every": interrupted, "early_stopping": rule(), **keywords}
+    loop.train(tmp_path / "parts", **{**parts, "steps": interrupted})
+    resumed = loop.train(tmp_path / "parts", resume=True, **parts)
+    phases = alone.followed.trajectory.phases()
+    for outcome, off_schedule in ((saved, {*range(3, 30, 6)}), (resumed, {interrupted})):
+        assert outcome.step == alone.step < 30
+        assert outcome.followed.decision == alone.followed.decision
+        others = {point.step for point in outcome.followed.trajectory if not point.scheduled}
+        assert others == {step for step in off_schedule if step <= outcome.step}
+        found = outcome.followed.trajectory.phases()
+        assert (found.fit_start, found.compression_start) == (phases.fit_start, phases.compression_start)
+
+
 def test_a_second_training_begins_with_a_new_rule(loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch)
     followed = loop.train(tmp_path, early_stopping=rule(), **KEYWORDS).followed

@@ -103,7 +103,7 @@ def part(
         every_n_steps=2,
         orders=ORDERS,
         # Measured at every second step and with every checkpoint: 12 points after the best one it stops, at 27.
-        early_stopping=ib.PlateauStopping("entropy", mode="max", arm="immediately", patience=12),
+        early_stopping=ib.PlateauStopping("entropy", mode="max", arm="immediately", patience=8),
         select=ib.Selection("entropy", mode="max", select_from=SAVE_STEPS),
     )
 
@@ -273,9 +273,9 @@ DEATHS = [
     (12, "checkpoint written", 15),
     (12, "all but its end of the checkpoint line", 18),
     (18, "measurement", 22),
-    (21, "all of the checkpoint line", 24),
-    (24, "all of the line", None),
-    (24, "before on_train_end", None),
+    (21, "all of the line", None),
+    (21, "all of the checkpoint line", None),
+    (None, "before on_train_end", None),
     (None, "before on_train_end", None),
 ]
 
