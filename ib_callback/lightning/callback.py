@@ -15,14 +15,16 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import write_atomically
 from ib_callback.common.optional import require
+from ib_callback.lightning._averaging import Averaging, checksums, same_weights
 from ib_callback.lightning._model import Target, find_target
 from ib_callback.lightning._saving import SavingWatch
 from ib_callback.measuring.meter import Meter
@@ -33,6 +35,7 @@ from ib_callback.probe.probe import Probe
 from ib_callback.results.trajectory import FILENAME
 from ib_callback.run.checkpoints import CheckpointFile
 from ib_callback.run.config import RunConfig, split_keywords, takes_keywords_of
+from ib_callback.run.ranks import of_rank_zero
 from ib_callback.run.run import Follows, Run
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
@@ -113,6 +116,11 @@ class IBCallback(Follows, Callback):
 
     Args:
         probe: the frozen held-out sample to measure on.
+        weights: which ones are measured where a callback averages them (`WeightAveraging`, `EMAWeightAveraging`,
+            `StochasticWeightAveraging`): "saved", those that a checkpoint would hold at that step, or "current", those
+            that are being trained, which cannot select checkpoints that hold others. This callback then takes its place
+            behind the one that averages. If the training leaves another model behind than that of the last point, that
+            model is measured besides: `.final`, `ib_final.jsonl`, `ib/final/…`.
         **keywords: those of `ib_callback.run.config.RunConfig` (`every_n_steps`, `early_stopping`, `select`, …), which
             all trainers share, and those of `ib.Meter` (`orders`, `layers`, `batch_size`, `feature_probes`, …).
             `output_dir` is by default the Trainer's own, the directory in which ModelCheckpoint makes `checkpoints`:
@@ -131,8 +139,11 @@ class IBCallback(Follows, Callback):
         return object.__new__(_derived(declared, further) if further else declared)
 
     @takes_keywords_of(RunConfig, Meter)
-    def __init__(self, probe: Probe, **keywords: Any) -> None:
+    def __init__(self, probe: Probe, *, weights: Literal["saved", "current"] = "saved", **keywords: Any) -> None:
         super().__init__()
+        if weights not in ("saved", "current"):
+            raise ValueError(f'weights: expected "saved" or "current", got {weights!r}.')
+        self._weights = weights
         config, meter_keywords = split_keywords(type(self).__name__, keywords)
         self.output_dir = config.output_dir
         self._progress: bool | None = meter_keywords.get("progress")
@@ -149,6 +160,11 @@ class IBCallback(Follows, Callback):
         self._target: Target | None = None
         self._saving: SavingWatch | None = None
         self._stand_ins: dict[str, str] = {}
+        self._averaging = Averaging([])
+        self._measured: tuple[int, dict[str, Any]] | None = None  # a step and its weights, by their checksums
+        self._trained: dict[str, Any] = {}  # likewise, when the last epoch ended
+        self._held: bool = True  # whether the checkpoint that is being saved has the weights of its point
+        self._deferred: int | None = None  # step before one whose weights change once more when the epoch ends
 
     # What is asked for the signature of the class finds this first; a subclass with an __init__ of its own has that.
     __new__.__signature__ = inspect.signature(__init__)  # type: ignore[attr-defined]
@@ -187,6 +203,15 @@ class IBCallback(Follows, Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Wait for the training to begin."""
         self._begun = False
+        if stage == "fit":
+            self._averaging = averaging = Averaging(trainer.callbacks)
+            rules = self._run.rules
+            if self._weights == "current" and averaging.saves_averages and rules.selects:
+                raise ValueError(
+                    f'weights="current" with select="{rules.selection.by}": checkpoints hold the average that '
+                    'WeightAveraging makes, not the current weights. Expected weights="saved", or no select=.'
+                )
+            averaging.go_last(trainer, self)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check everything, open the trajectory and measure the model as training finds it."""
@@ -216,6 +241,7 @@ class IBCallback(Follows, Callback):
                 last_step=earlier.get("last_step"),
                 max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
                 writes=writes,
+                weights="saved" if self._measures_averages else None,
                 training=trainer,
                 resumed_from=trainer.ckpt_path,
                 loaders=trainer.train_dataloader,
@@ -245,6 +271,24 @@ class IBCallback(Follows, Callback):
             return
         self._step = step
         self._epoch = trainer.current_epoch + self._ends_epoch(trainer, batch_idx)
+        ends = self._measures_averages and self._ends_epoch(trainer, batch_idx)
+        if ends and self._averaging.changes_at_epoch_end(trainer.current_epoch):
+            self._deferred = before
+            return
+        self._measure_if_needed(trainer, pl_module, before)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure a step whose weights have only now become what they are."""
+        if not self._running:
+            return
+        before, self._deferred = self._deferred, None
+        if before is not None:
+            self._measure_if_needed(trainer, pl_module, before)
+        if self._averaging:
+            self._trained = checksums(dict(pl_module.named_parameters()))
+
+    def _measure_if_needed(self, trainer: Any, pl_module: Any, before: int) -> None:
+        step = trainer.global_step
         needed = self._is_last(trainer) and not self._run.recorded(step)
         if needed or self._run.due(step, since=before):
             self._record(trainer, pl_module, since=before)
@@ -255,7 +299,15 @@ class IBCallback(Follows, Callback):
         if not self._running:
             return
         if not self._run.recorded(trainer.global_step):
-            self._record(trainer, pl_module)
+            if self._averaging and not self._measures_averages and not self._has_weights(pl_module, self._trained):
+                _warn(
+                    f"The last step, step {trainer.global_step}, was not measured: the training ended before it was "
+                    "known to be the last, and its weights have given way to their average."
+                )
+            else:
+                self._record(trainer, pl_module)
+        if self._averaging and not self._is_measured(trainer, pl_module):
+            self._record_final(trainer, pl_module)
         self._choose()
         self._finish(trainer)
 
@@ -285,7 +337,8 @@ class IBCallback(Follows, Callback):
         self._saving = None
 
     def _let_go(self) -> None:
-        self._target = None
+        self._target, self._measured, self._trained = None, None, {}
+        self._averaging = Averaging([])
         self._set(self._layers, self._forward)
 
     def _set(self, layers: Any, forward: Forward | None) -> None:
@@ -296,12 +349,38 @@ class IBCallback(Follows, Callback):
         assert self._target is not None
         self._set_wandb_runs(trainer)
         with self._run.at_work():
-            with untouched(pl_module), resharded(pl_module):
+            with self._as_measured(pl_module), untouched(pl_module), resharded(pl_module):
+                if self._averaging or self._run.rules.selects:
+                    self._measured = (trainer.global_step, checksums(dict(pl_module.named_parameters())))
                 point = self._run.record(self._target.model, trainer.global_step, since=since, at_start=at_start)
             if point.error is None:
                 self._publish(trainer)
                 if trainer.is_global_zero:
                     self._log(trainer, self._run.logged(point), trainer.global_step)
+
+    @property
+    def _measures_averages(self) -> bool:
+        return self._weights == "saved" and self._averaging.saves_averages
+
+    def _as_measured(self, module: Any) -> AbstractContextManager[None]:
+        """The module has the weights that are to be measured."""
+        return self._averaging.as_saved(module) if self._measures_averages else nullcontext()
+
+    def _is_measured(self, trainer: Any, module: Any) -> bool:
+        """Whether the weights that the module is left with are those of the last point."""
+        last = self._measured
+        return last is not None and last[0] == trainer.global_step and self._has_weights(module, last[1])
+
+    @staticmethod
+    def _has_weights(module: Any, expected: Mapping[str, Any]) -> bool:
+        return same_weights(checksums(dict(module.named_parameters())), expected)
+
+    def _record_final(self, trainer: Any, pl_module: Any) -> None:
+        assert self._target is not None
+        with self._run.at_work(), untouched(pl_module), resharded(pl_module):
+            final = self._run.record_final(self._target.model, trainer.global_step)
+        if trainer.is_global_zero:
+            self._log(trainer, final.metrics("ib/final/"), trainer.global_step)
 
     def _publish(self, trainer: Any) -> None:
         """For stock callbacks."""
@@ -382,13 +461,16 @@ class IBCallback(Follows, Callback):
             self._record(trainer, trainer.lightning_module)
             # Not after the next step only: a run that is resumed from this checkpoint makes none.
             self._stop_if_decided(trainer)
+        self._held = True
+        if self._measured is not None and self._measured[0] == trainer.global_step:
+            self._held = of_rank_zero(same_weights(checksums(checkpoint.get("state_dict") or {}), self._measured[1]))
         # It was written down before that.
         if self.state_key in checkpoint.get("callbacks", {}):
             checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def _after_saving(self, step: int, path: Path) -> None:
         with self._run.at_work():
-            self._run.note_checkpoint(step, path)
+            self._run.note_checkpoint(step, path, holds=self._held)
             self._choose()
 
     def _choose(self) -> None:

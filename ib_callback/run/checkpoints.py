@@ -48,6 +48,7 @@ class CheckpointFile:
         self.directory = Path(directory)
         self.path = self.directory / FILENAME
         self._entries: list[tuple[int, Path]] = []
+        self._exchanged: set[tuple[int, Path]] = set()  # those that hold other weights than were measured
         if start_step == 0:
             with json_lines.explained(self.path, "moved"):
                 json_lines.set_aside(self.path)
@@ -60,16 +61,23 @@ class CheckpointFile:
                     write_atomically(self.path, b"".join(self._line(step, path) for step, path in kept))
                 self._entries = kept
 
-    def add(self, step: int, path: str | os.PathLike[str]) -> None:
+    def add(self, step: int, path: str | os.PathLike[str], *, holds: bool = True) -> None:
         """Record a checkpoint that is complete; on return it is on the disk.
+
+        Args:
+            step: at which it was saved.
+            path: of the file or folder.
+            holds: whether it holds the weights that were measured at that step.
 
         Raises:
             TrajectoryError: the file cannot be written; `existing` knows the checkpoint all the same.
         """
         checkpoint = Path(os.path.abspath(path))
-        if self._entries and self._entries[-1] == (step, checkpoint):
+        entry = (step, checkpoint)
+        if self._entries and self._entries[-1] == entry and holds == (entry not in self._exchanged):
             return
-        self._entries.append((step, checkpoint))
+        self._entries.append(entry)
+        self._exchanged.discard(entry) if holds else self._exchanged.add(entry)
         json_lines.append(self.path, self._line(step, checkpoint))
 
     def existing(self) -> dict[int, Path]:
@@ -81,7 +89,8 @@ class CheckpointFile:
         step_of = {path: step for step, path in self._entries}
         found: dict[int, Path] = {}
         for step, path in sorted(self._entries, key=lambda entry: _is_last(entry[1])):
-            if step not in found and step_of[path] == step and is_complete(path):
+            exchanged = (step, path) in self._exchanged
+            if step not in found and step_of[path] == step and not exchanged and is_complete(path):
                 found[step] = path
         return dict(sorted(found.items()))
 
@@ -92,7 +101,8 @@ class CheckpointFile:
     def _line(self, step: int, path: Path) -> bytes:
         base = Path(os.path.abspath(self.directory))
         name = path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
-        return json.dumps({"step": step, "path": name}).encode() + b"\n"
+        holds = {"holds": False} if (step, path) in self._exchanged else {}
+        return json.dumps({"step": step, "path": name, **holds}).encode() + b"\n"
 
     def _read(self) -> list[tuple[int, Path]]:
         if not self.path.exists():
@@ -111,6 +121,7 @@ class CheckpointFile:
                     "Correct or remove that line"
                 ) from error
             entries.append((step, path))
+            self._exchanged.discard((step, path)) if entry.get("holds", True) else self._exchanged.add((step, path))
         return entries
 
 

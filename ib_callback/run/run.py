@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ib_callback.bound.curve import FILENAME as CURVE_FILENAME
+from ib_callback.common import json_lines
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError, TrajectoryError
 from ib_callback.measuring.meter import Meter
@@ -40,6 +41,7 @@ from ib_callback.run.trajectory_file import TrajectoryFile
 from ib_callback.run.wandb_log import WandbLog, open_run
 
 PLANE_FILENAME = "information_plane.png"
+FINAL_FILENAME = "ib_final.jsonl"
 # Every point is drawn at once up to this number of them. A picture takes about as long as a measurement of a
 # small model, so that later ones wait until the run has this many times the points of the last picture.
 _DRAWN_SINGLY = 20
@@ -56,6 +58,7 @@ class _State:
 
     started: float
     settings: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
     writes: bool = False
     file: Path | None = None  # None where this process writes nothing
     checkpoints: CheckpointFile | None = None  # likewise
@@ -68,6 +71,7 @@ class _State:
     points: int = 0
     skipped: int = 0
     selected: Selected | None = None
+    final: Measurement | None = None
     told_to_stop: bool = False
     asked: tuple[tuple[int, int | None], bool] | None = None  # what the schedule was asked last, and its answer
 
@@ -259,6 +263,11 @@ class Run:
         return self._state.selected
 
     @property
+    def final(self) -> Measurement | None:
+        """The model that training left behind, if its weights are those of no point, as an average of them may be."""
+        return self._state.final
+
+    @property
     def cost(self) -> Cost:
         """What following the run has cost so far, in this process."""
         state = self._state
@@ -289,6 +298,7 @@ class Run:
         last_step: int | None = None,
         max_steps: int | None = None,
         writes: bool | None = None,
+        weights: str | None = None,
         training: object = None,
         resumed_from: str | os.PathLike[str] | None = None,
         loaders: Any = None,
@@ -305,6 +315,8 @@ class Run:
                 points were measured on weights that the run never had.
             max_steps: at which training will end, if known.
             writes: whether this is the one process that writes files; by default rank 0 is.
+            weights: which ones `model` has whenever it is measured, if these are not those that are trained. A part of
+                the settings, so that points of both are not taken for one series.
             training: an object that all callbacks of this training share; two of them in one directory are refused.
             resumed_from: the checkpoint; it is complete, though it may not have been recorded.
             loaders: what gives the training data, for `check_overlap`.
@@ -317,7 +329,7 @@ class Run:
                 continue is damaged; on every rank.
         """
         with self.at_work():
-            self._open(model, Path(directory).absolute(), step, last_step, max_steps, writes, training)
+            self._open(model, Path(directory).absolute(), step, last_step, max_steps, writes, weights, training)
             if self.config.check_overlap and self._state.writes:
                 self.announce(look_for_probes(self.meter.probes, loaders, self.config.check_overlap, tokenizer))
             if step and resumed_from is not None and is_complete(Path(resumed_from)):
@@ -331,6 +343,7 @@ class Run:
         last_step: int | None,
         max_steps: int | None,
         writes: bool | None,
+        weights: str | None,
         training: object,
     ) -> None:
         self._release()
@@ -339,7 +352,8 @@ class Run:
         self._check_same_probes()
         preflight = self.meter.preflight(model)
         self.schedule(step)  # a mistake in it shows now
-        state.settings = self.meter.settings(model)
+        state.weights = weights
+        state.settings = self._with_weights(self.meter.settings(model), weights)
         if state.writes:
             _log.info("%s", preflight.describe())
         self._check_schedule(step, max_steps)
@@ -350,6 +364,8 @@ class Run:
             file = TrajectoryFile(directory, start_step=step, last_step=last_step)
             state.checkpoints = CheckpointFile(directory, start_step=step)
             state.file = file.path
+            with json_lines.explained(final := directory / FINAL_FILENAME, "moved"):
+                json_lines.set_aside(final)
             self._compare_settings(file)
             write_run_file(directory, phase_rule=self.rules.phase_rule)
             return file.trajectory
@@ -505,6 +521,7 @@ class Run:
         failure: Exception | None = None
         try:
             point = self.meter.measure(model, step=step)
+            point = replace(point, settings=self._with_weights(point.settings, self._state.weights))
         except Exception as error:
             failure = error
             reason = f"{type(error).__name__}: {error}"
@@ -522,6 +539,28 @@ class Run:
             _warn(f"Nothing could be measured at step {step}; training goes on without this point. {point.error}")
         return point
 
+    def record_final(self, model: torch.nn.Module, step: int) -> Measurement:
+        """Measure the model that training leaves behind, where its weights are those of no point.
+
+        It is no point of the trajectory: it has a file of its own, `ib_final.jsonl`, and is in the summary.
+
+        Args:
+            model: as it is left.
+            step: optimizer steps taken.
+        """
+        state = self._state
+        with self.at_work():
+            final = self._measure(model, step, False, None, None, False)
+            state.final = replace(final, settings=self._with_weights(final.settings, "final"))
+            if state.file is not None:
+                with self.survived("The measurement of the final model could not be written"):
+                    Trajectory([state.final]).save(state.file.parent / FINAL_FILENAME)
+        return state.final
+
+    @staticmethod
+    def _with_weights(settings: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
+        return dict(settings) if weights is None else {**settings, "weights": weights}
+
     def numbers(self) -> dict[str, float | int | None]:
         """Every number of the last point that could be measured, by its logged name; None where undefined."""
         return {f"ib/{name}": value for name, value in self.rules.numbers().items() if name != "tokens_seen"}
@@ -532,12 +571,23 @@ class Run:
             return {}
         return {**point.metrics(), **{f"ib/{name}": value for name, value in self.rules.shown().items()}}
 
-    def note_checkpoint(self, step: int, path: str | os.PathLike[str]) -> None:
-        """Record a checkpoint that is complete."""
+    def note_checkpoint(self, step: int, path: str | os.PathLike[str], *, holds: bool = True) -> None:
+        """Record a checkpoint that is complete.
+
+        Args:
+            step: at which it was saved.
+            path: of the file or folder.
+            holds: whether it holds the weights that were measured at that step; else it is never selected.
+        """
+        if not holds and self.rules.selects and self._state.writes:
+            _warn(
+                f"The checkpoint {path} holds other weights than those measured at step {step}, as if a callback had "
+                "exchanged them, and cannot be selected."
+            )
         if self._state.checkpoints is not None:
             with self.survived("A checkpoint could not be recorded, and can be selected in this process only"):
                 self._check_lock()
-                self._state.checkpoints.add(step, path)
+                self._state.checkpoints.add(step, path, holds=holds)
 
     def choose(self) -> Selected | None:
         """Select among the checkpoints that exist, if one of them can be; on every rank the same."""
@@ -643,7 +693,7 @@ class Run:
     def _summary(self) -> dict[str, float | str]:
         """The run in a few values for a logger, by full name."""
         with self.survived("The summary of the run could not be made"):
-            return summarise(self.trajectory, self.rules, self.cost, self.selected)
+            return summarise(self.trajectory, self.rules, self.cost, self.selected, self.final)
         return {}
 
     def _wandb_runs(self) -> list[Any]:
@@ -723,6 +773,11 @@ class Follows:
     def selected(self) -> Selected | None:
         """The checkpoint that `select` has chosen so far: `.step`, `.value`, `.path`."""
         return self._run.selected
+
+    @property
+    def final(self) -> Measurement | None:
+        """The model that training left behind, if its weights are those of no point, as an average of them may be."""
+        return self._run.final
 
     @property
     def cost(self) -> Cost:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ib_callback.results.measurement import Measurement
 from ib_callback.results.metrics import PRIMARY_SCALARS
 from ib_callback.results.selection import Candidate
 from ib_callback.results.trajectory import Trajectory
@@ -57,9 +58,11 @@ class Selected:
 
 
 def summarise(
-    trajectory: Trajectory, rules: LiveRules, cost: Cost, selected: Selected | None
+    trajectory: Trajectory, rules: LiveRules, cost: Cost, selected: Selected | None, final: Measurement | None = None
 ) -> dict[str, float | str]:
     """Best point, phases, last values, what stopped the run and what following it cost; by full name.
+
+    All numbers of the `final` model, if it is that of no point, have names of their own, such as `ib/final/optimality`.
 
     What does not exist, such as the start of a phase that was not reached, is left out.
     """
@@ -79,5 +82,6 @@ def summarise(
         "cost_seconds": cost.seconds,
         "cost_share": cost.share,
         "skipped_points": cost.skipped,
+        **({} if final is None else final.metrics("final/")),
     }
     return {f"ib/{name}": value for name, value in values.items() if value is not None}

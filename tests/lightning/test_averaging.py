@@ -1,0 +1,165 @@
+"""What is ranked is what a checkpoint's file holds: averages of weights, by Lightning's callbacks or one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    LambdaCallback,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.loggers import CSVLogger
+from tiny_hf import numbers, same_weights, tiny_model, weights
+from tiny_lightning import csv_rows, saving, tiny_callback, tiny_module, tiny_trainer
+
+import ib_callback as ib
+from ib_callback.results.measurement import settings_differences
+
+# Always at a checkpoint; the entropy rises all along, so that the latest is the best one.
+SELECT = ib.Selection("entropy", mode="max", select_from=0)
+
+
+class ByEpoch(WeightAveraging):
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return epoch_idx is not None
+
+
+AVERAGING = {
+    "every step": lambda: EMAWeightAveraging(decay=0.7),
+    "every second step, from the fourth on": lambda: EMAWeightAveraging(
+        decay=0.5, update_every_n_steps=2, update_starting_at_step=4
+    ),
+    "every epoch": ByEpoch,
+    "stochastic": lambda: StochasticWeightAveraging(swa_lrs=0.02, swa_epoch_start=1),
+}
+
+
+def train(directory: Path, callbacks: list[Callback], **arguments: Any) -> Any:
+    """Two epochs of six steps."""
+    trainer = tiny_trainer(
+        directory, callbacks, steps=-1, max_epochs=2, limit_train_batches=6, enable_checkpointing=True, **arguments
+    )
+    torch.manual_seed(5)
+    trainer.fit(tiny_module())
+    return trainer
+
+
+def held(path: Path) -> dict[str, float]:
+    """What is measured of the weights in a checkpoint."""
+    model = tiny_model(seed=99)
+    state = torch.load(path, weights_only=False)["state_dict"]
+    model.load_state_dict({name.removeprefix("net."): value for name, value in state.items()})
+    return numbers(tiny_callback()._run.meter.measure(model))
+
+
+def recorded(directory: Path) -> dict[int, Path]:
+    lines = map(json.loads, (directory / "ib_checkpoints.jsonl").read_text().splitlines())
+    return {line["step"]: directory / line["path"] for line in lines}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before it in the list", "after it"])
+@pytest.mark.parametrize("kind", AVERAGING)
+def test_every_value_is_that_of_the_weights_in_the_file(kind: str, first: bool, tmp_path: Path) -> None:
+    callback = tiny_callback(every_n_steps=2, select=SELECT)
+    callbacks = [callback, AVERAGING[kind]()]
+    trainer = train(tmp_path, [*(callbacks if first else callbacks[::-1]), saving(tmp_path, 3)])
+    points = {point.step: numbers(point) for point in callback.trajectory}
+    files = recorded(tmp_path)
+    assert set(points) == {0, 2, 3, 4, 6, 8, 9, 10, 12}
+    assert set(files) == {3, 6, 9, 12}
+    assert all(points[step] == held(path) for step, path in files.items())
+    assert callback.selected.path == files[callback.selected.step]
+    # The model that is left is the average, of which there is no other point.
+    left = numbers(callback._run.meter.measure(trainer.lightning_module.net))
+    assert left == (points[12] if callback.final is None else numbers(callback.final))
+    assert (callback.final is None) == (left == points[12])
+
+
+def test_a_training_that_ends_early_ends_with_its_own_last_point(tmp_path: Path) -> None:
+    stop = EarlyStopping("loss", patience=1, mode="max", check_on_train_epoch_end=True)
+    callback = tiny_callback(every_n_steps=5)
+    trainer = tiny_trainer(tmp_path, [callback, stop, EMAWeightAveraging(decay=0.7)], steps=-1, max_epochs=9)
+    trainer.fit(tiny_module())
+    assert trainer.global_step < 9 * 12
+    assert callback.trajectory.steps[-1] == trainer.global_step
+    assert numbers(callback.trajectory[-1]) == numbers(callback._run.meter.measure(trainer.lightning_module.net))
+
+
+@pytest.mark.parametrize("kind", AVERAGING)
+def test_neither_the_training_nor_the_average_notices(kind: str, tmp_path: Path) -> None:
+    def last(directory: Path, callbacks: list[Callback]) -> tuple[Any, Any]:
+        trainer = train(directory, [*callbacks, AVERAGING[kind](), saving(directory, 12)])
+        saved = torch.load(directory / "saved" / "step=12.ckpt", weights_only=False)
+        return saved, weights(trainer.lightning_module)
+
+    alone, followed = last(tmp_path / "alone", []), last(tmp_path / "followed", [tiny_callback(every_n_steps=1)])
+    assert same_weights(alone[1], followed[1])
+    for name in ("state_dict", "current_model_state", "averaging_state"):
+        assert (name in alone[0]) == (name in followed[0])
+        assert same_weights(alone[0].get(name, {}), followed[0].get(name, {}))
+
+
+def test_the_current_weights_can_be_measured_instead(tmp_path: Path) -> None:
+    plain = tiny_callback(every_n_steps=4)
+    train(tmp_path / "plain", [plain])
+    current, saved = (tiny_callback(every_n_steps=4, weights=which) for which in ("current", "saved"))
+    for name, callback in (("current", current), ("saved", saved)):
+        train(tmp_path / name, [callback, EMAWeightAveraging(decay=0.7)])
+    assert list(map(numbers, current.trajectory)) == list(map(numbers, plain.trajectory))
+    assert current.final is not None
+    assert numbers(current.final) == numbers(saved.trajectory[-1])
+    assert "weights" not in current.trajectory[-1].settings
+    assert saved.trajectory[-1].settings["weights"] == "saved"
+    # Nor are they mixed when such a run is resumed.
+    differences = settings_differences(current.trajectory[0], saved.trajectory[0])
+    assert differences == ['weights: absent vs "saved"']
+
+
+def test_the_current_weights_select_no_file_that_holds_others(tmp_path: Path) -> None:
+    callbacks = [tiny_callback(weights="current", select=SELECT), EMAWeightAveraging(), saving(tmp_path, 3)]
+    with pytest.raises(ValueError, match=r'weights="current".*checkpoints hold the average.*weights="saved"'):
+        train(tmp_path, callbacks)
+    with pytest.raises(ValueError, match=r'weights: expected "saved" or "current", got \'last\''):
+        tiny_callback(weights="last")
+
+
+@pytest.mark.parametrize("same_file", [False, True])
+def test_a_file_with_weights_that_were_not_measured_is_not_selected(same_file: bool, tmp_path: Path) -> None:
+    """Whoever puts them there; and what lay at that path before is not there any longer."""
+
+    def halve(trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        if trainer.global_step > 6:
+            checkpoint["state_dict"] = {name: value / 2 for name, value in checkpoint["state_dict"].items()}
+
+    callback = tiny_callback(every_n_steps=2, select=SELECT)
+    name = {"filename": "one", "save_top_k": 1, "enable_version_counter": False} if same_file else {}
+    with pytest.warns(RuntimeWarning, match="holds other weights than those measured at step 9"):
+        train(tmp_path, [callback, LambdaCallback(on_save_checkpoint=halve), saving(tmp_path, 3, **name)])
+    best = callback.selected
+    assert best.step in (3, 6)
+    point = next(point for point in callback.trajectory if point.step == best.step)
+    assert numbers(point) == held(best.path)
+
+
+def test_the_model_that_training_leaves_is_measured_if_it_is_another_one(tmp_path: Path) -> None:
+    callback, logger = tiny_callback(every_n_steps=4), CSVLogger(tmp_path, name="", version="")
+    callbacks = [callback, StochasticWeightAveraging(swa_lrs=0.02, swa_epoch_start=1)]
+    trainer = train(tmp_path, callbacks, logger=logger)
+    left = numbers(callback._run.meter.measure(trainer.lightning_module.net))
+    assert numbers(callback.final) == left != numbers(callback.trajectory[-1])
+    (read,) = ib.Trajectory.load(tmp_path / "ib_final.jsonl")
+    assert read == callback.final
+    assert read.settings["weights"] == "final"
+    rows = [row for row in csv_rows(tmp_path) if row.get("ib/final/optimality")]
+    assert [float(row["ib/final/optimality"]) for row in rows] == [callback.final.optimality]
+    # Of a run that comes after it in that directory there is none yet.
+    tiny_trainer(tmp_path, [tiny_callback(output_dir=tmp_path)], steps=1).fit(tiny_module())
+    assert not (tmp_path / "ib_final.jsonl").exists()
