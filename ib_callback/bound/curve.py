@@ -22,6 +22,7 @@ from ib_callback.bound._anneal import MANY_ROWS, Effort, anneal, envelope
 from ib_callback.bound._joint import Joint
 from ib_callback.common.checks import check_integer
 from ib_callback.common.files import write_atomically
+from ib_callback.common.messages import describe
 from ib_callback.common.progress import progress_bar
 
 FORMAT = 1
@@ -159,7 +160,7 @@ class IBCurve:
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{os.fspath(path)}: expected a file written by IBCurve.save, got something else or a damaged one "
-                f"({type(error).__name__}: {error}). Compute the curve again."
+                f"({describe(error)}). Compute the curve again."
             ) from error
 
     def __eq__(self, other: object) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,13 +11,12 @@ import scipy.sparse as sp
 from ib_callback.bound.curve import IBCurve, ib_curve
 from ib_callback.common.cache import build_once, user_cache_directory
 from ib_callback.common.checks import check_integer
+from ib_callback.common.messages import note
 from ib_callback.probe.ngrams import ORDER_NAMES, parse_orders, valid_positions
 from ib_callback.probe.probe import Probe
 
 # To be raised whenever the curve of the same probe becomes another one; old files are then not read again.
 ALGORITHM = 2
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,8 @@ def probe_curve(
 
     def build() -> IBCurve:
         joint = probe_joint(probe, order, orders=widths)
-        _log.info("computing the IB curve of probe %r (%s labels: %d x %d)", probe.name, order, *joint.counts.shape)
+        rows, columns = joint.counts.shape
+        note(f"computing the IB curve of probe {probe.name!r} ({order} labels: {rows} x {columns})")
         curve = ib_curve(joint.counts, num_codewords=num_codewords, progress=progress)
         return curve.with_info(
             probe=probe.fingerprint, order=order, K=max(widths.values()), num_positions=joint.num_positions

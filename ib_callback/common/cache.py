@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock, Timeout
+
+from ib_callback.common.messages import warn
 
 _log = logging.getLogger(__name__)
 Content = TypeVar("Content")
@@ -78,11 +79,9 @@ def build_once(
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path, content)
         except OSError as error:
-            warnings.warn(
+            warn(
                 f"{what}: it cannot be kept in {path.parent} ({error.strerror or error}), so every run and rank "
-                "builds it anew. Point XDG_CACHE_HOME or cache_dir= to a directory that can be written",
-                RuntimeWarning,
-                stacklevel=2,
+                "builds it anew. Point XDG_CACHE_HOME or cache_dir= to a directory that can be written"
             )
         return content
 
@@ -102,9 +101,8 @@ def _set_aside(path: Path, what: str) -> None:
         os.replace(path, damaged)
     except OSError:
         return  # there is none, or the directory cannot be written, which is said when it comes to that
-    warnings.warn(
+    warn(
         f"{what}: {path} is damaged or cannot be read. It was moved to {damaged.name} beside it, and is built anew",
-        RuntimeWarning,
         stacklevel=3,
     )
 

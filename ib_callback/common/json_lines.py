@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from ib_callback.common.errors import TrajectoryError
+from ib_callback.common.messages import warn
 
 
 def append(path: Path, line: bytes) -> None:
@@ -116,8 +116,6 @@ def _intact_end(handle: BinaryIO) -> tuple[int, bool]:
 
 
 def _warn_torn(path: Path) -> None:
-    warnings.warn(
-        f"{path}: the last line is torn (a run ended in the middle of a write); this one point is dropped",
-        RuntimeWarning,
-        stacklevel=3,
+    warn(
+        f"{path}: the last line is torn (a run ended in the middle of a write); this one point is dropped", stacklevel=3
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 
@@ -23,3 +24,11 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
             f'Install it with: pip install "ib-callback[{extra}]"',
             name=missing,
         ) from error
+
+
+def is_installed(module: str) -> bool:
+    """Whether a top-level module can be found, without importing it; what stands in for it counts."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # it has been put into sys.modules by hand
+        return True

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from ib_callback.common.optional import is_installed
 
 
 @contextmanager
 def progress_bar(
     what: str, *, total: int | None, unit: str, shown: bool | None, delay: float = 0.0
 ) -> Iterator[Callable[[int], None]]:
-    """A bar that is told how many are done, and goes forward only.
+    """A bar that is told how many are done, and goes forward only. Where it cannot be shown, none is.
 
     Args:
         what: is done, in a word or two.
@@ -21,15 +23,22 @@ def progress_bar(
         shown: None: on a terminal.
         delay: seconds until it appears; it then goes away at the end.
     """
-    shown = sys.stderr.isatty() if shown is None else shown
-    if not shown or importlib.util.find_spec("tqdm") is None:
-        yield lambda done: None  # not even a hidden bar, which would start a thread
-        return
-    from tqdm.auto import tqdm
+    bar: Any = None
+    with suppress(Exception):  # as of a stream that is closed, or not there
+        # Not even a hidden bar, which would start a thread.
+        if (sys.stderr.isatty() if shown is None else shown) and is_installed("tqdm"):
+            from tqdm.auto import tqdm
 
-    with tqdm(total=total, desc=what, unit=unit, leave=not delay, delay=delay) as bar:
+            bar = tqdm(total=total, desc=what, unit=unit, leave=not delay, delay=delay)
 
-        def reached(done: int) -> None:
-            bar.update(max(done - bar.n, 0))
+    def reached(done: int) -> None:
+        with suppress(Exception):
+            if bar is not None:
+                bar.update(max(done - bar.n, 0))
 
+    try:
         yield reached
+    finally:
+        with suppress(Exception):
+            if bar is not None:
+                bar.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, WandbCallback
 from transformers.trainer_callback import CallbackHandler
 
+from ib_callback.common import messages
 from ib_callback.results.metrics import better_direction
 from ib_callback.run.rules import LiveRules
 
@@ -191,10 +191,10 @@ def report(
         except Exception as error:  # a run must not die of its log
             warn(
                 f"The information plane could not be logged by {type(target).__name__}; training goes on. "
-                f"{type(error).__name__}: {error}"
+                f"{messages.describe(error)}"
             )
 
 
 def warn(message: str) -> None:
     """A RuntimeWarning of whoever called what calls this."""
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    messages.warn(message, stacklevel=3)

@@ -20,7 +20,7 @@ from ib_callback.measuring.meter import Meter
 from ib_callback.probe.probe import Probe
 from ib_callback.results.measurement import Measurement
 from ib_callback.run.config import RunConfig, split_keywords, takes_keywords_of
-from ib_callback.run.run import Follows, Run, weights_seen
+from ib_callback.run.run import Follows, Run, survives, weights_seen
 from ib_callback.run.summary import Selected
 
 require("transformers", extra="hf", purpose="ib_callback.hf")
@@ -135,6 +135,7 @@ class IBCallback(Follows, TrainerCallback):
             control.should_training_stop = True
             self._over = True
 
+    @survives
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure if the schedule says so, if this is known to be the last step, or if it is going to be saved."""
         if not self._running:
@@ -151,6 +152,7 @@ class IBCallback(Follows, TrainerCallback):
             if self._saves_best:
                 self._save_if_best(args, state, control)
 
+    @survives
     def on_evaluate(
         self,
         args: TrainingArguments,
@@ -174,6 +176,7 @@ class IBCallback(Follows, TrainerCallback):
             # EarlyStoppingCallback loses patience.
             state.best_metric = None
 
+    @survives
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Take note of the checkpoint, and of which one is now the best."""
         if not self._running:
@@ -184,6 +187,7 @@ class IBCallback(Follows, TrainerCallback):
         self._run.note_checkpoint(self._saved, _checkpoint(args, self._saved))
         self._choose(args, state)
 
+    @survives
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -193,6 +197,7 @@ class IBCallback(Follows, TrainerCallback):
         elif control.should_training_stop or (self._running and self._selects and control.should_save):
             self._record_last(args, state, control, kwargs["model"])
 
+    @survives
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure the last step if only now it is known to be the last."""
         # The Trainer's closing log. A callback later in the list, or at an evaluation, may have ended the training;
@@ -206,6 +211,7 @@ class IBCallback(Follows, TrainerCallback):
                 # them the last checkpoint.
                 state.best_model_checkpoint = None
 
+    @survives
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -298,12 +304,12 @@ class IBCallback(Follows, TrainerCallback):
         counted = args.include_num_input_tokens_seen not in (False, None, "no")
         tokens_seen = int(state.num_input_tokens_seen) if counted else None
         point = self._run.record(model, step, tokens_seen=tokens_seen, scheduled=scheduled, at_start=at_start)
-        metrics = self._run.logged(point)
-        if metrics:
-            state.log_history.append({**metrics, "epoch": state.epoch, "step": step})
         self._write_state(state)
-        if metrics and state.is_world_process_zero:
-            with self._run.at_work():
+        with self._run.survived("A point could not be logged"), self._run.at_work():
+            metrics = self._run.logged(point)
+            if metrics:
+                state.log_history.append({**metrics, "epoch": state.epoch, "step": step})
+            if metrics and state.is_world_process_zero:
                 report(self._handler, args, state, control, model, metrics)
         self._stop_if_decided(args, state, control, point)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from ib_callback.common.messages import describe, warn
 
 _WATCHED = {"save_checkpoint": "_save_and_tell", "remove_checkpoint": "_remove_unless_kept", "teardown": "_tear_down"}
 
@@ -114,11 +115,10 @@ class SavingWatch:
             try:
                 copy = _copy(path, f"step={self._kept_step}-{path.name}")
                 self._copied(self._kept_step, copy)
-            except OSError as error:
-                warnings.warn(
-                    f"The best checkpoint, {path}, is about to be overwritten, and could not be copied. {error}",
-                    RuntimeWarning,
-                    stacklevel=2,
+            except Exception as error:  # the next one has to be saved all the same
+                warn(
+                    f"The best checkpoint, {path}, is about to be overwritten, and could not be copied. "
+                    f"{describe(error)}"
                 )
         copy = self._strategy.broadcast(copy)
         if copy is not None:

@@ -8,12 +8,10 @@ Example: one more line in a training script.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import inspect
 import math
 import os
 import sys
-import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import write_atomically
-from ib_callback.common.optional import require
+from ib_callback.common.messages import describe, warn
+from ib_callback.common.optional import is_installed, require
 from ib_callback.lightning._averaging import Averaging, checksums, same_weights
 from ib_callback.lightning._model import Target, find_target
 from ib_callback.lightning._saving import SavingWatch
@@ -36,7 +34,7 @@ from ib_callback.results.trajectory import FILENAME
 from ib_callback.run.checkpoints import CheckpointFile
 from ib_callback.run.config import RunConfig, split_keywords, takes_keywords_of
 from ib_callback.run.ranks import of_rank_zero
-from ib_callback.run.run import Follows, Run
+from ib_callback.run.run import Follows, Run, survives
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 # Stands in for a value that cannot be selected: beyond every metric, and better by more than any min_delta with
@@ -50,7 +48,7 @@ def _callback_classes() -> tuple[type, ...]:
     """`Callback` of each Lightning package that is in use; of the one that is installed if none is so far."""
     in_use = [sys.modules[name] for name in _PACKAGES if sys.modules.get(name) is not None]
     if not in_use:
-        old_only = importlib.util.find_spec("lightning") is None and importlib.util.find_spec("pytorch_lightning")
+        old_only = not is_installed("lightning") and is_installed("pytorch_lightning")
         name = "pytorch_lightning" if old_only else "lightning.pytorch"
         in_use = [require(name, extra="lightning", purpose="ib_callback.lightning")]
     return tuple(package.Callback for package in in_use)
@@ -185,7 +183,9 @@ class IBCallback(Follows, Callback):
         if not self._state:
             return {}
         steps = [step for step in self.trajectory.steps if step is not None]
-        saving = {} if self._saving is None else self._saving.state_dict()
+        saving: dict[str, Any] = {}
+        with self._run.survived("Which checkpoints are to be removed later could not be noted"):
+            saving = {} if self._saving is None else self._saving.state_dict()
         return {**self._state, "last_step": steps[-1] if steps else None, **saving}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -260,6 +260,7 @@ class IBCallback(Follows, Callback):
         self._choose()
         self._running = True
 
+    @survives
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure if the optimizer has made a step that the schedule wants, or if this is known to be the last."""
         if not self._running:
@@ -294,6 +295,7 @@ class IBCallback(Follows, Callback):
             self._record(trainer, pl_module, since=before)
         self._stop_if_decided(trainer)
 
+    @survives
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the last step if only now it is known to be the last, and finish the files."""
         if not self._running:
@@ -319,18 +321,19 @@ class IBCallback(Follows, Callback):
             self._begin(trainer, pl_module)
             self.on_train_end(trainer, pl_module)
         except Exception as error:  # what was trained is safe, and so is what was measured
-            reason = f"{type(error).__name__}: {error}"
-            _warn(f"The run was resumed where it ends, and its trajectory could not be taken up. {reason}")
+            _warn(f"The run was resumed where it ends, and its trajectory could not be taken up. {describe(error)}")
         finally:
             if self._saving is not None:
                 self._saving.close()
 
+    @survives
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Finish the files of a run that was interrupted."""
         if self._running:
             self._finish(trainer, complete=False)
         self._let_go()
 
+    @survives
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the model and of the strategy."""
         self._let_go()
@@ -405,8 +408,12 @@ class IBCallback(Follows, Callback):
             trainer.callback_metrics.update({name: values[mode] for name, mode in self._stand_ins.items()})
 
     def _set_wandb_runs(self, trainer: Any) -> None:
-        loggers = trainer.loggers if trainer.is_global_zero else []
-        self._run.wandb_runs = [logger.experiment for logger in loggers if _is_wandb(logger)]
+        runs: list[Any] = []
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            with self._run.survived(f"{type(logger).__name__} has no run to log to"):
+                if _is_wandb(logger):
+                    runs.append(logger.experiment)
+        self._run.wandb_runs = runs
 
     def _log(self, trainer: Any, metrics: dict[str, float], step: int) -> None:
         # Through self.log() the values would arrive only at every log_every_n_steps, and then again and again.
@@ -415,8 +422,10 @@ class IBCallback(Follows, Callback):
                 logger.log_metrics(metrics, step=step)
                 logger.save()
             except Exception as error:  # a run must not die of its log
-                name, reason = type(logger).__name__, f"{type(error).__name__}: {error}"
-                _warn(f"The information of step {step} could not be logged to {name}; training goes on. {reason}")
+                name = type(logger).__name__
+                _warn(
+                    f"The information of step {step} could not be logged to {name}; training goes on. {describe(error)}"
+                )
 
     def _stop_if_decided(self, trainer: Any) -> None:
         decision = self._run.decision
@@ -456,6 +465,7 @@ class IBCallback(Follows, Callback):
             state=earlier,
         )
 
+    @survives
     def _before_saving(self, trainer: Any, checkpoint: dict[str, Any]) -> None:
         if self._running and self._run.rules.selects and not self._run.recorded(trainer.global_step):
             self._record(trainer, trainer.lightning_module)
@@ -468,6 +478,7 @@ class IBCallback(Follows, Callback):
         if self.state_key in checkpoint.get("callbacks", {}):
             checkpoint["callbacks"][self.state_key] = self.state_dict()
 
+    @survives
     def _after_saving(self, step: int, path: Path) -> None:
         with self._run.at_work():
             self._run.note_checkpoint(step, path, holds=self._held)
@@ -493,10 +504,11 @@ class IBCallback(Follows, Callback):
         if self.output_dir is not None:
             return Path(self.output_dir)
         directory = trainer.default_root_dir
-        if trainer.loggers:
-            logger = trainer.loggers[0]
-            version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-            directory = os.path.join(logger.save_dir or directory, str(logger.name), version)
+        with self._run.survived(f"The first logger does not say where it writes, and files go to {directory}"):
+            if trainer.loggers:
+                logger = trainer.loggers[0]
+                version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+                directory = os.path.join(logger.save_dir or directory, str(logger.name), version)
         return Path(trainer.strategy.broadcast(os.fspath(directory)))
 
     def _shows_progress(self, trainer: Any) -> bool:
@@ -539,12 +551,12 @@ def _bring_along(earlier: Mapping[str, Any], directory: Path) -> None:
             for step, path in CheckpointFile(came_from).existing().items():
                 checkpoints.add(step, path)
             write_atomically(destination, trajectory)
-    except (OSError, TrajectoryError) as error:
+    except Exception as error:  # what was measured is where it was
         _warn(
             f"The earlier part of the trajectory, {source}, could not be taken over, and a new one begins in "
-            f"{directory}. {error}"
+            f"{directory}. {describe(error)}"
         )
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    warn(message, stacklevel=3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from ib_callback.bound.curve import IBCurve
 from ib_callback.bound.probe_curve import probe_curve
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError, RepresentationError
+from ib_callback.common.messages import warn
 from ib_callback.common.progress import progress_bar
 from ib_callback.common.version import __version__
 from ib_callback.estimator.functional import check_weighting
@@ -239,11 +239,9 @@ class Meter:
         memory = plan.memory(len(groups[0]), self.num_bins)
         free = free_memory(access.device_of(root))
         if free is not None and memory > free:
-            warnings.warn(
+            warn(
                 f"a measurement needs {memory / 2**20:,.0f} MiB beside the forward pass, and {free / 2**20:,.0f} MiB "
-                "are free. Set memory_budget= (bytes) to measure layers in groups, or use a smaller probe.",
-                RuntimeWarning,
-                stacklevel=2,
+                "are free. Set memory_budget= (bytes) to measure layers in groups, or use a smaller probe."
             )
         with untouched(root), resharded(root):
             forward = self._forward(root)
@@ -409,9 +407,8 @@ class Meter:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self.batch_size = max(1, self.batch_size // 2)
-            warnings.warn(
+            warn(
                 f"out of memory while measuring; trying again with batch_size={self.batch_size}, also from now on.",
-                RuntimeWarning,
                 stacklevel=3,
             )
 
@@ -431,7 +428,7 @@ class Meter:
             return
         self._read_ahead.add(kind)
         if bidirectional.sees_what_follows(forward, self.plan().batches, layers):
-            warnings.warn(bidirectional.explanation(forward.model), RuntimeWarning, stacklevel=3)
+            warn(bidirectional.explanation(forward.model), stacklevel=3)
 
     def _bar(self, batches: tuple[Batch, ...]) -> Iterator[Batch]:
         with progress_bar("information", total=len(batches), unit="batch", shown=self.progress, delay=2.0) as done:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ib_callback.common.errors import ProbeError
+from ib_callback.common.messages import describe
 from ib_callback.common.optional import require
 
 C4 = "allenai/c4"
@@ -72,7 +73,7 @@ class Rows:
             raise
         except Exception as error:
             where = f"after {seen} rows" if seen else "at the start"
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            said = " ".join(describe(error).split())[:300]
             raise ProbeError(f"{self.what}: cannot be read, {where} ({said}).") from error
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import statistics
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 from typing import Any
 
 from ib_callback.common.checks import check_integer
+from ib_callback.common.messages import warn
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.noise import scatter
 
@@ -247,11 +247,10 @@ class PhaseTracker:
         if self._above_null is None:
             self._above_null = point.expressivity_above_null is not None
             if not self._above_null:
-                warnings.warn(
+                warn(
                     "phases are found from the plain expressivity, for it was measured without its null. At wide "
                     "orders nearly all of it is null, and the fitting phase may never be recognised: measure with "
                     "null=True",
-                    RuntimeWarning,
                     stacklevel=4,
                 )
         expressivity = point.expressivity_above_null if self._above_null else point.expressivity

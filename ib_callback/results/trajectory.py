@@ -16,6 +16,7 @@ from typing import Any, overload
 from ib_callback.common import json_lines
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import write_atomically
+from ib_callback.common.messages import describe
 from ib_callback.results.correlation import Correlation, correlations
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.metrics import PLANE, Mode
@@ -232,7 +233,7 @@ def read_phase_rule(directory: str | os.PathLike[str]) -> PhaseRule:
         return DEFAULT_RULE
     except (OSError, ValueError, TypeError, KeyError) as error:
         warnings.warn(
-            f"{path}: the run's phase rule cannot be read ({type(error).__name__}: {error}); phases are found by the "
+            f"{path}: the run's phase rule cannot be read ({describe(error)}); phases are found by the "
             "default rule. Write it anew with the run's rule, or remove it",
             RuntimeWarning,
             stacklevel=3,

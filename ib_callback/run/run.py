@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
+import functools
 import math
 import os
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -22,6 +19,8 @@ from ib_callback.bound.curve import FILENAME as CURVE_FILENAME
 from ib_callback.common import json_lines
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError, TrajectoryError
+from ib_callback.common.messages import describe, note, tell, warn
+from ib_callback.common.optional import is_installed
 from ib_callback.measuring.meter import Meter
 from ib_callback.measuring.model.forward import is_out_of_memory
 from ib_callback.measuring.model.guard import preserved_rng
@@ -49,7 +48,7 @@ _DRAWN_AGAIN = 1.25
 # Those that only a logger gets wait until the run has twice the points.
 _PICTURED_AGAIN = 2
 
-_log = logging.getLogger(__name__)
+Event = TypeVar("Event", bound=Callable[..., Any])
 
 
 @dataclass
@@ -169,14 +168,15 @@ class Run:
             self._release()
             return
         seen, self._last = self._last, None
-        if kind is None and not self.recorded(seen.step):
-            if of_rank_zero(seen.weights == weights_seen(seen.model)):
-                self.record(seen.model, seen.step, train_loss=seen.loss)
-            else:
-                _warn(
-                    f"The last step seen, step {seen.step}, was not measured: the optimizer has made another one "
-                    "since. Call run.step(model, step) after the last step of the optimizer, too."
-                )
+        with self.survived("The last step could not be measured"):
+            if kind is None and not self.recorded(seen.step):
+                if of_rank_zero(seen.weights == weights_seen(seen.model)):
+                    self.record(seen.model, seen.step, train_loss=seen.loss)
+                else:
+                    _warn(
+                        f"The last step seen, step {seen.step}, was not measured: the optimizer has made another one "
+                        "since. Call run.step(model, step) after the last step of the optimizer, too."
+                    )
         self.end(seen.step, complete=kind is None)
 
     def step(self, model: torch.nn.Module, step: int, *, loss: float | None = None) -> StopDecision | None:
@@ -210,8 +210,10 @@ class Run:
                 f"step: expected {self._last.step} or more, got {step}. To go back to an earlier checkpoint, begin a "
                 "new `with ib.Run(…)` block at its step."
             )
-        elif self.due(step, since=self._last.step):
-            self.record(model, step, train_loss=loss, since=self._last.step)
+        else:
+            with self.survived("A step could not be followed"):
+                if self.due(step, since=self._last.step):
+                    self.record(model, step, train_loss=loss, since=self._last.step)
         self._last = _Seen(model, step, loss, weights_seen(model))
         decision = self.decision
         if decision and not self._state.told_to_stop:
@@ -235,7 +237,7 @@ class Run:
         step = self._within("saved", step)
         if self._last is None:
             raise RuntimeError("Run.saved: expected a first run.step(model, step), with which the run begins.")
-        with self.at_work():
+        with self.survived("A checkpoint could not be taken note of"), self.at_work():
             # Saved after a step of the optimizer that `step` is yet to be told of: the weights are those of now.
             if self.rules.selects and step >= self._last.step and not self.recorded(step):
                 self.record(self._last.model, step, train_loss=self._last.loss if step == self._last.step else None)
@@ -286,8 +288,8 @@ class Run:
             with preserved_rng():
                 yield
         finally:
-            self._state.seconds_at_work += time.perf_counter() - self._working_since
-            self._working_since = None
+            began, self._working_since = self._working_since, None
+            self._state.seconds_at_work += time.perf_counter() - began
 
     def begin(
         self,
@@ -355,7 +357,7 @@ class Run:
         state.weights = weights
         state.settings = self._with_weights(self.meter.settings(model), weights)
         if state.writes:
-            _log.info("%s", preflight.describe())
+            note(preflight.describe())
         self._check_schedule(step, max_steps)
 
         def open_files() -> Trajectory:
@@ -378,7 +380,7 @@ class Run:
             with self.survived(f"{CURVE_FILENAME} could not be written, and later pictures from files will lack it"):
                 curve.save(directory / CURVE_FILENAME)
         if state.writes and self.config.log_plane:
-            if importlib.util.find_spec("matplotlib") is not None:
+            if is_installed("matplotlib"):
                 state.plane = directory / PLANE_FILENAME
             else:
                 _warn(
@@ -524,7 +526,7 @@ class Run:
             point = replace(point, settings=self._with_weights(point.settings, self._state.weights))
         except Exception as error:
             failure = error
-            reason = f"{type(error).__name__}: {error}"
+            reason = describe(error)
             seconds = time.perf_counter() - began
             point = Measurement.failed(step, reason, settings=self._state.settings, seconds=seconds)
         if tokens_seen is None and self.config.tokens_per_step is not None:
@@ -656,7 +658,7 @@ class Run:
             complete: whether the run ended as it should, so that checkpoints are chosen among once more.
         """
         state = self._state
-        with self.at_work():
+        with self.survived("The run could not be finished"), self.at_work():
             if complete:
                 self.choose()
                 if self.rules.selects and self.selected is None and state.writes:
@@ -698,23 +700,21 @@ class Run:
 
     def _wandb_runs(self) -> list[Any]:
         runs = list(self.wandb_runs)
-        if (own := open_run()) is not None and not any(run is own for run in runs):
-            runs.append(own)
+        with self.survived("The open run of Weights & Biases could not be found"):
+            if (own := open_run()) is not None and not any(run is own for run in runs):
+                runs.append(own)
         return runs
 
     def announce(self, message: str) -> None:
         """Tell whoever watches the run, on the process that writes: also where nobody has set up logging."""
-        if self._state.file is None or not message:
-            return
-        if _log.isEnabledFor(logging.INFO):
-            _log.info("%s", message)
-        else:
-            sys.stderr.write(f"ib_callback: {message}\n")
+        if self._state.file is not None and message:
+            tell(message)
 
     def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            with self.survived("The output directory could not be released, and is in use until the process ends"):
+                lock.release()
 
     @property
     def _holds_directory(self) -> bool:
@@ -742,7 +742,7 @@ class Run:
         except Exception as error:
             if what not in self._state.outages:
                 self._state.outages.add(what)
-                _warn(f"{what}. {type(error).__name__}: {error}")
+                _warn(f"{what}. {describe(error)}")
         else:
             self._state.outages.discard(what)
 
@@ -785,6 +785,17 @@ class Follows:
         return self._run.cost
 
 
+def survives(event: Event) -> Event:
+    """Of a callback, for an event while training runs: whatever goes wrong there is a warning."""
+
+    @functools.wraps(event)
+    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._run.survived(f"{type(self).__name__}.{event.__name__} failed, and training goes on"):
+            return event(self, *args, **kwargs)
+
+    return guarded  # type: ignore[return-value]
+
+
 def weights_seen(model: torch.nn.Module) -> tuple[int, int]:
     """What changes when the weights of a model do, or when others are loaded into it."""
     parameters = list(model.parameters())
@@ -794,7 +805,7 @@ def weights_seen(model: torch.nn.Module) -> tuple[int, int]:
 def _raise_on_every_rank(failure: Exception | None) -> None:
     """Raise what failed here or, so that nobody waits in vain, on another rank; but memory may run out."""
     passes = failure is None or is_out_of_memory(failure)
-    elsewhere = first_failure(None if passes else f"{type(failure).__name__}: {failure}")
+    elsewhere = first_failure(None if failure is None or passes else describe(failure))
     if failure is not None and not passes:
         raise failure
     if elsewhere is not None:
@@ -818,4 +829,4 @@ def _from_writer(open_files: Callable[[], Trajectory], *, writes: bool) -> Traje
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
+    warn(message, stacklevel=4)

@@ -8,13 +8,13 @@ worker processes would then share, is better left alone.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from ib_callback.common.messages import describe, warn
 from ib_callback.probe.probe import Probe
 
 _BY_HAND = "probe.overlap(texts, tokenizer) compares any texts with a probe."
@@ -60,7 +60,7 @@ def look_for_probes(probes: Iterable[Probe], loaders: Any, count: int, tokenizer
         except Exception as error:  # whatever a user's dataset does, it will do when training needs it
             _warn(
                 "The training data could not be searched for the probe; training goes on. "
-                f"{type(error).__name__}: {str(error).rstrip('.')}. {_BY_HAND}"
+                f"{describe(error).rstrip('.')}. {_BY_HAND}"
             )
     return "; ".join(clean)
 
@@ -85,4 +85,4 @@ def _why_not(dataset: Any) -> str:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
+    warn(message, stacklevel=4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 from ib_callback.common import json_lines
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import write_atomically
+from ib_callback.common.messages import note
 from ib_callback.results.trajectory import FILENAME, Trajectory, check_writable, parse_lines
 from ib_callback.run import checkpoints
 
-_log = logging.getLogger(__name__)
 _LEVELS = 4
 
 
@@ -51,7 +50,7 @@ class TrajectoryFile:
                 self._keep_until(start_step if last_step is None else min(start_step, last_step))
             else:
                 self.begin_anew()
-                _log.info("A new run begins: the old trajectory was moved to %s", self.rotated)
+                note(f"A new run begins: the old trajectory was moved to {self.rotated}")
 
     def begin_anew(self) -> None:
         """Move the file away and begin with no points.
@@ -70,10 +69,10 @@ class TrajectoryFile:
         if len(kept) < len(rows):
             self.rotated = json_lines.reserve_name(self.path)
             write_atomically(self.rotated, data)
-            _log.info(
-                "Resumed at step %d: %d later points were dropped; the whole old trajectory is in %s",
-                step, len(rows) - len(kept), self.rotated,
-            )  # fmt: skip
+            note(
+                f"Resumed at step {step}: {len(rows) - len(kept)} later points were dropped; the whole old trajectory "
+                f"is in {self.rotated}"
+            )
         # The lines as they were, not written anew: a newer version may have put in more than this one reads.
         intact = b"".join(line + b"\n" for line, _ in kept)
         if intact != data:

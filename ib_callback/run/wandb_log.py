@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ib_callback.common.messages import describe, warn
 from ib_callback.results.trajectory import Trajectory
 
 PICTURES = "ib/"
@@ -112,9 +112,7 @@ class WandbLog:
     def _warn(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(
-                f"{message}. Training goes on; the trajectory file has every point.", RuntimeWarning, stacklevel=3
-            )
+            warn(f"{message}. Training goes on; the trajectory file has every point.", stacklevel=3)
 
 
 def _table(trajectory: Trajectory) -> tuple[list[str], list[list[Any]]]:
@@ -136,4 +134,4 @@ def _opened(content: bytes) -> Any:
 
 
 def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(". ")
+    return describe(error).rstrip(". ")
