@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, WandbCallback
 from transformers.trainer_callback import CallbackHandler
 
@@ -135,12 +135,63 @@ def check_saving(args: TrainingArguments, rules: LiveRules) -> bool:
 
 
 def for_evaluation(numbers: Mapping[str, float | int | None]) -> dict[str, float]:
-    """Numbers by evaluation key; NaN where undefined, which the Trainer never takes for the best."""
-    return {evaluation_key(name.removeprefix("ib/")): _or_nan(value) for name, value in numbers.items()}
+    """Numbers by evaluation key; those that are undefined are left out, for JSON has no word for them."""
+    named = {evaluation_key(name.removeprefix("ib/")): value for name, value in numbers.items()}
+    return {key: float(value) for key, value in named.items() if value is not None and math.isfinite(value)}
 
 
-def _or_nan(value: float | int | None) -> float:
-    return math.nan if value is None else float(value)
+def keep_out_of_tables(handler: CallbackHandler | None, keys: Iterable[str]) -> None:
+    """At the evaluation going on, a notebook's table of progress, which has a column for each metric, lacks these."""
+    for other in [] if handler is None else handler.callbacks:
+        # By name, for its module can be imported in notebooks only.
+        if any(base.__name__ == "NotebookProgressCallback" for base in type(other).__mro__):
+            _call_without(other, frozenset(keys))
+
+
+def _call_without(table: Any, keys: frozenset[str]) -> None:
+    show, in_front = table.on_evaluate, vars(table).get("on_evaluate")
+
+    def on_evaluate(*args: Any, metrics: dict[str, float], **kwargs: Any) -> Any:
+        if in_front is None:
+            vars(table).pop("on_evaluate", None)
+        else:
+            table.on_evaluate = in_front
+        hidden = {key: metrics.pop(key) for key in keys & metrics.keys()}
+        try:
+            return show(*args, metrics=metrics, **kwargs)
+        finally:
+            metrics.update(hidden)
+
+    table.on_evaluate = on_evaluate
+
+
+def save_without_infinity(state: TrainerState) -> None:
+    """Until `save_as_it_is`: a best metric of infinity, which stands for none, is none in the file of the state.
+
+    The Trainer puts it there between an evaluation and a checkpoint, where no callback is called.
+    """
+    save = state.save_to_json
+
+    def save_to_json(*args: Any, **kwargs: Any) -> None:
+        best = state.best_metric
+        state.best_metric = finite_best(best)
+        try:
+            save(*args, **kwargs)
+        finally:
+            state.best_metric = best
+
+    vars(state)["save_to_json"] = save_to_json
+
+
+def save_as_it_is(state: TrainerState) -> None:
+    """The end of `save_without_infinity`."""
+    vars(state).pop("save_to_json", None)
+    state.best_metric = finite_best(state.best_metric)
+
+
+def finite_best(best: float | None) -> float | None:
+    """The best metric, if any evaluation has had one: the Trainer begins with infinity."""
+    return None if best is None or math.isinf(best) else best
 
 
 def find_handler(callback: TrainerCallback) -> CallbackHandler | None:

@@ -30,9 +30,13 @@ from ib_callback.hf._trainer import (  # noqa: E402
     check_order,
     check_saving,
     find_handler,
+    finite_best,
     for_evaluation,
     judges_by_itself,
+    keep_out_of_tables,
     report,
+    save_as_it_is,
+    save_without_infinity,
     warn,
     watched_metric,
 )
@@ -51,8 +55,10 @@ class IBCallback(Follows, TrainerCallback):
 
     Every evaluation's metrics get `eval_ib_...`, so that `metric_for_best_model="ib_selectable_optimality"` and
     `EarlyStoppingCallback` (after this callback in the list) work; if the Trainer judges by one of them, every
-    evaluation is measured, whatever the schedule. A number that is undefined, or not selectable yet, is NaN there,
-    which the Trainer never takes for the best.
+    evaluation is measured, whatever the schedule. A number that is undefined, or not selectable yet, is missing there,
+    and in `state.log_history`; only the one by which the Trainer judges is NaN then, which it never takes for the best.
+    The table of a notebook, and the objective of a hyperparameter search, are what they are without this callback,
+    unless that one is in it. After the training, `trainer.evaluate()` has the numbers of the model as it then is.
 
     With `early_stopping` training ends when the rule says so, with a last checkpoint under `save_strategy="steps"`.
     With `select` the best checkpoint is kept, whatever `save_total_limit` is, and every checkpoint is measured;
@@ -82,6 +88,7 @@ class IBCallback(Follows, TrainerCallback):
         self._run = Run(Meter(probe, **meter_keywords), config=config, x_axis="train/global_step")
         self._running = False
         self._over = False  # the run had been stopped before it was resumed
+        self._ended = False  # a training that was followed
         self._weights: tuple[int, int] | None = None  # as the last step left them
         self._saved = 0  # step of the last checkpoint
         self._watched: str | None = None
@@ -95,12 +102,13 @@ class IBCallback(Follows, TrainerCallback):
         """Check everything, open the trajectory and measure the model as training finds it."""
         run, step, model = self._run, state.global_step, kwargs["model"]
         # A second training, or a restart with a smaller batch size, comes here again and begins anew.
-        self._running, self._over = False, False
+        self._running, self._over, self._ended = False, False, False
         self._weights, self._evaluated, self._saved = None, None, step
         self._handler = find_handler(self)
         self._watched = watched_metric(args, run.rules.names, selects=run.rules.selects)
         if self._watched is not None:
             check_order(self._handler, self)
+            save_without_infinity(state)
         self._saves_best = check_saving(args, run.rules)
         progress = self._progress if self._progress is not None else not args.disable_tqdm
         run.meter.progress = progress and state.is_world_process_zero
@@ -152,7 +160,6 @@ class IBCallback(Follows, TrainerCallback):
             if self._saves_best:
                 self._save_if_best(args, state, control)
 
-    @survives
     def on_evaluate(
         self,
         args: TrainingArguments,
@@ -162,19 +169,53 @@ class IBCallback(Follows, TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Add the numbers to the metrics, by which the Trainer and its callbacks judge the model."""
-        if not self._running or metrics is None or not self._counts(metrics, state.global_step):
+        if not (self._running or self._ended) or metrics is None or not self._counts(metrics, state.global_step):
+            return
+        self._add_numbers(args, state, control, metrics, kwargs["model"])
+        watched = self._watched if self._running else None
+        # Undefined, or whatever has failed: without it the Trainer raises.
+        if watched is not None and math.isnan(metrics.setdefault(watched, math.nan)):
+            # If no evaluation has had a value yet, the Trainer would hold infinity for one, against which
+            # EarlyStoppingCallback loses patience.
+            state.best_metric = finite_best(state.best_metric)
+
+    @survives
+    def _add_numbers(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        model: torch.nn.Module,
+    ) -> None:
+        if self._ended:
+            self._publish(state, metrics, self._numbers_of(model, state.global_step))
             return
         if self._watched is not None and not self._over and not self._run.recorded(state.global_step):
-            self._record(args, state, control, kwargs["model"], scheduled=True)
+            self._record(args, state, control, model, scheduled=True)
         numbers = self._run.numbers()
         if self._over or (self._watched is not None and self.trajectory[-1].error is not None):
             # A checkpoint that is judged by the numbers of an earlier step would be judged wrongly.
             numbers = dict.fromkeys(numbers)
-        metrics.update(for_evaluation(numbers))
-        if self._watched is not None and math.isnan(metrics[self._watched]) and math.isinf(state.best_metric or 0.0):
-            # No evaluation has had a value yet. The Trainer would hold infinity for one, against which
-            # EarlyStoppingCallback loses patience.
-            state.best_metric = None
+        self._publish(state, metrics, numbers)
+
+    def _publish(
+        self, state: TrainerState, metrics: dict[str, float], numbers: Mapping[str, float | int | None]
+    ) -> None:
+        """For the Trainer and its callbacks."""
+        found = for_evaluation(numbers)
+        if state.is_hyper_param_search:  # whose objective is by default the sum of all metrics
+            found = {key: value for key, value in found.items() if key == self._watched}
+        metrics.update(found)
+        keep_out_of_tables(find_handler(self), found)
+
+    def _numbers_of(self, model: torch.nn.Module, step: int) -> dict[str, float | int | None]:
+        """Of a model after the training: the last point, or if it has other weights, such as the best, its own."""
+        last = self.trajectory[-1] if self.trajectory else None
+        if last is not None and last.step == step and last.error is None and self._weights == weights_seen(model):
+            return self._run.numbers()
+        with self._run.at_work():
+            return dict(self._run.meter.measure(model, step=step).metrics())
 
     @survives
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -225,7 +266,8 @@ class IBCallback(Follows, TrainerCallback):
                 "that the best model had been loaded in its place. Put IBCallback after that callback."
             )
         self._choose(args, state)
-        self._running, self._handler = False, None
+        self._running, self._handler, self._ended = False, None, True
+        save_as_it_is(state)
         self._run.end(state.global_step)
 
     @property
@@ -308,7 +350,8 @@ class IBCallback(Follows, TrainerCallback):
         with self._run.survived("A point could not be logged"), self._run.at_work():
             metrics = self._run.logged(point)
             if metrics:
-                state.log_history.append({**metrics, "epoch": state.epoch, "step": step})
+                finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+                state.log_history.append({**finite, "epoch": state.epoch, "step": step})
             if metrics and state.is_world_process_zero:
                 report(self._handler, args, state, control, model, metrics)
         self._stop_if_decided(args, state, control, point)

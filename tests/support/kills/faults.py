@@ -41,7 +41,7 @@ _PACKAGE = str(Path(ib.__file__).parent)
 _SUPPORT = str(Path(__file__).parents[1])
 # Arithmetic, what a language is made of, and random states, which are put back by assignments.
 _NO_OTHERS = (
-    "torch numpy scipy dataclasses contextlib functools typing abc enum re copy collections random operator types weakref"
+    "torch numpy scipy dataclasses contextlib functools typing abc enum re copy collections random operator types"
 ).split()
 _BUILT_IN = ("io", "_io", "posix", "time", "_json", "zipfile")
 # Where a checkpoint of the Trainer's is written, or removed, by the Trainer's own means: that is its error.
