@@ -8,6 +8,7 @@ processing inequality: the two bracket the true bound.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -25,7 +26,8 @@ from ib_callback.common.files import write_atomically
 from ib_callback.common.messages import describe
 from ib_callback.common.progress import progress_bar
 
-FORMAT = 1
+FORMAT = 2
+_CHECKSUM = "sha256"  # of all that comes before it in the file; format 1 had none
 # Beside the trajectory of a run of which it is the bound.
 FILENAME = "ib_curve.json"
 
@@ -124,7 +126,10 @@ class IBCurve:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the curve as one JSON object, in nats, in one step; a file that is there already is replaced."""
+        """Write the curve as one JSON object, in nats, in one step; a file that is there already is replaced.
+
+        Its last entry is a checksum of all before it.
+        """
         curve = self if self.nats_per_unit == 1.0 else self._in("nats", 1.0)
         content = {
             "format": FORMAT,
@@ -137,14 +142,16 @@ class IBCurve:
             "num_codewords": self.num_codewords,
             **self.info,
         }
-        write_atomically(path, json.dumps(content, allow_nan=False).encode() + b"\n")
+        write_atomically(path, _sealed(json.dumps(content, allow_nan=False).encode()[:-1]))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> IBCurve:
         """Read a curve that was saved; it is in nats.
 
+        What version 0.1.0 wrote has no checksum: it is read if it is a curve that can be.
+
         Raises:
-            ValueError: not such a file, or a damaged one, or of a newer format.
+            ValueError: not such a file, or one that was damaged or changed, or of a newer format.
             FileNotFoundError: there is no such file.
         """
         with open(path, "rb") as file:
@@ -152,16 +159,31 @@ class IBCurve:
         try:
             content = json.loads(data)
             number, unit = content.pop("format"), content.pop("unit")
-            if number != FORMAT or unit != "nats":
-                raise ValueError(f"format {number!r} in {unit!r} is none that this version of ib_callback writes")
+            if number not in (1, FORMAT) or unit != "nats":
+                raise ValueError(f"format {number!r} in {unit!r} is none that this version of ib_callback knows")
+            if number == FORMAT:
+                content.pop(_CHECKSUM, None)
+                if data != _sealed(data[: -len(_sealed(b""))]):
+                    raise ValueError("its checksum is not that of its content")
             known = {name: content.pop(name) for name in ("complexity", "expressivity", "mutual_information")}
             betas = np.array([math.inf if beta is None else beta for beta in content.pop("betas")])
-            return cls(**known, betas=betas, num_codewords=content.pop("num_codewords"), info=content)
+            curve = cls(**known, betas=betas, num_codewords=content.pop("num_codewords"), info=content)
+            if number != FORMAT:
+                curve._check_plausible()
+            return curve
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{os.fspath(path)}: expected a file written by IBCurve.save, got something else or a damaged one "
                 f"({describe(error)}). Compute the curve again."
             ) from error
+
+    def _check_plausible(self) -> None:
+        """Refuse what is no curve of any joint distribution: a bound that it breaks, or a corner that juts inwards."""
+        c, e = self.complexity, self.expressivity
+        slopes = np.diff(e) / np.diff(c)
+        rounding = 1e-9 * (1 + self.mutual_information)
+        if (e > np.minimum(c, self.mutual_information) + rounding).any() or (np.diff(slopes) > 1e-6).any():
+            raise ValueError("it is not concave, or exceeds its complexity or mutual information")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, IBCurve):
@@ -261,6 +283,11 @@ def ib_curve(
         mutual_information=reduced.mutual_information,
         num_codewords=num_codewords or max(rows, 2),
     )
+
+
+def _sealed(content: bytes) -> bytes:
+    """A JSON object, given without its last brace, with its checksum."""
+    return content + f', "{_CHECKSUM}": "{hashlib.sha256(content).hexdigest()}"}}\n'.encode()
 
 
 def _check_betas(betas: Any) -> list[float]:

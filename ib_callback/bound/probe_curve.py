@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 
-from ib_callback.bound.curve import IBCurve, ib_curve
+from ib_callback.bound.curve import FORMAT, IBCurve, ib_curve
 from ib_callback.common.cache import build_once, user_cache_directory
 from ib_callback.common.checks import check_integer
 from ib_callback.common.messages import note
@@ -122,13 +123,21 @@ def probe_curve(
             probe=probe.fingerprint, order=order, K=max(widths.values()), num_positions=joint.num_positions
         )
 
+    def read(path: Path) -> IBCurve:
+        curve = IBCurve.load(path)
+        asked = {"probe": probe.fingerprint, "order": order, "K": max(widths.values())}
+        if any(curve.info.get(key) != value for key, value in asked.items()) or curve.num_codewords != num_codewords:
+            raise ValueError(f"{path} holds another curve than its name says")
+        return curve
+
     if not cache or order not in widths:
         return build()
-    name = f"{probe.fingerprint}-{order}-K{max(widths.values())}-{num_codewords}-v{ALGORITHM}.json"
+    # What was kept in an earlier format has no checksum, and is computed anew.
+    name = f"{probe.fingerprint}-{order}-K{max(widths.values())}-{num_codewords}-v{ALGORITHM}.{FORMAT}.json"
     return build_once(
         user_cache_directory() / "ib_curves" / name,
         build,
         write=lambda path, curve: curve.save(path),
-        read=IBCurve.load,
+        read=read,
         what=f"the IB curve of probe {probe.name!r}",
     )

@@ -426,7 +426,7 @@ def test_saved_and_loaded(curve, tmp_path):
     curve.save(tmp_path / "ib_curve.json")
     assert ib.IBCurve.load(tmp_path / "ib_curve.json") == curve
     content = json.loads((tmp_path / "ib_curve.json").read_text())
-    assert (content["format"], content["unit"], content["num_codewords"]) == (1, "nats", 4)
+    assert (content["format"], content["unit"], content["num_codewords"]) == (2, "nats", 4)
     assert (content["order"], content["num_positions"]) == ("token", 7)
     curve.to_bits().save(tmp_path / "bits.json")
     again = ib.IBCurve.load(tmp_path / "bits.json")
@@ -440,7 +440,11 @@ def test_saved_and_loaded(curve, tmp_path):
         ("{", "expected a file written by IBCurve.save"),
         ("[]", "expected a file written by IBCurve.save"),
         ('{"format": 1, "unit": "nats"}', "expected a file written by IBCurve.save"),
-        ({"format": 2}, ".*format 2 in 'nats' is none that this"),
+        ({"format": 3}, ".*format 3 in 'nats' is none that this"),
+        ({"format": 2}, ".*its checksum is not that of its content"),
+        ({"expressivity": [0.0, 0.51, 0.6]}, ".*not concave, or exceeds its complexity or mutual information"),
+        ({"expressivity": [0.0, 0.4, 0.7]}, ".*not concave, or exceeds its complexity or mutual information"),
+        ({"expressivity": [0.0, 0.1, 0.5]}, ".*not concave, or exceeds its complexity or mutual information"),
         ({"unit": "bits"}, ".*format 1 in 'bits' is none that this"),
         ({"complexity": [0.0, 1.0, 0.5]}, ".*the corners of an IBCurve are finite and ascend"),
         ({"complexity": [0.0]}, ".*the corners of an IBCurve are finite and ascend"),
@@ -457,3 +461,17 @@ def test_files_that_are_none(tmp_path, content, message):
     path.write_text(content if isinstance(content, str) else json.dumps(whole | content))
     with pytest.raises(ValueError, match=f"curve.json: {message}"):
         ib.IBCurve.load(path)
+
+
+def test_every_flip_of_a_bit_is_refused(tmp_path):
+    path = tmp_path / "ib_curve.json"
+    ib.ib_curve([[3, 1], [1, 4]], betas=[3.0]).with_info(order="token", probe="00ff").save(path)
+    content = path.read_bytes()
+    ib.IBCurve.load(path)
+    for position in range(len(content)):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"ib_curve\.json: expected .*Compute the curve again"):
+                ib.IBCurve.load(path)

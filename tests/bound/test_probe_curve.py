@@ -142,6 +142,29 @@ def test_a_damaged_file_is_set_aside_and_the_curve_computed_again(probe, own_cac
         assert ib.probe_curve(probe, num_codewords=4) == curve
 
 
+@pytest.mark.parametrize("other", ["number", "info", "another curve", "an earlier format"])
+def test_a_file_that_is_not_what_was_asked_for_is_computed_again(probe, own_cache, other):
+    curve = ib.probe_curve(probe, num_codewords=4)
+    (file,) = own_cache.glob("*.json")
+    content = file.read_text()
+    if other == "number":
+        file.write_text(content.replace('"expressivity": [0.0, 0.', '"expressivity": [0.0, 1.'))
+    elif other == "info":
+        file.write_text(content.replace(probe.fingerprint, make_probe(seed=1).fingerprint))
+    elif other == "another curve":
+        ib.probe_curve(make_probe(seed=1), num_codewords=4, cache=False).save(file)
+    else:
+        file.write_text(json.dumps({k: v for k, v in json.loads(content).items() if k != "sha256"} | {"format": 1}))
+        file.rename(file.with_name(file.name.replace(".2.json", ".json")))
+    if other == "an earlier format":  # it is left alone
+        assert ib.probe_curve(probe, num_codewords=4) == curve
+        return
+    assert file.read_text() != content
+    with pytest.warns(RuntimeWarning, match="is damaged or cannot be read. It was moved to .* and is built anew"):
+        assert ib.probe_curve(probe, num_codewords=4) == curve
+    assert file.read_text() == content
+
+
 def test_where_nothing_can_be_kept_each_process_computes_the_same(probe, tmp_path, monkeypatch):
     kept = ib.probe_curve(probe, num_codewords=4)
     (tmp_path / "file").touch()
