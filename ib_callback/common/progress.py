@@ -29,7 +29,7 @@ def progress_bar(
         if (sys.stderr.isatty() if shown is None else shown) and is_installed("tqdm"):
             from tqdm.auto import tqdm
 
-            bar = tqdm(total=total, desc=what, unit=unit, leave=not delay, delay=delay)
+            bar = tqdm(total=total, desc=what, unit=unit, leave=not delay, delay=delay, file=_Unfailing(sys.stderr))
 
     def reached(done: int) -> None:
         with suppress(Exception):
@@ -42,3 +42,21 @@ def progress_bar(
         with suppress(Exception):
             if bar is not None:
                 bar.close()
+
+
+class _Unfailing:
+    """A stream that raises nothing in writing: tqdm would keep its lock, for which others then wait for ever."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(Exception):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(Exception):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -4,18 +4,20 @@ Others are whatever is not the package, its own callers or arithmetic: files and
 Weights & Biases, progress bars, pictures, locks, imports, and what a Trainer is asked for. A first run, undisturbed,
 says which calls there are after the first step of the optimizer; a further run for each raises an error in its place.
 
-    python tests/support/kills/faults.py > tests/support/kills/faults.md     # all of them; some forty minutes
+    python tests/support/kills/broken_calls.py > tests/support/kills/broken_calls.md   # all: forty minutes
 """
 
 from __future__ import annotations
 
 import errno
+import faulthandler
 import hashlib
 import io
 import logging
 import os
 import sys
 import tempfile
+import threading
 import types
 import warnings
 from collections import Counter
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tqdm
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -61,10 +64,15 @@ class MuteError(RuntimeError):
 
 
 class ClosedStream(io.StringIO):
-    """As `sys.stderr` whose reader is gone."""
+    """As `sys.stderr` whose reader is gone, for the package alone: the Trainers' own bars would end their training."""
 
     def write(self, text: str) -> int:
-        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        frame = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_filename.startswith(_PACKAGE):
+                raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+            frame = frame.f_back  # type: ignore[assignment]
+        return len(text)
 
     def isatty(self) -> bool:
         return True
@@ -161,7 +169,6 @@ class WandbLogger:
 
 def prepare() -> None:
     import matplotlib.figure  # noqa: F401  # makes a table of fonts
-    import tqdm
 
     tqdm.tqdm.monitor_interval = 0  # else it starts a thread
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -175,6 +182,9 @@ def part(
     directory: str, trainer: str, fault: tuple[str, int, str] | None = None, draws: bool = False
 ) -> dict[str, Any]:
     """Train for a few steps, with a fault or none; what has come of it, and of which calls the fault might be."""
+    if fault is not None:
+        faulthandler.dump_traceback_later(20, exit=True)  # a fault must not make it wait for ever either
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is one for all processes, and a stream that fails leaves it locked
     told: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
@@ -295,7 +305,7 @@ def _run(server: ForkServer, trainer: str, **arguments: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    server = ForkServer("kills.faults")
+    server = ForkServer("kills.broken_calls")
     names = ("nothing lost", "told", "silent", "changed", "ended")
     rows = [["trainer", "pictures", "fault", "calls", *names], ["---"] * (4 + len(names))]
     worse: list[str] = []
