@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import warnings
@@ -250,11 +251,15 @@ def append_line(path: str | os.PathLike[str], measurement: Measurement) -> None:
     json_lines.append(Path(path), to_line(measurement))
 
 
-def check_writable(directory: str | os.PathLike[str]) -> None:
+def check_writable(directory: str | os.PathLike[str], names: Iterable[str] = ()) -> None:
     """Make the directory if needed and prove that files can be made in it, before a long run depends on it.
 
+    Args:
+        directory: of the run.
+        names: of the files that the run will write; those that are there already must be open to writing.
+
     Raises:
-        TrajectoryError: it cannot be made or written.
+        TrajectoryError: the directory cannot be made or written, or one of the files cannot.
     """
     trial = Path(directory) / f".ib_callback.{os.getpid()}.tmp"
     try:
@@ -267,6 +272,35 @@ def check_writable(directory: str | os.PathLike[str]) -> None:
             f"cannot write to the output directory {os.fspath(directory)} ({error.strerror}). "
             "Make it writable, or pass output_dir= another directory"
         ) from error
+    for name in names:
+        path = Path(directory) / name
+        try:
+            _check_file(path)
+        except OSError as error:
+            leads = f", where it leads to {os.path.realpath(path)}" if path.is_symlink() else ""
+            raise TrajectoryError(
+                f"{path}: expected a file that this run can write, or none, got {error.strerror}{leads}. Make it "
+                "writable, move it away, or pass output_dir= another directory"
+            ) from error
+
+
+def _check_file(path: Path) -> None:
+    """Raise an OSError if a file that is there could not be written; its content and its times stay.
+
+    Permission bits do not tell: root need not mind them, and a file may be immutable or on a mount of its own.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists():
+        if not target.is_file():  # opening a pipe would wait for its reader
+            raise OSError(errno.EISDIR, "a folder" if target.is_dir() else "no regular file")
+        os.close(os.open(target, os.O_WRONLY | os.O_APPEND))
+    elif os.path.lexists(target):
+        raise OSError(errno.ELOOP, "a link in a circle")
+    if path.is_symlink():
+        # Through the link files are replaced where it leads to, and a file that is missing is made there.
+        trial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        os.close(os.open(trial, os.O_WRONLY | os.O_CREAT))
+        trial.unlink(missing_ok=True)
 
 
 def to_line(measurement: Measurement) -> bytes:

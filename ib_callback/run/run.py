@@ -27,9 +27,12 @@ from ib_callback.measuring.model.guard import preserved_rng
 from ib_callback.results.measurement import Measurement, settings_differences
 from ib_callback.results.selection import Choice
 from ib_callback.results.stopping import StopDecision
-from ib_callback.results.trajectory import Trajectory, append_line, check_writable, write_run_file
+from ib_callback.results.trajectory import FILENAME as TRAJECTORY_FILENAME
+from ib_callback.results.trajectory import RUN_FILENAME, Trajectory, append_line, check_writable, write_run_file
+from ib_callback.run.checkpoints import FILENAME as CHECKPOINTS_FILENAME
 from ib_callback.run.checkpoints import CheckpointFile, is_complete
 from ib_callback.run.config import RunConfig, run_config, takes_keywords_of
+from ib_callback.run.lock import FILENAME as LOCK_FILENAME
 from ib_callback.run.lock import RunLock
 from ib_callback.run.ranks import first_different, first_failure, is_rank_zero, of_rank_zero
 from ib_callback.run.rules import LiveRules
@@ -361,7 +364,7 @@ class Run:
         self._check_schedule(step, max_steps)
 
         def open_files() -> Trajectory:
-            check_writable(directory)
+            check_writable(directory, self._files())
             self._lock = RunLock(directory, self if training is None else training)
             file = TrajectoryFile(directory, start_step=step, last_step=last_step)
             state.checkpoints = CheckpointFile(directory, start_step=step)
@@ -387,6 +390,12 @@ class Run:
                     f"{PLANE_FILENAME} will not be drawn, for Matplotlib is not installed. Install it with: "
                     'pip install "ib-callback[plot]", or pass log_plane=False.'
                 )
+
+    def _files(self) -> list[str]:
+        """Names of all that will be written."""
+        names = [TRAJECTORY_FILENAME, CHECKPOINTS_FILENAME, RUN_FILENAME, LOCK_FILENAME]
+        names += [PLANE_FILENAME] if self.config.log_plane else []
+        return names + ([CURVE_FILENAME] if self.meter.curve() is not None else [])
 
     def _check_same_probes(self) -> None:
         # Each rank runs as many passes as its own probe takes, so that a sharded model would wait forever.

@@ -15,10 +15,12 @@ from tiny_hf import random_states, tiny_model, tiny_probe
 
 from ib_callback import Meter, Trajectory, every
 from ib_callback import plot as plot_module
+from ib_callback.bound.curve import FILENAME as CURVE
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.results.stopping import PlateauStopping
 from ib_callback.results.trajectory import FILENAME, RUN_FILENAME
 from ib_callback.run import run as module
+from ib_callback.run.checkpoints import FILENAME as CHECKPOINTS
 from ib_callback.run.lock import FILENAME as LOCK
 from ib_callback.run.run import PLANE_FILENAME, Run
 from ib_callback.run.summary import Selected
@@ -29,8 +31,8 @@ def model() -> torch.nn.Module:
     return tiny_model()
 
 
-def make_run(*, log_plane: bool = False) -> Run:
-    meter = Meter(tiny_probe(), orders=("token", "bigram"), num_bins=12, null=False)
+def make_run(*, log_plane: bool = False, bound: str = "diagonal") -> Run:
+    meter = Meter(tiny_probe(), orders=("token", "bigram"), num_bins=12, null=False, bound=bound)
     return Run(meter, every_n_steps=2, log_plane=log_plane)
 
 
@@ -190,6 +192,28 @@ def test_without_matplotlib(model: torch.nn.Module, tmp_path: Path, monkeypatch:
     record_all(followed, model, range(3))
     followed.end(0)
     assert {path.name for path in tmp_path.iterdir()} == {FILENAME, LOCK, RUN_FILENAME}
+
+
+FILES = [FILENAME, RUN_FILENAME, LOCK, CHECKPOINTS, PLANE_FILENAME, CURVE]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_file_that_is_in_the_way_is_refused_before_the_first_step(
+    name: str, model: torch.nn.Module, tmp_path: Path
+) -> None:
+    followed = make_run(log_plane=True, bound="ib_curve")
+    (tmp_path / name).mkdir()
+    with pytest.raises(TrajectoryError, match=f"{name}: expected a file that this run can write, or none, got a fold"):
+        followed.begin(model, directory=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_files_that_will_not_be_written_may_be_anything(model: torch.nn.Module, tmp_path: Path) -> None:
+    for name in (PLANE_FILENAME, CURVE):
+        (tmp_path / name).mkdir()
+    followed = make_run()
+    followed.begin(model, directory=tmp_path)
+    followed.end(0)
 
 
 def test_points_that_could_not_be_written_are_kept_and_written_later(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -151,3 +152,60 @@ def test_a_directory_that_cannot_be_written_is_refused_at_once(tmp_path):
         check_writable(tmp_path / "file")
     with pytest.raises(TrajectoryError, match=r"output directory .*below .*pass output_dir="):
         TrajectoryFile(tmp_path / "file" / "below")
+
+
+@pytest.fixture
+def no_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files without permission to write cannot be opened for it, as for a user who is not root."""
+    real = os.open
+
+    def open_as_user(path, flags, *mode, **keywords):
+        writes = flags & (os.O_WRONLY | os.O_RDWR)
+        if writes and os.path.exists(path) and not os.stat(path).st_mode & 0o222:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, flags, *mode, **keywords)
+
+    monkeypatch.setattr(os, "open", open_as_user)
+
+
+def read_only(path: Path) -> None:
+    path.write_text("{}")
+    path.chmod(0o444)
+
+
+def link_to_read_only(path: Path) -> None:
+    read_only(path.parent / "elsewhere")
+    path.symlink_to("elsewhere")
+
+
+IN_THE_WAY = {
+    "read-only": (read_only, "got Permission denied. Make it writable, move it away, or pass output_dir="),
+    "link to a read-only one": (link_to_read_only, r"got Permission denied, where it leads to .*/elsewhere\. Make"),
+    "link to nowhere": (lambda path: path.symlink_to("gone/a"), "No such file .*, where it leads to .*gone/a"),
+    "link in a circle": (lambda path: path.symlink_to(path.name), "where it leads to"),
+    "a folder": (lambda path: path.mkdir(), "got a folder"),
+    "link to a folder": (lambda path: path.symlink_to("."), "got a folder, where it leads to"),
+    "a pipe": (lambda path: os.mkfifo(path), "got no regular file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path, kind, no_root):
+    make, message = IN_THE_WAY[kind]
+    make(tmp_path / "ib_run.json")
+    with pytest.raises(TrajectoryError, match=rf"ib_run\.json: expected a file that this run can write, .*{message}"):
+        check_writable(tmp_path, ["ib_trajectory.jsonl", "ib_run.json"])
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_can_be_written_is_left_as_it_is(tmp_path, linked):
+    (tmp_path / "elsewhere").mkdir()
+    if linked:
+        (tmp_path / "a").symlink_to("elsewhere/a")
+        (tmp_path / "b").symlink_to("elsewhere/b")  # is yet to be made
+    (tmp_path / "a").write_text("kept")
+    os.utime(tmp_path / "a", ns=(5, 5))
+    check_writable(tmp_path, ["a", "b"])
+    assert (tmp_path / "a").read_text() == "kept"
+    assert (tmp_path / "a").stat().st_mtime_ns == 5
+    assert sorted(os.listdir(tmp_path / "elsewhere")) == (["a"] if linked else [])

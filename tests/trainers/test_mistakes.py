@@ -90,8 +90,9 @@ def test_a_rule_that_looks_the_wrong_way_is_a_warning(loop: Loop, tmp_path: Path
             "probe 'pairs': token id .* is outside the model's vocabulary",
         ),
         ({"output_dir": "file/below"}, TrajectoryError, "cannot write to the output directory"),
+        ({"output_dir": "linked"}, TrajectoryError, r"ib_trajectory\.jsonl: expected a file that this run can write"),
     ],
-    ids=["tokenizer", "layers", "tokenizer of features", "directory"],
+    ids=["tokenizer", "layers", "tokenizer of features", "directory", "dangling link"],
 )
 def test_mistakes_are_raised_before_the_first_step(
     loop: Loop, keywords: dict[str, Any], error: type[Exception], message: str, tmp_path: Path,
@@ -99,6 +100,8 @@ def test_mistakes_are_raised_before_the_first_step(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
+    Path("linked").mkdir()
+    Path("linked/ib_trajectory.jsonl").symlink_to("no/where")
     steps: list[int] = []
     with pytest.raises(error, match=message):
         loop.train(tmp_path / "run", on_step=lambda model, step: steps.append(step), **keywords)
