@@ -154,4 +154,7 @@ def _copy(path: Path, name: str) -> Path:
 
 
 def _absolute(path: Any) -> Path:
-    return Path(os.path.abspath(path))
+    try:
+        return Path(os.path.abspath(path))
+    except Exception:  # as where the working directory is gone; a checkpoint is saved all the same
+        return Path(path)

@@ -149,6 +149,9 @@ class IBCallback(Follows, Callback):
         self._layers: Layers = meter.layers
         self._forward = meter.forward
         self._run = Run(meter, config=config, x_axis="trainer/global_step")
+        directory = None if self.output_dir is None else os.fspath(self.output_dir)
+        told_apart_by = {"probe": probe.name, "fingerprint": probe.fingerprint[:12], "output_dir": directory}
+        self._key = f"{type(self).__qualname__}{told_apart_by!r}"
         self._begun = False
         self._running = False
         self._step = 0
@@ -173,10 +176,7 @@ class IBCallback(Follows, Callback):
     @property
     def state_key(self) -> str:
         """Tells several callbacks apart by what tells their files apart, and by their probes."""
-        probe = self._run.meter.probe
-        directory = None if self.output_dir is None else os.fspath(self.output_dir)
-        key = {"probe": probe.name, "fingerprint": probe.fingerprint[:12], "output_dir": directory}
-        return f"{type(self).__qualname__}{key!r}"
+        return self._key
 
     def state_dict(self) -> dict[str, Any]:
         """Progress, not settings, in plain Python: how far the trajectory has come, and where the files are."""
@@ -278,6 +278,7 @@ class IBCallback(Follows, Callback):
             return
         self._measure_if_needed(trainer, pl_module, before)
 
+    @survives
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure a step whose weights have only now become what they are."""
         if not self._running:
@@ -357,9 +358,10 @@ class IBCallback(Follows, Callback):
                     self._measured = (trainer.global_step, checksums(dict(pl_module.named_parameters())))
                 point = self._run.record(self._target.model, trainer.global_step, since=since, at_start=at_start)
             if point.error is None:
-                self._publish(trainer)
-                if trainer.is_global_zero:
-                    self._log(trainer, self._run.logged(point), trainer.global_step)
+                with self._run.survived("A point could not be published"):
+                    self._publish(trainer)
+                    if trainer.is_global_zero:
+                        self._log(trainer, self._run.logged(point), trainer.global_step)
 
     @property
     def _measures_averages(self) -> bool:
@@ -408,12 +410,12 @@ class IBCallback(Follows, Callback):
             trainer.callback_metrics.update({name: values[mode] for name, mode in self._stand_ins.items()})
 
     def _set_wandb_runs(self, trainer: Any) -> None:
-        runs: list[Any] = []
-        for logger in trainer.loggers if trainer.is_global_zero else []:
-            with self._run.survived(f"{type(logger).__name__} has no run to log to"):
-                if _is_wandb(logger):
-                    runs.append(logger.experiment)
-        self._run.wandb_runs = runs
+        self._run.wandb_runs = runs = []
+        with self._run.survived("The loggers could not be found"):
+            for logger in trainer.loggers if trainer.is_global_zero else []:
+                with self._run.survived(f"{type(logger).__name__} has no run to log to"):
+                    if _is_wandb(logger):
+                        runs.append(logger.experiment)
 
     def _log(self, trainer: Any, metrics: dict[str, float], step: int) -> None:
         # Through self.log() the values would arrive only at every log_every_n_steps, and then again and again.

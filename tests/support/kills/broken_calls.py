@@ -18,6 +18,7 @@ import os
 import sys
 import tempfile
 import threading
+import traceback
 import types
 import warnings
 from collections import Counter
@@ -30,7 +31,7 @@ import torch
 import tqdm
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path[0] = str(Path(__file__).parents[1])  # in its own folder is a module called lightning
 
 from kills.runs import ForkServer, points_in
 from tiny_hf import Each, tiny_callback, tiny_probe, tiny_trainer
@@ -173,7 +174,7 @@ def prepare() -> None:
     tqdm.tqdm.monitor_interval = 0  # else it starts a thread
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    for name in TRAINERS:
+    for name in ("hf", "lightning"):
         with tempfile.TemporaryDirectory() as directory:
             part(directory, name)
 
@@ -212,7 +213,7 @@ def part(
             result |= {"selected": getattr(followed.selected, "step", None), "steps": followed.trajectory.steps}
             result["failed"] = [point.step for point in followed.trajectory if point.error is not None]
         except Exception as error:
-            result["error"] = type(error).__name__
+            result["error"] = traceback.format_exc() if fault is None else type(error).__name__
         finally:
             injector.stop()
     logging.getLogger("ib_callback").removeHandler(handler)
@@ -284,7 +285,8 @@ def _train_loop(directory: Path, keywords: dict[str, Any], start: Callable[[], N
 
 def sites(server: ForkServer, trainer: str, *, draws: bool = False) -> tuple[dict[str, Any], list[tuple[str, int]]]:
     """An undisturbed run, and its calls into others: each place in the code with the first and the last time."""
-    whole = _run(server, trainer, draws=draws)
+    whole = run(server, trainer, draws=draws)
+    assert whole["error"] is None and whole["calls"], whole
     found = {(site, number) for site, count in whole["calls"].items() for number in (1, count)}
     return whole, sorted(found)
 
@@ -299,7 +301,8 @@ def verdict(whole: dict[str, Any], outcome: dict[str, Any]) -> str:
     return "nothing lost" if same else "told" if outcome["told"] > whole["told"] else "silent"
 
 
-def _run(server: ForkServer, trainer: str, **arguments: Any) -> dict[str, Any]:
+def run(server: ForkServer, trainer: str, **arguments: Any) -> dict[str, Any]:
+    """A training in a process and a directory of its own."""
     with tempfile.TemporaryDirectory() as directory:
         return server.run("part", directory=directory, trainer=trainer, **arguments).result
 
@@ -317,7 +320,7 @@ def main() -> None:
             for kind in KINDS:
                 counts: Counter[str] = Counter()
                 for site, number in places:
-                    outcome = _run(server, trainer, fault=(site, number, kind), draws=draws)
+                    outcome = run(server, trainer, fault=(site, number, kind), draws=draws)
                     said = verdict(whole, outcome) if outcome["raised"] else "not reached"
                     counts[said] += 1
                     if said in names[2:]:
