@@ -393,7 +393,7 @@ class Run:
 
     def _files(self) -> list[str]:
         """Names of all that will be written."""
-        names = [TRAJECTORY_FILENAME, CHECKPOINTS_FILENAME, RUN_FILENAME, LOCK_FILENAME]
+        names = [TRAJECTORY_FILENAME, CHECKPOINTS_FILENAME, RUN_FILENAME, FINAL_FILENAME, LOCK_FILENAME]
         names += [PLANE_FILENAME] if self.config.log_plane else []
         return names + ([CURVE_FILENAME] if self.meter.curve() is not None else [])
 

@@ -22,7 +22,7 @@ from ib_callback.results.trajectory import FILENAME, RUN_FILENAME
 from ib_callback.run import run as module
 from ib_callback.run.checkpoints import FILENAME as CHECKPOINTS
 from ib_callback.run.lock import FILENAME as LOCK
-from ib_callback.run.run import PLANE_FILENAME, Run
+from ib_callback.run.run import FINAL_FILENAME, PLANE_FILENAME, Run
 from ib_callback.run.summary import Selected
 
 
@@ -194,7 +194,7 @@ def test_without_matplotlib(model: torch.nn.Module, tmp_path: Path, monkeypatch:
     assert {path.name for path in tmp_path.iterdir()} == {FILENAME, LOCK, RUN_FILENAME}
 
 
-FILES = [FILENAME, RUN_FILENAME, LOCK, CHECKPOINTS, PLANE_FILENAME, CURVE]
+FILES = [FILENAME, RUN_FILENAME, FINAL_FILENAME, LOCK, CHECKPOINTS, PLANE_FILENAME, CURVE]
 
 
 @pytest.mark.parametrize("name", FILES)

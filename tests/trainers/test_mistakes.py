@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
+import sys
+import types
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +173,58 @@ def test_running_out_of_memory_costs_one_point(loop: Loop, tmp_path: Path) -> No
     assert [point.error is None for point in outcome.followed.trajectory] == [True, False, True, True]
     assert outcome.left == loop.train(tmp_path / "without", steps=1, follows=False).left
     assert not same_weights(weights(tiny_model()), outcome.weights)
+
+
+class MuteError(RuntimeError):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Gone(io.StringIO):
+    """A stream whose reader is gone; for the package alone, for the Trainers' own bars would end their training."""
+
+    def write(self, text: str) -> int:
+        if sys._getframe(1).f_globals["__name__"].startswith("ib_callback"):
+            raise BrokenPipeError(32, "Broken pipe")
+        return len(text)
+
+
+WRONG = ("stream", "no stream", "warnings", "words", "matplotlib")
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_no_way_out_is_needed(wrong: str, loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what goes wrong in a way that cannot be said, training knows nothing."""
+    at: list[int] = [0]
+
+    def schedule(step: int) -> bool:
+        if at[-1] == 4:
+            raise MuteError
+        return step % 2 == 0
+
+    def on_step(model: Any, step: int) -> None:
+        at.append(step)
+        if wrong in ("stream", "no stream"):
+            monkeypatch.setattr(sys, "stderr", Gone() if wrong == "stream" else None)
+        elif wrong == "warnings":
+            warnings.filterwarnings("error", category=RuntimeWarning)
+        elif wrong == "matplotlib":
+            for name in [name for name in sys.modules if name.startswith(("matplotlib", "ib_callback.plot"))]:
+                monkeypatch.delitem(sys.modules, name)
+            monkeypatch.setitem(sys.modules, "matplotlib", types.ModuleType("matplotlib"))
+
+    keywords: dict[str, Any] = {"orders": "token", "log_plane": wrong == "matplotlib", "progress": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        followed = {**keywords, "every_n_steps": schedule if wrong in ("words", "warnings") else 2}
+        outcome = loop.train(tmp_path / "followed", steps=6, on_step=on_step, **followed)
+    monkeypatch.undo()
+    alone = loop.train(tmp_path / "alone", steps=6, follows=False)
+    assert outcome.step == 6
+    assert same_weights(outcome.weights, alone.weights)
+    steps = [0, 2, 6] if wrong in ("words", "warnings") else [0, 2, 4, 6]
+    assert ib.Trajectory.load(tmp_path / "followed").steps == outcome.followed.trajectory.steps == steps
+    assert all(point.error is None for point in outcome.followed.trajectory)
 
 
 @pytest.mark.parametrize("measuring", [False, True], ids=["training", "measuring"])
