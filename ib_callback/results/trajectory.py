@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from ib_callback.results.selection import SelectFrom, Selection
 
 FILENAME = "ib_trajectory.jsonl"
 RUN_FILENAME = "ib_run.json"
+_SEAL = re.compile(rb', "crc32": "([0-9a-f]{8})"}\s*$')
 
 
 class Trajectory(Sequence[Measurement]):
@@ -218,7 +221,12 @@ def write_run_file(directory: str | os.PathLike[str], *, phase_rule: PhaseRule) 
     """
     path = Path(directory) / RUN_FILENAME
     with json_lines.explained(path, "written"):
-        write_atomically(path, json.dumps({"phase_rule": phase_rule.to_dict()}, indent=1).encode() + b"\n")
+        content = {"phase_rule": phase_rule.to_dict(), "crc32": _crc32(phase_rule.to_dict())}
+        write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def _crc32(values: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values).encode()):08x}"
 
 
 def read_phase_rule(directory: str | os.PathLike[str]) -> PhaseRule:
@@ -229,10 +237,13 @@ def read_phase_rule(directory: str | os.PathLike[str]) -> PhaseRule:
     """
     path = Path(directory) / RUN_FILENAME
     try:
-        return PhaseRule.from_dict(json.loads(path.read_bytes())["phase_rule"])
+        content = json.loads(path.read_bytes())
+        if content.get("crc32") not in (None, _crc32(content["phase_rule"])):  # None: of an earlier version
+            raise ValueError("its checksum is not that of its content")
+        return PhaseRule.from_dict(content["phase_rule"])
     except FileNotFoundError:
         return DEFAULT_RULE
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         warnings.warn(
             f"{path}: the run's phase rule cannot be read ({describe(error)}); phases are found by the "
             "default rule. Write it anew with the run's rule, or remove it",
@@ -304,8 +315,18 @@ def _check_file(path: Path) -> None:
 
 
 def to_line(measurement: Measurement) -> bytes:
-    """A measurement as one line of JSON, its line break included."""
-    return json.dumps(measurement.to_dict(), allow_nan=False).encode() + b"\n"
+    """A measurement as one line of JSON, its line break included; its last entry is a checksum of all before it."""
+    content = json.dumps(measurement.to_dict(), allow_nan=False).encode()
+    return content[:-1] + b', "crc32": "%08x"}\n' % zlib.crc32(content)
+
+
+def _check_line(line: bytes) -> None:
+    """Raise a ValueError for a line that is not what was written; one without a checksum is of an earlier version."""
+    seal = _SEAL.search(line)
+    if seal is not None and int(seal[1], 16) != zlib.crc32(line[: seal.start()] + b"}"):
+        raise ValueError(
+            'its checksum is not that of its content. If it was changed on purpose, take "crc32" out of it'
+        )
 
 
 def parse_lines(data: bytes, path: Path, check: Callable[[Measurement], None]) -> list[tuple[bytes, Measurement]]:
@@ -322,6 +343,7 @@ def parse_lines(data: bytes, path: Path, check: Callable[[Measurement], None]) -
     rows: list[tuple[bytes, Measurement]] = []
     for number, line in json_lines.intact_lines(data, path):
         try:
+            _check_line(line)
             measurement = Measurement.from_dict(json.loads(line))
             check(measurement)
         except ValueError as error:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Iterator
 
 import pytest
 from synthetic_runs import C, E, run
@@ -20,6 +21,7 @@ from ib_callback.results.trajectory import (
     Trajectory,
     append_line,
     check_writable,
+    read_phase_rule,
     write_run_file,
 )
 from ib_callback.run.trajectory_file import TrajectoryFile
@@ -258,7 +260,9 @@ def test_other_damage_is_an_error_that_names_file_and_line(tmp_path, number, dam
     path = tmp_path / "t.jsonl"
     Trajectory([point(0), point(10), point(20)]).save(path)
     lines = path.read_bytes().splitlines()
-    lines[number - 1] = damage(json.loads(lines[number - 1]))
+    record = json.loads(lines[number - 1])
+    del record["crc32"]  # which tells any other damage
+    lines[number - 1] = damage(record)
     path.write_bytes(b"\n".join(lines) + b"\n")
     with pytest.raises(TrajectoryError, match=rf"t\.jsonl:{message}"):
         Trajectory.load(path)
@@ -290,7 +294,7 @@ def test_the_rule_lies_beside_the_trajectory(tmp_path):
     run(C, E).save(tmp_path / FILENAME)
     assert Trajectory.load(tmp_path).phase_rule == DEFAULT_RULE
     write_run_file(tmp_path, phase_rule=RULE)
-    assert json.loads((tmp_path / RUN_FILENAME).read_text()) == {"phase_rule": dataclasses.asdict(RULE)}
+    assert json.loads((tmp_path / RUN_FILENAME).read_text())["phase_rule"] == dataclasses.asdict(RULE)
     assert Trajectory.load(tmp_path).phase_rule == Trajectory.load(tmp_path / FILENAME).phase_rule == RULE
     assert Trajectory.load(tmp_path).phases() == run(C, E).phases(RULE)
 
@@ -311,3 +315,45 @@ def test_a_run_file_that_cannot_be_written_is_an_error(tmp_path):
 def test_checking_a_directory_leaves_nothing_but_the_directory(tmp_path):
     check_writable(tmp_path / "a" / "b")
     assert os.listdir(tmp_path / "a" / "b") == []
+
+
+def flips(content: bytes) -> Iterator[bytes]:
+    """The content with one of its bits flipped, every fifth in turn."""
+    for number in range(0, 8 * len(content), 5):
+        position, bit = divmod(number, 8)
+        yield content[:position] + bytes([content[position] ^ 1 << bit]) + content[position + 1 :]
+
+
+def test_no_flip_of_a_bit_in_a_line_changes_a_point(tmp_path):
+    path = tmp_path / FILENAME
+    saved = Trajectory([Measurement.failed(0, "none", settings={"seed": 3}), point(10)])
+    saved.save(path)
+    first, second = path.read_bytes().splitlines(keepends=True)
+    refused = 0
+    for damaged in flips(first[:-1]):
+        path.write_bytes(damaged + b"\n" + second)
+        try:
+            assert Trajectory.load(path) == saved
+        except TrajectoryError:
+            refused += 1
+    assert refused > 0.9 * 8 * len(first) / 5
+
+
+def test_no_flip_of_a_bit_changes_the_rule(tmp_path):
+    run(C, E).save(tmp_path / FILENAME)
+    write_run_file(tmp_path, phase_rule=RULE)
+    path = tmp_path / RUN_FILENAME
+    for damaged in flips(path.read_bytes()):
+        path.write_bytes(damaged)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            rule = read_phase_rule(tmp_path)
+        assert rule == (DEFAULT_RULE if told else RULE)
+
+
+def test_lines_and_rules_without_a_checksum_are_of_an_earlier_version(tmp_path):
+    saved = Trajectory([point(0), point(10)], phase_rule=RULE)
+    (tmp_path / FILENAME).write_text("".join(json.dumps(m.to_dict()) + "\n" for m in saved))
+    (tmp_path / RUN_FILENAME).write_text(json.dumps({"phase_rule": RULE.to_dict()}))
+    loaded = Trajectory.load(tmp_path)
+    assert (loaded, loaded.phase_rule) == (saved, RULE)
