@@ -168,6 +168,21 @@ LINES = {
         '{"input_ids": [1, 2], "labels": {"f": [1, 2, 3]}}\n',
         'bad.jsonl:1: expected {"input_ids": [ids], "labels": {name: [as many]}',
     ),
+    **{
+        f"one label for many ids, {kind}": (
+            f'{{"input_ids": [1, 2], "labels": {{"f": {label}}}}}\n',
+            'bad.jsonl:1: expected {"input_ids": [ids], "labels": {name: [as many]}',
+        )
+        for kind, label in {"alone": 1, "in a list": "[1]", "a word": '"ab"', "none": "null"}.items()
+    },
+    "one label for each list of ids": (
+        '{"input_ids": [[1, 2], [3, 4]], "labels": {"f": [0, 1]}}\n',
+        "bad.jsonl: its content is not a probe: input_ids: expected [N, S]",
+    ),
+    "a list of labels for each id": (
+        '{"input_ids": [1, 2], "labels": {"f": [[0], [1]]}}\n',
+        "bad.jsonl: its content is not a probe: labels['f']: expected [N, S] = [1, 2] like input_ids",
+    ),
     "labels without a name": (
         '{"input_ids": [1], "labels": [1]}\n',
         '"labels": {name: [as many]}, "padding": 0 or more}',

@@ -182,8 +182,9 @@ def test_an_unusable_header_is_refused(metadata: dict[str, str | None], message:
         Probe.load(saved)
 
 
-def test_a_header_without_a_checksum_is_refused(saved: Path) -> None:
-    edit_header(saved, sealed=False, header_sha256=None)
+@pytest.mark.parametrize("changed", [{}, {"name": "other"}, {"tokenizer": "another"}])
+def test_a_header_without_a_checksum_is_refused(changed: dict[str, str], saved: Path) -> None:
+    edit_header(saved, sealed=False, header_sha256=None, **changed)
     with pytest.raises(ProbeError, match="not a probe file, or its header was damaged or changed"):
         Probe.load(saved)
 
