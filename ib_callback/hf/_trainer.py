@@ -140,9 +140,13 @@ def for_evaluation(numbers: Mapping[str, float | int | None]) -> dict[str, float
     return {key: float(value) for key, value in named.items() if value is not None and math.isfinite(value)}
 
 
-def keep_out_of_tables(handler: CallbackHandler | None, keys: Iterable[str]) -> None:
-    """At the evaluation going on, a notebook's table of progress, which has a column for each metric, lacks these."""
-    for other in [] if handler is None else handler.callbacks:
+def keep_out_of_tables(handler: CallbackHandler | None, callback: TrainerCallback, keys: Iterable[str]) -> None:
+    """At the evaluation going on, a notebook's table of progress, which has a column for each metric, lacks these.
+
+    One that comes before `callback` has been written when there were none yet.
+    """
+    later = [] if handler is None else handler.callbacks[handler.callbacks.index(callback) + 1 :]
+    for other in later:
         # By name, for its module can be imported in notebooks only.
         if any(base.__name__ == "NotebookProgressCallback" for base in type(other).__mro__):
             _call_without(other, frozenset(keys))

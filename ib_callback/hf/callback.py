@@ -207,7 +207,7 @@ class IBCallback(Follows, TrainerCallback):
         if state.is_hyper_param_search:  # whose objective is by default the sum of all metrics
             found = {key: value for key, value in found.items() if key == self._watched}
         metrics.update(found)
-        keep_out_of_tables(find_handler(self), found)
+        keep_out_of_tables(find_handler(self), self, found)
 
     def _numbers_of(self, model: torch.nn.Module, step: int) -> dict[str, float | int | None]:
         """Of a model after the training: the last point, or if it has other weights, such as the best, its own."""

@@ -130,8 +130,7 @@ def test_the_table_of_a_notebook_stays_at_its_own_columns(
     assert len(notebook.table.lines) == len(seen) == 3
     assert all("eval_ib_optimality" in metrics for metrics in seen)
     assert "eval_ib_optimality" in trainer.evaluate()
-    if not first:
-        assert "on_evaluate" not in vars(notebook)
+    assert "on_evaluate" not in vars(notebook)
 
 
 def test_the_objective_of_a_search_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
