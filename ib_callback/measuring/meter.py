@@ -46,6 +46,12 @@ from ib_callback.results.measurement import Measurement
 # Bytes that `assignments` holds at a time, unless a budget is set.
 _ASSIGNMENTS_MEMORY = 1 << 30
 
+_EQUAL_STATES = (
+    "the hidden states of all layers are so nearly the same at all positions that what they say about the tokens is "
+    "below the rounding error of its own sums: complexity is given as 0, and optimality and other ratios to it are "
+    "undefined. Look for a dead or collapsed model, or measure other layers with layers=."
+)
+
 
 @dataclass(frozen=True)
 class Preflight:
@@ -166,6 +172,7 @@ class Meter:
         self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
         self._autocast = ""  # known from the first forward pass on
         self._planes = True
+        self._told_of_equal_states = False
         self._read_ahead: set[str] = set()  # names of the kinds of models that have been looked at
         self._further = [
             (self._for_features(other), names)
@@ -291,7 +298,7 @@ class Meter:
                 self._warn_if_bidirectional(self._forward(root), layers)
             plan, sums = self._sums(root, layers)
             others = [meter._sums(root, layers) for meter in further]
-        return read_out(
+        measurement = read_out(
             plan,
             sums,
             step=step,
@@ -303,6 +310,10 @@ class Meter:
             others=[(names, *sums) for (_, names), sums in zip(self._further, others, strict=True)],
             curve=None if curve is None else curve.to_efficiency(self.num_bins),
         )
+        if measurement.complexity == 0 and not self._told_of_equal_states:
+            self._told_of_equal_states = True
+            warnings.warn(_EQUAL_STATES, RuntimeWarning, stacklevel=2)
+        return measurement
 
     def assignments(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """The soft assignments that a measurement of `model` adds up, layer after layer, for an analysis of your own.
