@@ -39,6 +39,20 @@ def record_all(followed: Run, model: torch.nn.Module, steps: range) -> None:
         followed.record(model, step)
 
 
+def test_a_run_whose_file_has_names_with_the_wrapper_goes_on(model: torch.nn.Module, tmp_path: Path) -> None:
+    first = make_run()
+    first.begin(model, directory=tmp_path)
+    record_all(first, model, range(0, 3, 2))
+    first.end(2)
+    file = tmp_path / FILENAME
+    file.write_text(file.read_text().replace('"transformer.', '"_forward_module.transformer.'))
+    resumed = make_run()
+    resumed.begin(model, directory=tmp_path, step=2)
+    assert resumed.trajectory.steps == [0, 2]
+    assert resumed.trajectory[0].layers[0] == "_forward_module.transformer.h.0"
+    resumed.end(2)
+
+
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many points each picture had; instead of drawing any."""
