@@ -88,7 +88,8 @@ class Meter:
     """Measures complexity, expressivity and what follows from them, on a frozen probe.
 
     The plan for the probe is made on first use and kept. A measurement leaves no trace in the model or in any
-    random state, and two measurements of the same model are bitwise equal.
+    random state, and two measurements of the same model are bitwise equal. Forward hooks run in it, since they may be
+    part of the model, but for those of loggers such as `wandb.watch`.
 
     Args:
         probe: frozen held-out text.

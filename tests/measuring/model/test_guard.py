@@ -1,12 +1,16 @@
 """What a probe pass could change is put back."""
 
 import contextlib
+import functools
 import random
+import types
 
 import numpy as np
 import pytest
 import torch
+import wandb
 from torch import nn
+from wandb.integration.torch import wandb_torch
 
 from ib_callback.measuring.model.guard import preserved_rng, untouched
 
@@ -107,3 +111,74 @@ def test_preserved_rng():
     with preserved_rng():
         torch.rand(7), np.random.rand(7), random.random()
     assert (torch.rand(2).tolist(), np.random.rand(), random.random()) == expected
+
+
+# --- hooks
+
+
+def observed(calls, package):
+    """Hooks of every kind of object, as a package writes them."""
+
+    def function(module, *args):
+        calls.append("function")
+
+    class Observer:
+        def method(self, module, *args):
+            calls.append("method")
+
+        def __call__(self, module, *args):
+            calls.append("object")
+
+    function.__module__ = Observer.__module__ = Observer.method.__module__ = Observer.__call__.__module__ = package
+    return [function, functools.partial(function), Observer().method, Observer()]
+
+
+def hooks_of(model):
+    tables = [
+        hooks
+        for m in model.modules()
+        for hooks in (m._forward_hooks, m._forward_pre_hooks, m._forward_hooks_with_kwargs)
+    ]
+    return [list(hooks.items()) for hooks in tables]
+
+
+@pytest.mark.parametrize(("package", "runs"), [("wandb.integration.torch.wandb_torch", 0), ("peft.tuners", 8)])
+def test_hooks_that_only_look_on_are_set_aside_and_put_back_in_their_order(package, runs):
+    model, calls, own = nn.Sequential(nn.Linear(2, 2)), [], []
+    handles = []
+    for hook in observed(calls, package):
+        model.register_forward_hook(lambda *args: own.append(1))
+        handles.append(model[0].register_forward_hook(hook))
+        model[0].register_forward_pre_hook(hook)
+    before = hooks_of(model)
+    with untouched(model):
+        removed = model.register_forward_hook(lambda *args: None)
+        later = model[0].register_forward_hook(lambda *args: None)
+        model(torch.ones(1, 2))
+        removed.remove()
+    assert (len(calls), len(own)) == (runs, 4)
+    later.remove()
+    assert hooks_of(model) == before
+    for handle in handles:
+        handle.remove()  # they still know their hooks
+    assert not model[0]._forward_hooks
+    model(torch.ones(1, 2))
+    assert len(calls) == runs + 4
+
+
+def test_a_watched_model_logs_as_often_as_without(monkeypatch):
+    """`wandb.watch(model, log="parameters", log_graph=True)`."""
+    history = wandb_torch.TorchHistory()
+    monkeypatch.setattr(wandb, "run", types.SimpleNamespace(_torch=history, summary={}))
+    logged = []
+    monkeypatch.setattr(history, "log_tensor_stats", lambda tensor, name: logged.append(name))
+    model = nn.Sequential(nn.Linear(2, 2))
+    history.add_log_parameters_hook(model, log_freq=2)
+    graph = wandb_torch.TorchGraph()
+    graph.hook_torch_modules(model)
+    for _ in range(4):
+        with untouched(model):
+            model(torch.ones(1, 2))
+        model(torch.ones(1, 2))
+    assert logged == ["parameters/0.weight", "parameters/0.bias"] * 2
+    assert len(graph.nodes_by_id) == 3
