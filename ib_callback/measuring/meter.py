@@ -6,6 +6,7 @@ import copy
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ib_callback.bound.curve import IBCurve
 from ib_callback.bound.probe_curve import probe_curve
 from ib_callback.common.checks import check_integer
-from ib_callback.common.errors import ProbeError, RepresentationError
+from ib_callback.common.errors import ModelError, ProbeError, RepresentationError
 from ib_callback.common.progress import progress_bar
 from ib_callback.common.version import __version__
 from ib_callback.estimator.functional import check_weighting
@@ -25,7 +26,8 @@ from ib_callback.measuring.model import access, bidirectional
 from ib_callback.measuring.model.access import Layer, Layers
 from ib_callback.measuring.model.capture import Quantiser
 from ib_callback.measuring.model.forward import Forward, ProbeForward, check_fit, free_memory, is_out_of_memory
-from ib_callback.measuring.model.guard import resharded, untouched
+from ib_callback.measuring.model.guard import is_sharded, resharded, untouched
+from ib_callback.measuring.model.parameters import ChangedParametersError, unchanged_parameters
 from ib_callback.measuring.plan.plan import Batch, Plan
 from ib_callback.measuring.planner import make_plan
 from ib_callback.measuring.readout import read_out
@@ -173,6 +175,7 @@ class Meter:
         self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
         self._autocast = ""  # known from the first forward pass on
         self._planes = True
+        self._refused: tuple[int, str] | None = None  # a model by its id, and why
         self._told_of_equal_states = False
         self._read_ahead: set[str] = set()  # names of the kinds of models that have been looked at
         self._further = [
@@ -236,11 +239,12 @@ class Meter:
         """Check everything that can be checked before training: blocks, vocabulary, positions, memory, one forward.
 
         Raises:
-            ModelError: blocks not found, token ids or lengths beyond the model's.
+            ModelError: blocks not found, token ids or lengths beyond the model's, parameters that the forward changes.
             ProbeError: no valid position, or more memory needed than `memory_budget` allows.
             RepresentationError: the model's states are zero, NaN or inf already now.
         """
         root = access.unwrap(model)
+        self._refused = None
         layers = self._layers(root)
         plan = self.plan()
         groups = self._groups(plan, layers)
@@ -253,7 +257,7 @@ class Meter:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        with untouched(root), resharded(root):
+        with unchanged_parameters(root, copied=True), untouched(root), resharded(root):
             forward = self._forward(root)
             forward.once(forward.longest(plan.batches), layers)
             self._warn_if_bidirectional(forward, layers)
@@ -278,7 +282,7 @@ class Meter:
             step: optimizer steps taken, for the record.
 
         Raises:
-            ModelError, ProbeError: as `preflight`.
+            ModelError, ProbeError: as `preflight`; after a forward that changed parameters the model is not run again.
             RepresentationError: zero vectors, NaN or inf at valid positions.
             torch.OutOfMemoryError: even one sequence at a time does not fit.
 
@@ -294,7 +298,7 @@ class Meter:
         for meter in (self, *further):
             meter.probe.verify()
             layers = meter._layers(root)
-        with untouched(root), resharded(root):
+        with self._visit(root):
             if self.forward is None:
                 self._warn_if_bidirectional(self._forward(root), layers)
             plan, sums = self._sums(root, layers)
@@ -346,9 +350,24 @@ class Meter:
         def keep(_: Batch, assignments: Tensor) -> None:
             parts.append(assignments.to("cpu", copy=True))  # the next batch overwrites them
 
-        with untouched(root), resharded(root):
+        with self._visit(root):
             self._forward(root).over(self._bar(plan.batches), layers, keep)
         return torch.cat(parts)
+
+    @contextmanager
+    def _visit(self, root: nn.Module) -> Iterator[None]:
+        """Nothing of the model is changed by the body, or the model is not measured again."""
+        if self._refused is not None and self._refused[0] == id(root):
+            raise ModelError(
+                f"an earlier measurement changed the weights of the model, so it is not run again: {self._refused[1]}"
+            )
+        try:
+            with unchanged_parameters(root), untouched(root), resharded(root):
+                yield
+        except ChangedParametersError as error:
+            if not is_sharded(root):  # where it is, a rank that refused would keep the others waiting
+                self._refused = (id(root), str(error))
+            raise
 
     def settings(self, model: nn.Module) -> dict[str, Any]:
         """All that decides whether two measurements can be compared, as JSON values."""

@@ -137,7 +137,20 @@ def resharded(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module in model.modules():
-            reshard = getattr(module, "reshard", None)
-            if type(module).__name__.startswith("FSDP") and callable(reshard):
-                reshard()
+        reshard(model)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the forward gathers parameters of other ranks: with FSDP or stage 3 of DeepSpeed."""
+    kinds = {base.__name__ for module in model.modules() for base in type(module).__mro__}
+    return bool(kinds & {"FullyShardedDataParallel", "FSDPModule"}) or any(
+        hasattr(p, "ds_id") for p in model.parameters()
+    )
+
+
+def reshard(model: nn.Module) -> None:
+    """Let FSDP2 modules give back what parameters they have gathered."""
+    for module in model.modules():
+        give_back = getattr(module, "reshard", None)
+        if type(module).__name__.startswith("FSDP") and callable(give_back):
+            give_back()

@@ -10,6 +10,7 @@ import pytest
 import torch
 import wandb
 from torch import nn
+from two_ranks import on_two_ranks
 from wandb.integration.torch import wandb_torch
 
 from ib_callback.measuring.model.guard import preserved_rng, untouched
@@ -182,3 +183,82 @@ def test_a_watched_model_logs_as_often_as_without(monkeypatch):
         model(torch.ones(1, 2))
     assert logged == ["parameters/0.weight", "parameters/0.bias"] * 2
     assert len(graph.nodes_by_id) == 3
+
+
+# --- sharded training
+
+SHARDED = """
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from tiny_models import fsdp1, fsdp2, in_blocks, llama, make_probe
+import ib_callback as ib
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+
+
+def flat_parameters(model):
+    return FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+
+
+KINDS = {
+    "fsdp1 in blocks": lambda model: fsdp1(in_blocks(fsdp1)(model)),
+    "fsdp1, flat": lambda model: flat_parameters(in_blocks(flat_parameters)(model)),
+    "fsdp2": fsdp2,
+    "fsdp2, root kept": lambda model: fully_shard(in_blocks(fully_shard)(model), reshard_after_forward=False),
+}
+
+
+def checkpoints(wrap, measured):
+    model, meter = wrap(llama()).train(), ib.Meter(make_probe())
+    torch.manual_seed(rank)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    if measured:
+        meter.preflight(model)
+    for step in range(2):
+        ids = torch.randint(2, 40, (4, 12))
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if measured:
+            meter.measure(model)
+        weights, moments = get_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
+        yield [t.clone() for tensors in (weights, *moments["state"].values()) for t in tensors.values()]
+
+
+for name, wrap in KINDS.items():
+    for with_it, without in zip(*(list(checkpoints(wrap, measured)) for measured in (True, False)), strict=True):
+        # Rank 0 has the whole.
+        equal = [torch.equal(a, b) for a, b in zip(with_it, without, strict=True)]
+        print(f"{name}: {all(equal)} of {'some' if equal else 'none'}")
+
+# What one rank alone finds out may not keep the others waiting.
+model, meter = fsdp2(llama()), ib.Meter(make_probe())
+meter.preflight(model)
+shard = model.model.norm.weight.to_local()
+
+
+def harm(*_):
+    shard.mul_(1 + rank)
+
+
+model.model.norm.register_forward_hook(harm)
+for _ in range(2):
+    try:
+        meter.measure(model)
+    except ib.ModelError as error:
+        print(error)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_checkpoints_of_a_sharded_training_that_was_just_measured_are_those_of_one_that_was_not(tmp_path):
+    first, second = on_two_ranks(SHARDED, tmp_path)
+    said = [line for line in first.splitlines() if line.startswith("fsdp")]
+    assert len(said) == 8
+    assert {line.partition(": ")[2] for line in said} == {"True of some"}
+    assert "changed its own parameters" not in first
+    assert second.count("changed its own parameters 'model.norm.weight' while it was measured") == 2
