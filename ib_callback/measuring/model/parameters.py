@@ -83,7 +83,7 @@ def unchanged_parameters(model: nn.Module, *, copied: bool = False) -> Iterator[
         ChangedParametersError: a parameter has other values than before; also in the place of an error of the body.
     """
     reshard(model)
-    before, tables = _parts(model), [(module, dict(module._parameters)) for module in _own_modules(model)]
+    before, tables = _parts(model), [(module, dict(module._parameters)) for module in model.modules()]
     if copied and _fits_on_host(before):
         before = [replace(part, copy=part.values.to(_HOST, copy=True)) for part in before]
     sums = _checksums([part.values for part in before])
@@ -110,15 +110,13 @@ def _put_back(
     for module, table in tables:
         for name in dict.fromkeys([*table, *module._parameters]):
             was, now = table.get(name), module._parameters.get(name)
-            # FSDP2 puts gathered parameters in the place of its shards, and back, by itself.
-            if was is now or hasattr(was, "to_local"):
+            if was is now or _is_managed(was):
                 continue
             if was is None or now is None or not _same_bits(was, now):
                 changed[names.get(id(was), name)] = None
             vars(module).pop(name, None)  # an attribute would hide the parameter
             module._parameters[name] = was
-        if list(module._parameters) != list(table):
-            in_order = {name: module._parameters[name] for name in table}
+            in_order = {name: module._parameters[name] for name in table if name in module._parameters}
             module._parameters.clear()
             module._parameters.update(in_order)
     for part in before:
@@ -153,32 +151,28 @@ def _explanation(model: nn.Module, changed: list[str], lost: list[str], *, in_pr
 
 
 def _parts(model: nn.Module) -> list[_Part]:
-    """Of every parameter once, by its name in the bare model; of FSDP1 the shards that its parameters are views of."""
+    """Of every parameter once, by its name in the bare model; of FSDP1 and DeepSpeed their shards."""
     found: dict[int, tuple[str, Tensor]] = {}
     for name, module in access.named_modules(model):
-        if (shard := _fsdp1_shard(module)) is not None:
-            found[id(shard)] = (f"{name}.flat_param".lstrip("."), shard)
-    for name, module in () if found else access.named_modules(model):
-        for own, parameter in module._parameters.items():
-            if parameter is not None and not parameter.is_meta and not is_lazy(parameter):
-                found.setdefault(id(parameter), (f"{name}.{own}" if name else own, parameter))
+        kept = dict(module._parameters)
+        flat: Any = getattr(vars(module).get("_handle"), "flat_param", None)  # FSDP1's
+        kept["flat_param"] = getattr(flat, "_local_shard", None)
+        for own, parameter in kept.items():
+            shard = getattr(parameter, "ds_tensor", parameter)
+            if shard is None or shard.is_meta or is_lazy(shard) or getattr(shard, "_fsdp_flattened", False):
+                continue
+            found.setdefault(id(shard), (f"{name}.{own}" if name else own, shard))
     return [part for name, parameter in found.values() for part in _plain(name, parameter, (), parameter)]
 
 
-def _own_modules(model: nn.Module) -> list[nn.Module]:
-    """Those whose tables of parameters are theirs alone: FSDP1 writes views into them as it gathers."""
-    modules = list(model.modules())
-    return [] if any(_fsdp1_shard(module) is not None for module in modules) else modules
-
-
-def _fsdp1_shard(module: nn.Module) -> Tensor | None:
-    shard = getattr(getattr(vars(module).get("_handle"), "flat_param", None), "_local_shard", None)
-    return shard if isinstance(shard, Tensor) else None
+def _is_managed(parameter: Any) -> bool:
+    """Whether FSDP or DeepSpeed puts other tensors into the place of a parameter, and this one back, by itself."""
+    return hasattr(parameter, "to_local") or hasattr(parameter, "ds_id") or hasattr(parameter, "_fsdp_flattened")
 
 
 def _plain(name: str, parameter: Tensor, path: tuple[str, ...], tensor: Tensor) -> Iterator[_Part]:
     inner = _inner(tensor)
-    if not inner:
+    if not inner and tensor.layout == torch.strided:
         yield _Part(name, parameter, path, tensor, tensor.detach())
     for own in inner:
         yield from _plain(name, parameter, (*path, own), getattr(tensor, own))

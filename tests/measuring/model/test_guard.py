@@ -194,6 +194,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from tiny_models import fsdp1, fsdp2, in_blocks, llama, make_probe
 import ib_callback as ib
+from ib_callback.measuring.model.parameters import unchanged_parameters
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -233,6 +234,13 @@ for name, wrap in KINDS.items():
         # Rank 0 has the whole.
         equal = [torch.equal(a, b) for a, b in zip(with_it, without, strict=True)]
         print(f"{name}: {all(equal)} of {'some' if equal else 'none'}")
+
+# From the inside of a wrapper, which keeps its parameters gathered after a forward.
+for flat in (fsdp1, flat_parameters):
+    model = flat(llama())
+    with unchanged_parameters(model.module), torch.no_grad():
+        model(torch.ones(1, 4, dtype=torch.long))
+    model(torch.ones(1, 4, dtype=torch.long))[0].sum().backward()
 
 # What one rank alone finds out may not keep the others waiting.
 model, meter = fsdp2(llama()), ib.Meter(make_probe())

@@ -222,3 +222,14 @@ def test_sharded_parameters(alone):
     with pytest.raises(ib.ModelError, match=r"FSDPLlamaForCausalLM changed its own parameters 'model\.norm\.weight'"):
         measuring.preflight(model)
     assert torch.equal(shard, before)
+
+
+def test_parameters_of_deepspeed_come_and_go_and_their_shards_stay():
+    model = nn.Linear(2, 2, bias=False)
+    model.weight.ds_id, model.weight.ds_tensor = 0, torch.ones(2)
+    whole, model.weight.data = model.weight.data, torch.empty(0)
+    with unchanged_parameters(model):
+        model.weight.data = whole
+    assert model.weight.data_ptr() == whole.data_ptr()
+    with pytest.raises(ib.ModelError, match=r"'weight'.*other weights now"), unchanged_parameters(model):
+        model.weight.ds_tensor[0] = 2
