@@ -76,6 +76,24 @@ def divergence(histograms: Tensor, reference: Tensor) -> Tensor:
     return terms.sum(-1) / math.log(histograms.shape[-1])
 
 
+def sensitivity(histograms: Tensor) -> Tensor:
+    """By how much `entropy` changes for an error of 1 in the logarithm of each bin, if errors are independent.
+
+    To first order an error e_j of log q_j changes H by -sum_j q_j (log q_j + H) e_j. For e_j of unit variance that has
+    this standard deviation.
+
+    Args:
+        histograms: [..., num_bins], float64, each with a positive sum.
+
+    Returns:
+        [...], float64, as a fraction of log(num_bins).
+    """
+    q = histograms / histograms.sum(-1, keepdim=True)
+    logs = q.clamp_min(torch.finfo(torch.float64).tiny).log()
+    mean = (q * logs).sum(-1, keepdim=True)
+    return torch.linalg.vector_norm(q * (logs - mean), dim=-1) / math.log(histograms.shape[-1])
+
+
 def _entropy(histograms: Tensor) -> Tensor:
     counts = histograms.double()
     total = counts.sum(-1)

@@ -64,8 +64,9 @@ def _has(model: nn.Module, names: list[str]) -> bool:
 
 def transformers_models(module: nn.Module, name: str = "") -> dict[str, nn.Module]:
     """The transformers models inside a module by name, those that are part of another one left out."""
-    if _is_transformers_model(module):
-        return {name: module}
+    if _is_transformers_model(module) or _is_transformers_model(access.bare(module)):
+        # A sharded one has to be called through its wrapper.
+        return {name: access.without_parallelism(module)}
     found: dict[str, nn.Module] = {}
     for child_name, child in module.named_children():
         found |= transformers_models(child, f"{name}.{child_name}" if name else child_name)

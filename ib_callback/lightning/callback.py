@@ -29,6 +29,7 @@ from ib_callback.measuring.meter import Meter
 from ib_callback.measuring.model.access import Layers
 from ib_callback.measuring.model.forward import Forward
 from ib_callback.measuring.model.guard import resharded, untouched
+from ib_callback.measuring.model.parameters import unchanged_parameters
 from ib_callback.probe.probe import Probe
 from ib_callback.results.trajectory import FILENAME
 from ib_callback.run.checkpoints import CheckpointFile
@@ -226,7 +227,8 @@ class IBCallback(Follows, Callback):
         self._epoch = trainer.current_epoch
         writes = trainer.is_global_zero and not trainer.fast_dev_run
         self._check_saving(trainer)
-        with run.at_work(), untouched(pl_module), resharded(pl_module):
+        watched = unchanged_parameters(pl_module, copied=True)
+        with run.at_work(), watched, untouched(pl_module), resharded(pl_module):
             self._target = find_target(trainer, pl_module, self._layers, self._forward)
             self._set(self._target.layers, self._target.forward)
             run.meter.progress = trainer.is_global_zero and self._shows_progress(trainer)

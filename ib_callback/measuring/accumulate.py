@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ib_callback.estimator.histogram import divergence, entropy, segment_sum
+from ib_callback.estimator.histogram import divergence, entropy, segment_sum, sensitivity
 from ib_callback.measuring.plan.jackknife import ROWS, JackknifePlan, Shares
 from ib_callback.measuring.plan.plan import Batch, NullPlan, Plan
 
@@ -36,6 +36,7 @@ class Sums:
     single: [L] sum over valid positions of the entropy of one assignment; 0 if features alone are measured.
     kept: [num_kept, L] entropies of the kept histograms.
     nulls: for each null plan, [R + U, L] divergences of its subsets, then its unions, from the whole sample.
+    sensitivity: [L] of the entropy over all positions to errors of its bins (`histogram.sensitivity`).
     jackknife: the same with groups of sequences left out, if that is planned.
     """
 
@@ -43,6 +44,7 @@ class Sums:
     single: Tensor
     kept: Tensor
     nulls: list[Tensor]
+    sensitivity: Tensor
     jackknife: JackknifeSums | None = None
 
     @staticmethod
@@ -160,6 +162,7 @@ class Accumulator:
             single=self._single.cpu(),
             kept=kept.cpu(),
             nulls=[self._null(plan) for plan in self._plan.nulls],
+            sensitivity=sensitivity(self._kept[self._plan.total].view(self._at.shape)).cpu(),
             jackknife=None if self._groups is None else self._groups.sums(self._kept, kept, late.kept),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from ib_callback.bound.curve import IBCurve
 from ib_callback.bound.probe_curve import probe_curve
 from ib_callback.common.checks import check_integer
-from ib_callback.common.errors import ProbeError, RepresentationError
+from ib_callback.common.errors import ModelError, ProbeError, RepresentationError
 from ib_callback.common.messages import warn
 from ib_callback.common.progress import progress_bar
 from ib_callback.common.version import __version__
@@ -25,7 +26,8 @@ from ib_callback.measuring.model import access, bidirectional
 from ib_callback.measuring.model.access import Layer, Layers
 from ib_callback.measuring.model.capture import Quantiser
 from ib_callback.measuring.model.forward import Forward, ProbeForward, check_fit, free_memory, is_out_of_memory
-from ib_callback.measuring.model.guard import resharded, untouched
+from ib_callback.measuring.model.guard import is_sharded, resharded, untouched
+from ib_callback.measuring.model.parameters import ChangedParametersError, unchanged_parameters
 from ib_callback.measuring.plan.plan import Batch, Plan
 from ib_callback.measuring.planner import make_plan
 from ib_callback.measuring.readout import read_out
@@ -45,6 +47,12 @@ from ib_callback.results.measurement import Measurement
 
 # Bytes that `assignments` holds at a time, unless a budget is set.
 _ASSIGNMENTS_MEMORY = 1 << 30
+
+_EQUAL_STATES = (
+    "the hidden states of all layers are so nearly the same at all positions that what they say about the tokens is "
+    "below the rounding error of its own sums: complexity is given as 0, and optimality and other ratios to it are "
+    "undefined. Look for a dead or collapsed model, or measure other layers with layers=."
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,8 @@ class Meter:
     """Measures complexity, expressivity and what follows from them, on a frozen probe.
 
     The plan for the probe is made on first use and kept. A measurement leaves no trace in the model or in any
-    random state, and two measurements of the same model are bitwise equal.
+    random state, and two measurements of the same model are bitwise equal. Forward hooks run in it, since they may be
+    part of the model, but for those of loggers such as `wandb.watch`.
 
     Args:
         probe: frozen held-out text.
@@ -166,6 +175,8 @@ class Meter:
         self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
         self._autocast = ""  # known from the first forward pass on
         self._planes = True
+        self._refused: tuple[int, str] | None = None  # a model by its id, and why
+        self._told_of_equal_states = False
         self._read_ahead: set[str] = set()  # names of the kinds of models that have been looked at
         self._further = [
             (self._for_features(other), names)
@@ -228,11 +239,12 @@ class Meter:
         """Check everything that can be checked before training: blocks, vocabulary, positions, memory, one forward.
 
         Raises:
-            ModelError: blocks not found, token ids or lengths beyond the model's.
+            ModelError: blocks not found, token ids or lengths beyond the model's, parameters that the forward changes.
             ProbeError: no valid position, or more memory needed than `memory_budget` allows.
             RepresentationError: the model's states are zero, NaN or inf already now.
         """
         root = access.unwrap(model)
+        self._refused = None
         layers = self._layers(root)
         plan = self.plan()
         groups = self._groups(plan, layers)
@@ -243,7 +255,7 @@ class Meter:
                 f"a measurement needs {memory / 2**20:,.0f} MiB beside the forward pass, and {free / 2**20:,.0f} MiB "
                 "are free. Set memory_budget= (bytes) to measure layers in groups, or use a smaller probe."
             )
-        with untouched(root), resharded(root):
+        with unchanged_parameters(root, copied=True), untouched(root), resharded(root):
             forward = self._forward(root)
             forward.once(forward.longest(plan.batches), layers)
             self._warn_if_bidirectional(forward, layers)
@@ -268,7 +280,7 @@ class Meter:
             step: optimizer steps taken, for the record.
 
         Raises:
-            ModelError, ProbeError: as `preflight`.
+            ModelError, ProbeError: as `preflight`; after a forward that changed parameters the model is not run again.
             RepresentationError: zero vectors, NaN or inf at valid positions.
             torch.OutOfMemoryError: even one sequence at a time does not fit.
 
@@ -284,12 +296,12 @@ class Meter:
         for meter in (self, *further):
             meter.probe.verify()
             layers = meter._layers(root)
-        with untouched(root), resharded(root):
+        with self._visit(root):
             if self.forward is None:
                 self._warn_if_bidirectional(self._forward(root), layers)
             plan, sums = self._sums(root, layers)
             others = [meter._sums(root, layers) for meter in further]
-        return read_out(
+        measurement = read_out(
             plan,
             sums,
             step=step,
@@ -301,6 +313,10 @@ class Meter:
             others=[(names, *sums) for (_, names), sums in zip(self._further, others, strict=True)],
             curve=None if curve is None else curve.to_efficiency(self.num_bins),
         )
+        if measurement.complexity == 0 and not self._told_of_equal_states:
+            self._told_of_equal_states = True
+            warnings.warn(_EQUAL_STATES, RuntimeWarning, stacklevel=2)
+        return measurement
 
     def assignments(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """The soft assignments that a measurement of `model` adds up, layer after layer, for an analysis of your own.
@@ -332,9 +348,24 @@ class Meter:
         def keep(_: Batch, assignments: Tensor) -> None:
             parts.append(assignments.to("cpu", copy=True))  # the next batch overwrites them
 
-        with untouched(root), resharded(root):
+        with self._visit(root):
             self._forward(root).over(self._bar(plan.batches), layers, keep)
         return torch.cat(parts)
+
+    @contextmanager
+    def _visit(self, root: nn.Module) -> Iterator[None]:
+        """Nothing of the model is changed by the body, or the model is not measured again."""
+        if self._refused is not None and self._refused[0] == id(root):
+            raise ModelError(
+                f"an earlier measurement changed the weights of the model, so it is not run again: {self._refused[1]}"
+            )
+        try:
+            with unchanged_parameters(root), untouched(root), resharded(root):
+                yield
+        except ChangedParametersError as error:
+            if not is_sharded(root):  # where it is, a rank that refused would keep the others waiting
+                self._refused = (id(root), str(error))
+            raise
 
     def settings(self, model: nn.Module) -> dict[str, Any]:
         """All that decides whether two measurements can be compared, as JSON values."""

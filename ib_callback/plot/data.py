@@ -139,12 +139,13 @@ def comparison_notes(runs: dict[str, list[Measurement]]) -> list[Note]:
     """In which settings runs differ: those that make their numbers incomparable, and those of the models."""
     settings = {name: next(p for p in reversed(points) if p.orders).settings for name, points in runs.items()}
     first, *others = settings
-    notes = []
+    notes, differing = [], set()
     for other in others:
         found = settings_differences(settings[first], settings[other])
+        differing |= {re.split(r"[:.[]", text)[0] for text in found}
         if hard := [text for text in found if not text.startswith(_OF_THE_MODEL)]:
             notes.append(Note(f"Not comparable: {first} and {other} differ in {_some(hard)}", alarm=True))
-    keys = [key for key in _OF_THE_MODEL if len({repr(s.get(key)) for s in settings.values()}) > 1]
+    keys = [key for key in _OF_THE_MODEL if key in differing]
     if keys:
         notes.append(Note(f"The runs differ in {', '.join(keys)} too."))
     return notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -239,12 +240,35 @@ def settings_differences(a: Measurement | Mapping[str, Any], b: Measurement | Ma
     ['num_bins: 100 vs 64']
     """
     settings = [json_values(x.settings if isinstance(x, Measurement) else x) for x in (a, b)]
+    if same_layers(*(x.get("layers") for x in settings)):
+        for x in settings:
+            x.pop("layers", None)
     differences = list(_differences(settings[0], settings[1], ""))
     if settings[0].get("documents") is not None and settings[0]["documents"] == settings[1].get("documents"):
         differences = [
             f"{d} (the same documents, another tokenizer)" if d.startswith("probe: ") else d for d in differences
         ]
     return differences
+
+
+# As earlier versions recorded layers of wrapped models: of Fabric (around DistributedDataParallel), FSDP, activation
+# checkpointing and torch.compile, and of PEFT.
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_forward_module\.(?:module\.)?|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.)"
+)
+_PEFT = "base_model.model."
+
+
+def same_layers(a: Any, b: Any) -> bool:
+    """Whether lists of names mean the same layers: of one of them the names may be those inside a wrapper."""
+    if a == b:
+        return True
+    lists = isinstance(a, (list, tuple)) and isinstance(b, (list, tuple))
+    return lists and list(map(_bare_name, a)) == list(map(_bare_name, b))
+
+
+def _bare_name(name: Any) -> str:
+    return _WRAPPERS.sub("", str(name)).removeprefix(_PEFT)
 
 
 _ABSENT = object()

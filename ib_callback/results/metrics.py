@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 Mode = Literal["min", "max"]
 
-# Below this, a complexity is rounding error and a ratio to it means nothing.
+# Below this a divisor is zero and a ratio to it means nothing. An information that is within the rounding error of its
+# sums is 0 already where it is read out of them (measuring/readout.py).
 NEGLIGIBLE = 1e-12
 # A difference from a baseline below this many of its standard errors is not told apart from it.
 SIGNIFICANT_STANDARD_ERRORS = 3.0

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
-from ib_callback.results.measurement import Measurement, settings_differences
+from ib_callback.results.measurement import Measurement, same_layers, settings_differences
 from ib_callback.results.metrics import BOUND, NEGLIGIBLE, PLANE, PLANE_BY_NAME
 from ib_callback.results.points import PlanePoint
 
@@ -287,7 +287,7 @@ def _note(a: Measurement, b: Measurement, paired: bool) -> str:
         if a.num_positions != b.num_positions:
             note += f" of {a.num_positions} and {b.num_positions} positions, which alone moves the number"
         notes.append(note)
-    if a.layers != b.layers:
+    if not same_layers(a.layers, b.layers):
         notes.append("means over different layers")
     return "; ".join(notes)
 

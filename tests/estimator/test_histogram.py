@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ib_callback.estimator.histogram import divergence, entropy, segment_sum
+from ib_callback.estimator.histogram import divergence, entropy, segment_sum, sensitivity
 
 
 def test_segment_sum_adds_listed_rows_and_leaves_empty_segments_zero():
@@ -55,3 +55,10 @@ def test_divergence_matches_its_definition():
     expected = (0.2 * math.log(0.2 / 0.5) + 0.8 * math.log(0.8 / 0.25)) / math.log(3)
     got = divergence(torch.from_numpy(q * 10)[None], torch.from_numpy(p * 3))
     assert got.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_sensitivity_is_the_size_of_the_gradient():
+    q = torch.tensor([[0.1, 0.2, 0.7], [1.0, 1.0, 1.0], [0.0, 0.0, 3.0]], dtype=torch.float64)
+    logs = q.clamp_min(1e-30).log().requires_grad_()
+    entropy(logs.exp()).sum().backward()
+    torch.testing.assert_close(sensitivity(q), logs.grad.norm(dim=-1), rtol=1e-9, atol=1e-15)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ def test_names_are_those_in_the_lightning_module_or_in_the_model(tmp_path: Path)
         callback = tiny_callback(layers=layers)
         tiny_trainer(tmp_path, [callback], steps=1).fit(tiny_module())
         found.append([(point.settings["layers"], point.complexity) for point in callback.trajectory])
+    module = tiny_module()
+    module.net = torch.compile(module.net, backend="eager")
+    for layers in ("net.transformer.h.?", "blocks"):
+        callback = tiny_callback(layers=layers)
+        tiny_trainer(tmp_path / "compiled", [callback], steps=1).fit(copy.deepcopy(module))
+        found.append([(point.settings["layers"], point.complexity) for point in callback.trajectory])
     assert found[0][0][0] == ["transformer.h.0", "transformer.h.1"]
+    assert all(each[0] == found[0][0] for each in found)
     assert found[0] == found[1] == found[2] == found[3]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from tiny_models import llama, make_probe, numbers
+from tiny_models import WRAPPERS, llama, make_probe, numbers
 from torch import nn
 
 import ib_callback as ib
@@ -190,10 +190,12 @@ def test_any_module_with_named_layers_and_forward():
     assert measured["token"].complexity == pytest.approx(measured.ceiling, abs=1e-6)
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
-def test_wrapped_models_measure_like_the_inside(wrap):
-    model = llama().eval()
-    assert numbers(ib.measure(wrap(model), make_probe())) == numbers(ib.measure(model, make_probe()))
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize("layers", ["hidden_states", ("model.layers.*", "model.norm")], ids=["found", "named"])
+def test_wrapped_models_measure_like_the_inside(wrap, layers, alone):
+    """Under the same names too."""
+    expected = numbers(ib.measure(llama().eval(), make_probe(), layers=layers))
+    assert numbers(ib.measure(wrap(llama().eval()), make_probe(), layers=layers)) == expected
 
 
 def test_hooks_fire_in_a_model_compiled_and_warmed_in_place():

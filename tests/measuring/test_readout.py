@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_models import llama, make_probe
 import ib_callback as ib
 from ib_callback.measuring import quantities
 from ib_callback.measuring.accumulate import Accumulator
+from ib_callback.measuring.model.capture import Quantiser
 from ib_callback.measuring.plan.builder import Builder
 from ib_callback.measuring.planner import make_plan
 from ib_callback.measuring.readout import Found, Readings
@@ -137,3 +139,87 @@ def test_a_baseline_of_ones_own(monkeypatch, tmp_path, standard_errors):
         # The errors of both sides cancel in a difference.
         error = jackknife_error(point.distance_above_null, above[0] - above[1])
         assert point.distance_above_null_se == pytest.approx(error, rel=1e-12)
+
+
+# --- what is below the rounding error of its own sums
+
+MANY = ib.Probe.from_tokens(
+    torch.randint(0, 30, (72, 40), generator=torch.Generator().manual_seed(0)),
+    labels={"half": (torch.arange(72) % 2)[:, None].expand(72, 40).clone()},
+)
+
+
+@pytest.mark.parametrize("temperature", ["calibrated", 1.0, 0.002])
+@pytest.mark.parametrize(
+    ("batch_size", "weighting", "noise"),
+    [(1, "empirical", 0.0), (8, "empirical", 0.0), (72, "empirical", 1e-7), (24, "uniform", 0.0)],
+)
+def test_equal_states_say_nothing(temperature, batch_size, weighting, noise):
+    """Whatever the state, the counts of the labels and their order: 24 states as so many layers."""
+    random = torch.Generator().manual_seed(3)
+    states = torch.randn(24, 24, generator=random)
+    quantiser = Quantiser(100, temperature, 0)
+    null = weighting == "empirical"
+    plan = make_plan(MANY, {"token": 1, "bigram": 2}, ("half",), batch_size=batch_size, null=null, seed=0)
+    accumulator = Accumulator(plan, 24, 100, weighting=weighting, device=torch.device("cpu"))
+    for batch in plan.batches:
+        shape = (len(batch.positions), 24, 24)
+        rows = states.expand(shape) * (1 + noise * torch.randn(shape, generator=random)) if noise else states
+        accumulator.add(
+            batch, quantiser(rows.reshape(-1, 24))[0].view(-1, 24, 100).expand(len(batch.positions), -1, -1)
+        )
+    readings = Readings(plan, accumulator.sums(), weighting)
+    assert not any(readings.information(number).any() for number in range(len(plan.label_sets)))
+    assert readings.ceiling == 0
+
+
+class OneState(torch.nn.Module):
+    """One state at all positions, moved by the token before it with some strength."""
+
+    def __init__(self, strength=0.0, dtype=torch.float32, dim=256):
+        super().__init__()
+        random = torch.Generator().manual_seed(5)
+        self.state = torch.nn.Parameter(torch.randn(dim, generator=random).to(dtype))
+        self.embed = torch.nn.Embedding.from_pretrained(torch.randn(30, dim, generator=random).to(dtype))
+        self.stack = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
+        self.strength = strength
+
+    def forward(self, input_ids, attention_mask):
+        states = self.state + self.strength * self.embed(input_ids)
+        for layer in self.stack:
+            states = layer(states)
+        return states
+
+
+@pytest.mark.parametrize("temperature", ["calibrated", 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_no_ratio_to_what_equal_states_say(temperature, dtype):
+    meter = ib.Meter(MANY, layers=["stack.*"], orders=("token", "bigram"), temperature=temperature, standard_errors=4)
+    with pytest.warns(RuntimeWarning, match="the rounding error of its own sums.*dead or collapsed model"):
+        measured = meter.measure(OneState(dtype=dtype))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once
+        meter.measure(OneState(dtype=dtype))
+    assert measured.ceiling == 0
+    for point in measured.orders.values():
+        assert (point.complexity, point.expressivity, point.distance_to_bound) == (0, 0, 0)
+        assert (point.optimality, point.optimality_se, point.optimality_above_null) == (None, None, None)
+        assert abs(point.distance_above_null) < 1e-9
+    feature = measured.features["half"]
+    assert (feature.information, feature.ratio, feature.information_p_value) == (0, None, 1.0)
+    assert "optimality undefined" in measured.summary()
+
+
+@pytest.mark.parametrize(("temperature", "strength", "least"), [("calibrated", 0.01, 1e-6), (1.0, 0.01, 2e-8)])
+def test_what_is_small_but_true_is_measured(temperature, strength, least, recwarn):
+    """At temperature 1 that is less than the rounding error at the calibrated one."""
+    model = OneState(strength)
+    measured = ib.measure(model, MANY, layers=["stack.*"], orders="token", temperature=temperature)
+    with torch.no_grad():
+        states = model.double()(MANY.input_ids, None)
+    where, labels = ib.ngram_labels(MANY, "token")
+    true = ib.soft_mutual_information(states[where[:, 0], where[:, 1]], labels, temperature=temperature)
+    assert least < true < 20 * least
+    assert measured.complexity == pytest.approx(float(true), rel=0.3)
+    assert measured.optimality is not None
+    assert not [one for one in recwarn if "rounding" in str(one.message)]

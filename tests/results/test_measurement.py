@@ -426,6 +426,26 @@ def test_settings_that_differ_are_named_with_both_values():
     assert settings_differences({"f": {"x": 1, "y": 2}}, {"f": {"x": 1}}) == ["f.y: 2 vs absent"]
 
 
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "base_model.model.h.0",
+        "_orig_mod.h.0",
+        "h.0._orig_mod.attn",
+        "_forward_module.h.0",
+        "_forward_module.module.h.0",
+        "_forward_module._orig_mod.base_model.model.h.0:final",
+        "_fsdp_wrapped_module.h.0._fsdp_wrapped_module._checkpoint_wrapped_module.attn",
+    ],
+)
+def test_layers_recorded_with_the_wrapper_are_the_same(wrapped):
+    bare = "h.0.attn" if wrapped.endswith("attn") else "h.0:final" if wrapped.endswith(":final") else "h.0"
+    settings = {"layers": [wrapped], "seed": 0}
+    assert settings_differences(settings, {"layers": [bare], "seed": 0}) == []
+    assert settings_differences(settings, {"layers": [bare], "seed": 1}) == ["seed: 0 vs 1"]
+    assert len(settings_differences(settings, {"layers": ["module." + bare], "seed": 0})) == 1
+
+
 def test_long_settings_are_shortened():
     (difference,) = settings_differences({"layers": ["h"] * 100}, {"layers": ["h"] * 99})
     assert difference.startswith('layers: ["h", "h"')

@@ -16,7 +16,7 @@ from tiny_hf import random_states, tiny_model, tiny_probe
 from ib_callback import Meter, Trajectory, every
 from ib_callback import plot as plot_module
 from ib_callback.bound.curve import FILENAME as CURVE
-from ib_callback.common.errors import TrajectoryError
+from ib_callback.common.errors import ModelError, TrajectoryError
 from ib_callback.results.stopping import PlateauStopping
 from ib_callback.results.trajectory import FILENAME, RUN_FILENAME
 from ib_callback.run import run as module
@@ -39,6 +39,47 @@ def make_run(*, log_plane: bool = False, bound: str = "diagonal") -> Run:
 def record_all(followed: Run, model: torch.nn.Module, steps: range) -> None:
     for step in steps:
         followed.record(model, step)
+
+
+def test_a_run_whose_file_has_names_with_the_wrapper_goes_on(model: torch.nn.Module, tmp_path: Path) -> None:
+    first = make_run()
+    first.begin(model, directory=tmp_path)
+    record_all(first, model, range(0, 3, 2))
+    first.end(2)
+    file = tmp_path / FILENAME
+    file.write_text(file.read_text().replace('"transformer.', '"_forward_module.transformer.'))
+    resumed = make_run()
+    resumed.begin(model, directory=tmp_path, step=2)
+    assert resumed.trajectory.steps == [0, 2]
+    assert resumed.trajectory[0].layers[0] == "_forward_module.transformer.h.0"
+    resumed.end(2)
+
+
+def test_a_model_that_begins_to_change_its_weights_is_not_measured_any_more(
+    model: torch.nn.Module, tmp_path: Path
+) -> None:
+    runs = []
+    followed = make_run()
+    followed.begin(model, directory=tmp_path)
+    record_all(followed, model, range(2))
+
+    def rescale(layer: Any, *_: Any) -> None:
+        runs.append(layer.weight.data.mul_(1.5))
+
+    model.transformer.ln_f.register_forward_hook(rescale)
+    with pytest.warns(
+        RuntimeWarning, match=r"training goes on.*'transformer\.ln_f\.weight'.*go on from the last checkpoint"
+    ):
+        followed.record(model, 2)
+    weights, number = [p.clone() for p in model.parameters()], len(runs)
+    with pytest.warns(RuntimeWarning, match="so it is not run again"):
+        followed.record(model, 3)
+    assert len(runs) == number
+    assert all(map(torch.equal, weights, model.parameters()))
+    assert [point.error is None for point in followed.trajectory] == [True, True, False, False]
+    followed.end(3)
+    with pytest.raises(ModelError, match="put back bit for bit"):
+        make_run().begin(model, directory=tmp_path / "again")
 
 
 @pytest.fixture

@@ -1,7 +1,12 @@
-"""A small model and a probe for it, for tests without a trainer."""
+"""A small model, wrappers of all kinds and a probe for it, for tests without a trainer."""
 
 import torch
 import transformers as tf
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 import ib_callback as ib
 
@@ -21,3 +26,82 @@ def llama(**changes):
 
 def numbers(measurement):
     return {k: v for k, v in measurement.to_dict().items() if k != "seconds"}
+
+
+class Peft(nn.Module):
+    """A stand-in of the shape of peft's PeftModel: adapters sit inside the base model, everything is handed on."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base_model = nn.Module()
+        self.base_model.model = base
+        self.config = base.config
+
+    def get_base_model(self):
+        return self.base_model.model
+
+    def forward(self, *args, **kwargs):
+        return self.get_base_model()(*args, **kwargs)
+
+
+class PeftForCausalLM(Peft):
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
+
+
+class Engine(nn.Module):
+    """The shape of DeepSpeed's engine and of FSDP."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs, **kwargs):
+        return self.module(*inputs, **kwargs)
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+def fabric(model):
+    from lightning.fabric import Fabric  # takes long, and most tests need none
+
+    return Fabric(accelerator="cpu", devices=1).setup(model)
+
+
+def fsdp1(model):
+    return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+
+
+def in_blocks(wrap):
+    def wrapped(model):
+        for index, block in enumerate(model.model.layers):
+            model.model.layers[index] = wrap(block)
+        return model
+
+    return wrapped
+
+
+def fsdp2(model):
+    return fully_shard(in_blocks(fully_shard)(model))
+
+
+# Those for data parallelism want the fixture `alone`.
+WRAPPERS = {
+    "peft": Peft,
+    "peft for causal lm": PeftForCausalLM,
+    "compiled": compiled,
+    "compiled blocks": in_blocks(compiled),
+    "checkpointed blocks": in_blocks(checkpoint_wrapper),
+    "data parallel": nn.DataParallel,
+    "distributed": DistributedDataParallel,
+    "averaged": AveragedModel,
+    "engine": Engine,
+    "fabric": fabric,
+    "fsdp1": fsdp1,
+    "fsdp1 in blocks": lambda model: fsdp1(in_blocks(fsdp1)(model)),
+    "fsdp2": fsdp2,
+    "nested": lambda model: fabric(PeftForCausalLM(compiled(in_blocks(checkpoint_wrapper)(model)))),
+    "nested the other way": lambda model: Engine(compiled(PeftForCausalLM(model))),
+}

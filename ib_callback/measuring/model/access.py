@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 from torch import nn
 
 from ib_callback.common.errors import ModelError
+
+# Where wrappers of torch.compile, FSDP, activation checkpointing and Lightning Fabric keep what they wrap.
+_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
 Layers = str | Iterable[str] | Callable[[nn.Module], Iterable[nn.Module]]
 
@@ -38,14 +42,65 @@ def unwrap(model: nn.Module) -> nn.Module:
         raise ModelError(
             f"{type(model).__name__} has parameters on the meta device, which have no values. Load its weights first."
         )
+    return without_parallelism(model)
+
+
+def without_parallelism(model: nn.Module) -> nn.Module:
+    """`unwrap` of what is known to be a model with values."""
     while True:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             inside: Any = model.module
         else:
-            inside = getattr(model, "_orig_mod", None)  # torch.compile's OptimizedModule
+            # Not by getattr: FSDP looks up what it lacks in what it wraps, and must not be bypassed.
+            inside = model._modules.get("_orig_mod")
         if not isinstance(inside, nn.Module):
             return model
         model = inside
+
+
+def wrapped(module: nn.Module) -> nn.Module | None:
+    """What a wrapper wraps, one level down or, for PEFT, the base model; None if the module is no wrapper.
+
+    A part that is called `module` is taken for what is wrapped if it is the only part and all arguments are handed on,
+    as in DistributedDataParallel, DataParallel, DeepSpeed's engine and AveragedModel: a model may use that name too.
+    """
+    get_base = getattr(type(module), "get_base_model", None)  # PEFT
+    if callable(get_base):
+        base = get_base(module)
+        return base if isinstance(base, nn.Module) and base is not module else None
+    parts = {name: part for name, part in module._modules.items() if part is not None}
+    for name in _WRAPPED:
+        if name in parts:
+            return parts[name]
+    if list(parts) != ["module"]:
+        return None
+    kinds = {parameter.kind for parameter in inspect.signature(type(module).forward).parameters.values()}
+    return parts["module"] if {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} <= kinds else None
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside all wrappers, which has the configuration; not always to be called by itself."""
+    while (inside := wrapped(model)) is not None:
+        model = inside
+    return model
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """`model.named_modules()` under the names of the model without wrappers: a wrapper has the name of its inside."""
+    seen: set[nn.Module] = set()
+
+    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+        if module in seen:
+            return
+        seen.add(module)
+        yield name, module
+        if (inside := wrapped(module)) is not None:
+            yield from walk(inside, name)
+        for part_name, part in module._modules.items():
+            if part is not None:
+                yield from walk(part, f"{name}.{part_name}" if name else part_name)
+
+    yield from walk(model, "")
 
 
 def resolve_layers(model: nn.Module, layers: Layers) -> list[Layer]:
@@ -55,7 +110,8 @@ def resolve_layers(model: nn.Module, layers: Layers) -> list[Layer]:
         model: unwrapped model.
         layers: `"hidden_states"` (output of every block, the last after the final norm, as in
             `output_hidden_states=True` without the embeddings), `"blocks"` (raw block outputs), module names or
-            globs, or a callable model → modules.
+            globs, or a callable model → modules. Names are those of the model without wrappers; those with them are
+            understood, and reported without.
 
     Raises:
         ModelError: nothing was found; lists candidates.
@@ -66,8 +122,8 @@ def resolve_layers(model: nn.Module, layers: Layers) -> list[Layer]:
             return blocks
         # hidden_states[-1] is by definition the trunk's own output, after the final norm where there is one.
         return [*blocks[:-1], Layer(f"{blocks[-1].name}:final", trunk)]
-    names = {module: name for name, module in model.named_modules()}
     if callable(layers):
+        names = {module: name for name, module in named_modules(model)}
         returned: Any = layers(model)
         modules = list(returned) if isinstance(returned, Iterable) else []
         if not modules or not all(isinstance(module, nn.Module) for module in modules):
@@ -78,12 +134,18 @@ def resolve_layers(model: nn.Module, layers: Layers) -> list[Layer]:
 
 
 def _matching(model: nn.Module, pattern: str) -> list[Layer]:
-    named = [Layer(name, module) for name, module in model.named_modules() if name]
-    found = [layer for layer in named if _matches(layer.name, pattern)]
+    named: dict[str, Layer] = {}
+    for name, module in named_modules(model):
+        if name:
+            named.setdefault(name, Layer(name, module))  # of a wrapper and its inside, what is called by its parent
+    found = [layer for layer in named.values() if _matches(layer.name, pattern)]
+    if not found:
+        spelled = {module for name, module in model.named_modules() if _matches(name, pattern)}
+        found = [layer for layer in named.values() if spelled & {layer.module, bare(layer.module)}]
     if not found:
         raise ModelError(
             f"layers: no module of {type(model).__name__} is called {pattern!r}. Expected names or globs such as "
-            f"{_some(layer.name for layer in named)}."
+            f"{_some(named)}."
         )
     return found
 
@@ -107,10 +169,9 @@ def _distinct(layers: list[Layer]) -> list[Layer]:
 def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
     """What makes the hidden states, which is the decoder, the base model or the model itself, and its blocks."""
     refuse_encoder_decoder(model)
-    get_base: Any = getattr(model, "get_base_model", None)  # PEFT
-    base: Any = get_base() if callable(get_base) else model
+    base: Any = bare(model)
     number = getattr(_text_config(model), "num_hidden_layers", None)
-    names = {module: name for name, module in model.named_modules()}
+    names = {module: name for name, module in named_modules(model)}
     decoder = getattr(base, "get_decoder", None)
     inside = getattr(base, getattr(base, "base_model_prefix", ""), None)
     # Some models call a part of their head "decoder"; what has the blocks is what is meant.
@@ -129,7 +190,7 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
 
 def refuse_encoder_decoder(model: nn.Module) -> None:
     """Raise a ModelError for a model with two stacks, each with tokens of its own; its encoder alone is none."""
-    configs: tuple[Any, ...] = (getattr(model, "config", None), _text_config(model))
+    configs: tuple[Any, ...] = (getattr(bare(model), "config", None), _text_config(model))
     if any(getattr(config, "is_encoder_decoder", False) is True for config in configs):
         raise ModelError(
             f"{type(model).__name__} is an encoder-decoder: it reads one text and writes another, while complexity and "
@@ -152,12 +213,12 @@ def _stack(trunk: Any, number: Any) -> nn.ModuleList | None:
 def _candidates(model: nn.Module) -> str:
     lists = [
         f"layers=['{name}.*'] ({len(module)} × {type(module[0]).__name__})"
-        for name, module in model.named_modules()
+        for name, module in named_modules(model)
         if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 0 and name
     ]
     if lists:
         return "candidates " + ", ".join(lists[:8])
-    return f"modules {_some(name for name, _ in model.named_modules() if name)}"
+    return f"modules {_some(dict.fromkeys(name for name, _ in named_modules(model) if name))}"
 
 
 def _some(names: Iterable[str], limit: int = 12) -> str:
@@ -166,13 +227,14 @@ def _some(names: Iterable[str], limit: int = 12) -> str:
 
 
 def _text_config(model: nn.Module) -> Any:
-    config: Any = getattr(model, "config", None)
+    config: Any = getattr(bare(model), "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def _input_embeddings(model: Any) -> Any:
+def _input_embeddings(model: nn.Module) -> Any:
+    inside: Any = bare(model)
     try:
-        return model.get_input_embeddings()
+        return inside.get_input_embeddings()
     except (AttributeError, NotImplementedError, TypeError):
         return None
 

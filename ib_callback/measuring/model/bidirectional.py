@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ib_callback.measuring.model import access
 from ib_callback.measuring.model.access import Layer
 from ib_callback.measuring.model.forward import ProbeForward
 from ib_callback.measuring.plan.plan import Batch
@@ -24,7 +25,8 @@ def sees_what_follows(forward: ProbeForward, batches: Iterable[Batch], layers: S
     may remember earlier calls.
     """
     model = forward.model
-    if is_declared(model) or not getattr(type(model).forward, "__module__", "").startswith("transformers."):
+    owner = getattr(type(access.bare(model)).forward, "__module__", "")
+    if is_declared(model) or not owner.startswith("transformers."):
         return False
     whole = forward.longest(batches)
     inputs = replace(whole, positions=whole.positions[: (len(whole.positions) + 1) // 2])

@@ -116,15 +116,8 @@ def _arguments(module: nn.Module | None) -> tuple[set[str], bool]:
             names |= {parameter.name for parameter in parameters}
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
                 return names, False
-        module = _wrapped(module)
+        module = access.wrapped(module)
     return names, True
-
-
-def _wrapped(module: Any) -> nn.Module | None:
-    """The module inside a wrapper of PEFT, for parallelism or of torch.compile; None if it is none."""
-    get_base = getattr(module, "get_base_model", None)
-    inside = get_base() if callable(get_base) else getattr(module, "module", getattr(module, "_orig_mod", None))
-    return inside if isinstance(inside, nn.Module) and inside is not module else None
 
 
 def check_fit(model: nn.Module, probe: Probe) -> None:

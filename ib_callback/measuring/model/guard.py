@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
+import types
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -11,6 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+
+# Packages whose forward hooks only look on, and count each forward as one of the training: `wandb.watch` would log
+# histograms of parameters more often, and the graph of a probe pass.
+OBSERVERS = ("wandb", "comet_ml", "mlflow", "neptune", "swanlab", "aim", "clearml")
 
 
 @contextmanager
@@ -20,17 +26,48 @@ def untouched(model: nn.Module) -> Iterator[None]:
     Restored: the `training` flag of every submodule (each its own), every buffer, the rotary-length caches that
     some models keep as plain attributes, the random states of Python, NumPy and torch, and gradient mode.
     Compiled code is bypassed, because hooks registered after a compilation would silently not fire and new
-    graphs would eat the training's recompilation budget.
+    graphs would eat the training's recompilation budget. Hooks of loggers are set aside (`OBSERVERS`); all others run,
+    because they may be part of the model (PEFT, accelerate, FSDP, steering of activations).
     """
     with ExitStack() as stack:
         stack.enter_context(preserved_rng(_devices(model)))
         stack.enter_context(_preserved_state(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_eager())
+        stack.enter_context(_unobserved(model))
         for module in model.modules():
             # Not module.eval(): subclasses may override it, and train(mode) recurses.
             module.training = False
         yield
+
+
+@contextmanager
+def _unobserved(model: nn.Module) -> Iterator[None]:
+    """Without the forward hooks of `OBSERVERS`, of modules and of all modules; at the end they are where they were."""
+    tables = [hooks for module in model.modules() for hooks in (module._forward_pre_hooks, module._forward_hooks)]
+    tables += [torch.nn.modules.module._global_forward_pre_hooks, torch.nn.modules.module._global_forward_hooks]
+    aside = []
+    for hooks in tables:
+        if observing := {number: hook for number, hook in hooks.items() if _owner(hook) in OBSERVERS}:
+            aside.append((hooks, list(hooks), observing))
+            for number in observing:
+                del hooks[number]
+    try:
+        yield
+    finally:
+        for hooks, order, observing in aside:
+            now = {**observing, **hooks}
+            numbers = [number for number in order if number in now]
+            hooks.clear()  # in place, for handles refer to it
+            hooks.update({number: now[number] for number in dict.fromkeys([*numbers, *now])})
+
+
+def _owner(hook: Any) -> str:
+    """Name of the package in which a hook was written."""
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    named = hook if isinstance(hook, types.FunctionType) else getattr(hook, "__func__", type(hook))
+    return (getattr(named, "__module__", None) or "").split(".")[0]
 
 
 @contextmanager
@@ -100,7 +137,20 @@ def resharded(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module in model.modules():
-            reshard = getattr(module, "reshard", None)
-            if type(module).__name__.startswith("FSDP") and callable(reshard):
-                reshard()
+        reshard(model)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the forward gathers parameters of other ranks: with FSDP or stage 3 of DeepSpeed."""
+    kinds = {base.__name__ for module in model.modules() for base in type(module).__mro__}
+    return bool(kinds & {"FullyShardedDataParallel", "FSDPModule"}) or any(
+        hasattr(p, "ds_id") for p in model.parameters()
+    )
+
+
+def reshard(model: nn.Module) -> None:
+    """Let FSDP2 modules give back what parameters they have gathered."""
+    for module in model.modules():
+        give_back = getattr(module, "reshard", None)
+        if type(module).__name__.startswith("FSDP") and callable(give_back):
+            give_back()

@@ -9,12 +9,14 @@ batches, random subsets for the null, and feature labels under permutation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
 
+from ib_callback.measuring.plan.batches import MANY_BATCHES, PIECE
 from ib_callback.measuring.plan.jackknife import GroupedBatch, JackknifePlan
 from ib_callback.measuring.plan.null import LabelCounts, SubsetDesign
 from ib_callback.probe.ngrams import LabelSet
@@ -149,6 +151,11 @@ class Plan:
     nulls: tuple[NullPlan, ...]
     quantities: tuple[Quantity, ...]
     jackknife: JackknifePlan | None = None
+
+    @property
+    def depth(self) -> int:
+        """The most float32 numbers that are added up one after the other in a histogram (batches.py)."""
+        return PIECE + math.ceil(max(len(batch.positions) for batch in self.batches) / PIECE) + MANY_BATCHES
 
     def memory(self, num_layers: int, num_bins: int) -> int:
         """Bytes that a measurement of so many layers at once needs beside the forward pass."""

@@ -72,12 +72,14 @@ class Feature:
     def read(self, readings: Readings, found: Found) -> None:
         """Add the point of the feature."""
         entropy = readings.kept[self.total]
-        information = entropy - readings.given(self.number)
+        information = readings.information(self.number, self.total)
         mean = spread = p_value = None
         if self.permutations is not None:
             mean, spread, p_value = self.permutations.null(readings, entropy)
+            if not information.any():  # else rounding would decide
+                p_value = 1.0
         elif self.null is not None:
-            curve = readings.curve(self.null, float((entropy - readings.given(self.number + 1)).mean()))
+            curve = readings.curve(self.null, float(readings.information(self.number + 1, self.total).mean()))
             counts = readings.plan.counts[self.number]
             mean, spread = curve.null(counts)[0], curve.spread_of_null(counts)
         error = None

@@ -45,6 +45,6 @@ class Orders:
         for order, sets in self.sets.items():
             draft = found.drafts[order]
             for name, number in zip(("complexity", "expressivity"), sets, strict=True):
-                draft.layers[name] = (readings.entropy - readings.given(number)).tolist()
+                draft.layers[name] = readings.information(number).tolist()
                 if readings.left_out is not None:
                     draft.replicates[name] = readings.left_out.information(number)

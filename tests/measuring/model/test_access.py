@@ -20,6 +20,8 @@ from architectures import (
     roberta,
     t5,
 )
+from tiny_models import Engine, PeftForCausalLM, compiled, in_blocks
+from tiny_models import llama as tiny
 from torch import nn
 
 from ib_callback.common.errors import ModelError
@@ -129,6 +131,38 @@ def test_wrappers_are_taken_off():
     assert access.unwrap(compiled) is model
     assert access.unwrap(nn.DataParallel(model)) is model
     assert access.unwrap(model) is model
+
+
+class Module(nn.Module):
+    """Calls its parts by the names that wrappers use, and is none."""
+
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, ids, mask):
+        return self.module(ids)
+
+
+class Headed(Module):
+    def forward(self, *args, **kwargs):
+        return self.head(self.module(*args, **kwargs))
+
+
+def test_parts_with_the_names_of_wrappers_keep_them():
+    for model in (Module(module=Plain()), Headed(module=Plain(), head=nn.Linear(2, 2)), Module(base_model=Plain())):
+        assert [name for name, _ in access.named_modules(model)] == [name for name, _ in model.named_modules()]
+        assert access.bare(model) is model
+
+
+def test_names_with_the_wrapper_are_understood_and_reported_without():
+    model = Engine(PeftForCausalLM(in_blocks(compiled)(tiny())))
+    for pattern in ("module.base_model.model.model.layers.*", "module.base_model.model.model.layers.*._orig_mod"):
+        layers = access.resolve_layers(model, pattern)
+        assert [layer.name for layer in layers] == ["model.layers.0", "model.layers.1"]
+    with pytest.raises(ModelError, match=r"globs such as 'model', 'model\.embed_tokens', 'model\.layers'"):
+        access.resolve_layers(model, "layers.0")
 
 
 def test_no_position_limit_where_the_config_says_none():
