@@ -39,7 +39,7 @@ class Checkpoints(SimpleNamespace):
     """Stands for a `ModelCheckpoint`: of its state, what tells which files it will remove one day."""
 
     def __init__(self, directory: Path, *, save_top_k: int = 1) -> None:
-        super().__init__(dirpath=directory, save_top_k=save_top_k)
+        super().__init__(dirpath=directory, save_top_k=save_top_k, FILE_EXTENSION="")
         self.best_k_models: dict[str, float] = {}
         self.best_model_path = self.last_model_path = ""
 
@@ -47,8 +47,18 @@ class Checkpoints(SimpleNamespace):
 class Watched:
     """A watch on a `Strategy`, and what it told."""
 
-    def __init__(self, directory: Path, *callbacks: Any, state: Any = None, ckpt_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *callbacks: Any,
+        state: Any = None,
+        ckpt_path: Path | None = None,
+        own: Any = None,
+        **arguments: Any,
+    ) -> None:
         self.directory = directory
+        self.own: dict[Path, int] = own or {}  # what the record of the run says
+        self.arguments = arguments
         self.strategy, self.told = Strategy(), []
         self.trainer = SimpleNamespace(
             strategy=self.strategy, is_global_zero=True, checkpoint_callbacks=callbacks, ckpt_path=ckpt_path
@@ -58,10 +68,13 @@ class Watched:
     def open(self, state: dict[str, Any]) -> SavingWatch:
         return SavingWatch(
             self.trainer,
-            before=lambda checkpoint: self.told.append(("before", checkpoint["global_step"], self.files())),
+            before=lambda checkpoint, path: self.told.append(("before", checkpoint["global_step"], self.files())),
             after=lambda step, path: self.told.append(("after", step, path, self.files())),
             copied=lambda step, path: self.told.append(("copied", step, path)),
+            directory=self.directory,
+            own_step=self.own.get,
             state=state,
+            **self.arguments,
         )
 
     def save(self, step: int, name: str) -> Path:
@@ -97,7 +110,7 @@ def test_what_is_kept_is_removed_once_it_is_kept_no_longer(tmp_path: Path) -> No
     watched.watch.keep(a, 5)
     watched.strategy.remove_checkpoint(a)
     assert watched.files() == {"a": "5", "b": "10"}
-    assert watched.watch.state_dict() == {"withheld": [str(a)]}
+    assert watched.watch.state_dict() == {"withheld": ["a"]}
     watched.watch.keep(a, 5)
     assert watched.files() == {"a": "5", "b": "10"}
     watched.watch.keep(b, 10)
@@ -155,7 +168,7 @@ def test_what_is_kept_is_copied_before_it_is_overwritten(tmp_path: Path) -> None
     watched.watch.keep(copy, 5)
     watched.save(15, "last.ckpt")
     assert watched.files() == {"last.ckpt": "15", copy.name: "5"}, "no second copy"
-    assert watched.watch.state_dict() == {"withheld": [str(copy)]}
+    assert watched.watch.state_dict() == {"withheld": [copy.name]}
     watched.watch.keep(last, 15)
     assert watched.files() == {"last.ckpt": "15"}
 
@@ -190,9 +203,10 @@ def test_what_was_withheld_is_removed_by_a_resumed_run(again: bool, tmp_path: Pa
     a, b = first.save(5, "a"), first.save(10, "b")
     first.watch.keep(a, 5)
     first.strategy.remove_checkpoint(a)
-    resumed = Watched(tmp_path, state=first.watch.state_dict())
+    of_this_run: dict[str, Any] = {"own": {a: 5, b: 10}}
+    resumed = Watched(tmp_path, Checkpoints(tmp_path), state=first.watch.state_dict(), **of_this_run)
     if again:
-        resumed = Watched(tmp_path, state=resumed.watch.state_dict())
+        resumed = Watched(tmp_path, Checkpoints(tmp_path), state=resumed.watch.state_dict(), **of_this_run)
     resumed.watch.keep(a, 5)
     assert resumed.files() == {"a": "5", "b": "10"}
     resumed.watch.keep(b, 10)
@@ -213,7 +227,7 @@ def test_what_is_about_to_be_withheld_is_in_the_state_of_the_next_checkpoint(lis
     watched.watch.keep(a, 5)
     assert watched.watch.state_dict() == {"withheld": []}, "the callback will remove it"
     list_in(callback, tmp_path / "b")
-    assert watched.watch.state_dict() == {"withheld": [str(a)]}
+    assert watched.watch.state_dict() == {"withheld": ["a"]}
 
 
 def test_what_no_callback_would_remove_is_never_withheld(tmp_path: Path) -> None:
