@@ -236,7 +236,8 @@ class Sweep:
         self._run.rename(self._first_part)
         self.calls = self._train(None).calls
         self._expected, self._points = self._selected, len(ib.Trajectory.load(self._run))
-        before = weights_in(self._run if self._training.other is None else self._first_part)
+        where = self._run if self._training.other is None else self._first_part
+        before = weights_in(where)
         self._best = next(weights for path, weights in before.items() if f"{BEST}" in path)
 
     def outcome(self, number: int) -> str:
@@ -302,7 +303,12 @@ def weights_in(directory: Path) -> dict[str, tuple[float, ...]]:
 def _course() -> Iterator[None]:
     from scripted import follow
 
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         follow(patch)
         yield
