@@ -399,12 +399,27 @@ class Run:
                 curve.save(directory / CURVE_FILENAME)
         if state.writes and self.config.log_plane:
             if importlib.util.find_spec("matplotlib") is not None:
-                state.plane = directory / PLANE_FILENAME
+                state.plane = self._own_plane(directory)
             else:
                 _warn(
                     f"{PLANE_FILENAME} will not be drawn, for Matplotlib is not installed. Install it with: "
                     'pip install "ib-callback[plot]", or pass log_plane=False.'
                 )
+
+    def _own_plane(self, directory: Path) -> Path | None:
+        """Where the plane is drawn; None if somebody else's file is there."""
+        from ib_callback.plot import may_be_replaced
+
+        plane = directory / PLANE_FILENAME
+        with self.survived(f"{plane} could not be looked at, and is drawn all the same"):
+            # Earlier versions did not mark their pictures.
+            if not may_be_replaced(plane) and not any(directory.glob("ib_trajectory*.jsonl")):
+                _warn(
+                    f"{plane} is not a picture of an earlier run, and is left as it is: no plane is drawn. Move it "
+                    "away, or pass another output_dir=."
+                )
+                return None
+        return plane
 
     def _not_compared(self) -> frozenset[Path]:
         steps = [step for step in self.trajectory.steps if step is not None]

@@ -129,6 +129,92 @@ def test_what_is_kept_is_removed_once_it_is_kept_no_longer(tmp_path: Path) -> No
     assert watched.files() == {}
 
 
+def test_nothing_is_removed_while_it_is_not_certain_what_is_the_best(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    a, b, c = (watched.save(step, name) for step, name in ((5, "a"), (10, "b"), (15, "c")))
+    watched.watch.keep(a, 5)
+    watched.strategy.remove_checkpoint(a)
+    watched.watch.keep(c, 15, certain=False)
+    watched.strategy.remove_checkpoint(b)
+    assert watched.files() == {"a": "5", "b": "10", "c": "15"}
+    watched.watch.keep(None, certain=False)
+    assert watched.watch.state_dict() == {"withheld": ["a", "b"]}
+    watched.watch.keep(b, 10)
+    assert watched.files() == {"b": "10", "c": "15"}
+
+
+def test_a_removal_that_fails_is_tried_again(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    a, b = watched.save(5, "a"), watched.save(10, "b")
+    watched.watch.keep(a, 5)
+    watched.strategy.remove_checkpoint(a)
+    a.unlink()
+    a.mkdir()
+    (tmp_path / "a" / "locked").mkdir()
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError("read-only")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "rmtree", fail)
+        with pytest.raises(PermissionError, match="read-only"):
+            watched.watch.keep(b, 10)
+    watched.watch.keep(b, 10)
+    assert watched.files() == {"b": "10"}
+
+
+def test_what_lasts_is_never_removed_and_copied_before_it_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("5")
+    (tmp_path / "b").write_text("6")
+    watched = Watched(
+        tmp_path, lasting={tmp_path / name: 5 for name in ("a", "gone")}, state={"withheld": ["b"]}, compares=False
+    )
+    for name in ("a", "b"):
+        watched.strategy.remove_checkpoint(tmp_path / name)
+    watched.watch.keep(None)
+    assert watched.files() == {"a": "5", "b": "6"}
+    watched.save(10, "a")
+    watched.watch.keep(tmp_path / "a", 10)
+    watched.save(15, "a")
+    watched.watch.keep(tmp_path / "a", 15)
+    assert watched.files() == {"a": "15", "b": "6", "step=5-a": "5"}
+    lasting = sorted(entry["path"] for entry in watched.watch.state_dict()["lasting"])
+    assert lasting == ["b", "step=5-a"]
+
+
+def test_a_copy_that_fails_is_a_move_and_one_that_was_killed_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a full disk; and in the middle, of this run and of another one that saves in the same directory."""
+    watched = Watched(tmp_path, Checkpoints(tmp_path))
+    watched.watch.keep(watched.save(5, "last.ckpt"), 5)
+
+    def fill(source: Path, destination: Path) -> None:
+        Path(destination).write_text("ha")
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", fill)
+        watched.save(10, "last.ckpt")
+    assert watched.files() == {"last.ckpt": "10", "step=5-last.ckpt": "5"}
+
+    def die(source: Path, destination: Path) -> None:
+        Path(destination).write_text("ha")
+        raise KeyboardInterrupt
+
+    watched.watch.keep(tmp_path / "last.ckpt", 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", die)
+        patch.setattr("ib_callback.lightning._saving._remove_partial", lambda path: None)
+        with pytest.raises(KeyboardInterrupt):
+            watched.save(15, "last.ckpt")
+    (tmp_path / ".step=9-last.ckpt.partial").write_text("of the user")
+    (tmp_path / ".step=9-last.ckpt.12345678.partial").write_text("of another run")
+    before = set(watched.files())
+    left = before - set(Watched(tmp_path, Checkpoints(tmp_path)).files())
+    assert [name.startswith(".step=10-last.ckpt.") for name in left] == [True]
+
+
 def test_what_nobody_wants_to_remove_stays_when_it_is_no_longer_the_best(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     a, b = watched.save(5, "a"), watched.save(10, "b")
