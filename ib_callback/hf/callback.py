@@ -67,6 +67,9 @@ class IBCallback(Follows, TrainerCallback):
     `save_strategy="best"` without any evaluation then saves when a point is the best so far, and
     `load_best_model_at_end=True` loads it.
 
+    Each trial of `Trainer.hyperparameter_search` is a run of its own, with its files in the folder of its checkpoints
+    (`run-N`) or, with `output_dir`, in one of that name below it.
+
     Mistakes (a model without recognisable blocks, a probe from another tokenizer, a directory that cannot be
     written, a metric that does not exist) raise before the first step. A measurement that fails later is a warning
     and a point with `.error`.
@@ -269,7 +272,9 @@ class IBCallback(Follows, TrainerCallback):
     def _set_best(self, state: TrainerState, best: Selected) -> None:
         state.best_metric, state.best_global_step = best.value, best.step
         if best.path is not None:
-            state.best_model_checkpoint = str(best.path)
+            # The Trainer compares it with its own paths, which may be relative.
+            own = self._checkpoint(best.step)
+            state.best_model_checkpoint = str(own if Path(os.path.abspath(own)) == best.path else best.path)
 
     def _take_up(self, args: TrainingArguments, state: TrainerState, entry: Mapping[str, Any]) -> None:
         """Have the best checkpoint of an earlier part of the run kept, comparable with later ones or not.

@@ -22,7 +22,7 @@ from ib_callback.bound.curve import FILENAME as CURVE_FILENAME
 from ib_callback.common import json_lines
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError, TrajectoryError
-from ib_callback.common.files import remove_partial_files
+from ib_callback.common.files import remove_partial_files, size_of
 from ib_callback.measuring.meter import Meter
 from ib_callback.measuring.model.forward import is_out_of_memory
 from ib_callback.measuring.model.guard import preserved_rng
@@ -396,6 +396,7 @@ class Run:
         curve = self.meter.curve()
         if state.writes and curve is not None:
             with self.survived(f"{CURVE_FILENAME} could not be written, and later pictures from files will lack it"):
+                _check_is_curve(directory / CURVE_FILENAME)
                 curve.save(directory / CURVE_FILENAME)
         if state.writes and self.config.log_plane:
             if importlib.util.find_spec("matplotlib") is not None:
@@ -880,6 +881,12 @@ def weights_seen(model: torch.nn.Module) -> tuple[int, int]:
     """What changes when the weights of a model do, or when others are loaded into it."""
     parameters = list(model.parameters())
     return id(parameters[0]) if parameters else 0, sum(parameter._version for parameter in parameters)
+
+
+def _check_is_curve(path: Path) -> None:
+    """Raise a TrajectoryError if a file of somebody else is where the curve goes."""
+    if size_of(path) and b'"num_codewords"' not in path.read_bytes():
+        raise TrajectoryError(f"{path} is no curve of ours, and is left as it is; move it away, or pass output_dir=")
 
 
 def _may_be_complete(path: Path) -> bool:

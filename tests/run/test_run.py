@@ -15,7 +15,7 @@ from scripted import BEST, COURSE, follow
 from synthetic_runs import STOPPING
 from tiny_hf import random_states, tiny_model, tiny_probe
 
-from ib_callback import Meter, Trajectory, every
+from ib_callback import Meter, Trajectory, every, ib_curve
 from ib_callback import plot as plot_module
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.results.stopping import PlateauStopping
@@ -197,6 +197,24 @@ def test_a_picture_of_somebody_else_is_left_as_it_is(
     record_all(followed, model, range(2))
     followed.end(1)
     assert ((tmp_path / PLANE_FILENAME).read_bytes() == b"a plane") is (earlier == "nobody's")
+
+
+def test_a_curve_of_somebody_else_is_left_as_it_is(
+    model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curve = ib_curve(np.eye(3) / 3)
+    monkeypatch.setattr(Meter, "curve", lambda meter: curve)
+    path = tmp_path / "ib_curve.json"
+    path.write_bytes(b'{"mine": 1}')
+    with pytest.warns(RuntimeWarning, match=r"ib_curve\.json is no curve of ours, and is left as it is; move it away"):
+        make_run().begin(model, directory=tmp_path)
+    assert path.read_bytes() == b'{"mine": 1}'
+    path.unlink()
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            make_run().begin(model, directory=tmp_path)
+        assert path.stat().st_size > 20
 
 
 def test_what_is_selected_stays_while_the_disk_does_not_answer(
