@@ -466,7 +466,13 @@ class IBCallback(Follows, Callback):
         if best is not None:
             compares = self._run.compares(best["step"], best["rule"])
             if not compares:
-                lasting[Path(os.path.abspath(directory / best["path"]))] = int(best["step"])
+                path = Path(os.path.abspath(directory / best["path"]))
+                lasting[path] = int(best["step"])
+                if trainer.is_global_zero:
+                    _warn(
+                        f"The best checkpoint of the earlier part of this run, {path} of step {best['step']}, cannot "
+                        "be compared with later ones, and stays: remove it yourself when it is of no more use."
+                    )
         elif earlier:  # of an earlier version, perhaps
             kept = [self._run.own_step(Path(os.path.abspath(directory / name))) for name in earlier.get("withheld", ())]
             compares = all(self._run.compares(step, None) for step in kept if step is not None)

@@ -309,10 +309,13 @@ def test_the_earlier_best_is_kept_whatever_changes(
         monkeypatch.setattr("ib_callback.measuring.meter.__version__", "0.0.9")
     for name in GONE.get(changed, []):
         (tmp_path / name).unlink()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for steps in (30, 40):  # it stays, whatever resumes later
-            loop.train(tmp_path, resume=True, save_every=4, **{**keywords, **CHANGES[changed], "steps": steps})
+    again = {"resume": True, "save_every": 4, **keywords, **CHANGES[changed]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loop.train(tmp_path, **again)
+        loop.train(tmp_path, **{**again, "steps": 40})  # it stays, whatever resumes later
+    said = [str(warning.message) for warning in caught if "remove it yourself when" in str(warning.message)]
+    assert len(said) == (loop in TRAINERS), "where it is removed by others"
     left = [digests(path) for path in tmp_path.rglob("*") if path.is_dir() or path.suffix in (".ckpt", ".pt")]
     assert before in left
 
