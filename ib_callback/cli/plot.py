@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ib_callback.bound.curve import IBCurve
-from ib_callback.plot import compare, information_plane, over_steps, plane_by_layer, save
+from ib_callback.plot import compare, information_plane, may_be_replaced, over_steps, plane_by_layer, save
 from ib_callback.plot.bound import curve_beside
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.trajectory import FILENAME, Trajectory
@@ -63,6 +63,12 @@ def draw(options: argparse.Namespace) -> list[Path]:
     paths = _paths(list(pictures), options.output)
     # All are drawn before any is written: a mistake leaves no half of the files.
     figures = [picture() for picture in pictures.values()]
+    for path in paths:
+        if not may_be_replaced(path):
+            raise ValueError(
+                f"{path}: expected no file, or a picture that ib-callback made, got another file, which is left as it "
+                "is. Give another -o, or move it away"
+            )
     for figure, path in zip(figures, paths, strict=True):
         save(figure, path)
     return paths

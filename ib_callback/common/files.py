@@ -1,9 +1,12 @@
-"""Writing files so that nothing is ever half-written."""
+"""Writing files so that nothing is ever half-written, and looking for them."""
 
 from __future__ import annotations
 
 import os
+import re
 import uuid
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -19,5 +22,46 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def remove_partial_files(directory: Path, names: str) -> None:
+    """Remove what `write_atomically` left when it was killed, of files in a directory whose names match `names`.
+
+    Args:
+        directory: in which nobody else writes such files now.
+        names: a regular expression.
+
+    Raises:
+        OSError: the directory cannot be searched, or a file not be removed.
+    """
+    ours = re.compile(rf"\.(?:{names})\.[0-9a-f]{{32}}\.partial")
+    remove_matching(directory, ours)
+
+
+def remove_matching(directory: Path, names: re.Pattern[str]) -> None:
+    """Remove the files, no folders and no links, in a directory that have such names."""
+    for name in os.listdir(directory):
+        path = directory / name
+        if names.fullmatch(name) and path.is_file() and not path.is_symlink():
+            os.unlink(path)
+
+
+def size_of(path: str | os.PathLike[str]) -> int | None:
+    """Bytes of what is there; None if nothing is.
+
+    Raises:
+        OSError: nobody can tell, which is not the same (`Path.exists` takes it for the same in some versions).
+    """
+    try:
+        return os.stat(path).st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def first_of(names: Iterable[Path]) -> Path:
+    """The first path at which nothing is."""
+    return next(path for path in names if size_of(path) is None)

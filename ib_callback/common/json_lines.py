@@ -6,34 +6,47 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from ib_callback.common.errors import TrajectoryError
+from ib_callback.common.files import size_of
 from ib_callback.common.messages import warn
 
 
 def append(path: Path, line: bytes) -> None:
     """Append one line, its line break included, and flush it to the disk; a torn last line is cut off.
 
+    A line that is the last one already is not written twice: an earlier try failed only after it had been written.
+
     Raises:
         TrajectoryError: the file cannot be written. A line written in part is taken back.
     """
     # Unbuffered, so that after a full disk nothing is left over for close() to write.
-    with explained(path, "written"), open(path, "a+b", buffering=0) as handle:
-        end, terminated = _intact_end(handle)
-        if end < handle.seek(0, os.SEEK_END):
-            _warn_torn(path)
-            handle.truncate(end)
+    with explained(path, "written"):
+        handle = open(path, "a+b", buffering=0)  # noqa: SIM115
         try:
-            rest = memoryview(line if terminated else b"\n" + line)
-            while rest:
-                rest = rest[handle.write(rest) :]
-            os.fsync(handle.fileno())
-        except OSError:
-            handle.truncate(end)
-            raise
+            _append(handle, line, path)
+        finally:
+            # By now the line is on the disk, or taken back: an error of closing says nothing of it.
+            with suppress(OSError):
+                handle.close()
+
+
+def _append(handle: BinaryIO, line: bytes, path: Path) -> None:
+    end, terminated, last = _intact_end(handle)
+    if end < handle.seek(0, os.SEEK_END):
+        _warn_torn(path)
+        handle.truncate(end)
+    try:
+        rest = memoryview(b"" if last == line.strip() else line if terminated else b"\n" + line)
+        while rest:
+            rest = rest[handle.write(rest) :]
+        os.fsync(handle.fileno())
+    except OSError:
+        handle.truncate(end)
+        raise
 
 
 def intact_lines(data: bytes, path: Path) -> Iterator[tuple[int, bytes]]:
@@ -77,10 +90,15 @@ def reserve_name(path: Path) -> Path:
 
 def set_aside(path: Path) -> Path | None:
     """Move a file to a numbered name beside it, which is returned; None if there is none, or nothing in it."""
-    if not path.exists() or path.stat().st_size == 0:
+    if not size_of(path):
         return None
     rotated = reserve_name(path)
-    os.replace(path, rotated)
+    try:
+        os.replace(path, rotated)
+    except OSError:
+        with suppress(OSError):
+            rotated.unlink()  # the empty file that holds the name
+        raise
     return rotated
 
 
@@ -104,15 +122,15 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _intact_end(handle: BinaryIO) -> tuple[int, bool]:
-    """Where the next line may be written, and whether what lies before is empty or ends with a line break."""
+def _intact_end(handle: BinaryIO) -> tuple[int, bool, bytes]:
+    """Where the next line may be written, whether what lies before is empty or ends with a line break, and its end."""
     handle.seek(0)
     data = handle.read()
     start = data.rstrip().rfind(b"\n") + 1
     last = data[start:].strip()
     if not last or _is_json(last):
-        return len(data), data.endswith(b"\n") or not data
-    return start, True
+        return len(data), data.endswith(b"\n") or not data, last
+    return start, True, data[:start].rstrip().rpartition(b"\n")[2].strip()
 
 
 def _warn_torn(path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ib_callback.common.files import size_of
 from ib_callback.common.optional import require
 from ib_callback.measuring.meter import Meter
 from ib_callback.probe.probe import Probe
@@ -26,6 +27,13 @@ from ib_callback.run.summary import Selected
 require("transformers", extra="hf", purpose="ib_callback.hf")
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments  # noqa: E402
 
+from ib_callback.hf._keeping import (  # noqa: E402
+    copy_aside,
+    of_trial,
+    remove_partial_copies,
+    run_folder,
+    unlink_copies,
+)
 from ib_callback.hf._trainer import (  # noqa: E402
     check_order,
     check_saving,
@@ -65,6 +73,9 @@ class IBCallback(Follows, TrainerCallback):
     `save_strategy="best"` without any evaluation then saves when a point is the best so far, and
     `load_best_model_at_end=True` loads it.
 
+    Each trial of `Trainer.hyperparameter_search` is a run of its own, with its files in the folder of its checkpoints
+    (`run-N`) or, with `output_dir`, in one of that name below it.
+
     Mistakes (a model without recognisable blocks, a probe from another tokenizer, a directory that cannot be
     written, a metric that does not exist) raise before the first step. A measurement that fails later is a warning
     and a point with `.error`.
@@ -91,10 +102,13 @@ class IBCallback(Follows, TrainerCallback):
         self._ended = False  # a training that was followed
         self._weights: tuple[int, int] | None = None  # as the last step left them
         self._saved = 0  # step of the last checkpoint
+        self._folder = Path()  # of the checkpoints
+        self._to_keep: list[int] = []  # steps of those of an earlier part of the run that are yet to be copied aside
         self._watched: str | None = None
         self._handler: Any = None
         self._evaluated: tuple[int, frozenset[str]] | None = None  # of several datasets the first, and when
         self._saves_best = False
+        self._limited = False  # whether the Trainer removes checkpoints
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -105,6 +119,7 @@ class IBCallback(Follows, TrainerCallback):
         self._running, self._over, self._ended = False, False, False
         self._weights, self._evaluated, self._saved = None, None, step
         self._handler = find_handler(self)
+        self._folder, self._to_keep = run_folder(self, args), []
         self._watched = watched_metric(args, run.rules.names, selects=run.rules.selects)
         if self._watched is not None:
             check_order(self._handler, self)
@@ -112,26 +127,24 @@ class IBCallback(Follows, TrainerCallback):
         self._saves_best = check_saving(args, run.rules)
         progress = self._progress if self._progress is not None else not args.disable_tqdm
         run.meter.progress = progress and state.is_world_process_zero
+        entry = (self._entry(state) or {}) if step else {}
         run.begin(
             model,
-            directory=str(args.output_dir) if self.output_dir is None else self.output_dir,
+            directory=self._directory(args),
             step=step,
             last_step=self._read_state(state),
             # Evaluations that are judged, and checkpoints, are measured whether or not the schedule ever fires.
             max_steps=None if self._watched is not None or run.rules.selects else state.max_steps,
             writes=state.is_world_process_zero,
             training=state,
-            resumed_from=_checkpoint(args, step),
+            resumed_from=self._checkpoint(step),
             loaders=kwargs.get("train_dataloader"),
             tokenizer=kwargs.get("processing_class"),
         )
         if run.measures_at_start(step):
             self._record(args, state, control, model, at_start=True)
+        self._take_up(args, state, entry)
         self._write_state(state)
-        if run.rules.selects and not judges_by_itself(args):
-            # What a run without this callback, or with other settings, held for the best.
-            state.best_metric, state.best_global_step, state.best_model_checkpoint = None, None, None
-        self._choose(args, state)
         self._running = True
         stopped = run.decision is not None and run.decision.stop
         if stopped or (step > 0 and step >= state.max_steps):
@@ -152,6 +165,7 @@ class IBCallback(Follows, TrainerCallback):
             control.should_save, control.should_evaluate = False, False
             return
         self._weights = weights_seen(kwargs["model"])
+        self._keep_earlier(state)
         step = state.global_step
         needed = step >= state.max_steps or control.should_training_stop or (self._selects and control.should_save)
         # Only a point that can be left out is asked of the schedule, which counts those that it skips.
@@ -225,8 +239,9 @@ class IBCallback(Follows, TrainerCallback):
         self._saved = state.global_step
         if self._selects and not self._over and not self._run.recorded(self._saved):
             self._record(args, state, control, kwargs["model"])
-        self._run.note_checkpoint(self._saved, _checkpoint(args, self._saved))
+        self._run.note_checkpoint(self._saved, self._checkpoint(self._saved))
         self._choose(args, state)
+        self._write_state(state)
 
     @survives
     def on_epoch_end(
@@ -270,6 +285,10 @@ class IBCallback(Follows, TrainerCallback):
         save_as_it_is(state)
         self._run.end(state.global_step)
 
+    def _directory(self, args: TrainingArguments) -> Path:
+        """Of the files of this run: each trial of a search is one of its own."""
+        return self._folder if self.output_dir is None else Path(self.output_dir) / of_trial(self._folder, args)
+
     @property
     def _selects(self) -> bool:
         return self._run.rules.selects
@@ -292,18 +311,71 @@ class IBCallback(Follows, TrainerCallback):
     def _choose(self, args: TrainingArguments, state: TrainerState) -> None:
         """Select among the checkpoints that exist, and have the Trainer keep the best one."""
         best = self._run.choose()
-        if best is not None and not judges_by_itself(args):
-            self._set_best(args, state, best)
+        if best is None or judges_by_itself(args):
+            return
+        # It keeps one only: another one takes the place when nothing else can be better.
+        if self._run.certain or state.best_model_checkpoint is None:
+            self._set_best(state, best)
 
-    def _set_best(self, args: TrainingArguments, state: TrainerState, best: Selected) -> None:
+    def _set_best(self, state: TrainerState, best: Selected) -> None:
         state.best_metric, state.best_global_step = best.value, best.step
         if best.path is not None:
-            state.best_model_checkpoint = str(_checkpoint(args, best.step))
+            # The Trainer compares it with its own paths, which may be relative.
+            own = self._checkpoint(best.step)
+            state.best_model_checkpoint = str(own if Path(os.path.abspath(own)) == best.path else best.path)
+
+    def _take_up(self, args: TrainingArguments, state: TrainerState, entry: Mapping[str, Any]) -> None:
+        """Have the best checkpoint of an earlier part of the run kept, comparable with later ones or not.
+
+        The Trainer keeps one from removal. What cannot be compared any more, because settings have changed or the
+        trajectory is gone, must not take the place of the best one to come, and is copied aside.
+        """
+        run, step, owns_best = self._run, state.global_step, self._selects and not judges_by_itself(args)
+        # Where its point came only after it was saved, nobody knows whether the last checkpoint was the best.
+        is_measured = entry.get("last_step") == step
+        known = entry.get("best_if_saved" if is_measured else "best", state.best_global_step if owns_best else None)
+        earlier = {known, step} if "best" in entry and not is_measured else {known}
+        self._to_keep = [s for s in earlier - {None} if step and not run.compares(s, entry.get("rule"))]
+        chosen = run.choose() if owns_best else None
+        if (owns_best and (run.certain or chosen is not None)) or (not self._selects and "best" in entry):
+            # What a run without this callback, or with other settings, held for the best.
+            state.best_metric, state.best_global_step, state.best_model_checkpoint = None, None, None
+        if chosen is not None:
+            self._set_best(state, chosen)
+        if state.is_world_process_zero:
+            with run.survived("What a killed run left half-copied could not be removed"):
+                remove_partial_copies(self._folder)
+            with run.survived("Copies of checkpoints could not be parted from these"):
+                unlink_copies(self._folder, step)
+        self._limited = bool(args.save_total_limit and args.save_total_limit > 0)
+        self._keep_earlier(state)
+
+    def _keep_earlier(self, state: TrainerState) -> None:
+        """Copy aside what the Trainer would remove; what fails is tried again before the next checkpoint."""
+        if not self._to_keep or not self._limited or not state.is_world_process_zero:
+            return
+        with (
+            self._run.at_work(),
+            self._run.survived("An earlier checkpoint could not be copied aside"),
+        ):
+            while self._to_keep:
+                step = self._to_keep[0]
+                original = self._checkpoint(step)
+                copies = self._folder.glob(f"kept-checkpoint-{step}*")
+                if not any(self._run.own_step(path) == step for path in copies) and size_of(original) is not None:
+                    kept = copy_aside(original, step)
+                    self._run.note_checkpoint(step, kept)
+                    warn(
+                        f"The best checkpoint of the earlier part of this run, of step {step}, cannot be compared with "
+                        f"later ones, and would be removed by save_total_limit. It stays as {kept}: remove it yourself "
+                        "when it is of no more use."
+                    )
+                del self._to_keep[0]
 
     def _save_if_best(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         best = self._run.best_checkpoint(also=state.global_step)
         if best is not None and best.step == state.global_step:
-            self._set_best(args, state, best)
+            self._set_best(state, best)
             control.should_save = True
 
     def _state_key(self) -> str:
@@ -312,7 +384,12 @@ class IBCallback(Follows, TrainerCallback):
     def _write_state(self, state: TrainerState) -> None:
         """Into every checkpoint: how far the trajectory has come, for a resumed run to know its own points."""
         steps = [step for step in self.trajectory.steps if step is not None]
-        attributes = {"last_step": steps[-1] if steps else None}
+        attributes: dict[str, Any] = {"last_step": steps[-1] if steps else None}
+        if self._selects:
+            best, if_saved = self.selected, self._run.best_after_saving(state.global_step)
+            attributes["best"] = None if best is None else best.step
+            attributes["best_if_saved"] = None if if_saved is None else if_saved.step
+            attributes["rule"] = self._run.rule
         entries: Any = state.stateful_callbacks  # declared as a list, but always a dict
         entries[self._state_key()] = {"args": {}, "attributes": attributes}
 
@@ -320,8 +397,14 @@ class IBCallback(Follows, TrainerCallback):
         entries: Any = state.stateful_callbacks or {}
         if state.global_step and not any(key.startswith("ib_callback") for key in entries):
             return -1  # this run never had the callback: the points that lie here are those of another one
-        entry = entries.get(self._state_key()) if state.global_step else None
-        return entry["attributes"]["last_step"] if isinstance(entry, dict) else None
+        entry = self._entry(state) if state.global_step else None
+        return None if entry is None else entry["last_step"]
+
+    def _entry(self, state: TrainerState) -> dict[str, Any] | None:
+        """What `_write_state` wrote in an earlier part of the run."""
+        entries: Any = state.stateful_callbacks or {}
+        entry = entries.get(self._state_key())
+        return entry["attributes"] if isinstance(entry, dict) else None
 
     def _record_last(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module
@@ -367,6 +450,5 @@ class IBCallback(Follows, TrainerCallback):
         control.should_save = control.should_save or args.save_strategy == "steps"
         self._run.announce(f"training stops at step {point.step}: {decision.message}")
 
-
-def _checkpoint(args: TrainingArguments, step: int) -> Path:
-    return Path(str(args.output_dir)) / f"checkpoint-{step}"
+    def _checkpoint(self, step: int) -> Path:
+        return self._folder / f"checkpoint-{step}"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ib_callback.common.files import first_of, size_of
 from ib_callback.common.messages import describe, warn
 
 _WATCHED = {"save_checkpoint": "_save_and_tell", "remove_checkpoint": "_remove_unless_kept", "teardown": "_tear_down"}
@@ -21,33 +25,59 @@ class SavingWatch:
     its own by its own rules. All of them go through two public methods of the strategy, which are put in
     front here, on this one object.
 
+    Nothing is removed that Lightning has not asked for. What it asked of an earlier part of the run is removed if it
+    lies in a directory of a `ModelCheckpoint` of this Trainer, and the record of this very run says that it wrote it.
+
     Args:
         trainer: whose strategy saves and whose checkpoint callbacks decide what to remove.
-        before: called with what is going to be written, on every rank; it may still be changed.
+        before: called with what is going to be written and its path, on every rank; it may still be changed.
         after: called with step and path when it is complete, on every rank.
         copied: called with step and path of a copy, on rank 0: the checkpoint to keep is about to be overwritten.
+        directory: of the run, to which paths in `state_dict()` are relative.
+        own_step: the step of a checkpoint that the record of this run says it wrote; None for any other path.
         state: `state_dict()` of an earlier part of the run.
+        lasting: steps by path of checkpoints that are never to be removed: the best of an earlier part, with which
+            nothing can be compared any more.
+        compares: whether what is kept is compared with what the earlier part kept; else that is never removed either.
     """
 
     def __init__(
         self,
         trainer: Any,
         *,
-        before: Callable[[dict[str, Any]], None],
+        before: Callable[[dict[str, Any], Path], None],
         after: Callable[[int, Path], None],
         copied: Callable[[int, Path], None],
+        directory: Path,
+        own_step: Callable[[Path], int | None],
         state: Mapping[str, Any],
+        lasting: Mapping[Path, int] | None = None,
+        compares: bool = True,
     ) -> None:
         self._trainer = trainer
         self._strategy = strategy = trainer.strategy
         self._before = before
         self._after = after
         self._copied = copied
+        self._directory = _absolute(directory)
+        self._own_step = own_step
         self._kept: Path | None = None
         self._kept_step = 0
+        self._certain = True
         self._removable = False  # whether a callback might remove what is kept, when it was chosen
         # By absolute path: as the strategy was given it.
-        self._withheld: dict[Path, Any] = {_absolute(path): path for path in state.get("withheld", ())}
+        self._withheld: dict[Path, Any] = {}
+        self._lasting = {path: step for path, step in (lasting or {}).items() if _may_exist(path)}
+        earlier = [path for path in map(self.absolute, state.get("withheld", ())) if _may_exist(path)]
+        if compares:
+            self._withheld.update((path, str(path)) for path in earlier if path not in self._lasting)
+        else:
+            self._lasting = {**{path: own_step(path) or 0 for path in earlier}, **self._lasting}
+        # Not every rank may see the files, and only one has the record.
+        self._withheld, self._lasting = strategy.broadcast((self._withheld, self._lasting))
+        self._unproven = set(self._withheld)  # only what an earlier part of the run says of them is known
+        if trainer.is_global_zero:
+            self._remove_partial_copies()
         self._original = {name: getattr(strategy, name) for name in _WATCHED}
         # A method of the class comes back by itself; what somebody else has put in front has to be put back.
         self._in_front = {name: vars(strategy).get(name) for name in _WATCHED}
@@ -56,27 +86,49 @@ class SavingWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Checkpoints that would have been removed but for `keep`, or will be when this one has been saved."""
-        paths = {path: os.fspath(given) for path, given in self._withheld.items()}
-        if self._kept is not None and self._removable and self._kept not in self._may_be_removed():
+        paths = list(self._withheld)
+        if self._kept is not None and self._removable and self._kept not in {*paths, *self._may_be_removed()}:
             # A callback takes it off its list first, saves the next one then, and removes this one last.
-            paths.setdefault(self._kept, str(self._kept))
-        return {"withheld": list(paths.values())}
+            paths.append(self._kept)
+        lasting = [{"step": step, "path": self.relative(path)} for path, step in self._lasting.items()]
+        return {"withheld": [self.relative(path) for path in paths], **({"lasting": lasting} if lasting else {})}
 
-    def keep(self, path: Path | None, step: int = 0) -> None:
+    def relative(self, path: Path) -> str:
+        """A path as it is kept in the state: a copy of the run must not name files of the original."""
+        try:
+            return Path(os.path.relpath(path, self._directory)).as_posix()
+        except ValueError:  # another drive
+            return str(path)
+
+    def absolute(self, name: str) -> Path:
+        """What `relative` was given; earlier versions kept absolute paths."""
+        return _absolute(self._directory / name)
+
+    def keep(self, path: Path | None, step: int = 0, *, certain: bool = True) -> None:
         """Keep this checkpoint, and no earlier one any longer: those that should have been removed now are.
 
         Args:
             path: the checkpoint; None for none.
             step: whose weights it holds.
+            certain: whether it is known that no other one is the best; else nothing is removed until it is.
+
+        Raises:
+            Exception: what the strategy raises that could not remove one; the next call tries again.
         """
         kept = None if path is None else _absolute(path)
         if kept != self._kept:
             self._removable = kept in self._may_be_removed()
-        self._kept, self._kept_step = kept, step
-        for withheld in [path for path in self._withheld if path != kept]:
-            original = self._withheld.pop(withheld)
-            if withheld.exists():
-                self._original["remove_checkpoint"](original)
+        self._kept, self._kept_step, self._certain = kept, step, certain
+        failure: Exception | None = None
+        for withheld in [path for path in self._withheld if path != kept] if certain else []:
+            try:
+                self._remove(withheld)
+            except Exception as error:
+                failure = error
+            else:
+                del self._withheld[withheld]
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
         """Give the strategy its own methods back."""
@@ -89,18 +141,23 @@ class SavingWatch:
 
     def _save_and_tell(self, checkpoint: dict[str, Any], filepath: Any, *args: Any, **kwargs: Any) -> None:
         step, path = int(checkpoint["global_step"]), _absolute(filepath)
-        if path == self._kept and step != self._kept_step:
-            self._copy_kept(path)
+        held = self._lasting.get(path, self._kept_step if path == self._kept else step)
+        if held != step:
+            self._copy_held(path, held)
         # Written again, it is no longer what was to be removed.
         self._withheld.pop(path, None)
-        self._before(checkpoint)
+        self._unproven.discard(path)
+        self._before(checkpoint, path)
         self._original["save_checkpoint"](checkpoint, filepath, *args, **kwargs)
         self._after(step, path)
 
     def _remove_unless_kept(self, filepath: Any) -> None:
         path = _absolute(filepath)
-        if path == self._kept:
+        if path in self._lasting:
+            return
+        if path == self._kept or not self._certain:
             self._withheld[path] = filepath
+            self._unproven.discard(path)
         else:
             self._original["remove_checkpoint"](filepath)
 
@@ -108,49 +165,126 @@ class SavingWatch:
         self.close()
         self._original["teardown"]()
 
-    def _copy_kept(self, path: Path) -> None:
-        """Save what is kept from being overwritten. It is not moved: a run killed now may resume from it."""
+    def _remove(self, withheld: Path) -> None:
+        if withheld in self._lasting or size_of(withheld) is None:
+            return
+        if withheld not in self._unproven or self._is_own(withheld):
+            self._original["remove_checkpoint"](self._withheld[withheld])
+        elif self._trainer.is_global_zero:
+            warn(
+                f"{withheld} is no longer the best checkpoint, by what the one resumed from says. It is left alone, "
+                "for no record shows that this run wrote it to a directory of its own: remove it yourself if you like."
+            )
+
+    def _is_own(self, path: Path) -> bool:
+        """Whether this run wrote it, to where a `ModelCheckpoint` of this Trainer writes, links followed."""
+        if self._own_step(path) is None:
+            return False
+        real = Path(os.path.realpath(path))
+        folders = {Path(os.path.realpath(callback.dirpath)): callback for callback in self._checkpoint_callbacks()}
+        if any(real == other or real in other.parents for other in [Path(os.path.realpath(self._directory)), *folders]):
+            return False
+        return any(
+            folder in real.parents and real.name.endswith(getattr(callback, "FILE_EXTENSION", ".ckpt"))
+            for folder, callback in folders.items()
+        )
+
+    def _checkpoint_callbacks(self) -> list[Any]:
+        return [callback for callback in self._trainer.checkpoint_callbacks if getattr(callback, "dirpath", None)]
+
+    def _copy_held(self, path: Path, step: int) -> None:
+        """Save what is held from being overwritten. It is not moved: a run killed now may resume from it."""
         copy: Path | None = None
         if self._trainer.is_global_zero:
+            name = f"step={step}-{path.name}"
             try:
-                copy = _copy(path, f"step={self._kept_step}-{path.name}")
-                self._copied(self._kept_step, copy)
+                try:
+                    copy = _copy(path, name, self._partial_ending)
+                except Exception:
+                    # Better that one must resume from an earlier one than that this one is lost.
+                    copy = _free_name(path, name)
+                    os.replace(path, copy)
             except Exception as error:  # the next one has to be saved all the same
+                copy = None
                 warn(
                     f"The best checkpoint, {path}, is about to be overwritten, and could not be copied. "
                     f"{describe(error)}"
                 )
+            else:
+                self._copied(step, copy)
         copy = self._strategy.broadcast(copy)
-        if copy is not None:
-            self._kept = copy
+        lasts = self._lasting.pop(path, None) is not None
+        if copy is None:
+            return
+        if lasts:
+            self._lasting[copy] = step
+        else:
             self._withheld[copy] = str(copy)
+        if path == self._kept:
+            self._kept = copy
+
+    @property
+    def _partial_ending(self) -> str:
+        """Of names of copies that are not complete. Two runs may save in one directory."""
+        return f".{zlib.crc32(os.fsencode(self._directory)):08x}.partial"
+
+    def _remove_partial_copies(self) -> None:
+        """Those that this run left when it was killed."""
+        ours = re.compile(rf"\.step=\d+-.*{re.escape(self._partial_ending)}")
+        with suppress(OSError):
+            for callback in self._checkpoint_callbacks():
+                folder = Path(callback.dirpath)
+                for path in [folder / name for name in os.listdir(folder) if ours.fullmatch(name)]:
+                    _remove_partial(path)
 
     def _may_be_removed(self) -> set[Path]:
         """All that a `ModelCheckpoint` may yet remove by its own rules."""
         resumed_from = self._trainer.ckpt_path
         spared = None if resumed_from is None else _absolute(resumed_from)
         found: set[Path] = set()
-        for callback in self._trainer.checkpoint_callbacks:
-            if getattr(callback, "save_top_k", -1) != -1 and callback.dirpath is not None:
+        for callback in self._checkpoint_callbacks():
+            if getattr(callback, "save_top_k", -1) != -1:
                 paths = (*callback.best_k_models, callback.best_model_path, callback.last_model_path)
                 below = _absolute(callback.dirpath)
                 found |= {path for path in map(_absolute, filter(None, paths)) if below in path.parents}
         return found - {spared}
 
 
-def _copy(path: Path, name: str) -> Path:
+def _copy(path: Path, name: str, partial_ending: str) -> Path:
     """A complete copy of a file or folder beside it, under a name that is not taken."""
-    partial = path.with_name(f".{name}.partial")
-    if path.is_dir():
-        shutil.copytree(path, partial, dirs_exist_ok=True)
-    else:
-        shutil.copyfile(path, partial)
-    numbers = itertools.count(1)
-    copy = path.with_name(name)
-    while copy.exists():
-        copy = path.with_name(f"{Path(name).stem}-v{next(numbers)}{path.suffix}")
-    os.replace(partial, copy)
+    partial = path.with_name(f".{name}{partial_ending}")
+    try:
+        if path.is_dir():
+            shutil.copytree(path, partial, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(path, partial)
+        copy = _free_name(path, name)
+        os.replace(partial, copy)
+    except BaseException:
+        with suppress(OSError):
+            _remove_partial(partial)
+        raise
     return copy
+
+
+def _free_name(path: Path, name: str) -> Path:
+    """A path beside another one at which nothing is."""
+    later = (path.with_name(f"{Path(name).stem}-v{number}{path.suffix}") for number in itertools.count(1))
+    return first_of(itertools.chain([path.with_name(name)], later))
+
+
+def _remove_partial(path: Path) -> None:
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
+def _may_exist(path: Path) -> bool:
+    try:
+        return size_of(path) is not None
+    except OSError:
+        return True
 
 
 def _absolute(path: Any) -> Path:

@@ -14,12 +14,13 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ib_callback.common.files import write_atomically
+from ib_callback.common.files import size_of, write_atomically
 from ib_callback.common.messages import describe, warn
 from ib_callback.common.optional import is_installed, require
 from ib_callback.lightning._averaging import Averaging, checksums, same_weights
@@ -36,6 +37,7 @@ from ib_callback.run.checkpoints import CheckpointFile
 from ib_callback.run.config import RunConfig, split_keywords, takes_keywords_of
 from ib_callback.run.ranks import of_rank_zero
 from ib_callback.run.run import Follows, Run, survives
+from ib_callback.run.summary import Selected
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 # Stands in for a value that cannot be selected: beyond every metric, and better by more than any min_delta with
@@ -161,6 +163,7 @@ class IBCallback(Follows, Callback):
         self._resumes = True
         self._target: Target | None = None
         self._saving: SavingWatch | None = None
+        self._best: Selected | None = None  # as the checkpoint that is being saved is to have it
         self._stand_ins: dict[str, str] = {}
         self._averaging = Averaging([])
         self._measured: tuple[int, dict[str, Any]] | None = None  # a step and its weights, by their checksums
@@ -186,8 +189,18 @@ class IBCallback(Follows, Callback):
         steps = [step for step in self.trajectory.steps if step is not None]
         saving: dict[str, Any] = {}
         with self._run.survived("Which checkpoints are to be removed later could not be noted"):
-            saving = {} if self._saving is None else self._saving.state_dict()
+            saving = self._saving_state()
         return {**self._state, "last_step": steps[-1] if steps else None, **saving}
+
+    def _saving_state(self) -> dict[str, Any]:
+        """Which checkpoints are kept, or will be when this one is complete."""
+        if self._saving is None:
+            return {}
+        best = self._best
+        if best is None or best.path is None:
+            return self._saving.state_dict()
+        entry = {"step": best.step, "path": self._saving.relative(best.path), "rule": self._run.rule}
+        return {**self._saving.state_dict(), "best": entry}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Forget an earlier training of this callback if another one is resumed."""
@@ -461,16 +474,37 @@ class IBCallback(Follows, Callback):
             )
 
     def _watch_saving(self, trainer: Any, earlier: Mapping[str, Any]) -> None:
+        directory = Path(self._state["directory"])
+        lasting = {Path(os.path.abspath(directory / e["path"])): int(e["step"]) for e in earlier.get("lasting", ())}
+        best, compares = earlier.get("best"), True
+        if best is not None:
+            compares = self._run.compares(best["step"], best["rule"])
+            if not compares:
+                path = Path(os.path.abspath(directory / best["path"]))
+                lasting[path] = int(best["step"])
+                if trainer.is_global_zero:
+                    _warn(
+                        f"The best checkpoint of the earlier part of this run, {path} of step {best['step']}, cannot "
+                        "be compared with later ones, and stays: remove it yourself when it is of no more use."
+                    )
+        elif earlier:  # of an earlier version, perhaps
+            kept = [self._run.own_step(Path(os.path.abspath(directory / name))) for name in earlier.get("withheld", ())]
+            compares = all(self._run.compares(step, None) for step in kept if step is not None)
+        self._best = None
         self._saving = SavingWatch(
             trainer,
-            before=lambda checkpoint: self._before_saving(trainer, checkpoint),
+            before=lambda checkpoint, path: self._before_saving(trainer, checkpoint, path),
             after=self._after_saving,
             copied=self._run.note_checkpoint,
+            directory=directory,
+            own_step=self._run.own_step,
             state=earlier,
+            lasting=lasting,
+            compares=compares,
         )
 
     @survives
-    def _before_saving(self, trainer: Any, checkpoint: dict[str, Any]) -> None:
+    def _before_saving(self, trainer: Any, checkpoint: dict[str, Any], path: Path) -> None:
         if self._running and self._run.rules.selects and not self._run.recorded(trainer.global_step):
             self._record(trainer, trainer.lightning_module)
             # Not after the next step only: a run that is resumed from this checkpoint makes none.
@@ -478,6 +512,9 @@ class IBCallback(Follows, Callback):
         self._held = True
         if self._measured is not None and self._measured[0] == trainer.global_step:
             self._held = of_rank_zero(same_weights(checksums(checkpoint.get("state_dict") or {}), self._measured[1]))
+        self._best = self._run.best_after_saving(trainer.global_step) if self._held else self._run.selected
+        if self._best is not None and self._best.path is None:
+            self._best = replace(self._best, path=path)
         # It was written down before that.
         if self.state_key in checkpoint.get("callbacks", {}):
             checkpoint["callbacks"][self.state_key] = self.state_dict()
@@ -494,9 +531,9 @@ class IBCallback(Follows, Callback):
             selected = self._run.choose()
             with self._run.survived("A checkpoint that is no longer the best could not be removed"):
                 if selected is None or selected.path is None:
-                    self._saving.keep(None)
+                    self._saving.keep(None, certain=self._run.certain)
                 else:
-                    self._saving.keep(selected.path, selected.step)
+                    self._saving.keep(selected.path, selected.step, certain=self._run.certain)
 
     def _finish(self, trainer: Any, *, complete: bool = True) -> None:
         self._running = False
@@ -543,23 +580,28 @@ def _is_wandb(logger: Any) -> bool:
 def _bring_along(earlier: Mapping[str, Any], directory: Path) -> None:
     """Copy the files of the earlier part of a resumed run to where the run continues."""
     came_from = Path(earlier["directory"])
-    source, destination = came_from / FILENAME, directory / FILENAME
-    if destination.exists():
+    for tries_again in (True, False):
+        try:
+            _copy_files(came_from, directory)
+            return
+        except Exception as error:  # what was measured is where it was
+            if not tries_again:
+                _warn(
+                    f"The earlier part of the trajectory, {came_from / FILENAME}, could not be taken over, and a new "
+                    f"one begins in {directory}. {error}"
+                )
+
+
+def _copy_files(came_from: Path, directory: Path) -> None:
+    destination = directory / FILENAME
+    if size_of(destination) is not None:
         return
-    try:
-        # Read first: a failure must not leave half of the files behind.
-        trajectory = source.read_bytes()
-        if directory.resolve() != came_from.resolve():
-            directory.mkdir(parents=True, exist_ok=True)
-            checkpoints = CheckpointFile(directory)
-            for step, path in CheckpointFile(came_from).existing().items():
-                checkpoints.add(step, path)
-            write_atomically(destination, trajectory)
-    except Exception as error:  # what was measured is where it was
-        _warn(
-            f"The earlier part of the trajectory, {source}, could not be taken over, and a new one begins in "
-            f"{directory}. {describe(error)}"
-        )
+    # Read first: a failure must not leave half of the files behind.
+    trajectory = (came_from / FILENAME).read_bytes()
+    if directory.resolve() != came_from.resolve():
+        directory.mkdir(parents=True, exist_ok=True)
+        CheckpointFile(directory).take_over(CheckpointFile(came_from))
+        write_atomically(destination, trajectory)
 
 
 def _warn(message: str) -> None:

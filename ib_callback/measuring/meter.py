@@ -315,7 +315,7 @@ class Meter:
         )
         if measurement.complexity == 0 and not self._told_of_equal_states:
             self._told_of_equal_states = True
-            warnings.warn(_EQUAL_STATES, RuntimeWarning, stacklevel=2)
+            warn(_EQUAL_STATES)
         return measurement
 
     def assignments(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -32,7 +32,10 @@ _SAVING: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "ib_callback", "pdf.fonttype": 42, "ps.fonttype": 42,
     "savefig.bbox": None, "savefig.transparent": False,
 }  # fmt: skip
-_UNDATED: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "ps": {"CreationDate": None}}
+# By which a picture is known again; not every format has room for it.
+_MARK = "ib_callback"
+_DATES = {"png": (), "svg": ("Date",), "pdf": ("CreationDate",), "ps": ("CreationDate",), "eps": ("CreationDate",)}
+_METADATA: dict[str, Any] = {kind: {"Creator": _MARK, **dict.fromkeys(dates)} for kind, dates in _DATES.items()}
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -62,11 +65,23 @@ def encoded(figure: Figure, suffix: str = "png") -> bytes:
         figure.savefig(
             content,
             format=suffix,
-            dpi=_VECTOR_DPI if suffix in _UNDATED else DPI,
+            dpi=_VECTOR_DPI if suffix in ("svg", "pdf", "ps") else DPI,
             facecolor=figure.get_facecolor(),
-            metadata=_UNDATED.get(suffix),
+            metadata=_METADATA.get(suffix),
         )
     return content.getvalue()
+
+
+def may_be_replaced(path: str | os.PathLike[str]) -> bool:
+    """Whether nothing is at a path, or a picture that this package wrote (PNG, SVG, PDF or PostScript).
+
+    Raises:
+        OSError: nobody can tell.
+    """
+    try:
+        return _MARK.encode() in Path(path).read_bytes()
+    except FileNotFoundError:
+        return True
 
 
 def save_information_plane(

@@ -6,8 +6,9 @@ import json
 import os
 import pickle
 import re
-import zipfile
+import stat
 from collections import Counter
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ib_callback.common.files import write_atomically
 
 FILENAME = "ib_checkpoints.jsonl"
 
-_HF_FOLDER = re.compile(r"checkpoint-(\d+)")
+_HF_FOLDER = re.compile(r"checkpoint-(\d+)|kept-checkpoint-\d+(?:-v\d+)?")
 _LIGHTNING_STEP = re.compile(r"step[=_-]?(\d+)")
 # Whatever of these HuggingFace's Trainer leaves in a folder, beside what it needs to go on training, is weights.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "pytorch_model_fsdp_*", "global_step*")
@@ -28,6 +29,7 @@ _NO_WEIGHTS = ("training_args.*", "optimizer*", "scheduler*", "scaler*", "rng_st
 _SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\..*")
 # What Lightning writes last into a checkpoint that is a folder: everything but the weights.
 _LIGHTNING_REST = "meta.pt"
+_LONGEST_ZIP_END = 22 + 0xFFFF  # its record with the longest comment there can be
 
 
 class CheckpointFile:
@@ -35,10 +37,14 @@ class CheckpointFile:
 
     A fresh run moves an old file to `ib_checkpoints.1.jsonl` (`.2`, …); a resumed one drops what lies past its
     step. Paths are relative to the file where they lie below its directory, so that a run can be moved as a whole.
+    Of another one that this run wrote, the line has the run's directory (`run`): a copy of the file proves nothing.
 
     Args:
         directory: the run's output directory, which must exist.
         start_step: step from which the run continues; 0 for a fresh run; None to read a finished run.
+
+    Attributes:
+        unknown: steps of which, at the last look, nobody could tell whether their checkpoint is there.
 
     Raises:
         TrajectoryError: the file cannot be read or written, or is damaged elsewhere than in its last line.
@@ -47,8 +53,13 @@ class CheckpointFile:
     def __init__(self, directory: str | os.PathLike[str], *, start_step: int | None = None) -> None:
         self.directory = Path(directory)
         self.path = self.directory / FILENAME
+        self.unknown: set[int] = set()
+        self._base = Path(os.path.abspath(directory))
         self._entries: list[tuple[int, Path]] = []
         self._exchanged: set[tuple[int, Path]] = set()  # those that hold other weights than were measured
+        self._own: set[Path] = set()
+        self._there: dict[Path, bool] = {}  # as it was when that could be told
+        self._unsaved: list[bytes] = []
         if start_step == 0:
             with json_lines.explained(self.path, "moved"):
                 json_lines.set_aside(self.path)
@@ -57,64 +68,108 @@ class CheckpointFile:
         if start_step is not None:
             kept = [(step, path) for step, path in self._entries if step <= start_step]
             if len(kept) < len(self._entries):
-                with json_lines.explained(self.path, "written"):
-                    write_atomically(self.path, b"".join(self._line(step, path) for step, path in kept))
                 self._entries = kept
+                self._write()
 
-    def add(self, step: int, path: str | os.PathLike[str], *, holds: bool = True) -> None:
+    def add(self, step: int, path: str | os.PathLike[str], *, own: bool = True, holds: bool = True) -> None:
         """Record a checkpoint that is complete; on return it is on the disk.
 
         Args:
             step: at which it was saved.
             path: of the file or folder.
+            own: whether this run wrote it.
             holds: whether it holds the weights that were measured at that step.
 
         Raises:
-            TrajectoryError: the file cannot be written; `existing` knows the checkpoint all the same.
+            TrajectoryError: the file cannot be written. `existing` knows the checkpoint all the same, and the next
+                `add` or `flush` tries again.
         """
         checkpoint = Path(os.path.abspath(path))
         entry = (step, checkpoint)
-        if self._entries and self._entries[-1] == entry and holds == (entry not in self._exchanged):
-            return
-        self._entries.append(entry)
-        self._exchanged.discard(entry) if holds else self._exchanged.add(entry)
-        json_lines.append(self.path, self._line(step, checkpoint))
+        self._there[checkpoint] = True
+        if own:
+            self._own.add(checkpoint)
+        if not self._entries or self._entries[-1] != entry or holds == (entry in self._exchanged):
+            self._entries.append(entry)
+            self._exchanged.discard(entry) if holds else self._exchanged.add(entry)
+            self._unsaved.append(self._line(step, checkpoint))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what could not be written before.
+
+        Raises:
+            TrajectoryError: the file cannot be written.
+        """
+        while self._unsaved:
+            json_lines.append(self.path, self._unsaved[0])
+            del self._unsaved[0]
+
+    def take_over(self, other: CheckpointFile) -> None:
+        """Begin with what another record has: that of an earlier part of the run, in another directory."""
+        self._entries = [*other._entries, *self._entries]
+        self._exchanged |= other._exchanged
+        self._write()
 
     def existing(self) -> dict[int, Path]:
         """The checkpoints that are still there, by step.
 
         A path that was written again at a later step holds that step's weights only. Of several with the same
-        weights it is one that is not going to be overwritten.
+        weights it is one that is not going to be overwritten. What cannot be looked at now is there if it was when
+        it could; if it never could, its step is in `unknown`.
         """
         step_of = {path: step for step, path in self._entries}
         found: dict[int, Path] = {}
+        unknown = set()
         for step, path in sorted(self._entries, key=lambda entry: _is_last(entry[1])):
-            exchanged = (step, path) in self._exchanged
-            if step not in found and step_of[path] == step and not exchanged and is_complete(path):
+            if step in found or step_of[path] != step or (step, path) in self._exchanged:
+                continue
+            with suppress(OSError):
+                self._there[path] = is_complete(path)
+            if path not in self._there:
+                unknown.add(step)
+            elif self._there[path]:
                 found[step] = path
+        self.unknown = unknown - set(found)
         return dict(sorted(found.items()))
 
     def recorded(self) -> set[int]:
         """The steps at which a checkpoint was saved, whether or not it is still there."""
         return {step for step, _ in self._entries}
 
+    def own_step(self, path: Path) -> int | None:
+        """The step whose weights a file or folder holds, if this very run wrote it; else None."""
+        if path not in self._own:
+            return None
+        return next((step for step, other in reversed(self._entries) if other == path), None)
+
     def _line(self, step: int, path: Path) -> bytes:
-        base = Path(os.path.abspath(self.directory))
-        name = path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
-        holds = {"holds": False} if (step, path) in self._exchanged else {}
-        return json.dumps({"step": step, "path": name, **holds}).encode() + b"\n"
+        entry: dict[str, int | str | bool] = {"step": step, "path": str(path)}
+        if path.is_relative_to(self._base):
+            entry["path"] = path.relative_to(self._base).as_posix()
+        elif path in self._own:
+            entry["run"] = str(self._base)
+        if (step, path) in self._exchanged:
+            entry["holds"] = False
+        return json.dumps(entry).encode() + b"\n"
+
+    def _write(self) -> None:
+        with json_lines.explained(self.path, "written"):
+            write_atomically(self.path, b"".join(self._line(step, path) for step, path in self._entries))
 
     def _read(self) -> list[tuple[int, Path]]:
-        if not self.path.exists():
-            return []
         with json_lines.explained(self.path, "read"):
-            data = self.path.read_bytes()
+            try:
+                data = self.path.read_bytes()
+            except FileNotFoundError:
+                return []
         entries = []
         for number, line in json_lines.intact_lines(data, self.path):
             entry = json.loads(line)
             try:
                 step = check_integer("step", entry["step"], minimum=0, cure="a step is a number of optimizer steps")
-                path = Path(os.path.abspath(self.directory / entry["path"]))
+                path = Path(os.path.abspath(self._base / entry["path"]))
+                is_below = not os.path.isabs(entry["path"]) and path.is_relative_to(self._base)
             except (KeyError, TypeError, ValueError) as error:
                 raise TrajectoryError(
                     f'{self.path}:{number}: expected {{"step": number, "path": text}}, got {line[:60]!r} ({error}). '
@@ -122,6 +177,8 @@ class CheckpointFile:
                 ) from error
             entries.append((step, path))
             self._exchanged.discard((step, path)) if entry.get("holds", True) else self._exchanged.add((step, path))
+            if is_below or entry.get("run") == str(self._base):
+                self._own.add(path)
         return entries
 
 
@@ -129,12 +186,18 @@ def is_complete(path: Path) -> bool:
     """Whether a checkpoint is there and neither half-written nor half-deleted, as far as its files tell.
 
     HuggingFace's Trainer writes `trainer_state.json` last, and Lightning moves a file into place when it is whole.
+
+    Raises:
+        OSError: it cannot be looked at, so that nobody knows.
     """
-    if not path.is_dir():
-        return path.is_file() and path.stat().st_size > 0 and not _is_torn(path)
-    if _HF_FOLDER.fullmatch(path.name):
-        return _is_json(path / "trainer_state.json") and _has_all_weights(path)
-    return _is_whole_folder(path) and (path.suffix != ".ckpt" or _has_rest(path))
+    try:
+        if not _is_folder(path):
+            return os.stat(path).st_size > 0 and not _is_torn(path)
+        if _HF_FOLDER.fullmatch(path.name):
+            return _is_json(path / "trainer_state.json") and _has_all_weights(path)
+        return _is_whole_folder(path) and (path.suffix != ".ckpt" or _has_rest(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def is_checkpoint_folder(path: Path) -> bool:
@@ -145,9 +208,21 @@ def is_checkpoint_folder(path: Path) -> bool:
 def _is_json(path: Path) -> bool:
     try:
         json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except ValueError:
         return False
     return True
+
+
+def _is_folder(path: Path) -> bool:
+    # Path.is_dir takes an error for no folder in some versions.
+    return stat.S_ISDIR(os.stat(path).st_mode)
+
+
+def _seems_complete(path: Path) -> bool:
+    try:
+        return is_complete(path)
+    except OSError:
+        return False
 
 
 def find_checkpoints(directory: str | os.PathLike[str]) -> dict[int, Path]:
@@ -160,10 +235,10 @@ def find_checkpoints(directory: str | os.PathLike[str]) -> dict[int, Path]:
     found: dict[int, Path] = {}
     for path in sorted(root.glob("checkpoint-*")):
         match = _HF_FOLDER.fullmatch(path.name)
-        if match and is_complete(path):
+        if match and _seems_complete(path):
             found[int(match[1])] = path
     for path in sorted(root.glob("**/*.ckpt"), key=lambda path: (_is_last(path), path)):
-        step = _step_of(path) if is_complete(path) else None
+        step = _step_of(path) if _seems_complete(path) else None
         if step is not None:
             found.setdefault(step, path)
     return dict(sorted(found.items()))
@@ -189,20 +264,25 @@ def _is_last(path: Path) -> bool:
 
 def _is_torn(path: Path) -> bool:
     """Whether a file that `torch.save` began, a zip archive, lacks its end."""
+    # Not by zipfile.is_zipfile, to which an error of the disk is no zip file.
     with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(path)
+        if file.read(4) != b"PK\x03\x04":
+            return False
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_ZIP_END))
+        return b"PK\x05\x06" not in file.read()
 
 
 def _has_all_weights(path: Path) -> bool:
     """Whether a folder of HuggingFace's Trainer has weights and, if they are in several pieces, all of these."""
     weights = [
-        file
-        for file in path.iterdir()
-        if any(fnmatch(file.name, p) for p in _WEIGHTS) and not any(fnmatch(file.name, p) for p in _NO_WEIGHTS)
+        name
+        for name in os.listdir(path)
+        if any(fnmatch(name, p) for p in _WEIGHTS) and not any(fnmatch(name, p) for p in _NO_WEIGHTS)
     ]
-    pieces = Counter((match[1], int(match[2])) for file in weights if (match := _SHARD.fullmatch(file.name)))
+    pieces = Counter((match[1], int(match[2])) for name in weights if (match := _SHARD.fullmatch(name)))
     whole = all(found == number for (_, number), found in pieces.items())
-    return bool(weights) and whole and all(_is_whole_folder(file) for file in weights if file.is_dir())
+    folders = [path / name for name in weights if _is_folder(path / name)]
+    return bool(weights) and whole and all(map(_is_whole_folder, folders))
 
 
 def _is_whole_folder(path: Path) -> bool:
@@ -212,4 +292,5 @@ def _is_whole_folder(path: Path) -> bool:
 
 
 def _has_rest(path: Path) -> bool:
-    return (path / _LIGHTNING_REST).is_file() or next(path.glob("*.distcp"), None) is None
+    names = os.listdir(path)
+    return _LIGHTNING_REST in names or not any(name.endswith(".distcp") for name in names)

@@ -19,6 +19,7 @@ from ib_callback.bound.curve import FILENAME as CURVE_FILENAME
 from ib_callback.common import json_lines
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError, TrajectoryError
+from ib_callback.common.files import remove_partial_files, size_of
 from ib_callback.common.messages import describe, note, tell, warn
 from ib_callback.common.optional import is_installed
 from ib_callback.measuring.meter import Meter
@@ -50,6 +51,9 @@ _DRAWN_SINGLY = 20
 _DRAWN_AGAIN = 1.25
 # Those that only a logger gets wait until the run has twice the points.
 _PICTURED_AGAIN = 2
+# Files of a run that are replaced as a whole, as a regular expression.
+_OWN_FILES = r"ib_(trajectory|checkpoints|final)(\.\d+)?\.jsonl|ib_(run|curve)\.json|information_plane\.png"
+_NOT_RECORDED = "A checkpoint could not be recorded, and will be tried again with the next point or checkpoint"
 
 Event = TypeVar("Event", bound=Callable[..., Any])
 
@@ -74,6 +78,8 @@ class _State:
     skipped: int = 0
     selected: Selected | None = None
     final: Measurement | None = None
+    certain: bool = True  # whether no checkpoint that may be a better one could not be looked for
+    not_compared: frozenset[Path] = frozenset()  # checkpoints of an earlier part, of which the trajectory knows nothing
     told_to_stop: bool = False
     asked: tuple[tuple[int, int | None], bool] | None = None  # what the schedule was asked last, and its answer
 
@@ -254,8 +260,19 @@ class Run:
             self.choose()
 
     def keeps(self, path: str | os.PathLike[str]) -> bool:
-        """Whether a checkpoint is the best one so far, which is not to be removed; on every rank the same."""
-        return self.selected is not None and self.selected.path == Path(os.path.abspath(path))
+        """Whether a checkpoint is not to be removed, on every rank the same: it is, or it may be, the best one so far.
+
+        It may be if the disk does not answer, or if it is one of an earlier part of the run with which nothing can be
+        compared any more, because settings have changed or the trajectory is gone.
+        """
+        absolute = Path(os.path.abspath(path))
+        is_best = self.selected is not None and self.selected.path == absolute
+        return is_best or not self.certain or absolute in self._state.not_compared
+
+    @property
+    def certain(self) -> bool:
+        """Whether all could be looked for when `selected` was chosen: else nothing is to be removed."""
+        return self._state.certain
 
     @property
     def decision(self) -> StopDecision | None:
@@ -337,8 +354,8 @@ class Run:
             self._open(model, Path(directory).absolute(), step, last_step, max_steps, writes, weights, training)
             if self.config.check_overlap and self._state.writes:
                 self.announce(look_for_probes(self.meter.probes, loaders, self.config.check_overlap, tokenizer))
-            if step and resumed_from is not None and is_complete(Path(resumed_from)):
-                self.note_checkpoint(step, resumed_from)
+            if step and resumed_from is not None and _may_be_complete(Path(resumed_from)):
+                self.note_checkpoint(step, resumed_from, own=False)
 
     def _open(
         self,
@@ -366,6 +383,8 @@ class Run:
         def open_files() -> Trajectory:
             check_writable(directory, self._files())
             self._lock = RunLock(directory, self if training is None else training)
+            with self.survived("What a killed run left half-written could not be removed"):
+                remove_partial_files(directory, _OWN_FILES)
             file = TrajectoryFile(directory, start_step=step, last_step=last_step)
             state.checkpoints = CheckpointFile(directory, start_step=step)
             state.file = file.path
@@ -378,13 +397,15 @@ class Run:
         self.trajectory = _from_writer(open_files, writes=state.writes)
         self.trajectory.phase_rule = self.rules.phase_rule
         self.rules.replay(self.trajectory)
+        state.not_compared = of_rank_zero(self._not_compared())
         curve = self.meter.curve()
         if state.writes and curve is not None:
             with self.survived(f"{CURVE_FILENAME} could not be written, and later pictures from files will lack it"):
+                _check_is_curve(directory / CURVE_FILENAME)
                 curve.save(directory / CURVE_FILENAME)
         if state.writes and self.config.log_plane:
             if is_installed("matplotlib"):
-                state.plane = directory / PLANE_FILENAME
+                state.plane = self._own_plane(directory)
             else:
                 _warn(
                     f"{PLANE_FILENAME} will not be drawn, for Matplotlib is not installed. Install it with: "
@@ -396,6 +417,28 @@ class Run:
         names = [TRAJECTORY_FILENAME, CHECKPOINTS_FILENAME, RUN_FILENAME, FINAL_FILENAME, LOCK_FILENAME]
         names += [PLANE_FILENAME] if self.config.log_plane else []
         return names + ([CURVE_FILENAME] if self.meter.curve() is not None else [])
+
+    def _own_plane(self, directory: Path) -> Path | None:
+        """Where the plane is drawn; None if somebody else's file is there."""
+        from ib_callback.plot import may_be_replaced
+
+        plane = directory / PLANE_FILENAME
+        with self.survived(f"{plane} could not be looked at, and is drawn all the same"):
+            # Earlier versions did not mark their pictures.
+            if not may_be_replaced(plane) and not any(directory.glob("ib_trajectory*.jsonl")):
+                _warn(
+                    f"{plane} is not a picture of an earlier run, and is left as it is: no plane is drawn. Move it "
+                    "away, or pass another output_dir=."
+                )
+                return None
+        return plane
+
+    def _not_compared(self) -> frozenset[Path]:
+        steps = [step for step in self.trajectory.steps if step is not None]
+        # Of a trajectory that began later than the run, the first point may be that of the checkpoint resumed from.
+        compared = set(steps[1:] if steps and steps[0] else steps)
+        existing = {} if self._state.checkpoints is None else self._state.checkpoints.existing()
+        return frozenset(path for step, path in existing.items() if step not in compared)
 
     def _check_same_probes(self) -> None:
         # Each rank runs as many passes as its own probe takes, so that a sharded model would wait forever.
@@ -582,12 +625,13 @@ class Run:
             return {}
         return {**point.metrics(), **{f"ib/{name}": value for name, value in self.rules.shown().items()}}
 
-    def note_checkpoint(self, step: int, path: str | os.PathLike[str], *, holds: bool = True) -> None:
+    def note_checkpoint(self, step: int, path: str | os.PathLike[str], *, own: bool = True, holds: bool = True) -> None:
         """Record a checkpoint that is complete.
 
         Args:
             step: at which it was saved.
             path: of the file or folder.
+            own: whether this run wrote it.
             holds: whether it holds the weights that were measured at that step; else it is never selected.
         """
         if not holds and self.rules.selects and self._state.writes:
@@ -596,13 +640,41 @@ class Run:
                 "exchanged them, and cannot be selected."
             )
         if self._state.checkpoints is not None:
-            with self.survived("A checkpoint could not be recorded, and can be selected in this process only"):
+            with self.survived(_NOT_RECORDED):
                 self._check_lock()
-                self._state.checkpoints.add(step, path, holds=holds)
+                self._state.checkpoints.add(step, path, own=own, holds=holds)
+
+    def own_step(self, path: Path) -> int | None:
+        """The step of a checkpoint that the record of this run says it wrote; None for others, or on other ranks."""
+        return None if self._state.checkpoints is None else self._state.checkpoints.own_step(path)
+
+    @property
+    def rule(self) -> str:
+        """What tells rules of selection apart: two checkpoints are compared only by the same one."""
+        return repr(self.rules.selection) if self.rules.selects else ""
+
+    def compares(self, step: int, rule: str | None) -> bool:
+        """Whether the best checkpoint of an earlier part of the run can be compared with later ones.
+
+        Args:
+            step: of it.
+            rule: `rule` of the earlier part; None if it is not known.
+        """
+        if not self.rules.selects or rule not in (None, self.rule):
+            return False
+        with self.survived("The best checkpoint of the earlier part of the run cannot be compared, and is kept"):
+            return self.rules.choose(self.trajectory, {step}).best is not None
+        return False
 
     def choose(self) -> Selected | None:
-        """Select among the checkpoints that exist, if one of them can be; on every rank the same."""
-        self._state.selected = self.best_checkpoint()
+        """Select among the checkpoints that exist, if one of them can be; on every rank the same.
+
+        What cannot be looked for now is no reason to let go of what was selected: see `certain`.
+        """
+        found, certain = self._best()
+        if found is not None or certain:
+            self._state.selected = found
+        self._state.certain = certain
         return self._state.selected
 
     def best_checkpoint(self, *, also: int | None = None) -> Selected | None:
@@ -611,16 +683,32 @@ class Run:
         Args:
             also: a step that counts as if it had been saved.
         """
+        return self._best(also)[0]
+
+    def best_after_saving(self, step: int) -> Selected | None:
+        """What will be selected when this step has been saved, for its checkpoint to say so; no file is looked at."""
+        selected = self._state.selected
+        if self.rules.selects:
+            with self.survived("The best checkpoint could not be determined"):
+                earlier: dict[int, Path | None] = {} if selected is None else {selected.step: selected.path}
+                best = self.rules.choose(self.trajectory, {*earlier, step}).best
+                return None if best is None else Selected.of(best, earlier)
+        return selected
+
+    def _best(self, also: int | None = None) -> tuple[Selected | None, bool]:
+        """The best checkpoint, and whether all could be looked for."""
         if not self.rules.selects:
-            return None
+            return None, True
         found: Selected | None = None
+        certain = self._state.checkpoints is None
         if self._state.checkpoints is not None:
             with self.survived("The best checkpoint could not be determined"):
                 existing = self._state.checkpoints.existing()
                 available = {*existing, also} if also is not None else set(existing)
                 best = self.rules.choose(self.trajectory, available).best
                 found = None if best is None else Selected.of(best, existing)
-        return of_rank_zero(found)
+                certain = not self._state.checkpoints.unknown
+        return of_rank_zero((found, certain))
 
     def _choice(self) -> Choice | None:
         with self.survived("The best checkpoint could not be determined"):
@@ -742,6 +830,10 @@ class Run:
             while self._state.unsaved:
                 append_line(file, self._state.unsaved[0])
                 del self._state.unsaved[0]
+        if self._state.checkpoints is not None:
+            with self.survived(_NOT_RECORDED):
+                self._check_lock()
+                self._state.checkpoints.flush()
 
     @contextmanager
     def survived(self, what: str) -> Iterator[None]:
@@ -809,6 +901,19 @@ def weights_seen(model: torch.nn.Module) -> tuple[int, int]:
     """What changes when the weights of a model do, or when others are loaded into it."""
     parameters = list(model.parameters())
     return id(parameters[0]) if parameters else 0, sum(parameter._version for parameter in parameters)
+
+
+def _check_is_curve(path: Path) -> None:
+    """Raise a TrajectoryError if a file of somebody else is where the curve goes."""
+    if size_of(path) and b'"num_codewords"' not in path.read_bytes():
+        raise TrajectoryError(f"{path} is no curve of ours, and is left as it is; move it away, or pass output_dir=")
+
+
+def _may_be_complete(path: Path) -> bool:
+    try:
+        return is_complete(path)
+    except OSError:
+        return True  # the training has just been resumed from it
 
 
 def _raise_on_every_rank(failure: Exception | None) -> None:

@@ -49,7 +49,7 @@ class Selected:
     path: Path | None
 
     @classmethod
-    def of(cls, best: Candidate, existing: Mapping[int, Path]) -> Selected:
+    def of(cls, best: Candidate, existing: Mapping[int, Path] | Mapping[int, Path | None]) -> Selected:
         """A candidate that was chosen, among the checkpoints by step."""
         step, value = best.measurement.step, best.value
         assert step is not None  # else it could not have been selected

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ib_callback.common import json_lines
 from ib_callback.common.errors import TrajectoryError
-from ib_callback.common.files import write_atomically
+from ib_callback.common.files import size_of, write_atomically
 from ib_callback.common.messages import note
 from ib_callback.results.trajectory import FILENAME, Trajectory, check_writable, parse_lines
 from ib_callback.run import checkpoints
@@ -44,7 +44,7 @@ class TrajectoryFile:
         self.trajectory = Trajectory()
         self.rotated: Path | None = None
         with json_lines.explained(self.path, "continued"):
-            if not self.path.exists() or self.path.stat().st_size == 0:
+            if not size_of(self.path):
                 return
             if start_step:
                 self._keep_until(start_step if last_step is None else min(start_step, last_step))

@@ -98,6 +98,22 @@ def test_the_curve_beside_a_trajectory_is_drawn(runs):
     assert "IB curve of the probe (achievable)" not in texts("plane.svg")
 
 
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf", "ps"])
+def test_a_picture_of_ours_is_drawn_anew_and_no_other_file_is_touched(suffix, runs, capsys):
+    plot = ["plot", str(runs / "small"), "--kind", "plane", "-o", f"a.{suffix}"]
+    assert main.main(plot) == main.main(plot) == 0
+    Path(f"a.{suffix}").write_bytes(b"of the user")
+    assert main.main(plot) == 2
+    assert re.search(rf"a\.{suffix}: expected no file, or a picture that ib-callback made", capsys.readouterr().err)
+    assert Path(f"a.{suffix}").read_bytes() == b"of the user"
+
+
+def test_where_one_file_is_of_somebody_else_none_is_written(runs, capsys):
+    Path("steps.png").write_bytes(b"of the user")
+    assert main.main(["plot", str(runs / "small")]) == 2
+    assert written() == ["steps.png"]
+
+
 def test_the_best_step(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trajectory = synthetic_run([*C, *np.linspace(C[-1], 0.35, 8)], [*E, *[E[-1]] * 8])

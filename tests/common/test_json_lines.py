@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import warnings
 from pathlib import Path
@@ -79,6 +80,47 @@ def test_a_line_that_does_not_reach_the_disk_is_taken_back(tmp_path, monkeypatch
         with pytest.raises(TrajectoryError, match=r"t\.jsonl cannot be written \(Input/output error\)\. Check"):
             json_lines.append(path, b'{"b": 2}\n')
     assert path.read_bytes() == b'{"a": 1}\n'
+
+
+def test_a_line_is_there_once_however_an_earlier_try_failed(tmp_path, monkeypatch):
+    """Written, flushed in vain and not to be taken back; and an error of closing, when it is long on the disk."""
+    path = tmp_path / "a.jsonl"
+    json_lines.append(path, b'{"a": 1}\n')
+
+    class Failing(io.FileIO):
+        def truncate(self, size=None):
+            raise OSError(errno.EIO, "Input/output error")
+
+        def close(self):
+            super().close()
+            raise OSError(errno.EIO, "Input/output error")
+
+    def fail(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", lambda path, mode, buffering: Failing(path, "a+"))
+        json_lines.append(path, b'{"b": 2}\n')
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(TrajectoryError, match="Input/output error"):
+            json_lines.append(path, b'{"c": 3}\n')
+    assert path.read_bytes() == b'{"a": 1}\n{"b": 2}\n{"c": 3}\n'
+    json_lines.append(path, b'{"c": 3}\n')
+    json_lines.append(path, b'{"d": 4}\n')
+    assert path.read_bytes() == b'{"a": 1}\n{"b": 2}\n{"c": 3}\n{"d": 4}\n'
+
+
+def test_what_cannot_be_set_aside_leaves_no_name_taken(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_bytes(b"{}\n")
+
+    def fail(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            json_lines.set_aside(tmp_path / "a.jsonl")
+    assert os.listdir(tmp_path) == ["a.jsonl"]
 
 
 def test_a_directory_in_the_way_is_named(tmp_path):

@@ -60,6 +60,20 @@ def test_the_best_checkpoint_outlives_the_limit_and_so_does_the_last(
     assert state["best_model_checkpoint"] == str(path)
 
 
+@pytest.mark.parametrize("directory", ["out", "./out", "sub/../out"])
+def test_the_trainer_knows_the_best_checkpoint_by_a_relative_path(
+    directory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    saving = {"steps": 30, "save_strategy": "steps", "save_steps": 10, "save_total_limit": 1}
+    callback = selecting()
+    tiny_trainer(Path(directory), [callback], **saving).train()
+    assert checkpoints(tmp_path / "out") == {20, 30}
+    assert callback.selected.path == tmp_path / "out" / "checkpoint-20"
+
+
 def test_every_checkpoint_is_measured_whatever_the_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = follow(monkeypatch)
     callback = selecting(every_n_steps=1000)

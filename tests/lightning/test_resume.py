@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,6 +222,46 @@ def test_what_was_withheld_by_an_interrupted_run_is_removed_by_the_resumed_one(
     assert first.checkpoints() == names[:2]
     resumed = Part(tmp_path, resumed_from=first.last_checkpoint, stops=False)
     assert resumed.checkpoints() == names[1:], "Lightning removes none that it has resumed from"
+
+
+@pytest.mark.parametrize("version", ["this version", "an earlier version"])
+def test_a_copy_of_a_run_that_is_resumed_leaves_the_original_as_it_is(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier version kept absolute paths in the checkpoint, which name files of the original."""
+    follow(monkeypatch, ib.Trajectory(measured(26, 0.25, 0.24) if point.step == 26 else point for point in COURSE))
+    original = Part(tmp_path / "original", until=25, stops=False)
+    assert original.checkpoints() == ["step=20.ckpt", "step=24.ckpt"]
+    content = torch.load(original.last_checkpoint, weights_only=True)
+    state = content["callbacks"][original.callback.state_key]
+    assert state["withheld"] == ["checkpoints/step=20.ckpt"]
+    if version == "an earlier version":
+        state["withheld"] = [str(tmp_path / "original" / "checkpoints" / "step=20.ckpt")]
+        del state["best"]
+        torch.save(content, original.last_checkpoint)
+    shutil.copytree(tmp_path / "original", tmp_path / "copy")
+    before = {path: path.read_bytes() for path in (tmp_path / "original").rglob("*") if path.is_file()}
+    says_so = pytest.warns(
+        RuntimeWarning, match=r"original/checkpoints/step=20\.ckpt is no longer the best.*left alone"
+    )
+    with says_so if version == "an earlier version" else nullcontext():
+        copy = Part(tmp_path / "copy", resumed_from=tmp_path / "copy" / "checkpoints" / "step=24.ckpt", stops=False)
+    assert {path: path.read_bytes() for path in (tmp_path / "original").rglob("*") if path.is_file()} == before
+    assert copy.callback.selected.path == tmp_path / "copy" / "checkpoints" / "step=26.ckpt"
+    assert ("step=20.ckpt" in copy.checkpoints()) is (version == "an earlier version")
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["in the directory of the run", "elsewhere"])
+def test_a_resumed_run_removes_its_own_checkpoints_wherever_they_are(
+    inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(monkeypatch, ib.Trajectory(measured(26, 0.25, 0.24) if point.step == 26 else point for point in COURSE))
+    folder = tmp_path / "run" / "saved" if inside else tmp_path / "elsewhere"
+    first = Part(tmp_path / "run", until=25, stops=False, saves={"dirpath": folder})
+    assert {path.stem for path in folder.iterdir()} == {"step=20", "step=24"}
+    Part(tmp_path / "run", resumed_from=folder / "step=24.ckpt", stops=False, saves={"dirpath": folder})
+    assert {path.stem for path in folder.iterdir()} == {"step=24", "step=26", "step=30"}
+    assert first.callback.selected.step == 20
 
 
 def test_a_run_that_is_resumed_where_it_ends_takes_its_trajectory_to_the_directory_of_a_new_version(

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
-from contextlib import nullcontext
+import json
+import os
+import random
+import shutil
+import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +16,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from tiny_lightning import saving, tiny_callback, tiny_module, tiny_trainer
 
 from ib_callback.lightning._saving import SavingWatch
+from ib_callback.run.checkpoints import CheckpointFile
 
 WATCHED = ("save_checkpoint", "remove_checkpoint", "teardown")
 
@@ -19,6 +26,7 @@ class Strategy:
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, ...]] = []
+        self.removed: list[Path] = []
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         self.events.append(("save", Path(filepath).name, storage_options))
@@ -26,7 +34,9 @@ class Strategy:
 
     def remove_checkpoint(self, filepath: Any) -> None:
         self.events.append(("remove", filepath))
-        Path(filepath).unlink()
+        self.removed.append(Path(filepath))
+        assert "pytest" in os.path.abspath(filepath), "never anything else"
+        shutil.rmtree(filepath) if Path(filepath).is_dir() else Path(filepath).unlink()
 
     def teardown(self) -> None:
         self.events.append(("teardown",))
@@ -38,8 +48,8 @@ class Strategy:
 class Checkpoints(SimpleNamespace):
     """Stands for a `ModelCheckpoint`: of its state, what tells which files it will remove one day."""
 
-    def __init__(self, directory: Path, *, save_top_k: int = 1) -> None:
-        super().__init__(dirpath=directory, save_top_k=save_top_k)
+    def __init__(self, directory: Path, *, save_top_k: int = 1, extension: str = "") -> None:
+        super().__init__(dirpath=directory, save_top_k=save_top_k, FILE_EXTENSION=extension)
         self.best_k_models: dict[str, float] = {}
         self.best_model_path = self.last_model_path = ""
 
@@ -47,8 +57,17 @@ class Checkpoints(SimpleNamespace):
 class Watched:
     """A watch on a `Strategy`, and what it told."""
 
-    def __init__(self, directory: Path, *callbacks: Any, state: Any = None, ckpt_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *callbacks: Any,
+        state: Any = None,
+        ckpt_path: Path | None = None,
+        own: Mapping[Path, int] = MappingProxyType({}),  # what the record of the run says
+        **arguments: Any,
+    ) -> None:
         self.directory = directory
+        self.arguments = {"own_step": own.get, **arguments}
         self.strategy, self.told = Strategy(), []
         self.trainer = SimpleNamespace(
             strategy=self.strategy, is_global_zero=True, checkpoint_callbacks=callbacks, ckpt_path=ckpt_path
@@ -58,10 +77,12 @@ class Watched:
     def open(self, state: dict[str, Any]) -> SavingWatch:
         return SavingWatch(
             self.trainer,
-            before=lambda checkpoint: self.told.append(("before", checkpoint["global_step"], self.files())),
+            before=lambda checkpoint, path: self.told.append(("before", checkpoint["global_step"], self.files())),
             after=lambda step, path: self.told.append(("after", step, path, self.files())),
             copied=lambda step, path: self.told.append(("copied", step, path)),
+            directory=self.directory,
             state=state,
+            **self.arguments,
         )
 
     def save(self, step: int, name: str) -> Path:
@@ -97,7 +118,7 @@ def test_what_is_kept_is_removed_once_it_is_kept_no_longer(tmp_path: Path) -> No
     watched.watch.keep(a, 5)
     watched.strategy.remove_checkpoint(a)
     assert watched.files() == {"a": "5", "b": "10"}
-    assert watched.watch.state_dict() == {"withheld": [str(a)]}
+    assert watched.watch.state_dict() == {"withheld": ["a"]}
     watched.watch.keep(a, 5)
     assert watched.files() == {"a": "5", "b": "10"}
     watched.watch.keep(b, 10)
@@ -106,6 +127,92 @@ def test_what_is_kept_is_removed_once_it_is_kept_no_longer(tmp_path: Path) -> No
     watched.strategy.remove_checkpoint(b)
     watched.watch.keep(None)
     assert watched.files() == {}
+
+
+def test_nothing_is_removed_while_it_is_not_certain_what_is_the_best(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    a, b, c = (watched.save(step, name) for step, name in ((5, "a"), (10, "b"), (15, "c")))
+    watched.watch.keep(a, 5)
+    watched.strategy.remove_checkpoint(a)
+    watched.watch.keep(c, 15, certain=False)
+    watched.strategy.remove_checkpoint(b)
+    assert watched.files() == {"a": "5", "b": "10", "c": "15"}
+    watched.watch.keep(None, certain=False)
+    assert watched.watch.state_dict() == {"withheld": ["a", "b"]}
+    watched.watch.keep(b, 10)
+    assert watched.files() == {"b": "10", "c": "15"}
+
+
+def test_a_removal_that_fails_is_tried_again(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    a, b = watched.save(5, "a"), watched.save(10, "b")
+    watched.watch.keep(a, 5)
+    watched.strategy.remove_checkpoint(a)
+    a.unlink()
+    a.mkdir()
+    (tmp_path / "a" / "locked").mkdir()
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError("read-only")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "rmtree", fail)
+        with pytest.raises(PermissionError, match="read-only"):
+            watched.watch.keep(b, 10)
+    watched.watch.keep(b, 10)
+    assert watched.files() == {"b": "10"}
+
+
+def test_what_lasts_is_never_removed_and_copied_before_it_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("5")
+    (tmp_path / "b").write_text("6")
+    watched = Watched(
+        tmp_path, lasting={tmp_path / name: 5 for name in ("a", "gone")}, state={"withheld": ["b"]}, compares=False
+    )
+    for name in ("a", "b"):
+        watched.strategy.remove_checkpoint(tmp_path / name)
+    watched.watch.keep(None)
+    assert watched.files() == {"a": "5", "b": "6"}
+    watched.save(10, "a")
+    watched.watch.keep(tmp_path / "a", 10)
+    watched.save(15, "a")
+    watched.watch.keep(tmp_path / "a", 15)
+    assert watched.files() == {"a": "15", "b": "6", "step=5-a": "5"}
+    lasting = sorted(entry["path"] for entry in watched.watch.state_dict()["lasting"])
+    assert lasting == ["b", "step=5-a"]
+
+
+def test_a_copy_that_fails_is_a_move_and_one_that_was_killed_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a full disk; and in the middle, of this run and of another one that saves in the same directory."""
+    watched = Watched(tmp_path, Checkpoints(tmp_path))
+    watched.watch.keep(watched.save(5, "last.ckpt"), 5)
+
+    def fill(source: Path, destination: Path) -> None:
+        Path(destination).write_text("ha")
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", fill)
+        watched.save(10, "last.ckpt")
+    assert watched.files() == {"last.ckpt": "10", "step=5-last.ckpt": "5"}
+
+    def die(source: Path, destination: Path) -> None:
+        Path(destination).write_text("ha")
+        raise KeyboardInterrupt
+
+    watched.watch.keep(tmp_path / "last.ckpt", 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", die)
+        patch.setattr("ib_callback.lightning._saving._remove_partial", lambda path: None)
+        with pytest.raises(KeyboardInterrupt):
+            watched.save(15, "last.ckpt")
+    (tmp_path / ".step=9-last.ckpt.partial").write_text("of the user")
+    (tmp_path / ".step=9-last.ckpt.12345678.partial").write_text("of another run")
+    before = set(watched.files())
+    left = before - set(Watched(tmp_path, Checkpoints(tmp_path)).files())
+    assert [name.startswith(".step=10-last.ckpt.") for name in left] == [True]
 
 
 def test_what_nobody_wants_to_remove_stays_when_it_is_no_longer_the_best(tmp_path: Path) -> None:
@@ -155,7 +262,7 @@ def test_what_is_kept_is_copied_before_it_is_overwritten(tmp_path: Path) -> None
     watched.watch.keep(copy, 5)
     watched.save(15, "last.ckpt")
     assert watched.files() == {"last.ckpt": "15", copy.name: "5"}, "no second copy"
-    assert watched.watch.state_dict() == {"withheld": [str(copy)]}
+    assert watched.watch.state_dict() == {"withheld": [copy.name]}
     watched.watch.keep(last, 15)
     assert watched.files() == {"last.ckpt": "15"}
 
@@ -190,9 +297,10 @@ def test_what_was_withheld_is_removed_by_a_resumed_run(again: bool, tmp_path: Pa
     a, b = first.save(5, "a"), first.save(10, "b")
     first.watch.keep(a, 5)
     first.strategy.remove_checkpoint(a)
-    resumed = Watched(tmp_path, state=first.watch.state_dict())
+    of_this_run: dict[str, Any] = {"own": {a: 5, b: 10}}
+    resumed = Watched(tmp_path, Checkpoints(tmp_path), state=first.watch.state_dict(), **of_this_run)
     if again:
-        resumed = Watched(tmp_path, state=resumed.watch.state_dict())
+        resumed = Watched(tmp_path, Checkpoints(tmp_path), state=resumed.watch.state_dict(), **of_this_run)
     resumed.watch.keep(a, 5)
     assert resumed.files() == {"a": "5", "b": "10"}
     resumed.watch.keep(b, 10)
@@ -213,7 +321,7 @@ def test_what_is_about_to_be_withheld_is_in_the_state_of_the_next_checkpoint(lis
     watched.watch.keep(a, 5)
     assert watched.watch.state_dict() == {"withheld": []}, "the callback will remove it"
     list_in(callback, tmp_path / "b")
-    assert watched.watch.state_dict() == {"withheld": [str(a)]}
+    assert watched.watch.state_dict() == {"withheld": ["a"]}
 
 
 def test_what_no_callback_would_remove_is_never_withheld(tmp_path: Path) -> None:
@@ -269,6 +377,117 @@ def test_methods_that_somebody_else_has_put_in_front_are_called_and_put_back(tmp
     strategy.teardown()
     assert vars(strategy)["remove_checkpoint"] is remove
     assert not {"save_checkpoint", "teardown"} & set(vars(strategy))
+
+
+# --- what may be removed
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "removed"),
+    [
+        ("saved/a.ckpt", True, True),
+        ("saved/folder.ckpt", True, True),
+        ("saved/link.ckpt", True, False),
+        ("saved/a.ckpt", False, False),
+        ("saved/notes.txt", True, False),
+        ("saved/a.ckpt/../../notes.txt", True, False),
+        ("saved", True, False),
+        (".", True, False),
+        ("..", True, False),
+        ("../original/saved/a.ckpt", True, False),
+        ("{tmp}/original/saved/a.ckpt", True, False),
+        ("{tmp}/run/saved/a.ckpt", True, True),
+        ("saved/way/saved/a.ckpt", True, False),
+    ],
+)
+def test_of_an_earlier_part_only_what_is_proven_to_be_of_this_run_is_removed(
+    name: str, own: bool, removed: bool, tmp_path: Path
+) -> None:
+    """Earlier versions kept absolute paths in the state; and who knows what a downloaded checkpoint says."""
+    run = make_runs(tmp_path)
+    path = Path(os.path.abspath(run / name.format(tmp=tmp_path)))
+    before, state = tree(tmp_path), {"withheld": [name.format(tmp=tmp_path)]}
+    saved = Checkpoints(run / "saved", extension=".ckpt")
+    watched = Watched(run, saved, state=state, own={path: 5} if own else {})
+    with nullcontext() if removed else pytest.warns(RuntimeWarning, match="left alone, for no record shows that this"):
+        watched.watch.keep(None)
+    gone = {file for file in before - tree(tmp_path) if file != path}
+    assert os.path.lexists(path) is not removed
+    assert all(path in file.parents for file in gone)
+    assert watched.watch.state_dict() == {"withheld": []}, "said once"
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_nothing_outside_the_folders_of_checkpoints_is_ever_removed(seed: int, tmp_path: Path) -> None:
+    """Whatever state and record say, and whatever is kept, removed and saved afterwards."""
+    chance, run = random.Random(seed), make_runs(tmp_path)
+    everything = sorted(tree(tmp_path))
+    folder = chance.choice([run / "saved", run / "saved", tmp_path / "elsewhere"])
+
+    def name_of(path: Path) -> str:
+        if chance.random() < 0.2:
+            return chance.choice(["", ".", "..", "../..", "saved", "saved/..", "/", "~", str(tmp_path), str(folder)])
+        return chance.choice([str(path), os.path.relpath(path, run), f"saved/way/{path.relative_to(tmp_path)}"])
+
+    record = [
+        {"step": chance.randrange(30), "path": name_of(path)} | chance.choice([{}, {}, {"run": str(run)}, {"run": "/"}])
+        for path in chance.choices(everything, k=12)
+    ]
+    (run / "ib_checkpoints.jsonl").write_text("".join(json.dumps(line) + "\n" for line in record))
+    entries = [{"step": chance.randrange(30), "path": name_of(path)} for path in chance.choices(everything, k=3)]
+    lasting = {Path(os.path.abspath(run / entry["path"])): entry["step"] for entry in entries}
+    state = {"withheld": [name_of(path) for path in chance.choices(everything, k=12)]}
+    watched = Watched(
+        run,
+        Checkpoints(folder, extension=chance.choice(["", ".ckpt"])),
+        state=state,
+        own_step=CheckpointFile(run, start_step=30).own_step,
+        lasting=chance.choice([{}, lasting]),
+        compares=chance.random() < 0.8,
+    )
+    outside = {path for path in tree(tmp_path) if not in_folder(path, folder)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for step in range(31, 36):
+            with suppress(OSError):
+                watched.save(step, os.path.relpath(folder / chance.choice(["a.ckpt", "new.ckpt"]), run))
+            kept = chance.choice([None, *everything])
+            with suppress(OSError):
+                watched.watch.keep(kept, step, certain=chance.random() < 0.5)
+        with suppress(OSError):
+            watched.watch.keep(None)
+    assert outside <= tree(tmp_path)
+    assert all(in_folder(path, folder) for path in watched.strategy.removed)
+
+
+def test_the_folder_of_the_run_is_no_checkpoint_though_it_lies_among_them(tmp_path: Path) -> None:
+    run = make_runs(tmp_path)
+    watched = Watched(run, Checkpoints(tmp_path), state={"withheld": ["."]}, own={run: 5})
+    with pytest.warns(RuntimeWarning, match="left alone"):
+        watched.watch.keep(None)
+    assert watched.strategy.removed == []
+
+
+def make_runs(directory: Path) -> Path:
+    """A run and the one that it is a copy of, each with files of its own and ways from the former to the latter."""
+    for name in ("run", "original"):
+        saved = directory / name / "saved"
+        (saved / "folder.ckpt").mkdir(parents=True)
+        for file in ("saved/a.ckpt", "saved/b.ckpt", "saved/folder.ckpt/meta.pt", "saved/notes.txt", "notes.txt"):
+            (directory / name / file).write_text(file)
+    (directory / "elsewhere").mkdir()
+    (directory / "elsewhere" / "a.ckpt").write_text("of the user")
+    (directory / "run" / "saved" / "link.ckpt").symlink_to(directory / "original" / "saved" / "a.ckpt")
+    (directory / "run" / "saved" / "way").symlink_to(directory / "original")
+    return directory / "run"
+
+
+def tree(directory: Path) -> set[Path]:
+    return set(directory.rglob("*"))
+
+
+def in_folder(path: Path, folder: Path) -> bool:
+    return folder.resolve() in Path(os.path.realpath(path.parent), path.name).parents
 
 
 @pytest.mark.parametrize("fails_in", [None, "on_train_start", "on_train_batch_end"])

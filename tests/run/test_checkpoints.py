@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -142,6 +146,67 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
     assert record.existing() == {10: saved}
 
 
+# --- a disk that does not answer
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A function that lets every look at a path, or below it, fail from then on; called with None, none any more."""
+    broken = []
+    real = {(owner, name): getattr(owner, name) for owner, name in ((os, "stat"), (os, "listdir"), (builtins, "open"))}
+
+    def guarded(function):
+        def call(path=".", *args, **kwargs):
+            if broken and not isinstance(path, int) and os.fspath(path).startswith(broken[0]):
+                raise OSError(errno.EIO, "Input/output error")
+            return function(path, *args, **kwargs)
+
+        return call
+
+    for (owner, name), function in real.items():
+        monkeypatch.setattr(owner, name, guarded(function))
+    monkeypatch.setattr(io, "open", builtins.open)
+    return lambda path: broken.__setitem__(slice(None), [] if path is None else [str(path)])
+
+
+@pytest.mark.parametrize("below", ["", "trainer_state.json", "model.safetensors"])
+def test_what_cannot_be_looked_at_is_not_gone(tmp_path, disk, below):
+    saved = {step: hf_checkpoint(tmp_path, step) for step in (10, 20)}
+    record = CheckpointFile(tmp_path, start_step=0)
+    for step, path in saved.items():
+        record.add(step, path)
+    disk(saved[10] / below)
+    with pytest.raises(OSError, match="Input/output error"):
+        is_complete(saved[10])
+    assert record.existing() == saved, "it was there when that could be told"
+    assert record.unknown == set()
+    again = CheckpointFile(tmp_path)
+    assert (list(again.existing()), again.unknown) == ([20], {10})
+    disk(None)
+    assert again.existing() == saved
+    assert again.unknown == set()
+    shutil.rmtree(saved[10])
+    assert list(record.existing()) == list(again.existing()) == [20], "certainly gone"
+    disk(saved[10])
+    assert list(record.existing()) == [20]
+
+
+def test_what_cannot_be_written_is_tried_again(tmp_path, disk):
+    record = CheckpointFile(tmp_path, start_step=0)
+    saved = [hf_checkpoint(tmp_path, step) for step in (10, 20, 30)]
+    disk(tmp_path / FILENAME)
+    for step, path in zip((10, 20), saved, strict=False):
+        with pytest.raises(TrajectoryError, match="Input/output error"):
+            record.add(step, path)
+    with pytest.raises(TrajectoryError, match="Input/output error"):
+        CheckpointFile(tmp_path)
+    disk(None)
+    record.add(30, saved[2])
+    assert list(CheckpointFile(tmp_path).existing()) == [10, 20, 30]
+    record.flush()
+    assert len(lines(tmp_path)) == 3
+
+
 # --- paths
 
 
@@ -159,6 +224,28 @@ def test_a_run_can_be_moved_with_its_checkpoints(tmp_path):
         20: elsewhere,
         30: moved / "saved" / "b.ckpt",
     }
+
+
+def test_what_a_run_wrote_is_told_from_what_its_record_merely_names(tmp_path):
+    """By a record that was copied with the run, or that somebody made up, nothing elsewhere is proven."""
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    ours = lightning_checkpoint(elsewhere / "a.ckpt", 20)
+    other = lightning_checkpoint(elsewhere / "b.ckpt", 30)
+    inside = hf_checkpoint(run, 10)
+    record = CheckpointFile(run, start_step=0)
+    record.add(10, inside)
+    record.add(20, ours)
+    record.add(30, other, own=False)  # it was resumed from
+    for again in (record, CheckpointFile(run)):
+        assert [again.own_step(path) for path in (inside, ours, other)] == [10, 20, None]
+    with open(run / FILENAME, "a") as file:
+        file.write(f'{{"step": 40, "path": "../elsewhere/b.ckpt"}}\n{{"step": 50, "path": "{other}", "run": "/"}}\n')
+    assert CheckpointFile(run).own_step(other) is None
+    shutil.copytree(run, tmp_path / "copy")
+    copy = CheckpointFile(tmp_path / "copy")
+    assert [copy.own_step(path) for path in (inside, ours, other)] == [None, None, None]
+    assert copy.own_step(tmp_path / "copy" / "checkpoint-10") == 10
+    assert copy.existing() == {10: tmp_path / "copy" / "checkpoint-10", 20: ours, 50: other}
 
 
 def test_relative_paths_are_those_of_the_working_directory(tmp_path, monkeypatch):

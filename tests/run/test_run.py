@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import importlib.util
 import random
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from scripted import BEST, COURSE, follow
 from synthetic_runs import STOPPING
 from tiny_hf import random_states, tiny_model, tiny_probe
 
-from ib_callback import Meter, Trajectory, every
+from ib_callback import Meter, Trajectory, every, ib_curve
 from ib_callback import plot as plot_module
 from ib_callback.bound.curve import FILENAME as CURVE
 from ib_callback.common.errors import ModelError, TrajectoryError
@@ -21,6 +23,7 @@ from ib_callback.results.stopping import PlateauStopping
 from ib_callback.results.trajectory import FILENAME, RUN_FILENAME
 from ib_callback.run import run as module
 from ib_callback.run.checkpoints import FILENAME as CHECKPOINTS
+from ib_callback.run.config import split_keywords
 from ib_callback.run.lock import FILENAME as LOCK
 from ib_callback.run.run import FINAL_FILENAME, PLANE_FILENAME, Run
 from ib_callback.run.summary import Selected
@@ -219,6 +222,84 @@ def test_a_further_picture_that_fails_is_a_warning(
     record_all(followed, model, range(2))
     with pytest.warns(RuntimeWarning, match=r"by layer could not be drawn\. RuntimeError: no fonts"):
         assert set(followed.pictures()) == {"over_steps"}
+
+
+@pytest.mark.parametrize("earlier", ["nobody's", "an earlier run's"])
+def test_a_picture_of_somebody_else_is_left_as_it_is(
+    earlier: str, model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions drew planes that nothing tells from others but the trajectory beside them."""
+    follow(monkeypatch)
+    (tmp_path / PLANE_FILENAME).write_bytes(b"a plane")
+    if earlier != "nobody's":
+        COURSE.save(tmp_path / FILENAME)
+    followed = make_run(log_plane=True)
+    says_so = pytest.warns(RuntimeWarning, match="not a picture of an earlier run, and is left as it is")
+    with says_so if earlier == "nobody's" else nullcontext():
+        followed.begin(model, directory=tmp_path)
+    record_all(followed, model, range(2))
+    followed.end(1)
+    assert ((tmp_path / PLANE_FILENAME).read_bytes() == b"a plane") is (earlier == "nobody's")
+
+
+def test_a_curve_of_somebody_else_is_left_as_it_is(
+    model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curve = ib_curve(np.eye(3) / 3)
+    monkeypatch.setattr(Meter, "curve", lambda meter: curve)
+    path = tmp_path / "ib_curve.json"
+    path.write_bytes(b'{"mine": 1}')
+    with pytest.warns(RuntimeWarning, match=r"ib_curve\.json is no curve of ours, and is left as it is; move it away"):
+        make_run().begin(model, directory=tmp_path)
+    assert path.read_bytes() == b'{"mine": 1}'
+    path.unlink()
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            make_run().begin(model, directory=tmp_path)
+        assert path.stat().st_size > 20
+
+
+def test_what_is_selected_stays_while_the_disk_does_not_answer(
+    model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(monkeypatch)
+    keywords: dict[str, Any] = {"select": "optimality", "orders": "token", "log_plane": False}
+    saved = [tmp_path / f"{step}.pt" for step in (18, 20, 22)]
+    for path in saved:
+        path.write_bytes(b"weights")
+
+    def follow_on(first: int, last: int) -> Run:
+        config, of_meter = split_keywords("Run", {"every_n_steps": 2, "output_dir": tmp_path, **keywords})
+        run = Run(Meter(tiny_probe(), num_bins=12, **of_meter), config=config)
+        run.begin(model, directory=tmp_path, step=first)
+        for step in range(first, last + 1):
+            if run.measures_at_start(step) or run.due(step):
+                run.record(model, step)
+        return run
+
+    run = follow_on(0, 22)
+    for step, path in zip((18, 20, 22), saved, strict=True):
+        run.note_checkpoint(step, path)
+    assert run.choose().path == saved[1]
+    for choice in (module.Run.choose, module.Run.choose):
+        with monkeypatch.context() as patch:
+            patch.setattr("ib_callback.run.checkpoints.is_complete", fail_to_look)
+            assert choice(run).path == saved[1], "it was there"
+            run.end(22)
+            run = follow_on(22, 22)
+            assert run.choose() is None
+            assert not run.certain
+            assert run.keeps(saved[0]), "nobody knows"
+        assert run.choose().path == saved[1]
+        assert [run.keeps(path) for path in saved] == [False, True, False]
+    saved[1].unlink()
+    assert run.choose().path != saved[1]
+    assert run.certain
+
+
+def fail_to_look(path: Path) -> bool:
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def test_without_matplotlib(model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from loops import Loop, Outcome, checkpoints, recorded
+from loops import PLAIN, TRAINERS, Loop, Outcome, checkpoints, recorded
 from scripted import COURSE, follow
 from synthetic_runs import STOPPING, failed
 from tiny_hf import numbers, pairs, same_weights
@@ -273,3 +275,56 @@ def test_a_checkpoint_whose_measurement_failed_can_be_resumed_from(
     points = ib.Trajectory.load(tmp_path)
     assert [point.step for point in points if point.error] == [14]
     assert points.steps[-3:] == [15, 16, 18]
+
+
+# --- an earlier best, with which nothing can be compared any more
+
+CHANGES = {
+    "a setting": {"num_bins": 13},
+    "the version": {},
+    "the trajectory": {},
+    "all the files": {},
+    "the rule": {"select": "token/expressivity"},
+    "no selection": {"select": None},
+}
+GONE = {"the trajectory": [FILENAME], "all the files": [FILENAME, "ib_checkpoints.jsonl", "ib_run.json"]}
+# A loop of one's own asks `keeps`, which knows of an earlier part what its files say.
+CHANGED = [
+    *((trainer, changed, 25) for trainer in TRAINERS for changed in CHANGES),
+    *((trainer, changed, 22) for trainer in TRAINERS for changed in ("a setting", "the trajectory", "the rule")),
+    *((PLAIN, changed, 25) for changed in ("a setting", "the version", "the trajectory")),
+]
+
+
+@pytest.mark.parametrize(("loop", "changed", "until"), CHANGED, ids=[f"{c[0].name}-{c[1]}-{c[2]}" for c in CHANGED])
+def test_the_earlier_best_is_kept_whatever_changes(
+    loop: Loop, changed: str, until: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the checkpoint of step 20: the one resumed from or, if the run comes as far as 25, the one before."""
+    follow(monkeypatch)
+    keywords = {"every_n_steps": 2, "orders": "token", "select": "optimality", "steps": 30, "limited": True}
+    train_until(loop, tmp_path, until, save_every=4 if until == 25 else 20, **keywords)
+    before = digests(checkpoints(tmp_path)[20])
+    if changed == "the version":
+        monkeypatch.setattr("ib_callback.measuring.meter.__version__", "0.0.9")
+    for name in GONE.get(changed, []):
+        (tmp_path / name).unlink()
+    again = {"resume": True, "save_every": 4, **keywords, **CHANGES[changed]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loop.train(tmp_path, **again)
+        loop.train(tmp_path, **{**again, "steps": 40})  # it stays, whatever resumes later
+    said = [str(warning.message) for warning in caught if "remove it yourself when" in str(warning.message)]
+    assert len(said) == (loop in TRAINERS), "where it is removed by others"
+    left = [digests(path) for path in tmp_path.rglob("*") if path.is_dir() or path.suffix in (".ckpt", ".pt")]
+    assert before in left
+
+
+def digests(path: Path) -> dict[str, str]:
+    """Of the files of a checkpoint."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return {
+        "" if file == path else file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+        if file.is_file()
+    }

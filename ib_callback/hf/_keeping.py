@@ -1,0 +1,96 @@
+"""Where a run of HuggingFace's Trainer saves, and a checkpoint of it kept where the Trainer does not remove it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from ib_callback.common.files import first_of
+
+_PARTIAL = ".kept-checkpoint-{step}.partial"
+
+
+def run_folder(callback: TrainerCallback, args: TrainingArguments) -> Path:
+    """Where the Trainer that is calling `callback` saves: `output_dir`, or the folder of a trial in it.
+
+    `Trainer.hyperparameter_search` trains each trial in a folder of its own, and tells its callbacks only that it does.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, Trainer) and callback in owner.callback_handler.callbacks:
+            return Path(str(owner._get_output_dir(getattr(owner, "_trial", None))))
+        frame = frame.f_back  # type: ignore[assignment]
+    return Path(str(args.output_dir))
+
+
+def of_trial(folder: Path, args: TrainingArguments) -> Path:
+    """The folder of a trial as it is named in `output_dir`; "." where there is no trial."""
+    relative = Path(os.path.relpath(folder, str(args.output_dir)))
+    return Path(folder.name) if ".." in relative.parts else relative
+
+
+def copy_aside(checkpoint: Path, step: int) -> Path:
+    """A copy of a checkpoint beside it, under a name that the Trainer neither counts nor removes.
+
+    Its files are hard links where the file system has them: the Trainer removes its own name for them later.
+
+    Raises:
+        OSError: it cannot be copied; nothing is left of the copy.
+    """
+    partial = checkpoint.with_name(_PARTIAL.format(step=step))
+    later = (checkpoint.with_name(f"kept-checkpoint-{step}-v{number}") for number in itertools.count(1))
+    try:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(partial)
+        shutil.copytree(checkpoint, partial, copy_function=_link_or_copy)
+        kept = first_of(itertools.chain([checkpoint.with_name(f"kept-checkpoint-{step}")], later))
+        os.replace(partial, kept)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return kept
+
+
+def remove_partial_copies(folder: Path) -> None:
+    """Those that a killed run left.
+
+    Raises:
+        OSError: they cannot be removed.
+    """
+    ours = re.compile(re.escape(_PARTIAL).replace(r"\{step\}", r"\d+"))
+    with suppress(FileNotFoundError):
+        for path in [folder / name for name in os.listdir(folder) if ours.fullmatch(name)]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+
+
+def unlink_copies(folder: Path, step: int) -> None:
+    """Give the copies of checkpoints past a step files of their own: a run that goes back writes into the old ones.
+
+    Raises:
+        OSError: a file cannot be copied.
+    """
+    for kept in folder.glob("kept-checkpoint-*"):
+        match = re.match(r"kept-checkpoint-(\d+)", kept.name)
+        if match is None or int(match[1]) <= step:
+            continue
+        for file in [path for path in kept.rglob("*") if path.is_file() and path.stat().st_nlink > 1]:
+            partial = file.with_name(f".{file.name}.partial")
+            shutil.copy2(file, partial)
+            os.replace(partial, file)
+
+
+def _link_or_copy(source: Any, destination: Any) -> None:
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copy2(source, destination)
