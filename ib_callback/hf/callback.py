@@ -23,6 +23,7 @@ from ib_callback.results.measurement import Measurement
 from ib_callback.run.config import RunConfig, split_keywords, takes_keywords_of
 from ib_callback.run.run import Follows, Run, survives, weights_seen
 from ib_callback.run.summary import Selected
+from ib_callback.run.trajectory_file import bring_along
 
 require("transformers", extra="hf", purpose="ib_callback.hf")
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments  # noqa: E402
@@ -103,6 +104,7 @@ class IBCallback(Follows, TrainerCallback):
         self._weights: tuple[int, int] | None = None  # as the last step left them
         self._saved = 0  # step of the last checkpoint
         self._folder = Path()  # of the checkpoints
+        self._files = Path()  # the folder of the trajectory
         self._to_keep: list[int] = []  # steps of those of an earlier part of the run that are yet to be copied aside
         self._watched: str | None = None
         self._handler: Any = None
@@ -128,9 +130,13 @@ class IBCallback(Follows, TrainerCallback):
         progress = self._progress if self._progress is not None else not args.disable_tqdm
         run.meter.progress = progress and state.is_world_process_zero
         entry = (self._entry(state) or {}) if step else {}
+        directory = self._directory(args)
+        self._files = Path(directory).absolute()
+        if state.is_world_process_zero and entry.get("directory"):
+            bring_along(Path(entry["directory"]), Path(directory))
         run.begin(
             model,
-            directory=self._directory(args),
+            directory=directory,
             step=step,
             last_step=self._read_state(state),
             # Evaluations that are judged, and checkpoints, are measured whether or not the schedule ever fires.
@@ -384,7 +390,7 @@ class IBCallback(Follows, TrainerCallback):
     def _write_state(self, state: TrainerState) -> None:
         """Into every checkpoint: how far the trajectory has come, for a resumed run to know its own points."""
         steps = [step for step in self.trajectory.steps if step is not None]
-        attributes: dict[str, Any] = {"last_step": steps[-1] if steps else None}
+        attributes: dict[str, Any] = {"last_step": steps[-1] if steps else None, "directory": str(self._files)}
         if self._selects:
             best, if_saved = self.selected, self._run.best_after_saving(state.global_step)
             attributes["best"] = None if best is None else best.step

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ib_callback.common.files import size_of, write_atomically
 from ib_callback.common.messages import describe, warn
 from ib_callback.common.optional import is_installed, require
 from ib_callback.lightning._averaging import Averaging, checksums, same_weights
@@ -32,12 +31,11 @@ from ib_callback.measuring.model.forward import Forward
 from ib_callback.measuring.model.guard import resharded, untouched
 from ib_callback.measuring.model.parameters import unchanged_parameters
 from ib_callback.probe.probe import Probe
-from ib_callback.results.trajectory import FILENAME
-from ib_callback.run.checkpoints import CheckpointFile
 from ib_callback.run.config import RunConfig, split_keywords, takes_keywords_of
 from ib_callback.run.ranks import of_rank_zero
 from ib_callback.run.run import Follows, Run, survives
 from ib_callback.run.summary import Selected
+from ib_callback.run.trajectory_file import bring_along
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 # Stands in for a value that cannot be selected: beyond every metric, and better by more than any min_delta with
@@ -248,7 +246,7 @@ class IBCallback(Follows, Callback):
             earlier = self._state if step else {}
             directory = self._directory(trainer)
             if earlier and writes:
-                _bring_along(earlier, directory)
+                bring_along(Path(earlier["directory"]), directory)
             run.begin(
                 self._target.model,
                 directory=directory,
@@ -575,33 +573,6 @@ class IBCallback(Follows, Callback):
 
 def _is_wandb(logger: Any) -> bool:
     return any(base.__name__ == "WandbLogger" for base in type(logger).__mro__)
-
-
-def _bring_along(earlier: Mapping[str, Any], directory: Path) -> None:
-    """Copy the files of the earlier part of a resumed run to where the run continues."""
-    came_from = Path(earlier["directory"])
-    for tries_again in (True, False):
-        try:
-            _copy_files(came_from, directory)
-            return
-        except Exception as error:  # what was measured is where it was
-            if not tries_again:
-                _warn(
-                    f"The earlier part of the trajectory, {came_from / FILENAME}, could not be taken over, and a new "
-                    f"one begins in {directory}. {error}"
-                )
-
-
-def _copy_files(came_from: Path, directory: Path) -> None:
-    destination = directory / FILENAME
-    if size_of(destination) is not None:
-        return
-    # Read first: a failure must not leave half of the files behind.
-    trajectory = (came_from / FILENAME).read_bytes()
-    if directory.resolve() != came_from.resolve():
-        directory.mkdir(parents=True, exist_ok=True)
-        CheckpointFile(directory).take_over(CheckpointFile(came_from))
-        write_atomically(destination, trajectory)
 
 
 def _warn(message: str) -> None:

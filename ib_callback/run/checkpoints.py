@@ -17,7 +17,7 @@ import torch
 from ib_callback.common import json_lines
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import TrajectoryError
-from ib_callback.common.files import write_atomically
+from ib_callback.common.files import size_of, write_atomically
 
 FILENAME = "ib_checkpoints.jsonl"
 
@@ -104,6 +104,16 @@ class CheckpointFile:
         while self._unsaved:
             json_lines.append(self.path, self._unsaved[0])
             del self._unsaved[0]
+
+    def write_anew(self) -> None:
+        """Write all of it, where the file has been removed.
+
+        Raises:
+            TrajectoryError: the file cannot be written.
+        """
+        if self._entries and size_of(self.path) is None:
+            self._write()
+            self._unsaved.clear()
 
     def take_over(self, other: CheckpointFile) -> None:
         """Begin with what another record has: that of an earlier part of the run, in another directory."""

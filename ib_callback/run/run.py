@@ -390,6 +390,8 @@ class Run:
             state.file = file.path
             with json_lines.explained(final := directory / FINAL_FILENAME, "moved"):
                 json_lines.set_aside(final)
+            if last_step is not None:
+                self._compare_steps(file, step, last_step)
             self._compare_settings(file)
             write_run_file(directory, phase_rule=self.rules.phase_rule)
             return file.trajectory
@@ -461,6 +463,18 @@ class Run:
                 f"The schedule {self.schedule!r} never fires between step {step} and the last one, {max_steps}: only "
                 "the first and the last step will be measured, which is too few to stop or to select by. Choose a "
                 "smaller every_n_steps, or ib.logarithmic()."
+            )
+
+    @staticmethod
+    def _compare_steps(file: TrajectoryFile, step: int, last_step: int) -> None:
+        """Say if points of a resumed run are missing in its file."""
+        found = file.trajectory[-1].step if file.trajectory else None
+        if step and last_step >= 0 and (found is None or found < min(step, last_step)):
+            there = "has none of them" if found is None else f"ends at step {found}"
+            _warn(
+                f"This run was measured up to step {last_step} before it was interrupted, and {file.path} {there}: "
+                "phases, stopping and selection go by the points that are left. To have them all, stop now and put the "
+                "earlier file there, or pass the earlier output_dir=."
             )
 
     def _compare_settings(self, file: TrajectoryFile) -> None:
@@ -827,6 +841,7 @@ class Run:
     def _save(self, file: Path) -> None:
         with self.survived("A point could not be written, and will be tried again with the next one"):
             self._check_lock()
+            self._write_anew_if_gone(file)
             while self._state.unsaved:
                 append_line(file, self._state.unsaved[0])
                 del self._state.unsaved[0]
@@ -834,6 +849,19 @@ class Run:
             with self.survived(_NOT_RECORDED):
                 self._check_lock()
                 self._state.checkpoints.flush()
+
+    def _write_anew_if_gone(self, file: Path) -> None:
+        """All points again, not the next one alone, where somebody has removed the file, or its folder, in mid-run."""
+        written = len(self.trajectory) - len(self._state.unsaved)
+        if not written or size_of(file) is not None:
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.trajectory.save(file)
+        self._state.unsaved.clear()
+        write_run_file(file.parent, phase_rule=self.rules.phase_rule)
+        if self._state.checkpoints is not None:
+            self._state.checkpoints.write_anew()
+        _warn(f"{file} was gone in mid-run. It has been written anew, with all {len(self.trajectory)} points.")
 
     @contextmanager
     def survived(self, what: str) -> Iterator[None]:

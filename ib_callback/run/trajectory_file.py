@@ -9,7 +9,7 @@ from pathlib import Path
 from ib_callback.common import json_lines
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import size_of, write_atomically
-from ib_callback.common.messages import note
+from ib_callback.common.messages import describe, note, warn
 from ib_callback.results.trajectory import FILENAME, Trajectory, check_writable, parse_lines
 from ib_callback.run import checkpoints
 
@@ -78,6 +78,32 @@ class TrajectoryFile:
         if intact != data:
             write_atomically(self.path, intact)
         self.trajectory = Trajectory(m for _, m in kept)
+
+
+def bring_along(came_from: Path, directory: Path) -> None:
+    """Copy the points and the record of checkpoints of the earlier part of a resumed run to where the run continues.
+
+    Nothing is done where points are already. A failure is a warning; the second try is for an error that passes.
+    """
+    for last_try in (False, True):
+        try:
+            destination = directory / FILENAME
+            if size_of(destination) is not None or directory.resolve() == came_from.resolve():
+                return
+            # Read first: a failure must not leave half of the files behind.
+            trajectory = (came_from / FILENAME).read_bytes()
+            directory.mkdir(parents=True, exist_ok=True)
+            checkpoints.CheckpointFile(directory).take_over(checkpoints.CheckpointFile(came_from))
+            write_atomically(destination, trajectory)
+            return
+        except FileNotFoundError:  # which is said when it is known what is missing
+            return
+        except Exception as error:  # what was measured is where it was
+            if last_try:
+                warn(
+                    f"The earlier part of the trajectory, {came_from / FILENAME}, could not be taken over to "
+                    f"{directory}. {describe(error)}"
+                )
 
 
 def find_run(run_dir: Path) -> Path:

@@ -149,6 +149,59 @@ def test_a_run_that_was_moved_as_a_whole(loop: Loop, tmp_path: Path, monkeypatch
 # --- other settings
 
 
+@pytest.mark.parametrize("loop", TRAINERS, ids=lambda loop: loop.name)
+def test_a_run_that_goes_on_in_another_directory_takes_its_points_along(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(monkeypatch)
+    whole = loop.train(tmp_path / "whole", select="optimality", **KEYWORDS)
+    begun(loop, tmp_path / "run", select="optimality")
+    # Only the checkpoint is moved, as from the disk of a node to that of another.
+    saved = checkpoints(tmp_path / "run")[5]
+    moved = tmp_path / "node" / saved.relative_to(tmp_path / "run")
+    moved.parent.mkdir(parents=True)
+    (shutil.copytree if saved.is_dir() else shutil.copyfile)(saved, moved)
+    there = loop.train(tmp_path / "node", resume=True, select="optimality", **KEYWORDS)
+    trajectory = there.followed.trajectory
+    assert [(p.step, p.optimality, p.scheduled) for p in trajectory] == [
+        (p.step, p.optimality, p.scheduled) for p in whole.followed.trajectory
+    ]
+    assert ib.Trajectory.load(tmp_path / "node") == trajectory
+
+
+@pytest.mark.parametrize("loop", TRAINERS, ids=lambda loop: loop.name)
+@pytest.mark.parametrize("lost", ["all", "the last one"])
+def test_points_that_a_resumed_run_lacks_are_told(
+    lost: str, loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(monkeypatch)
+    begun(loop, tmp_path)
+    lines = (tmp_path / FILENAME).read_bytes().splitlines(keepends=True)
+    (tmp_path / FILENAME).write_bytes(b"".join([] if lost == "all" else lines[:2]))
+    said = "has none of them" if lost == "all" else "ends at step 2"
+    with pytest.warns(RuntimeWarning, match=f"measured up to step 4 before .*{FILENAME} {said}"):
+        resumed = loop.train(tmp_path, resume=True, **KEYWORDS)
+    assert resumed.followed.trajectory.steps == ([5, 6, 8, 10, 12] if lost == "all" else [0, 2, 6, 8, 10, 12])
+
+
+def test_a_directory_that_is_removed_in_mid_run_gets_every_point(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(monkeypatch)
+    rule = ib.PhaseRule(drop=0.04)
+
+    def on_step(model: torch.nn.Module, step: int) -> None:
+        if step == 7:
+            shutil.rmtree(tmp_path / "run")
+
+    with pytest.warns(RuntimeWarning, match=f"{FILENAME} was gone in mid-run. It has been written anew, with all 5"):
+        outcome = loop.train(tmp_path / "run", on_step=on_step, phase_rule=rule, **{**KEYWORDS, "save_every": 0})
+    assert outcome.followed.trajectory.steps == [0, 2, 4, 6, 8, 10, 12]
+    read = ib.Trajectory.load(tmp_path / "run")
+    assert read == outcome.followed.trajectory
+    assert read.phase_rule == rule
+
+
 def test_other_settings_begin_a_new_trajectory(loop: Loop, tmp_path: Path) -> None:
     first = begun(loop, tmp_path)
     with pytest.warns(
