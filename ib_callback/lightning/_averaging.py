@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from ib_callback.measuring.model.parameters import checksums
 
 _AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
 
@@ -64,26 +65,16 @@ class Averaging:
         trainer.callbacks = [other for other in others if other not in saving] + [callback, *saving]
 
 
-def checksums(weights: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """Of every tensor that is whole: shape, type and the sum of its bits, a tensor on its device."""
-    return {
-        name: (weight.shape, weight.dtype, _sum_of_bits(weight.detach()))
-        for name, weight in weights.items()
-        if type(weight) in (Tensor, nn.Parameter)
-    }
+def fingerprints(weights: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """Of every tensor that is whole: shape, type and checksum of its bits."""
+    whole = {name: weight for name, weight in weights.items() if type(weight) in (Tensor, nn.Parameter)}
+    sums = checksums(list(whole.values()))
+    return {name: (w.shape, w.dtype, total) for (name, w), total in zip(whole.items(), sums, strict=True)}
 
 
 def same_weights(a: Mapping[str, tuple[Any, ...]], b: Mapping[str, tuple[Any, ...]]) -> bool:
-    """Whether tensors that both have are the same, by their checksums; true if they share none."""
-    both = a.keys() & b.keys()
-    return all(a[name][:2] == b[name][:2] and bool(a[name][2].cpu() == b[name][2].cpu()) for name in both)
-
-
-def _sum_of_bits(weight: Tensor) -> Tensor:
-    if weight.dtype == torch.bool or weight.is_complex():
-        weight = torch.view_as_real(weight) if weight.is_complex() else weight.to(torch.uint8)
-    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
-    return weight.contiguous().view(integer).sum(dtype=torch.int64)
+    """Whether tensors that both have are the same, by their fingerprints; true if they share none."""
+    return all(a[name] == b[name] for name in a.keys() & b.keys())
 
 
 def _pairs(average: nn.Module, current: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:

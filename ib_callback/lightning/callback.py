@@ -22,7 +22,7 @@ import torch
 
 from ib_callback.common.messages import describe, warn
 from ib_callback.common.optional import is_installed, require
-from ib_callback.lightning._averaging import Averaging, checksums, same_weights
+from ib_callback.lightning._averaging import Averaging, fingerprints, same_weights
 from ib_callback.lightning._model import Target, find_target
 from ib_callback.lightning._saving import SavingWatch
 from ib_callback.measuring.meter import Meter
@@ -164,7 +164,7 @@ class IBCallback(Follows, Callback):
         self._best: Selected | None = None  # as the checkpoint that is being saved is to have it
         self._stand_ins: dict[str, str] = {}
         self._averaging = Averaging([])
-        self._measured: tuple[int, dict[str, Any]] | None = None  # a step and its weights, by their checksums
+        self._measured: tuple[int, dict[str, Any]] | None = None  # a step and its weights, by their fingerprints
         self._trained: dict[str, Any] = {}  # likewise, when the last epoch ended
         self._held: bool = True  # whether the checkpoint that is being saved has the weights of its point
         self._deferred: int | None = None  # step before one whose weights change once more when the epoch ends
@@ -300,7 +300,7 @@ class IBCallback(Follows, Callback):
         if before is not None:
             self._measure_if_needed(trainer, pl_module, before)
         if self._averaging:
-            self._trained = checksums(dict(pl_module.named_parameters()))
+            self._trained = fingerprints(dict(pl_module.named_parameters()))
 
     def _measure_if_needed(self, trainer: Any, pl_module: Any, before: int) -> None:
         step = trainer.global_step
@@ -368,7 +368,7 @@ class IBCallback(Follows, Callback):
         with self._run.at_work():
             with self._as_measured(pl_module), untouched(pl_module), resharded(pl_module):
                 if self._averaging or self._run.rules.selects:
-                    self._measured = (trainer.global_step, checksums(dict(pl_module.named_parameters())))
+                    self._measured = (trainer.global_step, fingerprints(dict(pl_module.named_parameters())))
                 point = self._run.record(self._target.model, trainer.global_step, since=since, at_start=at_start)
             if point.error is None:
                 with self._run.survived("A point could not be published"):
@@ -391,7 +391,7 @@ class IBCallback(Follows, Callback):
 
     @staticmethod
     def _has_weights(module: Any, expected: Mapping[str, Any]) -> bool:
-        return same_weights(checksums(dict(module.named_parameters())), expected)
+        return same_weights(fingerprints(dict(module.named_parameters())), expected)
 
     def _record_final(self, trainer: Any, pl_module: Any) -> None:
         assert self._target is not None
@@ -509,7 +509,7 @@ class IBCallback(Follows, Callback):
             self._stop_if_decided(trainer)
         self._held = True
         if self._measured is not None and self._measured[0] == trainer.global_step:
-            self._held = of_rank_zero(same_weights(checksums(checkpoint.get("state_dict") or {}), self._measured[1]))
+            self._held = of_rank_zero(same_weights(fingerprints(checkpoint.get("state_dict") or {}), self._measured[1]))
         self._best = self._run.best_after_saving(trainer.global_step) if self._held else self._run.selected
         if self._best is not None and self._best.path is None:
             self._best = replace(self._best, path=path)

@@ -147,6 +147,10 @@ class CheckpointFile:
         """The steps at which a checkpoint was saved, whether or not it is still there."""
         return {step for step, _ in self._entries}
 
+    def holds(self, step: int, path: str | os.PathLike[str]) -> bool:
+        """Whether a checkpoint has the weights measured at that step, as far as is known."""
+        return (step, Path(os.path.abspath(path))) not in self._exchanged
+
     def own_step(self, path: Path) -> int | None:
         """The step whose weights a file or folder holds, if this very run wrote it; else None."""
         if path not in self._own:

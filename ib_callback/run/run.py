@@ -355,7 +355,10 @@ class Run:
             if self.config.check_overlap and self._state.writes:
                 self.announce(look_for_probes(self.meter.probes, loaders, self.config.check_overlap, tokenizer))
             if step and resumed_from is not None and _may_be_complete(Path(resumed_from)):
-                self.note_checkpoint(step, resumed_from, own=False)
+                known = self._state.checkpoints
+                # One whose weights are known not to be those measured stays so.
+                if known is None or known.holds(step, resumed_from):
+                    self.note_checkpoint(step, resumed_from, own=False)
 
     def _open(
         self,

@@ -45,7 +45,13 @@ AVERAGING = {
 def train(directory: Path, callbacks: list[Callback], **arguments: Any) -> Any:
     """Two epochs of six steps."""
     trainer = tiny_trainer(
-        directory, callbacks, steps=-1, max_epochs=2, limit_train_batches=6, enable_checkpointing=True, **arguments
+        directory,
+        callbacks,
+        steps=arguments.pop("max_steps", -1),
+        max_epochs=2,
+        limit_train_batches=6,
+        enable_checkpointing=True,
+        **arguments,
     )
     torch.manual_seed(5)
     trainer.fit(tiny_module())
@@ -147,6 +153,19 @@ def test_a_file_with_weights_that_were_not_measured_is_not_selected(same_file: b
     assert best.step in (3, 6)
     point = next(point for point in callback.trajectory if point.step == best.step)
     assert numbers(point) == held(best.path)
+
+
+def test_nor_when_it_is_resumed_from(tmp_path: Path) -> None:
+    def halve(trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = {name: value / 2 for name, value in checkpoint["state_dict"].items()}
+
+    first, second = (tiny_callback(every_n_steps=2, select=SELECT) for _ in range(2))
+    with pytest.warns(RuntimeWarning, match="holds other weights"):
+        train(tmp_path, [first, LambdaCallback(on_save_checkpoint=halve), saving(tmp_path, 6)], max_steps=6)
+    trainer = tiny_trainer(tmp_path, [second, saving(tmp_path, 4)], steps=8, enable_checkpointing=True)
+    trainer.fit(tiny_module(), ckpt_path=tmp_path / "saved" / "step=6.ckpt", weights_only=False)
+    assert first.selected is None
+    assert second.selected.step == 8
 
 
 def test_the_model_that_training_leaves_is_measured_if_it_is_another_one(tmp_path: Path) -> None:

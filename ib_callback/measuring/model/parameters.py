@@ -86,7 +86,7 @@ def unchanged_parameters(model: nn.Module, *, copied: bool = False) -> Iterator[
     before, tables = _parts(model), [(module, dict(module._parameters)) for module in model.modules()]
     if copied and _fits_on_host(before):
         before = [replace(part, copy=part.values.to(_HOST, copy=True)) for part in before]
-    sums = _checksums([part.values for part in before])
+    sums = checksums([part.values for part in before])
 
     interrupted = False
     try:
@@ -125,7 +125,7 @@ def _put_back(
                 changed[part.name] = None
             part.put_back()
     lost: dict[str, None] = {}
-    for part, then, after in zip(before, sums, _checksums([part.values for part in before]), strict=True):
+    for part, then, after in zip(before, sums, checksums([part.values for part in before]), strict=True):
         if part.copy is None:
             if then != after:
                 lost[part.name] = None
@@ -199,8 +199,12 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(_words(a), _words(b.to(a.device)))
 
 
-def _checksums(tensors: list[Tensor]) -> list[int]:
-    """One for each, of its bits, with one wait for each device."""
+def checksums(tensors: list[Tensor]) -> list[int]:
+    """One for each, of its bits, with one wait for each device; another one if values change places.
+
+    Args:
+        tensors: plain ones, of any shapes, types and devices.
+    """
     by_device: dict[torch.device, list[int]] = {}
     for place, tensor in enumerate(tensors):
         by_device.setdefault(tensor.device, []).append(place)
