@@ -33,7 +33,7 @@ def undisturbed(server: ForkServer) -> Any:
 
 SAMPLE = [
     ("hf", "tell -> _io.write", "mute"),
-    ("hf", "append -> posix.fsync", "EIO"),
+    ("hf", "_append -> posix.fsync", "EIO"),
     ("hf", "report -> kills.broken_calls.on_log", "mute"),
     ("hf", "log -> kills.broken_calls.log", "strict"),
     ("hf", "at_work -> time.perf_counter", "mute"),
