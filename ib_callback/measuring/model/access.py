@@ -34,13 +34,18 @@ def unwrap(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: it is no module.
-        ModelError: its parameters have no values.
+        ModelError: its parameters have no values, or it runs outside Python.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}.")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ModelError(
             f"{type(model).__name__} has parameters on the meta device, which have no values. Load its weights first."
+        )
+    if isinstance(bare(model), torch.jit.ScriptModule):
+        raise ModelError(
+            f"{type(model).__name__} was made by TorchScript, which runs outside Python, past all hooks. Measure the "
+            "model that it was made of."
         )
     return without_parallelism(model)
 
@@ -52,7 +57,7 @@ def without_parallelism(model: nn.Module) -> nn.Module:
             inside: Any = model.module
         else:
             # Not by getattr: FSDP looks up what it lacks in what it wraps, and must not be bypassed.
-            inside = model._modules.get("_orig_mod")
+            inside = dict(model._modules.items()).get("_orig_mod")  # TorchScript's table has no get
         if not isinstance(inside, nn.Module):
             return model
         model = inside
@@ -72,7 +77,7 @@ def wrapped(module: nn.Module) -> nn.Module | None:
     for name in _WRAPPED:
         if name in parts:
             return parts[name]
-    if list(parts) != ["module"]:
+    if list(parts) != ["module"] or isinstance(module, torch.jit.ScriptModule):
         return None
     kinds = {parameter.kind for parameter in inspect.signature(type(module).forward).parameters.values()}
     return parts["module"] if {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} <= kinds else None

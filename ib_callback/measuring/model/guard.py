@@ -94,7 +94,7 @@ def _preserved_state(model: nn.Module) -> Iterator[None]:
     saved = []
     for module in model.modules():
         copies = [(buffer, buffer.clone()) for buffer in module._buffers.values() if buffer is not None]
-        saved.append((module, module.training, dict(module._buffers), copies))
+        saved.append((module, module.training, dict(module._buffers.items()), copies))
     caches = [
         (module, name, value)
         for module in model.modules()
@@ -106,8 +106,9 @@ def _preserved_state(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training, buffers, copies in saved:
             module.training = training
-            module._buffers.clear()  # some may be new
-            module._buffers.update(buffers)
+            if [*map(id, module._buffers.values())] != [*map(id, buffers.values())]:
+                module._buffers.clear()  # some may be new
+                module._buffers.update(buffers)
             for buffer, copy in copies:
                 # Unchanged buffers are not written: their version counters may matter to autograd.
                 if not _same(buffer, copy):

@@ -66,6 +66,49 @@ class _Part:
             self.parameter.data = self.values
 
 
+@dataclass(frozen=True)
+class _Table:
+    """The parameters, or the parts, of a module as they were, and what else hung on it under any name."""
+
+    module: nn.Module
+    kind: str
+    entries: dict[str, Any]
+    attributes: dict[str, Any]
+
+    @classmethod
+    def of(cls, module: nn.Module, kind: str) -> _Table:
+        # By items(), which the tables of TorchScript have too; those cannot change.
+        return cls(module, kind, dict(getattr(module, kind).items()), dict(vars(module)))
+
+    def put_back(self) -> list[tuple[str, Tensor]]:
+        """The same objects in their places, in their order; returns the parameters that others had stood in for.
+
+        What was added is taken off again and is no change, as it is with buffers.
+        """
+        now = dict(getattr(self.module, self.kind).items())
+        names = dict.fromkeys([*self.entries, *now])
+        moved = [n for n in names if self.entries.get(n) is not now.get(n) and not _is_managed(self.entries.get(n))]
+        if not moved:
+            return []
+        for name in moved:
+            vars(self.module).pop(name, None)  # an attribute would hide the parameter
+            if name in self.attributes:
+                vars(self.module)[name] = self.attributes[name]
+        table = getattr(self.module, self.kind)
+        table.clear()
+        kept = {name: value for name, value in now.items() if name not in moved}
+        table.update({n: kept.get(n, self.entries[n]) for n in self.entries if n in now or n in moved})
+        return [(name, p) for name in moved for p in _replaced(self.entries.get(name), now.get(name))]
+
+
+def _replaced(was: Any, now: Any) -> list[Tensor]:
+    """The parameters that were in a place and have other values, or are not there, now."""
+    if isinstance(was, nn.Module):
+        there = {id(parameter) for parameter in now.parameters()} if isinstance(now, nn.Module) else set()
+        return [parameter for parameter in was.parameters() if id(parameter) not in there]
+    return [] if was is None or (now is not None and _same_bits(was, now)) else [was]
+
+
 @contextmanager
 def unchanged_parameters(model: nn.Module, *, copied: bool = False) -> Iterator[None]:
     """Parameters are after the body what they were before it, bit for bit; else an error says which is not.
@@ -83,10 +126,12 @@ def unchanged_parameters(model: nn.Module, *, copied: bool = False) -> Iterator[
         ChangedParametersError: a parameter has other values than before; also in the place of an error of the body.
     """
     reshard(model)
-    before, tables = _parts(model), [(module, dict(module._parameters)) for module in model.modules()]
+    before = _parts(model)
+    tables = [_Table.of(module, kind) for module in model.modules() for kind in ("_parameters", "_modules")]
     if copied and _fits_on_host(before):
         before = [replace(part, copy=part.values.to(_HOST, copy=True)) for part in before]
-    sums = checksums([part.values for part in before])
+    uncopied = [part.values for part in before if part.copy is None]
+    sums = checksums(uncopied)
 
     interrupted = False
     try:
@@ -96,44 +141,30 @@ def unchanged_parameters(model: nn.Module, *, copied: bool = False) -> Iterator[
         raise
     finally:
         reshard(model)
-        changed, lost = _put_back(tables, before, sums)
+        changed = _put_back(tables, before)
+        pairs = zip((part.name for part in before if part.copy is None), sums, checksums(uncopied), strict=True)
+        lost = [name for name, then, now in pairs if then != now]
+        changed = [*dict.fromkeys([*changed, *lost])]
         if changed and not interrupted:
             raise ChangedParametersError(_explanation(model, changed, lost, in_preflight=copied))
 
 
-def _put_back(
-    tables: list[tuple[nn.Module, dict[str, Any]]], before: list[_Part], sums: list[int]
-) -> tuple[list[str], list[str]]:
-    """Names of the parameters that had other values, and of those that still have them."""
+def _put_back(tables: list[_Table], before: list[_Part]) -> list[str]:
+    """Names of the parameters that had other values and could be put back."""
     names = {id(part.parameter): part.name for part in before}
-    changed: dict[str, None] = {}
-    for module, table in tables:
-        for name in dict.fromkeys([*table, *module._parameters]):
-            was, now = table.get(name), module._parameters.get(name)
-            if was is now or _is_managed(was):
-                continue
-            if was is None or now is None or not _same_bits(was, now):
-                changed[names.get(id(was), name)] = None
-            vars(module).pop(name, None)  # an attribute would hide the parameter
-            module._parameters[name] = was
-            in_order = {name: module._parameters[name] for name in table if name in module._parameters}
-            module._parameters.clear()
-            module._parameters.update(in_order)
+    changed: list[str] = []
+    for table in tables:
+        changed += [names.get(id(parameter), name) for name, parameter in table.put_back()]
     for part in before:
         if part.is_elsewhere():
             if not _same_bits(part.now(), part.values):
-                changed[part.name] = None
+                changed.append(part.name)
             part.put_back()
-    lost: dict[str, None] = {}
-    for part, then, after in zip(before, sums, checksums([part.values for part in before]), strict=True):
-        if part.copy is None:
-            if then != after:
-                lost[part.name] = None
-        elif not _same_bits(part.values, part.copy):
-            changed[part.name] = None
+        if part.copy is not None and not _same_bits(part.values, part.copy):
+            changed.append(part.name)
             with torch.no_grad():
                 part.values.copy_(part.copy)
-    return [*(changed | lost)], [*lost]
+    return changed
 
 
 def _explanation(model: nn.Module, changed: list[str], lost: list[str], *, in_preflight: bool) -> str:
@@ -154,7 +185,7 @@ def _parts(model: nn.Module) -> list[_Part]:
     """Of every parameter once, by its name in the bare model; of FSDP1 and DeepSpeed their shards."""
     found: dict[int, tuple[str, Tensor]] = {}
     for name, module in access.named_modules(model):
-        kept = dict(module._parameters)
+        kept = dict(module._parameters.items())
         flat: Any = getattr(vars(module).get("_handle"), "flat_param", None)  # FSDP1's
         kept["flat_param"] = getattr(flat, "_local_shard", None)
         for own, parameter in kept.items():
@@ -172,7 +203,7 @@ def _is_managed(parameter: Any) -> bool:
 
 def _plain(name: str, parameter: Tensor, path: tuple[str, ...], tensor: Tensor) -> Iterator[_Part]:
     inner = _inner(tensor)
-    if not inner and tensor.layout == torch.strided:
+    if not inner and tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_nested):
         yield _Part(name, parameter, path, tensor, tensor.detach())
     for own in inner:
         yield from _plain(name, parameter, (*path, own), getattr(tensor, own))
@@ -222,6 +253,7 @@ def _checksum(tensor: Tensor) -> Tensor:
     columns = words[: rows * _COLUMNS].view(rows, _COLUMNS).sum(0, dtype=torch.int64)
     rest = words[rows * _COLUMNS :]
     columns[: len(rest)] += rest
+    columns = columns ^ (columns >> 32)  # else the highest bits, which are signs, would cancel in pairs
     return (columns * _weights(tensor.device)).sum()
 
 
@@ -231,11 +263,14 @@ def _weights(device: torch.device) -> Tensor:
 
 
 def _words(tensor: Tensor) -> Tensor:
-    """[N] the bits of a tensor as integers: of 64 bits where it can be divided so, else of its own width."""
-    flat = tensor.detach().reshape(-1)
-    if flat.dtype == torch.bool or flat.is_complex():
-        flat = flat.view(torch.uint8) if flat.dtype == torch.bool else torch.view_as_real(flat).reshape(-1)
+    """[N] the bits of a tensor as integers: of 64 bits where they fill such, else of its own width."""
+    flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1).contiguous()
+    if flat.is_complex():
+        flat = torch.view_as_real(flat).reshape(-1)
     size = flat.element_size()
-    whole = (flat.numel() * size) % 8 == 0 and (flat.storage_offset() * size) % 8 == 0
     widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return flat.view(torch.int64 if whole else widths[size])
+    if flat.nbytes % 8:
+        return flat.view(widths[size])
+    if flat.storage_offset() * size % 8:
+        flat = flat.clone()  # part of a larger tensor, as weights of an LSTM on a GPU are
+    return flat.view(torch.int64)

@@ -170,3 +170,11 @@ def test_no_position_limit_where_the_config_says_none():
     model = tf.LlamaForCausalLM(config)
     model.config.max_position_embeddings = -1
     assert access.position_limit(model) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.*deprecated")
+@pytest.mark.parametrize("wrap", [lambda model: model, Engine], ids=["alone", "wrapped"])
+def test_models_made_by_torchscript_are_refused(wrap):
+    model = wrap(torch.jit.script(nn.Linear(2, 2)))
+    with pytest.raises(ModelError, match=r"made by TorchScript, which runs outside Python.*Measure the model that"):
+        access.unwrap(model)

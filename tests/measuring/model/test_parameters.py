@@ -233,3 +233,105 @@ def test_parameters_of_deepspeed_come_and_go_and_their_shards_stay():
     assert model.weight.data_ptr() == whole.data_ptr()
     with pytest.raises(ib.ModelError, match=r"'weight'.*other weights now"), unchanged_parameters(model):
         model.weight.ds_tensor[0] = 2
+
+
+class Packing(nn.Module):
+    """Replaces a part of itself outside training."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.stack = nn.Embedding(40, 5), nn.ModuleList([nn.Linear(5, 5)])
+        self.packs = False
+
+    def forward(self, ids, mask):
+        states = self.stack[0](self.embed(ids))
+        if self.packs and not self.training:
+            self.embed = nn.Embedding(40, 5)
+        return states
+
+
+def test_parts_that_are_replaced_are_put_back():
+    model = Packing()
+    part, before = model.embed, state_of(model)
+    measuring = meter()
+    measuring.measure(model)
+    model.packs = True
+    for look in (measuring.preflight, measuring.measure):
+        with pytest.raises(ib.ModelError, match=r"'embed\.weight' .*put back bit for bit"):
+            look(model)
+        assert model.embed is part
+        assert is_same(state_of(model), before)
+        assert list(model._modules) == ["embed", "stack"]
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Parameter(torch.ones(1)), lambda: nn.Linear(5, 5)])
+def test_what_a_pass_adds_is_no_change_and_taken_off_again(make):
+    class Lazy(Packing):
+        def __init__(self):
+            super().__init__()
+            self.added = None
+
+        def forward(self, ids, mask):
+            if self.added is None:
+                self.added = make()
+            return super().forward(ids, mask)
+
+    model = Lazy()
+    before = state_of(model)
+    meter().preflight(model)
+    meter().measure(model)
+    assert model.added is None
+    assert is_same(state_of(model), before)
+    model(torch.ones(1, 3, dtype=torch.long), None)
+    assert model.added is not None
+
+
+STORED = {
+    "every other value": lambda: torch.randn(64)[::2],
+    "part of a larger tensor": lambda: torch.randn(65)[1:],
+    "column": lambda: torch.randn(64, 3)[:, 1:2],
+    "expanded": lambda: torch.ones(1, 4).expand(4, 4),
+    "no dimension": lambda: torch.randn(3)[1],
+    "conjugate": lambda: torch.randn(4, dtype=torch.complex64).conj(),
+    "negated": lambda: torch.randn(4, dtype=torch.complex64).conj().imag,
+    "8 bits": lambda: torch.randn(4, 8).to(torch.float8_e4m3fn),
+    "4 bits": lambda: torch.zeros(4, 8, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+    "truth": lambda: torch.randn(5) > 0,
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "quantised": lambda: torch.quantize_per_tensor(torch.randn(4, 4), 0.1, 0, torch.qint8),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(deprecated|prototype)")
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("copied", [True, False])
+def test_no_false_alarm_however_a_parameter_is_stored(stored, copied):
+    model = nn.Module()
+    model.weight = nn.Parameter(STORED[stored](), requires_grad=False)
+    with unchanged_parameters(model, copied=copied):
+        pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chosen", [slice(None), slice(3, None, 4), slice(3, 16, 12)], ids=["all", "fourth", "two"])
+def test_signs_that_change_are_noticed_without_copies(dtype, chosen):
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.randn(64, generator=torch.Generator().manual_seed(0)).to(dtype))
+    with pytest.raises(ib.ModelError, match="'weight'"), unchanged_parameters(model):
+        model.weight.data[chosen].neg_()
+
+
+def test_checksums_are_of_values_wherever_they_lie():
+    whole = torch.randn(65)
+    part = whole[1:]
+    assert parameters.checksums([part]) == parameters.checksums([part.clone()])
+
+
+def test_parts_made_by_torchscript():
+    model = Packing()
+    plain = meter().measure(model)
+    model.stack[0] = nn.Sequential(torch.jit.script(model.stack[0]))
+    measuring = meter()
+    measuring.preflight(model)
+    assert measuring.measure(model).entropy == plain.entropy
