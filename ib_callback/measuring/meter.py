@@ -48,12 +48,6 @@ from ib_callback.results.measurement import Measurement
 # Bytes that `assignments` holds at a time, unless a budget is set.
 _ASSIGNMENTS_MEMORY = 1 << 30
 
-_EQUAL_STATES = (
-    "the hidden states of all layers are so nearly the same at all positions that what they say about the tokens is "
-    "below the rounding error of its own sums: complexity is given as 0, and optimality and other ratios to it are "
-    "undefined. Look for a dead or collapsed model, or measure other layers with layers=."
-)
-
 
 @dataclass(frozen=True)
 class Preflight:
@@ -176,7 +170,7 @@ class Meter:
         self._autocast = ""  # known from the first forward pass on
         self._planes = True
         self._refused: tuple[int, str] | None = None  # a model by its id, and why
-        self._told_of_equal_states = False
+        self._told_equal: set[str] = set()  # names of layers with equal states
         self._read_ahead: set[str] = set()  # names of the kinds of models that have been looked at
         self._further = [
             (self._for_features(other), names)
@@ -313,10 +307,24 @@ class Meter:
             others=[(names, *sums) for (_, names), sums in zip(self._further, others, strict=True)],
             curve=None if curve is None else curve.to_efficiency(self.num_bins),
         )
-        if measurement.complexity == 0 and not self._told_of_equal_states:
-            self._told_of_equal_states = True
-            warn(_EQUAL_STATES)
+        self._tell_of_equal_states(measurement)
         return measurement
+
+    def _tell_of_equal_states(self, measurement: Measurement) -> None:
+        """Once for each layer."""
+        complexities = measurement[self.primary].complexity_by_layer
+        equal = [name for name, value in zip(measurement.layers, complexities, strict=True) if value == 0]
+        if self._told_equal.issuperset(equal):
+            return
+        self._told_equal.update(equal)
+        where, undefined = ", ".join(map(repr, equal)), ""
+        if len(equal) == len(complexities):
+            where, undefined = "all layers", ", and optimality and other ratios to it are undefined"
+        warn(
+            f"the hidden states of {where} are so nearly the same at all positions that what they say about the "
+            f"tokens is below the rounding error of its own sums: complexity is given as 0 there{undefined}. Look for "
+            "a dead or collapsed model, or a probe of one token, or measure other layers with layers=."
+        )
 
     def assignments(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """The soft assignments that a measurement of `model` adds up, layer after layer, for an analysis of your own.

@@ -149,28 +149,45 @@ MANY = ib.Probe.from_tokens(
 )
 
 
+def information_of_equal_states(probe, batch_size, *, num_bins=100, temperature, weighting="empirical", noise=0.0):
+    """About all labels, and the ceiling: 24 states as so many layers."""
+    random = torch.Generator().manual_seed(3)
+    states = torch.randn(24, 24, generator=random)
+    quantiser = Quantiser(num_bins, temperature, 0)
+    null = weighting == "empirical"
+    features = tuple(probe.labels)
+    plan = make_plan(probe, {"token": 1, "bigram": 2}, features, batch_size=batch_size, null=null, seed=0)
+    accumulator = Accumulator(plan, 24, num_bins, weighting=weighting, device=torch.device("cpu"))
+    for batch in plan.batches:
+        shape = (len(batch.positions), 24, 24)
+        rows = states.expand(shape) * (1 + noise * torch.randn(shape, generator=random)) if noise else states
+        assignments = quantiser(rows.reshape(-1, 24))[0].view(-1, 24, num_bins)
+        accumulator.add(batch, assignments.expand(len(batch.positions), -1, -1))
+    readings = Readings(plan, accumulator.sums(), weighting)
+    return [readings.information(number) for number in range(len(plan.label_sets))], readings.ceiling
+
+
 @pytest.mark.parametrize("temperature", ["calibrated", 1.0, 0.002])
 @pytest.mark.parametrize(
     ("batch_size", "weighting", "noise"),
     [(1, "empirical", 0.0), (8, "empirical", 0.0), (72, "empirical", 1e-7), (24, "uniform", 0.0)],
 )
 def test_equal_states_say_nothing(temperature, batch_size, weighting, noise):
-    """Whatever the state, the counts of the labels and their order: 24 states as so many layers."""
-    random = torch.Generator().manual_seed(3)
-    states = torch.randn(24, 24, generator=random)
-    quantiser = Quantiser(100, temperature, 0)
-    null = weighting == "empirical"
-    plan = make_plan(MANY, {"token": 1, "bigram": 2}, ("half",), batch_size=batch_size, null=null, seed=0)
-    accumulator = Accumulator(plan, 24, 100, weighting=weighting, device=torch.device("cpu"))
-    for batch in plan.batches:
-        shape = (len(batch.positions), 24, 24)
-        rows = states.expand(shape) * (1 + noise * torch.randn(shape, generator=random)) if noise else states
-        accumulator.add(
-            batch, quantiser(rows.reshape(-1, 24))[0].view(-1, 24, 100).expand(len(batch.positions), -1, -1)
-        )
-    readings = Readings(plan, accumulator.sums(), weighting)
-    assert not any(readings.information(number).any() for number in range(len(plan.label_sets)))
-    assert readings.ceiling == 0
+    """Whatever the state, the counts of the labels and their order."""
+    information, ceiling = information_of_equal_states(
+        MANY, batch_size, temperature=temperature, weighting=weighting, noise=noise
+    )
+    assert not np.any(information)
+    assert ceiling == 0
+
+
+@pytest.mark.parametrize("temperature", ["calibrated", 1.0])
+def test_equal_states_say_nothing_in_long_sums(temperature):
+    """Equal numbers err to the same side: by more than the root of their number where one label is everywhere."""
+    ids = torch.randint(0, 3, (512, 128), generator=torch.Generator().manual_seed(0))
+    probe = ib.Probe.from_tokens(ids, labels={"tenth": (torch.arange(128) % 10 == 0).long().expand(512, 128).clone()})
+    information, _ = information_of_equal_states(probe, 512, num_bins=6, temperature=temperature)
+    assert not np.any(information)
 
 
 class OneState(torch.nn.Module):
@@ -189,6 +206,12 @@ class OneState(torch.nn.Module):
         for layer in self.stack:
             states = layer(states)
         return states
+
+
+class OneDeadLayer(OneState):
+    def forward(self, input_ids, attention_mask):
+        self.stack[0](self.state.expand(*input_ids.shape, -1))
+        return self.stack[1](self.embed(input_ids))
 
 
 @pytest.mark.parametrize("temperature", ["calibrated", 1.0])
@@ -223,3 +246,15 @@ def test_what_is_small_but_true_is_measured(temperature, strength, least, recwar
     assert measured.complexity == pytest.approx(float(true), rel=0.3)
     assert measured.optimality is not None
     assert not [one for one in recwarn if "rounding" in str(one.message)]
+
+
+def test_a_dead_layer_among_others_is_named_and_the_mean_is_that_of_all():
+    meter = ib.Meter(MANY, layers=["stack.*"], orders="token")
+    with pytest.warns(RuntimeWarning, match=r"hidden states of 'stack\.0' are so nearly the same.*is given as 0"):
+        measured = meter.measure(OneDeadLayer())
+    point = measured["token"]
+    assert point.complexity_by_layer[0] == 0
+    assert point.complexity == point.complexity_by_layer[1] / 2 > 0.1
+    assert measured.optimality == point.expressivity / point.complexity
+    with pytest.warns(RuntimeWarning, match="of all layers.*undefined"):
+        meter.measure(OneState())
