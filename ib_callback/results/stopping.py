@@ -57,8 +57,9 @@ class PlateauStopping:
     The reasons, of which the last two stop the run:
 
     - *not armed*: the phase has not been reached. Values before that count for nothing, as best neither.
-    - *missing*: the point could not be measured, or the metric is undefined there (None). It is no improvement
-      and does not count towards the patience: nothing was learned about the run.
+    - *missing*: the point could not be measured, or the metric is undefined there (None) though the point is neither
+      collapsed nor of complexity 0, as those of a dead model are. It is no improvement and does not count towards the
+      patience: nothing was learned about the run.
     - *improving*: the value is better than the best by more than `min_delta`.
     - *waiting*: it is not, but fewer than `patience` points were so in succession; or points are still needed
       for the first smoothed value. A collapsed point (see `PhaseRule.collapse`) is never an improvement.
@@ -196,9 +197,13 @@ class PlateauStopping:
         if measurement.error is not None:
             return self._go_on(StopReason.MISSING, f"the point could not be measured ({measurement.error})")
         value = measurement.scalars().get(self._metric or "")
-        if value is None or not math.isfinite(value):
+        undefined = value is None or not math.isfinite(value)
+        # Of a dead model, whose complexity is 0, a ratio is undefined for good.
+        if collapsed or (undefined and measurement.complexity == 0):
+            return self._judge(measurement.step, None)
+        if undefined:
             return self._go_on(StopReason.MISSING, f"{self._metric} is undefined at this point")
-        return self._judge(measurement.step, None if collapsed else value)
+        return self._judge(measurement.step, value)
 
     def _judge(self, step: int | None, value: float | None) -> StopDecision:
         """Decide on a value since arming; None if its point is collapsed."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from synthetic_runs import (
     CASES,
@@ -189,6 +191,19 @@ def test_a_feature_can_be_monitored_by_its_name(monitor):
     points = [measured(s, 0.5, 0.25, preference=p) for s, p in enumerate([0.01, 0.02, 0.015])]
     assert [rule.update(p).reason for p in points] == [IMPROVING, IMPROVING, DIVERGING]
     assert rule.best == 0.02
+
+
+@pytest.mark.parametrize("monitor", ["optimality", "token/optimality_above_null", "expressivity"])
+@pytest.mark.parametrize("arm", ["compression", "fit", "immediately"])
+def test_a_run_that_ends_dead_is_stopped(monitor: str, arm: Any):
+    """Though a ratio to a complexity of 0 is undefined for good."""
+    complexity = [0.01, 0.1, 0.3, 0.5, 0.6, 0.6, 0.55, 0.5, 0.45, 0.42, 0.4, 0.4]
+    expressivity = [0.0, 0.05, 0.15, 0.25, 0.3, 0.32, 0.33, 0.34, 0.35, 0.36, 0.37, 0.38]
+    rule = PlateauStopping(monitor, mode="max", patience=4, arm=arm)
+    step, reason = first_stop(rule, run([*complexity, *[0.0] * 8], [*expressivity, *[0.0] * 8]))
+    assert step is not None
+    assert 1200 <= step <= 1800
+    assert reason is DIVERGING
 
 
 def test_an_undefined_value_is_missing():
