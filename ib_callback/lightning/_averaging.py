@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ib_callback.measuring.model.parameters import checksums
+from ib_callback.measuring.model.bits import checksums, is_plain
 
 _AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
 
@@ -67,7 +67,7 @@ class Averaging:
 
 def fingerprints(weights: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     """Of every tensor that is whole: shape, type and checksum of its bits."""
-    whole = {name: weight for name, weight in weights.items() if type(weight) in (Tensor, nn.Parameter)}
+    whole = {name: w for name, w in weights.items() if type(w) in (Tensor, nn.Parameter) and is_plain(w)}
     sums = checksums(list(whole.values()))
     return {name: (w.shape, w.dtype, total) for (name, w), total in zip(whole.items(), sums, strict=True)}
 

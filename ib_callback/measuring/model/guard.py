@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ib_callback.measuring.model.bits import is_plain, same_bits
+
 # Packages whose forward hooks only look on, and count each forward as one of the training: `wandb.watch` would log
 # histograms of parameters more often, and the graph of a probe pass.
 OBSERVERS = ("wandb", "comet_ml", "mlflow", "neptune", "swanlab", "aim", "clearml")
@@ -93,8 +95,9 @@ def preserved_rng(devices: set[torch.device] | None = None) -> Iterator[None]:
 def _preserved_state(model: nn.Module) -> Iterator[None]:
     saved = []
     for module in model.modules():
-        copies = [(buffer, buffer.clone()) for buffer in module._buffers.values() if buffer is not None]
-        saved.append((module, module.training, dict(module._buffers.items()), copies))
+        buffers = dict(module._buffers.items())  # by items(), which TorchScript has too
+        plain = [buffer for buffer in buffers.values() if buffer is not None and is_plain(buffer)]
+        saved.append((module, module.training, buffers, [(buffer, buffer.clone()) for buffer in plain]))
     caches = [
         (module, name, value)
         for module in model.modules()
@@ -111,15 +114,13 @@ def _preserved_state(model: nn.Module) -> Iterator[None]:
                 module._buffers.update(buffers)
             for buffer, copy in copies:
                 # Unchanged buffers are not written: their version counters may matter to autograd.
-                if not _same(buffer, copy):
+                if (buffer.shape, buffer.dtype) != (copy.shape, copy.dtype):
+                    buffer.data = copy
+                elif not same_bits(buffer, copy):
                     with torch.no_grad():
                         buffer.copy_(copy)
         for module, name, value in caches:
             setattr(module, name, value)
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _devices(model: nn.Module) -> set[torch.device]:

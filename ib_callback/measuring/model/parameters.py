@@ -19,12 +19,10 @@ from torch.nn.parameter import is_lazy
 
 from ib_callback.common.errors import ModelError
 from ib_callback.measuring.model import access
+from ib_callback.measuring.model.bits import checksums, inner, is_plain, same_bits
 from ib_callback.measuring.model.forward import free_memory
 from ib_callback.measuring.model.guard import reshard
 
-# Words that lie so far apart are summed before they are weighted. A prime, so that rows of a matrix that change places
-# are noticed too.
-_COLUMNS = 1021
 _HOST = torch.device("cpu")
 
 
@@ -106,7 +104,7 @@ def _replaced(was: Any, now: Any) -> list[Tensor]:
     if isinstance(was, nn.Module):
         there = {id(parameter) for parameter in now.parameters()} if isinstance(now, nn.Module) else set()
         return [parameter for parameter in was.parameters() if id(parameter) not in there]
-    return [] if was is None or (now is not None and _same_bits(was, now)) else [was]
+    return [] if was is None or (now is not None and same_bits(was, now)) else [was]
 
 
 @contextmanager
@@ -157,10 +155,10 @@ def _put_back(tables: list[_Table], before: list[_Part]) -> list[str]:
         changed += [names.get(id(parameter), name) for name, parameter in table.put_back()]
     for part in before:
         if part.is_elsewhere():
-            if not _same_bits(part.now(), part.values):
+            if not same_bits(part.now(), part.values):
                 changed.append(part.name)
             part.put_back()
-        if part.copy is not None and not _same_bits(part.values, part.copy):
+        if part.copy is not None and not same_bits(part.values, part.copy):
             changed.append(part.name)
             with torch.no_grad():
                 part.values.copy_(part.copy)
@@ -202,75 +200,13 @@ def _is_managed(parameter: Any) -> bool:
 
 
 def _plain(name: str, parameter: Tensor, path: tuple[str, ...], tensor: Tensor) -> Iterator[_Part]:
-    inner = _inner(tensor)
-    if not inner and tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_nested):
+    parts = inner(tensor)
+    if not parts and is_plain(tensor):
         yield _Part(name, parameter, path, tensor, tensor.detach())
-    for own in inner:
+    for own in parts:
         yield from _plain(name, parameter, (*path, own), getattr(tensor, own))
-
-
-def _inner(tensor: Any) -> list[str]:
-    """The attributes of a tensor that is made of others, in which these are."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return []
-    return [name for name in tensor.__tensor_flatten__()[0] if isinstance(getattr(tensor, name), Tensor)]
 
 
 def _fits_on_host(parts: list[_Part]) -> bool:
     free = free_memory(_HOST)
     return free is None or 2 * sum(part.values.nbytes for part in parts) < free
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    inner = _inner(a)
-    if a.shape != b.shape or a.dtype != b.dtype or inner != _inner(b):
-        return False
-    if inner:
-        return all(_same_bits(getattr(a, name), getattr(b, name)) for name in inner)
-    return torch.equal(_words(a), _words(b.to(a.device)))
-
-
-def checksums(tensors: list[Tensor]) -> list[int]:
-    """One for each, of its bits, with one wait for each device; another one if values change places.
-
-    Args:
-        tensors: plain ones, of any shapes, types and devices.
-    """
-    by_device: dict[torch.device, list[int]] = {}
-    for place, tensor in enumerate(tensors):
-        by_device.setdefault(tensor.device, []).append(place)
-    sums = [0] * len(tensors)
-    for places in by_device.values():
-        for place, value in zip(places, torch.stack([_checksum(tensors[p]) for p in places]).tolist(), strict=True):
-            sums[place] = value
-    return sums
-
-
-def _checksum(tensor: Tensor) -> Tensor:
-    """Weighted sum of the bits as integers, modulo 2^64: exact in any order, and other if values change places."""
-    words = _words(tensor)
-    rows = len(words) // _COLUMNS
-    columns = words[: rows * _COLUMNS].view(rows, _COLUMNS).sum(0, dtype=torch.int64)
-    rest = words[rows * _COLUMNS :]
-    columns[: len(rest)] += rest
-    columns = columns ^ (columns >> 32)  # else the highest bits, which are signs, would cancel in pairs
-    return (columns * _weights(tensor.device)).sum()
-
-
-@functools.lru_cache(maxsize=8)
-def _weights(device: torch.device) -> Tensor:
-    return torch.arange(1, _COLUMNS + 1, device=device) * 6364136223846793005 | 1
-
-
-def _words(tensor: Tensor) -> Tensor:
-    """[N] the bits of a tensor as integers: of 64 bits where they fill such, else of its own width."""
-    flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1).contiguous()
-    if flat.is_complex():
-        flat = torch.view_as_real(flat).reshape(-1)
-    size = flat.element_size()
-    widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    if flat.nbytes % 8:
-        return flat.view(widths[size])
-    if flat.storage_offset() * size % 8:
-        flat = flat.clone()  # part of a larger tensor, as weights of an LSTM on a GPU are
-    return flat.view(torch.int64)

@@ -101,6 +101,27 @@ def test_buffers_with_nan_are_restored_and_recognised():
     assert model.in_place._version == version
 
 
+@pytest.mark.parametrize(
+    ("buffer", "harm"),
+    [
+        (torch.eye(3).to_sparse(), lambda buffer: None),
+        (torch.empty(2, device="meta"), lambda buffer: None),
+        (-torch.zeros(2), torch.Tensor.zero_),
+        (torch.ones(2), lambda buffer: setattr(buffer, "data", torch.ones(3))),
+        (torch.rand(2), lambda buffer: setattr(buffer, "data", buffer.data.half())),
+    ],
+    ids=["sparse", "meta", "signs of zeros", "another shape", "another type"],
+)
+def test_buffers_of_any_kind(buffer, harm):
+    model = nn.Module()
+    model.register_buffer("kept", buffer)
+    before = str(buffer)
+    with untouched(model):
+        harm(buffer)
+    assert model.kept is buffer
+    assert str(buffer) == before
+
+
 def test_preserved_rng():
     torch.manual_seed(0)
     np.random.seed(0)
