@@ -69,10 +69,13 @@ def wrapped(module: nn.Module) -> nn.Module | None:
     A part that is called `module` is taken for what is wrapped if it is the only part and all arguments are handed on,
     as in DistributedDataParallel, DataParallel, DeepSpeed's engine and AveragedModel: a model may use that name too.
     """
-    get_base = getattr(type(module), "get_base_model", None)  # PEFT
-    if callable(get_base):
-        base = get_base(module)
-        return base if isinstance(base, nn.Module) and base is not module else None
+    get_base: Any = getattr(type(module), "get_base_model", None)
+    if callable(get_base):  # PEFT
+        try:
+            base = get_base(module)
+        except Exception:
+            return None  # something else of that name
+        return base if any(base is part for part in module.modules() if part is not module) else None
     parts = {name: part for name, part in module._modules.items() if part is not None}
     for name in _WRAPPED:
         if name in parts:

@@ -111,7 +111,8 @@ def _replaced(was: Any, now: Any) -> list[Tensor]:
 def unchanged_parameters(model: nn.Module, *, copied: bool = False) -> Iterator[None]:
     """Parameters are after the body what they were before it, bit for bit; else an error says which is not.
 
-    Parameters that were replaced, or put into other memory, are put back always. Values that were overwritten can be
+    Parameters, or whole parts of the model, that were replaced, and parameters put into other memory, are put back
+    always, and so is whether they are trained, and their gradients as objects. Values that were overwritten can be
     put back from copies only; without them a checksum on their device tells that they were. Version counters are not
     asked: writing through `.data` does not raise them, and writing what was there already does. Fully sharded models
     give their gathered parameters back before they are looked at, and of those of FSDP1 the own shards are compared.
@@ -126,6 +127,7 @@ def unchanged_parameters(model: nn.Module, *, copied: bool = False) -> Iterator[
     reshard(model)
     before = _parts(model)
     tables = [_Table.of(module, kind) for module in model.modules() for kind in ("_parameters", "_modules")]
+    training = [(p, p.requires_grad, p.grad) for p in model.parameters() if not _is_managed(p)]
     if copied and _fits_on_host(before):
         before = [replace(part, copy=part.values.to(_HOST, copy=True)) for part in before]
     uncopied = [part.values for part in before if part.copy is None]
@@ -140,6 +142,11 @@ def unchanged_parameters(model: nn.Module, *, copied: bool = False) -> Iterator[
     finally:
         reshard(model)
         changed = _put_back(tables, before)
+        for parameter, requires_grad, gradient in training:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
         pairs = zip((part.name for part in before if part.copy is None), sums, checksums(uncopied), strict=True)
         lost = [name for name, then, now in pairs if then != now]
         changed = [*dict.fromkeys([*changed, *lost])]

@@ -150,8 +150,20 @@ class Headed(Module):
         return self.head(self.module(*args, **kwargs))
 
 
+class Based(Module):
+    def get_base_model(self, kind):
+        return self.part
+
+
+class BasedElsewhere(Module):
+    def get_base_model(self):
+        return nn.Linear(2, 2)
+
+
 def test_parts_with_the_names_of_wrappers_keep_them():
-    for model in (Module(module=Plain()), Headed(module=Plain(), head=nn.Linear(2, 2)), Module(base_model=Plain())):
+    plain = [kind(part=Plain()) for kind in (Based, BasedElsewhere)]
+    plain += [Module(module=Plain()), Headed(module=Plain(), head=nn.Linear(2, 2)), Module(base_model=Plain())]
+    for model in plain:
         assert [name for name, _ in access.named_modules(model)] == [name for name, _ in model.named_modules()]
         assert access.bare(model) is model
 

@@ -286,6 +286,19 @@ def test_what_a_pass_adds_is_no_change_and_taken_off_again(make):
     assert model.added is not None
 
 
+def test_whether_parameters_are_trained_and_their_gradients_are_put_back():
+    def freeze(layer):
+        layer.weight.requires_grad_(False)
+        layer.weight.grad = None
+
+    model = Model(freeze)
+    weight = model.tied.weight
+    gradient = weight.grad = torch.ones(5, 7)
+    meter().measure(model)
+    assert weight.requires_grad
+    assert weight.grad is gradient
+
+
 STORED = {
     "every other value": lambda: torch.randn(64)[::2],
     "part of a larger tensor": lambda: torch.randn(65)[1:],
