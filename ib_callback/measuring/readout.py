@@ -53,11 +53,15 @@ def read_out(
         other.add(Readings(other_plan, other_sums, weighting))
         found.features.update((public[label], point) for label, point in other.features.items())
     bounds = dict.fromkeys(found.drafts) | {primary: None if curve is None else curve.bound}
-    orders = {name: draft.point(bounds[name], is_diagonal=curve is None) for name, draft in found.drafts.items()}
+    ceiling = readings.ceiling if weighting == "empirical" else None
+    orders = {
+        name: draft.point(bounds[name], ceiling=ceiling, is_diagonal=curve is None)
+        for name, draft in found.drafts.items()
+    }
     return Measurement(
         step=step,
         entropy=float(readings.entropy.mean()),
-        ceiling=readings.ceiling if weighting == "empirical" else None,
+        ceiling=ceiling,
         orders=orders,
         features=found.features,
         layers=tuple(layers),
@@ -72,8 +76,10 @@ def read_out(
 class Draft:
     """The point of an order while quantities are read: each adds to it what it knows, by name (results/metrics.py).
 
-    layers: [L] complexity and expressivity of each layer.
-    measured: baselines and their standard errors.
+    layers: [L] complexity and expressivity of each layer, plain, of the document baseline and local.
+    measured: nulls and their standard errors.
+    num_positions_local: behind the document baseline.
+    noise: an upper estimate of the standard deviation of a local complexity of labels that say nothing.
     replicates: [2 G - 1] values of all of them without each omission, where standard errors are planned.
     baseline_errors: standard errors of linear combinations of some of the baselines, from their weights. Baselines of
         different entries are estimated independently.
@@ -81,12 +87,19 @@ class Draft:
 
     layers: dict[str, list[float]] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
+    num_positions_local: int | None = None
+    noise: float | None = None
     replicates: dict[str, Array] = field(default_factory=dict)
     baseline_errors: list[Callable[[Mapping[str, float]], float]] = field(default_factory=list)
 
-    def point(self, curve: Callable[[float], float] | None = None, *, is_diagonal: bool = True) -> PlanePoint:
+    def point(
+        self, curve: Callable[[float], float] | None = None, *, ceiling: float | None = None, is_diagonal: bool = True
+    ) -> PlanePoint:
         """The point, with all that follows from what was added; `curve` is the bound if the diagonal is not."""
-        point = PlanePoint.from_layers(self.layers["complexity"], self.layers["expressivity"], **self.measured)
+        given: dict[str, Any] = {f"{name}_by_layer": values for name, values in self.layers.items()} | self.measured
+        point = PlanePoint.from_layers(
+            **given, ceiling=ceiling, noise=self.noise, num_positions_local=self.num_positions_local
+        )
         if not is_diagonal:
             point = point.against(curve)
         if not self.replicates:

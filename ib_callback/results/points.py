@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ib_callback.results.metrics import BOUND, FEATURE, FEATURE_ERRORS, PLANE, Quantity, derived
+from ib_callback.results.metrics import BOUND, CEILING, FEATURE, FEATURE_ERRORS, NOISE, PLANE, Quantity, derived
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,25 @@ class PlanePoint:
     expressivity_above_null: float | None
     optimality_above_null: float | None
     distance_above_null: float | None
+    complexity_baseline: float | None = None
+    expressivity_baseline: float | None = None
+    complexity_local: float | None = None
+    expressivity_local: float | None = None
+    optimality_local: float | None = None
+    distance_local: float | None = None
+    score_local: float | None = None
+    complexity_scaled: float | None = None
+    expressivity_scaled: float | None = None
+    complexity_document: float | None = None
+    expressivity_document: float | None = None
     bound_ratio: float | None = None
     complexity_by_layer: tuple[float, ...]
     expressivity_by_layer: tuple[float, ...]
+    complexity_baseline_by_layer: tuple[float, ...] = ()
+    expressivity_baseline_by_layer: tuple[float, ...] = ()
+    complexity_local_by_layer: tuple[float, ...] = ()
+    expressivity_local_by_layer: tuple[float, ...] = ()
+    num_positions_local: int | None = None
     complexity_se: float | None = None
     expressivity_se: float | None = None
     optimality_se: float | None = None
@@ -51,15 +67,28 @@ class PlanePoint:
     expressivity_above_null_se: float | None = None
     optimality_above_null_se: float | None = None
     distance_above_null_se: float | None = None
+    complexity_baseline_se: float | None = None
+    expressivity_baseline_se: float | None = None
+    complexity_local_se: float | None = None
+    expressivity_local_se: float | None = None
+    optimality_local_se: float | None = None
+    distance_local_se: float | None = None
+    score_local_se: float | None = None
+    complexity_document_se: float | None = None
+    expressivity_document_se: float | None = None
     complexity_jackknife: tuple[float, ...] = ()
     expressivity_jackknife: tuple[float, ...] = ()
     complexity_null_jackknife: tuple[float, ...] = ()
     expressivity_null_jackknife: tuple[float, ...] = ()
+    complexity_baseline_jackknife: tuple[float, ...] = ()
+    expressivity_baseline_jackknife: tuple[float, ...] = ()
+    complexity_local_jackknife: tuple[float, ...] = ()
+    expressivity_local_jackknife: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for ending, each in (("_by_layer", "layer"), ("_jackknife", "omission")):
-            lengths = [len(value) for name, value in vars(self).items() if name.endswith(ending)]
-            if len({*lengths} - {0}) > 1:
+            lengths = [len(value) for name, value in vars(self).items() if name.endswith(ending) and value]
+            if len({*lengths}) > 1:
                 raise ValueError(f"the *{ending} must have one value for each {each}, got {lengths} values")
 
     @classmethod
@@ -67,15 +96,24 @@ class PlanePoint:
         cls,
         complexity_by_layer: Sequence[float],
         expressivity_by_layer: Sequence[float],
-        **measured: float | None,
+        *,
+        ceiling: float | None = None,
+        noise: float | None = None,
+        num_positions_local: int | None = None,
+        **measured: Any,
     ) -> PlanePoint:
         """Derive every quantity from the values by layer, with the diagonal as the bound.
 
         Args:
             complexity_by_layer: I(X;Z) of each layer, [L], as fractions of log(num_bins).
             expressivity_by_layer: I(Y;Z) of each layer, [L], likewise.
-            **measured: baselines and their standard errors by name, in the same unit: `complexity_null`,
-                `complexity_null_se` and so on; the error of one that is exact is 0.0.
+            ceiling: of the measurement, in the same unit.
+            noise: an upper estimate of the standard deviation of a local complexity of labels without meaning, by which
+                the local optimality is resolved where no standard errors are known.
+            num_positions_local: behind the document baseline.
+            **measured: nulls and their standard errors by name, in the same unit: `complexity_null`,
+                `complexity_null_se` and so on; the error of one that is exact is 0.0. Further values by layer, [L],
+                likewise: `complexity_baseline_by_layer`, ….
 
         Raises:
             ValueError: no layers, or unequal numbers of layers.
@@ -89,9 +127,14 @@ class PlanePoint:
         >>> point.complexity_above_null, point.expressivity_above_null, point.optimality_above_null
         (0.5, 0.25, 0.5)
         """
-        layers, values = _means({"complexity": complexity_by_layer, "expressivity": expressivity_by_layer})
+        by_layer = {"complexity": complexity_by_layer, "expressivity": expressivity_by_layer}
+        for quantity in PLANE:
+            if quantity.kind == "layers" and (given := measured.pop(f"{quantity.name}_by_layer", None)) is not None:
+                by_layer[quantity.name] = given
+        layers, values = _means(by_layer)
         values |= _named(measured, PLANE)
-        return cls(**layers, **derived(PLANE, values | {BOUND: values["complexity"]}))
+        values |= {BOUND: values["complexity"], CEILING: ceiling, NOISE: noise}
+        return cls(**layers, **derived(PLANE, values), num_positions_local=num_positions_local)
 
     def against(self, bound: Callable[[float], float] | None) -> PlanePoint:
         """The same point with its distance to another bound than the diagonal.

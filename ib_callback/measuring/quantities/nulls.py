@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,3 +48,5 @@ class Nulls:
                 if readings.left_out is not None:
                     draft.replicates[name] = readings.left_out.null(number, curve, readings.ceiling)
             draft.baseline_errors.append(curve.error_of(counts))
+            # Of labels that say nothing, plain and shifted ones are two draws.
+            draft.noise = math.sqrt(2.0) * curve.spread_of_null(counts["complexity_null"])
