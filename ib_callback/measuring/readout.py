@@ -53,7 +53,8 @@ def read_out(
         other.add(Readings(other_plan, other_sums, weighting))
         found.features.update((public[label], point) for label, point in other.features.items())
     bounds = dict.fromkeys(found.drafts) | {primary: None if curve is None else curve.bound}
-    ceiling = readings.ceiling if weighting == "empirical" else None
+    is_empirical = weighting == "empirical"
+    ceiling = readings.ceiling if is_empirical else None
     orders = {
         name: draft.point(bounds[name], ceiling=ceiling, is_diagonal=curve is None)
         for name, draft in found.drafts.items()
@@ -66,6 +67,7 @@ def read_out(
         features=found.features,
         layers=tuple(layers),
         entropy_by_layer=tuple(readings.entropy.tolist()),
+        ceiling_by_layer=tuple(readings.ceiling_by_layer.tolist()) if is_empirical else (),
         num_positions=plan.num_positions,
         seconds=seconds,
         settings=settings,
@@ -76,7 +78,7 @@ def read_out(
 class Draft:
     """The point of an order while quantities are read: each adds to it what it knows, by name (results/metrics.py).
 
-    layers: [L] complexity and expressivity of each layer, plain, of the document baseline and local.
+    layers: [L] complexity and expressivity of each layer, plain, of the document baseline, local and null.
     measured: nulls and their standard errors.
     num_positions_local: behind the document baseline.
     noise: an upper estimate of the standard deviation of a local complexity of labels that say nothing.
@@ -141,7 +143,8 @@ class Readings:
     plan: that the pass followed.
     kept: [num_kept, L] entropies of the kept histograms.
     entropy: [L] H(Z) over all valid positions.
-    ceiling: H(Z) less the mean entropy of one assignment, in the mean over layers; as for `information`.
+    ceiling_by_layer: [L] H(Z) less the mean entropy of one assignment; as for `information`.
+    ceiling: in the mean over layers.
     left_out: the same sums without groups of sequences; None unless standard errors are planned.
     """
 
@@ -151,7 +154,8 @@ class Readings:
         self.entropy = self.kept[plan.total]
         self._sensitivity = sums.sensitivity.numpy()
         ceiling = self.entropy - sums.single.numpy() / plan.num_positions
-        self.ceiling = float(_resolved(ceiling, self._rounding(np.ones(1), np.ones(1))).mean())
+        self.ceiling_by_layer = _resolved(ceiling, self._rounding(np.ones(1), np.ones(1)))
+        self.ceiling = float(self.ceiling_by_layer.mean())
         self.left_out = None if sums.jackknife is None else LeftOut(plan, sums, sums.jackknife)
         self._conditional = sums.conditional.numpy()
         self._empirical = weighting == "empirical"
@@ -184,9 +188,14 @@ class Readings:
         terms = float(weights @ np.sqrt(added)) + math.sqrt(PIECE)
         return _ROUNDINGS * 2.0**-24 * terms * self._sensitivity + _FLOAT64
 
-    def curve(self, null: NullPlan, single: float) -> SubsetCurve:
-        """The null of labels by their counts; `single` is that of labels that occur once, which is exact."""
-        subsets, unions = np.split(self._nulls[null.number].mean(1).numpy(), [len(null.design.subsets)])
+    def curve(self, null: NullPlan, single: float, *, layer: int | None = None) -> SubsetCurve:
+        """The null of labels by their counts, in a layer or in the mean over all.
+
+        `single` is that of labels that occur once, which is exact.
+        """
+        divergences = self._nulls[null.number]
+        of = divergences.mean(1) if layer is None else divergences[:, layer]
+        subsets, unions = np.split(of.numpy(), [len(null.design.subsets)])
         return SubsetCurve.estimate(null.design, subsets, unions, single)
 
 

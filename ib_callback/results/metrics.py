@@ -101,9 +101,9 @@ class Quantity:
     Attributes:
         name: of the field, and as logged (behind the order or the feature).
         definition: a sentence.
-        kind: "layers": measured in each layer, field `<name>_by_layer`, and the mean taken; "baseline": estimated from
-            the same sums, with its standard error beside it; "error": such a standard error; "measured": any other
-            number that is measured; "derived": by `formula`.
+        kind: "layers": measured in each layer, field `<name>_by_layer`, and the mean taken; "baseline": estimated
+            from the same sums, with its standard error beside it, in the mean over layers and in each; "error": such
+            a standard error; "measured": any other number that is measured; "derived": by `formula`.
         formula: of a derived quantity.
         direction: whether low or high values are the better ones; None where neither are.
         has_error: whether groups of sequences can be left out of it, which gives a standard error, field and logged
@@ -267,7 +267,7 @@ FEATURE = (
 # Of a measurement as a whole.
 WHOLE = (
     Quantity("entropy", "H(Z), mean over layers, in [0, 1].", kind="layers"),
-    Quantity("ceiling", "The most that any labelling could reach, mean over layers.", kind="measured"),
+    Quantity("ceiling", "The most that any labelling could reach, mean over layers.", kind="layers"),
 )
 # Of the training, logged where it was told.
 TRAINING = (

@@ -18,6 +18,8 @@ class PlanePoint:
     Values are Python floats, or None where undefined. A null is what finite sampling alone yields: the truth
     lies between `*_above_null` (measured minus null) and the measured value.
 
+    `complexity_null_by_layer` are interpolated in each layer: their mean may differ from the null in the last digits.
+
     `distance_to_bound` is bound(complexity) − expressivity, and `bound_ratio` expressivity / bound(complexity). With
     the diagonal as bound the ratio is the optimality and stays None; with the IB curve, which is that of one order,
     both are None for all other orders. `distance_above_null` is measured to the diagonal always: the null is the same
@@ -54,6 +56,8 @@ class PlanePoint:
     bound_ratio: float | None = None
     complexity_by_layer: tuple[float, ...]
     expressivity_by_layer: tuple[float, ...]
+    complexity_null_by_layer: tuple[float, ...] = ()
+    expressivity_null_by_layer: tuple[float, ...] = ()
     complexity_baseline_by_layer: tuple[float, ...] = ()
     expressivity_baseline_by_layer: tuple[float, ...] = ()
     complexity_local_by_layer: tuple[float, ...] = ()
@@ -113,7 +117,7 @@ class PlanePoint:
             num_positions_local: behind the document baseline.
             **measured: nulls and their standard errors by name, in the same unit: `complexity_null`,
                 `complexity_null_se` and so on; the error of one that is exact is 0.0. Further values by layer, [L],
-                likewise: `complexity_baseline_by_layer`, ….
+                likewise: `complexity_baseline_by_layer`, `complexity_null_by_layer`, ….
 
         Raises:
             ValueError: no layers, or unequal numbers of layers.
@@ -128,10 +132,11 @@ class PlanePoint:
         (0.5, 0.25, 0.5)
         """
         by_layer = {"complexity": complexity_by_layer, "expressivity": expressivity_by_layer}
-        for quantity in PLANE:
-            if quantity.kind == "layers" and (given := measured.pop(f"{quantity.name}_by_layer", None)) is not None:
+        for quantity in [each for each in PLANE if each.kind in ("layers", "baseline")]:
+            if (given := measured.pop(f"{quantity.name}_by_layer", None)) is not None:
                 by_layer[quantity.name] = given
         layers, values = _means(by_layer)
+        # A null has a value of its own, estimated for the mean over layers.
         values |= _named(measured, PLANE)
         values |= {BOUND: values["complexity"], CEILING: ceiling, NOISE: noise}
         return cls(**layers, **derived(PLANE, values), num_positions_local=num_positions_local)

@@ -59,6 +59,18 @@ def test_of_the_plane(measured, table, order, quantity):
         assert value == pytest.approx(null.mean, abs=0.006)
 
 
+def test_nulls_and_ceiling_by_layer(measured, table):
+    ceilings = [bf.ceiling(layer) for layer in table.layers]
+    assert measured.ceiling_by_layer == pytest.approx(ceilings, abs=1e-6)
+    for order in ORDERS:
+        point, plane = measured[order], table.orders[order]
+        for side, labels in (("complexity", plane.inputs), ("expressivity", plane.outputs)):
+            by_layer = getattr(point, f"{side}_null_by_layer")
+            for layer, null in zip(table.layers, by_layer, strict=True):
+                assert null == pytest.approx(bf.permutation_null([layer], labels, repeats=100).mean, abs=0.008)
+            assert np.mean(by_layer) == pytest.approx(getattr(point, f"{side}_null"), abs=1e-3)
+
+
 @pytest.mark.parametrize("quantity", FEATURE, ids=lambda quantity: quantity.name)
 def test_of_a_feature(measured, table, quantity):
     point, feature = measured.features["parity"], table.features["parity"]

@@ -85,7 +85,7 @@ def measurement() -> Measurement:
 def fields_of(table: tuple[Quantity, ...], *, replicates: bool) -> set[str]:
     names = {x.name for x in table}
     names |= {f"{x.name}_se" for x in table if x.has_error or x.kind == "baseline"}
-    names |= {f"{x.name}_by_layer" for x in table if x.kind == "layers"}
+    names |= {f"{x.name}_by_layer" for x in table if x.kind in ("layers", "baseline")}
     return names | {f"{x.name}_jackknife" for x in table if replicates and x.kind in ("layers", "baseline")}
 
 
