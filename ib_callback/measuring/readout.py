@@ -127,9 +127,14 @@ class Found:
     features: dict[str, FeaturePoint] = field(default_factory=dict)
 
     @property
-    def complexity(self) -> float:
-        """Of the primary order."""
-        return fmean(self.drafts[self.primary].layers["complexity"])
+    def complexities(self) -> dict[str, float]:
+        """Of the primary order, with what is above its null and the error of that, where they are known."""
+        draft = self.drafts[self.primary]
+        found = {"complexity": fmean(draft.layers["complexity"])}
+        if "complexity_null" in draft.measured:
+            found["complexity_above_null"] = found["complexity"] - draft.measured["complexity_null"]
+            found["complexity_null_se"] = draft.measured["complexity_null_se"]
+        return found
 
     def add(self, readings: Readings) -> None:
         """Read all quantities of the plan."""

@@ -263,6 +263,17 @@ FEATURE = (
         "ratio", "Information / complexity of the primary order of the main probe.",
         formula=_ratio("information", "complexity"), direction="max",
     ),
+    Quantity(
+        "ratio_above_null", "The same with both above their nulls; undefined where the complexity is not resolved.",
+        formula=Formula(
+            inputs=("information", "information_null", "complexity_above_null"),
+            value=lambda i, null, c: (i - null) / c,
+            gradient=lambda i, null, c: (1.0 / c, -1.0 / c, -(i - null) / c / c),
+            divisor="complexity_above_null",
+            resolved_by="complexity_null_se",
+        ),
+        direction="max",
+    ),
 )
 # Of a measurement as a whole.
 WHOLE = (
@@ -328,7 +339,7 @@ def metric_names(
     >>> names = metric_names(["token"], ["preference"])
     >>> names[:4], names[-2:]
     (['complexity', 'expressivity', 'optimality', 'distance_to_bound'],
-     ['preference/information_p_value', 'preference/ratio'])
+     ['preference/ratio', 'preference/ratio_above_null'])
     """
     return [
         *PRIMARY_SCALARS, *(quantity.name for quantity in WHOLE),

@@ -166,7 +166,8 @@ class FeaturePoint:
     `information_p_value` is (1 + permutations with at least the measured information) / (1 + permutations), where whole
     sequences are permuted: how often labels that say nothing look at least as informative. At least 1/101.
     `information_se`, with `Meter(standard_errors=...)`, is the standard error of the information's expected value.
-    `ratio` is information / complexity of the primary order. None where undefined.
+    `ratio` is information / complexity of the primary order, and `ratio_above_null` that of both above their nulls: the
+    plain one of an untrained model is often higher than that of a trained one. None where undefined.
     """
 
     information: float | None
@@ -177,6 +178,7 @@ class FeaturePoint:
     num_positions: int
     information_se: float | None = None
     information_p_value: float | None = None
+    ratio_above_null: float | None = None
 
     @classmethod
     def from_layers(
@@ -185,14 +187,18 @@ class FeaturePoint:
         *,
         num_positions: int,
         complexity: float | None = None,
+        complexity_above_null: float | None = None,
+        complexity_null_se: float | None = None,
         **measured: float | None,
     ) -> FeaturePoint:
-        """Derive the mean over layers and its ratio to `complexity`, that of the main probe's primary order.
+        """Derive the mean over layers and its ratios to `complexity`, that of the main probe's primary order.
 
         Args:
             information_by_layer: I(F;Z) of each layer, [L], as fractions of log(num_bins).
             num_positions: positions that carry the label.
             complexity: in the same unit.
+            complexity_above_null: likewise, what of it is above its null.
+            complexity_null_se: standard error of that null, by which it is resolved.
             **measured: other fields by name: `information_null`, `information_p_value` and so on.
 
         Raises:
@@ -205,7 +211,8 @@ class FeaturePoint:
         layers, values = _means({"information": information_by_layer})
         values |= _named(measured, FEATURE, FEATURE_ERRORS)
         errors: dict[str, Any] = {name: values.get(name) for name in FEATURE_ERRORS}
-        quantities = derived(FEATURE, values | {"complexity": complexity})
+        above = {"complexity_above_null": complexity_above_null, "complexity_null_se": complexity_null_se}
+        quantities = derived(FEATURE, values | {"complexity": complexity} | above)
         return cls(**layers, **quantities, **errors, num_positions=operator.index(num_positions))
 
 

@@ -38,6 +38,8 @@ REPLICATED = [quantity.name for quantity in PLANE if quantity.kind in ("layers",
 FEATURE_SUMS = {
     "information": 0.25, "information_null": 0.125, "information_null_std": 0.03, "information_p_value": 0.01,
     "complexity": SUMS["complexity"],
+    "complexity_above_null": SUMS["complexity"] - SUMS["complexity_null"],
+    "complexity_null_se": SUMS["complexity_null_se"],
 }  # fmt: skip
 
 
@@ -64,7 +66,8 @@ def plane_point() -> PlanePoint:
 
 def feature_point() -> FeaturePoint:
     given = {x.name: FEATURE_SUMS[x.name] for x in FEATURE if x.kind == "measured"}
-    return FeaturePoint.from_layers([0.125, 0.375], num_positions=9, complexity=FEATURE_SUMS["complexity"], **given)
+    given |= {name: value for name, value in FEATURE_SUMS.items() if name.startswith("complexity")}
+    return FeaturePoint.from_layers([0.125, 0.375], num_positions=9, **given)
 
 
 POINT = plane_point()
@@ -145,7 +148,8 @@ def test_a_name_that_is_none_is_that_of_a_feature():
 
 
 def test_formulas_take_what_comes_before_them():
-    known = {"bound", "ceiling", "complexity"}  # the complexity of a feature is that of the primary order
+    # The complexity of a feature is that of the primary order.
+    known = {"bound", "ceiling", "complexity", "complexity_above_null"}
     for table in (PLANE, FEATURE):
         for quantity in table:
             assert quantity.formula is None or {*quantity.formula.inputs} <= known

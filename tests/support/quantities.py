@@ -88,6 +88,11 @@ FEATURE: dict[str, Callable[[Values], float | None]] = {
     "information_null_std": lambda v: v["information_null_std"],
     "information_p_value": lambda v: v["information_p_value"],
     "ratio": lambda v: v["information"] / v["complexity"],
+    "ratio_above_null": lambda v: (
+        (v["information"] - v["information_null"]) / v["complexity_above_null"]
+        if v["complexity_above_null"] >= 3 * v["complexity_null_se"]
+        else None
+    ),
 }
 
 
