@@ -215,6 +215,9 @@ class Measurement:
                 f"optimality {_short(point.optimality)}",
                 f"distance to bound {_short(point.distance_to_bound)}",
             ]
+            if point.complexity_local is not None:
+                # What chance and the document alone would give is left out of these.
+                parts += [f"local {name} {_short(getattr(point, f'{name}_local'))}" for name in PRIMARY_SCALARS[:3]]
         parts += [f"{name} {_short(value.information)}" for name, value in self.features.items()]
         if self.seconds is not None:
             parts.append(f"{self.seconds:.1f} s")
