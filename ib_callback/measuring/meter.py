@@ -101,6 +101,9 @@ class Meter:
             Bottleneck curve of the probe's own p(x, y) of the primary order, with as many codewords as bins. It is
             computed before the first measurement (some seconds to a minute) and kept in the user's cache directory.
         null: whether to estimate what finite sampling alone yields.
+        baseline: whether to measure the document baseline, what labels from far away in the same document yield, and
+            so the local information above it. Sequences of under 48 valid positions are left out of these; where
+            over half of the positions would be, there is none, and none with `weighting="uniform"`.
         batch_size: sequences in a forward pass; halved for good when memory runs out.
         memory_budget: bytes for histograms and assignments; layers are measured in as many groups, each with a
             pass of its own, as this asks for. None: all at once.
@@ -131,6 +134,7 @@ class Meter:
         weighting: str = "empirical",
         bound: str = "diagonal",
         null: bool = True,
+        baseline: bool = True,
         batch_size: int = 8,
         memory_budget: int | None = None,
         forward: Forward | None = None,
@@ -153,6 +157,7 @@ class Meter:
         self.bound = choose_bound(bound, weighting)
         # Nulls and ceiling are not defined for uniform weights.
         self.null = bool(null) and weighting == "empirical"
+        self.baseline = bool(baseline) and weighting == "empirical"
         self.batch_size = check_integer("batch_size", batch_size, minimum=1, cure="8 is the default")
         self.memory_budget = (
             None
@@ -211,6 +216,7 @@ class Meter:
                     batch_size=self.batch_size,
                     null=self.null,
                     seed=self.seed,
+                    baseline=self.baseline,
                     planes=self._planes,
                     num_groups=self.standard_errors,
                 )

@@ -21,6 +21,7 @@ def make_plan(
     batch_size: int,
     null: bool,
     seed: int,
+    baseline: bool = False,
     planes: bool = True,
     num_groups: int = 0,
 ) -> Plan:
@@ -32,7 +33,8 @@ def make_plan(
         features: names of probe labels.
         batch_size: sequences in a forward pass.
         null: whether to plan for null information.
-        seed: of the random subsets and permutations.
+        seed: of the random subsets, permutations and shifts.
+        baseline: whether to plan for the document baseline.
         planes: whether to plan for the orders; if not, positions that carry none of the features are left out.
         num_groups: groups of sequences to leave out in turn for standard errors; 0 for none.
 
@@ -47,7 +49,7 @@ def make_plan(
     groups = _group(probe, positions, num_groups, batch_size) if num_groups else None
     builder = Builder(positions, groups)
     total = builder.keep_total(np.arange(len(positions)))
-    wanted = Wanted(probe, orders if planes else {}, features, total, null, seed)
+    wanted = Wanted(probe, orders if planes else {}, features, total, null, baseline, seed)
     quantities = tuple(quantity for kind in kinds() for quantity in kind.plan(builder, wanted))
     bounds = np.append(np.arange(0, len(mask), batch_size), len(mask)) if groups is None else groups.batch_bounds
     return builder.build(mask, bounds, total, quantities)

@@ -53,15 +53,21 @@ def read_out(
         other.add(Readings(other_plan, other_sums, weighting))
         found.features.update((public[label], point) for label, point in other.features.items())
     bounds = dict.fromkeys(found.drafts) | {primary: None if curve is None else curve.bound}
-    orders = {name: draft.point(bounds[name], is_diagonal=curve is None) for name, draft in found.drafts.items()}
+    is_empirical = weighting == "empirical"
+    ceiling = readings.ceiling if is_empirical else None
+    orders = {
+        name: draft.point(bounds[name], ceiling=ceiling, is_diagonal=curve is None)
+        for name, draft in found.drafts.items()
+    }
     return Measurement(
         step=step,
         entropy=float(readings.entropy.mean()),
-        ceiling=readings.ceiling if weighting == "empirical" else None,
+        ceiling=ceiling,
         orders=orders,
         features=found.features,
         layers=tuple(layers),
         entropy_by_layer=tuple(readings.entropy.tolist()),
+        ceiling_by_layer=tuple(readings.ceiling_by_layer.tolist()) if is_empirical else (),
         num_positions=plan.num_positions,
         seconds=seconds,
         settings=settings,
@@ -72,8 +78,10 @@ def read_out(
 class Draft:
     """The point of an order while quantities are read: each adds to it what it knows, by name (results/metrics.py).
 
-    layers: [L] complexity and expressivity of each layer.
-    measured: baselines and their standard errors.
+    layers: [L] complexity and expressivity of each layer, plain, of the document baseline, local and null.
+    measured: nulls and their standard errors.
+    num_positions_local: behind the document baseline.
+    noise: an upper estimate of the standard deviation of a local complexity of labels that say nothing.
     replicates: [2 G - 1] values of all of them without each omission, where standard errors are planned.
     baseline_errors: standard errors of linear combinations of some of the baselines, from their weights. Baselines of
         different entries are estimated independently.
@@ -81,12 +89,19 @@ class Draft:
 
     layers: dict[str, list[float]] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
+    num_positions_local: int | None = None
+    noise: float | None = None
     replicates: dict[str, Array] = field(default_factory=dict)
     baseline_errors: list[Callable[[Mapping[str, float]], float]] = field(default_factory=list)
 
-    def point(self, curve: Callable[[float], float] | None = None, *, is_diagonal: bool = True) -> PlanePoint:
+    def point(
+        self, curve: Callable[[float], float] | None = None, *, ceiling: float | None = None, is_diagonal: bool = True
+    ) -> PlanePoint:
         """The point, with all that follows from what was added; `curve` is the bound if the diagonal is not."""
-        point = PlanePoint.from_layers(self.layers["complexity"], self.layers["expressivity"], **self.measured)
+        given: dict[str, Any] = {f"{name}_by_layer": values for name, values in self.layers.items()} | self.measured
+        point = PlanePoint.from_layers(
+            **given, ceiling=ceiling, noise=self.noise, num_positions_local=self.num_positions_local
+        )
         if not is_diagonal:
             point = point.against(curve)
         if not self.replicates:
@@ -112,9 +127,14 @@ class Found:
     features: dict[str, FeaturePoint] = field(default_factory=dict)
 
     @property
-    def complexity(self) -> float:
-        """Of the primary order."""
-        return fmean(self.drafts[self.primary].layers["complexity"])
+    def complexities(self) -> dict[str, float]:
+        """Of the primary order, with what is above its null and the error of that, where they are known."""
+        draft = self.drafts[self.primary]
+        found = {"complexity": fmean(draft.layers["complexity"])}
+        if "complexity_null" in draft.measured:
+            found["complexity_above_null"] = found["complexity"] - draft.measured["complexity_null"]
+            found["complexity_null_se"] = draft.measured["complexity_null_se"]
+        return found
 
     def add(self, readings: Readings) -> None:
         """Read all quantities of the plan."""
@@ -128,7 +148,8 @@ class Readings:
     plan: that the pass followed.
     kept: [num_kept, L] entropies of the kept histograms.
     entropy: [L] H(Z) over all valid positions.
-    ceiling: H(Z) less the mean entropy of one assignment, in the mean over layers; as for `information`.
+    ceiling_by_layer: [L] H(Z) less the mean entropy of one assignment; as for `information`.
+    ceiling: in the mean over layers.
     left_out: the same sums without groups of sequences; None unless standard errors are planned.
     """
 
@@ -138,7 +159,8 @@ class Readings:
         self.entropy = self.kept[plan.total]
         self._sensitivity = sums.sensitivity.numpy()
         ceiling = self.entropy - sums.single.numpy() / plan.num_positions
-        self.ceiling = float(_resolved(ceiling, self._rounding(np.ones(1), np.ones(1))).mean())
+        self.ceiling_by_layer = _resolved(ceiling, self._rounding(np.ones(1), np.ones(1)))
+        self.ceiling = float(self.ceiling_by_layer.mean())
         self.left_out = None if sums.jackknife is None else LeftOut(plan, sums, sums.jackknife)
         self._conditional = sums.conditional.numpy()
         self._empirical = weighting == "empirical"
@@ -172,9 +194,14 @@ class Readings:
         terms = float(weights @ np.maximum(np.sqrt(added), added / 8)) + math.sqrt(PIECE)
         return _ROUNDINGS * 2.0**-24 * terms * self._sensitivity + _FLOAT64
 
-    def curve(self, null: NullPlan, single: float) -> SubsetCurve:
-        """The null of labels by their counts; `single` is that of labels that occur once, which is exact."""
-        subsets, unions = np.split(self._nulls[null.number].mean(1).numpy(), [len(null.design.subsets)])
+    def curve(self, null: NullPlan, single: float, *, layer: int | None = None) -> SubsetCurve:
+        """The null of labels by their counts, in a layer or in the mean over all.
+
+        `single` is that of labels that occur once, which is exact.
+        """
+        divergences = self._nulls[null.number]
+        of = divergences.mean(1) if layer is None else divergences[:, layer]
+        subsets, unions = np.split(of.numpy(), [len(null.design.subsets)])
         return SubsetCurve.estimate(null.design, subsets, unions, single)
 
 

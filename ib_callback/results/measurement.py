@@ -41,6 +41,7 @@ class Measurement:
         features: a `FeaturePoint` by name of the feature label.
         layers: names of the measured layers, L of them.
         entropy_by_layer: H(Z) of each layer, [L].
+        ceiling_by_layer: the ceiling of each layer, [L]; empty with `weighting="uniform"` and of earlier versions.
         num_positions: valid positions T of the probe.
         seconds: wall-clock time of this measurement.
         settings: all that decides whether two measurements can be compared, as JSON values, `"primary"` too.
@@ -68,6 +69,7 @@ class Measurement:
     overhead: float | None = None
     train_loss: float | None = None
     scheduled: bool = True
+    ceiling_by_layer: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         # Lists for tuples, so that settings equal what a file gives back.
@@ -84,6 +86,7 @@ class Measurement:
                 f"got {self.primary!r}"
             )
         lengths = {"entropy_by_layer": len(self.entropy_by_layer)}
+        lengths |= {"ceiling_by_layer": len(self.ceiling_by_layer)} if self.ceiling_by_layer else {}
         lengths |= {f"orders.{name}": len(p.complexity_by_layer) for name, p in self.orders.items()}
         lengths |= {f"features.{name}": len(p.information_by_layer) for name, p in self.features.items()}
         wrong = [f"{name} has {length}" for name, length in lengths.items() if length != len(self.layers)]
@@ -212,6 +215,9 @@ class Measurement:
                 f"optimality {_short(point.optimality)}",
                 f"distance to bound {_short(point.distance_to_bound)}",
             ]
+            if point.complexity_local is not None:
+                # What chance and the document alone would give is left out of these.
+                parts += [f"local {name} {_short(getattr(point, f'{name}_local'))}" for name in PRIMARY_SCALARS[:3]]
         parts += [f"{name} {_short(value.information)}" for name, value in self.features.items()]
         if self.seconds is not None:
             parts.append(f"{self.seconds:.1f} s")

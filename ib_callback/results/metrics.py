@@ -22,8 +22,12 @@ Mode = Literal["min", "max"]
 NEGLIGIBLE = 1e-12
 # A difference from a baseline below this many of its standard errors is not told apart from it.
 SIGNIFICANT_STANDARD_ERRORS = 3.0
-# What a formula may take beside quantities: the highest expressivity at the complexity of the point.
+# What a formula may take beside quantities: the highest expressivity at the complexity of the point, …
 BOUND = "bound"
+# … the ceiling of the measurement, …
+CEILING = "ceiling"
+# … and, where no standard error is known, an upper estimate of that of a local complexity without meaning.
+NOISE = "noise"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,8 @@ class Formula:
         gradient: its partial derivatives, with which the errors of estimated baselines propagate.
         divisor: the input that it is divided by; it is undefined where that is negligible …
         resolved_by: … or, with the name of a standard error here, less than three of these: that of a baseline, or that
-            of a quantity that comes before it, known where errors were asked for.
+            of a quantity that comes before it, known where errors were asked for …
+        else_by: … in place of which this is taken where they were not.
     """
 
     inputs: tuple[str, ...]
@@ -44,6 +49,7 @@ class Formula:
     gradient: Callable[..., tuple[float, ...]]
     divisor: str | None = None
     resolved_by: str | None = None
+    else_by: str | None = None
 
     def __call__(self, values: Mapping[str, float | None]) -> float | None:
         """The quantity, from values by name; None where it or an input is undefined."""
@@ -56,6 +62,7 @@ class Formula:
                 resolved = abs(divisor) >= NEGLIGIBLE
             else:
                 error = values.get(self.resolved_by)
+                error = values.get(self.else_by) if error is None and self.else_by else error
                 resolved = error is not None and divisor >= max(SIGNIFICANT_STANDARD_ERRORS * error, NEGLIGIBLE)
             if not resolved:
                 return None
@@ -66,13 +73,24 @@ def _difference(minuend: str, subtrahend: str) -> Formula:
     return Formula(inputs=(minuend, subtrahend), value=operator.sub, gradient=lambda _, __: (1.0, -1.0))
 
 
-def _ratio(numerator: str, divisor: str, *, resolved_by: str | None = None) -> Formula:
+def _ratio(numerator: str, divisor: str, *, resolved_by: str | None = None, else_by: str | None = None) -> Formula:
     return Formula(
         inputs=(numerator, divisor),
         value=operator.truediv,
         gradient=lambda a, b: (1.0 / b, -(a / b) / b),
         divisor=divisor,
         resolved_by=resolved_by,
+        else_by=else_by,
+    )
+
+
+def _scaled(information: str, baseline: str) -> Formula:
+    """Of the room between a baseline and the ceiling; undefined where the ceiling is nothing."""
+    return Formula(
+        inputs=(information, baseline, CEILING),
+        value=lambda i, b, c: None if b >= c else (i - b) / (1.0 - b / c),
+        gradient=lambda i, b, c: (1.0 / (1.0 - b / c), (i / c - 1.0) / (1.0 - b / c) ** 2, 0.0),
+        divisor=CEILING,
     )
 
 
@@ -83,9 +101,9 @@ class Quantity:
     Attributes:
         name: of the field, and as logged (behind the order or the feature).
         definition: a sentence.
-        kind: "layers": measured in each layer, field `<name>_by_layer`, and the mean taken; "baseline": estimated from
-            the same sums, with its standard error beside it; "error": such a standard error; "measured": any other
-            number that is measured; "derived": by `formula`.
+        kind: "layers": measured in each layer, field `<name>_by_layer`, and the mean taken; "baseline": estimated
+            from the same sums, with its standard error beside it, in the mean over layers and in each; "error": such
+            a standard error; "measured": any other number that is measured; "derived": by `formula`.
         formula: of a derived quantity.
         direction: whether low or high values are the better ones; None where neither are.
         has_error: whether groups of sequences can be left out of it, which gives a standard error, field and logged
@@ -172,6 +190,60 @@ PLANE = (
         formula=_difference("complexity_above_null", "expressivity_above_null"), direction="min", has_error=True,
     ),
     Quantity(
+        "complexity_baseline", "Complexity of labels from far away in the same document.",
+        kind="layers", has_error=True,
+    ),
+    Quantity(
+        "expressivity_baseline", "Expressivity of labels from far away in the same document; one baseline serves both.",
+        kind="layers", has_error=True,
+    ),
+    Quantity(
+        "complexity_local", "Complexity above the document baseline, over the same positions: of the local context.",
+        kind="layers", has_error=True, direction="min",
+    ),
+    Quantity(
+        "expressivity_local", "Expressivity above the document baseline, over the same positions.",
+        kind="layers", has_error=True, direction="max",
+    ),
+    Quantity(
+        "optimality_local",
+        "The ratio of both local ones; undefined if the complexity is within 3 standard errors of nothing.",
+        formula=_ratio("expressivity_local", "complexity_local", resolved_by="complexity_local_se", else_by=NOISE),
+        has_error=True, direction="max",
+    ),
+    Quantity(
+        "distance_local", "1 - local optimality: the distance to the diagonal as a share of the local complexity.",
+        formula=Formula(
+            inputs=("optimality_local",), value=lambda ratio: 1.0 - ratio, gradient=lambda ratio: (-1.0,)
+        ),
+        has_error=True, direction="min",
+    ),
+    Quantity(
+        "score_local", "Local expressivity squared / local complexity; undefined where their ratio is.",
+        formula=Formula(
+            inputs=("expressivity_local", "optimality_local"),
+            value=operator.mul,
+            gradient=lambda e, ratio: (ratio, e),
+        ),
+        has_error=True, direction="max",
+    ),
+    Quantity(
+        "complexity_scaled", "(Complexity - baseline) / (1 - baseline / ceiling).",
+        formula=_scaled("complexity", "complexity_baseline"), direction="min",
+    ),
+    Quantity(
+        "expressivity_scaled", "(Expressivity - baseline) / (1 - baseline / ceiling).",
+        formula=_scaled("expressivity", "expressivity_baseline"), direction="max",
+    ),
+    Quantity(
+        "complexity_document", "The document baseline above the null: what the document says.",
+        formula=_difference("complexity_baseline", "complexity_null"), has_error=True,
+    ),
+    Quantity(
+        "expressivity_document", "The document baseline above the null of the trailing contexts.",
+        formula=_difference("expressivity_baseline", "expressivity_null"), has_error=True,
+    ),
+    Quantity(
         "bound_ratio", "Expressivity / the bound at this complexity; with the diagonal that is the optimality.",
         formula=_ratio("expressivity", BOUND), bound="curve", direction="max",
     ),
@@ -191,11 +263,22 @@ FEATURE = (
         "ratio", "Information / complexity of the primary order of the main probe.",
         formula=_ratio("information", "complexity"), direction="max",
     ),
+    Quantity(
+        "ratio_above_null", "The same with both above their nulls; undefined where the complexity is not resolved.",
+        formula=Formula(
+            inputs=("information", "information_null", "complexity_above_null"),
+            value=lambda i, null, c: (i - null) / c,
+            gradient=lambda i, null, c: (1.0 / c, -1.0 / c, -(i - null) / c / c),
+            divisor="complexity_above_null",
+            resolved_by="complexity_null_se",
+        ),
+        direction="max",
+    ),
 )
 # Of a measurement as a whole.
 WHOLE = (
     Quantity("entropy", "H(Z), mean over layers, in [0, 1].", kind="layers"),
-    Quantity("ceiling", "The most that any labelling could reach, mean over layers.", kind="measured"),
+    Quantity("ceiling", "The most that any labelling could reach, mean over layers.", kind="layers"),
 )
 # Of the training, logged where it was told.
 TRAINING = (
@@ -256,7 +339,7 @@ def metric_names(
     >>> names = metric_names(["token"], ["preference"])
     >>> names[:4], names[-2:]
     (['complexity', 'expressivity', 'optimality', 'distance_to_bound'],
-     ['preference/information_p_value', 'preference/ratio'])
+     ['preference/ratio', 'preference/ratio_above_null'])
     """
     return [
         *PRIMARY_SCALARS, *(quantity.name for quantity in WHOLE),

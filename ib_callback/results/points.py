@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ib_callback.results.metrics import BOUND, FEATURE, FEATURE_ERRORS, PLANE, Quantity, derived
+from ib_callback.results.metrics import BOUND, CEILING, FEATURE, FEATURE_ERRORS, NOISE, PLANE, Quantity, derived
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,8 @@ class PlanePoint:
 
     Values are Python floats, or None where undefined. A null is what finite sampling alone yields: the truth
     lies between `*_above_null` (measured minus null) and the measured value.
+
+    `complexity_null_by_layer` are interpolated in each layer: their mean may differ from the null in the last digits.
 
     `distance_to_bound` is bound(complexity) − expressivity, and `bound_ratio` expressivity / bound(complexity). With
     the diagonal as bound the ratio is the optimality and stays None; with the IB curve, which is that of one order,
@@ -40,9 +42,27 @@ class PlanePoint:
     expressivity_above_null: float | None
     optimality_above_null: float | None
     distance_above_null: float | None
+    complexity_baseline: float | None = None
+    expressivity_baseline: float | None = None
+    complexity_local: float | None = None
+    expressivity_local: float | None = None
+    optimality_local: float | None = None
+    distance_local: float | None = None
+    score_local: float | None = None
+    complexity_scaled: float | None = None
+    expressivity_scaled: float | None = None
+    complexity_document: float | None = None
+    expressivity_document: float | None = None
     bound_ratio: float | None = None
     complexity_by_layer: tuple[float, ...]
     expressivity_by_layer: tuple[float, ...]
+    complexity_null_by_layer: tuple[float, ...] = ()
+    expressivity_null_by_layer: tuple[float, ...] = ()
+    complexity_baseline_by_layer: tuple[float, ...] = ()
+    expressivity_baseline_by_layer: tuple[float, ...] = ()
+    complexity_local_by_layer: tuple[float, ...] = ()
+    expressivity_local_by_layer: tuple[float, ...] = ()
+    num_positions_local: int | None = None
     complexity_se: float | None = None
     expressivity_se: float | None = None
     optimality_se: float | None = None
@@ -51,15 +71,28 @@ class PlanePoint:
     expressivity_above_null_se: float | None = None
     optimality_above_null_se: float | None = None
     distance_above_null_se: float | None = None
+    complexity_baseline_se: float | None = None
+    expressivity_baseline_se: float | None = None
+    complexity_local_se: float | None = None
+    expressivity_local_se: float | None = None
+    optimality_local_se: float | None = None
+    distance_local_se: float | None = None
+    score_local_se: float | None = None
+    complexity_document_se: float | None = None
+    expressivity_document_se: float | None = None
     complexity_jackknife: tuple[float, ...] = ()
     expressivity_jackknife: tuple[float, ...] = ()
     complexity_null_jackknife: tuple[float, ...] = ()
     expressivity_null_jackknife: tuple[float, ...] = ()
+    complexity_baseline_jackknife: tuple[float, ...] = ()
+    expressivity_baseline_jackknife: tuple[float, ...] = ()
+    complexity_local_jackknife: tuple[float, ...] = ()
+    expressivity_local_jackknife: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for ending, each in (("_by_layer", "layer"), ("_jackknife", "omission")):
-            lengths = [len(value) for name, value in vars(self).items() if name.endswith(ending)]
-            if len({*lengths} - {0}) > 1:
+            lengths = [len(value) for name, value in vars(self).items() if name.endswith(ending) and value]
+            if len({*lengths}) > 1:
                 raise ValueError(f"the *{ending} must have one value for each {each}, got {lengths} values")
 
     @classmethod
@@ -67,15 +100,24 @@ class PlanePoint:
         cls,
         complexity_by_layer: Sequence[float],
         expressivity_by_layer: Sequence[float],
-        **measured: float | None,
+        *,
+        ceiling: float | None = None,
+        noise: float | None = None,
+        num_positions_local: int | None = None,
+        **measured: Any,
     ) -> PlanePoint:
         """Derive every quantity from the values by layer, with the diagonal as the bound.
 
         Args:
             complexity_by_layer: I(X;Z) of each layer, [L], as fractions of log(num_bins).
             expressivity_by_layer: I(Y;Z) of each layer, [L], likewise.
-            **measured: baselines and their standard errors by name, in the same unit: `complexity_null`,
-                `complexity_null_se` and so on; the error of one that is exact is 0.0.
+            ceiling: of the measurement, in the same unit.
+            noise: an upper estimate of the standard deviation of a local complexity of labels without meaning, by which
+                the local optimality is resolved where no standard errors are known.
+            num_positions_local: behind the document baseline.
+            **measured: nulls and their standard errors by name, in the same unit: `complexity_null`,
+                `complexity_null_se` and so on; the error of one that is exact is 0.0. Further values by layer, [L],
+                likewise: `complexity_baseline_by_layer`, `complexity_null_by_layer`, ….
 
         Raises:
             ValueError: no layers, or unequal numbers of layers.
@@ -89,9 +131,15 @@ class PlanePoint:
         >>> point.complexity_above_null, point.expressivity_above_null, point.optimality_above_null
         (0.5, 0.25, 0.5)
         """
-        layers, values = _means({"complexity": complexity_by_layer, "expressivity": expressivity_by_layer})
+        by_layer = {"complexity": complexity_by_layer, "expressivity": expressivity_by_layer}
+        for quantity in [each for each in PLANE if each.kind in ("layers", "baseline")]:
+            if (given := measured.pop(f"{quantity.name}_by_layer", None)) is not None:
+                by_layer[quantity.name] = given
+        layers, values = _means(by_layer)
+        # A null has a value of its own, estimated for the mean over layers.
         values |= _named(measured, PLANE)
-        return cls(**layers, **derived(PLANE, values | {BOUND: values["complexity"]}))
+        values |= {BOUND: values["complexity"], CEILING: ceiling, NOISE: noise}
+        return cls(**layers, **derived(PLANE, values), num_positions_local=num_positions_local)
 
     def against(self, bound: Callable[[float], float] | None) -> PlanePoint:
         """The same point with its distance to another bound than the diagonal.
@@ -118,7 +166,8 @@ class FeaturePoint:
     `information_p_value` is (1 + permutations with at least the measured information) / (1 + permutations), where whole
     sequences are permuted: how often labels that say nothing look at least as informative. At least 1/101.
     `information_se`, with `Meter(standard_errors=...)`, is the standard error of the information's expected value.
-    `ratio` is information / complexity of the primary order. None where undefined.
+    `ratio` is information / complexity of the primary order, and `ratio_above_null` that of both above their nulls: the
+    plain one of an untrained model is often higher than that of a trained one. None where undefined.
     """
 
     information: float | None
@@ -129,6 +178,7 @@ class FeaturePoint:
     num_positions: int
     information_se: float | None = None
     information_p_value: float | None = None
+    ratio_above_null: float | None = None
 
     @classmethod
     def from_layers(
@@ -137,14 +187,18 @@ class FeaturePoint:
         *,
         num_positions: int,
         complexity: float | None = None,
+        complexity_above_null: float | None = None,
+        complexity_null_se: float | None = None,
         **measured: float | None,
     ) -> FeaturePoint:
-        """Derive the mean over layers and its ratio to `complexity`, that of the main probe's primary order.
+        """Derive the mean over layers and its ratios to `complexity`, that of the main probe's primary order.
 
         Args:
             information_by_layer: I(F;Z) of each layer, [L], as fractions of log(num_bins).
             num_positions: positions that carry the label.
             complexity: in the same unit.
+            complexity_above_null: likewise, what of it is above its null.
+            complexity_null_se: standard error of that null, by which it is resolved.
             **measured: other fields by name: `information_null`, `information_p_value` and so on.
 
         Raises:
@@ -157,7 +211,8 @@ class FeaturePoint:
         layers, values = _means({"information": information_by_layer})
         values |= _named(measured, FEATURE, FEATURE_ERRORS)
         errors: dict[str, Any] = {name: values.get(name) for name in FEATURE_ERRORS}
-        quantities = derived(FEATURE, values | {"complexity": complexity})
+        above = {"complexity_above_null": complexity_above_null, "complexity_null_se": complexity_null_se}
+        quantities = derived(FEATURE, values | {"complexity": complexity} | above)
         return cls(**layers, **quantities, **errors, num_positions=operator.index(num_positions))
 
 

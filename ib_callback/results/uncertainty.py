@@ -137,7 +137,7 @@ def with_errors(
     for quantity in PLANE:
         metric = quantity.name
         known: dict[str, Any] = {}
-        if quantity.formula is not None and not quantity.bound:
+        if quantity.formula is not None and {*quantity.formula.inputs} <= vars(point).keys():
             # Whether a divisor is resolved may depend on an error that is known only now.
             known[metric] = quantity.formula(vars(point))
             point = replace(point, **known)

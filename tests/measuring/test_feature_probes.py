@@ -106,6 +106,7 @@ def test_settings_tell_which_probes_they_were(measured):
 def test_logged_like_any_feature(measured):
     names = {name for name in measured.metrics() if name.startswith("ib/preference")}
     logged = ("information", "information_null", "information_null_std", "information_p_value", "ratio")
+    logged += ("ratio_above_null",)
     assert names == {f"ib/preference/{name}" for name in logged}
     # Its positions, not its sequences, are what is permuted.
     assert measured.features["speech"].information_p_value is None

@@ -161,7 +161,10 @@ def test_null_replicates_follow_counts_and_scale():
         expected = measurement_of(other, sums_of(other, table[rest])).orders["token"]
         tolerance = 4 * math.hypot(expected.complexity_null_se, point.complexity_null_se) + 5e-4
         assert point.complexity_null_jackknife[g] == pytest.approx(expected.complexity_null, abs=tolerance)
-    assert all(getattr(point, name) > 0 for name in PLANE_ERRORS)
+    # Documents of 24 tokens have no baseline of their own.
+    known = [name for name in PLANE_ERRORS if getattr(point, name.removesuffix("_se")) is not None]
+    assert len(known) == 8
+    assert all(getattr(point, name) > 0 for name in known)
 
 
 def test_features_have_an_error_and_pairs_stay_together():

@@ -18,7 +18,7 @@ PROBE = make_probe(highest=8)
 MODEL = llama().eval()
 # Random subsets of positions estimate them.
 ESTIMATED = [x.name for x in PLANE if x.kind in ("baseline", "error")]
-FROM_ESTIMATES = [x.name for x in PLANE if "above_null" in x.name]
+FROM_ESTIMATES = [x.name for x in (*PLANE, *FEATURE) if "above_null" in x.name]
 
 
 def labelled(ids: torch.Tensor, mask: torch.Tensor) -> ib.Probe:
@@ -59,14 +59,29 @@ def test_of_the_plane(measured, table, order, quantity):
         assert value == pytest.approx(null.mean, abs=0.006)
 
 
+def test_nulls_and_ceiling_by_layer(measured, table):
+    ceilings = [bf.ceiling(layer) for layer in table.layers]
+    assert measured.ceiling_by_layer == pytest.approx(ceilings, abs=1e-6)
+    for order in ORDERS:
+        point, plane = measured[order], table.orders[order]
+        for side, labels in (("complexity", plane.inputs), ("expressivity", plane.outputs)):
+            by_layer = getattr(point, f"{side}_null_by_layer")
+            for layer, null in zip(table.layers, by_layer, strict=True):
+                assert null == pytest.approx(bf.permutation_null([layer], labels, repeats=100).mean, abs=0.008)
+            assert np.mean(by_layer) == pytest.approx(getattr(point, f"{side}_null"), abs=1e-3)
+
+
 @pytest.mark.parametrize("quantity", FEATURE, ids=lambda quantity: quantity.name)
 def test_of_a_feature(measured, table, quantity):
     point, feature = measured.features["parity"], table.features["parity"]
     sums = {x.name: getattr(point, x.name) for x in FEATURE if x.kind == "measured"}
     sums |= {"information": feature.information, "complexity": table.orders["token"].complexity}
+    sums |= {name: getattr(measured["token"], name) for name in ("complexity_above_null", "complexity_null_se")}
     expected = q.FEATURE[quantity.name](sums)
     value = getattr(point, quantity.name)
-    assert value == (None if expected is None else pytest.approx(expected, abs=1e-6))
+    # A ratio above null may divide by little.
+    relative = 1e-4 if quantity.name in FROM_ESTIMATES else 0
+    assert value == (None if expected is None else pytest.approx(expected, abs=1e-6, rel=relative))
 
 
 def test_the_order_of_sequences_does_not_matter(measured):

@@ -234,7 +234,7 @@ def test_metrics_are_named_as_documented_and_leave_out_what_is_undefined():
         *(f"ib/{name}" for name in of_point[:4]), "ib/entropy", "ib/ceiling",
         *(f"ib/token/{name}" for name in of_point),
         *(f"ib/bigram/{name}" for name in of_point[:4]),
-        *(f"ib/preference/{name}" for name in FEATURE_SCALARS),
+        *(f"ib/preference/{name}" for name in FEATURE_SCALARS if name != "ratio_above_null"),  # it needs a null
         "ib/seconds", "ib/overhead", "ib/tokens_seen",
     }  # fmt: skip
     assert {type(value) for value in metrics.values()} == {float}
@@ -400,6 +400,15 @@ def test_a_failed_point_has_a_reason_and_no_numbers():
     assert str(m) == "step 32: not measured: NaN at 7 positions of layer h.3"
     with pytest.raises(KeyError, match=r"this point was not measured.*NaN at 7 positions"):
         m["token"]
+
+
+def test_summary_says_what_chance_and_the_document_leave():
+    local = {f"{side}_baseline_by_layer": [0.2, 0.2] for side in ("complexity", "expressivity")}
+    local |= {"complexity_local_by_layer": [0.05, 0.25], "expressivity_local_by_layer": [0.01, 0.02]}
+    for noise, ratio in ((0.01, "0.1"), (0.1, "undefined")):
+        point = PlanePoint.from_layers([0.25, 0.45], [0.21, 0.22], **NULLS, **local, noise=noise)
+        text = measurement(orders={"token": point}).summary()
+        assert f"local complexity 0.15, local expressivity 0.015, local optimality {ratio}" in text
 
 
 def test_summary_is_one_line_with_the_nulls():

@@ -38,6 +38,8 @@ REPLICATED = [quantity.name for quantity in PLANE if quantity.kind in ("layers",
 FEATURE_SUMS = {
     "information": 0.25, "information_null": 0.125, "information_null_std": 0.03, "information_p_value": 0.01,
     "complexity": SUMS["complexity"],
+    "complexity_above_null": SUMS["complexity"] - SUMS["complexity_null"],
+    "complexity_null_se": SUMS["complexity_null_se"],
 }  # fmt: skip
 
 
@@ -45,11 +47,16 @@ def by_name(quantity: Quantity) -> str:
     return quantity.name
 
 
+def bare_point(layers: dict[str, list[float]]) -> PlanePoint:
+    """Without errors."""
+    given = {x.name: SUMS[x.name] for x in PLANE if x.kind in ("baseline", "error")}
+    by_layer: dict[str, Any] = {f"{name}_by_layer": values for name, values in layers.items()}
+    return PlanePoint.from_layers(**by_layer, **given, ceiling=q.CEILING, noise=q.NOISE)
+
+
 def plane_point() -> PlanePoint:
     """From sums of the world, with errors."""
-    layers = q.by_layer(WORLD)
-    given = {x.name: SUMS[x.name] for x in PLANE if x.kind in ("baseline", "error")}
-    point = PlanePoint.from_layers(*layers.values(), **given)
+    point = bare_point(q.by_layer(WORLD))
     omitted = [q.sums_of(WORLD.without(left_out)) for left_out in q.omissions(GROUPS)]
     jackknife: dict[str, Any] = {f"{name}_jackknife": tuple(s[name] for s in omitted) for name in REPLICATED}
     return with_errors(
@@ -59,7 +66,8 @@ def plane_point() -> PlanePoint:
 
 def feature_point() -> FeaturePoint:
     given = {x.name: FEATURE_SUMS[x.name] for x in FEATURE if x.kind == "measured"}
-    return FeaturePoint.from_layers([0.125, 0.375], num_positions=9, complexity=FEATURE_SUMS["complexity"], **given)
+    given |= {name: value for name, value in FEATURE_SUMS.items() if name.startswith("complexity")}
+    return FeaturePoint.from_layers([0.125, 0.375], num_positions=9, **given)
 
 
 POINT = plane_point()
@@ -80,12 +88,15 @@ def measurement() -> Measurement:
 def fields_of(table: tuple[Quantity, ...], *, replicates: bool) -> set[str]:
     names = {x.name for x in table}
     names |= {f"{x.name}_se" for x in table if x.has_error or x.kind == "baseline"}
-    names |= {f"{x.name}_by_layer" for x in table if x.kind == "layers"}
+    names |= {f"{x.name}_by_layer" for x in table if x.kind in ("layers", "baseline")}
     return names | {f"{x.name}_jackknife" for x in table if replicates and x.kind in ("layers", "baseline")}
 
 
 def test_the_points_have_a_field_for_all_that_the_table_names_and_no_other():
-    assert {f.name for f in dataclasses.fields(PlanePoint)} == fields_of(PLANE, replicates=True)
+    assert {f.name for f in dataclasses.fields(PlanePoint)} == {
+        *fields_of(PLANE, replicates=True),
+        "num_positions_local",
+    }
     features = {f.name for f in dataclasses.fields(FeaturePoint)} - {"num_positions"}
     assert features == fields_of(FEATURE, replicates=False)
     whole = {f.name for f in dataclasses.fields(Measurement)}
@@ -137,7 +148,8 @@ def test_a_name_that_is_none_is_that_of_a_feature():
 
 
 def test_formulas_take_what_comes_before_them():
-    known = {"bound", "complexity"}  # the complexity of a feature is that of the primary order
+    # The complexity of a feature is that of the primary order.
+    known = {"bound", "ceiling", "complexity", "complexity_above_null"}
     for table in (PLANE, FEATURE):
         for quantity in table:
             assert quantity.formula is None or {*quantity.formula.inputs} <= known
@@ -151,8 +163,7 @@ def test_a_ratio_can_be_resolved_by_the_error_of_its_own_divisor(monkeypatch, er
     table = tuple(own if x is ratio else x for x in PLANE)
     monkeypatch.setattr(points, "PLANE", table)
     monkeypatch.setattr(uncertainty, "PLANE", table)
-    given = {x.name: SUMS[x.name] for x in PLANE if x.kind in ("baseline", "error")}
-    bare = PlanePoint.from_layers(*q.by_layer(WORLD).values(), **given)
+    bare = bare_point(q.by_layer(WORLD))
     assert bare.optimality_above_null is None, "its error is not known"
     replicates = {f"{name}_jackknife": getattr(POINT, f"{name}_jackknife") for name in REPLICATED}
     point = with_errors(dataclasses.replace(bare, **replicates), lambda weights: error)
@@ -199,7 +210,8 @@ def test_a_standard_error_is_that_of_the_formula(quantity):
 
 @pytest.mark.parametrize("quantity", PLANE, ids=by_name)
 def test_without_baselines_what_depends_on_them_is_undefined(quantity):
-    bare = PlanePoint.from_layers(*q.by_layer(WORLD).values())
+    layers = q.by_layer(WORLD)
+    bare = PlanePoint.from_layers(layers["complexity"], layers["expressivity"])
     expected = q.expected_of(quantity.name, {name: SUMS[name] for name in ("complexity", "expressivity", "bound")})
     assert getattr(bare, quantity.name) == (None if expected is None else pytest.approx(expected, rel=1e-12))
 
@@ -207,9 +219,7 @@ def test_without_baselines_what_depends_on_them_is_undefined(quantity):
 @pytest.mark.parametrize("quantity", PLANE, ids=by_name)
 def test_the_order_of_layers_and_of_groups_does_not_matter(quantity):
     layers = {name: values[::-1] for name, values in q.by_layer(WORLD).items()}
-    given = {x.name: SUMS[x.name] for x in PLANE if x.kind in ("baseline", "error")}
-    point = PlanePoint.from_layers(*layers.values(), **given)
-    assert getattr(point, quantity.name) == getattr(POINT, quantity.name)
+    assert getattr(bare_point(layers), quantity.name) == getattr(POINT, quantity.name)
     if quantity.has_error:
         backwards = {}
         for name in REPLICATED:

@@ -21,6 +21,8 @@ from ib_callback.results.metrics import FEATURE_ERRORS, FEATURE_SCALARS, PLANE_E
 
 Values = Mapping[str, float]
 NEGLIGIBLE = 1e-12
+# Made up: of the world as a whole.
+CEILING, NOISE = 0.9, 0.001
 
 
 def optimality_above_null(v: Values) -> float | None:
@@ -30,7 +32,28 @@ def optimality_above_null(v: Values) -> float | None:
     return (v["expressivity"] - v["expressivity_null"]) / above
 
 
-# From what is measured; `bound` is that of the point.
+def optimality_local(v: Values) -> float | None:
+    """Resolved by its own error, or by that of labels without meaning where there is none."""
+    error = v["complexity_local_se"] if "complexity_local_se" in v else v["noise"]
+    if v["complexity_local"] < 3 * error or v["complexity_local"] < NEGLIGIBLE:
+        return None
+    return v["expressivity_local"] / v["complexity_local"]
+
+
+def distance_local(v: Values) -> float | None:
+    ratio = optimality_local(v)
+    return None if ratio is None else 1 - ratio
+
+
+def score_local(v: Values) -> float | None:
+    return None if optimality_local(v) is None else v["expressivity_local"] ** 2 / v["complexity_local"]
+
+
+def scaled(v: Values, side: str) -> float | None:
+    return (v[side] - v[f"{side}_baseline"]) / (1 - v[f"{side}_baseline"] / v["ceiling"])
+
+
+# From what is measured; `bound` is that of the point, `ceiling` that of the measurement.
 PLANE: dict[str, Callable[[Values], float | None]] = {
     "complexity": lambda v: v["complexity"],
     "expressivity": lambda v: v["expressivity"],
@@ -46,6 +69,17 @@ PLANE: dict[str, Callable[[Values], float | None]] = {
     "distance_above_null": lambda v: (
         v["complexity"] - v["complexity_null"] - (v["expressivity"] - v["expressivity_null"])
     ),
+    "complexity_baseline": lambda v: v["complexity_baseline"],
+    "expressivity_baseline": lambda v: v["expressivity_baseline"],
+    "complexity_local": lambda v: v["complexity_local"],
+    "expressivity_local": lambda v: v["expressivity_local"],
+    "optimality_local": optimality_local,
+    "distance_local": distance_local,
+    "score_local": score_local,
+    "complexity_scaled": lambda v: scaled(v, "complexity"),
+    "expressivity_scaled": lambda v: scaled(v, "expressivity"),
+    "complexity_document": lambda v: v["complexity_baseline"] - v["complexity_null"],
+    "expressivity_document": lambda v: v["expressivity_baseline"] - v["expressivity_null"],
     "bound_ratio": lambda v: None if v["bound"] == v["complexity"] else v["expressivity"] / v["bound"],
 }
 FEATURE: dict[str, Callable[[Values], float | None]] = {
@@ -54,6 +88,11 @@ FEATURE: dict[str, Callable[[Values], float | None]] = {
     "information_null_std": lambda v: v["information_null_std"],
     "information_p_value": lambda v: v["information_p_value"],
     "ratio": lambda v: v["information"] / v["complexity"],
+    "ratio_above_null": lambda v: (
+        (v["information"] - v["information_null"]) / v["complexity_above_null"]
+        if v["complexity_above_null"] >= 3 * v["complexity_null_se"]
+        else None
+    ),
 }
 
 
@@ -95,10 +134,20 @@ def world(num_sequences: int = 8, length: int = 12, bins: int = 6) -> World:
 
 
 def by_layer(world: World) -> dict[str, list[float]]:
-    return {
+    """What is measured in each layer; the document baseline is that of labels half-way along the sequence."""
+    shifted = []
+    for sequence in dict.fromkeys(world.sequences):
+        own = [label for label, of in zip(world.inputs, world.sequences, strict=True) if of == sequence]
+        shifted += own[len(own) // 2 :] + own[: len(own) // 2]
+    layers = {
         name: [bf.mutual_information(layer, labels) for layer in world.layers]
-        for name, labels in (("complexity", world.inputs), ("expressivity", world.outputs))
+        for name, labels in (("complexity", world.inputs), ("expressivity", world.outputs), ("baseline", shifted))
     }
+    baseline = layers.pop("baseline")
+    layers |= {f"{side}_baseline": baseline for side in ("complexity", "expressivity")}
+    for side in ("complexity", "expressivity"):
+        layers[f"{side}_local"] = [plain - far for plain, far in zip(layers[side], baseline, strict=True)]
+    return layers
 
 
 def sums_of(world: World) -> dict[str, float]:
@@ -107,7 +156,7 @@ def sums_of(world: World) -> dict[str, float]:
     for name, labels in (("complexity", world.inputs), ("expressivity", world.outputs)):
         null = bf.permutation_null(world.layers, labels, repeats=5)
         sums |= {f"{name}_null": null.mean, f"{name}_null_se": 0.001}
-    return sums | {"bound": sums["complexity"]}
+    return sums | {"bound": sums["complexity"], "ceiling": CEILING, "noise": NOISE}
 
 
 def omissions(num_groups: int) -> list[list[int]]:

@@ -96,7 +96,8 @@ class Wanted:
     features: names of probe labels.
     total: kept histogram over all positions.
     null: whether null information is wanted.
-    seed: of random subsets and permutations.
+    baseline: whether the document baseline is.
+    seed: of random subsets, permutations and shifts.
     """
 
     probe: Probe
@@ -104,6 +105,7 @@ class Wanted:
     features: tuple[str, ...]
     total: int
     null: bool
+    baseline: bool
     seed: int
 
 

@@ -91,8 +91,8 @@ class Feature:
             information_null=mean,
             information_null_std=spread,
             information_p_value=p_value,
-            complexity=found.complexity,
             information_se=error,
+            **found.complexities,
         )
 
 

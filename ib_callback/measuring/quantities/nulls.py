@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,11 +40,18 @@ class Nulls:
     def read(self, readings: Readings, found: Found) -> None:
         """Add the nulls of each order."""
         curve = readings.curve(self.null, readings.ceiling)
+        by_layer = [
+            readings.curve(self.null, single, layer=layer)
+            for layer, single in enumerate(readings.ceiling_by_layer.tolist())
+        ]
         for order, sets in self.sets.items():
             draft = found.drafts[order]
             counts = {name: readings.plan.counts[number] for name, number in sets.items()}
             for name, number in sets.items():
                 draft.measured[name], draft.measured[f"{name}_se"] = curve.null(counts[name])
+                draft.layers[name] = [each.null(counts[name])[0] for each in by_layer]
                 if readings.left_out is not None:
                     draft.replicates[name] = readings.left_out.null(number, curve, readings.ceiling)
             draft.baseline_errors.append(curve.error_of(counts))
+            # Of labels that say nothing, plain and shifted ones are two draws.
+            draft.noise = math.sqrt(2.0) * curve.spread_of_null(counts["complexity_null"])

@@ -1,0 +1,122 @@
+"""The document baseline: what labels from far away in the same document would yield.
+
+Representations of one document are alike, and so are its labels: those of an untrained model say little else. Labels
+that are shifted along their own document keep all of that, and nothing of the local context. What is above them is
+local information: a contrast, not an information given the document.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ib_callback.measuring.plan.builder import Builder
+from ib_callback.measuring.plan.plan import Wanted
+from ib_callback.measuring.readout import Found, Readings
+from ib_callback.probe.ngrams import Positions, Segments, context_segments
+
+# Labels come from at least so many valid positions away, in both directions: closer ones share context.
+NEAREST = 16
+# Sequences with fewer valid positions leave too little choice of where labels may come from.
+FEWEST = 48
+# Below this share of all positions they would be of other text than the plain numbers.
+_LEAST_KEPT = 0.5
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The document baseline of all orders, over the positions of sequences that are long enough.
+
+    baselines: for each order the number of its shifted label set, which serves both sides.
+    plain: for each order the numbers of the sets of preceding and trailing contexts over the same positions.
+    total: kept histogram over these.
+    num_positions: how many they are.
+    """
+
+    baselines: dict[str, int]
+    plain: dict[str, tuple[int, int]]
+    total: int
+    num_positions: int
+    turn: ClassVar[int] = 25  # no nulls of these
+
+    @classmethod
+    def plan(cls, builder: Builder, wanted: Wanted) -> list[Documents]:
+        """Register the shifted labels and, where sequences are left out, the plain labels of the others."""
+        positions = builder.positions
+        kept = long_enough(positions)
+        if not (wanted.baseline and wanted.orders) or len(kept) < _LEAST_KEPT * len(positions):
+            return []
+        everything = len(kept) == len(positions)
+        names = sorted(wanted.orders, key=wanted.orders.__getitem__)
+        widths = [wanted.orders[name] for name in names]
+        steps = np.arange(widths[-1])
+
+        def register(side: str, taken: np.ndarray, columns: np.ndarray) -> list[int]:
+            """Label the kept positions with the contexts of the `taken` ones; the numbers of the sets."""
+            first = len(builder.label_sets)
+            rows, offsets = positions.sequence[taken, None], positions.offset[taken, None] + columns
+            segments = context_segments(wanted.probe.input_ids.numpy()[rows, offsets], widths, first_bit=first)
+            builder.add_segments(_among(segments, kept, len(positions)), [(side, name) for name in names])
+            return list(range(first, len(builder.label_sets)))
+
+        if everything:
+            of = {label_set.name: number for number, label_set in enumerate(builder.label_sets)}
+            sides = [[of[side, name] for name in names] for side in ("complexity", "expressivity")]
+            total = wanted.total
+        else:
+            sides = [register("complexity", kept, -steps), register("expressivity", kept, 1 + steps)]
+            total = builder.keep_total(kept)
+        shifted = kept[shift(positions.sequence[kept], wanted.seed)]
+        baselines = dict(zip(names, register("baseline", shifted, -steps), strict=True))
+        plain = {name: (sides[0][place], sides[1][place]) for place, name in enumerate(names)}
+        return [cls(baselines, plain, total, len(kept))]
+
+    def read(self, readings: Readings, found: Found) -> None:
+        """Add baselines and local information of each order."""
+        for order, number in self.baselines.items():
+            draft = found.drafts[order]
+            draft.num_positions_local = self.num_positions
+            baseline = readings.information(number, self.total)
+            left_out = readings.left_out
+            without = None if left_out is None else left_out.information(number, self.total)
+            for side, plain in zip(("complexity", "expressivity"), self.plain[order], strict=True):
+                draft.layers[f"{side}_baseline"] = baseline.tolist()
+                draft.layers[f"{side}_local"] = (readings.information(plain, self.total) - baseline).tolist()
+                if left_out is not None and without is not None:
+                    draft.replicates[f"{side}_baseline"] = without
+                    draft.replicates[f"{side}_local"] = left_out.information(plain, self.total) - without
+
+
+def long_enough(positions: Positions) -> np.ndarray:
+    """Numbers of the positions whose sequences have at least 48 of them."""
+    _, inverse, number = np.unique(positions.sequence, return_inverse=True, return_counts=True)
+    return np.flatnonzero(number[inverse] >= FEWEST)
+
+
+def shift(sequences: np.ndarray, seed: int) -> np.ndarray:
+    """For each position the place of another one of its sequence, that far along it that contexts do not overlap.
+
+    The positions of a sequence make up a circle, along which all are shifted alike: by an offset that is uniform over
+    those of at least 16 positions in both directions, a function of seed and number of the sequence.
+
+    Args:
+        sequences: [T] number of the sequence of each position, ascending; each occurs at least 33 times.
+        seed: that of the meter.
+
+    Returns:
+        [T] places in `sequences`, a permutation.
+    """
+    numbers, first, length = np.unique(sequences, return_index=True, return_counts=True)
+    uniform = np.random.RandomState([seed, NEAREST]).random_sample(int(numbers[-1]) + 1)[numbers]
+    offset = NEAREST + np.floor(uniform * (length - 2 * NEAREST + 1)).astype(np.int64)
+    start, size, step = (np.repeat(values, length) for values in (first, length, offset))
+    return start + (np.arange(len(sequences)) - start + step) % size
+
+
+def _among(segments: Segments, kept: np.ndarray, num_positions: int) -> Segments:
+    """Segments of the kept positions as segments of all."""
+    alone = np.zeros(num_positions, np.int64)
+    alone[kept] = segments.alone
+    return Segments(kept[segments.order], segments.start, segments.stop, segments.sets, alone)
