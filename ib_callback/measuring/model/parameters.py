@@ -110,7 +110,7 @@ def _put_back(
     for module, table in tables:
         for name in dict.fromkeys([*table, *module._parameters]):
             was, now = table.get(name), module._parameters.get(name)
-            if was is now or _is_managed(was):
+            if was is now or is_managed(was):
                 continue
             if was is None or now is None or not _same_bits(was, now):
                 changed[names.get(id(was), name)] = None
@@ -165,7 +165,7 @@ def _parts(model: nn.Module) -> list[_Part]:
     return [part for name, parameter in found.values() for part in _plain(name, parameter, (), parameter)]
 
 
-def _is_managed(parameter: Any) -> bool:
+def is_managed(parameter: Any) -> bool:
     """Whether FSDP or DeepSpeed puts other tensors into the place of a parameter, and this one back, by itself."""
     return hasattr(parameter, "to_local") or hasattr(parameter, "ds_id") or hasattr(parameter, "_fsdp_flattened")
 
