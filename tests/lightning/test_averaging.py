@@ -23,6 +23,8 @@ from tiny_hf import numbers, same_weights, tiny_model, weights
 from tiny_lightning import csv_rows, saving, tiny_callback, tiny_module, tiny_trainer
 
 import ib_callback as ib
+from ib_callback.lightning._averaging import fingerprints
+from ib_callback.lightning._averaging import same_weights as same_bits
 from ib_callback.results.measurement import settings_differences
 
 # Always at a checkpoint; the entropy rises all along, so that the latest is the best one.
@@ -230,6 +232,14 @@ def test_the_current_weights_select_no_file_that_holds_others(tmp_path: Path) ->
         train(tmp_path, callbacks)
     with pytest.raises(ValueError, match=r'weights: expected "saved" or "current", got \'last\''):
         tiny_callback(weights="last")
+
+
+def test_a_shard_is_not_compared_with_the_whole_weight() -> None:
+    shard = torch.nn.Parameter(torch.ones(2))
+    shard._fsdp_flattened = True  # type: ignore[attr-defined]  # as FSDP marks what it has cut up
+    module, whole = fingerprints({"a": shard, "b": torch.zeros(4)}), {"a": torch.ones(4), "b": torch.zeros(4)}
+    assert same_bits(module, fingerprints(whole))
+    assert not same_bits(module, fingerprints({**whole, "b": torch.ones(4)}))
 
 
 @pytest.mark.parametrize("same_file", [False, True])
