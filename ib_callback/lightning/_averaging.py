@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,8 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ib_callback.measuring.model.bits import checksums, is_plain
-
-_AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
+from ib_callback.measuring.model.parameters import is_managed
 
 
 class Averaging:
@@ -24,9 +25,11 @@ class Averaging:
     """
 
     def __init__(self, callbacks: Sequence[Any]) -> None:
-        self._all = [callback for callback in callbacks if _is_named(callback, *_AVERAGING)]
-        # Of several the last has its average saved.
-        self._saves = [callback for callback in self._all if _is_named(callback, "WeightAveraging")][-1:]
+        saving = [callback for callback in callbacks if _is_lightnings(callback, "WeightAveraging")]
+        self._stochastic = [callback for callback in callbacks if _is_lightnings(callback, "StochasticWeightAveraging")]
+        self._all = [*saving, *self._stochastic]
+        self._saves = saving[-1:]  # of several the last has its average saved
+        self._exchanged: list[tuple[Tensor, Tensor]] = []
 
     def __bool__(self) -> bool:
         return bool(self._all)
@@ -38,22 +41,48 @@ class Averaging:
 
     def changes_at_epoch_end(self, epoch: int) -> bool:
         """Whether the average that is saved changes once more after the last step of an epoch."""
-        return any(callback.should_update(epoch_idx=epoch) for callback in self._saves)
+        # A copy is asked, for the callback may count how often it was.
+        return any(copy.copy(callback).should_update(epoch_idx=epoch) for callback in self._saves)
+
+    def epochs(self, trainer: Any) -> int | None:
+        """After how many epochs the training ends; None or -1 if it has no such end.
+
+        `StochasticWeightAveraging` adds one in which nothing is trained, but batch norms get their statistics anew.
+        """
+        ends = [callback.swa_end + 1 for callback in self._stochastic]
+        return ends[-1] if ends and math.isfinite(ends[-1]) else trainer.max_epochs
+
+    def is_over(self, trainer: Any) -> bool:
+        """Whether the weights of the training have given way to their average, though steps are still counted."""
+        return any(trainer.current_epoch > callback.swa_end for callback in self._stochastic)
 
     @contextmanager
     def as_saved(self, module: nn.Module) -> Iterator[None]:
         """The module has the weights that a checkpoint would hold now; its own are put back at the end, to the bit."""
         averages = [callback._average_model for callback in self._saves]
         pairs = [pair for average in averages if average is not None for pair in _pairs(average.module, module)]
-        done: list[tuple[Tensor, Tensor]] = []
+        done = self._exchanged = []
         try:
-            for average, current in pairs:
-                _exchange(average, current)
-                done.append((average, current))
+            for pair in pairs:
+                _exchange(*pair)
+                done.append(pair)
             yield
         finally:
-            for average, current in done:
-                _exchange(average, current)
+            self._exchanged = []
+            for pair in done:
+                _exchange(*pair)
+
+    @contextmanager
+    def as_trained(self) -> Iterator[None]:
+        """Within `as_saved`, all weights are where they were before: a signal may save a checkpoint at any time."""
+        pairs = list(self._exchanged)
+        for pair in pairs:
+            _exchange(*pair)
+        try:
+            yield
+        finally:
+            for pair in pairs:
+                _exchange(*pair)
 
     def go_last(self, trainer: Any, callback: Any) -> None:
         """Let a callback come after those that average, to see the average of the step, and before those that save."""
@@ -67,7 +96,11 @@ class Averaging:
 
 def fingerprints(weights: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     """Of every tensor that is whole: shape, type and checksum of its bits."""
-    whole = {name: w for name, w in weights.items() if type(w) in (Tensor, nn.Parameter) and is_plain(w)}
+    whole = {
+        name: w
+        for name, w in weights.items()
+        if type(w) in (Tensor, nn.Parameter) and is_plain(w) and not is_managed(w)
+    }
     sums = checksums(list(whole.values()))
     return {name: (w.shape, w.dtype, total) for (name, w), total in zip(whole.items(), sums, strict=True)}
 
@@ -78,8 +111,9 @@ def same_weights(a: Mapping[str, tuple[Any, ...]], b: Mapping[str, tuple[Any, ..
 
 
 def _pairs(average: nn.Module, current: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    for kind in ("parameters", "buffers"):
-        yield from zip(getattr(average, kind)(), getattr(current, kind)(), strict=True)
+    for kind in ("named_parameters", "named_buffers"):
+        own = dict(getattr(current, kind)())  # there may be buffers that are new since the average was made
+        yield from ((tensor, own[name]) for name, tensor in getattr(average, kind)() if name in own)
 
 
 def _exchange(a: Tensor, b: Tensor) -> None:
@@ -89,5 +123,7 @@ def _exchange(a: Tensor, b: Tensor) -> None:
     b.data.copy_(kept)
 
 
-def _is_named(callback: Any, *names: str) -> bool:
-    return any(base.__name__ in names for base in type(callback).__mro__)
+def _is_lightnings(callback: Any, name: str) -> bool:
+    # By name, for there are two packages; somebody's own callback of that name may be anything.
+    bases = {(base.__module__.split(".")[0], base.__name__) for base in type(callback).__mro__}
+    return not bases.isdisjoint({("lightning", name), ("pytorch_lightning", name)})

@@ -8,7 +8,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class SavingWatch:
         lasting: steps by path of checkpoints that are never to be removed: the best of an earlier part, with which
             nothing can be compared any more.
         compares: whether what is kept is compared with what the earlier part kept; else that is never removed either.
+        unexchanged: a context in which the model has the weights of its training, to which what is saved refers.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class SavingWatch:
         state: Mapping[str, Any],
         lasting: Mapping[Path, int] | None = None,
         compares: bool = True,
+        unexchanged: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._trainer = trainer
         self._strategy = strategy = trainer.strategy
         self._before = before
         self._after = after
         self._copied = copied
+        self._unexchanged = unexchanged
         self._directory = _absolute(directory)
         self._own_step = own_step
         self._kept: Path | None = None
@@ -147,8 +150,9 @@ class SavingWatch:
         # Written again, it is no longer what was to be removed.
         self._withheld.pop(path, None)
         self._unproven.discard(path)
-        self._before(checkpoint, path)
-        self._original["save_checkpoint"](checkpoint, filepath, *args, **kwargs)
+        with self._unexchanged():
+            self._before(checkpoint, path)
+            self._original["save_checkpoint"](checkpoint, filepath, *args, **kwargs)
         self._after(step, path)
 
     def _remove_unless_kept(self, filepath: Any) -> None:
@@ -169,7 +173,8 @@ class SavingWatch:
         if withheld in self._lasting or size_of(withheld) is None:
             return
         if withheld not in self._unproven or self._is_own(withheld):
-            self._original["remove_checkpoint"](self._withheld[withheld])
+            # Not by the original: another callback of ours may keep it.
+            self._strategy.remove_checkpoint(self._withheld[withheld])
         elif self._trainer.is_global_zero:
             warn(
                 f"{withheld} is no longer the best checkpoint, by what the one resumed from says. It is left alone, "

@@ -234,6 +234,7 @@ class IBCallback(Follows, Callback):
         run = self._run
         self._begun = True
         self._running = False
+        self._measured, self._trained, self._deferred = None, {}, None
         self._step = step = trainer.global_step
         self._epoch = trainer.current_epoch
         writes = trainer.is_global_zero and not trainer.fast_dev_run
@@ -281,11 +282,12 @@ class IBCallback(Follows, Callback):
         self._publish_stand_ins(trainer)
         before, step = self._step, trainer.global_step
         # Equal within an accumulation of gradients; several optimizers may make several steps in one batch.
-        if step == before:
+        if step == before or self._averaging.is_over(trainer):
             return
         self._step = step
-        self._epoch = trainer.current_epoch + self._ends_epoch(trainer, batch_idx)
-        ends = self._measures_averages and self._ends_epoch(trainer, batch_idx)
+        ends_epoch = bool(trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches)
+        self._epoch = trainer.current_epoch + ends_epoch
+        ends = self._measures_averages and (ends_epoch or self._is_last(trainer))
         if ends and self._averaging.changes_at_epoch_end(trainer.current_epoch):
             self._deferred = before
             return
@@ -299,7 +301,7 @@ class IBCallback(Follows, Callback):
         before, self._deferred = self._deferred, None
         if before is not None:
             self._measure_if_needed(trainer, pl_module, before)
-        if self._averaging:
+        if self._averaging and not self._averaging.is_over(trainer):
             self._trained = fingerprints(dict(pl_module.named_parameters()))
 
     def _measure_if_needed(self, trainer: Any, pl_module: Any, before: int) -> None:
@@ -314,10 +316,10 @@ class IBCallback(Follows, Callback):
         """Measure the last step if only now it is known to be the last, and finish the files."""
         if not self._running:
             return
-        if not self._run.recorded(trainer.global_step):
+        if not self._run.recorded(self._step):
             if self._averaging and not self._measures_averages and not self._has_weights(pl_module, self._trained):
                 _warn(
-                    f"The last step, step {trainer.global_step}, was not measured: the training ended before it was "
+                    f"The last step, step {self._step}, was not measured: the training ended before it was "
                     "known to be the last, and its weights have given way to their average."
                 )
             else:
@@ -354,7 +356,7 @@ class IBCallback(Follows, Callback):
         self._saving = None
 
     def _let_go(self) -> None:
-        self._target, self._measured, self._trained = None, None, {}
+        self._target = None
         self._averaging = Averaging([])
         self._set(self._layers, self._forward)
 
@@ -494,6 +496,7 @@ class IBCallback(Follows, Callback):
             before=lambda checkpoint, path: self._before_saving(trainer, checkpoint, path),
             after=self._after_saving,
             copied=self._run.note_checkpoint,
+            unexchanged=lambda: self._averaging.as_trained(),
             directory=directory,
             own_step=self._run.own_step,
             state=earlier,
@@ -503,14 +506,18 @@ class IBCallback(Follows, Callback):
 
     @survives
     def _before_saving(self, trainer: Any, checkpoint: dict[str, Any], path: Path) -> None:
-        if self._running and self._run.rules.selects and not self._run.recorded(trainer.global_step):
-            self._record(trainer, trainer.lightning_module)
+        step = trainer.global_step
+        to_measure = self._run.rules.selects and not self._run.recorded(step) and not self._averaging.is_over(trainer)
+        # A signal may save in the middle of a measurement; the run that is resumed from there makes one of its own.
+        if self._running and to_measure and not self._run.is_at_work:
+            before = self._step if self._deferred is None else self._deferred
+            self._record(trainer, trainer.lightning_module, since=before if before < step else None)
             # Not after the next step only: a run that is resumed from this checkpoint makes none.
             self._stop_if_decided(trainer)
         self._held = True
-        if self._measured is not None and self._measured[0] == trainer.global_step:
+        if self._measured is not None and self._measured[0] == step:
             self._held = of_rank_zero(same_weights(fingerprints(checkpoint.get("state_dict") or {}), self._measured[1]))
-        self._best = self._run.best_after_saving(trainer.global_step) if self._held else self._run.selected
+        self._best = self._run.best_after_saving(step) if self._held else self._run.selected
         if self._best is not None and self._best.path is None:
             self._best = replace(self._best, path=path)
         # It was written down before that.
@@ -556,10 +563,6 @@ class IBCallback(Follows, Callback):
         bar = trainer.progress_bar_callback
         return bar is not None and not any(base.__name__ == "RichProgressBar" for base in type(bar).__mro__)
 
-    @staticmethod
-    def _ends_epoch(trainer: Any, batch_idx: int) -> bool:
-        return bool(trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches)
-
     def _may_stop(self, trainer: Any) -> bool:
         return trainer.global_step >= (trainer.min_steps or 0) and self._epoch >= (trainer.min_epochs or 0)
 
@@ -567,7 +570,8 @@ class IBCallback(Follows, Callback):
         """Whether it is known that no step will follow; early stopping may yet decide so after this batch."""
         if trainer.should_stop and self._may_stop(trainer):
             return True
-        limits = ((trainer.max_steps, trainer.global_step), (trainer.max_epochs, self._epoch))  # None or -1: no limit
+        epochs = self._averaging.epochs(trainer)
+        limits = ((trainer.max_steps, trainer.global_step), (epochs, self._epoch))  # None or -1: no limit
         return any(limit is not None and 0 <= limit <= reached for limit, reached in limits)
 
 

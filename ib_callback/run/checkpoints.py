@@ -124,15 +124,17 @@ class CheckpointFile:
     def existing(self) -> dict[int, Path]:
         """The checkpoints that are still there, by step.
 
-        A path that was written again at a later step holds that step's weights only. Of several with the same
-        weights it is one that is not going to be overwritten. What cannot be looked at now is there if it was when
-        it could; if it never could, its step is in `unknown`.
+        A path that was written again at a later step holds that step's weights only, and a link what it leads to. Of
+        several with the same weights it is one that is not going to be overwritten. What cannot be looked at now is
+        there if it was when it could; if it never could, its step is in `unknown`.
         """
         step_of = {path: step for step, path in self._entries}
         found: dict[int, Path] = {}
         unknown = set()
         for step, path in sorted(self._entries, key=lambda entry: _is_last(entry[1])):
-            if step in found or step_of[path] != step or (step, path) in self._exchanged:
+            # Lightning's `last.ckpt` may be a link, which leads to another file after every checkpoint.
+            places = {path, _led_to(path)}
+            if step in found or any(step_of.get(p, step) != step or (step, p) in self._exchanged for p in places):
                 continue
             with suppress(OSError):
                 self._there[path] = is_complete(path)
@@ -274,6 +276,14 @@ def _step_of(path: Path) -> int | None:
 def _is_last(path: Path) -> bool:
     """Whether it is Lightning's `last.ckpt`, which every later checkpoint overwrites."""
     return path.suffix == ".ckpt" and path.stem.startswith("last")
+
+
+def _led_to(path: Path) -> Path:
+    """Where a link leads, itself taken for no link; any other path as it is."""
+    try:
+        return Path(os.path.abspath(path.parent / os.readlink(path)))
+    except OSError:
+        return path
 
 
 def _is_torn(path: Path) -> bool:

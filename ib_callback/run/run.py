@@ -81,7 +81,7 @@ class _State:
     certain: bool = True  # whether no checkpoint that may be a better one could not be looked for
     not_compared: frozenset[Path] = frozenset()  # checkpoints of an earlier part, of which the trajectory knows nothing
     told_to_stop: bool = False
-    asked: tuple[tuple[int, int | None], bool] | None = None  # what the schedule was asked last, and its answer
+    asked: tuple[int, int | None, bool] | None = None  # what the schedule was asked last, and its answer
 
 
 class _Seen(NamedTuple):
@@ -248,15 +248,18 @@ class Run:
             raise RuntimeError("Run.saved: expected a first run.step(model, step), with which the run begins.")
         with self.survived("A checkpoint could not be taken note of"), self.at_work():
             # Saved after a step of the optimizer that `step` is yet to be told of: the weights are those of now.
+            holds = True
             if self.rules.selects and step >= self._last.step and not self.recorded(step):
                 self.record(self._last.model, step, train_loss=self._last.loss if step == self._last.step else None)
+            elif step == self._last.step:
+                holds = self._last.weights == weights_seen(self._last.model)
             best = self.selected
             if best is not None and best.step != step and best.path == Path(os.path.abspath(path)):
                 _warn(
                     f"The best checkpoint so far, {best.path} of step {best.step}, was overwritten by that of step "
                     f"{step}. Save each to a path of its own, and remove those for which run.keeps(path) is false."
                 )
-            self.note_checkpoint(step, path)
+            self.note_checkpoint(step, path, holds=holds)
             self.choose()
 
     def keeps(self, path: str | os.PathLike[str]) -> bool:
@@ -300,7 +303,7 @@ class Run:
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Around all that is done beside the training: count its time, and put the random states back."""
-        if self._working_since is not None:
+        if self.is_at_work:
             yield
             return
         self._working_since = time.perf_counter()
@@ -310,6 +313,11 @@ class Run:
         finally:
             began, self._working_since = self._working_since, None
             self._state.seconds_at_work += time.perf_counter() - began
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether it is within `at_work`; a signal, which may save a checkpoint, can come in the middle of it."""
+        return self._working_since is not None
 
     def begin(
         self,
@@ -523,13 +531,14 @@ class Run:
 
     def _wanted(self, step: int, since: int | None) -> bool:
         """Whether the schedule wants a step; it is asked once, for it may count how often it was."""
-        question = (step, since)
-        if self._state.asked is None or self._state.asked[0] != question:
-            self._state.asked = (question, False)
+        asked = self._state.asked
+        # A checkpoint may be saved at a step that has been asked for with those since the one before.
+        if asked is None or asked[0] != step or since not in (None, asked[1]):
+            self._state.asked = asked = (step, since, False)
             with self.survived("The schedule failed, and nothing is measured until it answers again"):
                 wanted = any(self.schedule(s) for s in range(step if since is None else since + 1, step + 1))
-                self._state.asked = (question, wanted)
-        return self._state.asked[1]
+                self._state.asked = asked = (step, since, wanted)
+        return asked[2]
 
     def recorded(self, step: int) -> bool:
         """Whether the trajectory has reached this step, with a point or with the reason for a missing one."""
@@ -653,8 +662,8 @@ class Run:
         """
         if not holds and self.rules.selects and self._state.writes:
             _warn(
-                f"The checkpoint {path} holds other weights than those measured at step {step}, as if a callback had "
-                "exchanged them, and cannot be selected."
+                f"The checkpoint {path} holds other weights than those measured at step {step}, as if they had been "
+                "exchanged or trained since, and cannot be selected."
             )
         if self._state.checkpoints is not None:
             with self.survived(_NOT_RECORDED):

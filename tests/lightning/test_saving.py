@@ -353,6 +353,20 @@ def test_the_strategy_has_its_own_methods_back_at_its_end(tmp_path: Path) -> Non
     assert watched.told == []
 
 
+def test_of_two_callbacks_neither_removes_what_the_other_keeps(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    both = [watched.watch, watched.open({})]
+    for one, other in (both, both[::-1]):
+        path = watched.save(5, "a")
+        one.keep(path, 5)
+        watched.strategy.remove_checkpoint(path)
+        other.keep(path, 5)  # as where a phase has been recognised
+        one.keep(None)
+        assert path.exists()
+        other.keep(None)
+        assert not path.exists()
+
+
 def test_methods_that_somebody_else_has_put_in_front_are_called_and_put_back(tmp_path: Path) -> None:
     strategy = Strategy()
     seen: list[str] = []

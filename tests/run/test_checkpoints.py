@@ -265,6 +265,23 @@ def test_a_path_that_was_written_again_holds_the_later_step_only(tmp_path):
     assert record.recorded() == {10, 20}
 
 
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_link_holds_what_it_leads_to(tmp_path, holds):
+    """As Lightning's `save_last="link"`, of which one may have resumed."""
+    record = CheckpointFile(tmp_path, start_step=0)
+    paths = [lightning_checkpoint(tmp_path / f"step={step}.ckpt", step) for step in (6, 9)]
+    link = tmp_path / "last.ckpt"
+    link.symlink_to("step=6.ckpt")
+    record.add(6, paths[0], holds=holds)
+    record.add(6, link, own=False)
+    assert record.existing() == ({6: paths[0]} if holds else {})
+    record.add(9, paths[1])
+    link.unlink()
+    link.symlink_to("step=9.ckpt")
+    paths[0].unlink()
+    assert record.existing() == CheckpointFile(tmp_path).existing() == {9: paths[1]}
+
+
 def test_of_two_with_the_same_weights_it_is_not_the_one_to_be_overwritten(tmp_path):
     record = CheckpointFile(tmp_path, start_step=0)
     named, last = (lightning_checkpoint(tmp_path / name, 10) for name in ("epoch=0-step=10.ckpt", "last.ckpt"))

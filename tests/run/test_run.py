@@ -414,6 +414,20 @@ def test_of_several_steps_at_once_any_may_be_due(model: torch.nn.Module, tmp_pat
     ]  # fmt: skip
 
 
+def test_a_schedule_is_asked_once_of_a_step(model: torch.nn.Module, tmp_path: Path) -> None:
+    """For it may count: also of one that is measured for its checkpoint after it was not due."""
+    asked: list[int] = []
+    meter = Meter(tiny_probe(), orders="token", num_bins=12)
+    followed = Run(meter, every_n_steps=lambda step: asked.append(step) is None and step == 3, log_plane=False)
+    followed.begin(model, directory=tmp_path)
+    asked.clear()
+    followed.record(model, 0)
+    assert not followed.due(1, since=0)
+    points = [followed.record(model, 1), followed.record(model, 3, since=1)]
+    assert not followed.due(3, since=1)
+    assert (asked, [point.scheduled for point in points]) == ([0, 1, 2, 3], [False, True])
+
+
 def test_errors_at_the_start_are_raised_unless_memory_ran_out(
     model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

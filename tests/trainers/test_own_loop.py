@@ -302,6 +302,20 @@ def test_the_best_checkpoint_that_is_overwritten_is_a_warning(
     assert run.selected.step == 4
 
 
+def test_a_checkpoint_of_later_weights_than_its_step_is_not_selected(tmp_path: Path) -> None:
+    model = tiny_model()
+    with run_in(tmp_path, every_n_steps=1, select="optimality", select_from=0) as run:
+        run.step(model, 0)
+        save(run, 0, tmp_path / "0.pt")
+        run.step(model, 1)
+        with torch.no_grad():
+            next(model.parameters()).mul_(2)
+        with pytest.warns(RuntimeWarning, match=r"1\.pt holds other weights than those measured at step 1, .*trained"):
+            save(run, 1, tmp_path / "1.pt")
+        save(run, 2, tmp_path / "2.pt")  # as it should have been said
+        assert set(run._state.checkpoints.existing()) == {0, 2}
+
+
 # --- Weights & Biases
 
 

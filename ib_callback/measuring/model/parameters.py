@@ -85,7 +85,7 @@ class _Table:
         """
         now = dict(getattr(self.module, self.kind).items())
         names = dict.fromkeys([*self.entries, *now])
-        moved = [n for n in names if self.entries.get(n) is not now.get(n) and not _is_managed(self.entries.get(n))]
+        moved = [n for n in names if self.entries.get(n) is not now.get(n) and not is_managed(self.entries.get(n))]
         if not moved:
             return []
         for name in moved:
@@ -127,7 +127,7 @@ def unchanged_parameters(model: nn.Module, *, copied: bool = False) -> Iterator[
     reshard(model)
     before = _parts(model)
     tables = [_Table.of(module, kind) for module in model.modules() for kind in ("_parameters", "_modules")]
-    training = [(p, p.requires_grad, p.grad) for p in model.parameters() if not _is_managed(p)]
+    training = [(p, p.requires_grad, p.grad) for p in model.parameters() if not is_managed(p)]
     if copied and _fits_on_host(before):
         before = [replace(part, copy=part.values.to(_HOST, copy=True)) for part in before]
     uncopied = [part.values for part in before if part.copy is None]
@@ -201,7 +201,7 @@ def _parts(model: nn.Module) -> list[_Part]:
     return [part for name, parameter in found.values() for part in _plain(name, parameter, (), parameter)]
 
 
-def _is_managed(parameter: Any) -> bool:
+def is_managed(parameter: Any) -> bool:
     """Whether FSDP or DeepSpeed puts other tensors into the place of a parameter, and this one back, by itself."""
     return hasattr(parameter, "to_local") or hasattr(parameter, "ds_id") or hasattr(parameter, "_fsdp_flattened")
 
