@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, TrainingArguments
@@ -174,22 +175,33 @@ def save_without_infinity(state: TrainerState) -> None:
 
     The Trainer puts it there between an evaluation and a checkpoint, where no callback is called.
     """
-    save = state.save_to_json
+    vars(state)["save_to_json"] = _WithoutInfinity(state, vars(state).get("save_to_json"))
 
-    def save_to_json(*args: Any, **kwargs: Any) -> None:
-        best = state.best_metric
-        state.best_metric = finite_best(best)
+
+class _WithoutInfinity:
+    """In front of a state's `save_to_json`; no function, so that a deep copy of the state has one of its own."""
+
+    def __init__(self, state: TrainerState, hidden: Callable[..., None] | None) -> None:
+        self.hidden = hidden  # what somebody else had put there
+        self._state = state
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        best = self._state.best_metric
+        self._state.best_metric = finite_best(best)
         try:
+            save = self.hidden or functools.partial(type(self._state).save_to_json, self._state)
             save(*args, **kwargs)
         finally:
-            state.best_metric = best
-
-    vars(state)["save_to_json"] = save_to_json
+            self._state.best_metric = best
 
 
 def save_as_it_is(state: TrainerState) -> None:
-    """The end of `save_without_infinity`."""
-    vars(state).pop("save_to_json", None)
+    """The end of `save_without_infinity`; what somebody else has put in front meanwhile stays."""
+    ours = vars(state).get("save_to_json")
+    if isinstance(ours, _WithoutInfinity):
+        del vars(state)["save_to_json"]
+        if ours.hidden is not None:
+            vars(state)["save_to_json"] = ours.hidden
     state.best_metric = finite_best(state.best_metric)
 
 

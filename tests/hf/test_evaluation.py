@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 import sys
 import types
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 from scripted import BEST, COURSE, follow
-from tiny_hf import measured, tiny_callback, tiny_trainer
+from tiny_hf import Each, measured, tiny_callback, tiny_trainer
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import default_compute_objective
 
@@ -69,6 +71,44 @@ def test_a_best_metric_is_kept_as_it_is(tmp_path: Path, monkeypatch: pytest.Monk
     assert trainer.state.global_step == 23
     (last,) = [path for path in tmp_path.rglob("trainer_state.json") if "checkpoint-23" in str(path)]
     assert strict(last)["best_metric"] == trainer.state.best_metric == BEST.optimality
+
+
+@pytest.mark.parametrize(
+    "copy", [copy.deepcopy, lambda state: pickle.loads(pickle.dumps(state))], ids=["copy", "pickle"]
+)
+def test_a_copy_of_the_state_saves_itself(copy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(monkeypatch)
+
+    def save_a_copy(state: Any, control: Any, model: Any) -> None:
+        other = copy(state)
+        other.global_step, other.best_metric = 99, -math.inf
+        other.save_to_json(str(tmp_path / "copy.json"))
+
+    callbacks = [tiny_callback(every_n_steps=1, orders="token"), Each("on_step_end", save_a_copy)]
+    tiny_trainer(tmp_path, callbacks, steps=1, metric_for_best_model="ib_selectable_optimality", **EVALUATING).train()
+    saved = strict(tmp_path / "copy.json")
+    assert (saved["global_step"], saved["best_metric"]) == (99, None)
+
+
+@pytest.mark.parametrize("event", ["on_train_begin", "on_step_begin"], ids=["before ours", "after ours"])
+def test_what_others_put_before_the_saving_of_the_state_stays(event: str, tmp_path: Path) -> None:
+    saved: list[str] = []
+
+    def put(state: Any, control: Any, model: Any) -> None:
+        before = state.save_to_json
+        state.save_to_json = lambda path: (saved.append(path), before(path))
+
+    trainer = tiny_trainer(
+        tmp_path,
+        [Each(event, put), tiny_callback()],
+        steps=1,
+        metric_for_best_model="ib_selectable_optimality",
+        **EVALUATING,
+    )
+    trainer.train()
+    assert len(saved) == 1
+    trainer.save_state()
+    assert len(saved) == 2
 
 
 # --- a notebook
