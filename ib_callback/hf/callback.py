@@ -62,12 +62,13 @@ class IBCallback(Follows, TrainerCallback):
     is not called with them, nor are they printed: it finds them there, and in `.trajectory`. A resumed run continues
     its trajectory.
 
-    Every evaluation's metrics get `eval_ib_...`, so that `metric_for_best_model="ib_selectable_optimality"` and
-    `EarlyStoppingCallback` (after this callback in the list) work; if the Trainer judges by one of them, every
-    evaluation is measured, whatever the schedule. A number that is undefined, or not selectable yet, is missing there,
-    and in `state.log_history`; only the one by which the Trainer judges is NaN then, which it never takes for the best.
-    The table of a notebook, and the objective of a hyperparameter search, are what they are without this callback,
-    unless that one is in it. After the training, `trainer.evaluate()` has the numbers of the model as it then is.
+    Every evaluation's metrics get `eval_ib_...`, those of the last point, so that
+    `metric_for_best_model="ib_selectable_optimality"` and `EarlyStoppingCallback` (after this callback in the list)
+    work; if the Trainer judges by one of them, every evaluation is measured, whatever the schedule. A number that is
+    undefined, or not selectable yet, is missing there, and in `state.log_history`; only the one by which the Trainer
+    judges is NaN then, which it never takes for the best. The table of a notebook, and the objective of a
+    hyperparameter search, are what they are without this callback, unless that one is in it. After the training,
+    `trainer.evaluate()` has the numbers of the model as it then is.
 
     With `early_stopping` training ends when the rule says so, with a last checkpoint under `save_strategy="steps"`.
     With `select` the best checkpoint is kept, whatever `save_total_limit` is, and every checkpoint is measured;
@@ -109,6 +110,7 @@ class IBCallback(Follows, TrainerCallback):
         self._watched: str | None = None
         self._handler: Any = None
         self._evaluated: tuple[int, frozenset[str]] | None = None  # of several datasets the first, and when
+        self._after: tuple[tuple[int, int], dict[str, float]] | None = None  # numbers of other weights than the last
         self._saves_best = False
         self._limited = False  # whether the Trainer removes checkpoints
 
@@ -119,7 +121,7 @@ class IBCallback(Follows, TrainerCallback):
         run, step, model = self._run, state.global_step, kwargs["model"]
         # A second training, or a restart with a smaller batch size, comes here again and begins anew.
         self._running, self._over, self._ended = False, False, False
-        self._weights, self._evaluated, self._saved = None, None, step
+        self._weights, self._evaluated, self._after, self._saved = None, None, None, step
         self._handler = find_handler(self)
         self._folder, self._to_keep = run_folder(self, args), []
         self._watched = watched_metric(args, run.rules.names, selects=run.rules.selects)
@@ -231,11 +233,13 @@ class IBCallback(Follows, TrainerCallback):
 
     def _numbers_of(self, model: torch.nn.Module, step: int) -> dict[str, float | int | None]:
         """Of a model after the training: the last point, or if it has other weights, such as the best, its own."""
-        last = self.trajectory[-1] if self.trajectory else None
-        if last is not None and last.step == step and last.error is None and self._weights == weights_seen(model):
+        last, weights = self.trajectory[-1] if self.trajectory else None, weights_seen(model)
+        if last is not None and last.step == step and last.error is None and self._weights == weights:
             return self._run.numbers()
-        with self._run.at_work():
-            return dict(self._run.meter.measure(model, step=step).metrics())
+        if self._after is None or self._after[0] != weights:  # once for all evaluation datasets
+            with self._run.at_work():
+                self._after = weights, dict(self._run.meter.measure(model, step=step).metrics())
+        return self._after[1]
 
     @survives
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -302,13 +306,13 @@ class IBCallback(Follows, TrainerCallback):
     def _counts(self, metrics: Mapping[str, float], step: int) -> bool:
         """Whether this is an evaluation of the model, to be judged by it.
 
-        None that a user's callback makes of other data, under another prefix; and of several evaluation datasets,
-        which are evaluated in turn, the first only.
+        None that a user's callback makes of other data, under another prefix; and while training runs, of several
+        evaluation datasets, which are evaluated in turn, the first only.
         """
         keys = frozenset(metrics)
         if not any(key.startswith("eval_") for key in keys):
             return False
-        if "eval_runtime" not in keys:  # one of several: "eval_<dataset>_runtime"
+        if "eval_runtime" not in keys and not self._ended:  # one of several: "eval_<dataset>_runtime"
             if self._evaluated is not None and self._evaluated[0] == step and self._evaluated[1] != keys:
                 return False
             self._evaluated = (step, keys)

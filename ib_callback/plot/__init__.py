@@ -34,6 +34,10 @@ _SAVING: Any = {
 }  # fmt: skip
 # By which a picture is known again; not every format has room for it.
 _MARK = "ib_callback"
+_MARKED = tuple(
+    place.replace("…", _MARK).encode()
+    for place in ("Creator\0…", "<dc:title>…</dc:title>", "/Creator (…)", "%%Creator: …\n")
+)
 _DATES = {"png": (), "svg": ("Date",), "pdf": ("CreationDate",), "ps": ("CreationDate",), "eps": ("CreationDate",)}
 _METADATA: dict[str, Any] = {kind: {"Creator": _MARK, **dict.fromkeys(dates)} for kind, dates in _DATES.items()}
 
@@ -79,9 +83,10 @@ def may_be_replaced(path: str | os.PathLike[str]) -> bool:
         OSError: nobody can tell.
     """
     try:
-        return _MARK.encode() in Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except FileNotFoundError:
         return True
+    return any(mark in content for mark in _MARKED)
 
 
 def save_information_plane(

@@ -404,6 +404,7 @@ class Run:
             if last_step is not None:
                 self._compare_steps(file, step, last_step)
             self._compare_settings(file)
+            _set_aside_foreign(directory / RUN_FILENAME)
             write_run_file(directory, phase_rule=self.rules.phase_rule)
             return file.trajectory
 
@@ -437,8 +438,9 @@ class Run:
 
         plane = directory / PLANE_FILENAME
         with self.survived(f"{plane} could not be looked at, and is drawn all the same"):
-            # Earlier versions did not mark their pictures.
-            if not may_be_replaced(plane) and not any(directory.glob("ib_trajectory*.jsonl")):
+            # Earlier versions did not mark their pictures, but Matplotlib did.
+            earlier = any(directory.glob("ib_trajectory*.jsonl"))
+            if not may_be_replaced(plane) and not (earlier and b"Matplotlib version" in plane.read_bytes()):
                 _warn(
                     f"{plane} is not a picture of an earlier run, and is left as it is: no plane is drawn. Move it "
                     "away, or pass another output_dir=."
@@ -947,6 +949,13 @@ def _check_is_curve(path: Path) -> None:
     """Raise a TrajectoryError if a file of somebody else is where the curve goes."""
     if size_of(path) and b'"num_codewords"' not in path.read_bytes():
         raise TrajectoryError(f"{path} is no curve of ours, and is left as it is; move it away, or pass output_dir=")
+
+
+def _set_aside_foreign(path: Path) -> None:
+    """Move a file of somebody else out of the way that is where the rule of the run goes."""
+    with json_lines.explained(path, "moved"):
+        if size_of(path) and b'"phase_rule"' not in path.read_bytes():
+            _warn(f"{path} is not of a run of ours. It was moved to {json_lines.set_aside(path)}.")
 
 
 def _may_be_complete(path: Path) -> bool:

@@ -102,10 +102,10 @@ def test_the_curve_beside_a_trajectory_is_drawn(runs):
 def test_a_picture_of_ours_is_drawn_anew_and_no_other_file_is_touched(suffix, runs, capsys):
     plot = ["plot", str(runs / "small"), "--kind", "plane", "-o", f"a.{suffix}"]
     assert main.main(plot) == main.main(plot) == 0
-    Path(f"a.{suffix}").write_bytes(b"of the user")
+    Path(f"a.{suffix}").write_bytes(b"of the user, about ib_callback")
     assert main.main(plot) == 2
     assert re.search(rf"a\.{suffix}: expected no file, or a picture that ib-callback made", capsys.readouterr().err)
-    assert Path(f"a.{suffix}").read_bytes() == b"of the user"
+    assert Path(f"a.{suffix}").read_bytes() == b"of the user, about ib_callback"
 
 
 def test_where_one_file_is_of_somebody_else_none_is_written(runs, capsys):

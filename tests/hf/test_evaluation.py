@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from scripted import BEST, COURSE, follow
-from tiny_hf import Each, measured, tiny_callback, tiny_trainer
+from tiny_hf import Each, measured, tiny_callback, tiny_model, tiny_trainer
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import default_compute_objective
 
@@ -217,6 +217,27 @@ def test_an_evaluation_after_the_training_has_the_numbers_of_the_model_as_it_is(
     assert at == [2 if best else 4]
     assert callback.trajectory.steps == [0, 2, 4], "no point is added"
     assert "eval_ib_optimality" not in trainer.evaluate(metric_key_prefix="test")
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["last weights", "other weights"])
+def test_each_evaluation_dataset_has_the_numbers_after_the_training(
+    loaded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of weights that no point has they are measured once."""
+    callback = tiny_callback(every_n_steps=1, orders="token")
+    trainer = tiny_trainer(tmp_path, [callback], steps=1, eval_strategy="steps", eval_steps=1)
+    rows = trainer.eval_dataset
+    trainer.eval_dataset = {"first": rows, "second": rows}
+    trainer.train()
+    if loaded:
+        trainer.model.load_state_dict(tiny_model(seed=9).state_dict())
+    measure, passes = callback._run.meter.measure, []
+    monkeypatch.setattr(callback._run.meter, "measure", lambda *args, **kw: passes.append(1) or measure(*args, **kw))
+    expected = measured(trainer.model, 1, orders="token")["ib/complexity"]
+    for dataset in (None, {"second": rows}, {"third": rows, "first": rows}, rows):
+        assert trainer.evaluate(dataset)["eval_ib_complexity"] == expected
+    assert "eval_ib_complexity" in trainer.evaluate(rows, metric_key_prefix="eval_of_mine")
+    assert len(passes) == loaded
 
 
 def test_an_evaluation_before_any_training_is_left_alone(tmp_path: Path) -> None:

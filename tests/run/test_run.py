@@ -226,22 +226,41 @@ def test_a_further_picture_that_fails_is_a_warning(
         assert set(followed.pictures()) == {"over_steps"}
 
 
-@pytest.mark.parametrize("earlier", ["nobody's", "an earlier run's"])
+@pytest.mark.parametrize(
+    ("content", "beside", "drawn"),
+    [
+        (b"Software\0Matplotlib version3.9", True, True),
+        (b"Software\0Matplotlib version3.9", False, False),
+        (b"edited by the user", True, False),
+    ],
+    ids=["an earlier version's", "nobody's", "edited"],
+)
 def test_a_picture_of_somebody_else_is_left_as_it_is(
-    earlier: str, model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: bytes, beside: bool, drawn: bool, model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Earlier versions drew planes that nothing tells from others but the trajectory beside them."""
+    """Earlier versions drew planes that are told from others by Matplotlib's mark and the trajectory beside them."""
     follow(monkeypatch)
-    (tmp_path / PLANE_FILENAME).write_bytes(b"a plane")
-    if earlier != "nobody's":
+    (tmp_path / PLANE_FILENAME).write_bytes(content)
+    if beside:
         COURSE.save(tmp_path / FILENAME)
     followed = make_run(log_plane=True)
     says_so = pytest.warns(RuntimeWarning, match="not a picture of an earlier run, and is left as it is")
-    with says_so if earlier == "nobody's" else nullcontext():
+    with nullcontext() if drawn else says_so:
         followed.begin(model, directory=tmp_path)
     record_all(followed, model, range(2))
     followed.end(1)
-    assert ((tmp_path / PLANE_FILENAME).read_bytes() == b"a plane") is (earlier == "nobody's")
+    assert ((tmp_path / PLANE_FILENAME).read_bytes() != content) is drawn
+
+
+@pytest.mark.parametrize("content", [b'{"fabric": "infiniband"}', b"no JSON"])
+def test_a_run_file_of_somebody_else_is_moved(content: bytes, model: torch.nn.Module, tmp_path: Path) -> None:
+    (tmp_path / RUN_FILENAME).write_bytes(content)
+    with pytest.warns(RuntimeWarning, match=r"ib_run\.json is not of a run of ours. It was moved to .*ib_run\.1\.json"):
+        make_run().begin(model, directory=tmp_path)
+    assert (tmp_path / "ib_run.1.json").read_bytes() == content
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_run().begin(model, directory=tmp_path)
 
 
 def test_a_curve_of_somebody_else_is_left_as_it_is(
