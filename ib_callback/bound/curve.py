@@ -28,6 +28,9 @@ from ib_callback.common.progress import progress_bar
 
 FORMAT = 2
 _CHECKSUM = "sha256"  # of all that comes before it in the file; format 1 had none
+_OF_FILE = {
+    "format", "unit", "complexity", "expressivity", "betas", "mutual_information", "num_codewords", _CHECKSUM,
+}  # fmt: skip
 # Beside the trajectory of a run of which it is the bound.
 FILENAME = "ib_curve.json"
 
@@ -79,6 +82,9 @@ class IBCurve:
                 "the corners of an IBCurve are finite and ascend from (0, 0), with a complexity, an expressivity and a "
                 f"beta each, got {c.shape}, {e.shape} and {b.shape} of these"
             )
+        taken = sorted(_OF_FILE & self.info.keys())
+        if taken:
+            raise ValueError(f"info: expected names that are not taken in the file of a curve, got {', '.join(taken)}")
 
     def bound(self, complexity: Any) -> Any:
         """The highest expressivity that was achieved with at most this complexity.
@@ -142,7 +148,7 @@ class IBCurve:
             "num_codewords": self.num_codewords,
             **self.info,
         }
-        write_atomically(path, _sealed(json.dumps(content, allow_nan=False).encode()[:-1]))
+        write_atomically(path, _sealed(json.dumps(content, allow_nan=False).encode()[:-1]) + b"\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> IBCurve:
@@ -163,7 +169,8 @@ class IBCurve:
                 raise ValueError(f"format {number!r} in {unit!r} is none that this version of ib_callback knows")
             if number == FORMAT:
                 content.pop(_CHECKSUM, None)
-                if data != _sealed(data[: -len(_sealed(b""))]):
+                line = data.rstrip()  # whatever line break there is
+                if line != _sealed(line[: -len(_sealed(b""))]):
                     raise ValueError("its checksum is not that of its content")
             known = {name: content.pop(name) for name in ("complexity", "expressivity", "mutual_information")}
             betas = np.array([math.inf if beta is None else beta for beta in content.pop("betas")])
@@ -287,7 +294,7 @@ def ib_curve(
 
 def _sealed(content: bytes) -> bytes:
     """A JSON object, given without its last brace, with its checksum."""
-    return content + f', "{_CHECKSUM}": "{hashlib.sha256(content).hexdigest()}"}}\n'.encode()
+    return content + f', "{_CHECKSUM}": "{hashlib.sha256(content).hexdigest()}"}}'.encode()
 
 
 def _check_betas(betas: Any) -> list[float]:

@@ -28,7 +28,7 @@ from ib_callback.results.selection import SelectFrom, Selection
 
 FILENAME = "ib_trajectory.jsonl"
 RUN_FILENAME = "ib_run.json"
-_SEAL = re.compile(rb', "crc32": "([0-9a-f]{8})"}\s*$')
+_SEAL = re.compile(rb', "crc32": "([^"]*)"}\s*$')
 
 
 class Trajectory(Sequence[Measurement]):
@@ -221,12 +221,12 @@ def write_run_file(directory: str | os.PathLike[str], *, phase_rule: PhaseRule) 
     """
     path = Path(directory) / RUN_FILENAME
     with json_lines.explained(path, "written"):
-        content = {"phase_rule": phase_rule.to_dict(), "crc32": _crc32(phase_rule.to_dict())}
+        content = {"phase_rule": phase_rule.to_dict(), "crc32": _seal_of(phase_rule.to_dict())}
         write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
 
 
-def _crc32(values: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(values).encode()):08x}"
+def _seal_of(values: Mapping[str, Any]) -> str:
+    return _checksum(json.dumps(values).encode()).decode()
 
 
 def read_phase_rule(directory: str | os.PathLike[str]) -> PhaseRule:
@@ -238,7 +238,7 @@ def read_phase_rule(directory: str | os.PathLike[str]) -> PhaseRule:
     path = Path(directory) / RUN_FILENAME
     try:
         content = json.loads(path.read_bytes())
-        if content.get("crc32") not in (None, _crc32(content["phase_rule"])):  # None: of an earlier version
+        if content.get("crc32") not in (None, _seal_of(content["phase_rule"])):  # None: of an earlier version
             raise ValueError("its checksum is not that of its content")
         return PhaseRule.from_dict(content["phase_rule"])
     except FileNotFoundError:
@@ -317,13 +317,17 @@ def _check_file(path: Path) -> None:
 def to_line(measurement: Measurement) -> bytes:
     """A measurement as one line of JSON, its line break included; its last entry is a checksum of all before it."""
     content = json.dumps(measurement.to_dict(), allow_nan=False).encode()
-    return content[:-1] + b', "crc32": "%08x"}\n' % zlib.crc32(content)
+    return content[:-1] + b', "crc32": "%s"}\n' % _checksum(content)
+
+
+def _checksum(content: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(content)
 
 
 def _check_line(line: bytes) -> None:
     """Raise a ValueError for a line that is not what was written; one without a checksum is of an earlier version."""
     seal = _SEAL.search(line)
-    if seal is not None and int(seal[1], 16) != zlib.crc32(line[: seal.start()] + b"}"):
+    if seal is not None and seal[1] != _checksum(line[: seal.start()] + b"}"):
         raise ValueError(
             'its checksum is not that of its content. If it was changed on purpose, take "crc32" out of it'
         )

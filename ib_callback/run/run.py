@@ -207,7 +207,7 @@ class Run:
             ModelError, ProbeError, TrajectoryError: at the first call, on every rank: see `begin`.
         """
         step = self._within("step", step)
-        loss = None if loss is None else float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+        loss = self._number_of(loss)
         if self._last is None:
             assert self.config.output_dir is not None
             self.begin(model, directory=self.config.output_dir, step=step)
@@ -229,6 +229,11 @@ class Run:
             self._state.told_to_stop = True
             self.announce(f"training should stop at step {step}: {decision.message}")
         return decision
+
+    def _number_of(self, loss: Any) -> float | None:
+        with self.survived("A loss is not kept with its point, for it is no number"):
+            return None if loss is None else float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+        return None
 
     def _within(self, method: str, step: int) -> int:
         """The step as an int, if it is one and the block is open."""

@@ -434,6 +434,20 @@ def test_saved_and_loaded(curve, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
 
 
+@pytest.mark.parametrize("end", ["", "\r\n", "\n\n"])
+def test_a_file_whose_line_break_was_changed_is_read(curve, end, tmp_path):
+    path = tmp_path / "ib_curve.json"
+    curve.save(path)
+    path.write_bytes(path.read_bytes().removesuffix(b"\n") + end.encode())
+    assert ib.IBCurve.load(path) == curve
+
+
+@pytest.mark.parametrize("name", ["complexity", "unit", "sha256"])
+def test_what_a_curve_says_about_itself_has_names_of_its_own(curve, name):
+    with pytest.raises(ValueError, match=f"info: expected names that are not taken in the file of a curve, got {name}"):
+        curve.with_info(order="token", **{name: 1})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

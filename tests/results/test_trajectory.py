@@ -351,6 +351,25 @@ def test_no_flip_of_a_bit_changes_the_rule(tmp_path):
         assert rule == (DEFAULT_RULE if told else RULE)
 
 
+@pytest.mark.parametrize("change", [str.upper, lambda seal: seal[:-1], lambda seal: "", lambda seal: "#" * 8])
+def test_a_checksum_that_is_none_is_no_missing_one(tmp_path, change):
+    path = tmp_path / FILENAME
+    Trajectory([point(0), point(10)]).save(path)
+    content, _, seal = path.read_text().replace('"step": 10', '"step": 12').removesuffix('"}\n').rpartition('"')
+    path.write_text(f'{content}"{change(seal)}"}}\n')
+    with pytest.raises(TrajectoryError, match=r"jsonl:2: its checksum is not that of its content"):
+        Trajectory.load(path)
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b" \n", b"\n\n"])
+def test_line_breaks_belong_to_no_checksum(tmp_path, end):
+    path = tmp_path / FILENAME
+    saved = Trajectory([point(0), point(10)])
+    saved.save(path)
+    path.write_bytes(path.read_bytes().replace(b"\n", end))
+    assert Trajectory.load(path) == saved
+
+
 def test_lines_and_rules_without_a_checksum_are_of_an_earlier_version(tmp_path):
     saved = Trajectory([point(0), point(10)], phase_rule=RULE)
     (tmp_path / FILENAME).write_text("".join(json.dumps(m.to_dict()) + "\n" for m in saved))

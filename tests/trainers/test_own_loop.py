@@ -208,6 +208,17 @@ def test_the_loss_is_kept_with_the_point(model: torch.nn.Module, made: list[int]
         for step in (0, 5, 6):
             run.step(model, step, loss=1.5 if step < 6 else None)
     assert [point.train_loss for point in run.trajectory] == [1.5, 1.5, None]
+
+
+@pytest.mark.parametrize("loss", [torch.ones(2), "high", [1.0]], ids=["several numbers", "text", "list"])
+def test_a_loss_that_is_no_number_ends_no_training(
+    loss: Any, model: torch.nn.Module, made: list[int], tmp_path: Path
+) -> None:
+    told = pytest.warns(RuntimeWarning, match="A loss is not kept with its point, for it is no number")
+    with told, run_in(tmp_path, every_n_steps=1) as run:
+        for step in range(3):
+            run.step(model, step, loss=loss if step == 1 else 1.0)
+    assert [point.train_loss for point in run.trajectory] == [1.0, None, 1.0]
     assert ib.Trajectory.load(tmp_path) == run.trajectory
 
 
