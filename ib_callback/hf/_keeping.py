@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ib_callback.common.files import first_of
 
@@ -36,6 +38,25 @@ def of_trial(folder: Path, args: TrainingArguments) -> Path:
     """The folder of a trial as it is named in `output_dir`; "." where there is no trial."""
     relative = Path(os.path.relpath(folder, str(args.output_dir)))
     return Path(folder.name) if ".." in relative.parts else relative
+
+
+def is_resumed(checkpoint: Path, state: TrainerState, key: str) -> bool:
+    """Whether a checkpoint can be the one that a state has just been read from: one of another run has that name, too.
+
+    Args:
+        checkpoint: of the run's folder.
+        state: as read, though callbacks may have added to its history.
+        key: of its `stateful_callbacks` that are compared.
+    """
+    try:
+        saved = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
+    except (OSError, ValueError):
+        return True  # which says nothing
+    history, callbacks = saved["log_history"], cast(dict[str, Any], state.stateful_callbacks or {})
+    now = [state.log_history[: len(history)], callbacks.get(key)]
+    return json.dumps(now) == json.dumps(
+        [history, saved["stateful_callbacks"].get(key)]
+    )  # as text, for NaN equals none
 
 
 def copy_aside(checkpoint: Path, step: int) -> Path:

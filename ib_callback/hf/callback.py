@@ -30,6 +30,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ib_callback.hf._keeping import (  # noqa: E402
     copy_aside,
+    is_resumed,
     of_trial,
     remove_partial_copies,
     run_folder,
@@ -110,7 +111,9 @@ class IBCallback(Follows, TrainerCallback):
         self._watched: str | None = None
         self._handler: Any = None
         self._evaluated: tuple[int, frozenset[str]] | None = None  # of several datasets the first, and when
-        self._after: tuple[tuple[int, int], dict[str, float]] | None = None  # numbers of other weights than the last
+        self._after: tuple[tuple[int, int], Mapping[str, float | int | None]] | None = (
+            None  # numbers of other weights than the last
+        )
         self._saves_best = False
         self._limited = False  # whether the Trainer removes checkpoints
 
@@ -131,21 +134,23 @@ class IBCallback(Follows, TrainerCallback):
         self._saves_best = check_saving(args, run.rules)
         progress = self._progress if self._progress is not None else not args.disable_tqdm
         run.meter.progress = progress and state.is_world_process_zero
-        entry = (self._entry(state) or {}) if step else {}
-        directory = self._directory(args)
+        entry, directory = self._entry(state), self._directory(args)
         self._files = Path(directory).absolute()
-        if state.is_world_process_zero and entry.get("directory"):
+        if state.is_world_process_zero and isinstance(entry.get("directory"), str):
             bring_along(Path(entry["directory"]), Path(directory))
         run.begin(
             model,
             directory=directory,
             step=step,
             last_step=self._read_state(state),
+            last_point=entry.get("last_point"),
             # Evaluations that are judged, and checkpoints, are measured whether or not the schedule ever fires.
             max_steps=None if self._watched is not None or run.rules.selects else state.max_steps,
             writes=state.is_world_process_zero,
             training=state,
-            resumed_from=self._checkpoint(step),
+            resumed_from=self._checkpoint(step)
+            if is_resumed(self._checkpoint(step), state, self._state_key())
+            else None,
             loaders=kwargs.get("train_dataloader"),
             tokenizer=kwargs.get("processing_class"),
         )
@@ -231,14 +236,14 @@ class IBCallback(Follows, TrainerCallback):
         metrics.update(found)
         keep_out_of_tables(find_handler(self), self, found)
 
-    def _numbers_of(self, model: torch.nn.Module, step: int) -> dict[str, float | int | None]:
+    def _numbers_of(self, model: torch.nn.Module, step: int) -> Mapping[str, float | int | None]:
         """Of a model after the training: the last point, or if it has other weights, such as the best, its own."""
         last, weights = self.trajectory[-1] if self.trajectory else None, weights_seen(model)
         if last is not None and last.step == step and last.error is None and self._weights == weights:
             return self._run.numbers()
         if self._after is None or self._after[0] != weights:  # once for all evaluation datasets
             with self._run.at_work():
-                self._after = weights, dict(self._run.meter.measure(model, step=step).metrics())
+                self._after = weights, self._run.meter.measure(model, step=step).metrics()
         return self._after[1]
 
     @survives
@@ -393,8 +398,7 @@ class IBCallback(Follows, TrainerCallback):
 
     def _write_state(self, state: TrainerState) -> None:
         """Into every checkpoint: how far the trajectory has come, for a resumed run to know its own points."""
-        steps = [step for step in self.trajectory.steps if step is not None]
-        attributes: dict[str, Any] = {"last_step": steps[-1] if steps else None, "directory": str(self._files)}
+        attributes: dict[str, Any] = {**self._run.progress(), "directory": str(self._files)}
         if self._selects:
             best, if_saved = self.selected, self._run.best_after_saving(state.global_step)
             attributes["best"] = None if best is None else best.step
@@ -407,14 +411,14 @@ class IBCallback(Follows, TrainerCallback):
         entries: Any = state.stateful_callbacks or {}
         if state.global_step and not any(key.startswith("ib_callback") for key in entries):
             return -1  # this run never had the callback: the points that lie here are those of another one
-        entry = self._entry(state) if state.global_step else None
-        return None if entry is None else entry["last_step"]
+        return self._entry(state).get("last_step")
 
-    def _entry(self, state: TrainerState) -> dict[str, Any] | None:
-        """What `_write_state` wrote in an earlier part of the run."""
+    def _entry(self, state: TrainerState) -> dict[str, Any]:
+        """What `_write_state` wrote in an earlier part of the run; nothing in a new one."""
         entries: Any = state.stateful_callbacks or {}
-        entry = entries.get(self._state_key())
-        return entry["attributes"] if isinstance(entry, dict) else None
+        entry = entries.get(self._state_key()) if state.global_step else None
+        attributes = entry.get("attributes") if isinstance(entry, dict) else None
+        return attributes if isinstance(attributes, dict) else {}
 
     def _record_last(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module

@@ -184,11 +184,10 @@ class IBCallback(Follows, Callback):
         """Progress, not settings, in plain Python: how far the trajectory has come, and where the files are."""
         if not self._state:
             return {}
-        steps = [step for step in self.trajectory.steps if step is not None]
         saving: dict[str, Any] = {}
         with self._run.survived("Which checkpoints are to be removed later could not be noted"):
             saving = self._saving_state()
-        return {**self._state, "last_step": steps[-1] if steps else None, **saving}
+        return {**self._state, **self._run.progress(), **saving}
 
     def _saving_state(self) -> dict[str, Any]:
         """Which checkpoints are kept, or will be when this one is complete."""
@@ -253,6 +252,7 @@ class IBCallback(Follows, Callback):
                 directory=directory,
                 step=step,
                 last_step=earlier.get("last_step"),
+                last_point=earlier.get("last_point"),
                 max_steps=trainer.max_steps if trainer.max_steps > 0 else None,
                 writes=writes,
                 weights="saved" if self._measures_averages else None,

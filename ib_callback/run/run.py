@@ -6,7 +6,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -331,6 +331,7 @@ class Run:
         directory: str | os.PathLike[str],
         step: int = 0,
         last_step: int | None = None,
+        last_point: Sequence[Any] | None = None,
         max_steps: int | None = None,
         writes: bool | None = None,
         weights: str | None = None,
@@ -348,6 +349,8 @@ class Run:
             step: 0 for a fresh run, which rotates old files away; else the step from which the run resumes.
             last_step: of a resumed run, that of the last point when its checkpoint was saved, if known. Later
                 points were measured on weights that the run never had.
+            last_point: likewise, what `progress` said of it. A file whose point of that step is another one is another
+                run's, and is moved away.
             max_steps: at which training will end, if known.
             writes: whether this is the one process that writes files; by default rank 0 is.
             weights: which ones `model` has whenever it is measured, if these are not those that are trained. A part of
@@ -364,7 +367,8 @@ class Run:
                 continue is damaged; on every rank.
         """
         with self.at_work():
-            self._open(model, Path(directory).absolute(), step, last_step, max_steps, writes, weights, training)
+            last = (last_step, last_point)
+            self._open(model, Path(directory).absolute(), step, last, max_steps, writes, weights, training)
             if self.config.check_overlap and self._state.writes:
                 self.announce(look_for_probes(self.meter.probes, loaders, self.config.check_overlap, tokenizer))
             if step and resumed_from is not None and _may_be_complete(Path(resumed_from)):
@@ -378,13 +382,14 @@ class Run:
         model: torch.nn.Module,
         directory: Path,  # absolute, for the working directory may change while training runs
         step: int,
-        last_step: int | None,
+        last: tuple[int | None, Sequence[Any] | None],
         max_steps: int | None,
         writes: bool | None,
         weights: str | None,
         training: object,
     ) -> None:
         self._release()
+        last_step, last_point = last
         assert self._working_since is not None
         self._state = state = _State(started=self._working_since, writes=is_rank_zero() if writes is None else writes)
         self._check_same_probes()
@@ -408,6 +413,13 @@ class Run:
                 json_lines.set_aside(final)
             if last_step is not None:
                 self._compare_steps(file, step, last_step)
+            if last_point is not None and not _is_of_run(file.trajectory, last_step, last_point):
+                file.begin_anew()
+                state.checkpoints = CheckpointFile(directory, start_step=0)
+                _warn(
+                    f"The point of step {last_step} in {file.path} is not that of the checkpoint from which this run "
+                    f"goes on, but another run's. The file was moved to {file.rotated}, and a new one begins here."
+                )
             self._compare_settings(file)
             _set_aside_foreign(directory / RUN_FILENAME)
             write_run_file(directory, phase_rule=self.rules.phase_rule)
@@ -513,6 +525,15 @@ class Run:
         _warn(
             f"{found} They cannot be compared: a new trajectory begins here, and the old one is in {file.rotated}. "
             "Use the old settings to continue it, or mix_settings=True to continue it all the same."
+        )
+
+    def progress(self) -> dict[str, Any]:
+        """For a checkpoint, as JSON values: `last_step` and `last_point`, by which a resumed run knows its points."""
+        last = next((point for point in reversed(self.trajectory) if point.step is not None), None)
+        return (
+            {"last_step": None, "last_point": None}
+            if last is None
+            else {"last_step": last.step, "last_point": _identity(last)}
         )
 
     def measures_at_start(self, step: int) -> bool:
@@ -954,6 +975,16 @@ def _check_is_curve(path: Path) -> None:
     """Raise a TrajectoryError if a file of somebody else is where the curve goes."""
     if size_of(path) and b'"num_codewords"' not in path.read_bytes():
         raise TrajectoryError(f"{path} is no curve of ours, and is left as it is; move it away, or pass output_dir=")
+
+
+def _identity(point: Measurement) -> list[float | None]:
+    """What tells a point from those that other runs have at the same step."""
+    return [point.entropy, point.complexity, point.expressivity]
+
+
+def _is_of_run(trajectory: Trajectory, last_step: int | None, last_point: Sequence[Any]) -> bool:
+    found = next((point for point in trajectory if point.step == last_step), None)
+    return found is None or _identity(found) == list(last_point)
 
 
 def _set_aside_foreign(path: Path) -> None:

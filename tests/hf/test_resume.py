@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,19 @@ def test_points_of_another_run_in_the_same_directory_are_not_continued(tmp_path:
     assert callback.trajectory.steps == [5, 6, 8, 10]
     assert ib.Trajectory.load(tmp_path) == callback.trajectory
     assert ib.Trajectory.load(tmp_path / OLD) == other.trajectory
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["the run's own", "of another run"])
+def test_the_checkpoint_of_that_step_is_recorded_if_it_is_the_one_resumed_from(own: bool, tmp_path: Path) -> None:
+    tiny_trainer(tmp_path, [], logging_steps=1, **SAVES).train()
+    trainer = tiny_trainer(tmp_path / "other", [], model=tiny_model(seed=4), logging_steps=1, **SAVES)
+    trainer.train()
+    callback = tiny_callback(every_n_steps=2, select="optimality", output_dir=tmp_path / "points")
+    came_from = tmp_path if own else tmp_path / "other"
+    with pytest.warns(RuntimeWarning, match="No checkpoint could be selected"):
+        tiny_trainer(tmp_path, [callback], **SAVES).train(resume_from_checkpoint=str(came_from / "checkpoint-5"))
+    lines = (tmp_path / "points" / "ib_checkpoints.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == ([5, 10] if own else [10])
 
 
 def test_the_trainer_forgets_what_was_best_by_other_settings(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from loops import PLAIN, TRAINERS, Loop, Outcome, checkpoints, recorded
+from loops import PLAIN, TRAINERS, Loop, Outcome, checkpoints, recorded, remove_checkpoint
 from scripted import COURSE, follow
 from synthetic_runs import STOPPING, failed
 from tiny_hf import numbers, pairs, same_weights
@@ -167,6 +168,35 @@ def test_a_run_that_goes_on_in_another_directory_takes_its_points_along(
         (p.step, p.optimality, p.scheduled) for p in whole.followed.trajectory
     ]
     assert ib.Trajectory.load(tmp_path / "node") == trajectory
+
+
+@pytest.mark.parametrize("loop", TRAINERS, ids=lambda loop: loop.name)
+@pytest.mark.parametrize("goes_on_in", ["run", "node"], ids=["where they are", "elsewhere"])
+def test_points_of_another_run_are_not_taken_for_those_of_the_checkpoint(
+    goes_on_in: str, loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint was put aside, and another run begun in the directory of its run."""
+
+    follow(monkeypatch)
+    begun(loop, tmp_path / "run")
+    saved = checkpoints(tmp_path / "run")[5]
+    saved.rename(tmp_path / "aside")
+    follow(monkeypatch, ib.Trajectory(replace(point, entropy=0.5) for point in COURSE))
+    others = begun(loop, tmp_path / "run")
+    remove_checkpoint(tmp_path / "run", 5)
+    follow(monkeypatch)
+    continued = tmp_path / goes_on_in
+    back = continued / saved.relative_to(tmp_path / "run")
+    back.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "aside").rename(back)
+    with pytest.warns(RuntimeWarning, match=f"point of step 4 in {continued}.* but another run's"):
+        outcome = loop.train(continued, resume=True, select="optimality", **KEYWORDS)
+    assert outcome.followed.trajectory.steps == [5, 6, 8, 10, 12]
+    moved = [ib.Trajectory.load(path) for path in continued.glob("ib_trajectory.*.jsonl")]
+    assert ib.Trajectory(point for point in others if point.step <= 5) in moved
+    noted = recorded(continued)
+    assert list(noted)[:2] == [5, 10]
+    assert all(path.resolve().is_relative_to(continued) for path in noted.values()), "none of the other run's"
 
 
 @pytest.mark.parametrize("loop", TRAINERS, ids=lambda loop: loop.name)
