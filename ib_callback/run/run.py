@@ -72,6 +72,7 @@ class _State:
     points_drawn: int = 0
     points_pictured: int = 1  # likewise of the pictures for a logger, which need two
     unsaved: list[Measurement] = field(default_factory=list)
+    written: int = 0  # bytes of the file, as the last point left it
     outages: set[str] = field(default_factory=set)
     seconds_at_work: float = 0.0
     points: int = 0
@@ -879,29 +880,34 @@ class Run:
             )
 
     def _save(self, file: Path) -> None:
+        state = self._state
         with self.survived("A point could not be written, and will be tried again with the next one"):
             self._check_lock()
-            self._write_anew_if_gone(file)
-            while self._state.unsaved:
-                append_line(file, self._state.unsaved[0])
-                del self._state.unsaved[0]
-        if self._state.checkpoints is not None:
+            self._write_anew_if_lost(file)
+            while state.unsaved:
+                append_line(file, state.unsaved[0])
+                del state.unsaved[0]
+            state.written = size_of(file) or 0
+        if state.checkpoints is not None:
             with self.survived(_NOT_RECORDED):
                 self._check_lock()
-                self._state.checkpoints.flush()
+                state.checkpoints.flush()
 
-    def _write_anew_if_gone(self, file: Path) -> None:
-        """All points again, not the next one alone, where somebody has removed the file, or its folder, in mid-run."""
-        written = len(self.trajectory) - len(self._state.unsaved)
-        if not written or size_of(file) is not None:
+    def _write_anew_if_lost(self, file: Path) -> None:
+        """All points again, not the next one alone, where somebody has removed or cut the file, or its folder."""
+        state, size = self._state, size_of(file)
+        if len(self.trajectory) == len(state.unsaved) or (size is not None and size >= state.written):
             return
         file.parent.mkdir(parents=True, exist_ok=True)
+        moved = json_lines.set_aside(file)
         self.trajectory.save(file)
-        self._state.unsaved.clear()
+        state.unsaved.clear()
         write_run_file(file.parent, phase_rule=self.rules.phase_rule)
-        if self._state.checkpoints is not None:
-            self._state.checkpoints.write_anew()
-        _warn(f"{file} was gone in mid-run. It has been written anew, with all {len(self.trajectory)} points.")
+        if state.checkpoints is not None:
+            state.checkpoints.write_anew()
+        what = "was gone" if size is None else "had lost points"
+        left = "" if moved is None else f" What was left is in {moved.name}."
+        _warn(f"{file} {what} in mid-run.{left} It has been written anew, with all {len(self.trajectory)} points.")
 
     @contextmanager
     def survived(self, what: str) -> Iterator[None]:

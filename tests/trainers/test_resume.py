@@ -214,22 +214,31 @@ def test_points_that_a_resumed_run_lacks_are_told(
     assert resumed.followed.trajectory.steps == ([5, 6, 8, 10, 12] if lost == "all" else [0, 2, 6, 8, 10, 12])
 
 
-def test_a_directory_that_is_removed_in_mid_run_gets_every_point(
-    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("loses", ["its directory", "all of it", "a line", "its end"])
+def test_a_file_that_loses_points_in_mid_run_gets_every_point(
+    loses: str, loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     follow(monkeypatch)
     rule = ib.PhaseRule(drop=0.04)
 
     def on_step(model: torch.nn.Module, step: int) -> None:
-        if step == 7:
-            shutil.rmtree(tmp_path / "run")
+        file = tmp_path / "run" / FILENAME
+        if step == 7 and loses == "its directory":
+            shutil.rmtree(file.parent)
+        elif step == 7:
+            lines = file.read_bytes().splitlines(keepends=True)
+            file.write_bytes({"all of it": b"", "a line": b"".join(lines[1:]), "its end": lines[0] + b"{"}[loses])
 
-    with pytest.warns(RuntimeWarning, match=f"{FILENAME} was gone in mid-run. It has been written anew, with all 5"):
+    lost = "was gone" if loses == "its directory" else "had lost points"
+    left = "" if loses in ("its directory", "all of it") else f" What was left is in {OLD}."
+    said = f"{FILENAME} {lost} in mid-run.{left} It has been written anew, with all 5 points."
+    with pytest.warns(RuntimeWarning, match=said):
         outcome = loop.train(tmp_path / "run", on_step=on_step, phase_rule=rule, **{**KEYWORDS, "save_every": 0})
     assert outcome.followed.trajectory.steps == [0, 2, 4, 6, 8, 10, 12]
     read = ib.Trajectory.load(tmp_path / "run")
     assert read == outcome.followed.trajectory
     assert read.phase_rule == rule
+    assert (tmp_path / "run" / OLD).exists() is bool(left)
 
 
 def test_other_settings_begin_a_new_trajectory(loop: Loop, tmp_path: Path) -> None:
