@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ib_callback.common.files import first_of
+from ib_callback.hf._trainer import callers
 
 _PARTIAL = ".kept-checkpoint-{step}.partial"
 
@@ -25,12 +25,9 @@ def run_folder(callback: TrainerCallback, args: TrainingArguments) -> Path:
 
     `Trainer.hyperparameter_search` trains each trial in a folder of its own, and tells its callbacks only that it does.
     """
-    frame = sys._getframe(1)
-    while frame is not None:
-        owner = frame.f_locals.get("self")
+    for owner in callers():
         if isinstance(owner, Trainer) and callback in owner.callback_handler.callbacks:
             return Path(str(owner._get_output_dir(getattr(owner, "_trial", None))))
-        frame = frame.f_back  # type: ignore[assignment]
     return Path(str(args.output_dir))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, TrainingArguments
@@ -210,18 +211,21 @@ def finite_best(best: float | None) -> float | None:
     return None if best is None or math.isinf(best) else best
 
 
+def callers() -> Iterator[Any]:
+    """`self` of each method that is running, the innermost first: the Trainer does not show itself to callbacks."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame.f_locals.get("self")
+        frame = frame.f_back
+
+
 def find_handler(callback: TrainerCallback) -> CallbackHandler | None:
     """The handler that is calling `callback`; the Trainer gives its callbacks everything but each other.
 
     Its other callbacks are needed for what they log to, and for their order. None if something else is calling.
     """
-    frame = sys._getframe(1)
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, CallbackHandler) and any(other is callback for other in owner.callbacks):
-            return owner
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
+    handlers = (owner for owner in callers() if isinstance(owner, CallbackHandler))
+    return next((handler for handler in handlers if callback in handler.callbacks), None)
 
 
 def check_order(handler: CallbackHandler | None, callback: TrainerCallback) -> None:

@@ -109,7 +109,6 @@ class IBCallback(Follows, TrainerCallback):
         self._files = Path()  # the folder of the trajectory
         self._to_keep: list[int] = []  # steps of those of an earlier part of the run that are yet to be copied aside
         self._watched: str | None = None
-        self._handler: Any = None
         self._evaluated: tuple[int, frozenset[str]] | None = None  # of several datasets the first, and when
         self._after: tuple[tuple[int, int], Mapping[str, float | int | None]] | None = (
             None  # numbers of other weights than the last
@@ -125,11 +124,10 @@ class IBCallback(Follows, TrainerCallback):
         # A second training, or a restart with a smaller batch size, comes here again and begins anew.
         self._running, self._over, self._ended = False, False, False
         self._weights, self._evaluated, self._after, self._saved = None, None, None, step
-        self._handler = find_handler(self)
         self._folder, self._to_keep = run_folder(self, args), []
         self._watched = watched_metric(args, run.rules.names, selects=run.rules.selects)
         if self._watched is not None:
-            check_order(self._handler, self)
+            check_order(find_handler(self), self)
             save_without_infinity(state)
         self._saves_best = check_saving(args, run.rules)
         progress = self._progress if self._progress is not None else not args.disable_tqdm
@@ -296,7 +294,7 @@ class IBCallback(Follows, TrainerCallback):
                 "that the best model had been loaded in its place. Put IBCallback after that callback."
             )
         self._choose(args, state)
-        self._running, self._handler, self._ended = False, None, True
+        self._running, self._ended = False, True
         save_as_it_is(state)
         self._run.end(state.global_step)
 
@@ -450,7 +448,7 @@ class IBCallback(Follows, TrainerCallback):
                 finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
                 state.log_history.append({**finite, "epoch": state.epoch, "step": step})
             if metrics and state.is_world_process_zero:
-                report(self._handler, args, state, control, model, metrics)
+                report(find_handler(self), args, state, control, model, metrics)
         self._stop_if_decided(args, state, control, point)
 
     def _stop_if_decided(
