@@ -779,8 +779,10 @@ class Run:
         if self._state.plane is None or points == drawn or not due or not self._holds_directory:
             return None
         with self.survived(f"{self._state.plane} could not be drawn"):
-            from ib_callback.plot import save_information_plane
+            from ib_callback.plot import may_be_replaced, save_information_plane
 
+            if drawn and not may_be_replaced(self._state.plane):
+                raise FileExistsError("another file was put there in mid-run, and is left as it is")
             save_information_plane(self.trajectory, self._state.plane, curve=self.meter.curve())
             self._state.points_drawn = points
             return self._state.plane

@@ -252,6 +252,19 @@ def test_a_picture_of_somebody_else_is_left_as_it_is(
     assert ((tmp_path / PLANE_FILENAME).read_bytes() != content) is drawn
 
 
+def test_a_picture_that_is_put_there_in_mid_run_stays(
+    model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(monkeypatch)
+    followed = make_run(log_plane=True)
+    followed.begin(model, directory=tmp_path)
+    record_all(followed, model, range(2))
+    (tmp_path / PLANE_FILENAME).write_bytes(b"edited by the user")
+    with pytest.warns(RuntimeWarning, match="could not be drawn. FileExistsError: another file was put there"):
+        record_all(followed, model, range(2, 4))
+    assert (tmp_path / PLANE_FILENAME).read_bytes() == b"edited by the user"
+
+
 @pytest.mark.parametrize("content", [b'{"fabric": "infiniband"}', b"no JSON"])
 def test_a_run_file_of_somebody_else_is_moved(content: bytes, model: torch.nn.Module, tmp_path: Path) -> None:
     (tmp_path / RUN_FILENAME).write_bytes(content)
