@@ -49,11 +49,10 @@ def is_resumed(checkpoint: Path, state: TrainerState, key: str) -> bool:
         saved = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
     except (OSError, ValueError):
         return True  # which says nothing
-    history, callbacks = saved["log_history"], cast(dict[str, Any], state.stateful_callbacks or {})
-    now = [state.log_history[: len(history)], callbacks.get(key)]
-    return json.dumps(now) == json.dumps(
-        [history, saved["stateful_callbacks"].get(key)]
-    )  # as text, for NaN equals none
+    then, callbacks = saved.get("log_history", []), cast(dict[str, Any], state.stateful_callbacks or {})
+    now = [state.log_history[: len(then)], callbacks.get(key)]
+    # As text, for NaN equals nothing.
+    return json.dumps(now) == json.dumps([then, (saved.get("stateful_callbacks") or {}).get(key)])
 
 
 def copy_aside(checkpoint: Path, step: int) -> Path:

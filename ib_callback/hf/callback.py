@@ -110,9 +110,8 @@ class IBCallback(Follows, TrainerCallback):
         self._to_keep: list[int] = []  # steps of those of an earlier part of the run that are yet to be copied aside
         self._watched: str | None = None
         self._evaluated: tuple[int, frozenset[str]] | None = None  # of several datasets the first, and when
-        self._after: tuple[tuple[int, int], Mapping[str, float | int | None]] | None = (
-            None  # numbers of other weights than the last
-        )
+        # After the training: the numbers of other weights than the last.
+        self._after: tuple[tuple[int, int], Mapping[str, float | int | None]] | None = None
         self._saves_best = False
         self._limited = False  # whether the Trainer removes checkpoints
 
@@ -132,7 +131,7 @@ class IBCallback(Follows, TrainerCallback):
         self._saves_best = check_saving(args, run.rules)
         progress = self._progress if self._progress is not None else not args.disable_tqdm
         run.meter.progress = progress and state.is_world_process_zero
-        entry, directory = self._entry(state), self._directory(args)
+        entry, directory, saved = self._entry(state), self._directory(args), self._checkpoint(step)
         self._files = Path(directory).absolute()
         if state.is_world_process_zero and isinstance(entry.get("directory"), str):
             bring_along(Path(entry["directory"]), Path(directory))
@@ -146,9 +145,7 @@ class IBCallback(Follows, TrainerCallback):
             max_steps=None if self._watched is not None or run.rules.selects else state.max_steps,
             writes=state.is_world_process_zero,
             training=state,
-            resumed_from=self._checkpoint(step)
-            if is_resumed(self._checkpoint(step), state, self._state_key())
-            else None,
+            resumed_from=saved if is_resumed(saved, state, self._state_key()) else None,
             loaders=kwargs.get("train_dataloader"),
             tokenizer=kwargs.get("processing_class"),
         )

@@ -94,7 +94,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def draw(trajectory: Trajectory, path: Path, *, curve: None) -> None:
         points.append(len(trajectory))
-        path.write_bytes(b"a picture")
+        path.write_bytes(b"Creator\0ib_callback")
 
     monkeypatch.setattr(plot_module, "save_information_plane", draw)
     return points
