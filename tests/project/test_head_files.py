@@ -121,10 +121,11 @@ def test_the_same_curve_is_computed() -> None:
 def test_a_checkpoint_of_the_run_is_measured_as_it_was_during_the_run() -> None:
     model = GPT2LMHeadModel.from_pretrained(HEAD / "hf_run" / "checkpoint-4")
     meter = ib.Meter(PROBES["padded"], feature_probes=[PROBES["labelled"]], num_bins=12, batch_size=3)
-    recorded = ib.Trajectory.load(HEAD / "hf_run")[2]
-    assert recorded.step == 4
+    # As the line has it: what later versions measure besides is not in it.
+    recorded = json.loads((HEAD / "hf_run" / "ib_trajectory.jsonl").read_text().splitlines()[2])
+    assert recorded["step"] == 4
     now = make.plain(meter.measure(model, step=4))
-    assert make.differences(make.plain(recorded), now, **CLOSE) == []
+    assert make.differences(make.without_passing(recorded), now, **CLOSE) == []
 
 
 # --- runs ---
