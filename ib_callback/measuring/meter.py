@@ -28,6 +28,7 @@ from ib_callback.measuring.model.capture import Quantiser
 from ib_callback.measuring.model.forward import Forward, ProbeForward, check_fit, free_memory, is_out_of_memory
 from ib_callback.measuring.model.guard import is_sharded, resharded, untouched
 from ib_callback.measuring.model.parameters import ChangedParametersError, unchanged_parameters
+from ib_callback.measuring.plan.builder import MAX_LABEL_SETS
 from ib_callback.measuring.plan.plan import Batch, Plan
 from ib_callback.measuring.planner import make_plan
 from ib_callback.measuring.readout import read_out
@@ -158,6 +159,12 @@ class Meter:
         # Nulls and ceiling are not defined for uniform weights.
         self.null = bool(null) and weighting == "empirical"
         self.baseline = bool(baseline) and weighting == "empirical"
+        least = (3 if self.baseline else 2) * len(self.orders) + len(self.features)
+        if least > MAX_LABEL_SETS:
+            raise ValueError(
+                f"orders, features: expected at most {MAX_LABEL_SETS} label sets (two per order, one more for the "
+                f"document baseline, one per feature), got at least {least}. Measure fewer, or pass baseline=False."
+            )
         self.batch_size = check_integer("batch_size", batch_size, minimum=1, cure="8 is the default")
         self.memory_budget = (
             None

@@ -171,18 +171,20 @@ class Trajectory(Sequence[Measurement]):
         return Selection(by, mode, select_from, phase_rule or self.phase_rule).best(self)
 
     def correlations(
-        self, scores: Mapping[int, float] | None = None, *, select_from: SelectFrom = 0
+        self, scores: Mapping[int, float] | None = None, *, select_from: SelectFrom | None = None
     ) -> dict[tuple[str, str], Correlation]:
         """Correlations of the metrics with scores, or with each other; see `ib_callback.results.correlation`.
 
         Args:
             scores: by step, such as the loss or the result of a benchmark.
             select_from: which points to use: "compression", "fit", or all from a step on. The collapse dominates
-                what it takes part in; `"fit"` leaves it out.
+                what it takes part in: by default points from the fit on are used, or all where none was recognised.
 
         Returns:
             By pair of names: `(metric, "score")` with scores, else every two of the main metrics and `"step"`.
         """
+        if select_from is None:
+            select_from = 0 if self.phases().fit_start is None else "fit"
         selection = Selection("complexity", None, select_from, self.phase_rule, least_learned=0.0)
         return correlations([c.measurement for c in selection.choose(self).candidates if c.rejected is None], scores)
 

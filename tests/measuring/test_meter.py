@@ -60,6 +60,15 @@ def test_feature_with_the_name_of_an_order():
         ib.Meter(probe)
 
 
+@pytest.mark.parametrize(("orders", "keywords"), [(21, {}), (32, {"baseline": False}), (31, {"features": ["a"]})])
+def test_more_label_sets_than_there_can_be_are_refused_at_once(orders, keywords):
+    probe = make_probe(labels={"a": torch.zeros(10, 16, dtype=torch.int64)})
+    names = ["token", "bigram", "trigram", "quadgram", *(f"{n}-gram" for n in range(5, orders + 1))]
+    settings = {"features": [], "baseline": "features" not in keywords} | keywords
+    with pytest.raises(ValueError, match="expected at most 62 label sets .*Measure fewer"):
+        ib.Meter(probe, orders=names, **settings)
+
+
 def test_settings_hold_what_decides_comparability():
     probe = make_probe()
     settings = ib.Meter(probe, orders=("bigram", "token"), seed=3).settings(llama())

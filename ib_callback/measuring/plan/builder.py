@@ -15,7 +15,7 @@ from ib_callback.measuring.plan.null import LabelCounts, design_subsets
 from ib_callback.measuring.plan.plan import Batch, LateLabels, NullPlan, Plan, Quantity
 from ib_callback.probe.ngrams import LabelSet, Positions, Segments
 
-_MAX_LABEL_SETS = 62
+MAX_LABEL_SETS = 62
 
 
 @dataclass
@@ -51,8 +51,11 @@ class Builder:
         self._segments.append(segments)
         for name in names:
             bit = len(self.label_sets)
-            if bit >= _MAX_LABEL_SETS:
-                raise ValueError(f"expected at most {_MAX_LABEL_SETS} label sets (two per order, one per feature).")
+            if bit >= MAX_LABEL_SETS:
+                raise ValueError(
+                    f"expected at most {MAX_LABEL_SETS} label sets (two per order, one or three more for the document "
+                    "baseline, one or two per feature). Measure fewer, or pass baseline=False."
+                )
             grouped = (segments.stop - segments.start)[(segments.sets >> bit) & 1 == 1]
             alone = int(((segments.alone >> bit) & 1).sum())
             counts = np.concatenate([grouped, np.ones(alone, np.int64)])
