@@ -16,6 +16,7 @@ from loops import Loop
 from tiny_hf import VOCABULARY, pairs, random_ids, same_weights, tiny_model, weights
 
 import ib_callback as ib
+import ib_callback.plot
 from ib_callback.common.errors import ModelError, TrajectoryError
 
 SLOW = ib.PhaseRule(drop=0.2)
@@ -209,6 +210,8 @@ def test_no_way_out_is_needed(wrong: str, loop: Loop, tmp_path: Path, monkeypatc
         elif wrong == "warnings":
             warnings.filterwarnings("error", category=RuntimeWarning)
         elif wrong == "matplotlib":
+            # What imports it anew sets the attribute of the package as well, which is to be put back.
+            monkeypatch.setattr(ib, "plot", ib_callback.plot)
             for name in [name for name in sys.modules if name.startswith(("matplotlib", "ib_callback.plot"))]:
                 monkeypatch.delitem(sys.modules, name)
             monkeypatch.setitem(sys.modules, "matplotlib", types.ModuleType("matplotlib"))
