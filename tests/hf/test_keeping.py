@@ -117,7 +117,7 @@ def test_a_copy_that_fails_leaves_nothing_and_one_that_was_killed_is_removed(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copy2", None)
         patch.setattr(os, "link", None)
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="not callable"):
             copy_aside(original, 20)
     assert set(os.listdir(tmp_path)) == before
     checkpoint(tmp_path / ".kept-checkpoint-20.partial", 20, b"be")
@@ -137,12 +137,12 @@ def test_resumed_again_with_other_settings_nothing_is_copied_twice(
 
     def interrupt(state: Any, control: Any, model: Any) -> None:
         if state.global_step == 25:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("at step 25")
 
     def train(resume: bool, num_bins: int) -> None:
         callback = tiny_callback(every_n_steps=2, orders="token", select="optimality", num_bins=num_bins)
         trainer = tiny_trainer(tmp_path, [callback, Each("on_step_end", interrupt)], **SAVES)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="at step 25"):
             trainer.train(resume_from_checkpoint=resume)
 
     train(False, 12)

@@ -200,13 +200,13 @@ def test_a_copy_that_fails_is_a_move_and_one_that_was_killed_is_removed(
 
     def die(source: Path, destination: Path) -> None:
         Path(destination).write_text("ha")
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("in mid-copy")
 
     watched.watch.keep(tmp_path / "last.ckpt", 10)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copyfile", die)
         patch.setattr("ib_callback.lightning._saving._remove_partial", lambda path: None)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="in mid-copy"):
             watched.save(15, "last.ckpt")
     (tmp_path / ".step=9-last.ckpt.partial").write_text("of the user")
     (tmp_path / ".step=9-last.ckpt.12345678.partial").write_text("of another run")
