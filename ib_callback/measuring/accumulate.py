@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class JackknifeSums:
 class Sums:
     """What a pass over the probe adds up to, for each of L layers. float64, on the CPU, efficiencies.
 
+    Where states are quantised in several variants (capture.py) there are L columns for each of them, side by side.
+
     conditional: [label sets, L] sum over labels of (count or 1) times the entropy of the label's histogram.
     single: [L] sum over valid positions of the entropy of one assignment; 0 if features alone are measured.
     kept: [num_kept, L] entropies of the kept histograms.
@@ -48,9 +51,32 @@ class Sums:
     jackknife: JackknifeSums | None = None
 
     @staticmethod
-    def join(groups: Sequence[Sums]) -> Sums:
-        """Sums of groups of layers side by side."""
-        return _side_by_side(groups)
+    def join(groups: Sequence[Sums], variants: int = 1) -> Sums:
+        """Sums of groups of layers side by side, within each of so many variants of the assignments (capture.py)."""
+        by_variant = [
+            [_each(group, partial(_variant, number, variants)) for group in groups] for number in range(variants)
+        ]
+        return _side_by_side([_side_by_side(parts) for parts in by_variant])
+
+    def of(self, columns: Sequence[int]) -> Sums:
+        """The sums of some columns, as if they were all layers there are."""
+        index = torch.tensor(columns)
+        return _each(self, lambda tensor: tensor.index_select(-1, index))
+
+
+def _variant(number: int, of: int, tensor: Tensor) -> Tensor:
+    return tensor.chunk(of, dim=-1)[number]
+
+
+def _each(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same with all tensors [..., L] changed, in whatever holds them."""
+    if part is None:
+        return None
+    if isinstance(part, Tensor):
+        return change(part)
+    if isinstance(part, list):
+        return [_each(each, change) for each in part]
+    return type(part)(*(_each(getattr(part, f.name), change) for f in fields(part)))
 
 
 def _side_by_side(parts: Sequence[Any]) -> Any:

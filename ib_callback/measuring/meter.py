@@ -22,9 +22,10 @@ from ib_callback.common.version import __version__
 from ib_callback.estimator.functional import check_weighting
 from ib_callback.estimator.quantise import check_seed, check_temperature
 from ib_callback.measuring.accumulate import Accumulator, Sums
+from ib_callback.measuring.companions import COMPANIONS
 from ib_callback.measuring.model import access, bidirectional
 from ib_callback.measuring.model.access import Layer, Layers
-from ib_callback.measuring.model.capture import Quantiser
+from ib_callback.measuring.model.capture import Moments, Quantiser
 from ib_callback.measuring.model.forward import Forward, ProbeForward, check_fit, free_memory, is_out_of_memory
 from ib_callback.measuring.model.guard import is_sharded, resharded, untouched
 from ib_callback.measuring.model.parameters import ChangedParametersError, unchanged_parameters
@@ -35,6 +36,7 @@ from ib_callback.measuring.readout import read_out
 from ib_callback.measuring.settings import (
     FeatureProbes,
     choose_bound,
+    choose_companions,
     choose_features,
     choose_groups,
     choose_layers,
@@ -42,6 +44,7 @@ from ib_callback.measuring.settings import (
     label_names,
     named_features,
 )
+from ib_callback.measuring.views import Views
 from ib_callback.probe.ngrams import parse_orders
 from ib_callback.probe.probe import Probe
 from ib_callback.results.measurement import Measurement
@@ -105,6 +108,16 @@ class Meter:
         baseline: whether to measure the document baseline, what labels from far away in the same document yield, and
             so the local information above it. Sequences of under 48 valid positions are left out of these; where
             over half of the positions would be, there is none, and none with `weighting="uniform"`.
+        draws: sets of reference points. With several, `Measurement.averaged` holds means over all of them, with the
+            spread between them in the standard errors; plain numbers stay those of the first. Accumulation takes as
+            many times as long, and as much memory; the forward pass is the same one.
+        center: whether to measure states with the layer's mean unit state removed as well, `Measurement.centred`: a
+            direction that is common to all states hides much of what they say. The mean is that over all valid
+            positions of this model, so that a pass of its own goes before: twice the price.
+        last_block: with layers="hidden_states", whether to measure the last block before the final norm, too: the views
+            "last_block" and "late_blocks".
+        companions: comparison measures to compute, of "rankme" and "alpha_req" (measuring/companions.py).
+        companion_layers: of which layers: "last", "late" (the last quarter) or "all".
         batch_size: sequences in a forward pass; halved for good when memory runs out.
         memory_budget: bytes for histograms and assignments; layers are measured in as many groups, each with a
             pass of its own, as this asks for. None: all at once.
@@ -136,6 +149,11 @@ class Meter:
         bound: str = "diagonal",
         null: bool = True,
         baseline: bool = True,
+        draws: int = 1,
+        center: bool = False,
+        last_block: bool = False,
+        companions: str | Iterable[str] = (),
+        companion_layers: str = "last",
         batch_size: int = 8,
         memory_budget: int | None = None,
         forward: Forward | None = None,
@@ -165,6 +183,15 @@ class Meter:
                 f"orders, features: expected at most {MAX_LABEL_SETS} label sets (two per order, one more for the "
                 f"document baseline, one per feature), got at least {least}. Measure fewer, or pass baseline=False."
             )
+        self.draws = check_integer("draws", draws, minimum=1, cure="1 is the default")
+        self.center = bool(center)
+        self.last_block = bool(last_block)
+        if last_block and self.layers != "hidden_states":
+            raise ValueError(
+                f'last_block: expected layers="hidden_states", whose last is behind the final norm, got {layers!r}. '
+                "Leave it out."
+            )
+        self.companions, self.companion_layers = choose_companions(companions, companion_layers)
         self.batch_size = check_integer("batch_size", batch_size, minimum=1, cure="8 is the default")
         self.memory_budget = (
             None
@@ -178,7 +205,7 @@ class Meter:
         self.standard_errors = choose_groups(standard_errors, weighting)
         self._plans: dict[int, Plan] = {}
         self._curve: IBCurve | None = None
-        self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
+        self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed, self.draws)
         self._autocast = ""  # known from the first forward pass on
         self._planes = True
         self._refused: tuple[int, str] | None = None  # a model by its id, and why
@@ -194,6 +221,8 @@ class Meter:
         other = copy.copy(self)
         other.probe, other.features = probe, tuple(probe.labels)
         other._planes, other._plans, other._further = False, {}, []
+        other.draws, other.center, other.last_block, other.companions = 1, False, False, ()
+        other._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
         return other
 
     def _further_meters(self) -> list[Meter]:
@@ -211,6 +240,14 @@ class Meter:
     def feature_names(self) -> tuple[str, ...]:
         """Names of all features that are measured, those of `feature_probes` included."""
         return (*self.features, *(name for _, names in self._further for name in names.values()))
+
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        """Names of the views of a measurement (measuring/views.py)."""
+        return tuple(self._views(1).others)
+
+    def _views(self, num_layers: int) -> Views:
+        return Views(num_layers, draws=self.draws, center=self.center, last_block=self.last_block)
 
     def plan(self) -> Plan:
         """The plan for the present batch size, made on first use. Raises ProbeError if no position is valid."""
@@ -254,8 +291,8 @@ class Meter:
         self._refused = None
         layers = self._layers(root)
         plan = self.plan()
-        groups = self._groups(plan, layers)
-        memory = plan.memory(len(groups[0]), self.num_bins)
+        groups = self._groups(plan, self._captured(root, layers))
+        memory = plan.memory(len(groups[0]) * self._views(1).num_variants, self.num_bins)
         free = free_memory(access.device_of(root))
         if free is not None and memory > free:
             warn(
@@ -273,7 +310,7 @@ class Meter:
             num_sequences=len(self.probe),
             num_positions=plan.num_positions,
             memory=memory,
-            passes=len(groups),
+            passes=len(groups) + self.center,
             feature_probes=tuple((meter.probe.name, meter.preflight(model)) for meter in self._further_meters()),
         )
 
@@ -306,8 +343,9 @@ class Meter:
         with self._visit(root):
             if self.forward is None:
                 self._warn_if_bidirectional(self._forward(root), layers)
-            plan, sums = self._sums(root, layers)
-            others = [meter._sums(root, layers) for meter in further]
+            plan, sums, moments = self._sums(root, self._captured(root, layers))
+            others = [meter._sums(root, layers)[:2] for meter in further]
+        dispersion = [part.dispersion(index) for part in moments for index in range(len(part.unit))]
         measurement = read_out(
             plan,
             sums,
@@ -319,6 +357,9 @@ class Meter:
             seconds=time.perf_counter() - started,
             others=[(names, *sums) for (_, names), sums in zip(self._further, others, strict=True)],
             curve=None if curve is None else curve.to_efficiency(self.num_bins),
+            views=self._views(len(layers)),
+            dispersion=dispersion[: len(layers)],
+            companions=self._companions(layers, moments),
         )
         self._tell_of_equal_states(measurement)
         return measurement
@@ -367,7 +408,8 @@ class Meter:
         parts: list[Tensor] = []
 
         def keep(_: Batch, assignments: Tensor) -> None:
-            parts.append(assignments.to("cpu", copy=True))  # the next batch overwrites them
+            # The next batch overwrites them, and of several draws the first is meant.
+            parts.append(assignments[:, : len(layers)].to("cpu", copy=True))
 
         with self._visit(root):
             self._forward(root).over(self._bar(plan.batches), layers, keep)
@@ -398,6 +440,9 @@ class Meter:
             "feature_probes": {name: probe.fingerprint for probe, names in probes[1:] for name in names.values()},
             "label_names": {name: texts for pair in probes for name, texts in label_names(*pair).items()},
         }
+        optional |= {"draws": self.draws} if self.draws > 1 else {}
+        optional |= {"center": self.center, "last_block": self.last_block}
+        optional |= {f"companions/{self.companion_layers}": list(self.companions)} if self.companions else {}
         codewords = {"bound_codewords": self.num_bins} if self.bound == "ib_curve" else {}
         return {
             "probe": self.probe.fingerprint,
@@ -425,6 +470,29 @@ class Meter:
         check_fit(root, self.probe)
         return layers
 
+    def _captured(self, root: nn.Module, layers: list[Layer]) -> list[Layer]:
+        """The layers, and the last block before the final norm where it is wanted."""
+        return [*layers, access.resolve_layers(root, "blocks")[-1]] if self.last_block else layers
+
+    def _companions(self, layers: list[Layer], moments: list[Moments]) -> dict[str, dict[str, float]]:
+        """Comparison measures by name and layer."""
+        found: dict[str, dict[str, float]] = {name: {} for name in self.companions}
+        start = 0
+        for part in moments:
+            for index, second in part.second.items():
+                for name, values in found.items():
+                    value = COMPANIONS[name](part.first[index], second, part.count)
+                    values[layers[start + index].name] = value
+            start += len(part.unit)
+        return found
+
+    def _accompanied(self, num_layers: int) -> list[int]:
+        """Numbers of the layers of which comparison measures are wanted."""
+        if not self.companions:
+            return []
+        views = self._views(num_layers).layers
+        return list(range(num_layers)) if self.companion_layers == "all" else views[self.companion_layers]
+
     def _forward(self, root: nn.Module) -> ProbeForward:
         return ProbeForward(root, self.probe, self._quantiser, self.forward)
 
@@ -432,7 +500,7 @@ class Meter:
         """Layers cut into groups that fit the memory budget."""
         if self.memory_budget is None:
             return [layers]
-        each = plan.memory(1, self.num_bins)
+        each = plan.memory(self._views(1).num_variants, self.num_bins)
         size = self.memory_budget // each
         if size < 1:
             raise ProbeError(
@@ -441,12 +509,21 @@ class Meter:
             )
         return [layers[i : i + size] for i in range(0, len(layers), size)]
 
-    def _sums(self, root: nn.Module, layers: list[Layer]) -> tuple[Plan, Sums]:
-        """The sums of whole passes, and the plan that they follow; with smaller batches if memory runs out."""
+    def _sums(self, root: nn.Module, layers: list[Layer]) -> tuple[Plan, Sums, list[Moments]]:
+        """The sums and moments of whole passes, and the plan that they follow; smaller batches if memory runs out."""
         while True:
             try:
                 plan = self.plan()
-                return plan, Sums.join([self._pass(root, plan, group) for group in self._groups(plan, layers)])
+                centers = self._mean_states(root, plan, layers) if self.center else None
+                accompanied = self._accompanied(len(layers) - self.last_block)
+                parts, start = [], 0
+                for group in self._groups(plan, layers):
+                    stop = start + len(group)
+                    second = [number - start for number in accompanied if start <= number < stop]
+                    parts.append(self._pass(root, plan, group, centers and centers[start:stop], second))
+                    start = stop
+                sums, moments = zip(*parts, strict=True)
+                return plan, Sums.join(sums, self._views(1).num_variants), list(moments)
             except RepresentationError as error:
                 if self._planes:
                     raise
@@ -464,14 +541,23 @@ class Meter:
                 stacklevel=3,
             )
 
-    def _pass(self, root: nn.Module, plan: Plan, layers: list[Layer]) -> Sums:
+    def _mean_states(self, root: nn.Module, plan: Plan, layers: list[Layer]) -> list[Tensor]:
+        """[dim] of each layer, the mean unit state, by a pass of its own."""
+        moments = self._forward(root).moments(self._bar(plan.batches), layers)
+        return [moments.mean(index).float() for index in range(len(layers))]
+
+    def _pass(
+        self, root: nn.Module, plan: Plan, layers: list[Layer], centers: list[Tensor] | None, second: list[int]
+    ) -> tuple[Sums, Moments]:
         """One pass over the probe for some of the layers."""
         forward = self._forward(root)
+        columns = len(layers) * self._views(1).num_variants
         device = access.device_of(root)
-        accumulator = Accumulator(plan, len(layers), self.num_bins, weighting=self.weighting, device=device)
-        forward.over(self._bar(plan.batches), layers, accumulator.add)
+        accumulator = Accumulator(plan, columns, self.num_bins, weighting=self.weighting, device=device)
+        moments = Moments(len(layers), second)
+        forward.over(self._bar(plan.batches), layers, accumulator.add, centers=centers, moments=moments)
         self._autocast = forward.autocast
-        return accumulator.sums()
+        return accumulator.sums(), moments
 
     def _warn_if_bidirectional(self, forward: ProbeForward, layers: list[Layer]) -> None:
         """Once for each kind of model."""

@@ -16,6 +16,7 @@ from ib_callback.measuring.accumulate import JackknifeSums, Sums
 from ib_callback.measuring.plan.batches import PIECE
 from ib_callback.measuring.plan.null import SubsetCurve
 from ib_callback.measuring.plan.plan import NullPlan, Plan
+from ib_callback.measuring.views import Views
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.points import FeaturePoint, PlanePoint
 from ib_callback.results.uncertainty import Array, jackknife_error, with_errors
@@ -39,13 +40,18 @@ def read_out(
     seconds: float,
     others: Iterable[tuple[Mapping[str, str], Plan, Sums]] = (),
     curve: IBCurve | None = None,
+    views: Views | None = None,
+    dispersion: Sequence[float] = (),
+    companions: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Measurement:
     """The measurement that the sums of a whole pass amount to.
 
     `others` are passes over further probes, of which the features are measured: the name that the measurement gives
-    to each label, plan and sums. `curve`, if it is the bound, is in efficiencies.
+    to each label, plan and sums. `curve`, if it is the bound, is in efficiencies. `views` says what the columns of the
+    sums are; None: one for each layer. `dispersion` [L] and `companions` are taken as they are.
     """
-    readings = Readings(plan, sums, weighting)
+    views = views or Views(len(layers))
+    readings = Readings(plan, sums.of(range(views.num_layers)), weighting)
     found = Found(primary)
     found.add(readings)
     for public, other_plan, other_sums in others:
@@ -55,10 +61,24 @@ def read_out(
     bounds = dict.fromkeys(found.drafts) | {primary: None if curve is None else curve.bound}
     is_empirical = weighting == "empirical"
     ceiling = readings.ceiling if is_empirical else None
-    orders = {
-        name: draft.point(bounds[name], ceiling=ceiling, is_diagonal=curve is None)
-        for name, draft in found.drafts.items()
-    }
+
+    def points(drafts: Mapping[str, Draft], ceiling: float | None) -> dict[str, PlanePoint]:
+        return {
+            name: draft.point(bounds[name], ceiling=ceiling, is_diagonal=curve is None)
+            for name, draft in drafts.items()
+        }
+
+    def view(columns: Sequence[Sequence[int]]) -> dict[str, PlanePoint]:
+        of_draw = [Readings(plan, sums.of(each), weighting) for each in columns]
+        drafts = []
+        for each in of_draw:
+            part = Found(primary)
+            part.add(each, features=False)
+            drafts.append(part.drafts)
+        ceiling = fmean(each.ceiling for each in of_draw) if is_empirical else None
+        return points({name: Draft.averaged([part[name] for part in drafts]) for name in drafts[0]}, ceiling)
+
+    orders = points(found.drafts, ceiling)
     return Measurement(
         step=step,
         entropy=float(readings.entropy.mean()),
@@ -71,6 +91,10 @@ def read_out(
         num_positions=plan.num_positions,
         seconds=seconds,
         settings=settings,
+        views={name: view(columns) for name, columns in views.others.items()} if orders else {},
+        dispersion=fmean(dispersion) if dispersion else None,
+        dispersion_by_layer=tuple(dispersion),
+        companions={name: dict(values) for name, values in (companions or {}).items()},
     )
 
 
@@ -83,6 +107,7 @@ class Draft:
     num_positions_local: behind the document baseline.
     noise: an upper estimate of the standard deviation of a local complexity of labels that say nothing.
     replicates: [2 G - 1] values of all of them without each omission, where standard errors are planned.
+    draws: [D] values of all of them without each of several draws of reference points.
     baseline_errors: standard errors of linear combinations of some of the baselines, from their weights. Baselines of
         different entries are estimated independently.
     """
@@ -92,7 +117,36 @@ class Draft:
     num_positions_local: int | None = None
     noise: float | None = None
     replicates: dict[str, Array] = field(default_factory=dict)
+    draws: dict[str, Array] = field(default_factory=dict)
     baseline_errors: list[Callable[[Mapping[str, float]], float]] = field(default_factory=list)
+
+    @classmethod
+    def averaged(cls, drafts: Sequence[Draft]) -> Draft:
+        """The mean over draws of reference points."""
+        first, number = drafts[0], len(drafts)
+        if number == 1:
+            return first
+        values = {name: np.array([fmean(draft.layers[name]) for draft in drafts]) for name in first.layers}
+        # A null has a value of its own; its error, of the same random subsets in all draws, does not average out.
+        values |= {name: np.array([draft.measured[name] for draft in drafts]) for name in first.measured}
+        noises = [draft.noise for draft in drafts if draft.noise is not None]
+        return cls(
+            layers={name: np.mean([draft.layers[name] for draft in drafts], axis=0).tolist() for name in first.layers},
+            measured={name: float(values[name].mean()) for name in first.measured},
+            num_positions_local=first.num_positions_local,
+            noise=fmean(noises) if noises else None,
+            replicates={
+                name: np.mean([draft.replicates[name] for draft in drafts], axis=0) for name in first.replicates
+            },
+            draws={
+                name: (value.sum() - value) / (number - 1) for name, value in values.items() if not name.endswith("_se")
+            },
+            baseline_errors=[lambda weights: fmean(draft.baseline_error(weights) for draft in drafts)],
+        )
+
+    def baseline_error(self, weights: Mapping[str, float]) -> float:
+        """Standard error of a linear combination of baselines."""
+        return math.hypot(*(error(weights) for error in self.baseline_errors))
 
     def point(
         self, curve: Callable[[float], float] | None = None, *, ceiling: float | None = None, is_diagonal: bool = True
@@ -104,14 +158,11 @@ class Draft:
         )
         if not is_diagonal:
             point = point.against(curve)
+        draws: dict[str, Any] = {f"{name}_draws": tuple(values.tolist()) for name, values in self.draws.items()}
         if not self.replicates:
-            return point
+            return replace(point, **draws) if draws else point
         replicates: dict[str, Any] = {f"{name}_jackknife": tuple(values) for name, values in self.replicates.items()}
-        return with_errors(
-            replace(point, **replicates),
-            lambda weights: math.hypot(*(error(weights) for error in self.baseline_errors)),
-            curve,
-        )
+        return with_errors(replace(point, **replicates, **draws), self.baseline_error, curve)
 
 
 @dataclass
@@ -136,10 +187,11 @@ class Found:
             found["complexity_null_se"] = draft.measured["complexity_null_se"]
         return found
 
-    def add(self, readings: Readings) -> None:
-        """Read all quantities of the plan."""
+    def add(self, readings: Readings, *, features: bool = True) -> None:
+        """Read all quantities of the plan, or those of orders alone."""
         for quantity in readings.plan.quantities:
-            quantity.read(readings, self)
+            if features or quantity.of_orders:
+                quantity.read(readings, self)
 
 
 class Readings:

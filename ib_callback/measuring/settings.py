@@ -7,6 +7,7 @@ from typing import Any
 
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ModelError, ProbeError
+from ib_callback.measuring.companions import COMPANION_LAYERS, COMPANIONS
 from ib_callback.measuring.model.access import Layers
 from ib_callback.measuring.plan.jackknife import MAX_GROUPS
 from ib_callback.probe.probe import Probe
@@ -59,6 +60,16 @@ def choose_bound(bound: str, weighting: str) -> str:
             'weighting="empirical", or bound="diagonal".'
         )
     return bound
+
+
+def choose_companions(companions: str | Iterable[str], layers: str) -> tuple[tuple[str, ...], str]:
+    """Names of comparison measures, and of which layers they are wanted."""
+    names = (companions,) if isinstance(companions, str) else tuple(companions)
+    if unknown := [name for name in names if name not in COMPANIONS]:
+        raise ValueError(f"companions: expected some of {', '.join(map(repr, COMPANIONS))}, got {unknown[0]!r}.")
+    if layers not in COMPANION_LAYERS:
+        raise ValueError(f"companion_layers: expected one of {', '.join(map(repr, COMPANION_LAYERS))}, got {layers!r}.")
+    return tuple(dict.fromkeys(names)), layers
 
 
 def choose_groups(standard_errors: Any, weighting: str) -> int:

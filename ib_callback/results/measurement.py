@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import warnings
@@ -19,6 +20,7 @@ from ib_callback.results.metrics import (
     TRAINING,
     WHOLE,
     plane_scalars,
+    view_scalars,
 )
 from ib_callback.results.points import FeaturePoint, PlanePoint
 
@@ -42,6 +44,12 @@ class Measurement:
         layers: names of the measured layers, L of them.
         entropy_by_layer: H(Z) of each layer, [L].
         ceiling_by_layer: the ceiling of each layer, [L]; empty with `weighting="uniform"` and of earlier versions.
+        views: a `PlanePoint` by name of the order, by name of the view: "late" and "last", the last quarter of the
+            layers and the last one; "averaged", over draws of reference points, and "centred", with mean states
+            removed, where asked for, and their "averaged/late" and so on. `m["late/token"]` is a point.
+        dispersion: mean cosine distance of states at two different positions, mean over layers, in [0, 2].
+        dispersion_by_layer: of each layer, [L].
+        companions: measures for comparison, where asked for: by name, and by layer.
         num_positions: valid positions T of the probe.
         seconds: wall-clock time of this measurement.
         settings: all that decides whether two measurements can be compared, as JSON values, `"primary"` too.
@@ -70,6 +78,10 @@ class Measurement:
     train_loss: float | None = None
     scheduled: bool = True
     ceiling_by_layer: tuple[float, ...] = ()
+    views: dict[str, dict[str, PlanePoint]] = field(default_factory=dict, hash=False)
+    dispersion: float | None = None
+    dispersion_by_layer: tuple[float, ...] = ()
+    companions: dict[str, dict[str, float]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         # Lists for tuples, so that settings equal what a file gives back.
@@ -87,6 +99,7 @@ class Measurement:
             )
         lengths = {"entropy_by_layer": len(self.entropy_by_layer)}
         lengths |= {"ceiling_by_layer": len(self.ceiling_by_layer)} if self.ceiling_by_layer else {}
+        lengths |= {"dispersion_by_layer": len(self.dispersion_by_layer)} if self.dispersion_by_layer else {}
         lengths |= {f"orders.{name}": len(p.complexity_by_layer) for name, p in self.orders.items()}
         lengths |= {f"features.{name}": len(p.information_by_layer) for name, p in self.features.items()}
         wrong = [f"{name} has {length}" for name, length in lengths.items() if length != len(self.layers)]
@@ -138,20 +151,44 @@ class Measurement:
         """Bound(complexity) minus expressivity of the primary order."""
         return self._of_primary("distance_to_bound")
 
+    @property
+    def late(self) -> dict[str, PlanePoint]:
+        """The points of the last quarter of the layers, by order."""
+        return self.views.get("late", {})
+
+    @property
+    def last(self) -> dict[str, PlanePoint]:
+        """The points of the last layer, by order."""
+        return self.views.get("last", {})
+
+    @property
+    def averaged(self) -> dict[str, PlanePoint]:
+        """The points averaged over all draws of reference points, by order; with one draw, the plain ones."""
+        return self.views.get("averaged", self.orders)
+
+    @property
+    def centred(self) -> dict[str, PlanePoint]:
+        """The points with mean unit states removed, by order; empty unless `Meter(center=True)`."""
+        return self.views.get("centred", {})
+
     def _of_primary(self, name: str) -> float | None:
         return getattr(self.orders[self.primary], name) if self.primary in self.orders else None
 
     def __getitem__(self, order: str) -> PlanePoint:
-        if order in self.orders:
-            return self.orders[order]
+        view, _, name = order.rpartition("/")
+        points = self.views.get(view, {}) if view else self.orders
+        if name in points:
+            return points[name]
         if self.error is not None:
             raise KeyError(f"no order {order!r}: this point was not measured ({self.error})")
         if order in self.features:
             raise KeyError(f"{order!r} is a feature, not an order: use .features[{order!r}]")
-        raise KeyError(f"order {order!r} was not measured; measured: {', '.join(self.orders) or 'none'}")
+        views = f", and of each view: {', '.join(self.views)}" if self.views else ""
+        raise KeyError(f"order {order!r} was not measured; measured: {', '.join(self.orders) or 'none'}{views}")
 
     def __contains__(self, order: object) -> bool:
-        return order in self.orders
+        view, _, name = str(order).rpartition("/")
+        return name in (self.views.get(view, {}) if view else self.orders)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.orders)
@@ -168,8 +205,19 @@ class Measurement:
         for order, point in self.orders.items():
             names = plane_scalars(order, primary=self.primary, bound=bound)
             named |= _numbers_of(point, f"{order}/", names, PLANE_ERRORS)
+        for view, points in self.views.items():
+            if self.primary in points:
+                named |= {f"{view}/{name}": getattr(points[self.primary], name) for name in PRIMARY_SCALARS}
+        for view, points in self.views.items():
+            for order, point in points.items():
+                names = view_scalars(order, primary=self.primary, bound=bound)
+                named |= _numbers_of(point, f"{view}/{order}/", names, [f"{name}_se" for name in names])
+                for name in names if point.complexity_draws else ():
+                    named[f"{view}/{order}/{name}_spread"] = point.spread(name)
         for feature, value in self.features.items():
             named |= _numbers_of(value, f"{feature}/", FEATURE_SCALARS, FEATURE_ERRORS)
+        for name, values in self.companions.items():
+            named[name] = math.fsum(values.values()) / len(values)
         named |= {name: getattr(self, name) for name in BOOKKEEPING}
         told = {quantity.name: getattr(self, quantity.name) for quantity in TRAINING}
         return named | {name: value for name, value in told.items() if value is not None}
@@ -189,6 +237,8 @@ class Measurement:
             del rest["train_loss"]  # most runs do not have it
         if self.scheduled:
             del rest["scheduled"]
+        if not self.companions:
+            del rest["companions"]
         first = {name: rest.pop(name) for name in ("step", "entropy")}
         return {**first, **{name: getattr(self, name) for name in PRIMARY_SCALARS}, **rest}
 
@@ -318,7 +368,7 @@ def _read(cls: type[_Point], data: Any, where: str) -> _Point:
     """What a file says of an object, each field checked by its annotation."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{where} must be an object, got {data!r}")
-    required = [f.name for f in fields(cls) if f.default is MISSING]
+    required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
     if missing := [name for name in required if name not in data]:
         raise ValueError(
             f"{where} lacks the required key{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
@@ -342,6 +392,8 @@ _EXPECTED = {
     "tuple[str, ...]": "a list of names",
     "dict[str, Any]": "an object",
     "dict[str, PlanePoint]": "an object with one entry per name",
+    "dict[str, dict[str, PlanePoint]]": "an object with one entry per name, of one entry per name each",
+    "dict[str, dict[str, float]]": "an object with one entry per name, of a number per name each",
     "dict[str, FeaturePoint]": "an object with one entry per name",
 }
 
@@ -364,6 +416,11 @@ def _value(value: Any, annotation: str, name: str) -> Any:
         return tuple(value)
     if kind == "dict[str, PlanePoint]" and isinstance(value, Mapping):
         return {key: _read(PlanePoint, point, f"{name}.{key}") for key, point in value.items()}
+    if kind in ("dict[str, dict[str, PlanePoint]]", "dict[str, dict[str, float]]") and isinstance(value, Mapping):
+        inner = kind.removeprefix("dict[str, ").removesuffix("]")
+        return {key: _value(each, inner, f"{name}.{key}") for key, each in value.items()}
+    if kind == "dict[str, float]" and isinstance(value, Mapping):
+        return {key: _value(each, "float", f"{name}.{key}") for key, each in value.items()}
     if kind == "dict[str, FeaturePoint]" and isinstance(value, Mapping):
         return {key: _read(FeaturePoint, point, f"{name}.{key}") for key, point in value.items()}
     if kind == "dict[str, Any]" and isinstance(value, Mapping):

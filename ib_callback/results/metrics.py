@@ -112,6 +112,7 @@ class Quantity:
             "curve" if it is defined for an IB curve alone, not for the diagonal. Logged where defined.
         primary: whether a measurement shows it as its own, of its primary order, and pictures over steps have it.
         tabled: whether the table of a trajectory has it.
+        viewed: whether it is logged of views, too: of the last layers, of averaged and of centred states.
         beside: another quantity, drawn thinner beside it.
         label: on the axis of a picture over steps.
     """
@@ -126,6 +127,7 @@ class Quantity:
     bound: Literal["any", "curve"] | None = None
     primary: bool = False
     tabled: bool = False
+    viewed: bool = False
     beside: str = ""
     label: str = ""
 
@@ -135,24 +137,24 @@ class Quantity:
 PLANE = (
     Quantity(
         "complexity", "I(X;Z): what representations tell about the preceding tokens; mean over layers.",
-        kind="layers", direction="min", has_error=True, primary=True, tabled=True,
+        kind="layers", direction="min", has_error=True, primary=True, tabled=True, viewed=True,
         beside="complexity_null", label="complexity I(X;Z)",
     ),
     Quantity(
         "expressivity", "I(Y;Z): what they tell about the following tokens; mean over layers.",
-        kind="layers", direction="max", has_error=True, primary=True, tabled=True,
+        kind="layers", direction="max", has_error=True, primary=True, tabled=True, viewed=True,
         beside="expressivity_null", label="expressivity I(Y;Z)",
     ),
     Quantity(
         "optimality", "Expressivity / complexity: 1 on the diagonal.",
         formula=_ratio("expressivity", "complexity"),
-        direction="max", has_error=True, primary=True, tabled=True,
+        direction="max", has_error=True, primary=True, tabled=True, viewed=True,
         beside="optimality_above_null", label="optimality\n(expressivity / complexity)",
     ),
     Quantity(
         "distance_to_bound", "The bound at this complexity minus expressivity; the diagonal is the complexity itself.",
         formula=_difference(BOUND, "expressivity"), bound="any",
-        direction="min", has_error=True, primary=True, tabled=True,
+        direction="min", has_error=True, primary=True, tabled=True, viewed=True,
         label="distance to the bound\n({bound} − expressivity)",
     ),
     Quantity(
@@ -173,17 +175,18 @@ PLANE = (
     ),
     Quantity(
         "complexity_above_null", "Complexity minus its null, a lower baseline.",
-        formula=_difference("complexity", "complexity_null"), direction="min", has_error=True, tabled=True,
+        formula=_difference("complexity", "complexity_null"), direction="min", has_error=True, tabled=True, viewed=True,
     ),
     Quantity(
         "expressivity_above_null", "Expressivity minus its null, a lower baseline.",
-        formula=_difference("expressivity", "expressivity_null"), direction="max", has_error=True, tabled=True,
+        formula=_difference("expressivity", "expressivity_null"),
+        direction="max", has_error=True, tabled=True, viewed=True,
     ),
     Quantity(
         "optimality_above_null",
         "The ratio of both above null; undefined within 3 standard errors of the complexity's null.",
         formula=_ratio("expressivity_above_null", "complexity_above_null", resolved_by="complexity_null_se"),
-        direction="max", has_error=True, tabled=True,
+        direction="max", has_error=True, tabled=True, viewed=True,
     ),
     Quantity(
         "distance_above_null", "Complexity minus expressivity, both above null: to the diagonal, whatever the bound.",
@@ -199,24 +202,24 @@ PLANE = (
     ),
     Quantity(
         "complexity_local", "Complexity above the document baseline, over the same positions: of the local context.",
-        kind="layers", has_error=True, direction="min",
+        kind="layers", has_error=True, direction="min", viewed=True,
     ),
     Quantity(
         "expressivity_local", "Expressivity above the document baseline, over the same positions.",
-        kind="layers", has_error=True, direction="max",
+        kind="layers", has_error=True, direction="max", viewed=True,
     ),
     Quantity(
         "optimality_local",
         "The ratio of both local ones; undefined if the complexity is within 3 standard errors of nothing.",
         formula=_ratio("expressivity_local", "complexity_local", resolved_by="complexity_local_se", else_by=NOISE),
-        has_error=True, direction="max",
+        has_error=True, direction="max", viewed=True,
     ),
     Quantity(
         "distance_local", "1 - local optimality: the distance to the diagonal as a share of the local complexity.",
         formula=Formula(
             inputs=("optimality_local",), value=lambda ratio: 1.0 - ratio, gradient=lambda ratio: (-1.0,)
         ),
-        has_error=True, direction="min",
+        has_error=True, direction="min", viewed=True,
     ),
     Quantity(
         "score_local", "Local expressivity squared / local complexity; undefined where their ratio is.",
@@ -225,7 +228,7 @@ PLANE = (
             value=operator.mul,
             gradient=lambda e, ratio: (ratio, e),
         ),
-        has_error=True, direction="max",
+        has_error=True, direction="max", viewed=True,
     ),
     Quantity(
         "complexity_scaled", "(Complexity - baseline) / (1 - baseline / ceiling).",
@@ -279,6 +282,10 @@ FEATURE = (
 WHOLE = (
     Quantity("entropy", "H(Z), mean over layers, in [0, 1].", kind="layers"),
     Quantity("ceiling", "The most that any labelling could reach, mean over layers.", kind="layers"),
+    Quantity(
+        "dispersion", "Mean cosine distance, 1 - cosine, of states at two different positions; mean over layers.",
+        kind="layers",
+    ),
 )
 # Of the training, logged where it was told.
 TRAINING = (
@@ -295,6 +302,10 @@ PLANE_BY_NAME = {quantity.name: quantity for quantity in PLANE}
 # The numbers of its primary order that a measurement shows as its own.
 PRIMARY_SCALARS = tuple(quantity.name for quantity in PLANE if quantity.primary)
 PLANE_SCALARS = tuple(PLANE_BY_NAME)
+# Those of views.
+VIEW_SCALARS = tuple(quantity.name for quantity in PLANE if quantity.viewed)
+# Views that every measurement has: the last quarter of the layers, and the last layer.
+VIEWS = ("late", "last")
 FEATURE_SCALARS = tuple(quantity.name for quantity in FEATURE)
 # Standard errors, which are logged where they were asked for.
 PLANE_ERRORS, FEATURE_ERRORS = (
@@ -325,8 +336,18 @@ def plane_scalars(order: str, *, primary: str | None, bound: str) -> tuple[str, 
     return tuple(quantity.name for quantity in PLANE if quantity.bound not in undefined)
 
 
+def view_scalars(order: str, *, primary: str | None, bound: str) -> tuple[str, ...]:
+    """Those of `VIEW_SCALARS` that are defined for an order with such a bound."""
+    return tuple(name for name in plane_scalars(order, primary=primary, bound=bound) if name in VIEW_SCALARS)
+
+
 def metric_names(
-    orders: Iterable[str], features: Iterable[str] = (), *, primary: str | None = None, bound: str = "diagonal"
+    orders: Iterable[str],
+    features: Iterable[str] = (),
+    *,
+    primary: str | None = None,
+    bound: str = "diagonal",
+    views: Iterable[str] = VIEWS,
 ) -> list[str]:
     """Every metric of measurements with these orders and features, before one is made.
 
@@ -335,15 +356,21 @@ def metric_names(
         features: likewise.
         primary: the primary order; the IB curve is the bound of that one alone.
         bound: as for `Meter`.
+        views: names of the views (measuring/views.py).
 
     >>> names = metric_names(["token"], ["preference"])
     >>> names[:4], names[-2:]
     (['complexity', 'expressivity', 'optimality', 'distance_to_bound'],
      ['preference/ratio', 'preference/ratio_above_null'])
     """
+    orders = list(orders)
+    views = list(views) if orders else []
+    scalars = {order: view_scalars(order, primary=primary, bound=bound) for order in orders}
     return [
         *PRIMARY_SCALARS, *(quantity.name for quantity in WHOLE),
         *(f"{order}/{name}" for order in orders for name in plane_scalars(order, primary=primary, bound=bound)),
+        *(f"{view}/{name}" for view in views for name in PRIMARY_SCALARS),
+        *(f"{view}/{order}/{name}" for view in views for order in orders for name in scalars[order]),
         *(f"{feature}/{name}" for feature in features for name in FEATURE_SCALARS),
     ]  # fmt: skip
 

@@ -6,9 +6,25 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-from ib_callback.results.metrics import BOUND, CEILING, FEATURE, FEATURE_ERRORS, NOISE, PLANE, Quantity, derived
+import numpy as np
+import numpy.typing as npt
+
+from ib_callback.results.metrics import (
+    BOUND,
+    CEILING,
+    FEATURE,
+    FEATURE_ERRORS,
+    NEGLIGIBLE,
+    NOISE,
+    PLANE,
+    PLANE_BY_NAME,
+    Quantity,
+    derived,
+)
+
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +43,8 @@ class PlanePoint:
 
     With `Meter(standard_errors=...)`, `*_se` are standard errors of the expected value at this probe size, and
     `*_jackknife` hold the [2 G - 1] values without each of G groups of sequences and without each two neighbouring
-    groups (uncertainty.py), so that two points can be compared group by group (`ib.difference`).
+    groups (uncertainty.py), so that two points can be compared group by group (`ib.difference`). Likewise, of a point
+    that is the mean over D draws of reference points, `*_draws` hold the [D] values without each of them.
     """
 
     complexity: float | None
@@ -88,9 +105,17 @@ class PlanePoint:
     expressivity_baseline_jackknife: tuple[float, ...] = ()
     complexity_local_jackknife: tuple[float, ...] = ()
     expressivity_local_jackknife: tuple[float, ...] = ()
+    complexity_draws: tuple[float, ...] = ()
+    expressivity_draws: tuple[float, ...] = ()
+    complexity_null_draws: tuple[float, ...] = ()
+    expressivity_null_draws: tuple[float, ...] = ()
+    complexity_baseline_draws: tuple[float, ...] = ()
+    expressivity_baseline_draws: tuple[float, ...] = ()
+    complexity_local_draws: tuple[float, ...] = ()
+    expressivity_local_draws: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for ending, each in (("_by_layer", "layer"), ("_jackknife", "omission")):
+        for ending, each in (("_by_layer", "layer"), ("_jackknife", "omission"), ("_draws", "draw")):
             lengths = [len(value) for name, value in vars(self).items() if name.endswith(ending) and value]
             if len({*lengths}) > 1:
                 raise ValueError(f"the *{ending} must have one value for each {each}, got {lengths} values")
@@ -154,6 +179,66 @@ class PlanePoint:
         values = {**vars(self), BOUND: highest}
         changed: dict[str, Any] = {q.name: q.formula(values) for q in PLANE if q.bound and q.formula is not None}
         return replace(self, **changed)
+
+    def spread(self, metric: str) -> float | None:
+        """Standard deviation of a number between draws of reference points; None where there was one, or no number.
+
+        Args:
+            metric: a quantity that has errors.
+        """
+        draws = replicates_of(self, metric, of="draws")
+        return None if draws is None else math.sqrt(len(draws)) * draws_error(draws)
+
+
+def replicates_of(
+    point: PlanePoint,
+    metric: str,
+    bound: Callable[[float], float] | None = None,
+    of: Literal["jackknife", "draws"] = "jackknife",
+) -> Array | None:
+    """Values of a number of `point` without each omission [2 G - 1], or each draw [D]; None where they are not known.
+
+    Args:
+        point: measured with errors, or over several draws.
+        metric: a quantity of the table (metrics.py) that has errors.
+        bound: the highest expressivity at a complexity; None: that of the point if it is the diagonal, else unknown.
+        of: what is left out: groups of sequences, or draws of reference points.
+
+    Raises:
+        ValueError: there are no replicates of such a number.
+    """
+    known = [quantity.name for quantity in PLANE if quantity.has_error]
+    if metric not in known:
+        raise ValueError(f"metric: expected one of {', '.join(known)}, got {metric!r}")
+    complexities = getattr(point, f"complexity_{of}")
+    if not complexities or getattr(point, metric) is None:
+        return None
+    # A ratio to the bound is that to a curve.
+    if PLANE_BY_NAME[metric].bound and bound is None and point.bound_ratio is not None:
+        return None
+
+    def replicates(name: str) -> Array | None:
+        if name == BOUND:
+            return np.array(
+                complexities if bound is None else [float(bound(complexity)) for complexity in complexities]
+            )
+        formula = PLANE_BY_NAME[name].formula
+        if formula is None:
+            values = getattr(point, f"{name}_{of}")
+            return np.array(values) if values else None
+        inputs = {name: values for name in formula.inputs if (values := replicates(name)) is not None}
+        if len(inputs) < len(formula.inputs):
+            return None
+        if formula.divisor is not None and (np.abs(inputs[formula.divisor]) < NEGLIGIBLE).any():
+            return None
+        return formula.value(*inputs.values())
+
+    return replicates(metric)
+
+
+def draws_error(without: Array) -> float:
+    """Standard error that the choice of reference points gives a mean over [D] draws, from its values without each."""
+    return math.sqrt((len(without) - 1) * float(np.var(without)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,14 +25,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import stdtrit
 
 from ib_callback.results.measurement import Measurement, same_layers, settings_differences
-from ib_callback.results.metrics import BOUND, NEGLIGIBLE, PLANE, PLANE_BY_NAME
-from ib_callback.results.points import PlanePoint
+from ib_callback.results.metrics import PLANE, PLANE_BY_NAME
+from ib_callback.results.points import Array, PlanePoint, draws_error, replicates_of
 
-Array = npt.NDArray[np.float64]
 # Groups where the user does not say how many: t is then 2.13 for 95 %, and half the groups would make it 2.36.
 NUM_GROUPS = 16
 
@@ -64,43 +62,6 @@ def num_groups(omitted: Sequence[float] | Array) -> int:
     return (len(omitted) + 1) // 2
 
 
-def replicates_of(point: PlanePoint, metric: str, bound: Callable[[float], float] | None = None) -> Array | None:
-    """[2 G - 1] values of a number of `point` without each omission; None where they are not known.
-
-    Args:
-        point: measured with errors.
-        metric: a quantity of the table (metrics.py) that has errors.
-        bound: the highest expressivity at a complexity; None: that of the point if it is the diagonal, else unknown.
-
-    Raises:
-        ValueError: there are no replicates of such a number.
-    """
-    known = [quantity.name for quantity in PLANE if quantity.has_error]
-    if metric not in known:
-        raise ValueError(f"metric: expected one of {', '.join(known)}, got {metric!r}")
-    if not point.complexity_jackknife or getattr(point, metric) is None:
-        return None
-    # A ratio to the bound is that to a curve.
-    if PLANE_BY_NAME[metric].bound and bound is None and point.bound_ratio is not None:
-        return None
-
-    def replicates(name: str) -> Array | None:
-        if name == BOUND:
-            highest = point.complexity_jackknife
-            return np.array(highest if bound is None else [float(bound(complexity)) for complexity in highest])
-        formula = PLANE_BY_NAME[name].formula
-        if formula is None:
-            return np.array(getattr(point, f"{name}_jackknife")) if getattr(point, f"{name}_jackknife") else None
-        inputs = {name: values for name in formula.inputs if (values := replicates(name)) is not None}
-        if len(inputs) < len(formula.inputs):
-            return None
-        if formula.divisor is not None and (np.abs(inputs[formula.divisor]) < NEGLIGIBLE).any():
-            return None
-        return formula.value(*inputs.values())
-
-    return replicates(metric)
-
-
 def baseline_gradient(point: PlanePoint, metric: str) -> dict[str, float]:
     """How much a number of `point` changes with each baseline that it depends on, by the name of the baseline.
 
@@ -127,6 +88,8 @@ def with_errors(
 ) -> PlanePoint:
     """The point with the standard errors of its numbers, from its replicates.
 
+    That of the choice of reference points, of which each draw is one, adds likewise where there are several.
+
     Args:
         point: with replicates.
         baseline_error: standard error of a linear combination of baselines, its weights by name. Baselines are
@@ -146,6 +109,8 @@ def with_errors(
             error = None if values is None else jackknife_error(getattr(point, metric), values)
             if error is not None and (gradient := baseline_gradient(point, metric)):
                 error = math.hypot(error, baseline_error(gradient))
+            if error is not None and (draws := replicates_of(point, metric, bound, "draws")) is not None:
+                error = math.hypot(error, draws_error(draws))
             known[f"{metric}_se"] = error
             point = replace(point, **known)
     return point
@@ -201,7 +166,7 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
         b: likewise; its value is taken from that of `a`.
         metric: complexity, expressivity, optimality, distance_to_bound, or one of these above the null
             (`complexity_above_null`, …, `distance_above_null`); `"bigram/optimality"` names the order too.
-        order: n-gram order, by default the primary one of `a`.
+        order: n-gram order, by default the primary one of `a`; of a view, `"centred/late/token"`.
 
     Raises:
         ValueError: no such number, no errors, or the two were measured by different definitions.
@@ -241,6 +206,12 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
         parts = [v**2 / (num_groups(each[1]) - 1) for v, each in zip(variances, (first, second), strict=True)]
         # Welch and Satterthwaite.
         freedom = sum(variances) ** 2 / sum(parts) if error > 0 else float(num_groups(first[1]) - 1)
+    of_first, of_second = (replicates_of(point, metric, of="draws") for point in points)
+    if of_first is not None and of_second is not None:
+        # The same reference points for both, where as many: `seed` is among the definitions.
+        alike = len(of_first) == len(of_second)
+        more = [draws_error(of_first - of_second)] if alike else [draws_error(of_first), draws_error(of_second)]
+        error = math.hypot(error, *more)
     # The error of the baselines themselves, taken as independent: an upper estimate where the probe is the same.
     parts = [_baseline_part(point, metric, *each) for point, each in zip(points, (first, second), strict=True)]
     error = math.hypot(error, *parts)
@@ -275,7 +246,9 @@ def _baseline_part(point: PlanePoint, metric: str, value: float, omitted: Array)
     whole = getattr(point, f"{metric}_se")
     if whole is None or not baseline_gradient(point, metric):
         return 0.0
-    return math.sqrt(max(whole**2 - jackknife_error(value, omitted) ** 2, 0.0))
+    draws = replicates_of(point, metric, of="draws")
+    of_draws = 0.0 if draws is None else draws_error(draws)
+    return math.sqrt(max(whole**2 - jackknife_error(value, omitted) ** 2 - of_draws**2, 0.0))
 
 
 def _note(a: Measurement, b: Measurement, paired: bool) -> str:
@@ -346,6 +319,8 @@ def adjusted(measurement: Measurement, order: str | None = None) -> Adjusted:
         ValueError: the measurement has no null.
         KeyError: the order was not measured.
     """
+    if "/" in (order or ""):
+        raise ValueError(f"adjusted: expected an n-gram order, got {order!r}: the ceilings of views are not known.")
     point = measurement[order or measurement.primary or ""]
     if point.complexity_null is None or point.expressivity_null is None or measurement.ceiling is None:
         raise ValueError('adjusted: expected a measurement with nulls; use null=True and weighting="empirical".')

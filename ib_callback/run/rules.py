@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.metrics import PRIMARY_SCALARS, better_direction, metric_names, resolve_metric
+from ib_callback.results.metrics import PRIMARY_SCALARS, VIEWS, better_direction, metric_names, resolve_metric
 from ib_callback.results.phases import Phases, PhaseTracker
 from ib_callback.results.selection import Choice, Selection
 from ib_callback.results.stopping import StopDecision
@@ -25,7 +25,7 @@ class LiveRules:
         orders: n-gram orders that are measured.
         features: feature labels that are measured.
         config: when to stop, by what to select, and the one rule for phases.
-        primary, bound: as for `Meter`; they decide which metrics there are.
+        primary, bound: as for `Meter`; they decide which metrics there are, as do the names of `views`.
 
     Attributes:
         stopping: the rule, or None.
@@ -47,9 +47,10 @@ class LiveRules:
         *,
         primary: str | None = None,
         bound: str = "diagonal",
+        views: Iterable[str] = VIEWS,
     ) -> None:
         features = tuple(features)
-        self.metrics = metric_names(orders, features, primary=primary, bound=bound)
+        self.metrics = metric_names(orders, features, primary=primary, bound=bound, views=views)
         self.stopping = config.early_stopping
         self.selects = config.select is not None
         self._monitored = None if self.stopping is None else self.stopping.check(self.metrics)

@@ -150,7 +150,14 @@ class Run:
         self.meter = meter
         self.config = config or run_config("Run", keywords, "; what is measured is asked of ib.Meter")
         self.schedule = self.config.schedule
-        self.rules = LiveRules(meter.orders, meter.feature_names, self.config, primary=meter.primary, bound=meter.bound)
+        self.rules = LiveRules(
+            meter.orders,
+            meter.feature_names,
+            self.config,
+            primary=meter.primary,
+            bound=meter.bound,
+            views=meter.view_names,
+        )
         self.trajectory = Trajectory(phase_rule=self.rules.phase_rule)
         self.wandb_runs = [] if wandb is None else [wandb]
         self._wandb = WandbLog(x_axis)

@@ -83,6 +83,7 @@ from ib_callback.probe.ngrams import value_segments
 class Parities:
     numbers: dict[str, int]
     turn: ClassVar[int] = 10
+    of_orders: ClassVar[bool] = True
 
     @classmethod
     def plan(cls, builder, wanted):

@@ -19,6 +19,7 @@ from ib_callback.results.metrics import (
     PLANE,
     PRIMARY_SCALARS,
     TRAINING,
+    VIEWS,
     WHOLE,
     Quantity,
     better_direction,
@@ -79,6 +80,7 @@ def measurement() -> Measurement:
     return Measurement(
         step=3, entropy=0.9, ceiling=0.8, orders={"token": POINT}, features={"preference": feature}, layers=names,
         entropy_by_layer=(0.9,) * 3, num_positions=96, seconds=1.0, settings={"primary": "token"},
+        views={view: {"token": POINT} for view in VIEWS},
     )  # fmt: skip
 
 
@@ -89,7 +91,8 @@ def fields_of(table: tuple[Quantity, ...], *, replicates: bool) -> set[str]:
     names = {x.name for x in table}
     names |= {f"{x.name}_se" for x in table if x.has_error or x.kind == "baseline"}
     names |= {f"{x.name}_by_layer" for x in table if x.kind in ("layers", "baseline")}
-    return names | {f"{x.name}_jackknife" for x in table if replicates and x.kind in ("layers", "baseline")}
+    replicated = [x.name for x in table if replicates and x.kind in ("layers", "baseline")]
+    return names | {f"{name}_{of}" for name in replicated for of in ("jackknife", "draws")}
 
 
 def test_the_points_have_a_field_for_all_that_the_table_names_and_no_other():
@@ -115,6 +118,7 @@ def test_all_of_them_are_logged_and_known_before():
     scalars = measurement().scalars()
     errors = [f"token/{x.name}_se" for x in PLANE if x.has_error]
     errors += [f"preference/{x.name}_se" for x in FEATURE if x.has_error]
+    errors += [f"{view}/token/{x.name}_se" for view in VIEWS for x in PLANE if x.viewed]
     assert [name for name in scalars if name not in (*errors, *BOOKKEEPING)] == names
     assert set(errors) < set(scalars)
     for bound, order, missing in (

@@ -253,7 +253,12 @@ def test_a_metric_of_an_order_that_is_not_measured_is_an_error_before_any_measur
 
 def test_metric_names_are_those_of_a_measurement():
     point: Measurement = measured(0, 0.5, 0.25, preference=0.01)
-    assert set(point.scalars()) == {*metric_names(["token"], ["preference"]), "seconds", "overhead", "tokens_seen"}
+    assert set(point.scalars()) == {
+        *metric_names(["token"], ["preference"], views=()),
+        "seconds",
+        "overhead",
+        "tokens_seen",
+    }
 
 
 @pytest.mark.parametrize(

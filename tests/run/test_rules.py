@@ -15,7 +15,7 @@ from ib_callback.run.rules import LiveRules
 
 def rules(**settings: Any) -> LiveRules:
     features = ["preference"] if settings.pop("features", False) else []
-    return LiveRules(["token"], features, RunConfig(**settings))
+    return LiveRules(["token"], features, RunConfig(**settings), views=())
 
 
 def along(live: LiveRules, trajectory: Trajectory, name: str) -> list[float]:

@@ -1,4 +1,8 @@
-"""Quantising representations inside the forward pass: one context manager owns every hook."""
+"""Quantising representations inside the forward pass: one context manager owns every hook.
+
+A *variant* is a way in which the states of all layers are quantised: by each draw of reference points, and after that
+by each draw again with the layer's mean unit state removed, where that is asked for.
+"""
 
 from __future__ import annotations
 
@@ -10,40 +14,138 @@ import torch
 from torch import Tensor, nn
 
 from ib_callback.common.errors import ModelError, RepresentationError
-from ib_callback.estimator.quantise import assign, reference_points, resolve_temperature, usable
+from ib_callback.estimator.quantise import assign, exact_float32, reference_points, resolve_temperature, usable
 from ib_callback.measuring.model.access import Layer
 
 # Below this share of wanted positions, gathering their states costs less than quantising the others.
 _SPARSE = 0.8
+# A unit state that is nearer to the mean than this has no direction away from it: float32 leaves a hundredth of that.
+_AT_THE_MEAN = 1e-5
 
 
 class Quantiser:
-    """Reference points and temperature for every dimension met, on every device met."""
+    """Reference points and temperature for every dimension met, on every device met.
 
-    def __init__(self, num_bins: int, temperature: float | str, seed: int) -> None:
+    Args:
+        num_bins, temperature, seed: as for `Meter`.
+        draws: sets of reference points, each of a seed of its own; the first is that of `seed`.
+    """
+
+    def __init__(self, num_bins: int, temperature: float | str, seed: int, draws: int = 1) -> None:
         self.num_bins = num_bins
         self._temperature = temperature
-        self._seed = seed
-        self._points: dict[tuple[int, torch.device], Tensor] = {}
+        self._seeds = [draw_seed(seed, draw) for draw in range(draws)]
+        self._points: dict[tuple[int, int, torch.device], Tensor] = {}
 
-    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, z: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
         """Assignments [T, num_bins] and norms [T] of z [T, dim], in float32."""
         dim = z.shape[-1]
-        key = (dim, z.device)
+        key = (draw, dim, z.device)
         if key not in self._points:
-            self._points[key] = reference_points(dim, self.num_bins, seed=self._seed).to(z.device)
+            self._points[key] = reference_points(dim, self.num_bins, seed=self._seeds[draw]).to(z.device)
         return assign(z.float(), self._points[key], resolve_temperature(self._temperature, dim, self.num_bins))
+
+    @property
+    def draws(self) -> int:
+        """How many sets of reference points there are."""
+        return len(self._seeds)
+
+
+def draw_seed(seed: int, draw: int) -> int:
+    """The seed of a draw of reference points. Meters with neighbouring seeds share none: 2^32 / golden ratio apart.
+
+    >>> [draw_seed(7, draw) for draw in range(3)]
+    [7, 2654435776, 1013904249]
+    """
+    return (seed + draw * 2654435769) % 2**32
+
+
+class Moments:
+    """What the unit states of each layer add up to over the valid positions, in float64 on the CPU.
+
+    Args:
+        num_layers: that are captured.
+        second: numbers of the layers of which second moments of the states as they are, too.
+
+    Attributes:
+        unit: for each layer [dim], sum of its unit states.
+        first, second: of the layers in `second`, sums of the states [dim] and of their outer products [dim, dim].
+        count: positions so far.
+    """
+
+    def __init__(self, num_layers: int, second: Sequence[int] = ()) -> None:
+        self.unit: list[Tensor | None] = [None] * num_layers
+        self.first: dict[int, Tensor] = {}
+        self.second: dict[int, Tensor] = {}
+        self.count = 0
+        self._second = frozenset(second)
+        self._pending: list[tuple[int, Tensor]] = []
+
+    def add(self, index: int, rows: Tensor, norms: Tensor, positions: Tensor) -> None:
+        """Add the states of one layer, rows [R, dim] with their norms [R], at the [T] `positions` among them."""
+        inverse = norms[positions].reciprocal()
+        with exact_float32(rows.device):
+            total = None
+            if rows.device.type == "cpu":  # which copies rows slowly, but need not wait for what it looks at
+                total = torch.zeros_like(norms).index_copy(0, positions, inverse) @ rows
+            if total is None or not total.isfinite().all():  # zero times what padding holds
+                total = inverse @ rows[positions]
+        self._pending.append((index, total))
+        if index in self._second:
+            # Small eigenvalues would drown in the rounding of float32 sums.
+            exact = rows[positions].to("cpu" if rows.device.type == "mps" else rows.device, torch.float64)
+            for table, value in ((self.first, exact.sum(0)), (self.second, exact.T @ exact)):
+                table[index] = table[index] + value.cpu() if index in table else value.cpu()
+
+    def finish(self, count: int) -> None:
+        """The batch is over, of so many positions; not before is anything waited for."""
+        for index, total in self._pending:
+            value = total.to("cpu", torch.float64)
+            before = self.unit[index]
+            self.unit[index] = value if before is None else before + value
+        self._pending = []
+        self.count += count
+
+    def mean(self, index: int) -> Tensor:
+        """[dim] mean unit state of a layer."""
+        total = self.unit[index]
+        assert total is not None
+        return total / self.count
+
+    def dispersion(self, index: int) -> float:
+        """Mean cosine distance, 1 - cosine, of two different positions of a layer."""
+        count = self.count
+        if count < 2:
+            return 0.0
+        squared = float(self.mean(index).square().sum())
+        return (1.0 - squared) * count / (count - 1)
 
 
 class Capture:
     """Hooks on some layers that write their soft assignments into one table; no activation is kept.
 
     Use as a context manager around the forward passes of a measurement; `run` makes one of them.
+
+    Args:
+        layers: L of them.
+        quantiser: makes assignments; None: only the moments are wanted.
+        centers: [dim] of each layer, what is taken off its unit states in further variants.
+        moments: to add the states to.
     """
 
-    def __init__(self, layers: Sequence[Layer], quantiser: Quantiser) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        quantiser: Quantiser | None,
+        *,
+        centers: Sequence[Tensor] | None = None,
+        moments: Moments | None = None,
+    ) -> None:
         self._layers = layers
         self._quantiser = quantiser
+        self._centers = centers
+        self._moments = moments
+        self._num_variants = 0 if quantiser is None else quantiser.draws * (1 if centers is None else 2)
         self._hooks = ExitStack()
         self._positions: Tensor = torch.empty(0)
         self._shape: tuple[int, int] = (0, 0)
@@ -74,7 +176,8 @@ class Capture:
             shape: B and S.
 
         Returns:
-            Assignments [T, L, num_bins], float32; the next pass overwrites them.
+            Assignments [T, variants * L, num_bins], float32, the layers of one variant side by side; the next pass
+            overwrites them.
 
         Raises:
             ModelError: a layer did not run, ran more than once, or did not put out [B, S, dim].
@@ -85,12 +188,15 @@ class Capture:
         self._bad = {}
         if len(self._buffer) < len(positions) or self._buffer.device != positions.device:
             # Kept for the next pass: touching fresh memory costs the CPU more than filling it.
-            sizes = (len(positions), len(self._layers), self._quantiser.num_bins)
+            num_bins = 1 if self._quantiser is None else self._quantiser.num_bins
+            sizes = (len(positions), self._num_variants * len(self._layers), num_bins)
             self._buffer = torch.empty(sizes, device=positions.device, dtype=torch.float32)
         self._table = self._buffer[: len(positions)]
         forward()
         self._check_fired()
         self._check_usable()
+        if self._moments is not None:
+            self._moments.finish(len(positions))
         table, self._table = self._table, None
         return table
 
@@ -107,15 +213,34 @@ class Capture:
                 self.autocast = f", autocast {str(dtype).removeprefix('torch.')}"
             positions = self._positions.to(rows.device)
             if len(positions) < _SPARSE * len(rows):
-                assignments, norms = self._quantiser(rows.index_select(0, positions))
-            else:
-                # Rows of assignments are shorter than rows of states: quantise all, then drop the few not wanted.
-                assignments, norms = (each.index_select(0, positions) for each in self._quantiser(rows))
+                rows, positions = rows.index_select(0, positions), torch.arange(len(positions), device=rows.device)
+            # Rows of assignments are shorter than rows of states: else quantise all, then drop the few not wanted.
+            rows = rows.float()
+            norms = self._write(index, rows, positions)
             # Counted on the device and read after the pass, so that no hook waits for the device.
-            self._bad[index] = (~usable(norms)).sum()
-            self._table[:, index] = assignments
+            self._bad[index] = (~usable(norms[positions])).sum()
+            if self._moments is not None:
+                self._moments.add(index, rows, norms, positions)
 
         return quantise
+
+    def _write(self, index: int, rows: Tensor, positions: Tensor) -> Tensor:
+        """Quantise the states [R, dim] of a layer in every variant; the norms of all of them."""
+        assert self._table is not None
+        if self._quantiser is None:
+            return torch.linalg.vector_norm(rows, dim=-1)
+        count, draws = len(self._layers), range(self._quantiser.draws)
+        norms = torch.empty(0)
+        for draw in draws:
+            assignments, norms = self._quantiser(rows, draw)
+            self._table[:, draw * count + index] = _chosen(assignments, positions)
+        if self._centers is not None:
+            unit = rows / norms.unsqueeze(-1) - self._centers[index].to(rows)
+            for draw in draws:
+                assignments, away = self._quantiser(unit, draw)
+                assignments[away < _AT_THE_MEAN] = 1.0 / self._quantiser.num_bins
+                self._table[:, (len(draws) + draw) * count + index] = _chosen(assignments, positions)
+        return norms
 
     def _states(self, index: int, output: Any) -> Tensor:
         z = output
@@ -149,3 +274,7 @@ class Capture:
                 f"the {len(self._positions)} valid positions in this batch: {where}. Such vectors have no direction to "
                 "quantise; look for a diverged run, or a layer that is not in use yet and leave it out with layers=."
             )
+
+
+def _chosen(table: Tensor, positions: Tensor) -> Tensor:
+    return table if len(positions) == len(table) else table.index_select(0, positions)

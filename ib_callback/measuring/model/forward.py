@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ib_callback.common.errors import ModelError
 from ib_callback.measuring.model import access
 from ib_callback.measuring.model.access import Layer
-from ib_callback.measuring.model.capture import Capture, Quantiser
+from ib_callback.measuring.model.capture import Capture, Moments, Quantiser
 from ib_callback.measuring.plan.plan import Batch
 from ib_callback.probe.probe import Probe
 
@@ -46,11 +46,27 @@ class ProbeForward:
         self._device = access.device_of(model)
         self.autocast = ""  # under which the last pass ran, e.g. ", autocast bfloat16"
 
-    def over(self, batches: Iterable[Batch], layers: Sequence[Layer], use: Callable[[Batch, Tensor], object]) -> None:
-        """Run the batches, and hand each one's assignments [T, L, num_bins] on; the next batch overwrites them."""
-        with Capture(layers, self._quantiser) as capture:
+    def over(
+        self,
+        batches: Iterable[Batch],
+        layers: Sequence[Layer],
+        use: Callable[[Batch, Tensor], object],
+        *,
+        centers: Sequence[Tensor] | None = None,
+        moments: Moments | None = None,
+    ) -> None:
+        """Run the batches, and hand each one's assignments (`Capture.run`) on; the next batch overwrites them."""
+        with Capture(layers, self._quantiser, centers=centers, moments=moments) as capture:
             for batch in batches:
                 use(batch, self._run(capture, self._inputs(batch.sequences, batch.width, batch.positions)))
+
+    def moments(self, batches: Iterable[Batch], layers: Sequence[Layer]) -> Moments:
+        """Run the batches for the moments of states alone."""
+        moments = Moments(len(layers))
+        with Capture(layers, None, moments=moments) as capture:
+            for batch in batches:
+                self._run(capture, self._inputs(batch.sequences, batch.width, batch.positions))
+        return moments
 
     def once(self, inputs: Inputs, layers: Sequence[Layer]) -> Tensor:
         """Assignments [T, L, num_bins] from a pass of its own."""

@@ -116,9 +116,11 @@ class Quantity(Protocol):
     modules of `measuring/quantities` that has a `turn` is a kind of these.
 
     turn: kinds are planned and read by it, those of a lower one first.
+    of_orders: whether it is about the points of orders, which are read in every view (measuring/views.py).
     """
 
     turn: ClassVar[int]
+    of_orders: ClassVar[bool]
 
     @classmethod
     def plan(cls, builder: Any, wanted: Wanted) -> Sequence[Quantity]:

@@ -40,6 +40,7 @@ class Documents:
     total: int
     num_positions: int
     turn: ClassVar[int] = 25  # no nulls of these
+    of_orders: ClassVar[bool] = True
 
     @classmethod
     def plan(cls, builder: Builder, wanted: Wanted) -> list[Documents]:

@@ -37,6 +37,7 @@ class Feature:
     permutations: _Permutations | None
     null: NullPlan | None
     turn: ClassVar[int] = 30
+    of_orders: ClassVar[bool] = False
 
     @classmethod
     def plan(cls, builder: Builder, wanted: Wanted) -> list[Feature]:

@@ -24,6 +24,7 @@ class Nulls:
     sets: dict[str, dict[str, int]]
     null: NullPlan
     turn: ClassVar[int] = 20  # it takes all label sets so far for those of orders
+    of_orders: ClassVar[bool] = True
 
     @classmethod
     def plan(cls, builder: Builder, wanted: Wanted) -> list[Nulls]:

@@ -22,6 +22,7 @@ class Orders:
 
     sets: dict[str, tuple[int, int]]
     turn: ClassVar[int] = 0
+    of_orders: ClassVar[bool] = True
 
     @classmethod
     def plan(cls, builder: Builder, wanted: Wanted) -> list[Orders]:
