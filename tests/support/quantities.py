@@ -191,9 +191,11 @@ def baseline_error(name: str, sums: Values, baselines: Sequence[str], error: flo
 def assert_same(a: Measurement, b: Measurement, *, tolerance: float = 1e-12, but: Sequence[str] = ()) -> None:
     """Every quantity of two measurements is the same, errors too, those named in `but` left aside."""
     assert list(a.orders) == list(b.orders) and list(a.features) == list(b.features)
-    pairs = [(a[order], b[order], (*PLANE_SCALARS, *PLANE_ERRORS), order) for order in a.orders]
+    assert list(a.views) == list(b.views)
+    orders = [*a.orders, *(f"{view}/{order}" for view in a.views for order in a.views[view])]
+    pairs = [(a[order], b[order], (*PLANE_SCALARS, *PLANE_ERRORS), order) for order in orders]
     pairs += [(a.features[f], b.features[f], (*FEATURE_SCALARS, *FEATURE_ERRORS), f) for f in a.features]
-    whole: Any = (a, b, ("entropy", "ceiling", "num_positions"), "whole")
+    whole: Any = (a, b, ("entropy", "ceiling", "dispersion", "num_positions"), "whole")
     for first, second, names, where in (*pairs, whole):
         for name in (name for name in names if name not in but):
             expected = getattr(second, name)
