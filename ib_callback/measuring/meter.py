@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -32,6 +34,7 @@ from ib_callback.measuring.model.parameters import ChangedParametersError, uncha
 from ib_callback.measuring.plan.builder import MAX_LABEL_SETS
 from ib_callback.measuring.plan.plan import Batch, Plan
 from ib_callback.measuring.planner import make_plan
+from ib_callback.measuring.quantities.features import Feature, too_few_pairs
 from ib_callback.measuring.readout import read_out
 from ib_callback.measuring.settings import (
     FeatureProbes,
@@ -305,6 +308,9 @@ class Meter:
             self._warn_if_bidirectional(forward, layers)
             self._autocast = forward.autocast
         self.curve()
+        for feature in (each.labels for each in plan.quantities if isinstance(each, Feature)):
+            if few := too_few_pairs(feature):
+                warn(f"feature {feature.name!r} of probe {self.probe.name!r}: {few}.")
         return Preflight(
             layers=tuple(layer.name for layer in layers),
             num_sequences=len(self.probe),
@@ -438,6 +444,11 @@ class Meter:
         optional: dict[str, Any] = {
             "documents": self.probe.source.get("documents"),
             "feature_probes": {name: probe.fingerprint for probe, names in probes[1:] for name in names.values()},
+            "groups": {
+                probe.name: hashlib.sha256(json.dumps(probe.groups).encode()).hexdigest()[:16]
+                for probe, _ in probes
+                if probe.groups is not None
+            },
             "label_names": {name: texts for pair in probes for name, texts in label_names(*pair).items()},
         }
         optional |= {"draws": self.draws} if self.draws > 1 else {}

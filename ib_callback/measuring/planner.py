@@ -64,11 +64,18 @@ def _labelled(positions: Positions, tables: list[np.ndarray]) -> Positions:
 def _group(probe: Probe, positions: Positions, num_groups: int, batch_size: int) -> Groups:
     used = np.unique(positions.sequence)
     groups = group_sequences(
-        used, len(probe), num_groups, batch_size, paired="preference" in probe.labels and len(probe) % 2 == 0
+        used,
+        len(probe),
+        num_groups,
+        batch_size,
+        paired="preference" in probe.labels and len(probe) % 2 == 0,
+        sources=probe.groups,
     )
     if groups.number < 3:  # without two neighbours something must be left
+        of_sources = " in parts of one source or more" if probe.groups else ""
         raise ProbeError(
             f"probe {probe.name!r}: expected at least three sequences (pairs, of preferences) with valid positions for "
-            f"standard errors, got {len(used)} sequences. Use a larger probe, or standard_errors=False."
+            f"standard errors, got {len(used)} sequences{of_sources}. Use a larger probe, with texts in the order of "
+            "their sources, or standard_errors=False."
         )
     return groups

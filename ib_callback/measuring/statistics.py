@@ -12,7 +12,7 @@ from ib_callback.estimator.quantise import assign, reference_points
 from ib_callback.estimator.temperature import calibrated_temperature
 from ib_callback.measuring.plan.null import LabelCounts
 from ib_callback.measuring.planner import make_plan
-from ib_callback.measuring.quantities.features import Feature, FeatureLabels
+from ib_callback.measuring.quantities.features import Feature, FeatureLabels, too_few_pairs
 from ib_callback.probe.ngrams import ORDER_NAMES, valid_positions
 from ib_callback.probe.probe import Probe
 
@@ -152,4 +152,8 @@ def _isotropic_divergence(dim: int, num_bins: int) -> tuple[np.ndarray, np.ndarr
 def _null_of(feature: FeatureLabels) -> str:
     if feature.permuted is None:
         return "labels vary within sequences: permuted over positions"
-    return "swapped within pairs" if feature.paired else "permuted by whole sequences"
+    if feature.paired:
+        few = too_few_pairs(feature)
+        return f"swapped within pairs: {few}" if few else "swapped within pairs"
+    by_source = {"over": "permuted by whole sources", "within": "permuted by whole sequences within each source"}
+    return by_source.get(feature.by_source or "", "permuted by whole sequences")

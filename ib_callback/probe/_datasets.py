@@ -21,7 +21,7 @@ from ib_callback.probe import _file
 from ib_callback.probe._labels import LabelReader
 from ib_callback.probe._preferences import COLUMNS, REASONS, collect_pairs
 from ib_callback.probe._rows import Rows, is_network_error, rows_of
-from ib_callback.probe._texts import Document, Sizes, collect
+from ib_callback.probe._texts import Document, Sizes, check_group, collect
 from ib_callback.probe._tokenizing import Encoder, template_hash, tokenizer_hash
 from ib_callback.probe.content import Content, check_name
 
@@ -68,11 +68,13 @@ def dataset_content(
     probe_name: str | None,
     text_column: str = "text",
     label_columns: Sequence[str] | Mapping[str, str] = (),
+    group_column: str | None = None,
     **reading: Unpack[SplitOptions],
 ) -> Content:
     """The content of `Probe.from_dataset`."""
     features = _features(label_columns)
-    columns = list(dict.fromkeys([text_column, *features.values()]))
+    groups = [] if group_column is None else [group_column]
+    columns = list(dict.fromkeys([text_column, *features.values(), *groups]))
 
     def build(rows: Rows, stream: Iterator[Mapping[str, Any]], **keywords: Any) -> Content:
         first = next(stream, None)
@@ -83,7 +85,7 @@ def dataset_content(
             raise ProbeError(
                 f"{rows.what}: expected a column {', '.join(map(repr, absent))}, got the columns "
                 f"{', '.join(rows.columns or map(str, first)) or '(none)'}. Name the one with the text, text_column=, "
-                "and those with labels, label_columns=."
+                "and those with labels, label_columns=, or sources, group_column=."
             )
         missing = 0
 
@@ -99,7 +101,10 @@ def dataset_content(
                     )
                 missing += text is None
                 labels = {feature: row.get(column) for feature, column in features.items()}
-                yield Document(" ".join(words) if words is not None else text or "", words, labels)
+                group = None if group_column is None else row.get(group_column)
+                if group_column is not None:
+                    check_group(group, f"{rows.what}: row {index}, column {group_column!r}")
+                yield Document(" ".join(words) if words is not None else text or "", words, labels, group)
 
         readers = [LabelReader(feature, rows.class_names.get(column)) for feature, column in features.items()]
         content = collect(documents(), tokenizer, sizes, readers=readers, **keywords)
@@ -111,6 +116,7 @@ def dataset_content(
         "constructor": "from_dataset",
         "text_column": text_column,
         "label_columns": json.dumps(features, sort_keys=True),
+        **({} if group_column is None else {"group_column": group_column}),
     }
     name = probe_name or (Path(dataset).name if isinstance(dataset, (str, Path)) else "") or "dataset"
     return cached_content(dataset, tokenizer, columns, sizes, name, asked, build, **reading)

@@ -37,6 +37,8 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
     }
     if content.tokenizer is not None:
         metadata["tokenizer"] = content.tokenizer
+    if content.groups is not None:
+        metadata["groups"] = json.dumps(content.groups)
     if content.label_names:
         metadata["label_names"] = json.dumps(content.label_names, sort_keys=True)
     metadata[_CHECKSUM] = _checksum(metadata)
@@ -79,6 +81,7 @@ def read(path: str | os.PathLike[str]) -> Content:
         attention_mask=mask,
         labels=labels,
         label_names=json.loads(metadata.get("label_names", "{}")),
+        groups=json.loads(metadata["groups"]) if "groups" in metadata else None,
         name=metadata["name"],
         source=json.loads(metadata["source"]),
         tokenizer=metadata.get("tokenizer"),

@@ -24,6 +24,7 @@ def contents_for(
     *,
     name: str,
     labels: Mapping[str, Iterable[Any]] | None,
+    groups: Iterable[Any] | None = None,
 ) -> dict[str, Content]:
     """The contents of `Probe.for_tokenizers`, by the name of the tokenizer."""
     if not isinstance(tokenizers, Mapping) or not tokenizers:
@@ -32,7 +33,7 @@ def contents_for(
     encoders = [Encoder(tokenizer, sizes.min_length) for tokenizer in tokenizers.values()]
     chosen = []
     read = 0
-    for document in documents(texts, labels):
+    for document in documents(texts, labels, groups):
         read += 1
         if all(len(encode(document.text).ids) >= sizes.min_length for encode in encoders):
             chosen.append(document)
@@ -51,6 +52,7 @@ def contents_for(
         )
     kept = [document.text for document in chosen]
     kept_labels = {feature: [document.labels[feature] for document in chosen] for feature in labels or {}}
+    kept_groups = None if groups is None else [document.group for document in chosen]
     all_of_them = replace(sizes, num_sequences=None)
     more = {
         "constructor": "for_tokenizers",
@@ -60,6 +62,8 @@ def contents_for(
     }
     contents = {}
     for key, tokenizer in tokenizers.items():
-        content = texts_content(kept, tokenizer, all_of_them, name=f"{name}-{key}", labels=kept_labels)
+        content = texts_content(
+            kept, tokenizer, all_of_them, name=f"{name}-{key}", labels=kept_labels, groups=kept_groups
+        )
         contents[key] = replace(content, source={**content.source, **more})
     return contents

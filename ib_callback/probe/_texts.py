@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,11 +55,12 @@ class Sizes:
 
 
 class Document(NamedTuple):
-    """A text, the words it was joined from if it was, and what its label columns hold, by name."""
+    """A text, the words it was joined from if it was, what its label columns hold, by name, and its source."""
 
     text: str
     words: Sequence[str] | None
     labels: Mapping[str, Any]
+    group: Any = None
 
 
 def texts_content(
@@ -69,15 +70,16 @@ def texts_content(
     *,
     name: str,
     labels: Mapping[str, Iterable[Any]] | None = None,
+    groups: Iterable[Any] | None = None,
 ) -> Content:
     """The content of `Probe.from_texts`."""
     readers = [LabelReader(feature) for feature in labels or {}]
     source = {"constructor": "from_texts"}
-    return collect(documents(texts, labels), tokenizer, sizes, name=name, source=source, readers=readers)
+    return collect(documents(texts, labels, groups), tokenizer, sizes, name=name, source=source, readers=readers)
 
 
-def documents(texts: Iterable[Any], labels: Mapping[str, Any] | None = None) -> Iterator[Document]:
-    """Texts with the label that each column has for them.
+def documents(texts: Iterable[Any], labels: Mapping[str, Any] | None = None, groups: Any = None) -> Iterator[Document]:
+    """Texts with the label that each column has for them, and their source.
 
     Raises:
         ProbeError: a column is too short or too long, or not a column.
@@ -88,7 +90,9 @@ def documents(texts: Iterable[Any], labels: Mapping[str, Any] | None = None) -> 
             f"texts: expected an iterable of strings, one a document, got {type(texts).__name__}. "
             "Pass a single document as [text]."
         )
-    columns = {name: _label_column(name, column, texts) for name, column in (labels or {}).items()}
+    given = {f"labels[{name!r}]": column for name, column in (labels or {}).items()}
+    given |= {} if groups is None else {"groups": groups}
+    columns = {what: _column(what, column, texts) for what, column in given.items()}
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(
@@ -96,13 +100,26 @@ def documents(texts: Iterable[Any], labels: Mapping[str, Any] | None = None) -> 
                 "Of a dataset with columns pass the one with the text, e.g. dataset['text'], or use "
                 "Probe.from_dataset."
             )
-        for name, column in columns.items():
+        for what, column in columns.items():
             if index >= len(column):
                 raise ProbeError(
-                    f"labels[{name!r}]: expected an entry for each text (skipped ones too), got {len(column)}, none "
-                    f"for text {index}."
+                    f"{what}: expected an entry for each text (skipped ones too), got {len(column)}, none for text "
+                    f"{index}."
                 )
-        yield Document(text, None, {name: column[index] for name, column in columns.items()})
+        entries = {name: columns[f"labels[{name!r}]"][index] for name in labels or {}}
+        group = None if groups is None else columns["groups"][index]
+        if groups is not None:
+            check_group(group, f"groups: text {index}")
+        yield Document(text, None, entries, group)
+
+
+def check_group(group: Any, where: str) -> None:
+    """Raise a ProbeError unless a text has a source."""
+    if isinstance(group, bool) or not isinstance(group, (int, np.integer, str)):
+        raise ProbeError(
+            f"{where}: expected its source, an integer or a string, got {group!r}. Give one without a source a name of "
+            "its own."
+        )
 
 
 def collect(
@@ -133,6 +150,7 @@ def collect(
     assert sizes.min_length is not None
     encoder = Encoder(tokenizer, sizes.max_length)
     table = Table(readers)
+    groups: list[Any] = []
     longest = read = 0
     for text in texts:
         labels = [reader.read(text.labels[reader.name], read, text.words) for reader in readers]
@@ -147,6 +165,7 @@ def collect(
         longest = max(longest, len(encoded.ids))
         if len(encoded.ids) >= sizes.min_length:
             table.add(encoded.ids, [by_token(label, text.text, encoded) for label in labels])
+            groups.append(text.group)
             progress(len(table))
         if len(table) == sizes.num_sequences:
             break
@@ -158,7 +177,8 @@ def collect(
             f"longest of {longest}. Pass longer texts or lower min_length."
         )
     counts = {"texts_read": read, "texts_too_short": read - len(table)}
-    return table.content(name, {**source, **sizes.noted()}, counts, tokenizer)
+    content = table.content(name, {**source, **sizes.noted()}, counts, tokenizer)
+    return content if all(group is None for group in groups) else replace(content, groups=groups)
 
 
 class Table:
@@ -204,12 +224,13 @@ class Table:
         )
 
 
-def _label_column(name: str, values: Any, texts: Iterable[Any]) -> list[Any]:
+def _column(what: str, values: Any, texts: Iterable[Any]) -> list[Any]:
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise ProbeError(f"labels[{name!r}]: expected one label or None for each text, got {type(values).__name__}.")
+        entry = "source" if what == "groups" else "label or None"
+        raise ProbeError(f"{what}: expected one {entry} for each text, got {type(values).__name__}.")
     column = list(values)
     if isinstance(texts, Sized) and len(column) != len(texts):
         raise ProbeError(
-            f"labels[{name!r}]: expected {len(texts)} entries, one for each text (skipped ones too), got {len(column)}."
+            f"{what}: expected {len(texts)} entries, one for each text (skipped ones too), got {len(column)}."
         )
     return column

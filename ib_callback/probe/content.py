@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ class Content:
         attention_mask: [N, S], true or 1 at real tokens; None: all are real.
         labels: {name: [N, S] integers}, -1 where a position has none; or None.
         label_names: {name of a label: names of its numbers, from 0 on}; or None.
+        groups: [N] integers or strings, the source that each sequence is of; None: each is of one of its own.
         name: short name, for messages and files.
         source: how it was made, as strings by name.
         tokenizer: what tokenizer the ids are of, in words; None: not known.
@@ -35,6 +36,7 @@ class Content:
     attention_mask: Any = None
     labels: Any = None
     label_names: Any = None
+    groups: Any = None
     name: str
     source: Mapping[str, str] = field(default_factory=dict)
     tokenizer: str | None = None
@@ -69,8 +71,9 @@ def normalised(content: Content) -> Content:
     ids[~mask] = 0
     labels = _labels({} if content.labels is None else content.labels, mask)
     names = _label_names({} if content.label_names is None else content.label_names, labels)
-    source = dict(content.source)
-    return replace(content, input_ids=ids, attention_mask=mask, labels=labels, label_names=names, source=source)
+    groups = None if content.groups is None else _groups(content.groups, len(ids))
+    changes: dict[str, Any] = {"labels": labels, "label_names": names, "groups": groups, "source": dict(content.source)}
+    return replace(content, input_ids=ids, attention_mask=mask, **changes)
 
 
 def check_name(name: Any) -> None:
@@ -187,6 +190,23 @@ def _label_names(names: Any, labels: Mapping[str, Tensor]) -> dict[str, tuple[st
             raise ProbeError(f"{what}: expected a name for each number up to {highest}, got {len(given)} names.")
         checked[feature] = tuple(given)
     return checked
+
+
+def _groups(groups: Any, number: int) -> tuple[int, ...]:
+    """Groups numbered from 0 on in the order in which they come."""
+    if isinstance(groups, (str, bytes, Mapping)) or not isinstance(groups, Iterable):
+        raise ProbeError(f"groups: expected the source of each of the {number} sequences, got {type(groups).__name__}.")
+    given = groups.tolist() if isinstance(groups, (Tensor, np.ndarray)) else list(groups)
+    if len(given) != number:
+        raise ProbeError(f"groups: expected the source of each of the {number} sequences, got {len(given)} entries.")
+    for index, group in enumerate(given):
+        if isinstance(group, bool) or not isinstance(group, (int, np.integer, str)):
+            raise ProbeError(
+                f"groups: expected an integer or a string for each sequence, got {group!r} for sequence {index}. Give "
+                "one without a source a name of its own."
+            )
+    number_of = {group: place for place, group in enumerate(dict.fromkeys(given))}
+    return tuple(number_of[group] for group in given)
 
 
 def _first_row(marked: Tensor) -> int:

@@ -44,7 +44,9 @@ class Probe:
         label_names: {name: the names of its numbers from 0 on}, of labels that have names.
         name: short name, for messages and files.
         fingerprint: hex SHA-256 over ids, mask and labels, with their shapes and the labels' names. What
-            padding holds makes no difference, nor does the platform; nor do the names of the labels' numbers.
+            padding holds makes no difference, nor does the platform; nor do the names of the labels' numbers, nor
+            groups.
+        groups: the source that each sequence is of, numbered from 0 on; None: each is of one of its own.
         source: how the probe was made, as strings by name.
         tokenizer: class, name and size of the tokenizer; None if it is not known.
 
@@ -80,6 +82,7 @@ class Probe:
         *,
         labels: Mapping[str, Any] | None = None,
         label_names: Mapping[str, Sequence[str]] | None = None,
+        groups: Iterable[Any] | None = None,
         name: str = "tokens",
     ) -> Probe:
         """A probe of text that is tokenised already.
@@ -89,6 +92,9 @@ class Probe:
             attention_mask: [N, S], true or 1 at real tokens; None: all are real.
             labels: {name: [N, S] integers}, -1 where a position has none.
             label_names: {name of a label: names of its numbers, from 0 on}.
+            groups: [N] integers or strings, the source of each sequence (a book, a user), where several are of one:
+                they are no independent witnesses, so that the null of a feature permutes them together, and standard
+                errors leave them out together. See docs/features.md.
             name: short name, for messages and files.
 
         Raises:
@@ -101,6 +107,7 @@ class Probe:
                 attention_mask=attention_mask,
                 labels=labels,
                 label_names=label_names,
+                groups=groups,
                 name=name,
                 source={"constructor": "from_tokens"},
             )
@@ -116,6 +123,7 @@ class Probe:
         max_length: int = 512,
         min_length: int = 16,
         labels: Mapping[str, Iterable[Any]] | None = None,
+        groups: Iterable[Any] | None = None,
         name: str = "texts",
     ) -> Probe:
         """A probe of the first texts that are long enough, one document a sequence, cut at `max_length`.
@@ -132,6 +140,7 @@ class Probe:
             labels: {name: a label or None for each text, skipped ones too}. Integers or strings, which are
                 numbered by the alphabet; a text's label becomes that of all its tokens, None is no label. Or for
                 each text a list of spans `(start, end, label)`, in characters: see `from_dataset`.
+            groups: the source of each text, skipped ones too, as for `from_tokens`.
             name: short name, for messages and files.
 
         Raises:
@@ -142,7 +151,7 @@ class Probe:
             UserWarning: fewer than `num_sequences` texts are long enough.
         """
         sizes = Sizes(num_sequences, max_length, min_length)
-        return cls._warned(texts_content(texts, tokenizer, sizes, name=name, labels=labels))
+        return cls._warned(texts_content(texts, tokenizer, sizes, name=name, labels=labels, groups=groups))
 
     @classmethod
     def for_tokenizers(
@@ -154,6 +163,7 @@ class Probe:
         max_length: int = 512,
         min_length: int = 16,
         labels: Mapping[str, Iterable[Any]] | None = None,
+        groups: Iterable[Any] | None = None,
         name: str = "texts",
     ) -> dict[str, Probe]:
         """A probe for each of several tokenizers, all of the same documents, for models of different families.
@@ -169,6 +179,7 @@ class Probe:
             max_length: most tokens of a sequence.
             min_length: least tokens, under each tokenizer.
             labels: as for `Probe.from_texts`, one for each text, skipped ones too.
+            groups: likewise.
             name: of the probes, before the name of the tokenizer.
 
         Raises:
@@ -179,7 +190,7 @@ class Probe:
             UserWarning: fewer than `num_sequences` documents are long enough.
         """
         sizes = Sizes(num_sequences, max_length, min_length)
-        contents = contents_for(texts, tokenizers, sizes, name=name, labels=labels)
+        contents = contents_for(texts, tokenizers, sizes, name=name, labels=labels, groups=groups)
         return {key: cls(content) for key, content in contents.items()}
 
     @classmethod
@@ -190,6 +201,7 @@ class Probe:
         *,
         text_column: str = "text",
         label_columns: Sequence[str] | Mapping[str, str] = (),
+        group_column: str | None = None,
         num_sequences: int | None = 512,
         max_length: int = 512,
         min_length: int = 16,
@@ -208,6 +220,7 @@ class Probe:
                 `(start, end, label)` in characters of the text. Strings are numbered by the alphabet, and
                 `label_names` keeps their names, as those of `datasets.ClassLabel`. A token has the label of the
                 span that its first character lies in.
+            group_column: a column with the source of each row, `groups` of `from_tokens`.
             num_sequences: how many rows to take; None: all.
             max_length: most tokens of a sequence.
             min_length: rows with fewer tokens are skipped.
@@ -235,6 +248,7 @@ class Probe:
             probe_name=name,
             text_column=text_column,
             label_columns=label_columns,
+            group_column=group_column,
             **reading,
         )
         return cls._warned(content)
@@ -434,6 +448,11 @@ class Probe:
     def label_names(self) -> dict[str, tuple[str, ...]]:
         """Names of the numbers of labels, from 0 on, of those labels that have names (a copy)."""
         return dict(self._content.label_names)
+
+    @property
+    def groups(self) -> tuple[int, ...] | None:
+        """The source of each sequence, numbered from 0 on; None: each is of one of its own. Not in the fingerprint."""
+        return self._content.groups
 
     @property
     def name(self) -> str:

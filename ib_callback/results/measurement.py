@@ -24,6 +24,9 @@ from ib_callback.results.metrics import (
 )
 from ib_callback.results.points import FeaturePoint, PlanePoint
 
+# Of a p-value: what says nothing is below it in so many cases.
+CHANCE = 0.05
+
 _Point = TypeVar("_Point", "PlanePoint", "FeaturePoint", "Measurement")
 
 
@@ -268,7 +271,10 @@ class Measurement:
             if point.complexity_local is not None:
                 # What chance and the document alone would give is left out of these.
                 parts += [f"local {name} {_short(getattr(point, f'{name}_local'))}" for name in PRIMARY_SCALARS[:3]]
-        parts += [f"{name} {_short(value.information)}" for name, value in self.features.items()]
+        for name, value in self.features.items():
+            by_chance = value.information_p_value is not None and value.information_p_value > CHANCE
+            told = f", not told from chance (p {value.information_p_value:.2g})" if by_chance else ""
+            parts.append(f"{name} {_short(value.information, value.information_null)}{told}")
         if self.seconds is not None:
             parts.append(f"{self.seconds:.1f} s")
         return f"{start}: {', '.join(parts) or 'nothing measured'}"

@@ -263,3 +263,17 @@ def test_at_least_fifty_permutations_of_whole_sequences():
     assert len(swapped) >= 50
     # Sequence 7 has no token of an answer at all, so these are no pairs throughout.
     assert set(map(tuple, swapped[:, :2].tolist())) >= {(0, 1), (1, 0)}
+
+
+@pytest.mark.parametrize(("pairs", "warns"), [(20, True), (256, False)])
+def test_too_few_preference_pairs_are_told_before_training(pairs, warns):
+    labels = torch.tensor([1, 0]).repeat(pairs)[:, None].expand(2 * pairs, 6)
+    ids = torch.randint(2, 40, (2 * pairs, 6), generator=torch.Generator().manual_seed(1))
+    probe = ib.Probe.from_tokens(ids, labels={"preference": labels}, name="few")
+    meter = ib.Meter(make_probe(), orders=["token"], feature_probes=probe)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        meter.preflight(llama().eval())
+    told = [str(each.message) for each in caught if "pairs" in str(each.message)]
+    assert len(told) == warns
+    assert all("'preference' of probe 'few': 20 pairs, where about 256 are needed" in text for text in told)

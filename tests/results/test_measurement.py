@@ -414,7 +414,11 @@ def test_summary_says_what_chance_and_the_document_leave():
 def test_summary_is_one_line_with_the_nulls():
     assert str(measurement(step=12000)) == (
         "step 12,000: token complexity 0.375 (null 0.125), expressivity 0.1875 (null 0.0625), "
-        "optimality 0.5, distance to bound 0.1875, preference 0.015, 1.5 s"
+        "optimality 0.5, distance to bound 0.1875, preference 0.015 (null 0.01), 1.5 s"
+    )
+    by_chance = dataclasses.replace(measurement().features["preference"], information_p_value=0.08)
+    assert "preference 0.015 (null 0.01), not told from chance (p 0.08)" in str(
+        measurement(features={"preference": by_chance})
     )
     without = measurement(step=None, orders={}, features={}, seconds=None)
     assert str(without) == "no step: nothing measured"

@@ -12,6 +12,7 @@ numbered in this order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
@@ -44,7 +45,15 @@ class Groups:
         return np.searchsorted(self.sequence_bounds, sequence, side="right") - 1
 
 
-def group_sequences(used: np.ndarray, num_sequences: int, num_groups: int, batch_size: int, *, paired: bool) -> Groups:
+def group_sequences(
+    used: np.ndarray,
+    num_sequences: int,
+    num_groups: int,
+    batch_size: int,
+    *,
+    paired: bool,
+    sources: Sequence[int] | None = None,
+) -> Groups:
     """Cut a probe into groups of neighbouring sequences, as equal as can be, and those into batches.
 
     Args:
@@ -53,8 +62,21 @@ def group_sequences(used: np.ndarray, num_sequences: int, num_groups: int, batch
         num_groups: wanted; fewer if there are fewer sequences in use.
         batch_size: most sequences in a batch.
         paired: whether sequences 2i and 2i + 1 belong together (preference pairs).
+        sources: of each sequence; those of one, and all between them, belong together. None: each has its own.
     """
-    units = np.unique(used // 2) * 2 if paired else used
+    parted = np.ones(num_sequences, bool)  # from the sequence before
+    if paired:
+        parted[1::2] = False
+    if sources is not None:
+        _, first, source = np.unique(np.array(sources), return_index=True, return_inverse=True)
+        last = np.zeros_like(first)
+        np.maximum.at(last, source, np.arange(num_sequences))
+        spanning = np.zeros(num_sequences + 1, np.int64)
+        np.add.at(spanning, first + 1, 1)
+        np.add.at(spanning, last + 1, -1)
+        parted &= spanning[:-1].cumsum() == 0
+    starts_of_runs = np.flatnonzero(parted)
+    units = starts_of_runs[np.unique(np.searchsorted(starts_of_runs, used, side="right") - 1)]
     number = min(num_groups, len(units))
     starts = units[np.arange(number) * len(units) // number]
     bounds = np.concatenate([[0], starts[1:], [num_sequences]])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from ib_callback.results.points import FeaturePoint
 
 # At least 50 by definition; the mean's standard error is then 1/10 of the spread.
 NUM_PERMUTATIONS = 100
+# With fewer preference pairs, what real models say of preference is hardly told from chance (docs/features.md).
+PAIRS_NEEDED = 256
 # Of sums of a few float64 numbers of order 1.
 _ROUNDING = 1e-14
 
@@ -50,7 +53,8 @@ class Feature:
 
     @classmethod
     def _plan(cls, builder: Builder, wanted: Wanted, name: str) -> Feature:
-        labels = feature_labels(name, wanted.probe.labels[name].numpy(), builder.positions, wanted.seed)
+        probe = wanted.probe
+        labels = feature_labels(name, probe.labels[name].numpy(), builder.positions, wanted.seed, probe.groups)
         labelled = np.flatnonzero(labels.values >= 0)
         if not len(labelled):
             raise ProbeError(
@@ -146,6 +150,8 @@ class FeatureLabels:
     permuted: [R, N] label of each sequence (renumbered, -1 for none) under R random permutations of whole
         sequences; None where the label varies within sequences, so that positions are what is exchangeable.
     paired: whether it was swapped within pairs of sequences.
+    by_source: what was permuted where sequences share sources: "over", the labels of whole sources, if each has one;
+        "within", those of the sequences of each source; None where each sequence is of a source of its own.
     """
 
     name: str
@@ -153,10 +159,13 @@ class FeatureLabels:
     num_labels: int
     permuted: np.ndarray | None
     paired: bool = False
+    by_source: Literal["over", "within"] | None = None
 
 
-def feature_labels(name: str, table: np.ndarray, positions: Positions, seed: int) -> FeatureLabels:
-    """Read a feature off the probe's label table [N, S] at the valid positions."""
+def feature_labels(
+    name: str, table: np.ndarray, positions: Positions, seed: int, groups: Sequence[int] | None = None
+) -> FeatureLabels:
+    """Read a feature off the probe's label table [N, S] at the valid positions; `groups` are its sources [N]."""
     names, numbers = np.unique(table[table >= 0], return_inverse=True)
     renumbered = np.full(table.shape, -1, np.int64)
     renumbered[table >= 0] = numbers
@@ -171,7 +180,20 @@ def feature_labels(name: str, table: np.ndarray, positions: Positions, seed: int
     random = np.random.RandomState(seed)
     if name == "preference" and whole is not None and _are_pairs(whole):
         return FeatureLabels(name, values, len(names), _swapped_pairs(whole, random), paired=True)
-    return FeatureLabels(name, values, len(names), _permuted(by_sequence, random))
+    sources = np.arange(len(table)) if groups is None else np.array(groups)
+    permuted, by_source = _permuted(by_sequence, sources, random)
+    return FeatureLabels(name, values, len(names), permuted, by_source=by_source)
+
+
+def too_few_pairs(labels: FeatureLabels) -> str:
+    """What to say of the number of preference pairs; nothing where they are enough, or are no pairs."""
+    pairs = 0 if labels.permuted is None or not labels.paired else int((labels.permuted[0] >= 0).sum()) // 2
+    if not 0 < pairs < PAIRS_NEEDED:
+        return ""
+    return (
+        f"{pairs:,} pairs, where about {PAIRS_NEEDED} are needed to tell from chance as much information about "
+        "preference as trained models were found to hold, and more where they hold less (docs/features.md)"
+    )
 
 
 def _label_of_sequence(table: np.ndarray) -> np.ndarray | None:
@@ -180,13 +202,33 @@ def _label_of_sequence(table: np.ndarray) -> np.ndarray | None:
     return highest if ((table < 0) | (table == highest[:, None])).all() else None
 
 
-def _permuted(labels: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-    """[R, N] labels permuted over the sequences that carry one."""
+def _permuted(
+    labels: np.ndarray, sources: np.ndarray, random: np.random.RandomState
+) -> tuple[np.ndarray, Literal["over", "within"] | None]:
+    """[R, N] labels permuted over what is exchangeable of the sequences that carry one, and what that was.
+
+    Sequences of one source are alike for other reasons than their labels. Where every source has one label, sources
+    are exchangeable, which of them has which; where sources have several, so are the sequences within each.
+    """
     carriers = np.flatnonzero(labels >= 0)
+    _, source = np.unique(sources[carriers], return_inverse=True)
+    size = np.bincount(source)
     permuted = np.repeat(labels[None], NUM_PERMUTATIONS, axis=0)
+    if (size == 1).all():
+        for row in permuted:
+            row[carriers] = labels[random.permutation(carriers)]
+        return permuted, None
+    of_source = np.full(len(size), -1)
+    of_source[source] = labels[carriers]
+    if (of_source[source] == labels[carriers]).all():
+        for row in permuted:
+            row[carriers] = random.permutation(of_source)[source]
+        return permuted, "over"
+    by_source = np.argsort(source, kind="stable")
     for row in permuted:
-        row[carriers] = labels[random.permutation(carriers)]
-    return permuted
+        shuffled = np.lexsort((random.random_sample(len(source)), source))
+        row[carriers[by_source]] = labels[carriers[shuffled]]
+    return permuted, "within"
 
 
 def _swapped_pairs(labels: np.ndarray, random: np.random.RandomState) -> np.ndarray:
