@@ -3,9 +3,9 @@
     pip install -c constraints.txt -e ".[hf]"
     python benchmarks/speed_measurement.py --text c4.jsonl.gz --tokenizer gpt2
 
-A: `Meter.measure`, four orders, both sides, with the null. B: the no-grad forward of the trunk (all that a
-measurement needs of the model). C: the no-grad forward with logits for every position (what an evaluation
-would run). The three take turns, A B C A B C …; printed are the medians of the ratios of each round. The
+A: `Meter.measure`, four orders, both sides, with the null; the loss with `--loss`. B: the no-grad forward of the
+trunk (all that a measurement needs of the model). C: the no-grad forward with logits for every position (what an
+evaluation would run). The three take turns, A B C A B C …; printed are the medians of the ratios of each round. The
 model is random: values do not change the cost. Every sequence has the full length, so that padding does not
 flatter the ratio.
 """
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--loss", choices=["no", "thinned", "all"], default="no", help="measure the loss too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--threads", type=int, help="threads of torch; default: torch's own choice")
@@ -53,7 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
         max_length=options.length,
         min_length=options.length,
     )
-    meter = ib.Meter(probe, batch_size=options.batch_size)
+    loss = {"no": False, "thinned": True, "all": "all"}[options.loss]
+    meter = ib.Meter(probe, batch_size=options.batch_size, loss=loss)
 
     def measure() -> ib.Measurement:
         return meter.measure(model)

@@ -16,14 +16,15 @@ _HEADER = "probe"
 
 
 def write_lines(path: str | os.PathLike[str], probe: Probe) -> None:
-    """Write a header, `{"probe": {name, tokenizer, source, label_names, length, fingerprint}}`, and then for each
-    sequence `{"input_ids": […], "labels": {name: […]}}` over its real tokens; `"padding": n` where n come before.
+    """Write a header, `{"probe": {name, tokenizer, source, label_names, num_bytes, length, fingerprint}}`, and then for
+    each sequence `{"input_ids": […], "labels": {name: […]}}` over its real tokens; `"padding": n` where n come before.
     """
     header = {
         "name": probe.name,
         "tokenizer": probe.tokenizer,
         "source": probe.source,
         "label_names": probe.label_names,
+        "num_bytes": probe.num_bytes,
         "length": probe.input_ids.shape[1],
         "fingerprint": probe.fingerprint,
     }
@@ -105,4 +106,6 @@ def _content(path: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> 
         name=header.get("name", path.stem),
         source=header.get("source", {"constructor": "lines"}),
         tokenizer=header.get("tokenizer"),
+        # Of lines that may have been changed they are not known.
+        num_bytes=header.get("num_bytes") if "fingerprint" in header else None,
     )

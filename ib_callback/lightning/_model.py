@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ib_callback.common.errors import ModelError
 from ib_callback.measuring.model import access
 from ib_callback.measuring.model.access import Layers
-from ib_callback.measuring.model.forward import Forward, default_forward
+from ib_callback.measuring.model.forward import Forward, OwnForward, default_forward
 
 _KEYWORDS = ("hidden_states", "blocks")
 
@@ -47,11 +48,16 @@ def find_target(trainer: Any, pl_module: Any, layers: Layers, forward: Forward |
     if len(found) > 1 and (forward is None or names is None):
         raise ModelError(_which_of(pl_module, found))
     name, model = next(iter(found.items())) if len(found) == 1 else ("", pl_module)
-    call = _call(pl_module, model, forward)
+    through = partial(_as_in_training, trainer, pl_module)
+    call = (
+        OwnForward(*(through(_own_call(pl_module, model, all_logits=every)) for every in (False, True)))
+        if forward is None
+        else through(partial(forward, pl_module))
+    )
     if names is not None:
         inside = [pattern.removeprefix(f"{name}.") for pattern in names]
         model, layers = (model, inside) if _has(model, inside) else (pl_module, names)
-    return Target(model, layers, _as_in_training(trainer, pl_module, call))
+    return Target(model, layers, call)
 
 
 def _has(model: nn.Module, names: list[str]) -> bool:
@@ -89,9 +95,7 @@ def _which_of(pl_module: nn.Module, found: dict[str, nn.Module]) -> str:
     )
 
 
-def _call(pl_module: Any, model: nn.Module, forward: Forward | None) -> Callable[[Tensor, Tensor], Any]:
-    if forward is not None:
-        return lambda input_ids, attention_mask: forward(pl_module, input_ids, attention_mask)
+def _own_call(pl_module: Any, model: nn.Module, *, all_logits: bool) -> Callable[[Tensor, Tensor], Any]:
     access.refuse_encoder_decoder(model)
     owner = getattr(type(model).forward, "__module__", None) or ""
     if model is pl_module and owner.split(".")[0] in ("torch", "lightning", "pytorch_lightning"):
@@ -99,8 +103,7 @@ def _call(pl_module: Any, model: nn.Module, forward: Forward | None) -> Callable
             f"{type(pl_module).__name__} holds no transformers model and has no forward() of its own. Pass "
             "forward=callable(pl_module, input_ids, attention_mask), and name what to measure with layers=[...]."
         )
-    own = default_forward(model)
-    return lambda input_ids, attention_mask: own(model, input_ids, attention_mask)
+    return partial(default_forward(model, all_logits=all_logits), model)
 
 
 def _as_in_training(trainer: Any, pl_module: Any, call: Callable[[Tensor, Tensor], Any]) -> Forward:

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,16 @@ from ib_callback.measuring.model.access import Layer, Layers
 from ib_callback.measuring.model.capture import Moments, Quantiser
 from ib_callback.measuring.model.forward import Forward, ProbeForward, check_fit, free_memory, is_out_of_memory
 from ib_callback.measuring.model.guard import is_sharded, resharded, untouched
+from ib_callback.measuring.model.loss import (
+    LossPass,
+    Pairs,
+    Route,
+    Routes,
+    find_route,
+    loss_numbers,
+    number_of_pairs,
+    reads_ahead,
+)
 from ib_callback.measuring.model.parameters import ChangedParametersError, unchanged_parameters
 from ib_callback.measuring.plan.builder import MAX_LABEL_SETS
 from ib_callback.measuring.plan.plan import Batch, Plan
@@ -43,6 +53,7 @@ from ib_callback.measuring.settings import (
     choose_features,
     choose_groups,
     choose_layers,
+    choose_loss,
     choose_primary,
     label_names,
     named_features,
@@ -132,6 +143,10 @@ class Meter:
             `{name: probe}`, name, underscore and label's name.
         standard_errors: whether to estimate them, by leaving out groups of sequences in turn; True for 16 groups, or
             their number. Batches then never cross a group. Needs memory for shares of labels (see `preflight`).
+        loss: whether to measure the next-token loss on the probe, with the model's own head and in the same pass. True:
+            on pairs of neighbouring real tokens that are thinned evenly, but not to under 8,192, where the head
+            would cost more than a tenth of a forward of the trunk; `"all"`: on all of them. None for a model that does
+            not predict the next token; `settings["loss"]` says why.
 
     Raises:
         TypeError, ValueError: a setting that cannot be; says what was expected.
@@ -163,6 +178,7 @@ class Meter:
         progress: bool = False,
         feature_probes: FeatureProbes = (),
         standard_errors: bool | int = False,
+        loss: bool | str = True,
     ) -> None:
         if not isinstance(probe, Probe):
             raise TypeError(f"probe: expected an ib_callback.Probe, got {type(probe).__name__}. See Probe.from_texts.")
@@ -206,6 +222,7 @@ class Meter:
         self.forward = forward
         self.progress = bool(progress)
         self.standard_errors = choose_groups(standard_errors, weighting)
+        self.loss = choose_loss(loss)
         self._plans: dict[int, Plan] = {}
         self._curve: IBCurve | None = None
         self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed, self.draws)
@@ -213,7 +230,9 @@ class Meter:
         self._planes = True
         self._refused: tuple[int, str] | None = None  # a model by its id, and why
         self._told_equal: set[str] = set()  # names of layers with equal states
-        self._read_ahead: set[str] = set()  # names of the kinds of models that have been looked at
+        self._read_ahead: dict[str, bool] = {}  # by the names of the kinds of models that have been looked at
+        self._routes = Routes()
+        self._told_of_loss: set[str] = set()
         self._further = [
             (self._for_features(other), names)
             for other, names in named_features(feature_probes, self.orders, self.features)
@@ -223,7 +242,7 @@ class Meter:
         """A meter like this one of the features of another probe, without the orders."""
         other = copy.copy(self)
         other.probe, other.features = probe, tuple(probe.labels)
-        other._planes, other._plans, other._further = False, {}, []
+        other._planes, other._plans, other._further, other.loss = False, {}, [], False
         other.draws, other.center, other.last_block, other.companions = 1, False, False, ()
         other._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
         return other
@@ -307,6 +326,7 @@ class Meter:
             forward.once(forward.longest(plan.batches), layers)
             self._warn_if_bidirectional(forward, layers)
             self._autocast = forward.autocast
+            self._find_route(root)
         self.curve()
         for feature in (each.labels for each in plan.quantities if isinstance(each, Feature)):
             if few := too_few_pairs(feature):
@@ -349,9 +369,14 @@ class Meter:
         with self._visit(root):
             if self.forward is None:
                 self._warn_if_bidirectional(self._forward(root), layers)
-            plan, sums, moments = self._sums(root, self._captured(root, layers))
+            losses = self._loss_pass(root)
+            plan, sums, moments = self._sums(root, self._captured(root, layers), losses)
             others = [meter._sums(root, layers)[:2] for meter in further]
         dispersion = [part.dispersion(index) for part in moments for index in range(len(part.unit))]
+        outcome = None if losses is None else self._routes.note(root, self._told_of(losses.outcome()))
+        settings = self.settings(root)
+        if outcome is not None:
+            settings["loss"]["path"] = str(outcome)
         measurement = read_out(
             plan,
             sums,
@@ -359,7 +384,7 @@ class Meter:
             layers=[layer.name for layer in layers],
             weighting=self.weighting,
             primary=self.primary,
-            settings=self.settings(root),
+            settings=settings,
             seconds=time.perf_counter() - started,
             others=[(names, *sums) for (_, names), sums in zip(self._further, others, strict=True)],
             curve=None if curve is None else curve.to_efficiency(self.num_bins),
@@ -368,7 +393,33 @@ class Meter:
             companions=self._companions(layers, moments),
         )
         self._tell_of_equal_states(measurement)
-        return measurement
+        if losses is None:
+            return measurement
+        bounds = None if plan.jackknife is None else plan.jackknife.sequence_bounds
+        return replace(measurement, **loss_numbers(losses, self.probe, bounds))
+
+    def _find_route(self, root: nn.Module) -> Route:
+        """How the loss of the model can be had; found out anew."""
+        if not self.loss:
+            return Route("none")
+        known = self._read_ahead.get(_kind_of(root))
+        route = reads_ahead(root) if known else find_route(root, self.probe, self.forward)
+        return self._routes.note(root, self._told_of(route))
+
+    def _loss_pass(self, root: nn.Module) -> LossPass | None:
+        """What adds up the losses of a pass; None if they are not wanted."""
+        if not self.loss:
+            return None
+        route = self._routes.get(root) or self._find_route(root)
+        pairs = Pairs.of(self.probe, number_of_pairs(self.probe, root, every=self.loss == "all"))
+        return LossPass(root, self.probe, pairs, route)
+
+    def _told_of(self, route: Route) -> Route:
+        """The route, after whoever measures was told of an accident, once."""
+        if route.is_failure and route.why not in self._told_of_loss:
+            self._told_of_loss.add(route.why)
+            warn(f"the next-token loss on the probe could not be measured: {route.why}.", stacklevel=4)
+        return route
 
     def _tell_of_equal_states(self, measurement: Measurement) -> None:
         """Once for each layer."""
@@ -455,6 +506,12 @@ class Meter:
         optional |= {"center": self.center, "last_block": self.last_block}
         optional |= {f"companions/{self.companion_layers}": list(self.companions)} if self.companions else {}
         codewords = {"bound_codewords": self.num_bins} if self.bound == "ib_curve" else {}
+        if self.loss:
+            route = self._routes.get(root)
+            known = {} if route is None else {"path": str(route)}
+            impossible = route is not None and route.kind == "none"
+            positions = None if impossible else number_of_pairs(self.probe, root, every=self.loss == "all")
+            optional["loss"] = known | {"positions": positions}
         return {
             "probe": self.probe.fingerprint,
             "K": max(self.orders.values()),
@@ -504,8 +561,8 @@ class Meter:
         views = self._views(num_layers).layers
         return list(range(num_layers)) if self.companion_layers == "all" else views[self.companion_layers]
 
-    def _forward(self, root: nn.Module) -> ProbeForward:
-        return ProbeForward(root, self.probe, self._quantiser, self.forward)
+    def _forward(self, root: nn.Module, losses: LossPass | None = None) -> ProbeForward:
+        return ProbeForward(root, self.probe, self._quantiser, self.forward, losses)
 
     def _groups(self, plan: Plan, layers: list[Layer]) -> list[list[Layer]]:
         """Layers cut into groups that fit the memory budget."""
@@ -520,7 +577,9 @@ class Meter:
             )
         return [layers[i : i + size] for i in range(0, len(layers), size)]
 
-    def _sums(self, root: nn.Module, layers: list[Layer]) -> tuple[Plan, Sums, list[Moments]]:
+    def _sums(
+        self, root: nn.Module, layers: list[Layer], losses: LossPass | None = None
+    ) -> tuple[Plan, Sums, list[Moments]]:
         """The sums and moments of whole passes, and the plan that they follow; smaller batches if memory runs out."""
         while True:
             try:
@@ -531,7 +590,8 @@ class Meter:
                 for group in self._groups(plan, layers):
                     stop = start + len(group)
                     second = [number - start for number in accompanied if start <= number < stop]
-                    parts.append(self._pass(root, plan, group, centers and centers[start:stop], second))
+                    of_first = None if start else losses
+                    parts.append(self._pass(root, plan, group, centers and centers[start:stop], second, of_first))
                     start = stop
                 sums, moments = zip(*parts, strict=True)
                 return plan, Sums.join(sums, self._views(1).num_variants), list(moments)
@@ -558,25 +618,34 @@ class Meter:
         return [moments.mean(index).float() for index in range(len(layers))]
 
     def _pass(
-        self, root: nn.Module, plan: Plan, layers: list[Layer], centers: list[Tensor] | None, second: list[int]
+        self,
+        root: nn.Module,
+        plan: Plan,
+        layers: list[Layer],
+        centers: list[Tensor] | None,
+        second: list[int],
+        losses: LossPass | None,
     ) -> tuple[Sums, Moments]:
-        """One pass over the probe for some of the layers."""
-        forward = self._forward(root)
+        """One pass over the probe for some of the layers, and for the losses if they are wanted of it."""
+        if losses is not None:
+            losses.begin()
+        forward = self._forward(root, losses)
         columns = len(layers) * self._views(1).num_variants
         device = access.device_of(root)
         accumulator = Accumulator(plan, columns, self.num_bins, weighting=self.weighting, device=device)
         moments = Moments(len(layers), second)
         forward.over(self._bar(plan.batches), layers, accumulator.add, centers=centers, moments=moments)
+        forward.beside(plan.batches, self.batch_size)
         self._autocast = forward.autocast
         return accumulator.sums(), moments
 
     def _warn_if_bidirectional(self, forward: ProbeForward, layers: list[Layer]) -> None:
         """Once for each kind of model."""
-        kind = f"{type(forward.model).__module__}.{type(forward.model).__qualname__}"
+        kind = _kind_of(forward.model)
         if not self._planes or kind in self._read_ahead:
             return
-        self._read_ahead.add(kind)
-        if bidirectional.sees_what_follows(forward, self.plan().batches, layers):
+        self._read_ahead[kind] = bidirectional.sees_what_follows(forward, self.plan().batches, layers)
+        if self._read_ahead[kind]:
             warn(bidirectional.explanation(forward.model), stacklevel=3)
 
     def _bar(self, batches: tuple[Batch, ...]) -> Iterator[Batch]:
@@ -584,6 +653,10 @@ class Meter:
             for number, batch in enumerate(batches, start=1):
                 yield batch
                 done(number)
+
+
+def _kind_of(model: nn.Module) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def measure(model: nn.Module, probe: Probe, *, step: int | None = None, **meter_keywords: Any) -> Measurement:

@@ -72,6 +72,13 @@ def choose_companions(companions: str | Iterable[str], layers: str) -> tuple[tup
     return tuple(dict.fromkeys(names)), layers
 
 
+def choose_loss(loss: Any) -> bool | str:
+    """Whether to measure the loss, and on all pairs of tokens."""
+    if loss is not True and loss is not False and loss != "all":
+        raise ValueError(f'loss: expected True, "all" or False, got {loss!r}.')
+    return loss
+
+
 def choose_groups(standard_errors: Any, weighting: str) -> int:
     """Number of groups of sequences to leave out in turn, 0 for none."""
     if standard_errors is None or standard_errors is False:

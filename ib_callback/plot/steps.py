@@ -1,4 +1,4 @@
-"""Complexity, expressivity, optimality and distance to the bound along a run."""
+"""Complexity, expressivity, optimality, distance to the bound and loss along a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ib_callback.plot import data
 from ib_callback.plot.sheet import Sheet
 from ib_callback.plot.theme import LINES, MARKERS, ThemeName, drawing, theme_of
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.metrics import PLANE, Quantity
+from ib_callback.results.metrics import PLANE, WHOLE, Quantity
 from ib_callback.results.phases import Phase, Phases
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SHOWN = [quantity for quantity in PLANE if quantity.primary]
+# Shown where they were measured.
+_SHOWN_OF_WHOLE = [quantity for quantity in WHOLE if quantity.primary]
 _MARKED = 40
 _MANY = 300
 _FEW_MISSING = 16
@@ -33,7 +35,7 @@ def over_steps(
     theme: ThemeName = "light",
     title: str | None = None,
 ) -> Figure:
-    """Draw complexity, expressivity, optimality and distance to the bound over training steps.
+    """Draw complexity, expressivity, optimality, distance to the bound and the probe's loss over training steps.
 
     Beside complexity and expressivity stand their nulls, beside optimality and distance the same numbers above null;
     a band is one standard error to either side, where it was measured. Phases are shaded, and a point that could not
@@ -48,7 +50,7 @@ def over_steps(
         title: of the whole figure.
 
     Returns:
-        A figure of its own, 150 dots per inch, with four panels.
+        A figure of its own, 150 dots per inch, with four panels, and a fifth one if the loss was measured.
 
     Raises:
         ValueError: there is no point to draw, an order is asked for that was not measured, or an unknown theme.
@@ -58,7 +60,9 @@ def over_steps(
     shown = data.orders_of(points, [data.primary_of(points)] if orders is None else orders)
     look = theme_of(theme)
     with drawing(look, "Drawing the numbers over steps"):
-        sheet = Sheet(len(_SHOWN), 2, size=(3.5, 2.1), theme=look, top=0.12, bottom=0.48, across=0.9, down=0.14)
+        whole = [each for each in _SHOWN_OF_WHOLE if any(getattr(point, each.name) is not None for point in points)]
+        number = len(_SHOWN) + len(whole)
+        sheet = Sheet(number, 2, size=(3.5, 2.1), theme=look, top=0.12, bottom=0.48, across=0.9, down=0.14)
         steps, name = data.numbered(points)
         if log is None:
             log = data.crowds_at_the_start(steps)
@@ -66,22 +70,25 @@ def over_steps(
         bounds = {point.settings.get("bound") for point in points if point.orders}
         bound = "IB curve" if bounds == {"ib_curve"} else "complexity" if "ib_curve" not in bounds else "bound"
         course = _Course(sheet, points, steps)
-        for panel, quantity in zip(sheet.panels, _SHOWN, strict=True):
+        for panel, quantity in zip(sheet.panels, [*_SHOWN, *whole], strict=True):
             panel.set_ylabel(quantity.label.format(bound=bound))
             panel.grid(color=look.faint)
             panel.set_axisbelow(True)
             logarithmic = _scale(panel, steps, log=log)
-            for index, order in enumerate(shown):
-                course.draw(panel, quantity, order, index, several=len(shown) > 1)
+            if quantity in whole:
+                course.draw_whole(panel, quantity)
+            else:
+                for index, order in enumerate(shown):
+                    course.draw(panel, quantity, order, index, several=len(shown) > 1)
             course.draw_reference(panel, quantity.name)
             course.mark_missing(panel)
             panel.ticklabel_format(axis="y", useOffset=False)
             _from_zero(panel)
             if phases is not None:
                 course.shade(panel, phases)
-        for panel in sheet.panels[:2]:
+        for panel in sheet.panels[:-2]:
             panel.tick_params(labelbottom=False)
-        for panel in sheet.panels[2:]:
+        for panel in sheet.panels[-2:]:
             panel.set_xlabel(name + (", logarithmic" if logarithmic else ""))
         sheet.notes += data.notes_of_run(points)
         sheet.finish(title)
@@ -134,8 +141,6 @@ class _Course:
 
     def draw(self, panel: Axes, quantity: Quantity, order: str, index: int, *, several: bool) -> None:
         """A quantity of one order with its error, and what belongs beside it."""
-        from matplotlib.patches import Patch
-
         colour = self.theme.series[index % len(self.theme.series)]
         marker = MARKERS[index % len(MARKERS)]
         values, error, beside = (
@@ -148,12 +153,7 @@ class _Course:
         label = f"{order}: measured"
         panel.plot(self.steps, values, zorder=4, label=label, markevery=np.flatnonzero(marked).tolist(), **style)
         self.sheet.key(label, label, **style)
-        if np.isfinite(error).any():
-            band: dict[str, Any] = {"color": colour, "alpha": 0.25}
-            panel.fill_between(
-                self.steps, values - error, values + error, lw=0, zorder=2, label="standard error", **band
-            )
-            self.sheet.handles["standard error"] = Patch(label="± 1 standard error", **band)
+        self._band(panel, values, error, colour)
         if np.isfinite(beside).any():
             above = quantity.beside.endswith("above_null")
             style = {"color": colour if several else self.theme.muted, "lw": 1.1, "ls": LINES[3] if above else LINES[1]}
@@ -165,6 +165,31 @@ class _Course:
                 style["color"] = self.theme.ink
             key, text = ("above", "above null, a lower baseline") if above else ("null", "null: finite sampling alone")
             self.sheet.key(key, text, **style)
+
+    def draw_whole(self, panel: Axes, quantity: Quantity) -> None:
+        """A quantity that is of no order, with its error."""
+        values, error = (
+            np.array([getattr(point, name) for point in self.points], dtype=float)
+            for name in (quantity.name, f"{quantity.name}_se")
+        )
+        marked = np.isfinite(values) if np.isfinite(values).sum() <= _MARKED else _isolated(values)
+        colour, width = self.theme.ink, 0.9 if len(self.points) > _MANY else 1.5
+        panel.plot(
+            self.steps, values, zorder=4, label=quantity.name, color=colour, lw=width, marker="o", markersize=4,
+            markevery=np.flatnonzero(marked).tolist(),
+        )  # fmt: skip
+        self._band(panel, values, error, colour)
+
+    def _band(self, panel: Axes, values: np.ndarray, error: np.ndarray, colour: str) -> None:
+        """One standard error to either side, where it is known."""
+        from matplotlib.patches import Patch
+
+        if np.isfinite(error).any():
+            band: dict[str, Any] = {"color": colour, "alpha": 0.25}
+            panel.fill_between(
+                self.steps, values - error, values + error, lw=0, zorder=2, label="standard error", **band
+            )
+            self.sheet.handles.setdefault("standard error", Patch(label="± 1 standard error", **band))
 
     def draw_reference(self, panel: Axes, name: str) -> None:
         """Optimality 1 and distance 0 are on the bound; complexity and expressivity cannot exceed the ceiling."""

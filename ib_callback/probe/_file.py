@@ -39,6 +39,8 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
         metadata["tokenizer"] = content.tokenizer
     if content.groups is not None:
         metadata["groups"] = json.dumps(content.groups)
+    if content.num_bytes is not None:
+        metadata["num_bytes"] = str(content.num_bytes)
     if content.label_names:
         metadata["label_names"] = json.dumps(content.label_names, sort_keys=True)
     metadata[_CHECKSUM] = _checksum(metadata)
@@ -85,6 +87,7 @@ def read(path: str | os.PathLike[str]) -> Content:
         name=metadata["name"],
         source=json.loads(metadata["source"]),
         tokenizer=metadata.get("tokenizer"),
+        num_bytes=int(metadata["num_bytes"]) if "num_bytes" in metadata else None,
     )
 
 

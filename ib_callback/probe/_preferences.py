@@ -17,7 +17,7 @@ import numpy as np
 from ib_callback.common.errors import ProbeError
 from ib_callback.probe._labels import LabelReader
 from ib_callback.probe._texts import Sizes, Table
-from ib_callback.probe._tokenizing import Encoded, Encoder
+from ib_callback.probe._tokenizing import Encoded, Encoder, bytes_predicted
 from ib_callback.probe.content import NO_LABEL, Content
 
 FEATURE = "preference"
@@ -105,8 +105,8 @@ def collect_pairs(
         except DropError as reason:
             dropped[str(reason)] += 1
             continue
-        for ids, labels in labelled:
-            table.add(ids, [labels])
+        for ids, labels, num_bytes in labelled:
+            table.add(ids, [labels], num_bytes=num_bytes)
         progress(len(table))
         if len(table) == number:
             break
@@ -158,8 +158,10 @@ def read_pair(row: Mapping[str, Any], tokenizer: Any, index: int) -> Pair:
     )
 
 
-def _labelled(pair: Pair, encoder: Encoder, whole: Encoder, max_length: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Ids and labels of both members of a pair.
+def _labelled(
+    pair: Pair, encoder: Encoder, whole: Encoder, max_length: int
+) -> list[tuple[np.ndarray, np.ndarray, int | None]]:
+    """Ids, labels and bytes of both members of a pair.
 
     Raises:
         DropError: "tie" or "long".
@@ -175,8 +177,8 @@ def _labelled(pair: Pair, encoder: Encoder, whole: Encoder, max_length: int) -> 
         labels[start:] = preferred
         if one.special is not None:
             labels[one.special] = NO_LABEL
-        rows.append((one.ids, labels))
-    complete = all((labels != NO_LABEL).any() for _, labels in rows)
+        rows.append((one.ids, labels, bytes_predicted(member.text, one)))
+    complete = all((labels != NO_LABEL).any() for _, labels, _ in rows)
     # Also of texts that differ: templates trim, tokenizers fold case, and both are cut. One sequence that is
     # preferred and rejected tells nothing of preference, and hides what other pairs tell.
     same = np.array_equal(encoded[0].ids, encoded[1].ids)

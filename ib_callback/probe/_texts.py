@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError
 from ib_callback.probe._labels import LabelReader, by_token
-from ib_callback.probe._tokenizing import Encoder, describe
+from ib_callback.probe._tokenizing import Encoder, bytes_predicted, describe
 from ib_callback.probe.content import NO_LABEL, Content
 
 
@@ -161,10 +161,11 @@ def collect(
                 "tokenizer: labels of words or spans need one that knows where its tokens come from, got "
                 f"{type(tokenizer).__name__}. Use a fast tokenizer."
             )
-        encoded = encoder(text.text, places=in_spans)
+        encoded = encoder(text.text, places=encoder.has_offsets)
         longest = max(longest, len(encoded.ids))
         if len(encoded.ids) >= sizes.min_length:
-            table.add(encoded.ids, [by_token(label, text.text, encoded) for label in labels])
+            labels_of = [by_token(label, text.text, encoded) for label in labels]
+            table.add(encoded.ids, labels_of, num_bytes=bytes_predicted(text.text, encoded))
             groups.append(text.group)
             progress(len(table))
         if len(table) == sizes.num_sequences:
@@ -192,13 +193,15 @@ class Table:
         self._readers = readers
         self._ids: list[Tensor] = []
         self._labels: list[list[Tensor]] = [[] for _ in readers]
+        self._num_bytes: int | None = 0
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def add(self, ids: np.ndarray, labels: Sequence[np.ndarray]) -> None:
-        """A row: ids [n], and for each reader [n] labels."""
+    def add(self, ids: np.ndarray, labels: Sequence[np.ndarray], *, num_bytes: int | None) -> None:
+        """A row: ids [n], for each reader [n] labels, and the bytes of all tokens but the first, if they are known."""
         self._ids.append(torch.from_numpy(ids))
+        self._num_bytes = None if self._num_bytes is None or num_bytes is None else self._num_bytes + num_bytes
         for column, label in zip(self._labels, labels, strict=True):
             column.append(torch.from_numpy(label))
 
@@ -221,6 +224,7 @@ class Table:
             name=name,
             source={**source, **{key: str(value) for key, value in counts.items()}},
             tokenizer=describe(tokenizer),
+            num_bytes=self._num_bytes,
         )
 
 

@@ -105,6 +105,22 @@ class Encoder:
         return _encoded(encoding["input_ids"], encoding.get("offset_mapping"), encoding.get("special_tokens_mask"))
 
 
+def bytes_predicted(text: str, encoded: Encoded) -> int | None:
+    """UTF-8 bytes of the text behind the first token, up to the end of the last one; None without places of tokens.
+
+    White space between tokens counts, whether or not the tokenizer says that it is part of one. If the tokenizer added
+    the first token, the text begins with the next one. Of a character that was cut into several tokens each is said to
+    hold all of it: it counts as a whole where the last token holds a part of it, and not where the first one does.
+    """
+    if encoded.offsets is None or encoded.special is None:
+        return None
+    own = encoded.offsets[~encoded.special]
+    if not len(own):
+        return 0
+    begin = own[0, 0] if encoded.special[0] else own[0, 1]
+    return len(text[begin : own[-1, 1]].encode())
+
+
 def _is_raw(tokenizer: Any) -> bool:
     """Whether it is a `tokenizers.Tokenizer` rather than one of transformers."""
     return hasattr(tokenizer, "enable_truncation") and hasattr(tokenizer, "encode")

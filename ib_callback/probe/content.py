@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError
 
 NO_LABEL = -1
@@ -30,6 +31,7 @@ class Content:
         name: short name, for messages and files.
         source: how it was made, as strings by name.
         tokenizer: what tokenizer the ids are of, in words; None: not known.
+        num_bytes: UTF-8 bytes of the text of all real tokens but the first of each sequence; None: not known.
     """
 
     input_ids: Any
@@ -40,6 +42,7 @@ class Content:
     name: str
     source: Mapping[str, str] = field(default_factory=dict)
     tokenizer: str | None = None
+    num_bytes: int | None = None
 
 
 def normalised(content: Content) -> Content:
@@ -53,6 +56,8 @@ def normalised(content: Content) -> Content:
         ProbeError: anything is not as `Content` says, or a sequence has padding amid its tokens, or no real token.
     """
     check_name(content.name)
+    if content.num_bytes is not None:
+        check_integer("num_bytes", content.num_bytes, minimum=0, cure="it is in UTF-8 bytes, None if it is not known")
     ids = _integers(content.input_ids, "input_ids")
     if ids.dim() != 2 or ids.numel() == 0:
         raise ProbeError(

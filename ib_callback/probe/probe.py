@@ -49,6 +49,7 @@ class Probe:
         groups: the source that each sequence is of, numbered from 0 on; None: each is of one of its own.
         source: how the probe was made, as strings by name.
         tokenizer: class, name and size of the tokenizer; None if it is not known.
+        num_bytes: UTF-8 bytes of the text of all real tokens but the first of each sequence; None if it is not known.
 
     Examples:
         >>> probe = Probe.from_tokens([[5, 6, 7], [8, 9, 0]], [[1, 1, 1], [1, 1, 0]])
@@ -84,6 +85,7 @@ class Probe:
         label_names: Mapping[str, Sequence[str]] | None = None,
         groups: Iterable[Any] | None = None,
         name: str = "tokens",
+        num_bytes: int | None = None,
     ) -> Probe:
         """A probe of text that is tokenised already.
 
@@ -96,10 +98,12 @@ class Probe:
                 they are no independent witnesses, so that the null of a feature permutes them together, and standard
                 errors leave them out together. See docs/features.md.
             name: short name, for messages and files.
+            num_bytes: UTF-8 bytes of the text of all real tokens but the first of each sequence, for bits per byte.
 
         Raises:
             ProbeError: wrong shapes or dtypes, negative ids at real tokens, labels under -1, a sequence with
                 padding amid its tokens or without a real token, or no sequence at all.
+            TypeError, ValueError: `num_bytes` is no integer from 0 on.
         """
         return cls(
             Content(
@@ -110,6 +114,7 @@ class Probe:
                 groups=groups,
                 name=name,
                 source={"constructor": "from_tokens"},
+                num_bytes=num_bytes,
             )
         )
 
@@ -473,6 +478,15 @@ class Probe:
     def tokenizer(self) -> str | None:
         """What tokenizer the ids are of, in words; None if that is not known."""
         return self._content.tokenizer
+
+    @property
+    def num_bytes(self) -> int | None:
+        """UTF-8 bytes of the text of all real tokens but the first of each sequence, which are what is predicted.
+
+        Known where the tokenizer says where its tokens come from; None otherwise. It is no part of the fingerprint. A
+        character that a byte-level tokenizer cuts at the end of a sequence counts whole: at most 3 bytes too many.
+        """
+        return self._content.num_bytes
 
     @property
     def num_tokens(self) -> int:

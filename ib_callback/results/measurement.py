@@ -53,6 +53,15 @@ class Measurement:
         dispersion: mean cosine distance of states at two different positions, mean over layers, in [0, 2].
         dispersion_by_layer: of each layer, [L].
         companions: measures for comparison, where asked for: by name, and by layer.
+        loss: mean next-token loss on the probe, nats a token, over the pairs of neighbouring real tokens that
+            `settings["loss"]` counts. None where there is none, with the reason as `settings["loss"]["path"]`.
+        loss_se: its standard error, sequences (or their `Probe.groups`) being drawn; with `loss=True` also that of the
+            choice of positions.
+        bits_per_byte: loss × all predicted tokens / (`Probe.num_bytes` × ln 2): the unit in which models of different
+            tokenizers can be compared. None where the probe does not know its bytes.
+        predictive_information: plug-in entropy of the next token, over all pairs, minus loss; nats a token. The entropy
+            of a small probe is too low, since many of its tokens occur once, and so is this: compare it on one probe.
+        loss_jackknife: [2 G - 1] the loss without groups of sequences, as those of `PlanePoint`; empty without errors.
         num_positions: valid positions T of the probe.
         seconds: wall-clock time of this measurement.
         settings: all that decides whether two measurements can be compared, as JSON values, `"primary"` too.
@@ -85,13 +94,18 @@ class Measurement:
     dispersion: float | None = None
     dispersion_by_layer: tuple[float, ...] = ()
     companions: dict[str, dict[str, float]] = field(default_factory=dict, hash=False)
+    loss: float | None = None
+    loss_se: float | None = None
+    bits_per_byte: float | None = None
+    predictive_information: float | None = None
+    loss_jackknife: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         # Lists for tuples, so that settings equal what a file gives back.
         object.__setattr__(self, "settings", json_values(self.settings))
         if self.error is None:
             self._check_measured()
-        elif self.orders or self.features or self.entropy is not None:
+        elif self.orders or self.features or self.entropy is not None or self.loss is not None:
             raise ValueError(f"a measurement with an error has no numbers, got some beside {self.error!r}")
 
     def _check_measured(self) -> None:
@@ -242,6 +256,8 @@ class Measurement:
             del rest["scheduled"]
         if not self.companions:
             del rest["companions"]
+        if not self.loss_jackknife:
+            del rest["loss_jackknife"]
         first = {name: rest.pop(name) for name in ("step", "entropy")}
         return {**first, **{name: getattr(self, name) for name in PRIMARY_SCALARS}, **rest}
 
@@ -275,6 +291,9 @@ class Measurement:
             by_chance = value.information_p_value is not None and value.information_p_value > CHANCE
             told = f", not told from chance (p {value.information_p_value:.2g})" if by_chance else ""
             parts.append(f"{name} {_short(value.information, value.information_null)}{told}")
+        if self.loss is not None:
+            of_bytes = "" if self.bits_per_byte is None else f" ({self.bits_per_byte:.4g} bits per byte)"
+            parts.append(f"loss {_short(self.loss)}{of_bytes}")
         if self.seconds is not None:
             parts.append(f"{self.seconds:.1f} s")
         return f"{start}: {', '.join(parts) or 'nothing measured'}"
@@ -305,6 +324,11 @@ def settings_differences(a: Measurement | Mapping[str, Any], b: Measurement | Ma
     if same_layers(*(x.get("layers") for x in settings)):
         for x in settings:
             x.pop("layers", None)
+    # How the loss was had makes no difference, nor whether it was; on which pairs of tokens does.
+    losses = [x.pop("loss", None) or {} for x in settings]
+    if None not in (positions := [loss.get("positions") for loss in losses]):
+        for x, number in zip(settings, positions, strict=True):
+            x["loss"] = {"positions": number}
     differences = list(_differences(settings[0], settings[1], ""))
     if settings[0].get("documents") is not None and settings[0]["documents"] == settings[1].get("documents"):
         differences = [

@@ -110,7 +110,8 @@ class Quantity:
             name `<name>_se`, where errors were asked for.
         bound: "any" if it depends on the bound, of which there is none for other orders than that of an IB curve;
             "curve" if it is defined for an IB curve alone, not for the diagonal. Logged where defined.
-        primary: whether a measurement shows it as its own, of its primary order, and pictures over steps have it.
+        primary: whether a measurement shows it as its own, of its primary order or of the whole, and pictures over
+            steps have it.
         tabled: whether the table of a trajectory has it.
         viewed: whether it is logged of views, too: of the last layers, of averaged and of centred states.
         beside: another quantity, drawn thinner beside it.
@@ -285,6 +286,19 @@ WHOLE = (
     Quantity(
         "dispersion", "Mean cosine distance, 1 - cosine, of states at two different positions; mean over layers.",
         kind="layers",
+    ),
+    Quantity(
+        "loss", "Mean next-token loss of the model on the probe; nats a token.",
+        kind="measured", direction="min", primary=True, tabled=True, label="next-token loss\n(nats a token)",
+    ),
+    Quantity("loss_se", "Standard error of the loss, sequences being drawn.", kind="error"),
+    Quantity(
+        "bits_per_byte", "The loss of all predicted tokens in bits / the bytes of their text.",
+        kind="measured", direction="min",
+    ),
+    Quantity(
+        "predictive_information", "Plug-in entropy of the next token - loss; nats a token.",
+        kind="measured", direction="max",
     ),
 )
 # Of the training, logged where it was told.

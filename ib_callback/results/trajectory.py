@@ -22,7 +22,7 @@ from ib_callback.common.files import write_atomically
 from ib_callback.common.messages import describe
 from ib_callback.results.correlation import Correlation, correlations
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.metrics import PLANE, Mode
+from ib_callback.results.metrics import PLANE, WHOLE, Mode
 from ib_callback.results.phases import DEFAULT_RULE, PhaseRule, Phases, find_phases
 from ib_callback.results.selection import SelectFrom, Selection
 
@@ -116,14 +116,17 @@ class Trajectory(Sequence[Measurement]):
         return [s.get(name) for s in scalars]
 
     def table(self, *, order: str | None = None, loss: Mapping[int, float] | None = None) -> str:
-        """The run as aligned text, one line a point; information in fractions of log(num_bins).
+        """The run as aligned text, one line a point; information in fractions of log(num_bins), losses in nats a token.
 
         Args:
             order: the n-gram order to show, by default the primary one of each point.
-            loss: training loss by step, shown beside.
+            loss: training loss by step, shown beside that of the probe.
         """
         names = [quantity.name for quantity in PLANE if quantity.tabled]
-        heads = [["step"], *([] if loss is None else [["loss"]]), *(name.split("_", 1) for name in names)]
+        tabled = [quantity.name for quantity in WHOLE if quantity.tabled]
+        whole = [name for name in tabled if any(getattr(point, name) is not None for point in self)]
+        heads = [["step"], *([] if loss is None else [["loss"]])]
+        heads += [["probe", name] for name in whole] + [name.split("_", 1) for name in names]
         rows = [[head[0] for head in heads], [" ".join(head[1:]).replace("_", " ") for head in heads]]
         for measurement in self._measurements:
             step = measurement.step
@@ -131,6 +134,7 @@ class Trajectory(Sequence[Measurement]):
             row = ["-" if step is None else f"{step:,}"]
             if loss is not None:
                 row.append(cell(None if step is None else loss.get(step)))
+            row += [cell(getattr(measurement, name)) for name in whole]
             rows.append(row + [cell(getattr(point, name, None)) for name in names])
         lines = aligned(rows, [str.rjust] * len(heads))
         reasons = ["", "", *("  " + " ".join(m.error.split()) if m.error else "" for m in self._measurements)]

@@ -165,7 +165,8 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
         a: measured with `Meter(standard_errors=...)`.
         b: likewise; its value is taken from that of `a`.
         metric: complexity, expressivity, optimality, distance_to_bound, or one of these above the null
-            (`complexity_above_null`, …, `distance_above_null`); `"bigram/optimality"` names the order too.
+            (`complexity_above_null`, …, `distance_above_null`); `"bigram/optimality"` names the order too. Or `"loss"`
+            or `"bits_per_byte"`, which are of no order.
         order: n-gram order, by default the primary one of `a`; of a view, `"centred/late/token"`.
 
     Raises:
@@ -175,13 +176,16 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
         The difference. It says that two models differ on text like this probe; where many checkpoints are compared,
         one in twenty differs by chance.
     """
+    for name, measurement in (("a", a), ("b", b)):
+        if measurement.error is not None:
+            raise ValueError(f"{name}: expected a measured point, got one that is missing: {measurement.error}")
+    if metric in OF_LOSS:
+        return _difference_of_loss(a, b, metric)
     if "/" in metric:
         order, _, metric = metric.rpartition("/")
     order = order or a.primary or ""
     points = []
     for name, measurement in (("a", a), ("b", b)):
-        if measurement.error is not None:
-            raise ValueError(f"{name}: expected a measured point, got one that is missing: {measurement.error}")
         if order not in measurement:
             raise ValueError(f"{name}: order {order!r} was not measured; measured: {', '.join(measurement.orders)}")
         points.append(measurement[order])
@@ -194,8 +198,56 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
             "Measure both with the same settings."
         )
     first, second = (_replicates(name, point, metric) for name, point in zip("ab", points, strict=True))
-    same_text = [a.settings.get(k) == b.settings.get(k) for k in ("probe", "K")]
-    paired = all(same_text) and a.settings.get("probe") is not None and len(first[1]) == len(second[1])
+    # The error of the baselines themselves, taken as independent: an upper estimate where the probe is the same.
+    parts = [_baseline_part(point, metric, *each) for point, each in zip(points, (first, second), strict=True)]
+    of_first, of_second = (replicates_of(point, metric, of="draws") for point in points)
+    if of_first is not None and of_second is not None:
+        # The same reference points for both, where as many: `seed` is among the definitions.
+        alike = len(of_first) == len(of_second)
+        parts += [draws_error(of_first - of_second)] if alike else [draws_error(of_first), draws_error(of_second)]
+    found = _compared(a, b, f"{order}/{metric}", first, second, parts=parts)
+    return replace(found, note=_note(a, b, found.paired))
+
+
+# Numbers of a measurement as a whole that can be compared, which have the replicates of the loss.
+OF_LOSS = ("loss", "bits_per_byte")
+
+
+def _difference_of_loss(a: Measurement, b: Measurement, metric: str) -> Difference:
+    replicates = []
+    for name, measurement in (("a", a), ("b", b)):
+        value, loss, omitted = getattr(measurement, metric), measurement.loss, measurement.loss_jackknife
+        if value is None or not loss or not omitted:
+            why = "it is undefined" if value is None or not loss else "it was measured without errors"
+            raise ValueError(
+                f"{name}: no standard error of {metric} can be had; {why}. Use Meter(standard_errors=True), and "
+                f'settings["loss"] says how the loss was had: {measurement.settings.get("loss")}.'
+            )
+        # Bytes a token are those of the probe.
+        replicates.append((value, np.asarray(omitted) * (value / loss)))
+    positions = [(x.settings.get("loss") or {}).get("positions") for x in (a, b)]
+    found = _compared(a, b, metric, *replicates, same_positions=positions[0] == positions[1])
+    if found.paired:
+        return found
+    if a.settings.get("probe") == b.settings.get("probe"):
+        return replace(found, note="other pairs of tokens or groups: taken as independent, an upper estimate")
+    of_tokens = ", and a token may be another unit of text: bits_per_byte can be compared" if metric == "loss" else ""
+    return replace(found, note=f"different probes{of_tokens}")
+
+
+def _compared(
+    a: Measurement,
+    b: Measurement,
+    metric: str,
+    first: tuple[float, Array],
+    second: tuple[float, Array],
+    *,
+    parts: Sequence[float] = (),
+    same_positions: bool = True,
+) -> Difference:
+    """The difference of two numbers, from each with its replicates; `parts` are errors that add to theirs."""
+    same_text = same_positions and all(a.settings.get(k) == b.settings.get(k) for k in ("probe", "K"))
+    paired = same_text and a.settings.get("probe") is not None and len(first[1]) == len(second[1])
     value = first[0] - second[0]
     if paired:
         error = jackknife_error(value, first[1] - second[1])
@@ -203,28 +255,19 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
     else:
         variances = [jackknife_error(*each) ** 2 for each in (first, second)]
         error = math.sqrt(sum(variances))
-        parts = [v**2 / (num_groups(each[1]) - 1) for v, each in zip(variances, (first, second), strict=True)]
+        shares = [v**2 / (num_groups(each[1]) - 1) for v, each in zip(variances, (first, second), strict=True)]
         # Welch and Satterthwaite.
-        freedom = sum(variances) ** 2 / sum(parts) if error > 0 else float(num_groups(first[1]) - 1)
-    of_first, of_second = (replicates_of(point, metric, of="draws") for point in points)
-    if of_first is not None and of_second is not None:
-        # The same reference points for both, where as many: `seed` is among the definitions.
-        alike = len(of_first) == len(of_second)
-        more = [draws_error(of_first - of_second)] if alike else [draws_error(of_first), draws_error(of_second)]
-        error = math.hypot(error, *more)
-    # The error of the baselines themselves, taken as independent: an upper estimate where the probe is the same.
-    parts = [_baseline_part(point, metric, *each) for point, each in zip(points, (first, second), strict=True)]
+        freedom = sum(variances) ** 2 / sum(shares) if error > 0 else float(num_groups(first[1]) - 1)
     error = math.hypot(error, *parts)
     reach = float(stdtrit(freedom, 0.975)) * error
     return Difference(
-        metric=f"{order}/{metric}",
+        metric=metric,
         value=value,
         standard_error=error,
         interval=(value - reach, value + reach),
         significant=abs(value) > reach,
         paired=paired,
         degrees_of_freedom=freedom,
-        note=_note(a, b, paired),
     )
 
 

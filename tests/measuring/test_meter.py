@@ -99,13 +99,13 @@ def test_probe_that_does_not_fit_the_model(check, changes, message):
         getattr(ib.Meter(make_probe()), check)(llama(**changes))
 
 
-def test_preflight_reports_and_runs_one_forward():
+def test_preflight_reports_and_runs_one_forward_and_one_for_the_loss():
     model = llama()
     calls = []
     handle = model.register_forward_hook(lambda module, inputs, output: calls.append(inputs[0].shape))
     report = ib.Meter(make_probe(), batch_size=4).preflight(model)
     handle.remove()
-    assert calls == [(1, 16)]
+    assert calls == [(1, 16), (2, 16)]
     assert report.num_sequences == 10
     assert report.passes == 1
     assert "2 layers (model.layers.0 … model.layers.1:final), 10 sequences" in report.describe()
@@ -232,7 +232,8 @@ def test_out_of_memory_is_retried_with_half_the_batch():
     with pytest.warns(RuntimeWarning, match="trying again with batch_size="):
         measured = meter.measure(model)
     assert sizes == [8, 4, 2, 2, 2, 2, 2]
-    assert numbers(measured) == numbers(ib.measure(model, make_probe(), batch_size=2))
+    in_twos = ib.Meter(make_probe(), batch_size=2, forward=lambda m, ids, mask: m(ids, attention_mask=mask))
+    assert numbers(measured) == numbers(in_twos.measure(model))
     sizes.clear()
     meter.measure(model)
     assert sizes == [2] * 5

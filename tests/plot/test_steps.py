@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from plot_runs import (
@@ -47,6 +49,18 @@ def test_four_numbers_are_drawn_over_their_steps_with_what_belongs_beside():
         "complexity I(X;Z)", "expressivity I(Y;Z)", "optimality", "distance to the bound",
     ]  # fmt: skip
     assert [panel.get_xlabel() for panel in figure.axes[2:]] == ["training step"] * 2
+
+
+def test_the_loss_has_a_panel_where_it_was_measured():
+    points = [replace(measurement(step), loss=8.0 - step, loss_se=0.5) for step in (0, 1)] + [failed(2)]
+    figure = over_steps(points)
+    assert len(figure.axes) == 5
+    panel = figure.axes[4]
+    assert panel.get_ylabel().startswith("next-token loss")
+    assert line(panel, "loss")[1].tolist()[:2] == [8.0, 7.0]
+    assert artists(panel, "standard error")
+    assert [axes.get_xlabel() for axes in figure.axes] == [""] * 3 + ["training step"] * 2
+    nothing_overlaps(figure)
 
 
 def test_the_bound_that_was_measured_against_is_named():

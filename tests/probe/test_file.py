@@ -92,6 +92,13 @@ def test_a_file_says_what_it_holds(tmp_path: Path) -> None:
     assert Probe.load(path).tokenizer == probe.tokenizer
 
 
+def test_bytes_of_the_text_are_kept_and_unknown_in_older_files(tmp_path: Path) -> None:
+    for number in (0, 7, None):
+        Probe.from_tokens(IDS, num_bytes=number).save(tmp_path / "probe")
+        assert Probe.load(tmp_path / "probe").num_bytes == number
+    assert Probe.load(tmp_path / "probe").fingerprint == Probe.from_tokens(IDS, num_bytes=7).fingerprint
+
+
 def test_ids_take_four_bytes_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "probe.safetensors"
     Probe.from_tokens(torch.full((100, 512), 50_000)).save(path)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from word_tokenizer import word_tokenizer
 
@@ -170,3 +171,54 @@ def test_unusable_arguments_are_refused(arguments: dict[str, Any], error: type[E
     defaults = {"texts": ["a b c"], "tokenizer": word_tokenizer()}
     with pytest.raises(error, match=message):
         Probe.from_texts(**(defaults | arguments))
+
+
+def byte_tokenizer(*, begins: bool = False, trims: bool = False) -> Tokenizer:
+    """A token for each byte of UTF-8; "<s>" before a text if it `begins` so."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({"<s>": 0} | {letter: i for i, letter in enumerate(alphabet, 1)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=trims)
+    if begins:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return tokenizer
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(
+    ("texts", "tokenizer", "length", "expected"),
+    [
+        (["abcdef", "xyz"], byte_tokenizer(), 9, 5 + 2),
+        (["abcdef", "xyz"], byte_tokenizer(), 4, 3 + 2),
+        (["abcdef", "xyz"], byte_tokenizer(begins=True), 4, 3 + 3),
+        (["äbc", "日本"], byte_tokenizer(begins=True), 9, 4 + 6),
+        # The end of a sequence is amid a character, which counts whole; its first token is, and it does not count.
+        (["日本"], byte_tokenizer(begins=True), 6, 6),
+        (["日本"], byte_tokenizer(), 9, 3),
+        (["a b  c"], byte_tokenizer(), 9, 5),
+        (["a b  c"], byte_tokenizer(trims=True), 9, 5),
+        (["a b  c d"], word_tokenizer(), 5, 6),  # of white space between words too
+        (["a b  c d"], word_tokenizer(), 9, 8),
+    ],
+)
+def test_the_bytes_that_are_predicted(texts: list[str], tokenizer: Any, length: int, expected: int, fast: bool) -> None:
+    given = PreTrainedTokenizerFast(tokenizer_object=tokenizer) if fast else tokenizer
+    probe = Probe.from_texts([*texts, ""], given, max_length=length, min_length=3)
+    assert probe.num_bytes == expected
+    several = Probe.for_tokenizers(texts, {"a": given, "b": ByT5Tokenizer()}, max_length=length, min_length=3)
+    assert [probe.num_bytes for probe in several.values()] == [expected, None]
+    rows = [{"text": text} for text in texts]
+    assert Probe.from_dataset(rows, given, max_length=length, min_length=3, num_sequences=None).num_bytes == expected
+
+
+def test_bytes_of_other_probes() -> None:
+    assert Probe.from_texts(["abc"], ByT5Tokenizer(), min_length=1).num_bytes is None
+    given = Probe.from_tokens([[1, 2, 3]], num_bytes=7)
+    unknown = Probe.from_tokens([[1, 2, 3]])
+    assert (given.num_bytes, unknown.num_bytes) == (7, None)
+    assert given.fingerprint == unknown.fingerprint
+    with pytest.raises(ValueError, match="num_bytes: expected an integer of at least 0"):
+        Probe.from_tokens([[1]], num_bytes=-1)
+    pairs = [{"prompt": "ab ", "chosen": "cdé", "rejected": "f"}]
+    assert Probe.from_preferences(pairs, byte_tokenizer()).num_bytes == 6 + 3
+    assert (Probe.builtin(num_sequences=2, max_length=16).num_bytes or 0) > 2 * 15

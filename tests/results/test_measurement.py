@@ -440,6 +440,35 @@ def test_settings_that_differ_are_named_with_both_values():
 
 
 @pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (None, {"path": "head", "positions": 9}, []),  # of an earlier version, or loss=False
+        ({"path": "head", "positions": 9}, {"path": "logits", "positions": 9}, []),
+        ({"path": "head", "positions": 9}, {"path": "none: no head", "positions": None}, []),
+        ({"positions": 9}, {"path": "head", "positions": 9}, []),
+        ({"path": "head", "positions": 9}, {"path": "head", "positions": 5}, ["loss.positions: 9 vs 5"]),
+    ],
+)
+def test_only_other_positions_of_the_loss_make_a_difference(first, second, expected):
+    settings = [{"seed": 0} | ({} if loss is None else {"loss": loss}) for loss in (first, second)]
+    assert settings_differences(*settings) == expected
+
+
+def test_the_loss_goes_to_files_and_logs():
+    known = measurement(loss=3.25, loss_se=0.02, bits_per_byte=1.25, predictive_information=2.5, loss_jackknife=(3.0,))
+    data = json.loads(json.dumps(known.to_dict(), allow_nan=False))
+    assert Measurement.from_dict(data) == known
+    names = ("loss", "loss_se", "bits_per_byte", "predictive_information")
+    assert {f"ib/{name}" for name in names} <= {*known.metrics()}
+    assert "loss 3.25 (1.25 bits per byte)" in str(known)
+    for name in (*names, "loss_jackknife"):
+        del data[name]
+    older = Measurement.from_dict(data)
+    assert older == measurement() and not {f"ib/{name}" for name in names} & {*older.metrics()}
+    assert "loss" not in str(older)
+
+
+@pytest.mark.parametrize(
     "wrapped",
     [
         "base_model.model.h.0",

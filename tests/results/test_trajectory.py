@@ -127,6 +127,16 @@ def test_table_shows_why_a_point_is_missing():
     assert ends(lines[3])[:9] == ends(lines[2])
 
 
+def test_the_loss_of_the_probe_is_a_column_where_it_was_measured():
+    points = [dataclasses.replace(point(0), loss=8.5), point(10), failed(20)]
+    lines = Trajectory(points).table(loss={0: 8.25}).splitlines()
+    assert lines[0].split()[:4] == ["step", "loss", "probe", "complexity"]
+    assert lines[1].split()[:2] == ["loss", "to"]
+    assert [line.split()[:4] for line in lines[2:]] == [
+        ["0", "8.2500", "8.5000", "0.5000"], ["10", "-", "-", "0.5000"], ["20", "-", "-", "-"],
+    ]  # fmt: skip
+
+
 def test_table_of_another_order_without_loss():
     lines = Trajectory([point(None, 0.5)]).table(order="bigram").splitlines()
     assert lines[2].split() == ["-", "0.5000", "0.5000", "1.0000", "0.0000", "-", "-", "-"]

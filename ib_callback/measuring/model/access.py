@@ -239,7 +239,8 @@ def _text_config(model: nn.Module) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def _input_embeddings(model: nn.Module) -> Any:
+def input_embeddings(model: nn.Module) -> Any:
+    """The module that embeds token ids, if the model says."""
     inside: Any = bare(model)
     try:
         return inside.get_input_embeddings()
@@ -249,7 +250,7 @@ def _input_embeddings(model: nn.Module) -> Any:
 
 def vocabulary_size(model: nn.Module) -> int | None:
     """Number of token ids that the model can embed, if it says."""
-    rows = getattr(_input_embeddings(model), "num_embeddings", None)
+    rows = getattr(input_embeddings(model), "num_embeddings", None)
     size = rows if isinstance(rows, int) else getattr(_text_config(model), "vocab_size", None)
     return size if isinstance(size, int) else None
 
@@ -269,7 +270,7 @@ def position_limit(model: nn.Module) -> int | None:
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model takes its input: the device of its input embeddings, or of its first parameter."""
-    weight = getattr(_input_embeddings(model), "weight", None)
+    weight = getattr(input_embeddings(model), "weight", None)
     first = next(model.parameters(), None) if weight is None else weight
     return torch.device("cpu") if first is None else first.device
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,9 @@ from ib_callback.measuring.model.access import Layer
 from ib_callback.measuring.model.capture import Capture, Moments, Quantiser
 from ib_callback.measuring.plan.plan import Batch
 from ib_callback.probe.probe import Probe
+
+if TYPE_CHECKING:
+    from ib_callback.measuring.model.loss import LossPass
 
 Forward = Callable[[nn.Module, Tensor, Tensor], Any]
 
@@ -37,12 +42,22 @@ class ProbeForward:
         probe: that fits the model (`check_fit`).
         quantiser: makes assignments of states.
         forward: callable(model, input_ids, attention_mask) that runs the model; None: its own call.
+        losses: adds up losses of the passes of `over` and `beside`.
     """
 
-    def __init__(self, model: nn.Module, probe: Probe, quantiser: Quantiser, forward: Forward | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        probe: Probe,
+        quantiser: Quantiser,
+        forward: Forward | None = None,
+        losses: LossPass | None = None,
+    ) -> None:
         self.model = model
-        self._probe, self._quantiser = probe, quantiser
-        self._call = default_forward(model) if forward is None else forward
+        self._probe, self._quantiser, self._losses = probe, quantiser, losses
+        self._call = forward or OwnForward.of(model)
+        if isinstance(self._call, OwnForward) and losses is not None and losses.all_logits:
+            self._call = self._call.every
         self._device = access.device_of(model)
         self.autocast = ""  # under which the last pass ran, e.g. ", autocast bfloat16"
 
@@ -58,7 +73,25 @@ class ProbeForward:
         """Run the batches, and hand each one's assignments (`Capture.run`) on; the next batch overwrites them."""
         with Capture(layers, self._quantiser, centers=centers, moments=moments) as capture:
             for batch in batches:
-                use(batch, self._run(capture, self._inputs(batch.sequences, batch.width, batch.positions)))
+                inputs = self._inputs(batch.sequences, batch.width, batch.positions)
+                use(batch, self._run(capture, inputs, batch.sequences))
+
+    def beside(self, batches: Iterable[Batch], batch_size: int) -> None:
+        """Run what these batches leave out, where nothing but the loss is to be had."""
+        if self._losses is None:
+            return
+        done = np.zeros(len(self._probe), bool)
+        for batch in batches:
+            done[batch.sequences] = True
+        left = np.flatnonzero(~done)
+        for neighbours in np.split(left, np.flatnonzero(np.diff(left) != 1) + 1):
+            for begin in range(0, len(neighbours), batch_size):
+                part = neighbours[begin : begin + batch_size]
+                sequences = slice(int(part[0]), int(part[-1]) + 1)
+                if self._losses.wants(sequences):
+                    width = int(self._probe.attention_mask[sequences].any(0).nonzero().max()) + 1
+                    inputs = self._inputs(sequences, width, torch.empty(0, dtype=torch.long))
+                    self._losses.run(partial(self._call, self.model, inputs.ids, inputs.mask), inputs, sequences)
 
     def moments(self, batches: Iterable[Batch], layers: Sequence[Layer]) -> Moments:
         """Run the batches for the moments of states alone."""
@@ -86,21 +119,52 @@ class ProbeForward:
         mask = self._probe.attention_mask[sequences, :width].to(self._device, torch.long)
         return Inputs(ids, mask, positions.to(self._device))
 
-    def _run(self, capture: Capture, inputs: Inputs) -> Tensor:
+    def _run(self, capture: Capture, inputs: Inputs, sequences: slice | None = None) -> Tensor:
         shape = (inputs.ids.shape[0], inputs.ids.shape[1])
-        assignments = capture.run(lambda: self._call(self.model, inputs.ids, inputs.mask), inputs.positions, shape)
+
+        def forward() -> Any:
+            return self._call(self.model, inputs.ids, inputs.mask)
+
+        losses = self._losses
+        with_losses = (
+            forward if losses is None or sequences is None else partial(losses.run, forward, inputs, sequences)
+        )
+        assignments = capture.run(with_losses, inputs.positions, shape)
         self.autocast = capture.autocast
         return assignments
 
 
-def default_forward(module: nn.Module) -> Forward:
+@dataclass(frozen=True)
+class OwnForward:
+    """The call of a model itself, however it is made: `one` for the logits of one token alone, `every` for all."""
+
+    one: Forward
+    every: Forward
+
+    @classmethod
+    def of(cls, module: nn.Module) -> OwnForward:
+        """That of `default_forward`."""
+        return cls(default_forward(module), default_forward(module, all_logits=True))
+
+    def __call__(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        """As a forward of the user's own is called."""
+        return self.one(model, input_ids, attention_mask)
+
+
+def takes_few_logits(module: nn.Module) -> bool:
+    """Whether a model can be asked for the logits of one token alone."""
+    return "logits_to_keep" in _arguments(module)[0]
+
+
+def default_forward(module: nn.Module, *, all_logits: bool = False) -> Forward:
     """The call of `module` itself with ids and mask: no cache, and the logits of one token where it allows that.
 
     Arguments go by name where the class takes the name, or hands `**kwargs` on to something that takes it. A model that
-    takes no `attention_mask` is called with the ids alone, and refuses sequences with padding.
+    takes no `attention_mask` is called with the ids alone, and refuses sequences with padding. With `all_logits` it is
+    not asked for those of one token.
     """
     names, open_ended = _arguments(module)
-    known = {"use_cache": False, "logits_to_keep": 1}
+    known = {"use_cache": False} | ({} if all_logits else {"logits_to_keep": 1})
     options = {name: value for name, value in known.items() if name in names}
     if "attention_mask" in names or open_ended:
         return lambda model, input_ids, attention_mask: model(input_ids, attention_mask=attention_mask, **options)

@@ -137,6 +137,7 @@ class GroupedBatch:
 class JackknifePlan:
     """What leaving out groups needs.
 
+    sequence_bounds: [G + 1] first sequence of each group, and the end.
     num_snapshots: snapshots held at a time, at most.
     batches: by the number of the batch.
     late: shares of the labels that `LateLabels` holds, by their row there.
@@ -147,6 +148,7 @@ class JackknifePlan:
     counts: for each label set and omission, the label counts outside it.
     """
 
+    sequence_bounds: np.ndarray
     num_snapshots: int
     batches: dict[int, GroupedBatch]
     late: Shares
@@ -250,6 +252,7 @@ def plan_jackknife(
         )
     outside = _counts_outside(every, layout, taken[:, group_of_position], num_sets)
     return JackknifePlan(
+        sequence_bounds=groups.sequence_bounds,
         num_snapshots=held.number,
         batches=batches,
         late=every[int64(np.flatnonzero(row_of_late[of_label] >= 0))],

@@ -1,0 +1,107 @@
+"""The output head of a model: where it is, what it costs, and whether what a forward puts out are its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ib_callback.common.errors import ModelError
+from ib_callback.measuring.model import access
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """What makes logits of the last hidden states, as the model inside all wrappers says."""
+    inside: Any = access.bare(model)
+    try:
+        head = inside.get_output_embeddings()
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
+    return head if isinstance(head, nn.Module) else None
+
+
+def trunk_of(model: nn.Module) -> nn.Module | None:
+    """What makes the last hidden states; None where that is not known."""
+    try:
+        return access.resolve_layers(model, "hidden_states")[-1].module
+    except ModelError:
+        return None
+
+
+def callable_alone(head: nn.Module) -> Callable[[Tensor], Any] | None:
+    """The head as it can be called amid the forward of its model, any number of times; None if it cannot be.
+
+    FSDP1 and DeepSpeed gather its parameters in an order that they have seen before. FSDP2 counts the calls of modules
+    that it gathers together, so that its hooks are left out; what a module of its own has is gathered first.
+    """
+    if type(head).__name__ == "FullyShardedDataParallel" or any(hasattr(p, "ds_id") for p in head.parameters()):
+        return None
+    if not type(head).__name__.startswith("FSDP"):
+        return head
+
+    def gathered(states: Tensor) -> Any:
+        sharded: Any = head
+        if any(hasattr(parameter, "to_local") for parameter in head.parameters()):
+            sharded.unshard()
+        return head.forward(states)
+
+    return gathered
+
+
+def relative_cost(model: nn.Module) -> float | None:
+    """Parameters of the head / those of the trunk, each once; None without a head, or where sizes are those of shards.
+
+    The trunk is what is left of the model without its input embeddings and the head.
+    """
+    head = output_head(model)
+    if head is None or any(hasattr(module, "_handle") for module in model.modules()):  # FSDP1
+        return None
+    embeddings = access.input_embeddings(model)
+    of_head = {id(parameter) for parameter in head.parameters()}
+    other = {id(p) for p in embeddings.parameters()} if isinstance(embeddings, nn.Module) else set()
+    sizes = {id(p): int(getattr(p, "ds_numel", p.numel())) for p in model.parameters()}  # of a DTensor as a whole
+    trunk = sum(size for number, size in sizes.items() if number not in of_head | other)
+    own = sum(size for number, size in sizes.items() if number in of_head)
+    return own / trunk if trunk else None if own == 0 else float("inf")
+
+
+def logits_in(output: Any, model: nn.Module, shape: tuple[int, int], highest: int) -> Tensor | str:
+    """The logits [B, S, V] of all positions in what a forward puts out, or why there are none.
+
+    A tensor without a name, or the first of several, is taken for logits only if its last dimension is the number of
+    rows of an embedding and not that of its columns: hidden states are tensors too.
+
+    Args:
+        output: of the forward.
+        model: unwrapped.
+        shape: B and S.
+        highest: token id of the probe.
+    """
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    found = named
+    if found is None and not isinstance(output, Mapping):
+        found = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        return f"{type(access.bare(model)).__name__} puts out no logits"
+    size = list(found.shape)
+    if found.ndim != 3 or tuple(size[:2]) != shape:
+        return f"the logits, {size}, are not those of every token, [{shape[0]}, {shape[1]}, vocabulary]"
+    if size[2] not in _vocabularies(model, named=named is not None) or size[2] <= highest:
+        what = (
+            "logits are not those" if named is not None else "output cannot be told from hidden states: it is not that"
+        )
+        return f"the {what} of a vocabulary, with {size[2]} numbers a token"
+    return found.full_tensor() if hasattr(found, "full_tensor") else found
+
+
+def _vocabularies(model: nn.Module, *, named: bool) -> set[int]:
+    """Sizes that the last dimension of logits may have."""
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    if not named:
+        return {t.num_embeddings for t in tables} - {t.embedding_dim for t in tables}
+    head = output_head(model)
+    weight = getattr(head, "weight", None)
+    own = {len(weight)} if isinstance(weight, Tensor) and weight.ndim == 2 else set()
+    rows = access.vocabulary_size(model)
+    return own | ({t.num_embeddings for t in tables} if rows is None else {rows})

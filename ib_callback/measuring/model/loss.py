@@ -1,0 +1,444 @@
+"""The next-token loss of a model on a probe, in the forward passes that a measurement makes anyway.
+
+Two ways lead to it, and each model has one. "head": a hook on the trunk takes the last hidden states amid the model's
+own forward, which is asked for the logits of one token, and the model's own head makes logits of a few of them at a
+time. Amid the forward everything is gathered, on its device and under the autocast that the head needs. "logits": the
+forward makes the logits of all tokens itself, and they are reduced a few at a time. The first is taken where a trial
+shows that it gives the loss of the second: a model may scale its logits or cap them behind its head.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ib_callback.common.messages import describe
+from ib_callback.measuring.model import access, bidirectional, head
+from ib_callback.measuring.model.forward import Forward, Inputs, OwnForward, is_out_of_memory, takes_few_logits
+from ib_callback.probe.probe import Probe
+
+# Pairs of tokens that are always looked at, and what looking at more may cost, in forwards of the trunk.
+LEAST_PAIRS = 8192
+SHARE = 0.1
+# Logits that are there at a time. A CPU is fastest where they fit into its caches; a GPU reads the whole head for each.
+_AT_A_TIME = {"cpu": 1 << 23}
+_ON_DEVICES = 1 << 26
+# Tokens of the sequence on which the two ways are compared, and how far their mean losses may be apart.
+_TRIED = 128
+_AGREES = 1e-5
+# An untrained model's logits are so small that a cap does not show. Those of a second copy of the sequence are made as
+# large as this; rounding then is, too.
+_LARGE = 64.0
+_AGREES_LARGE = 1e-3
+_AGREES_LARGE_16_BITS = 0.05
+# Mean change of the logits with the tokens behind them, as a share of their spread: 1e-6 is rounding.
+_SEEN = 1e-3
+
+Kind = Literal["head", "logits", "none"]
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a model's loss is had.
+
+    kind: "head", "logits" or "none"; with "none", `why`.
+    is_failure: whether that is an accident rather than a property of the model.
+    """
+
+    kind: Kind
+    why: str = ""
+    is_failure: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.why}" if self.why else self.kind
+
+
+class Routes:
+    """The route of each model, as long as the model lives. A copy knows none."""
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakKeyDictionary[nn.Module, Route] = weakref.WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[type[Routes], tuple[()]]:
+        return Routes, ()
+
+    def get(self, model: nn.Module) -> Route | None:
+        """The route of an unwrapped model; None if it is not known."""
+        return self._known.get(model)
+
+    def note(self, model: nn.Module, route: Route) -> Route:
+        """Remember it, unless it is an accident."""
+        if not route.is_failure:
+            self._known[model] = route
+        return route
+
+
+def number_of_pairs(probe: Probe, model: nn.Module, *, every: bool) -> int:
+    """How many pairs of neighbouring real tokens are looked at: all, or as many as `SHARE` allows.
+
+    It is a function of the probe and the architecture alone.
+    """
+    total = int((probe.attention_mask[:, :-1] & probe.attention_mask[:, 1:]).sum())
+    cost = None if every else head.relative_cost(model)
+    if cost is None or cost <= SHARE:
+        return total
+    return min(total, max(LEAST_PAIRS, int(total * SHARE / cost)))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of neighbouring real tokens of a probe, by the sequence and the offset of the first of each, ascending.
+
+    total: how many there are in the probe.
+    """
+
+    sequence: np.ndarray
+    offset: np.ndarray
+    total: int
+
+    @classmethod
+    def of(cls, probe: Probe, number: int) -> Pairs:
+        """So many of them: one from each of as many equal stretches, where chance has it. The same ones every time."""
+        sequence, offset = (probe.attention_mask[:, :-1] & probe.attention_mask[:, 1:]).numpy().nonzero()
+        total = len(sequence)
+        if number < total:
+            within = np.random.RandomState(0).random_sample(number)
+            chosen = np.minimum(((np.arange(number) + within) * total / number).astype(np.int64), total - 1)
+            sequence, offset = sequence[chosen], offset[chosen]
+        return cls(sequence, offset, total)
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+    def within(self, sequences: slice) -> slice:
+        """Which of them are in these sequences."""
+        begin, end = np.searchsorted(self.sequence, [sequences.start, sequences.stop])
+        return slice(int(begin), int(end))
+
+
+class LossPass:
+    """Adds up losses by sequence, over the forward passes of a measurement.
+
+    Args:
+        model: unwrapped.
+        probe: that fits it.
+        pairs: to look at.
+        route: how the loss can be had.
+
+    Attributes:
+        sums: [N] of the losses of each sequence, in nats.
+        counts: [N] of its pairs.
+        failed: why there is no loss after all.
+    """
+
+    def __init__(self, model: nn.Module, probe: Probe, pairs: Pairs, route: Route) -> None:
+        self._model, self._probe, self.pairs, self.route = model, probe, pairs, route
+        self._highest = int(probe.input_ids.max())
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was added: the pass begins anew."""
+        self.sums = np.zeros(len(self._probe))
+        self.counts = np.zeros(len(self._probe), np.int64)
+        self.failed = self.route if self.route.kind == "none" else None
+
+    @property
+    def all_logits(self) -> bool:
+        """Whether the forward is to make the logits of all tokens."""
+        return self.route.kind == "logits"
+
+    def wants(self, sequences: slice) -> bool:
+        """Whether there are pairs in these sequences that are not in vain."""
+        here = self.pairs.within(sequences)
+        return self.failed is None and here.start < here.stop
+
+    def run(self, call: Callable[[], Any], inputs: Inputs, sequences: slice) -> Any:
+        """Make the forward pass `call` of these sequences, add their losses, and return what it puts out."""
+        here = self.pairs.within(sequences)
+        if not self.wants(sequences):
+            return call()
+        row, offset = self.pairs.sequence[here] - sequences.start, self.pairs.offset[here]
+        at = (torch.from_numpy(row), torch.from_numpy(offset))
+        targets = inputs.ids[at[0].to(inputs.ids.device), at[1].to(inputs.ids.device) + 1]
+        shape = (inputs.ids.shape[0], inputs.ids.shape[1])
+        found: list[Tensor] = []
+        if self.route.kind == "head":
+            output = self._past_the_head(call, lambda states: found.append(self._of_states(states, at, targets)), shape)
+        else:
+            output = call()
+            self._survived(lambda: found.append(self._of_logits(output, at, targets, shape)))
+        if self.failed is None and len(found) != 1:
+            self.failed = Route("none", f"the trunk ran {len(found)} times in a forward pass", is_failure=True)
+        if self.failed is None:
+            losses = found[0].double().cpu().numpy()
+            self.sums[sequences] += np.bincount(row, losses, len(self.sums[sequences]))
+            self.counts[sequences] += np.bincount(row, minlength=len(self.sums[sequences]))
+        return output
+
+    def outcome(self) -> Route:
+        """How the loss was had in the end, or why it was not."""
+        if self.failed is not None:
+            return self.failed
+        if not len(self.pairs):
+            return Route("none", "no sequence has two tokens")
+        bad = int(self.counts[~np.isfinite(self.sums)].sum())
+        if bad:
+            return Route("none", f"the loss is not finite in sequences with {bad:,} of {len(self.pairs):,} pairs", True)
+        return self.route
+
+    def _past_the_head(self, call: Callable[[], Any], use: Callable[[Tensor], object], shape: tuple[int, int]) -> Any:
+        def take(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._survived(lambda: use(_states(output, shape)))
+
+        trunk = head.trunk_of(self._model)
+        assert trunk is not None  # else this were not the route
+        handle = trunk.register_forward_hook(take)
+        try:
+            return call()
+        finally:
+            handle.remove()
+
+    def _survived(self, body: Callable[[], object]) -> None:
+        """Nothing but a lack of memory, which smaller batches help, ends the measurement for the loss's sake."""
+        try:
+            body()
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            self.failed = self.failed or Route("none", describe(error), is_failure=True)
+
+    def _of_states(self, states: Tensor, at: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+        states = states[at[0].to(states.device), at[1].to(states.device)]
+        of_head = head.output_head(self._model)
+        call = None if of_head is None else head.callable_alone(of_head)
+        assert call is not None  # else this were not the route
+        return _losses(call, states, targets, rows_at_a_time(self._model, states.device))
+
+    def _of_logits(self, output: Any, at: tuple[Tensor, Tensor], targets: Tensor, shape: tuple[int, int]) -> Tensor:
+        logits = head.logits_in(output, self._model, shape, self._highest)
+        if isinstance(logits, str):
+            self.failed = Route("none", logits)
+            return torch.zeros(len(targets))
+        row, offset = (index.to(logits.device) for index in at)
+        size = max(1, _at_a_time(logits.device) // logits.shape[-1])
+        parts = [
+            _cross_entropy(logits[row[some], offset[some]], targets[some])
+            for some in (slice(begin, begin + size) for begin in range(0, len(targets), size))
+        ]
+        return torch.cat(parts)
+
+
+def _at_a_time(device: torch.device) -> int:
+    return _AT_A_TIME.get(device.type, _ON_DEVICES)
+
+
+def rows_at_a_time(model: nn.Module, device: torch.device) -> int:
+    """How many states are given to the head at once."""
+    return max(1, _at_a_time(device) // (access.vocabulary_size(model) or 1 << 17))
+
+
+def _losses(call: Callable[[Tensor], Any], states: Tensor, targets: Tensor, size: int) -> Tensor:
+    """[n] float32 losses of states [n, dim], so many at a time."""
+    parts = []
+    for begin in range(0, len(states), size):
+        logits = call(states[None, begin : begin + size])
+        logits = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
+        parts.append(_cross_entropy(logits[0], targets[begin : begin + size]))
+    return torch.cat(parts)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    # The training's autocast would have its own idea of what is precise enough.
+    with torch.autocast(logits.device.type, enabled=False):
+        return F.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+
+
+def _states(output: Any, shape: tuple[int, int]) -> Tensor:
+    """The states [B, S, dim] that the trunk puts out."""
+    states = output if isinstance(output, Tensor) else getattr(output, "last_hidden_state", None)
+    states = output[0] if states is None else states
+    if states.ndim != 3 or tuple(states.shape[:2]) != shape:
+        raise ValueError(f"expected states [{shape[0]}, {shape[1]}, dim] of the trunk, got {list(states.shape)}")
+    return states.detach()
+
+
+# --- which way a model goes
+
+
+def find_route(model: nn.Module, probe: Probe, forward: Forward | None) -> Route:
+    """Try a model on one sequence, if it must be tried, and say how its loss can be had.
+
+    One forward pass makes the logits of all tokens of a sequence and, in the same batch, of copies of it: one with the
+    states before the head made larger, and one with another second half, to see whether the model reads ahead.
+
+    Args:
+        model: unwrapped, in evaluation mode and without gradients.
+        probe: that fits it.
+        forward: as for `Meter`.
+    """
+    call = forward or OwnForward.of(model)
+    by_itself = isinstance(call, OwnForward)
+    of_head = head.output_head(model) if by_itself and takes_few_logits(model) else None
+    trial = None
+    alone = None if of_head is None or head.trunk_of(model) is None else head.callable_alone(of_head)
+    if alone is not None:
+        trial = _Trial(alone, rows_at_a_time(model, access.device_of(model)))
+    declared = bidirectional.is_declared(model)
+    if trial is None and declared:
+        return Route("logits")
+    try:
+        every = call.every if isinstance(call, OwnForward) else call
+        return _tried(model, probe, every, trial, tries_order=not declared)
+    except Exception as error:
+        return Route("none", f"it could not be tried: {describe(error)}", is_failure=True)
+
+
+def reads_ahead(model: nn.Module) -> Route:
+    """That of an encoder."""
+    return Route("none", f"{type(access.bare(model)).__name__} reads the tokens that follow, so that it predicts none")
+
+
+def _tried(model: nn.Module, probe: Probe, forward: Forward, trial: _Trial | None, *, tries_order: bool) -> Route:
+    row = int(probe.attention_mask.sum(1).argmax())
+    ids = probe.input_ids[row][probe.attention_mask[row]].to(access.device_of(model))
+    # A forward of the user's own may want sequences of one length.
+    ids = ids[None] if trial is None else ids[None, :_TRIED]
+    length = ids.shape[1]
+    if length < 2:
+        return Route("none", "no sequence has two tokens")
+    half = (length + 1) // 2
+    other = bidirectional.with_other_ending(ids, half - 1) if tries_order else None
+    batch = torch.cat([ids, *([] if trial is None else [ids]), *([] if other is None else [other])])
+    call = partial(forward, model, batch, torch.ones_like(batch))
+    if trial is None:
+        output = call()
+    else:
+        trunk = head.trunk_of(model)
+        assert trunk is not None
+        handle = trunk.register_forward_hook(partial(trial.see, ids[0], (len(batch), length)))
+        try:
+            output = call()
+        finally:
+            handle.remove()
+    logits = head.logits_in(output, model, (len(batch), length), int(probe.input_ids.max()))
+    if isinstance(logits, str):
+        return Route("none", logits)
+    if other is not None and _change(logits[0, :half], logits[-1, :half]) > _SEEN:
+        return reads_ahead(model)
+    if trial is None:
+        return Route("logits")
+    return Route("head" if trial.agrees_with(logits[:2], ids[0]) else "logits")
+
+
+def _change(before: Tensor, after: Tensor) -> float:
+    spread = float(before.double().std())
+    change = float((before.double() - after.double()).abs().mean())
+    return change / spread if spread > 0 else change
+
+
+class _Trial:
+    """Mean losses of a sequence, by the head alone: of its states, and of the same made large."""
+
+    def __init__(self, call: Callable[[Tensor], Any], size: int) -> None:
+        self._call, self._size = call, size
+        self._means: list[list[float]] = []
+        self._error: Exception | None = None
+
+    def see(self, ids: Tensor, shape: tuple[int, int], module: nn.Module, inputs: Any, output: Any) -> None:
+        """A hook on the trunk, of a batch that begins with two copies of a sequence: the second is made larger."""
+        if self._means or self._error is not None:
+            self._error = self._error or RuntimeError("the trunk ran more than once")
+            return
+        try:
+            states = _states(output, shape)
+            largest = float(self._call(states[None, 0])[0].abs().max())
+            if 0.0 < largest < _LARGE:
+                states[1] *= 2.0 ** math.ceil(math.log2(_LARGE / largest))  # exact
+            elif not largest > 0.0:
+                raise ValueError("all logits are 0, so that nothing is seen of what becomes of them")
+            self._means = [self._slicings(row, ids) for row in states[:2]]
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            self._error = error
+
+    def _slicings(self, states: Tensor, ids: Tensor) -> list[float]:
+        """As a measurement slices the states, and in other ways."""
+        states, targets = states[:-1], ids[1:]
+        sizes = dict.fromkeys((self._size, len(states), (len(states) + 1) // 2, 1))
+        return [float(_losses(self._call, states, targets, size).double().mean()) for size in sizes]
+
+    def agrees_with(self, logits: Tensor, ids: Tensor) -> bool:
+        """Whether the model's own logits [2, S, V] have the same mean losses."""
+        if self._error is not None:
+            return False
+        is_16_bit = logits.dtype in (torch.bfloat16, torch.float16)
+        floors = (_AGREES, _AGREES_LARGE_16_BITS if is_16_bit else _AGREES_LARGE)
+        for own, means, floor in zip(logits, self._means, floors, strict=True):
+            expected = float(_cross_entropy(own[:-1], ids[1:]).double().mean())
+            tolerance = max(floor, max(means) - min(means)) if is_16_bit else floor
+            if not abs(means[0] - expected) <= tolerance:
+                return False
+        return True
+
+
+# --- numbers
+
+
+def loss_numbers(losses: LossPass, probe: Probe, group_bounds: np.ndarray | None) -> dict[str, Any]:
+    """Fields of a measurement.
+
+    Args:
+        losses: after the last pass.
+        probe: of the pass.
+        group_bounds: [G + 1] first sequence of each group that is left out in turn, and the end; None without errors.
+    """
+    if losses.outcome().kind == "none":
+        return {}
+    sums, counts, pairs = losses.sums, losses.counts, losses.pairs
+    mean = float(sums.sum() / counts.sum())
+    together = _drawn_together(probe)
+    drawn, weight = (np.bincount(together, values) for values in (sums, counts))
+    used = int((weight > 0).sum())
+    error = None
+    if used > 1:
+        scatter = float(((drawn - mean * weight) ** 2).sum())
+        error = math.sqrt(used / (used - 1) * scatter) / int(counts.sum())
+    found: dict[str, Any] = {
+        "loss": mean,
+        "loss_se": error,
+        "bits_per_byte": mean * pairs.total / (probe.num_bytes * math.log(2)) if probe.num_bytes else None,
+        "predictive_information": _entropy_of_next(probe) - mean,
+    }
+    if group_bounds is not None:
+        left = [np.add.reduceat(values, group_bounds[:-1]) for values in (sums, counts)]
+        left = [np.concatenate([one, one[:-1] + one[1:]]) for one in left]
+        rest = [values.sum() - taken for values, taken in zip((sums, counts), left, strict=True)]
+        if (rest[1] > 0).all():
+            found["loss_jackknife"] = tuple((rest[0] / rest[1]).tolist())
+    return found
+
+
+def _drawn_together(probe: Probe) -> np.ndarray:
+    """[N] a number of what each sequence was drawn with: its source, its pair of preferences, or nothing else."""
+    if probe.groups is not None:
+        return np.unique(np.array(probe.groups), return_inverse=True)[1]
+    paired = "preference" in probe.labels and len(probe) % 2 == 0
+    return np.arange(len(probe)) // (2 if paired else 1)
+
+
+def _entropy_of_next(probe: Probe) -> float:
+    """Plug-in entropy of all tokens but the first of each sequence, in nats."""
+    follows = probe.attention_mask[:, :-1] & probe.attention_mask[:, 1:]
+    counts = torch.unique(probe.input_ids[:, 1:][follows], return_counts=True)[1].double()
+    share = counts / counts.sum()
+    return float(-(share * share.log()).sum())
