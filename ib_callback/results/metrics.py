@@ -114,6 +114,7 @@ class Quantity:
             steps have it.
         tabled: whether the table of a trajectory has it.
         viewed: whether it is logged of views, too: of the last layers, of averaged and of centred states.
+        above_chance: the same number less what chance alone, or chance and the document, would give.
         beside: another quantity, drawn thinner beside it.
         label: on the axis of a picture over steps.
     """
@@ -129,6 +130,7 @@ class Quantity:
     primary: bool = False
     tabled: bool = False
     viewed: bool = False
+    above_chance: tuple[str, ...] = ()
     beside: str = ""
     label: str = ""
 
@@ -139,23 +141,27 @@ PLANE = (
     Quantity(
         "complexity", "I(X;Z): what representations tell about the preceding tokens; mean over layers.",
         kind="layers", direction="min", has_error=True, primary=True, tabled=True, viewed=True,
+        above_chance=("complexity_above_null", "complexity_local"),
         beside="complexity_null", label="complexity I(X;Z)",
     ),
     Quantity(
         "expressivity", "I(Y;Z): what they tell about the following tokens; mean over layers.",
         kind="layers", direction="max", has_error=True, primary=True, tabled=True, viewed=True,
+        above_chance=("expressivity_above_null", "expressivity_local"),
         beside="expressivity_null", label="expressivity I(Y;Z)",
     ),
     Quantity(
         "optimality", "Expressivity / complexity: 1 on the diagonal.",
         formula=_ratio("expressivity", "complexity"),
         direction="max", has_error=True, primary=True, tabled=True, viewed=True,
+        above_chance=("optimality_above_null", "optimality_local"),
         beside="optimality_above_null", label="optimality\n(expressivity / complexity)",
     ),
     Quantity(
         "distance_to_bound", "The bound at this complexity minus expressivity; the diagonal is the complexity itself.",
         formula=_difference(BOUND, "expressivity"), bound="any",
         direction="min", has_error=True, primary=True, tabled=True, viewed=True,
+        above_chance=("distance_above_null", "distance_local"),
         label="distance to the bound\n({bound} − expressivity)",
     ),
     Quantity(
@@ -177,21 +183,25 @@ PLANE = (
     Quantity(
         "complexity_above_null", "Complexity minus its null, a lower baseline.",
         formula=_difference("complexity", "complexity_null"), direction="min", has_error=True, tabled=True, viewed=True,
+        above_chance=("complexity_local",),
     ),
     Quantity(
         "expressivity_above_null", "Expressivity minus its null, a lower baseline.",
         formula=_difference("expressivity", "expressivity_null"),
         direction="max", has_error=True, tabled=True, viewed=True,
+        above_chance=("expressivity_local",),
     ),
     Quantity(
         "optimality_above_null",
         "The ratio of both above null; undefined within 3 standard errors of the complexity's null.",
         formula=_ratio("expressivity_above_null", "complexity_above_null", resolved_by="complexity_null_se"),
         direction="max", has_error=True, tabled=True, viewed=True,
+        above_chance=("optimality_local",),
     ),
     Quantity(
         "distance_above_null", "Complexity minus expressivity, both above null: to the diagonal, whatever the bound.",
         formula=_difference("complexity_above_null", "expressivity_above_null"), direction="min", has_error=True,
+        above_chance=("distance_local",),
     ),
     Quantity(
         "complexity_baseline", "Complexity of labels from far away in the same document.",
@@ -250,6 +260,7 @@ PLANE = (
     Quantity(
         "bound_ratio", "Expressivity / the bound at this complexity; with the diagonal that is the optimality.",
         formula=_ratio("expressivity", BOUND), bound="curve", direction="max",
+        above_chance=("optimality_above_null", "optimality_local"),
     ),
 )
 FEATURE = (
@@ -338,6 +349,14 @@ def derived(table: Iterable[Quantity], measured: Mapping[str, float | None]) -> 
         if quantity.formula is not None and quantity.bound != "curve":
             values[quantity.name] = quantity.formula(values)
     return {quantity.name: values.get(quantity.name) for quantity in table}
+
+
+def is_unresolved(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a number of an order is undefined although all was measured that it follows from: a ratio to nothing."""
+    quantity = PLANE_BY_NAME.get(name)
+    if quantity is None or quantity.formula is None or values.get(name) is not None:
+        return False
+    return all(values.get(each) is not None or is_unresolved(each, values) for each in quantity.formula.inputs)
 
 
 def plane_scalars(order: str, *, primary: str | None, bound: str) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from ib_callback.results.measurement import Measurement, same_layers, settings_differences
-from ib_callback.results.metrics import PLANE, PLANE_BY_NAME
+from ib_callback.results.metrics import PLANE, PLANE_BY_NAME, is_unresolved
 from ib_callback.results.points import Array, PlanePoint, draws_error, replicates_of
 
 # Groups where the user does not say how many: t is then 2.13 for 95 %, and half the groups would make it 2.36.
@@ -116,8 +116,10 @@ def with_errors(
     return point
 
 
-# Settings that change what a number means, so that a difference would be one of definitions.
+# Settings that change what a number means, so that a difference would be one of definitions, …
 _DEFINITIONS = ("num_bins", "temperature", "seed", "weighting")
+# … and those that change what the document baseline is.
+_BASELINES = ("baseline", "baseline_offset")
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,14 @@ class Difference:
     value: first minus second, in the unit of the number.
     standard_error: of the expected difference at this probe size.
     interval: 95 % confidence interval.
-    significant: whether the interval leaves out zero.
+    significant: whether the interval leaves out zero, and nothing above chance contradicts it.
     paired: whether the two were compared group by group, on the same text. If not, the errors of both add up.
     degrees_of_freedom: of the interval's Student t.
     note: what to beware of, else empty.
+    contradicted_by: if the interval of a plain number leaves out zero, those of its forms above chance (above null,
+        local) that do not point the same way, or that are undefined on one side or both because too little is above
+        chance there; of one above null, its local form. What differs is then how much chance, or the document alone,
+        adds to the number.
     """
 
     metric: str
@@ -142,9 +148,12 @@ class Difference:
     paired: bool
     degrees_of_freedom: float
     note: str = ""
+    contradicted_by: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         verdict = "real" if self.significant else "within the error"
+        if self.contradicted_by:
+            verdict = "real as a number, but not above chance"
         how = "paired" if self.paired else "unpaired"
         low, high = self.interval
         note = f" ({self.note})" if self.note else ""
@@ -164,9 +173,10 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
     Args:
         a: measured with `Meter(standard_errors=...)`.
         b: likewise; its value is taken from that of `a`.
-        metric: complexity, expressivity, optimality, distance_to_bound, or one of these above the null
-            (`complexity_above_null`, …, `distance_above_null`); `"bigram/optimality"` names the order too. Or `"loss"`
-            or `"bits_per_byte"`, which are of no order.
+        metric: any number of an order that has a standard error (docs/quantities.md): complexity, expressivity,
+            optimality, distance_to_bound, one of these above the null (`complexity_above_null`, …,
+            `distance_above_null`) or local (`complexity_local`, …, `distance_local`, `score_local`);
+            `"bigram/optimality"` names the order too. Or `"loss"` or `"bits_per_byte"`, which are of no order.
         order: n-gram order, by default the primary one of `a`; of a view, `"centred/late/token"`.
 
     Raises:
@@ -174,7 +184,9 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
 
     Returns:
         The difference. It says that two models differ on text like this probe; where many checkpoints are compared,
-        one in twenty differs by chance.
+        one in twenty differs by chance. That of a plain number, or of one above null, is held against its forms above
+        chance where both measurements have them, for those of an untrained model are often the higher ones: see
+        `Difference.contradicted_by`.
     """
     for name, measurement in (("a", a), ("b", b)):
         if measurement.error is not None:
@@ -190,9 +202,9 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
             raise ValueError(f"{name}: order {order!r} was not measured; measured: {', '.join(measurement.orders)}")
         points.append(measurement[order])
     of_bound = metric in PLANE_BY_NAME and PLANE_BY_NAME[metric].bound
-    definitions = [*_DEFINITIONS, *(["bound"] if of_bound else [])]
-    differing = [text for text in settings_differences(a, b) if text.partition(":")[0] in definitions]
-    if differing:
+    definitions = [*_DEFINITIONS, *(["bound"] if of_bound else []), *(_BASELINES if _of_documents(metric) else [])]
+    differences = settings_differences(a, b)
+    if differing := [text for text in differences if text.partition(":")[0] in definitions]:
         raise ValueError(
             f"a and b were measured by different definitions ({'; '.join(differing)}): their difference means nothing. "
             "Measure both with the same settings."
@@ -206,7 +218,16 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
         alike = len(of_first) == len(of_second)
         parts += [draws_error(of_first - of_second)] if alike else [draws_error(of_first), draws_error(of_second)]
     found = _compared(a, b, f"{order}/{metric}", first, second, parts=parts)
-    return replace(found, note=_note(a, b, found.paired))
+    contradictions = {}
+    if found.significant:
+        same_baseline = not any(text.partition(":")[0] in _BASELINES for text in differences)
+        contradictions = _contradictions(metric, found.value, *points, same_baseline=same_baseline)
+    return replace(
+        found,
+        significant=found.significant and not contradictions,
+        note="; ".join(filter(None, [*contradictions.values(), _note(a, b, found.paired)])),
+        contradicted_by=tuple(contradictions),
+    )
 
 
 # Numbers of a measurement as a whole that can be compared, which have the replicates of the loss.
@@ -271,13 +292,49 @@ def _compared(
     )
 
 
+def _of_documents(metric: str) -> bool:
+    """Whether a number depends on the document baseline."""
+    quantity = PLANE_BY_NAME.get(metric)
+    inputs = () if quantity is None or quantity.formula is None else quantity.formula.inputs
+    return metric.endswith(("_baseline", "_local")) or any(map(_of_documents, inputs))
+
+
+def _contradictions(
+    metric: str, value: float, first: PlanePoint, second: PlanePoint, *, same_baseline: bool
+) -> dict[str, str]:
+    """Why each form above chance of a plain number does not bear out its difference, by its name.
+
+    Its sign alone is asked for: one that is within its own error, but points the same way, is no contradiction.
+    """
+    found = {}
+    for form in PLANE_BY_NAME[metric].above_chance:
+        if _of_documents(form) and not same_baseline:
+            continue
+        values = [getattr(point, form) for point in (first, second)]
+        if None not in values:
+            if (values[0] - values[1]) * value <= 0:
+                found[form] = f"{form} {values[0] - values[1]:+.4g}"
+            continue
+        unresolved = [
+            name for name, point in zip("ab", (first, second), strict=True) if is_unresolved(form, vars(point))
+        ]
+        measured = [each is not None or name in unresolved for name, each in zip("ab", values, strict=True)]
+        if all(measured):
+            found[form] = f"{form} undefined in {' and '.join(unresolved)}: too little is above chance there"
+    return found
+
+
 def _replicates(name: str, point: PlanePoint, metric: str) -> tuple[float, Array]:
     omitted = replicates_of(point, metric)
     if omitted is None:
         value = getattr(point, metric)
         why = "it was measured without errors: use Meter(standard_errors=True)"
         if value is None:
+            defined = [q.name for q in PLANE if q.has_error and getattr(point, q.name) is not None]
             why = "it is undefined"
+            if is_unresolved(metric, vars(point)):
+                why += ", because too little is above chance there"
+            why += f"; those defined: {', '.join(defined) or 'none'}"
         elif point.complexity_jackknife:
             why = "it would need the bound's curve: compare complexity and expressivity"
         raise ValueError(f"{name}: no standard error of {metric} can be had; {why}.")

@@ -12,6 +12,7 @@ from scipy.stats import t as student
 
 import ib_callback as ib
 from ib_callback.measuring.plan.jackknife import omissions_of
+from ib_callback.results.metrics import PLANE, PLANE_BY_NAME, PRIMARY_SCALARS
 from ib_callback.results.points import PlanePoint
 from ib_callback.results.uncertainty import adjusted, adjusted_information, jackknife_error
 
@@ -127,6 +128,107 @@ def test_coverage_of_paired_differences():
     assert 0.90 <= np.mean(inside) <= 0.99
 
 
+# --- a plain difference against its forms above chance
+
+# Numbers with a form above chance, and of which kind that is.
+HELD = [
+    (quantity.name, "local" if form.endswith("local") else "above_null")
+    for quantity in PLANE if quantity.has_error
+    for form in quantity.above_chance
+]  # fmt: skip
+# Complexity and expressivity above chance, of a and of b. Every number of a is the higher one otherwise.
+HIGHER, LOWER = (0.5, 0.25), (0.4, 0.175)
+SAME, OTHER = ((0.3, 0.15), (0.2, 0.08)), ((0.2, 0.06), (0.3, 0.14))
+SAME_DISTANCE, OTHER_DISTANCE = ((0.3, 0.09), (0.2, 0.08)), ((0.2, 0.08), (0.3, 0.09))
+
+
+def held(plain, *, error=0.0, settings=(), above_null=None, local=None):
+    """A measurement with errors, and with what is above null or local, [C, E]; each `error` is that of both."""
+    text = np.random.default_rng(0).normal(0, 1e-3, size=(GROUPS, 2))
+    bare = measured(np.array(plain) + text, **dict(settings))
+    sides, given = ("complexity", "expressivity"), {}
+    replicates = {f"{side}_jackknife": getattr(bare["token"], f"{side}_jackknife") for side in sides}
+    if above_null is not None:
+        for side, value, part in zip(sides, plain, above_null, strict=True):
+            given |= {f"{side}_null": value - part, f"{side}_null_se": error}
+            replicates[f"{side}_null_jackknife"] = (value - part,) * (2 * GROUPS - 1)
+    if local is not None:
+        given |= {f"{side}_local_by_layer": [value] for side, value in zip(sides, local, strict=True)}
+        given["noise"] = error
+    point = PlanePoint.from_layers(*(getattr(bare["token"], f"{side}_by_layer") for side in sides), **given)
+    return dataclasses.replace(bare, orders={"token": dataclasses.replace(point, **replicates)})
+
+
+def above_chance(metric, kind, case):
+    """What of `a` and of `b` is above chance."""
+    shares = (SAME, OTHER)
+    if metric.startswith("distance") and kind == "local":  # a share of the local complexity, 1 - ratio
+        shares = (SAME_DISTANCE, OTHER_DISTANCE)
+    given = [{kind: values} for values in shares[case == "other way"]]
+    if metric.endswith("above_null"):
+        for each, plain in zip(given, (HIGHER, LOWER), strict=True):
+            each["above_null"] = tuple(value - 0.1 for value in plain)
+    return given
+
+
+@pytest.mark.parametrize("case", ["same way", "other way", "absent in one", "absent in both"])
+@pytest.mark.parametrize(("metric", "kind"), HELD)
+def test_a_difference_that_is_one_of_chance_is_not_called_real(metric, kind, case):
+    above = above_chance(metric, kind, case)
+    for each in above[: {"absent in one": 1, "absent in both": 2}.get(case, 0)]:
+        del each[kind]
+    found = ib.difference(*(held(plain, **of) for plain, of in zip((HIGHER, LOWER), above, strict=True)), metric)
+    assert found.interval[0] > 0
+    form = next(name for name in PLANE_BY_NAME[metric].above_chance if name.endswith(kind))
+    assert found.contradicted_by == ((form,) if case == "other way" else ())
+    assert found.significant == (case != "other way")
+    if case == "other way":
+        assert f"real as a number, but not above chance ({form} -0." in str(found)
+    else:
+        assert str(found).endswith("): real")
+
+
+@pytest.mark.parametrize("sides", ["a", "b", "ab"])
+@pytest.mark.parametrize(
+    ("metric", "kind"),
+    [
+        ("optimality", "above_null"), ("optimality", "local"), ("distance_to_bound", "local"),
+        ("distance_above_null", "local"),
+    ],
+)  # fmt: skip
+def test_nor_is_one_that_is_undefined_above_chance(metric, kind, sides):
+    above = above_chance(metric, kind, "same way")
+    a, b = (
+        held(plain, error=0.2 if name in sides else 0.0, **of)
+        for name, plain, of in zip("ab", (HIGHER, LOWER), above, strict=True)
+    )
+    found = ib.difference(a, b, metric)
+    form = next(name for name in PLANE_BY_NAME[metric].above_chance if name.endswith(kind))
+    assert found.contradicted_by == (form,)
+    assert not found.significant
+    assert f"{form} undefined in {' and '.join(sides)}: too little is above chance there" in str(found)
+
+
+def test_within_the_error_there_is_nothing_to_contradict():
+    a, b = (held(HIGHER, local=of) for of in OTHER)
+    found = ib.difference(a, b)
+    assert (found.significant, found.contradicted_by) == (False, ())
+    assert str(found).endswith("within the error")
+
+
+def test_every_plain_number_has_forms_above_chance():
+    assert {metric for metric, kind in HELD if kind == "above_null"} == {*PRIMARY_SCALARS}
+    assert all({*quantity.above_chance} <= {*PLANE_BY_NAME} for quantity in PLANE)
+    assert len(PLANE_BY_NAME["bound_ratio"].above_chance) == 2
+
+
+def test_baselines_of_two_kinds_are_not_compared():
+    a, b = (held((0.5, 0.2), local=of, settings=s) for of, s in zip(OTHER, ({"baseline": "linear"}, {}), strict=True))
+    assert ib.difference(a, b, "complexity").contradicted_by == ()
+    with pytest.raises(ValueError, match='different definitions \\(baseline: "linear" vs absent\\)'):
+        ib.difference(a, b, "complexity_local")
+
+
 @pytest.mark.parametrize(
     ("b", "keywords", "message"),
     [
@@ -163,6 +265,12 @@ def test_points_without_errors_say_what_to_do():
         ib.difference(a, bare)
     with pytest.raises(ValueError, match="b: no standard error of complexity_above_null can be had; it is undefined"):
         ib.difference(a, bare, "complexity_above_null")
+    unresolved = held((0.5, 0.2), error=0.2, local=(0.3, 0.15))
+    cause = (
+        "a: .* of optimality_local can be had; it is undefined, because too little is above chance there; those defined"
+    )
+    with pytest.raises(ValueError, match=cause + ": complexity, .*complexity_local, expressivity_local"):
+        ib.difference(unresolved, a, "optimality_local")
 
 
 # --- corrected for chance
