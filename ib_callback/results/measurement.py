@@ -337,6 +337,28 @@ def settings_differences(a: Measurement | Mapping[str, Any], b: Measurement | Ma
     return differences
 
 
+# Settings that do not change what a number is: which numbers there are, and what they are called; and the version of
+# the package, which changes some. Of feature probes, only the same feature on two of them.
+_HARMLESS = ("version", "orders", "features", "label_names")
+
+
+def incomparable_settings(a: Measurement, b: Measurement) -> dict[str, str]:
+    """In which settings two measurements differ so that their numbers cannot be compared, by name of the setting.
+
+    >>> old, new = (Measurement.failed(0, "", settings={"seed": n, "version": str(n)}) for n in (0, 1))
+    >>> incomparable_settings(old, new)
+    {'seed': 'seed: 0 vs 1'}
+    """
+    if a.settings == b.settings:
+        return {}
+    settings = [dict(m.settings) for m in (a, b)]
+    probes = [s.pop("feature_probes", None) or {} for s in settings]
+    for s, own, other in zip(settings, probes, reversed(probes), strict=True):
+        s |= {f"feature_probes.{name}": probe for name, probe in own.items() if name in other}
+    found = {re.split(r":|\[", text)[0]: text for text in settings_differences(*settings)}
+    return {name: text for name, text in found.items() if name.partition(".")[0] not in _HARMLESS}
+
+
 # As earlier versions recorded layers of wrapped models: of Fabric (around DistributedDataParallel), FSDP, activation
 # checkpointing and torch.compile, and of PEFT.
 _WRAPPERS = re.compile(

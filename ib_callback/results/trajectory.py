@@ -19,9 +19,9 @@ from typing import Any, overload
 from ib_callback.common import json_lines
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import write_atomically
-from ib_callback.common.messages import describe
+from ib_callback.common.messages import describe, warn
 from ib_callback.results.correlation import Correlation, correlations
-from ib_callback.results.measurement import Measurement
+from ib_callback.results.measurement import Measurement, incomparable_settings
 from ib_callback.results.metrics import PLANE, WHOLE, Mode
 from ib_callback.results.phases import DEFAULT_RULE, PhaseRule, Phases, find_phases
 from ib_callback.results.selection import SelectFrom, Selection
@@ -37,6 +37,7 @@ class Trajectory(Sequence[Measurement]):
     Args:
         measurements: with increasing steps.
         phase_rule: when a phase of this run is recognised.
+        mixed: whether points of other settings are meant to be among them; then nothing is said of them.
 
     Attributes:
         phase_rule: taken by `phases`, `best`, pictures and tables, unless they are told otherwise.
@@ -46,8 +47,16 @@ class Trajectory(Sequence[Measurement]):
     [0, 500]
     """
 
-    def __init__(self, measurements: Iterable[Measurement] = (), *, phase_rule: PhaseRule = DEFAULT_RULE) -> None:
+    def __init__(
+        self,
+        measurements: Iterable[Measurement] = (),
+        *,
+        phase_rule: PhaseRule = DEFAULT_RULE,
+        mixed: bool = False,
+    ) -> None:
         self.phase_rule = phase_rule
+        self._mixed = mixed
+        self._told: set[str] = set()  # settings in which points differ from the first one that was measured
         self._measurements: list[Measurement] = []
         self._last_step: int | None = None
         for measurement in measurements:
@@ -59,6 +68,10 @@ class Trajectory(Sequence[Measurement]):
         Raises:
             TypeError: not a Measurement.
             ValueError: its step does not come after the last one.
+
+        Warns:
+            RuntimeWarning: its numbers cannot be compared with those of the first one that was measured: another probe,
+                other bins, layers, …; once for each such setting. The point is added all the same.
         """
         if not isinstance(measurement, Measurement):
             raise TypeError(f"expected a Measurement, got {type(measurement).__name__}")
@@ -70,6 +83,28 @@ class Trajectory(Sequence[Measurement]):
             )
         self._measurements.append(measurement)
         self._last_step = self._last_step if step is None else step
+        if not self._mixed and measurement.error is None:
+            self._tell_of_mixture(measurement)
+
+    def _tell_of_mixture(self, measurement: Measurement) -> None:
+        first = next(m for m in self._measurements if m.error is None)
+        found = incomparable_settings(first, measurement)
+        new = [text for name, text in found.items() if name not in self._told]
+        self._told.update(found)
+        if new:
+            points = ["a point without a step" if m.step is None else f"step {m.step}" for m in (first, measurement)]
+            warn(
+                f"this trajectory mixes points that cannot be compared: {' and '.join(points)} differ in "
+                f"{'; '.join(new)}. Its values, phases, correlations and best point are taken over both. Keep a "
+                "trajectory of each, or make it with mixed=True if that is meant.",
+                stacklevel=3,
+            )
+
+    @property
+    def mixture(self) -> dict[str, str]:
+        """In which settings its points cannot be compared with the first one measured, by name of the setting."""
+        measured = [m for m in self._measurements if m.error is None]
+        return {name: text for m in measured for name, text in incomparable_settings(measured[0], m).items()}
 
     @overload
     def __getitem__(self, index: int) -> Measurement: ...
@@ -77,7 +112,8 @@ class Trajectory(Sequence[Measurement]):
     def __getitem__(self, index: slice) -> Trajectory: ...
     def __getitem__(self, index: int | slice) -> Measurement | Trajectory:
         if isinstance(index, slice):
-            return Trajectory(self._measurements[index], phase_rule=self.phase_rule)
+            # What there is to say of these points has been said.
+            return Trajectory(self._measurements[index], phase_rule=self.phase_rule, mixed=True)
         return self._measurements[index]
 
     def __len__(self) -> int:
@@ -138,7 +174,8 @@ class Trajectory(Sequence[Measurement]):
             rows.append(row + [cell(getattr(point, name, None)) for name in names])
         lines = aligned(rows, [str.rjust] * len(heads))
         reasons = ["", "", *("  " + " ".join(m.error.split()) if m.error else "" for m in self._measurements)]
-        return "\n".join(map(str.__add__, lines, reasons))
+        beware = [f"not comparable throughout: {'; '.join(self.mixture.values())}"] if self.mixture else []
+        return "\n".join([*map(str.__add__, lines, reasons), *beware])
 
     def phases(self, rule: PhaseRule | None = None, **changes: Any) -> Phases:
         """When the phases of the run began, and the phase of each point; see `ib_callback.results.phases.find_phases`.
@@ -215,8 +252,10 @@ class Trajectory(Sequence[Measurement]):
             file = file / FILENAME
         with json_lines.explained(file, "read"):
             data = file.read_bytes()
-        rows = parse_lines(data, file, cls().append)
-        return cls((measurement for _, measurement in rows), phase_rule=read_phase_rule(file.parent))
+        trajectory = cls()
+        parse_lines(data, file, trajectory.append)
+        trajectory.phase_rule = read_phase_rule(file.parent)
+        return trajectory
 
 
 def write_run_file(directory: str | os.PathLike[str], *, phase_rule: PhaseRule) -> None:

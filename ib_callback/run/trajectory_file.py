@@ -41,7 +41,7 @@ class TrajectoryFile:
     ) -> None:
         check_writable(directory)
         self.path = Path(directory) / FILENAME
-        self.trajectory = Trajectory()
+        self.trajectory = Trajectory(mixed=True)
         self.rotated: Path | None = None
         with json_lines.explained(self.path, "continued"):
             if not size_of(self.path):
@@ -60,11 +60,11 @@ class TrajectoryFile:
         """
         with json_lines.explained(self.path, "moved"):
             self.rotated = json_lines.set_aside(self.path) or self.rotated
-        self.trajectory = Trajectory()
+        self.trajectory = Trajectory(mixed=True)
 
     def _keep_until(self, step: int) -> None:
         data = self.path.read_bytes()
-        rows = parse_lines(data, self.path, Trajectory().append)
+        rows = parse_lines(data, self.path, Trajectory(mixed=True).append)
         kept = [(line, m) for line, m in rows if m.step is None or m.step <= step]
         if len(kept) < len(rows):
             self.rotated = json_lines.reserve_name(self.path)
@@ -77,7 +77,7 @@ class TrajectoryFile:
         intact = b"".join(line + b"\n" for line, _ in kept)
         if intact != data:
             write_atomically(self.path, intact)
-        self.trajectory = Trajectory(m for _, m in kept)
+        self.trajectory = Trajectory((m for _, m in kept), mixed=True)
 
 
 def bring_along(came_from: Path, directory: Path) -> None:

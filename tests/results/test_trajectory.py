@@ -54,6 +54,18 @@ def failed(step: int) -> Measurement:
     return Measurement.failed(step, "NaN\nin h.0", settings=SETTINGS)
 
 
+PROBES = {"tulu_preference": "9f2c"}
+FULL = SETTINGS | {
+    "probe": "9f2c", "K": 4, "orders": ["token"], "features": ["genre"], "layers": ["h.0"], "temperature": "calibrated",
+    "seed": 0, "weighting": "empirical", "bound": "diagonal", "dtype": "float32", "version": "0.1.0",
+    "feature_probes": PROBES, "label_names": {"genre": ["news"]},
+}  # fmt: skip
+
+
+def of_settings(step: int | None, **changes: object) -> Measurement:
+    return dataclasses.replace(point(step), settings=FULL | changes)
+
+
 # --- the sequence
 
 
@@ -67,6 +79,65 @@ def test_a_trajectory_is_a_sequence_of_measurements():
     assert trajectory != Trajectory(points[1:])
     assert repr(trajectory) == "Trajectory(3 points, steps 0 to 20)"
     assert not Trajectory()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"probe": "77aa"}, {"K": 1}, {"primary": "bigram"}, {"layers": ["h.1"]}, {"layers": ["h.0", "h.1"]},
+        {"num_bins": 64}, {"temperature": 1.0}, {"seed": 1}, {"weighting": "uniform"}, {"bound": "ib_curve"},
+        {"dtype": "bfloat16"}, {"baseline": "linear"}, {"weights": "final"},
+        {"feature_probes": {"tulu_preference": "1"}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_points_that_cannot_be_compared_are_told_and_kept(changes, tmp_path):
+    trajectory = Trajectory([of_settings(0), failed(5)])
+    name = next(iter(changes))
+    told = f"mixes points that cannot be compared: step 0 and step 10 differ in {name}"
+    with pytest.warns(RuntimeWarning, match=told) as caught:
+        trajectory.append(of_settings(10, **changes))
+    with warnings.catch_warnings(record=True) as again:
+        trajectory.append(of_settings(20))
+        trajectory.append(of_settings(30, **changes))
+    assert not again, "once is enough"
+    assert caught[0].filename == __file__
+    assert trajectory.steps == [0, 5, 10, 20, 30]
+    assert [each.partition(".")[0] for each in trajectory.mixture] == [name]
+    assert trajectory.table().splitlines()[-1].startswith(f"not comparable throughout: {name}")
+    trajectory.save(tmp_path / FILENAME)
+    with pytest.warns(RuntimeWarning, match=told) as caught:
+        assert Trajectory.load(tmp_path) == trajectory
+    assert len(caught) == 1
+
+
+def test_another_difference_is_told_too():
+    trajectory = Trajectory([of_settings(0)])
+    with pytest.warns(RuntimeWarning, match="step 0 and a point without a step differ in seed: 0 vs 1.*mixed=True"):
+        trajectory.append(of_settings(None, seed=1))
+    with pytest.warns(RuntimeWarning, match="differ in K: 4 vs 3"):
+        trajectory.append(of_settings(None, seed=1, K=3))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": "0.2.0"}, {"orders": ["token", "bigram"]}, {"features": []}, {"label_names": {}},
+        {"feature_probes": {}}, {"feature_probes": PROBES | {"other": "1"}}, {"layers": ["_orig_mod.h.0"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_points_that_can_be_compared_are_not_told(changes, recwarn):
+    trajectory = Trajectory([of_settings(0), of_settings(10, **changes)])
+    assert trajectory.mixture == {}
+    assert not recwarn.list
+
+
+def test_a_mixture_that_is_meant_is_not_told(recwarn):
+    trajectory = Trajectory([of_settings(0), of_settings(10, seed=1)], mixed=True)
+    assert trajectory[:] == trajectory
+    assert "not comparable throughout: seed: 0 vs 1" in trajectory.table()
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("step", [20, 19])
