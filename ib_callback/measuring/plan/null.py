@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -68,6 +69,38 @@ class SubsetDesign:
     unions: np.ndarray
     union_size: np.ndarray
     num_positions: int
+
+    @cached_property
+    def dependence(self) -> dict[float, dict[float, float]]:
+        """By size and size, the mean correlation between the divergences of their subsets, each with itself included.
+
+        For a size with itself that is the variance of the mean divergence, as a share of the variance of one. A
+        divergence is, to leading order, a square of how far the mean of a subset is from that of all T positions. Two
+        such means, of s and s' positions of which o are the same, are correlated by
+
+            r = (o / (s s') − 1 / T) / sqrt((1 / s − 1 / T) (1 / s' − 1 / T)),
+
+        and their squares by r² (as of normal variables). So two halves of T are one, not two, and unions of the same
+        parts go together, whatever their sizes are.
+        """
+        found: dict[float, dict[float, float]] = {}
+        for size, number in zip(*np.unique(self.subset_size, return_counts=True), strict=True):
+            # From each random order as many as there are, which have nothing in common.
+            most = self.num_positions // int(size)
+            of_one_order = np.array([most] * (number // most) + [number % most])
+            pairs = float((of_one_order * (of_one_order - 1)).sum())
+            found[float(size)] = {float(size): (number + pairs * (size / (self.num_positions - size)) ** 2) / number**2}
+        if len(self.unions):
+            num_parts = self.unions.shape[1]
+            parts = self.unions.sum(1)
+            free = np.sqrt(1 / parts - 1 / num_parts)
+            common = self.unions @ self.unions.T
+            squared = ((common / np.outer(parts, parts) - 1 / num_parts) / np.outer(free, free)) ** 2
+            sizes = [size for size in np.unique(self.union_size).tolist() if size not in found]
+            for a in sizes:
+                with_a = squared[self.union_size == a].mean(0)
+                found[a] = {b: float(with_a[self.union_size == b].mean()) for b in sizes}
+        return found
 
 
 def design_subsets(num_positions: int, label_counts: list[LabelCounts], seed: int) -> SubsetDesign:
@@ -148,12 +181,14 @@ class SubsetCurve:
     value: [k] d, as a fraction of log(num_bins).
     error: [k] standard error of `value`; 0 at 1 and T, which are exact.
     spread: [k] standard deviation over subsets.
+    correlation: [k, k] of these errors; None: there is none.
     """
 
     size: np.ndarray
     value: np.ndarray
     error: np.ndarray
     spread: np.ndarray
+    correlation: np.ndarray | None = None
 
     @classmethod
     def estimate(cls, design: SubsetDesign, subsets: np.ndarray, unions: np.ndarray, single: float) -> SubsetCurve:
@@ -166,17 +201,23 @@ class SubsetCurve:
             single: d(1), H(Z) minus the mean entropy of one assignment.
         """
         points = {1.0: (single, 0.0, 0.0), float(design.num_positions): (0.0, 0.0, 0.0)}
-        for sizes, divergences, overlap in ((design.subset_size, subsets, False), (design.union_size, unions, True)):
-            for size in np.unique(sizes):
-                drawn = divergences[sizes == size]
+        dependence = design.dependence
+        for sizes, divergences in ((design.subset_size, subsets), (design.union_size, unions)):
+            for drawn_size in np.unique(sizes).tolist():
+                if drawn_size in points:
+                    continue
+                drawn = divergences[sizes == drawn_size]
                 spread = float(drawn.std(ddof=1))
-                # Unions of k of the same parts share positions: only about NUM_PARTS / k are independent.
-                independent = len(drawn) * design.num_positions / size / NUM_PARTS if overlap else len(drawn)
-                error = spread / math.sqrt(max(independent, 1.0))
-                points.setdefault(float(size), (float(drawn.mean()), error, spread))
+                # Of subsets that go together, the mean varies more than they do among themselves.
+                share = dependence[drawn_size][drawn_size]
+                error = spread * math.sqrt((len(drawn) - 1) / len(drawn) * share / (1 - share))
+                points[drawn_size] = (float(drawn.mean()), error, spread)
         size = np.array(sorted(points))
         value, error, spread = np.array([points[s] for s in size]).T
-        return cls(size, value, error, spread)
+        covariance = np.array([[dependence.get(a, {}).get(b, 0.0) for b in size] for a in size])
+        np.fill_diagonal(covariance, np.maximum(covariance.diagonal(), np.finfo(float).tiny))
+        scale = np.sqrt(covariance.diagonal())
+        return cls(size, value, error, spread, covariance / np.outer(scale, scale))
 
     def null(self, counts: LabelCounts) -> tuple[float, float]:
         """Null information of labels with these counts, and the standard error of that estimate."""
@@ -193,8 +234,9 @@ class SubsetCurve:
         on_curve = {name: _weights_on(self.size, each) for name, each in counts.items()}
 
         def error(weights: Mapping[str, float]) -> float:
-            combined = sum(weights.get(name, 0.0) * each for name, each in on_curve.items())
-            return math.sqrt(float(((combined * self.error) ** 2).sum()))
+            combined = self.error * sum(weights.get(name, 0.0) * each for name, each in on_curve.items())
+            correlated = combined if self.correlation is None else self.correlation @ combined
+            return math.sqrt(max(float(combined @ correlated), 0.0))
 
         return error
 

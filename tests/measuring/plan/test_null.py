@@ -47,6 +47,26 @@ def test_null_is_that_of_permuted_labels_within_its_error(num_positions):
     assert abs(null - truth.mean()) < 4 * np.hypot(error, truth.std(ddof=1) / np.sqrt(60))
 
 
+@pytest.mark.parametrize("num_positions", [1000, 2100])  # direct subsets only; unions of a partition as well
+def test_its_error_is_how_far_other_subsets_would_lead(num_positions):
+    # In few directions, where subsets with positions in common, and those that leave no position out, are most alike.
+    generator = torch.Generator().manual_seed(6)
+    scores = torch.randn(num_positions, 3, generator=generator, dtype=torch.float64)
+    p = torch.softmax(0.4 * scores @ torch.randn(3, 20, generator=generator, dtype=torch.float64), -1)
+    zipf = num_positions / np.arange(1, num_positions)
+    labellings = [
+        np.full(2, num_positions // 2),
+        np.full(4, num_positions // 4),
+        (zipf[:59] / 4.66).astype(int),
+        np.maximum(zipf[: num_positions // 3] / 7, 1).astype(int),
+    ]
+    counts = [LabelCounts.of(labels) for labels in labellings]
+    curves = [curve_of(p, design_subsets(num_positions, counts, seed)) for seed in range(80)]
+    nulls, errors = np.array([[curve.null(each) for each in counts] for curve in curves]).transpose(2, 1, 0)
+    ratio = nulls.std(axis=1, ddof=1) / np.sqrt((errors**2).mean(1))
+    assert ratio == pytest.approx(1, abs=0.2), "that of 80 seeds is known to 8 %"
+
+
 def test_labels_that_occur_once_or_cover_everything_are_exact():
     p = torch.softmax(torch.randn(50, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64), -1)
     once = LabelCounts.of(np.ones(50, int))
