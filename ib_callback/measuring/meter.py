@@ -48,6 +48,7 @@ from ib_callback.measuring.quantities.features import Feature, too_few_pairs
 from ib_callback.measuring.readout import read_out
 from ib_callback.measuring.settings import (
     FeatureProbes,
+    choose_baseline,
     choose_bound,
     choose_companions,
     choose_features,
@@ -121,7 +122,11 @@ class Meter:
         null: whether to estimate what finite sampling alone yields.
         baseline: whether to measure the document baseline, what labels from far away in the same document yield, and
             so the local information above it. Sequences of under 48 valid positions are left out of these; where
-            over half of the positions would be, there is none, and none with `weighting="uniform"`.
+            over half of the positions would be, there is none, and none with `weighting="uniform"`. True or
+            "circular" shifts labels along a circle; "linear" pairs positions at one distance, for text that drifts
+            along the document, and leaves out those at one end. See docs/reading-the-numbers.md.
+        baseline_offset: the distance of a linear shift, in valid positions, at least 16, or "half" of each sequence's;
+            None: 16.
         draws: sets of reference points. With several, `Measurement.averaged` holds means over all of them, with the
             spread between them in the standard errors; plain numbers stay those of the first. Accumulation takes as
             many times as long, and as much memory; the forward pass is the same one.
@@ -166,7 +171,8 @@ class Meter:
         weighting: str = "empirical",
         bound: str = "diagonal",
         null: bool = True,
-        baseline: bool = True,
+        baseline: bool | str = True,
+        baseline_offset: int | str | None = None,
         draws: int = 1,
         center: bool = False,
         last_block: bool = False,
@@ -195,12 +201,14 @@ class Meter:
         self.bound = choose_bound(bound, weighting)
         # Nulls and ceiling are not defined for uniform weights.
         self.null = bool(null) and weighting == "empirical"
-        self.baseline = bool(baseline) and weighting == "empirical"
-        least = (3 if self.baseline else 2) * len(self.orders) + len(self.features)
+        self.baseline = choose_baseline(baseline, baseline_offset, weighting)
+        each = 2 if self.baseline is None else 3 if self.baseline.shift == "circular" else 5
+        least = each * len(self.orders) + len(self.features)
         if least > MAX_LABEL_SETS:
             raise ValueError(
-                f"orders, features: expected at most {MAX_LABEL_SETS} label sets (two per order, one more for the "
-                f"document baseline, one per feature), got at least {least}. Measure fewer, or pass baseline=False."
+                f"orders, features: expected at most {MAX_LABEL_SETS} label sets (two per order, one to three more "
+                f"for the document baseline, one per feature), got at least {least}. Measure fewer, or pass "
+                "baseline=False."
             )
         self.draws = check_integer("draws", draws, minimum=1, cure="1 is the default")
         self.center = bool(center)
@@ -503,6 +511,8 @@ class Meter:
             "label_names": {name: texts for pair in probes for name, texts in label_names(*pair).items()},
         }
         optional |= {"draws": self.draws} if self.draws > 1 else {}
+        if self.baseline is not None and self.baseline.shift != "circular":
+            optional |= {"baseline": self.baseline.shift, "baseline_offset": self.baseline.offset}
         optional |= {"center": self.center, "last_block": self.last_block}
         optional |= {f"companions/{self.companion_layers}": list(self.companions)} if self.companions else {}
         codewords = {"bound_codewords": self.num_bins} if self.bound == "ib_curve" else {}

@@ -7,7 +7,7 @@ import numpy as np
 from ib_callback.common.errors import ProbeError
 from ib_callback.measuring.plan.builder import Builder
 from ib_callback.measuring.plan.jackknife import Groups, group_sequences
-from ib_callback.measuring.plan.plan import Plan, Wanted
+from ib_callback.measuring.plan.plan import Baseline, Plan, Wanted
 from ib_callback.measuring.quantities import kinds
 from ib_callback.probe.ngrams import Positions, valid_positions
 from ib_callback.probe.probe import Probe
@@ -21,7 +21,7 @@ def make_plan(
     batch_size: int,
     null: bool,
     seed: int,
-    baseline: bool = False,
+    baseline: Baseline | None = None,
     planes: bool = True,
     num_groups: int = 0,
 ) -> Plan:
@@ -34,7 +34,7 @@ def make_plan(
         batch_size: sequences in a forward pass.
         null: whether to plan for null information.
         seed: of the random subsets, permutations and shifts.
-        baseline: whether to plan for the document baseline.
+        baseline: which document baseline to plan for.
         planes: whether to plan for the orders; if not, positions that carry none of the features are left out.
         num_groups: groups of sequences to leave out in turn for standard errors; 0 for none.
 

@@ -10,10 +10,13 @@ from ib_callback.common.errors import ModelError, ProbeError
 from ib_callback.measuring.companions import COMPANION_LAYERS, COMPANIONS
 from ib_callback.measuring.model.access import Layers
 from ib_callback.measuring.plan.jackknife import MAX_GROUPS
+from ib_callback.measuring.plan.plan import Baseline
+from ib_callback.measuring.quantities.documents import NEAREST
 from ib_callback.probe.probe import Probe
 from ib_callback.results.uncertainty import NUM_GROUPS
 
 BOUNDS = ("diagonal", "ib_curve")
+SHIFTS = ("circular", "linear")
 
 
 def choose_layers(layers: Any) -> Layers:
@@ -94,6 +97,22 @@ def choose_groups(standard_errors: Any, weighting: str) -> int:
             f"standard_errors: expected at most {MAX_GROUPS} groups, got {standard_errors}; True is for 16."
         )
     return int(standard_errors)
+
+
+def choose_baseline(baseline: Any, offset: Any, weighting: str) -> Baseline | None:
+    """Which document baseline to measure; None for none, and with weights for which it is not defined."""
+    if baseline not in (True, False, None, *SHIFTS):
+        raise ValueError(f"baseline: expected True, False, {' or '.join(map(repr, SHIFTS))}, got {baseline!r}.")
+    if offset is not None and baseline != "linear":
+        raise ValueError(
+            f'baseline_offset: expected None, or baseline="linear", which has a fixed offset, got {offset!r}. '
+            "A circular shift draws one for each sequence."
+        )
+    if offset not in (None, "half"):
+        check_integer("baseline_offset", offset, minimum=NEAREST, cure='nearer contexts overlap; or pass "half"')
+    if not baseline or weighting != "empirical":
+        return None
+    return Baseline("linear", NEAREST if offset is None else offset) if baseline == "linear" else Baseline()
 
 
 # Further probes of which only the feature labels are measured, beside the main probe of a meter. Information about a

@@ -88,6 +88,18 @@ class LateLabels:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """Which document baseline is wanted (quantities/documents.py).
+
+    shift: of the labels along their document, "circular" or "linear".
+    offset: of a linear shift, in valid positions; "half": half of those of the sequence.
+    """
+
+    shift: str = "circular"
+    offset: int | str | None = None
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What a plan is asked for.
 
@@ -96,7 +108,7 @@ class Wanted:
     features: names of probe labels.
     total: kept histogram over all positions.
     null: whether null information is wanted.
-    baseline: whether the document baseline is.
+    baseline: which document baseline is; None: none.
     seed: of random subsets, permutations and shifts.
     """
 
@@ -105,7 +117,7 @@ class Wanted:
     features: tuple[str, ...]
     total: int
     null: bool
-    baseline: bool
+    baseline: Baseline | None
     seed: int
 
 

@@ -3,6 +3,10 @@
 Representations of one document are alike, and so are its labels: those of an untrained model say little else. Labels
 that are shifted along their own document keep all of that, and nothing of the local context. What is above them is
 local information: a contrast, not an information given the document.
+
+By default labels are shifted along a circle. Where text drifts along the document that breaks the drift too, which
+then looks local (Harris, "Nonsense correlations in neuroscience", bioRxiv 2020.11.29.402719). A linear shift pairs each
+position with the labels of one at a fixed distance, in one direction, and leaves out positions for which there is none.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from ib_callback.measuring.plan.builder import Builder
-from ib_callback.measuring.plan.plan import Wanted
+from ib_callback.measuring.plan.plan import Baseline, Wanted
 from ib_callback.measuring.readout import Found, Readings
 from ib_callback.probe.ngrams import Positions, Segments, context_segments
 
@@ -46,8 +50,10 @@ class Documents:
     def plan(cls, builder: Builder, wanted: Wanted) -> list[Documents]:
         """Register the shifted labels and, where sequences are left out, the plain labels of the others."""
         positions = builder.positions
-        kept = long_enough(positions)
-        if not (wanted.baseline and wanted.orders) or len(kept) < _LEAST_KEPT * len(positions):
+        if wanted.baseline is None or not wanted.orders:
+            return []
+        kept, shifted = _pairs(positions, wanted.baseline, wanted.seed)
+        if len(kept) < _LEAST_KEPT * len(positions):
             return []
         everything = len(kept) == len(positions)
         names = sorted(wanted.orders, key=wanted.orders.__getitem__)
@@ -69,7 +75,6 @@ class Documents:
         else:
             sides = [register("complexity", kept, -steps), register("expressivity", kept, 1 + steps)]
             total = builder.keep_total(kept)
-        shifted = kept[shift(positions.sequence[kept], wanted.seed)]
         baselines = dict(zip(names, register("baseline", shifted, -steps), strict=True))
         plain = {name: (sides[0][place], sides[1][place]) for place, name in enumerate(names)}
         return [cls(baselines, plain, total, len(kept))]
@@ -94,6 +99,37 @@ def long_enough(positions: Positions) -> np.ndarray:
     """Numbers of the positions whose sequences have at least 48 of them."""
     _, inverse, number = np.unique(positions.sequence, return_inverse=True, return_counts=True)
     return np.flatnonzero(number[inverse] >= FEWEST)
+
+
+def _pairs(positions: Positions, baseline: Baseline, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the positions that are kept, and of those whose labels they get."""
+    kept = long_enough(positions)
+    if not len(kept):
+        return kept, kept
+    sequences = positions.sequence[kept]
+    if baseline.shift == "circular":
+        return kept, kept[shift(sequences, seed)]
+    assert baseline.offset is not None
+    places, partners = linear_shift(sequences, baseline.offset)
+    return kept[places], kept[partners]
+
+
+def linear_shift(sequences: np.ndarray, offset: int | str) -> tuple[np.ndarray, np.ndarray]:
+    """Places of pairs of positions of one sequence: one, and that which is `offset` further on.
+
+    All in the same direction, since what drifts alike in all documents would differ between two.
+
+    Args:
+        sequences: [T] number of the sequence of each position, ascending.
+        offset: in positions; "half": half of those of the sequence.
+
+    Returns:
+        [P] places in `sequences` that have such a partner, ascending, and [P] their partners.
+    """
+    _, number, length = np.unique(sequences, return_inverse=True, return_counts=True)
+    partner = np.arange(len(sequences)) + (length[number] // 2 if offset == "half" else int(offset))
+    there = np.flatnonzero(partner < np.cumsum(length)[number])
+    return there, partner[there]
 
 
 def shift(sequences: np.ndarray, seed: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from tiny_models import llama
 from torch import nn
 
 import ib_callback as ib
-from ib_callback.measuring.quantities.documents import FEWEST, NEAREST, long_enough, shift
+from ib_callback.measuring.quantities.documents import FEWEST, NEAREST, linear_shift, long_enough, shift
 from ib_callback.probe.ngrams import valid_positions
 
 ORDERS = ("token", "bigram")
@@ -52,11 +52,25 @@ def test_offsets_are_uniform():
     assert np.abs(found[NEAREST:] - 3000 / 17).max() < 5 * (3000 / 17) ** 0.5
 
 
+@pytest.mark.parametrize("offset", [16, 20, "half"])
+@pytest.mark.parametrize("lengths", [[60] * 4, [52, 90, 51, 64, 200]])
+def test_a_linear_shift_pairs_positions_at_one_distance(lengths, offset):
+    sequences = np.repeat(np.arange(len(lengths)), lengths)
+    places, partners = linear_shift(sequences, offset)
+    assert (sequences[places] == sequences[partners]).all()
+    assert (np.diff(places) > 0).all()
+    for number, length in enumerate(lengths):
+        distance = (partners - places)[sequences[places] == number]
+        wanted = length // 2 if offset == "half" else offset
+        assert distance.tolist() == [wanted] * (length - wanted), "all pairs that there are"
+
+
 @pytest.mark.parametrize("lengths", [[60] * 6, [60, 30, 70, 55, 20, 60]], ids=["all", "short ones left out"])
-def test_by_loops_over_positions(lengths):
+@pytest.mark.parametrize("keywords", [{}, {"baseline": "linear", "baseline_offset": 18}], ids=["circular", "linear"])
+def test_by_loops_over_positions(lengths, keywords):
     probe = probe_of(lengths)
     model = llama(max_position_embeddings=128).eval()
-    measured = ib.measure(model, probe, orders=ORDERS, num_bins=BINS, batch_size=4, standard_errors=3)
+    measured = ib.measure(model, probe, orders=ORDERS, num_bins=BINS, batch_size=4, standard_errors=3, **keywords)
     ids, mask = probe.input_ids.numpy(), probe.attention_mask.numpy()
     with torch.no_grad():
         states = model(
@@ -67,12 +81,14 @@ def test_by_loops_over_positions(lengths):
     kept = [i for i, (b, _) in enumerate(table.positions) if number[b] >= 48]
     place = {table.positions[i]: i for i in kept}
     # By which offset is a matter of chance; the rest is counted out here.
-    shifted = shift(np.array([table.positions[i][0] for i in kept]), seed=0)
+    sequences = np.array([table.positions[i][0] for i in kept])
+    pairs = linear_shift(sequences, 18) if keywords else (np.arange(len(kept)), shift(sequences, seed=0))
     offset = {
-        table.positions[i][0]: table.positions[kept[j]][1] - table.positions[i][1]
-        for i, j in zip(kept, shifted, strict=True)
+        sequences[i]: table.positions[kept[j]][1] - table.positions[kept[i]][1] for i, j in zip(*pairs, strict=True)
     }
     first = {b: min(s for other, s in table.positions if other == b) for b in offset}
+    if keywords:
+        kept = [i for i in kept if table.positions[i][1] - first[(b := table.positions[i][0])] + 18 < number[b]]
     for order in ORDERS:
         plane, point = table.orders[order], measured[order]
         far = []
@@ -94,10 +110,40 @@ def test_by_loops_over_positions(lengths):
         assert point.num_positions_local == len(kept)
 
 
+def test_a_linear_shift_stands_in_the_settings():
+    model, probe = llama(max_position_embeddings=128).eval(), probe_of([60] * 4)
+    found = {}
+    for baseline in (True, "circular", "linear"):
+        point = ib.measure(model, probe, orders="token", num_bins=BINS, baseline=baseline)
+        found[baseline] = {name: value for name, value in point.settings.items() if name.startswith("baseline")}
+    assert found == {True: {}, "circular": {}, "linear": {"baseline": "linear", "baseline_offset": 16}}
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"baseline": "square"}, "baseline: expected True, False, 'circular' or 'linear', got 'square'"),
+        ({"baseline_offset": 16}, 'baseline_offset: expected None, or baseline="linear", .* got 16'),
+        ({"baseline": "circular", "baseline_offset": "half"}, "expected None, or baseline=\"linear\", .* got 'half'"),
+        ({"baseline": "linear", "baseline_offset": 15}, "baseline_offset: expected .* 16.*15"),
+        ({"baseline": "linear", "baseline_offset": "third"}, "baseline_offset: expected .*third"),
+    ],
+)
+def test_shifts_that_there_are_not(keywords, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        ib.Meter(probe_of([60] * 4), **keywords)
+
+
 @pytest.mark.parametrize(
     ("lengths", "keywords"),
-    [([40] * 8 + [60] * 3, {}), ([60] * 4, {"baseline": False}), ([60] * 4, {"weighting": "uniform"})],
-    ids=["over half of the positions would be lost", "not wanted", "uniform weights"],
+    [
+        ([40] * 8 + [60] * 3, {}),
+        ([60] * 4, {"baseline": "linear", "baseline_offset": 32}),
+        ([60] * 4, {"baseline": False}),
+        ([60] * 4, {"weighting": "uniform"}),
+        ([60] * 4, {"weighting": "uniform", "baseline": "linear"}),
+    ],
+    ids=["short ones", "over half would be lost", "not wanted", "uniform weights", "uniform weights, linear"],
 )
 def test_none_where_there_is_none(lengths, keywords):
     model = llama(max_position_embeddings=128).eval()
@@ -110,6 +156,9 @@ def test_documents_of_sixty_tokens_are_enough_at_four_grams():
     positions = valid_positions(np.ones((3, 60), bool), 4)
     assert len(long_enough(positions)) == len(positions) == 3 * 53
     assert FEWEST <= 53
+    measured = ib.measure(llama(max_position_embeddings=64).eval(), probe_of([60] * 4), num_bins=BINS)
+    assert {point.num_positions_local for point in measured.orders.values()} == {4 * 53}
+    assert None not in [point.complexity_local for point in measured.orders.values()]
 
 
 class Planted(nn.Module):
@@ -126,8 +175,30 @@ class Planted(nn.Module):
         return self.layer(self.embed(self.code(input_ids)))
 
 
-def measure_planted(code, probe: ib.Probe) -> ib.Measurement:
-    return ib.measure(Planted(code), probe, orders="token", layers=["layer"], num_bins=BINS, standard_errors=True)
+def measure_planted(code, probe: ib.Probe, **keywords) -> ib.Measurement:
+    keywords = {"orders": "token", "layers": ["layer"], "num_bins": BINS, "standard_errors": True} | keywords
+    return ib.measure(Planted(code), probe, **keywords)
+
+
+def above_permutations(code, probe: ib.Probe) -> dict[str, float]:
+    """What planted states say beyond labels that are permuted over all positions, by loops."""
+    ids = probe.input_ids
+    with torch.no_grad():
+        states = Planted(code)(ids, probe.attention_mask).double().numpy()
+    table = bf.evaluate([states], ids.numpy(), probe.attention_mask.numpy(), orders=["token"], num_bins=BINS)
+    plane = table.orders["token"]
+    return {
+        side: getattr(plane, side) - bf.permutation_null(table.layers, labels, repeats=12).mean
+        for side, labels in (("complexity", plane.inputs), ("expressivity", plane.outputs))
+    }
+
+
+# Student's t of 15 degrees of freedom, 95 %.
+REACH = 2.131
+
+
+def holds_zero(point, name: str) -> bool:
+    return abs(getattr(point, name)) <= REACH * getattr(point, f"{name}_se")
 
 
 def documents(number: int = 48, length: int = 64) -> ib.Probe:
@@ -137,13 +208,15 @@ def documents(number: int = 48, length: int = 64) -> ib.Probe:
 
 
 def test_states_that_say_which_document_it_is_have_no_local_information():
-    point = measure_planted(lambda ids: ids.sum(1, keepdim=True).expand_as(ids) % VOCABULARY, documents())["token"]
-    for side in ("complexity", "expressivity"):
-        # Shifted labels of a document are the same ones, so that it is nothing at all for one of both sides.
-        assert abs(getattr(point, f"{side}_local")) <= 3 * getattr(point, f"{side}_local_se")
+    def document(ids):
+        return ids.sum(1, keepdim=True).expand_as(ids) % VOCABULARY
+
+    probe = documents()
+    point = measure_planted(document, probe)["token"]
+    for side, truth in above_permutations(document, probe).items():
+        assert holds_zero(point, f"{side}_local")
+        assert getattr(point, f"{side}_document") == pytest.approx(truth, abs=3e-3)
         assert getattr(point, f"{side}_document") > 4 * getattr(point, f"{side}_document_se")
-        plain, null = getattr(point, side), getattr(point, f"{side}_null")
-        assert getattr(point, f"{side}_document") == pytest.approx(plain - null, abs=0.01)
     assert point.optimality_local is None
     assert point.optimality > 0.9, "which looks like the best of models"
 
@@ -152,10 +225,11 @@ def test_states_that_say_the_token_alone_have_all_of_it():
     generator = torch.Generator().manual_seed(2)
     probe = ib.Probe.from_tokens(torch.randint(0, 24, (48, 64), generator=generator))
     point = measure_planted(lambda ids: ids, probe)["token"]
-    assert point.complexity_local == pytest.approx(point.complexity - point.complexity_null, abs=0.01)
+    truth = above_permutations(lambda ids: ids, probe)
+    assert point.complexity_local == pytest.approx(truth["complexity"], abs=3e-3)
     assert point.complexity_local > 20 * point.complexity_local_se
-    assert abs(point.complexity_document) < 0.01
-    assert abs(point.expressivity_local) < 4 * point.expressivity_local_se
+    assert abs(point.complexity_document) < 3e-3
+    assert holds_zero(point, "expressivity_local")
     assert abs(point.optimality_local) < 0.05
 
 
@@ -174,3 +248,30 @@ def test_a_contrast_does_not_see_what_only_document_and_token_say_together():
     assert abs(point.complexity_local) < 4 * point.complexity_local_se
     within = measure_planted(lambda ids: ids % 2, ib.Probe.from_tokens(rows))["token"]
     assert within.complexity_local > 50 * abs(point.complexity_local), "as much as of one and the same document"
+
+
+def measure_drift(code, first: torch.Tensor) -> tuple[float, list[float]]:
+    """Local complexity, and with linear shifts by 16, 32, 64 and half of the length, of what has nothing local in it.
+
+    Tokens are drawn from six, of which the first one, [N, S], moves on along the document; the state knows that one.
+    """
+    drawn = torch.randint(0, 6, first.shape, generator=torch.Generator().manual_seed(8))
+    shifts = [{}, *({"baseline": "linear", "baseline_offset": offset} for offset in (16, 32, 64, "half"))]
+    circular, *linear = (
+        measure_planted(code, ib.Probe.from_tokens(drawn + first), **each)["token"].complexity_local for each in shifts
+    )
+    return circular, linear
+
+
+def test_drift_that_is_alike_in_all_documents_is_local_by_a_circular_shift_and_not_by_a_linear_one():
+    place = torch.arange(256)
+    circular, linear = measure_drift(lambda ids: (place // 32).expand_as(ids), (24 * place // 256).expand(24, -1))
+    assert circular > 0.2
+    assert np.abs(linear).max() < 0.05 * circular
+
+
+def test_where_each_document_drifts_on_its_own_a_linear_baseline_falls_with_the_offset():
+    topics = torch.randint(0, 4, (24, 4), generator=torch.Generator().manual_seed(9)).repeat_interleave(64, 1)
+    circular, linear = measure_drift(lambda ids: ids // 6, 6 * topics)
+    assert 0 < linear[0] < 0.5 * circular
+    assert linear[0] < linear[1] < linear[2]
