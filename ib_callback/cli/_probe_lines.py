@@ -16,8 +16,8 @@ _HEADER = "probe"
 
 
 def write_lines(path: str | os.PathLike[str], probe: Probe) -> None:
-    """Write a header, `{"probe": {name, tokenizer, source, label_names, num_bytes, length, fingerprint}}`, and then for
-    each sequence `{"input_ids": […], "labels": {name: […]}}` over its real tokens; `"padding": n` where n come before.
+    """Write a header, `{"probe": {name, tokenizer, source, label_names, groups, num_bytes, length, fingerprint}}`, and then
+    for each sequence `{"input_ids": […], "labels": {name: […]}}` over its real tokens; `"padding": n` where n come before.
     """
     header = {
         "name": probe.name,
@@ -25,6 +25,7 @@ def write_lines(path: str | os.PathLike[str], probe: Probe) -> None:
         "source": probe.source,
         "label_names": probe.label_names,
         "num_bytes": probe.num_bytes,
+        **({} if probe.groups is None else {"groups": probe.groups}),
         "length": probe.input_ids.shape[1],
         "fingerprint": probe.fingerprint,
     }
@@ -103,6 +104,7 @@ def _content(path: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> 
         attention_mask=[padded([1] * len(row["input_ids"]), row, 0) for row in rows],
         labels={name: [padded(row.get("labels", {}).get(name, []), row, NO_LABEL) for row in rows] for name in names},
         label_names=header.get("label_names"),
+        groups=header.get("groups"),
         name=header.get("name", path.stem),
         source=header.get("source", {"constructor": "lines"}),
         tokenizer=header.get("tokenizer"),

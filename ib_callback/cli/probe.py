@@ -31,6 +31,7 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         "--label-column",
         {"action": "append", "metavar": "COLUMN", "help": "labels, by row, word or span; repeatable"},
     ),
+    "group_column": ("--group-column", {"metavar": "COLUMN", "help": "the source of each row, such as its author"}),
     "name": ("--name", {"help": "of the probe, for messages"}),
 }
 _KEYWORDS = ("num_sequences", "max_length", *_OPTIONS)

@@ -337,9 +337,12 @@ def settings_differences(a: Measurement | Mapping[str, Any], b: Measurement | Ma
     return differences
 
 
-# Settings that do not change what a number is: which numbers there are, and what they are called; and the version of
-# the package, which changes some. Of feature probes, only the same feature on two of them.
-_HARMLESS = ("version", "orders", "features", "label_names")
+# Settings that do not change what a number is: which numbers there are, and what they are called; the version of the
+# package, which changes some; views and comparison measures beside the plain numbers; and groups of sequences, which
+# change nulls of features and standard errors alone. Of feature probes, only the same feature on two of them.
+_HARMLESS = (
+    "version", "orders", "features", "label_names", "draws", "center", "last_block", "companions", "groups",
+)  # fmt: skip
 
 
 def incomparable_settings(a: Measurement, b: Measurement) -> dict[str, str]:
@@ -356,7 +359,7 @@ def incomparable_settings(a: Measurement, b: Measurement) -> dict[str, str]:
     for s, own, other in zip(settings, probes, reversed(probes), strict=True):
         s |= {f"feature_probes.{name}": probe for name, probe in own.items() if name in other}
     found = {re.split(r":|\[", text)[0]: text for text in settings_differences(*settings)}
-    return {name: text for name, text in found.items() if name.partition(".")[0] not in _HARMLESS}
+    return {name: text for name, text in found.items() if re.split(r"[./]", name)[0] not in _HARMLESS}
 
 
 # As earlier versions recorded layers of wrapped models: of Fabric (around DistributedDataParallel), FSDP, activation

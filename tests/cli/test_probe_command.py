@@ -135,7 +135,7 @@ def test_convert_there_and_back(folder: Path, capsys: pytest.CaptureFixture[str]
     ids = torch.randint(0, 9, (3, 6), generator=generator)
     mask = [[0, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 0]]  # the last column is padding throughout
     labels = {"f": torch.randint(-1, 2, (3, 6), generator=generator)}
-    probe = Probe.from_tokens(ids, mask, labels=labels, label_names={"f": ["ä", "b"]}, name="näme")
+    probe = Probe.from_tokens(ids, mask, labels=labels, label_names={"f": ["ä", "b"]}, name="näme", groups=[4, 2, 4])
     probe.save("p.safetensors")
     assert main.main("probe convert p.safetensors p.jsonl".split()) == 0
     assert main.main("probe convert p.jsonl q.safetensors".split()) == 0
@@ -143,6 +143,7 @@ def test_convert_there_and_back(folder: Path, capsys: pytest.CaptureFixture[str]
     again = Probe.load("q.safetensors")
     assert again.fingerprint == probe.fingerprint
     assert (again.name, again.source, again.label_names) == (probe.name, probe.source, probe.label_names)
+    assert again.groups == probe.groups == (0, 1, 0)
     lines = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
     assert lines[2] == {"input_ids": ids[1, :2].tolist(), "labels": {"f": probe.labels["f"][1, :2].tolist()}}
 

@@ -124,6 +124,7 @@ def test_another_difference_is_told_too():
     [
         {"version": "0.2.0"}, {"orders": ["token", "bigram"]}, {"features": []}, {"label_names": {}},
         {"feature_probes": {}}, {"feature_probes": PROBES | {"other": "1"}}, {"layers": ["_orig_mod.h.0"]},
+        {"draws": 4, "center": True, "last_block": True, "companions/late": ["rankme"]}, {"groups": {"texts": "0a"}},
     ],
     ids=str,
 )  # fmt: skip

@@ -85,7 +85,8 @@ def test_the_same_text_is_paired_whatever_else_was_measured_on_it():
     text = groups(0)
     a, b = measured(text + 0.01), measured(text, orders=["token", "bigram"])
     assert ib.difference(a, b, "complexity").paired  # K decides which positions are valid
-    assert not ib.difference(a, dataclasses.replace(b, settings=b.settings | {"K": 2}), "complexity").paired
+    for other in ({"K": 2}, {"groups": {"texts": "0a"}}):
+        assert not ib.difference(a, dataclasses.replace(b, settings=b.settings | other), "complexity").paired
 
 
 def test_other_layers_are_said():
