@@ -9,8 +9,8 @@ from itertools import takewhile
 from pathlib import Path
 
 from ib_callback.common.errors import TrajectoryError
-from ib_callback.results.measurement import metrics_of
-from ib_callback.results.metrics import Mode, resolve_metric
+from ib_callback.results.measurement import Measurement, metrics_of
+from ib_callback.results.metrics import Mode, chance_of, resolve_metric
 from ib_callback.results.phases import Phases
 from ib_callback.results.selection import NO_CHECKPOINT, Candidate, Choice, SelectFrom, Selection
 from ib_callback.results.trajectory import Trajectory, aligned, cell
@@ -124,19 +124,31 @@ def _checkpoint_of(candidate: Candidate | None, existing: Mapping[int, Path]) ->
 
 
 def _table(by: str, choice: Choice, phases: Phases, existing: Mapping[int, Path], remarks: Sequence[str]) -> str:
-    rows = [("step", by, "phase", "checkpoint", "")]
-    for candidate, phase, remark in zip(choice.candidates, phases.phases, remarks, strict=True):
+    chances = [_by_chance(by, candidate.measurement) for candidate in choice.candidates]
+    is_known = any(chance is not None for chance in chances)
+    rows = [("step", by, *(["by chance"] if is_known else []), "phase", "checkpoint", "")]
+    for chance, candidate, phase, remark in zip(chances, choice.candidates, phases.phases, remarks, strict=True):
         step, path = candidate.measurement.step, _checkpoint_of(candidate, existing)
         rows.append(
             (
                 "-" if step is None else f"{step:,}",
                 cell(candidate.value),
+                *([cell(chance)] if is_known else []),
                 phase.name.lower(),
                 "-" if path is None else path.name,
                 remark,
             )
         )
-    return "\n".join(aligned(rows, (str.rjust, str.rjust, str.ljust, str.ljust, str.ljust)))
+    numbers = [str.rjust] * (len(rows[0]) - 3)
+    return "\n".join(aligned(rows, (*numbers, str.ljust, str.ljust, str.ljust)))
+
+
+def _by_chance(by: str, measurement: Measurement) -> float | None:
+    """What chance alone would give in the place of the number that is selected by."""
+    scalars = measurement.scalars()
+    full = f"{by}/information" if f"{by}/information" in scalars else by
+    name = chance_of(full, primary=measurement.primary, bound=measurement.settings.get("bound", "diagonal"))
+    return None if name is None else scalars.get(name)
 
 
 def _reason(candidate: Candidate, missing: Mapping[int, str]) -> str:

@@ -278,11 +278,13 @@ class Measurement:
         parts = []
         if self.primary in self.orders:
             point = self.orders[self.primary]
+            # The null is not on a curve.
+            is_diagonal = self.settings.get("bound", "diagonal") == "diagonal"
             parts = [
                 f"{self.primary} complexity {_short(point.complexity, point.complexity_null)}",
                 f"expressivity {_short(point.expressivity, point.expressivity_null)}",
-                f"optimality {_short(point.optimality)}",
-                f"distance to bound {_short(point.distance_to_bound)}",
+                f"optimality {_short(point.optimality, point.optimality_null)}",
+                f"distance to bound {_short(point.distance_to_bound, point.distance_null if is_diagonal else None)}",
             ]
             if point.complexity_local is not None:
                 # What chance and the document alone would give is left out of these.

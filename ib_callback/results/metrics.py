@@ -114,6 +114,7 @@ class Quantity:
             steps have it.
         tabled: whether the table of a trajectory has it.
         viewed: whether it is logged of views, too: of the last layers, of averaged and of centred states.
+        chance: what chance alone would give in its place.
         above_chance: the same number less what chance alone, or chance and the document, would give.
         beside: another quantity, drawn thinner beside it.
         label: on the axis of a picture over steps.
@@ -130,6 +131,7 @@ class Quantity:
     primary: bool = False
     tabled: bool = False
     viewed: bool = False
+    chance: str = ""
     above_chance: tuple[str, ...] = ()
     beside: str = ""
     label: str = ""
@@ -141,27 +143,27 @@ PLANE = (
     Quantity(
         "complexity", "I(X;Z): what representations tell about the preceding tokens; mean over layers.",
         kind="layers", direction="min", has_error=True, primary=True, tabled=True, viewed=True,
-        above_chance=("complexity_above_null", "complexity_local"),
+        chance="complexity_null", above_chance=("complexity_above_null", "complexity_local"),
         beside="complexity_null", label="complexity I(X;Z)",
     ),
     Quantity(
         "expressivity", "I(Y;Z): what they tell about the following tokens; mean over layers.",
         kind="layers", direction="max", has_error=True, primary=True, tabled=True, viewed=True,
-        above_chance=("expressivity_above_null", "expressivity_local"),
+        chance="expressivity_null", above_chance=("expressivity_above_null", "expressivity_local"),
         beside="expressivity_null", label="expressivity I(Y;Z)",
     ),
     Quantity(
         "optimality", "Expressivity / complexity: 1 on the diagonal.",
         formula=_ratio("expressivity", "complexity"),
         direction="max", has_error=True, primary=True, tabled=True, viewed=True,
-        above_chance=("optimality_above_null", "optimality_local"),
+        chance="optimality_null", above_chance=("optimality_above_null", "optimality_local"),
         beside="optimality_above_null", label="optimality\n(expressivity / complexity)",
     ),
     Quantity(
         "distance_to_bound", "The bound at this complexity minus expressivity; the diagonal is the complexity itself.",
         formula=_difference(BOUND, "expressivity"), bound="any",
         direction="min", has_error=True, primary=True, tabled=True, viewed=True,
-        above_chance=("distance_above_null", "distance_local"),
+        chance="distance_null", above_chance=("distance_above_null", "distance_local"),
         label="distance to the bound\n({bound} − expressivity)",
     ),
     Quantity(
@@ -179,6 +181,14 @@ PLANE = (
     Quantity(
         "expressivity_null_se", "Standard error of the estimate of expressivity_null; 0 where it is exact.",
         kind="error",
+    ),
+    Quantity(
+        "optimality_null", "Expressivity_null / complexity_null: what labels without meaning would give.",
+        formula=_ratio("expressivity_null", "complexity_null"), tabled=True,
+    ),
+    Quantity(
+        "distance_null", "Complexity_null - expressivity_null: to the diagonal, of labels without meaning.",
+        formula=_difference("complexity_null", "expressivity_null"),
     ),
     Quantity(
         "complexity_above_null", "Complexity minus its null, a lower baseline.",
@@ -223,7 +233,7 @@ PLANE = (
         "optimality_local",
         "The ratio of both local ones; undefined if the complexity is within 3 standard errors of nothing.",
         formula=_ratio("expressivity_local", "complexity_local", resolved_by="complexity_local_se", else_by=NOISE),
-        has_error=True, direction="max", viewed=True,
+        tabled=True, has_error=True, direction="max", viewed=True,
     ),
     Quantity(
         "distance_local", "1 - local optimality: the distance to the diagonal as a share of the local complexity.",
@@ -266,7 +276,7 @@ PLANE = (
 FEATURE = (
     Quantity(
         "information", "I(F;Z): what representations tell about a feature label; mean over layers.",
-        kind="layers", direction="max", has_error=True,
+        kind="layers", direction="max", has_error=True, chance="information_null",
     ),
     Quantity("information_null", "Mean of the information when labels are permuted.", kind="measured"),
     Quantity("information_null_std", "Its standard deviation when labels are permuted.", kind="measured"),
@@ -349,6 +359,22 @@ def derived(table: Iterable[Quantity], measured: Mapping[str, float | None]) -> 
         if quantity.formula is not None and quantity.bound != "curve":
             values[quantity.name] = quantity.formula(values)
     return {quantity.name: values.get(quantity.name) for quantity in table}
+
+
+def chance_of(name: str, *, primary: str | None, bound: str) -> str | None:
+    """The number that chance alone would give in the place of another, by the names of the log; None: there is none.
+
+    >>> chance_of("optimality", primary="token", bound="diagonal")
+    'token/optimality_null'
+    >>> chance_of("preference/information", primary="token", bound="diagonal")
+    'preference/information_null'
+    """
+    where, _, plain = name.rpartition("/")
+    quantity = PLANE_BY_NAME.get(plain) or next((each for each in FEATURE if each.name == plain), None)
+    if quantity is None or not quantity.chance or (quantity.bound and bound != "diagonal"):
+        return None
+    where = where or primary or ""
+    return f"{where}/{quantity.chance}" if where else None
 
 
 def is_unresolved(name: str, values: Mapping[str, Any]) -> bool:

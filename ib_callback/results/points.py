@@ -55,6 +55,8 @@ class PlanePoint:
     expressivity_null: float | None
     complexity_null_se: float | None = None
     expressivity_null_se: float | None = None
+    optimality_null: float | None = None
+    distance_null: float | None = None
     complexity_above_null: float | None
     expressivity_above_null: float | None
     optimality_above_null: float | None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from synthetic_runs import COLLAPSE_AT_THE_END, C, E, measured, recorded, run
 
 import ib_callback as ib
 from ib_callback.cli.select import SelectReport, select_report
+from ib_callback.results.points import FeaturePoint, PlanePoint
 from ib_callback.results.trajectory import Trajectory, write_run_file
 from ib_callback.run import checkpoints
 from ib_callback.run.checkpoints import FILENAME, CheckpointFile
@@ -34,11 +36,13 @@ def save(directory: Path, trajectory: Trajectory, steps: tuple[int, ...] = ()) -
 
 
 def rows(report: SelectReport) -> dict[str, tuple[list[str], str]]:
-    """By what is in the first column: the next three columns, and the remark."""
+    """By what is in the first column: value, phase and checkpoint, and the remark."""
     found = {}
+    by_chance = "by chance" in report.table.splitlines()[0]
     for line in report.table.splitlines()[1:]:
         if not line.startswith("("):
-            step, value, phase, checkpoint, *remark = line.split(maxsplit=4)
+            step, value, *others = line.split(maxsplit=4 + by_chance)
+            phase, checkpoint, *remark = others[by_chance:]
             found[step] = ([value, phase, checkpoint], " ".join(remark))
     return found
 
@@ -48,6 +52,33 @@ def remarks(report: SelectReport) -> dict[str, str]:
 
 
 # --- the choice
+
+
+@pytest.mark.parametrize(
+    ("by", "bound", "chance"),
+    [
+        ("optimality", "diagonal", 0.8),
+        ("token/expressivity", "diagonal", 0.08),
+        ("distance_to_bound", "diagonal", 0.02),
+        ("distance_to_bound", "ib_curve", None),
+        ("token/optimality_above_null", "diagonal", None),
+        ("entropy", "diagonal", None),
+        ("preference", "diagonal", 0.03),
+    ],
+)
+def test_what_chance_alone_would_give_stands_beside(tmp_path, by, bound, chance):
+    nulls = {"complexity_null": 0.1, "expressivity_null": 0.08, "complexity_null_se": 0.0, "expressivity_null_se": 0.0}
+    point = dataclasses.replace(
+        next(iter(run([0.5], [0.3]))),
+        orders={"token": PlanePoint.from_layers([0.5], [0.3], **nulls)},
+        features={"preference": FeaturePoint.from_layers([0.05], num_positions=9, information_null=0.03)},
+        settings={"primary": "token", "bound": bound},
+    )
+    table = select_report(save(tmp_path, Trajectory([point]), (0,)), by=by, select_from=0, mode="max").table
+    heads, row = (line.split() for line in table.splitlines()[:2])
+    assert ("chance" in heads) == (chance is not None)
+    if chance is not None:
+        assert float(row[2]) == pytest.approx(chance)
 
 
 def test_the_best_of_those_that_exist(tmp_path):

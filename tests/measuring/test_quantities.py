@@ -16,9 +16,10 @@ ORDERS = ("token", "bigram")
 SETTINGS = {"orders": ORDERS, "num_bins": 20, "standard_errors": 5, "batch_size": 3}
 PROBE = make_probe(highest=8)
 MODEL = llama().eval()
+CHANCE = [x.chance for x in (*PLANE, *FEATURE)]
 # Random subsets of positions estimate them.
 ESTIMATED = [x.name for x in PLANE if x.kind in ("baseline", "error")]
-FROM_ESTIMATES = [x.name for x in (*PLANE, *FEATURE) if "above_null" in x.name]
+FROM_ESTIMATES = [x.name for x in (*PLANE, *FEATURE) if "above_null" in x.name or x.name in CHANCE]
 
 
 def labelled(ids: torch.Tensor, mask: torch.Tensor) -> ib.Probe:

@@ -227,8 +227,8 @@ def test_metrics_are_named_as_documented_and_leave_out_what_is_undefined():
     metrics = measurement(overhead=0.02, tokens_seen=1000).metrics()
     of_point = (
         "complexity expressivity optimality distance_to_bound complexity_null expressivity_null "
-        "complexity_null_se expressivity_null_se complexity_above_null expressivity_above_null "
-        "optimality_above_null distance_above_null"
+        "complexity_null_se expressivity_null_se optimality_null distance_null complexity_above_null "
+        "expressivity_above_null optimality_above_null distance_above_null"
     ).split()
     assert set(metrics) == {
         *(f"ib/{name}" for name in of_point[:4]), "ib/entropy", "ib/ceiling",
@@ -414,12 +414,15 @@ def test_summary_says_what_chance_and_the_document_leave():
 def test_summary_is_one_line_with_the_nulls():
     assert str(measurement(step=12000)) == (
         "step 12,000: token complexity 0.375 (null 0.125), expressivity 0.1875 (null 0.0625), "
-        "optimality 0.5, distance to bound 0.1875, preference 0.015 (null 0.01), 1.5 s"
+        "optimality 0.5 (null 0.5), distance to bound 0.1875 (null 0.0625), preference 0.015 (null 0.01), 1.5 s"
     )
     by_chance = dataclasses.replace(measurement().features["preference"], information_p_value=0.08)
     assert "preference 0.015 (null 0.01), not told from chance (p 0.08)" in str(
         measurement(features={"preference": by_chance})
     )
+    # The null is not on a curve.
+    curved = measurement(settings=SETTINGS | {"bound": "ib_curve"})
+    assert "optimality 0.5 (null 0.5), distance to bound 0.1875, " in str(curved)
     without = measurement(step=None, orders={}, features={}, seconds=None)
     assert str(without) == "no step: nothing measured"
     collapsed = measurement(orders={"token": PlanePoint.from_layers([0.0, 0.0], [0.0, 0.0])})

@@ -63,6 +63,10 @@ PLANE: dict[str, Callable[[Values], float | None]] = {
     "expressivity_null": lambda v: v["expressivity_null"],
     "complexity_null_se": lambda v: v["complexity_null_se"],
     "expressivity_null_se": lambda v: v["expressivity_null_se"],
+    "optimality_null": lambda v: (
+        None if abs(v["complexity_null"]) < NEGLIGIBLE else v["expressivity_null"] / v["complexity_null"]
+    ),
+    "distance_null": lambda v: v["complexity_null"] - v["expressivity_null"],
     "complexity_above_null": lambda v: v["complexity"] - v["complexity_null"],
     "expressivity_above_null": lambda v: v["expressivity"] - v["expressivity_null"],
     "optimality_above_null": optimality_above_null,
