@@ -29,6 +29,8 @@ SMALL_SAMPLE = 2048
 READS_PER_POSITION = 2
 MIN_READS = 20_000
 GRID_RATIO = 1.4
+# So many random orders of the positions show by themselves how far the mean of the subsets from one of them varies.
+MANY_ORDERS = 30
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,10 @@ class SubsetCurve:
                 # Of subsets that go together, the mean varies more than they do among themselves.
                 share = dependence[drawn_size][drawn_size]
                 error = spread * math.sqrt((len(drawn) - 1) / len(drawn) * share / (1 - share))
+                orders = np.arange(len(drawn)) // int(design.num_positions // drawn_size)
+                if sizes is design.subset_size and orders[-1] >= MANY_ORDERS:
+                    of_order = np.bincount(orders, drawn - drawn.mean())
+                    error = math.sqrt(float((of_order**2).sum()) * len(of_order) / (len(of_order) - 1)) / len(drawn)
                 points[drawn_size] = (float(drawn.mean()), error, spread)
         size = np.array(sorted(points))
         value, error, spread = np.array([points[s] for s in size]).T
