@@ -16,8 +16,10 @@ _HEADER = "probe"
 
 
 def write_lines(path: str | os.PathLike[str], probe: Probe) -> None:
-    """Write a header, `{"probe": {name, tokenizer, source, label_names, groups, num_bytes, length, fingerprint}}`, and then
-    for each sequence `{"input_ids": […], "labels": {name: […]}}` over its real tokens; `"padding": n` where n come before.
+    """Write a header and a line for each sequence.
+
+    The header is `{"probe": {name, tokenizer, source, label_names, groups, num_bytes, length, fingerprint}}`; a line is
+    `{"input_ids": […], "labels": {name: […]}}` over the real tokens; `"padding": n` where n come before.
     """
     header = {
         "name": probe.name,

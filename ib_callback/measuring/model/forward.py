@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from ib_callback.measuring.model.capture import Capture, Moments, Quantiser
 from ib_callback.measuring.plan.plan import Batch
 from ib_callback.probe.probe import Probe
 
-if TYPE_CHECKING:
-    from ib_callback.measuring.model.loss import LossPass
-
 Forward = Callable[[nn.Module, Tensor, Tensor], Any]
 
 
@@ -32,6 +29,20 @@ class Inputs:
     ids: Tensor
     mask: Tensor
     positions: Tensor
+
+
+class Losses(Protocol):
+    """What adds up losses of forward passes (loss.py)."""
+
+    @property
+    def all_logits(self) -> bool:
+        """Whether the forward is to make the logits of all tokens."""
+
+    def wants(self, sequences: slice) -> bool:
+        """Whether something of these sequences is looked at."""
+
+    def run(self, call: Callable[[], Any], inputs: Inputs, sequences: slice) -> Any:
+        """Make the forward pass `call` of these sequences, add their losses, and return what it puts out."""
 
 
 class ProbeForward:
@@ -51,7 +62,7 @@ class ProbeForward:
         probe: Probe,
         quantiser: Quantiser,
         forward: Forward | None = None,
-        losses: LossPass | None = None,
+        losses: Losses | None = None,
     ) -> None:
         self.model = model
         self._probe, self._quantiser, self._losses = probe, quantiser, losses
