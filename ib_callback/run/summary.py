@@ -74,7 +74,7 @@ def summarise(
         "best_value": None if best is None else rules.selection.value(best),
         "fit_start": phases.fit_start,
         "compression_start": phases.compression_start,
-        **{f"final_{name}": rules.numbers().get(name) for name in PRIMARY_SCALARS},
+        **{f"final_{name}": rules.numbers().get(name) for name in (*PRIMARY_SCALARS, "loss")},
         "selected_step": None if selected is None else selected.step,
         "selected_checkpoint": None if selected is None else str(selected.path),
         "stop_reason": None if rules.decision is None else rules.decision.reason.value,
