@@ -326,9 +326,9 @@ def settings_differences(a: Measurement | Mapping[str, Any], b: Measurement | Ma
     if same_layers(*(x.get("layers") for x in settings)):
         for x in settings:
             x.pop("layers", None)
-    # How the loss was had makes no difference, nor whether it was; on which pairs of tokens does.
-    losses = [x.pop("loss", None) or {} for x in settings]
-    if None not in (positions := [loss.get("positions") for loss in losses]):
+    # How the loss was had makes no difference, nor whether it was; on which pairs of tokens of one probe does.
+    positions = [(x.pop("loss", None) or {}).get("positions") for x in settings]
+    if None not in positions and settings[0].get("probe") == settings[1].get("probe"):
         for x, number in zip(settings, positions, strict=True):
             x["loss"] = {"positions": number}
     differences = list(_differences(settings[0], settings[1], ""))

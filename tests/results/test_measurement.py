@@ -455,6 +455,8 @@ def test_settings_that_differ_are_named_with_both_values():
 def test_only_other_positions_of_the_loss_make_a_difference(first, second, expected):
     settings = [{"seed": 0} | ({} if loss is None else {"loss": loss}) for loss in (first, second)]
     assert settings_differences(*settings) == expected
+    settings[1]["probe"] = "another"
+    assert settings_differences(*settings) == ['probe: absent vs "another"']
 
 
 def test_the_loss_goes_to_files_and_logs():
