@@ -58,7 +58,7 @@ PROBES = {"tulu_preference": "9f2c"}
 FULL = SETTINGS | {
     "probe": "9f2c", "K": 4, "orders": ["token"], "features": ["genre"], "layers": ["h.0"], "temperature": "calibrated",
     "seed": 0, "weighting": "empirical", "bound": "diagonal", "dtype": "float32", "version": "0.1.0",
-    "feature_probes": PROBES, "label_names": {"genre": ["news"]},
+    "feature_probes": PROBES, "label_names": {"genre": ["news"]}, "loss": {"path": "head", "positions": 9000},
 }  # fmt: skip
 
 
@@ -88,6 +88,7 @@ def test_a_trajectory_is_a_sequence_of_measurements():
         {"num_bins": 64}, {"temperature": 1.0}, {"seed": 1}, {"weighting": "uniform"}, {"bound": "ib_curve"},
         {"dtype": "bfloat16"}, {"baseline": "linear"}, {"weights": "final"},
         {"feature_probes": {"tulu_preference": "1"}},
+        {"loss": {"path": "head", "positions": 8192}},
     ],
     ids=str,
 )  # fmt: skip
@@ -125,6 +126,7 @@ def test_another_difference_is_told_too():
         {"version": "0.2.0"}, {"orders": ["token", "bigram"]}, {"features": []}, {"label_names": {}},
         {"feature_probes": {}}, {"feature_probes": PROBES | {"other": "1"}}, {"layers": ["_orig_mod.h.0"]},
         {"draws": 4, "center": True, "last_block": True, "companions/late": ["rankme"]}, {"groups": {"texts": "0a"}},
+        {"loss": None}, {"loss": {"path": "logits", "positions": 9000}},
     ],
     ids=str,
 )  # fmt: skip
