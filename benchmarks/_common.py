@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import inspect
 import json
+import math
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,77 @@ def load_probe(
             "needed: give a longer --text or a smaller size"
         )
     return probe
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """`NAME=FOLDER` of `--model`, or `NAME=FOLDER:FILE` with the name of a .gguf file in it."""
+
+    name: str
+    folder: str
+    file: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ModelFolder:
+        """For `type=` of an argument."""
+        name, equals, where = text.partition("=")
+        folder, _, file = where.partition(":")
+        if not (name and equals and folder):
+            raise argparse.ArgumentTypeError(f"expected NAME=FOLDER or NAME=FOLDER:FILE.gguf, got {text!r}")
+        return cls(name, folder, file or None)
+
+    def load(self) -> tuple[Any, nn.Module]:
+        """Tokenizer and model, in float32 and in evaluation mode."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        where: dict[str, Any] = {} if self.file is None else {"gguf_file": self.file}
+        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32, **where)
+        return AutoTokenizer.from_pretrained(self.folder, **where), model.eval()
+
+
+def untrained(model: Any, seed: int = 0) -> nn.Module:
+    """A model of the same architecture as it would begin its training."""
+    torch.manual_seed(seed)
+    return type(model)(model.config).eval().float()
+
+
+def whole_sequences(text: Path, tokenizer: Any, num_sequences: int, length: int) -> ib.Probe:
+    """The first documents of at least so many tokens, cut there. Raises SystemExit if there are too few."""
+    probe = ib.Probe.from_texts(
+        dict.fromkeys(read_texts(text)),  # none twice
+        tokenizer,
+        num_sequences=num_sequences,
+        max_length=length,
+        min_length=length,
+        name=text.name,
+    )
+    if len(probe) < num_sequences:
+        raise SystemExit(f"{text} has {len(probe)} documents of at least {length} tokens, {num_sequences} are needed")
+    return probe
+
+
+def supported(**keywords: Any) -> dict[str, Any]:
+    """Those of these keywords that this version's Meter knows."""
+    known = inspect.signature(ib.Meter).parameters
+    return {name: value for name, value in keywords.items() if name in known}
+
+
+def views(measurement: ib.Measurement, order: str) -> dict[str, Any]:
+    """The points of an order: of the mean over layers, and whatever else there is."""
+    names = ("late", "last", "averaged", "centred")
+    given = getattr(measurement, "views", None) or {name: getattr(measurement, name, {}) for name in names}
+    found = {"mean": measurement[order]} | {name: points[order] for name, points in given.items() if order in points}
+    number = len(measurement.layers)
+    for name, first in (("late", number - math.ceil(number / 4)), ("last", number - 1)):
+        if name not in found:
+            layers = {k: v[first:] for k, v in vars(measurement[order]).items() if k.endswith("_by_layer")}
+            means = {
+                f"{side}_null": statistics.fmean(layers[f"{side}_null_by_layer"])
+                for side in ("complexity", "expressivity")
+            }
+            point = ib.PlanePoint.from_layers(**layers, **means)
+            found[name] = replace(point, optimality_local=point.expressivity_local / point.complexity_local)
+    return found
 
 
 def cut_to_positions(probe: ib.Probe, num_positions: int, width: int) -> ib.Probe:
