@@ -1,37 +1,61 @@
-"""Cost of a whole measurement of a GPT-2-small-sized model, in units of a bare forward over the same batches.
+"""Cost of a whole measurement with each of its options, in units of a bare forward over the same batches.
 
     pip install -c constraints.txt -e ".[hf]"
     python benchmarks/speed_measurement.py --text c4.jsonl.gz --tokenizer gpt2
+    python benchmarks/speed_measurement.py --text c4.jsonl.gz --model smollm2=FOLDER:FILE.gguf --sequences 128
 
-A: `Meter.measure`, four orders, both sides, with the null; the loss with `--loss`. B: the no-grad forward of the
-trunk (all that a measurement needs of the model). C: the no-grad forward with logits for every position (what an
-evaluation would run). The three take turns, A B C A B C …; printed are the medians of the ratios of each round. The
-model is random: values do not change the cost. Every sequence has the full length, so that padding does not
-flatter the ratio.
+The unit is the no-grad forward of the trunk (all that a measurement of information needs of the model); beside it
+stands the forward with logits for every position (what an evaluation would run). Measurements are of four orders, both
+sides, with the null. All sides take turns within a round; printed are the medians of the ratios of each round. Memory
+is what `Meter.preflight` says beside the forward, and by how much the process (on a GPU: the allocated memory) grew at
+most, the forward included.
+
+Without `--model` it is a GPT-2 small with random weights: values do not change the cost. Documents are joined and cut,
+so that every sequence has the full length and padding does not flatter the ratio.
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
+import ctypes
+import math
 import pstats
+import re
+import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import ib_callback as ib
-from _common import HEADING, Times, add_text_arguments, describe_machine, load_probe, record_batches
+from _common import ModelFolder, Times, add_text_arguments, describe_machine, read_texts, spread, supported
+
+TRUNK, LOGITS = "forward of the trunk", "forward with logits"
+# Settings of a Meter, and what the ratio is held to: of the forward of the trunk, or of that with logits.
+SIDES: dict[str, tuple[dict[str, Any], str]] = {
+    "without document baseline or loss": ({"baseline": False, "loss": False}, ""),
+    "without loss": ({"loss": False}, "1.10 of the trunk"),
+    "default": ({}, "1.20 of the trunk"),
+    'loss="all"': ({"loss": "all"}, "1.10 of that with logits"),
+    "without loss, draws=4": ({"loss": False, "draws": 4}, ""),
+    "without loss, center=True": ({"loss": False, "center": True}, ""),
+    "without loss, standard_errors=True": ({"loss": False, "standard_errors": True}, ""),
+    "without loss, companions": ({"loss": False, "companions": ("rankme",)}, ""),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_text_arguments(parser)
+    parser.add_argument("--model", type=ModelFolder.parse, metavar="NAME=FOLDER[:FILE]", help="default: a random GPT-2")
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--loss", choices=["no", "thinned", "all"], default="no", help="measure the loss too")
+    parser.add_argument("--only", default="", help="regular expression: sides whose name it matches")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--threads", type=int, help="threads of torch; default: torch's own choice")
@@ -39,69 +63,130 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.text is None:
-        # The built-in text comes in sequences of at most 128 tokens.
-        options.length = min(options.length, 128)
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    device = torch.device(options.device)
-    model = GPT2LMHeadModel(GPT2Config()).eval().to(device, getattr(torch, options.dtype))
-    probe = load_probe(
-        options.text,
-        options.tokenizer,
-        num_sequences=options.sequences,
-        max_length=options.length,
-        min_length=options.length,
-    )
-    loss = {"no": False, "thinned": True, "all": "all"}[options.loss]
-    meter = ib.Meter(probe, batch_size=options.batch_size, loss=loss)
-
-    def measure() -> ib.Measurement:
-        return meter.measure(model)
-
-    plan = Times()
-    plan.add(meter.plan)
-    # Warm up: the first measurement also makes the plan and the reference points.
-    measurement = measure()
+    tokenizer, model = load(options)
+    model = model.to(torch.device(options.device), getattr(torch, options.dtype))
+    probe = joined(options.text, tokenizer, options.sequences, options.length)
+    sides, memory, plan = {}, {}, Times()
+    for name, (keywords, _) in SIDES.items():
+        known = supported(**keywords)
+        if known.keys() >= {key for key, value in keywords.items() if value is not False} and re.search(
+            options.only, name
+        ):
+            meter = ib.Meter(probe, batch_size=options.batch_size, **known)
+            if name == "default":
+                plan.add(meter.plan)
+            # Warms up: it makes the plan and the reference points.
+            memory[name] = meter.preflight(model).memory
+            sides[name] = lambda meter=meter: meter.measure(model)
     if options.profile:
-        profile(measure, options.device)
+        profile(sides["default"], options.device)
         return
 
-    batches = record_batches(model, probe, batch_size=options.batch_size)
+    batches = [
+        (ids.to(options.device), mask.to(options.device, torch.long))
+        for ids, mask in zip(
+            probe.input_ids.split(options.batch_size), probe.attention_mask.split(options.batch_size), strict=True
+        )
+    ]
 
-    @torch.no_grad()
-    def trunk() -> None:
-        for input_ids, mask in batches:
-            model.transformer(input_ids, attention_mask=mask, use_cache=False)
+    def forward(module: nn.Module) -> Callable[[], None]:
+        @torch.no_grad()
+        def run() -> None:
+            for ids, mask in batches:
+                module(ids, attention_mask=mask, use_cache=False)
 
-    @torch.no_grad()
-    def with_logits() -> None:
-        for input_ids, mask in batches:
-            model(input_ids, attention_mask=mask, use_cache=False)
+        return run
 
-    trunk()
-    with_logits()
-    a, b, c = Times(), Times(), Times()
+    sides = {TRUNK: forward(model.base_model), LOGITS: forward(model), **sides}
+    times = {name: Times() for name in sides}
+    peaks = dict.fromkeys(sides, 0.0)
     for _ in range(options.rounds):
-        a.add(measure, options.device)
-        b.add(trunk, options.device)
-        c.add(with_logits, options.device)
+        for name, run in sides.items():
+            with Peak(options.device) as peak:
+                times[name].add(run, options.device)
+            peaks[name] = max(peaks[name], peak.bytes)
 
-    real = int(probe.attention_mask.sum()) / probe.attention_mask.numel()
+    layers = len(ib.Meter(probe).preflight(model).layers)
     print(describe_machine(options.device))
     print(
-        f"GPT2Config() (12 layers of 768), {options.dtype}, {len(probe)} x {probe.input_ids.shape[1]} tokens "
-        f"of {probe.name} ({real:.0%} real), {measurement.num_positions} valid positions, "
-        f"batches of {options.batch_size}, {options.rounds} rounds: median (min to max)"
+        f"{'random GPT-2' if options.model is None else options.model.name} ({layers} layers), {options.dtype}, "
+        f"{len(probe)} x {probe.input_ids.shape[1]} tokens of {probe.name}, batches of {options.batch_size}, "
+        f"{options.rounds} rounds: median (least to greatest)"
     )
-    print(HEADING)
-    print(plan.row("plan, once in a run", " s"))
-    print(a.row("A measure()", " s"))
-    print(b.row("B forward of the trunk", " s"))
-    print(c.row("C forward with logits", " s"))
-    print((a / b).row("ratio A / B"))
-    print((a / c).row("ratio A / C"))
+    print(plan.row("plan, once in a run", " s") + "\n" if plan.wall else "")
+    heads = ("s", "/ trunk, wall clock", "/ trunk, processor", "/ with logits, wall", "said MiB", "grew MiB")
+    print(f"{'':36}" + "".join(f"{head:>{width}}" for head, width in zip(heads, WIDTHS, strict=True)) + "  held to")
+    for name, spent in times.items():
+        of_trunk, of_logits = spent / times[TRUNK], spent / times[LOGITS]
+        said = f"{memory[name] / 2**20:,.0f}" if name in memory else ""
+        cells = (
+            f"{statistics.median(spent.wall):.2f}",
+            spread(of_trunk.wall),
+            spread(of_trunk.cpu),
+            spread(of_logits.wall),
+            said,
+            f"{peaks[name] / 2**20:,.0f}",
+        )
+        held = SIDES[name][1] if name in SIDES else ""
+        print(f"{name:36}" + "".join(f"{c:>{w}}" for c, w in zip(cells, WIDTHS, strict=True)) + f"  {held}")
+
+
+WIDTHS = (9, 24, 24, 24, 10, 10)
+
+
+def load(options: argparse.Namespace) -> tuple[Any, nn.Module]:
+    """Tokenizer (None: that of the built-in text) and model."""
+    if options.model is not None:
+        return options.model.load()
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    tokenizer = None if options.tokenizer is None else AutoTokenizer.from_pretrained(options.tokenizer)
+    return tokenizer, GPT2LMHeadModel(GPT2Config()).eval()
+
+
+def joined(text: Path | None, tokenizer: Any, num_sequences: int, length: int) -> ib.Probe:
+    """Documents one behind the other, cut into whole sequences. Raises SystemExit if they are too short."""
+    if text is None:
+        documents = ib.Probe.builtin(tokenizer)
+    elif tokenizer is None:
+        raise SystemExit("--text needs --tokenizer or --model: the built-in tokenizer knows the built-in text only")
+    else:
+        documents = ib.Probe.from_texts(read_texts(text), tokenizer, max_length=length, name=text.name)
+    tokens = documents.input_ids[documents.attention_mask.bool()]
+    if len(tokens) < num_sequences * length:
+        raise SystemExit(f"the text has {len(tokens)} tokens, {num_sequences} x {length} are needed: give a longer one")
+    return ib.Probe.from_tokens(tokens[: num_sequences * length].view(num_sequences, length), name=documents.name)
+
+
+class Peak:
+    """By how many bytes memory grew at most within a block: of the process (Linux), or what a GPU has allocated."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        self._known = Path("/proc/self/clear_refs").exists()
+        self.bytes = math.nan
+
+    def __enter__(self) -> Peak:
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+        elif self._known:
+            ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but kept would hide what is used again
+            Path("/proc/self/clear_refs").write_text("5")  # begins the peak anew
+            self._before = self._status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._cuda:
+            self.bytes = torch.cuda.max_memory_allocated() - self._before
+        elif self._known:
+            self.bytes = self._status("VmHWM") - self._before
+
+    @staticmethod
+    def _status(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def profile(measure: Callable[[], Any], device: str) -> None:
