@@ -6,13 +6,12 @@ import argparse
 import gzip
 import inspect
 import json
-import math
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -128,22 +127,9 @@ def supported(**keywords: Any) -> dict[str, Any]:
     return {name: value for name, value in keywords.items() if name in known}
 
 
-def views(measurement: ib.Measurement, order: str) -> dict[str, Any]:
-    """The points of an order: of the mean over layers, and whatever else there is."""
-    names = ("late", "last", "averaged", "centred")
-    given = getattr(measurement, "views", None) or {name: getattr(measurement, name, {}) for name in names}
-    found = {"mean": measurement[order]} | {name: points[order] for name, points in given.items() if order in points}
-    number = len(measurement.layers)
-    for name, first in (("late", number - math.ceil(number / 4)), ("last", number - 1)):
-        if name not in found:
-            layers = {k: v[first:] for k, v in vars(measurement[order]).items() if k.endswith("_by_layer")}
-            means = {
-                f"{side}_null": statistics.fmean(layers[f"{side}_null_by_layer"])
-                for side in ("complexity", "expressivity")
-            }
-            point = ib.PlanePoint.from_layers(**layers, **means)
-            found[name] = replace(point, optimality_local=point.expressivity_local / point.complexity_local)
-    return found
+def views(measurement: ib.Measurement, order: str) -> dict[str, ib.PlanePoint]:
+    """The points of an order by view: "mean" is the plain one, over all layers."""
+    return {"mean": measurement[order]} | {view: points[order] for view, points in measurement.views.items()}
 
 
 def cut_to_positions(probe: ib.Probe, num_positions: int, width: int) -> ib.Probe:

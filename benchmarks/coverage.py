@@ -19,7 +19,8 @@ error states is how far the number would move with other documents of the same s
 the probes. Documents of a finite pool do not come twice in a probe, and two probes share some: numbers vary less by
 about sqrt(1 - probe / pool), which is printed, so that coverage is by so much too high. The value on all documents is
 the target of `ib.adjusted` alone: of it and of the plain values the bias is printed; it has no error of its own, so
-that of its replicates is taken, with the ceiling as known.
+that of its replicates is taken, with the ceiling as known. With `--draws 4` each probe has reference points of its own,
+and averages over draws, of which the error covers that too, stand in the table.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 
 import ib_callback as ib
-from _common import ModelFolder, supported, views, whole_sequences
+from _common import ModelFolder, views, whole_sequences
 from ib_callback.results.metrics import PLANE
 from ib_callback.results.uncertainty import adjusted_information, jackknife_error, num_groups
 
@@ -196,7 +197,7 @@ def real_text(folder: ModelFolder, options: argparse.Namespace) -> list[float]:
     pool = whole_sequences(options.text, tokenizer, options.pool, options.length)
     emit = Emit(pool.input_ids, record(model, pool.input_ids, options.layers))
     del model
-    keywords: dict[str, Any] = {"orders": ("token", "bigram"), **EMITTED} | supported(draws=options.draws, center=True)
+    keywords: dict[str, Any] = {"orders": ("token", "bigram"), "center": True, **EMITTED}
     whole = ib.Meter(pool, **keywords).measure(emit)
     names = [quantity.name for quantity in PLANE if quantity.has_error]
     rows: dict[tuple[str, str], list[list[float | None]]] = {}
@@ -204,10 +205,12 @@ def real_text(folder: ModelFolder, options: argparse.Namespace) -> list[float]:
     for seed in range(options.repeats):
         chosen = np.random.RandomState(seed).choice(len(pool), options.sequences, replace=False)
         probe = ib.Probe.from_tokens(pool.input_ids[chosen])
-        meter = ib.Meter(probe, standard_errors=options.groups, **keywords)
-        measurement = meter.measure(emit)
+        drawn = {"draws": options.draws, "seed": seed} if options.draws > 1 else {}
+        measurement = ib.Meter(probe, standard_errors=options.groups, **drawn, **keywords).measure(emit)
         for order, point in measurement.orders.items():
             for view, of_view in views(measurement, order).items():
+                if drawn and not view.startswith(("averaged", "centred")):
+                    continue  # an error of one draw is one for the same reference points
                 values = [getattr(of_view, name) for name in (*names, *(f"{name}_se" for name in names))]
                 rows.setdefault((order, view), []).append(values)
             corrected[order].append([*corrected_values(point, measurement.ceiling)])
@@ -279,7 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sequences", type=int, default=64, help="in a probe of real text")
     parser.add_argument("--length", type=int, default=128, help="of documents of real text, in tokens")
     parser.add_argument("--layers", type=int, nargs="+", help="numbers of the model's layers; default: five, evenly")
-    parser.add_argument("--draws", type=int, default=1, help="of reference points, on real text")
+    parser.add_argument("--draws", type=int, default=1, help="of reference points, on real text; new ones each time")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if (options.text is None) != (options.model is None):

@@ -36,8 +36,8 @@ from scipy.stats import kendalltau, spearmanr
 from torch import Tensor, nn
 
 import ib_callback as ib
-from _common import ModelFolder, describe_machine, supported, untrained, views, whole_sequences
-from ib_callback.results.metrics import BOOKKEEPING, better_direction
+from _common import ModelFolder, describe_machine, untrained, views, whole_sequences
+from ib_callback.results.metrics import BOOKKEEPING, PRIMARY_SCALARS, better_direction
 
 ORDERS = ("token", "bigram")
 NOISE, PRUNED = (0.1, 0.2, 0.35, 0.5, 0.8), (0.2, 0.4, 0.5, 0.6)
@@ -107,7 +107,9 @@ def trained_and_untrained(options: argparse.Namespace) -> bool:
             orders=ORDERS,
             batch_size=options.batch_size,
             standard_errors=options.groups,
-            **supported(draws=options.draws, center=True, last_block=True),
+            draws=options.draws,
+            center=True,
+            last_block=True,
         )
         found: dict[str, ib.Measurement] = {}
         for name, make in (("trained", lambda m=model: m), ("untrained", lambda m=model: untrained(m))):
@@ -115,12 +117,12 @@ def trained_and_untrained(options: argparse.Namespace) -> bool:
             found[name], _ = measured(meter, make, kept, lambda _: None)
         for order in ORDERS:
             print(f"\n{folder.name}, {order}, {found['trained'].num_positions} positions")
-            print(f"{'':26}" + "".join(f"{h:>9}" for h in HEADINGS[:8]) + "".join(f"{h:>18}" for h in HEADINGS[8:]))
+            print(f"{'':32}" + "".join(f"{h:>9}" for h in HEADINGS[:8]) + "".join(f"{h:>18}" for h in HEADINGS[8:]))
             points = {name: views(measurement, order) for name, measurement in found.items()}
             for view, name in itertools.product(points["trained"], found):
                 point = points[name][view]
                 cells = [f"{number(point, q):>9}" for q in PLAIN] + [f"{number(point, q):>18}" for q in LOCAL]
-                print(f"{view:16}{name:10}" + "".join(cells))
+                print(f"{view:22}{name:10}" + "".join(cells))
             for view in points["trained"]:
                 met &= told_apart(view, points["trained"][view], points["untrained"][view], options.groups - 1)
             by_layer(found, order)
@@ -139,8 +141,6 @@ def told_apart(view: str, trained: Any, other: Any, freedom: int) -> bool:
         value, error = getattr(point, name), getattr(point, f"{name}_se")
         return value - reach * error, value + reach * error
 
-    if trained.expressivity_local_se is None:
-        return True
     a, b = (interval(point, "expressivity_local") for point in (trained, other))
     said = [f"local E {a[0]:.4f} to {a[1]:.4f} and {b[0]:.4f} to {b[1]:.4f}: {'told' if a[0] > b[1] else 'NOT told'}"]
     met = a[0] > b[1]
@@ -160,8 +160,8 @@ def told_apart(view: str, trained: Any, other: Any, freedom: int) -> bool:
 def by_layer(found: dict[str, ib.Measurement], order: str) -> None:
     """Local quantities of each layer, for each view that has them."""
     points = {name: views(measurement, order) for name, measurement in found.items()}
-    whole = [view for view, p in points["trained"].items() if view not in ("late", "last") and "/" not in view]
-    for view in whole:
+    number = len(found["trained"].layers)
+    for view in [view for view, point in points["trained"].items() if len(point.complexity_by_layer) == number]:
         print(f"  by layer, {view}: C, E, null, document, local C, local E, local ratio of each model")
         for layer, label in enumerate(found["trained"].layers):
             cells = []
@@ -245,7 +245,10 @@ def damaged(options: argparse.Namespace) -> None:
             orders="token",
             batch_size=options.batch_size,
             standard_errors=options.groups,
-            **supported(draws=options.draws, center=True, last_block=True, companions=("rankme", "alpha_req")),
+            draws=options.draws,
+            center=True,
+            last_block=True,
+            companions=("rankme", "alpha_req"),
         )
         print(f"\n{folder.name}: {len(probe) * (options.length - 1)} tokens, {num_bytes} bytes")
         print(
@@ -257,11 +260,7 @@ def damaged(options: argparse.Namespace) -> None:
             kept = options.keep and options.keep / f"{folder.name}-{name.replace(' ', '-')}.json"
             measurement, losses = measured(meter, make, kept, lambda made, probe=probe: refitted_loss(made, probe))
             points = views(measurement, "token")
-            row = {k: v for k, v in measurement.scalars().items() if k not in BOOKKEEPING and not k.endswith("_se")}
-            for view in ("late", "last"):
-                row |= {f"{view}/token/{q}": getattr(points[view], q) for q in (*PLAIN, *LOCAL[:2])}
-                c, e = (getattr(points[view], q) for q in LOCAL[:2])
-                row.setdefault(f"{view}/token/ratio of local", e / c)
+            row = {name: value for name, value in measurement.scalars().items() if is_compared(name)}
             bits = losses["refitted"] * per_byte
             rows.append(row | {"refitted": losses["refitted"], "bits": bits})
             cells = [f"{losses['loss']:10.3f}{losses['scale']:10.3f}{losses['refitted']:10.3f}{bits:10.3f}"]
@@ -274,6 +273,12 @@ def damaged(options: argparse.Namespace) -> None:
         cells = [against_loss(rows, name, "refitted") for rows in tables.values()]
         cells += [against_loss(rows, name, "bits") for rows in every.values()]
         print(f"{name:44}" + "".join(f"{cell:>26}" for cell in cells))
+
+
+def is_compared(name: str) -> bool:
+    """Whether a logged number is compared with the loss: no error, and not what stands there under a longer name."""
+    twice = name.rpartition("/")[2] in PRIMARY_SCALARS and "token" not in name
+    return not (twice or name in BOOKKEEPING or name.endswith(("_se", "_spread")))
 
 
 def against_loss(rows: list[dict[str, Any]], name: str, loss: str) -> str:
