@@ -40,7 +40,7 @@ from _common import ModelFolder, describe_machine, untrained, views, whole_seque
 from ib_callback.results.metrics import BOOKKEEPING, PRIMARY_SCALARS, better_direction
 
 ORDERS = ("token", "bigram")
-NOISE, PRUNED = (0.1, 0.2, 0.35, 0.5, 0.8), (0.2, 0.4, 0.5, 0.6)
+NOISE, PRUNED = (0.05, 0.1, 0.15, 0.2, 0.3), (0.2, 0.4, 0.5, 0.6)
 # Losses closer than this, in nats a token, are not ordered.
 APART = 0.1
 
