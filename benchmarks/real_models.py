@@ -267,12 +267,12 @@ def damaged(options: argparse.Namespace) -> None:
             print(f"{name:16}" + "".join(cells + [f"{number(points['mean'], q):>18}" for q in LOCAL]), flush=True)
     every = {"all": [row for rows in tables.values() for row in rows]} if len(tables) > 1 else {}
     print("\nSpearman and Kendall with the refitted loss (all models: with its bits per byte), pairs ordered rightly")
-    print(f"{'':44}" + "".join(f"{name:>26}" for name in [*tables, *every]))
+    print(f"{'':52}" + "".join(f"{name:>26}" for name in [*tables, *every]))
     names = [name for name in next(iter(tables.values()))[0] if name not in ("refitted", "bits")]
     for name in names:
         cells = [against_loss(rows, name, "refitted") for rows in tables.values()]
         cells += [against_loss(rows, name, "bits") for rows in every.values()]
-        print(f"{name:44}" + "".join(f"{cell:>26}" for cell in cells))
+        print(f"{name:52}" + "".join(f"{cell:>26}" for cell in cells))
 
 
 def is_compared(name: str) -> bool:
