@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import inspect
 import json
 import os
 import platform
@@ -119,12 +118,6 @@ def whole_sequences(text: Path, tokenizer: Any, num_sequences: int, length: int)
     if len(probe) < num_sequences:
         raise SystemExit(f"{text} has {len(probe)} documents of at least {length} tokens, {num_sequences} are needed")
     return probe
-
-
-def supported(**keywords: Any) -> dict[str, Any]:
-    """Those of these keywords that this version's Meter knows."""
-    known = inspect.signature(ib.Meter).parameters
-    return {name: value for name, value in keywords.items() if name in known}
 
 
 def views(measurement: ib.Measurement, order: str) -> dict[str, ib.PlanePoint]:

@@ -45,8 +45,21 @@ from ib_callback.results.uncertainty import adjusted_information, jackknife_erro
 NAMES = (
     "complexity", "expressivity", "optimality", "distance_to_bound",
     "complexity_above_null", "expressivity_above_null", "optimality_above_null", "distance_above_null",
+    "complexity_local", "expressivity_local", "optimality_local",
 )  # fmt: skip
-SHORT = ("C", "E", "E/C", "C-E", "C-null", "E-null", "ratio of these", "difference")
+SHORT = (
+    "C",
+    "E",
+    "E/C",
+    "C-E",
+    "C-null",
+    "E-null",
+    "ratio of these",
+    "difference",
+    "local C",
+    "local E",
+    "local ratio",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +122,7 @@ class Emit(nn.Module):
         return state
 
 
-EMITTED: dict[str, Any] = {"layers": ["layers.*"], "forward": lambda model, ids, mask: model(ids)}
+EMITTED: dict[str, Any] = {"layers": ["layers.*"], "forward": lambda model, ids, mask: model(ids), "loss": False}
 METER: dict[str, Any] = {**EMITTED, "num_bins": 20, "batch_size": 32}
 
 WORLDS = (
@@ -123,6 +136,7 @@ WORLDS = (
     World("no link, undersampled", 64, 64, 2000, linked=False),
     World("few sequences", 16, 64, 500),
     World("many sequences", 256, 64, 2000),
+    World("default size", 512, 512, 20000),
 )
 
 
@@ -213,7 +227,8 @@ def real_text(folder: ModelFolder, options: argparse.Namespace) -> list[float]:
                     continue  # an error of one draw is one for the same reference points
                 values = [getattr(of_view, name) for name in (*names, *(f"{name}_se" for name in names))]
                 rows.setdefault((order, view), []).append(values)
-            corrected[order].append([*corrected_values(point, measurement.ceiling)])
+            if not drawn:
+                corrected[order].append(corrected_values(point, measurement.ceiling))
     number = num_groups(point.complexity_jackknife)
     share = math.sqrt(1 - options.sequences / len(pool))
     print(
@@ -238,8 +253,10 @@ def real_text(folder: ModelFolder, options: argparse.Namespace) -> list[float]:
             mean, sd = np.nanmean(v[:, place]), np.nanstd(v[:, place], ddof=1)
             print(f"  {name:30}{mean:10.5f}{sd:10.5f}  {text}", flush=True)
     for order, of_probes in corrected.items():
+        if not of_probes:
+            continue
         print(f"{order}, against the value on all {len(pool)} documents: that value, bias, coverage")
-        truth = [*corrected_values(whole[order], whole.ceiling)]
+        truth = corrected_values(whole[order], whole.ceiling)
         table = np.array(of_probes)
         for place, name in enumerate(CORRECTED):
             value, error = table[:, 2 * place], table[:, 2 * place + 1]

@@ -56,7 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--damaged", action="store_true", help="compare 13 versions of each model by their loss")
-    parser.add_argument("--keep", type=Path, help="folder in which measurements are kept, and not made again")
+    parser.add_argument(
+        "--keep", type=Path, help="folder of measurements made, which are read instead; one for each setting"
+    )
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 import ib_callback as ib
-from _common import ModelFolder, Times, add_text_arguments, describe_machine, read_texts, spread, supported
+from _common import ModelFolder, Times, add_text_arguments, describe_machine, read_texts, spread
 
 TRUNK, LOGITS = "forward of the trunk", "forward with logits"
 # Settings of a Meter, and what the ratio is held to: of the forward of the trunk, or of that with logits.
@@ -68,11 +68,8 @@ def main(arguments: list[str] | None = None) -> None:
     probe = joined(options.text, tokenizer, options.sequences, options.length)
     sides, memory, plan = {}, {}, Times()
     for name, (keywords, _) in SIDES.items():
-        known = supported(**keywords)
-        if known.keys() >= {key for key, value in keywords.items() if value is not False} and re.search(
-            options.only, name
-        ):
-            meter = ib.Meter(probe, batch_size=options.batch_size, **known)
+        if re.search(options.only, name):
+            meter = ib.Meter(probe, batch_size=options.batch_size, **keywords)
             if name == "default":
                 plan.add(meter.plan)
             # Warms up: it makes the plan and the reference points.
