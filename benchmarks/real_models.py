@@ -56,9 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--damaged", action="store_true", help="compare 13 versions of each model by their loss")
-    parser.add_argument(
-        "--keep", type=Path, help="folder of measurements made, which are read instead; one for each setting"
-    )
+    parser.add_argument("--keep", type=Path, help="folder of measurements to reuse; one for each setting")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
