@@ -44,6 +44,7 @@ from ib_callback.measuring.model.parameters import ChangedParametersError, uncha
 from ib_callback.measuring.plan.builder import MAX_LABEL_SETS
 from ib_callback.measuring.plan.plan import Batch, Plan
 from ib_callback.measuring.planner import make_plan
+from ib_callback.measuring.quantities.documents import has_baseline
 from ib_callback.measuring.quantities.features import Feature, too_few_pairs
 from ib_callback.measuring.readout import read_out
 from ib_callback.measuring.settings import (
@@ -60,7 +61,7 @@ from ib_callback.measuring.settings import (
     named_features,
 )
 from ib_callback.measuring.views import Views
-from ib_callback.probe.ngrams import parse_orders
+from ib_callback.probe.ngrams import parse_orders, valid_positions
 from ib_callback.probe.probe import Probe
 from ib_callback.results.measurement import Measurement
 
@@ -275,6 +276,28 @@ class Meter:
     def view_names(self) -> tuple[str, ...]:
         """Names of the views of a measurement (measuring/views.py)."""
         return tuple(self._views(1).others)
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """Quantities (results/metrics.py) that these settings and this probe leave out, whatever the model is."""
+        of_null = ["complexity_null", "expressivity_null", "complexity_null_se", "expressivity_null_se"]
+        of_null += ["information_null", "information_null_std", "information_p_value"]
+        found = [] if self.null else of_null
+        found += ["ceiling"] if self.weighting != "empirical" else []
+        if not self._has_baseline():
+            found += [f"{side}_{kind}" for side in ("complexity", "expressivity") for kind in ("baseline", "local")]
+        if not self.loss:
+            found += ["loss", "loss_se", "bits_per_byte", "predictive_information"]
+        return found if self.probe.num_bytes else [*found, "bits_per_byte"]
+
+    def _has_baseline(self) -> bool:
+        if self.baseline is None:
+            return False
+        mask, width = self.probe.attention_mask.numpy(), max(self.orders.values())
+        try:
+            return has_baseline(valid_positions(mask, width), self.baseline)
+        except ProbeError:  # no position is valid, which the plan says
+            return True
 
     def _views(self, num_layers: int) -> Views:
         return Views(num_layers, draws=self.draws, center=self.center, last_block=self.last_block)

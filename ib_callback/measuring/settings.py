@@ -67,6 +67,8 @@ def choose_bound(bound: str, weighting: str) -> str:
 
 def choose_companions(companions: str | Iterable[str], layers: str) -> tuple[tuple[str, ...], str]:
     """Names of comparison measures, and of which layers they are wanted."""
+    if not isinstance(companions, Iterable):
+        raise TypeError(f"companions: expected some of {', '.join(map(repr, COMPANIONS))}, or (), got {companions!r}.")
     names = (companions,) if isinstance(companions, str) else tuple(companions)
     if unknown := [name for name in names if name not in COMPANIONS]:
         raise ValueError(f"companions: expected some of {', '.join(map(repr, COMPANIONS))}, got {unknown[0]!r}.")

@@ -331,6 +331,12 @@ def settings_differences(a: Measurement | Mapping[str, Any], b: Measurement | Ma
     if None not in positions and settings[0].get("probe") == settings[1].get("probe"):
         for x, number in zip(settings, positions, strict=True):
             x["loss"] = {"positions": number}
+    # What is measured beside the plain numbers has names of its own. Means over other numbers of draws have one name.
+    means_of_draws = all(x.get("draws", 1) > 1 or x.get("center") for x in settings)
+    beside = {"center", "last_block", *(() if means_of_draws else ("draws",))}
+    for x in settings:
+        for name in [name for name in x if name in beside or name.startswith("companions/")]:
+            del x[name]
     differences = list(_differences(settings[0], settings[1], ""))
     if settings[0].get("documents") is not None and settings[0]["documents"] == settings[1].get("documents"):
         differences = [

@@ -407,6 +407,7 @@ def metric_names(
     primary: str | None = None,
     bound: str = "diagonal",
     views: Iterable[str] = VIEWS,
+    without: Iterable[str] = (),
 ) -> list[str]:
     """Every metric of measurements with these orders and features, before one is made.
 
@@ -416,6 +417,7 @@ def metric_names(
         primary: the primary order; the IB curve is the bound of that one alone.
         bound: as for `Meter`.
         views: names of the views (measuring/views.py).
+        without: quantities that are not measured; what follows from them is not there either.
 
     >>> names = metric_names(["token"], ["preference"])
     >>> names[:4], names[-2:]
@@ -425,13 +427,18 @@ def metric_names(
     orders = list(orders)
     views = list(views) if orders else []
     scalars = {order: view_scalars(order, primary=primary, bound=bound) for order in orders}
-    return [
+    names = [
         *PRIMARY_SCALARS, *(quantity.name for quantity in WHOLE),
         *(f"{order}/{name}" for order in orders for name in plane_scalars(order, primary=primary, bound=bound)),
         *(f"{view}/{name}" for view in views for name in PRIMARY_SCALARS),
         *(f"{view}/{order}/{name}" for view in views for order in orders for name in scalars[order]),
         *(f"{feature}/{name}" for feature in features for name in FEATURE_SCALARS),
     ]  # fmt: skip
+    missing = {*without}
+    for quantity in (*PLANE, *FEATURE):
+        if quantity.formula is not None and missing.intersection(quantity.formula.inputs):
+            missing.add(quantity.name)
+    return [name for name in names if name.rpartition("/")[2] not in missing]
 
 
 def resolve_metric(name: str, available: Iterable[str]) -> str:
@@ -448,10 +455,15 @@ def resolve_metric(name: str, available: Iterable[str]) -> str:
     for candidate in (name, f"{name}/information"):
         if candidate in names:
             return candidate
-    hint = ""
-    quantity = PLANE_BY_NAME.get(name.rpartition("/")[2])
+    hint, last = "", name.rpartition("/")[2]
+    quantity = PLANE_BY_NAME.get(last)
     if quantity is not None and quantity.bound:
         hint = '; a bound_ratio takes bound="ib_curve", which is the bound of the primary order and of no other'
+    elif last in _DIRECTIONS and not any(other.rpartition("/")[2] == last for other in names):
+        hint = (
+            f"; {last} may take loss=True, null=True, baseline=True, sequences of at least 48 valid positions (what is "
+            "local), or Probe.num_bytes (bits per byte)"
+        )
     raise ValueError(f"no metric {name!r} is measured{hint}; those measured: {', '.join(names) or 'none'}")
 
 

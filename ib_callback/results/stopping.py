@@ -159,9 +159,12 @@ class PlateauStopping:
 
     def replay(self, measurements: Iterable[Measurement]) -> StopDecision | None:
         """Forget every measurement and take these instead; the decision at the last one, None if there is none."""
-        self.reset()
+        points = list(measurements)
+        # The first ones, of an earlier version or with other settings, may lack what later ones have.
+        names = dict.fromkeys(name for point in points if point.error is None for name in metrics_of(point))
+        self.reset(self.check(names) if names else None)
         decision = None
-        for measurement in measurements:
+        for measurement in points:
             decision = self.update(measurement)
         return decision
 

@@ -177,7 +177,8 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
             optimality, distance_to_bound, one of these above the null (`complexity_above_null`, …,
             `distance_above_null`) or local (`complexity_local`, …, `distance_local`, `score_local`);
             `"bigram/optimality"` names the order too. Or `"loss"` or `"bits_per_byte"`, which are of no order.
-        order: n-gram order, by default the primary one of `a`; of a view, `"centred/late/token"`.
+        order: n-gram order, by default the primary one of `a`; of a view, `"centred/late/token"`, or `"centred/late"`
+            for that of the primary order.
 
     Raises:
         ValueError: no such number, no errors, or the two were measured by different definitions.
@@ -196,10 +197,14 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
     if "/" in metric:
         order, _, metric = metric.rpartition("/")
     order = order or a.primary or ""
+    if order in {*a.views, *b.views}:
+        order = f"{order}/{a.primary}"
     points = []
     for name, measurement in (("a", a), ("b", b)):
         if order not in measurement:
-            raise ValueError(f"{name}: order {order!r} was not measured; measured: {', '.join(measurement.orders)}")
+            views = f", and of each view: {', '.join(measurement.views)}" if measurement.views else ""
+            measured = f"{', '.join(measurement.orders)}{views}"
+            raise ValueError(f"{name}: order {order!r} was not measured; measured: {measured}")
         points.append(measurement[order])
     of_bound = metric in PLANE_BY_NAME and PLANE_BY_NAME[metric].bound
     definitions = [*_DEFINITIONS, *(["bound"] if of_bound else []), *(_BASELINES if _of_documents(metric) else [])]

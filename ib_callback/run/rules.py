@@ -26,6 +26,7 @@ class LiveRules:
         features: feature labels that are measured.
         config: when to stop, by what to select, and the one rule for phases.
         primary, bound: as for `Meter`; they decide which metrics there are, as do the names of `views`.
+        without: quantities that are not measured.
 
     Attributes:
         stopping: the rule, or None.
@@ -48,9 +49,10 @@ class LiveRules:
         primary: str | None = None,
         bound: str = "diagonal",
         views: Iterable[str] = VIEWS,
+        without: Iterable[str] = (),
     ) -> None:
         features = tuple(features)
-        self.metrics = metric_names(orders, features, primary=primary, bound=bound, views=views)
+        self.metrics = metric_names(orders, features, primary=primary, bound=bound, views=views, without=without)
         self.stopping = config.early_stopping
         self.selects = config.select is not None
         self._monitored = None if self.stopping is None else self.stopping.check(self.metrics)

@@ -157,6 +157,7 @@ class Run:
             primary=meter.primary,
             bound=meter.bound,
             views=meter.view_names,
+            without=meter.unmeasured,
         )
         self.trajectory = Trajectory(phase_rule=self.rules.phase_rule)
         self.wandb_runs = [] if wandb is None else [wandb]

@@ -459,6 +459,21 @@ def test_only_other_positions_of_the_loss_make_a_difference(first, second, expec
     assert settings_differences(*settings) == ['probe: absent vs "another"']
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ({}, {"center": True, "last_block": True, "companions/last": ["rankme"]}, []),
+        ({}, {"draws": 4}, []),  # the plain numbers are those of the first
+        ({"companions/last": ["rankme"]}, {"companions/all": ["rankme", "alpha_req"]}, []),
+        ({"draws": 2}, {"draws": 4}, ["draws: 2 vs 4"]),
+        ({"center": True}, {"center": True, "draws": 4}, ["draws: absent vs 4"]),  # centred is the mean over them
+        ({"center": True}, {"draws": 4}, ["draws: absent vs 4"]),
+    ],
+)
+def test_what_is_measured_besides_makes_no_difference(first, second, expected):
+    assert settings_differences({"seed": 0} | first, {"seed": 0} | second) == expected
+
+
 def test_the_loss_goes_to_files_and_logs():
     known = measurement(loss=3.25, loss_se=0.02, bits_per_byte=1.25, predictive_information=2.5, loss_jackknife=(3.0,))
     data = json.loads(json.dumps(known.to_dict(), allow_nan=False))

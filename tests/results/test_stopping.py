@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -249,6 +250,14 @@ def test_a_metric_of_an_order_that_is_not_measured_is_an_error_before_any_measur
         rule.check(metric_names(["token"]))
     assert rule.check(metric_names(["token", "bigram"])) == "bigram/distance_to_bound"
     assert PlateauStopping("preference", mode="max").check(metric_names([], ["preference"])) == "preference/information"
+
+
+def test_points_of_before_the_metric_was_measured_count_as_undefined():
+    points = [measured(step, 0.5, 0.5 - 0.0625 * step) for step in range(5)]
+    later = [replace(point, loss=3.0 - point.step) for point in points[2:]]
+    rule = PlateauStopping("loss", arm="immediately")
+    assert rule.replay([*points[:2], *later]).reason is IMPROVING
+    assert (rule.best, rule.best_step) == (-1.0, 4)
 
 
 def test_metric_names_are_those_of_a_measurement():

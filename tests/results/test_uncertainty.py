@@ -89,6 +89,27 @@ def test_the_same_text_is_paired_whatever_else_was_measured_on_it():
         assert not ib.difference(a, dataclasses.replace(b, settings=b.settings | other), "complexity").paired
 
 
+def test_other_sources_of_the_sequences_are_other_groups():
+    text = groups(0)
+    a, b = measured(text + 0.01), measured(text, groups={"texts": "ab12"})
+    found = ib.difference(a, b, "complexity")
+    assert not found.paired
+    assert "upper estimate" in found.note
+    assert ib.difference(b, measured(text + 0.01, groups={"texts": "ab12"}), "complexity").paired
+
+
+def test_views_by_their_logged_names():
+    text = groups(0)
+    with_view = [
+        dataclasses.replace(m, views={"centred/late": m.orders}) for m in (measured(text + 0.01), measured(text))
+    ]
+    found = ib.difference(*with_view, "centred/late/complexity")
+    assert found == ib.difference(*with_view, "complexity", order="centred/late/token")
+    assert found.metric == "centred/late/token/complexity"
+    with pytest.raises(ValueError, match=r"a: order 'averaged/token' was not measured; .* each view: centred/late$"):
+        ib.difference(*with_view, "averaged/token/complexity")
+
+
 def test_other_layers_are_said():
     text = groups(0)
     a, b = measured(text + 0.01), dataclasses.replace(measured(text), layers=("h.1",))

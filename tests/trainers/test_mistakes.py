@@ -52,6 +52,15 @@ SLOW = ib.PhaseRule(drop=0.2)
             )
             for select in ("optimalty", "trigram/optimality", "preference", "phase")
         ],
+        *[
+            ({"select": select, **settings}, ValueError, f"'{select}' cannot work: no metric .* may take loss=True")
+            for select, settings in (
+                ("loss", {"loss": False}),
+                ("bits_per_byte", {}),  # this probe does not know its bytes
+                ("token/optimality_above_null", {"null": False}),
+                ("late/token/optimality_local", {}),  # its sequences are short
+            )
+        ],
         ({"select": "entropy"}, ValueError, 'neither high nor low entropy is known to be better: give mode="min"'),
         ({"select": "optimality", "select_from": "later"}, ValueError, "select_from must be .* got 'later'"),
         ({"check_overlap": -3}, ValueError, "check_overlap: expected an integer of at least 0, got -3"),

@@ -113,12 +113,12 @@ class Moments:
         return total / self.count
 
     def dispersion(self, index: int) -> float:
-        """Mean cosine distance, 1 - cosine, of two different positions of a layer."""
+        """Mean cosine distance, 1 - cosine, of two different positions of a layer; to some 1e-7, not below 0."""
         count = self.count
         if count < 2:
             return 0.0
         squared = float(self.mean(index).square().sum())
-        return (1.0 - squared) * count / (count - 1)
+        return max(0.0, (1.0 - squared) * count / (count - 1))
 
 
 class Capture:

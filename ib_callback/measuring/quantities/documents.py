@@ -95,10 +95,14 @@ class Documents:
                     draft.replicates[f"{side}_local"] = left_out.information(plain, self.total) - without
 
 
+def has_baseline(positions: Positions, baseline: Baseline) -> bool:
+    """Whether enough of the positions get a label from far away."""
+    return len(_pairs(positions, baseline, seed=0)[0]) >= _LEAST_KEPT * len(positions)
+
+
 def long_enough(positions: Positions) -> np.ndarray:
     """Numbers of the positions whose sequences have at least 48 of them."""
-    _, inverse, number = np.unique(positions.sequence, return_inverse=True, return_counts=True)
-    return np.flatnonzero(number[inverse] >= FEWEST)
+    return np.flatnonzero(np.bincount(positions.sequence)[positions.sequence] >= FEWEST)
 
 
 def _pairs(positions: Positions, baseline: Baseline, seed: int) -> tuple[np.ndarray, np.ndarray]:
