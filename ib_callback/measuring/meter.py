@@ -44,7 +44,7 @@ from ib_callback.measuring.model.parameters import ChangedParametersError, uncha
 from ib_callback.measuring.plan.builder import MAX_LABEL_SETS
 from ib_callback.measuring.plan.plan import Batch, Plan
 from ib_callback.measuring.planner import make_plan
-from ib_callback.measuring.quantities.documents import has_baseline
+from ib_callback.measuring.quantities.documents import Documents, has_baseline
 from ib_callback.measuring.quantities.features import Feature, too_few_pairs
 from ib_callback.measuring.readout import read_out
 from ib_callback.measuring.settings import (
@@ -78,6 +78,7 @@ class Preflight:
     memory: bytes that a measurement needs beside the forward pass.
     passes: forward passes over the probe in one measurement (more than one if `memory_budget` asks for groups).
     feature_probes: the same of each further probe, by its name.
+    num_positions_local: of the local numbers, those with labels from far away; None if they were not asked for.
     """
 
     layers: tuple[str, ...]
@@ -86,6 +87,7 @@ class Preflight:
     memory: int
     passes: int
     feature_probes: tuple[tuple[str, Preflight], ...] = ()
+    num_positions_local: int | None = None
 
     def describe(self) -> str:
         """One line for a console."""
@@ -94,6 +96,8 @@ class Preflight:
 
     def _size(self) -> str:
         passes = "" if self.passes == 1 else f" in {self.passes} passes"
+        if self.num_positions_local is not None and self.num_positions_local < self.num_positions:
+            passes += f"; {self.num_positions_local:,} of them with labels from far away, for local information"
         return (
             f"{self.num_sequences:,} sequences, {self.num_positions:,} valid positions, "
             f"{self.memory / 2**20:,.0f} MiB beside the forward pass{passes}"
@@ -369,6 +373,9 @@ class Meter:
             memory=memory,
             passes=len(groups) + self.center,
             feature_probes=tuple((meter.probe.name, meter.preflight(model)) for meter in self._further_meters()),
+            num_positions_local=next(
+                (each.num_positions for each in plan.quantities if isinstance(each, Documents)), None
+            ),
         )
 
     def measure(self, model: nn.Module, *, step: int | None = None) -> Measurement:

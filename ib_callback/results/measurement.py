@@ -289,6 +289,10 @@ class Measurement:
             if point.complexity_local is not None:
                 # What chance and the document alone would give is left out of these.
                 parts += [f"local {name} {_short(getattr(point, f'{name}_local'))}" for name in PRIMARY_SCALARS[:3]]
+                parts[-1] += " (too little local complexity)" if point.optimality_local is None else ""
+            elif point.num_positions_local is not None:
+                few = f"{point.num_positions_local:,} of {self.num_positions:,}"
+                parts.append(f"no local information ({few} positions have a label from far away)")
         for name, value in self.features.items():
             by_chance = value.information_p_value is not None and value.information_p_value > CHANCE
             told = f", not told from chance (p {value.information_p_value:.2g})" if by_chance else ""

@@ -41,6 +41,10 @@ class PlanePoint:
     both are None for all other orders. `distance_above_null` is measured to the diagonal always: the null is the same
     on both axes, not on both sides of a curve.
 
+    `num_positions_local` are the positions that the local numbers are of: those with a label from far away, for which
+    their sequence must have 48. Where they are under half of all, there is no document baseline, and nothing local. The
+    local optimality is None where the local complexity is under 3 of its standard errors.
+
     With `Meter(standard_errors=...)`, `*_se` are standard errors of the expected value at this probe size, and
     `*_jackknife` hold the [2 G - 1] values without each of G groups of sequences and without each two neighbouring
     groups (uncertainty.py), so that two points can be compared group by group (`ib.difference`). Likewise, of a point

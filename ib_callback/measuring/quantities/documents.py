@@ -33,10 +33,10 @@ _LEAST_KEPT = 0.5
 class Documents:
     """The document baseline of all orders, over the positions of sequences that are long enough.
 
-    baselines: for each order the number of its shifted label set, which serves both sides.
+    baselines: for each order the number of its shifted label set, which serves both sides; -1 without one.
     plain: for each order the numbers of the sets of preceding and trailing contexts over the same positions.
     total: kept histogram over these.
-    num_positions: how many they are.
+    num_positions: how many they are. With too few, there is no baseline, and this number is the reason.
     """
 
     baselines: dict[str, int]
@@ -54,7 +54,7 @@ class Documents:
             return []
         kept, shifted = _pairs(positions, wanted.baseline, wanted.seed)
         if len(kept) < _LEAST_KEPT * len(positions):
-            return []
+            return [cls(dict.fromkeys(wanted.orders, -1), {}, wanted.total, len(kept))]
         everything = len(kept) == len(positions)
         names = sorted(wanted.orders, key=wanted.orders.__getitem__)
         widths = [wanted.orders[name] for name in names]
@@ -84,6 +84,8 @@ class Documents:
         for order, number in self.baselines.items():
             draft = found.drafts[order]
             draft.num_positions_local = self.num_positions
+            if not self.plain:
+                continue
             baseline = readings.information(number, self.total)
             left_out = readings.left_out
             without = None if left_out is None else left_out.information(number, self.total)

@@ -148,8 +148,8 @@ def test_shifts_that_there_are_not(keywords, message):
 def test_none_where_there_is_none(lengths, keywords):
     model = llama(max_position_embeddings=128).eval()
     point = ib.measure(model, probe_of(lengths), orders="token", num_bins=BINS, **keywords)["token"]
-    names = [name for name in vars(point) if "baseline" in name or "local" in name or "scaled" in name]
-    assert {getattr(point, name) or None for name in names} == {None}
+    names = {name for name in vars(point) if "baseline" in name or "local" in name or "scaled" in name}
+    assert {getattr(point, name) or None for name in names - {"num_positions_local"}} == {None}
 
 
 def test_documents_of_sixty_tokens_are_enough_at_four_grams():
@@ -275,3 +275,19 @@ def test_where_each_document_drifts_on_its_own_a_linear_baseline_falls_with_the_
     circular, linear = measure_drift(lambda ids: ids // 6, 6 * topics)
     assert 0 < linear[0] < 0.5 * circular
     assert linear[0] < linear[1] < linear[2]
+
+
+def test_where_sequences_are_too_short_the_number_of_positions_says_why():
+    probe = probe_of([30, 40, 25, 60])
+    meter = ib.Meter(probe, orders=ORDERS, num_bins=BINS)
+    model = llama(max_position_embeddings=128).eval()
+    found = meter.measure(model)
+    # Of the last sequence 57 positions are valid with bigrams: 60 tokens less one before and two behind.
+    assert [found[order].num_positions_local for order in ORDERS] == [57, 57]
+    assert found["token"].complexity_baseline is found["token"].complexity_local is None
+    assert found["token"].complexity_local_by_layer == ()
+    assert f"no local information (57 of {found.num_positions} positions have a label from far away)" in str(found)
+    assert "57 of them with labels from far away, for local information" in meter.preflight(model).describe()
+    without = ib.measure(model, probe, orders=ORDERS, num_bins=BINS, baseline=False)
+    assert without["token"].num_positions_local is None
+    assert "local" not in str(without)
