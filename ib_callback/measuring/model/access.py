@@ -239,13 +239,22 @@ def _text_config(model: nn.Module) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def input_embeddings(model: nn.Module) -> Any:
-    """The module that embeds token ids, if the model says."""
-    inside: Any = bare(model)
+def named_by_model(model: nn.Module, getter: str) -> nn.Module | None:
+    """The module that a method of the model inside all wrappers returns; None without such a method, or such a part.
+
+    transformers raises NotImplementedError for a model whose embeddings it does not know; other classes may have a
+    method of this name that wants arguments.
+    """
     try:
-        return inside.get_input_embeddings()
+        found = getattr(bare(model), getter)()
     except (AttributeError, NotImplementedError, TypeError):
         return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def input_embeddings(model: nn.Module) -> nn.Module | None:
+    """The module that embeds token ids, if the model says."""
+    return named_by_model(model, "get_input_embeddings")
 
 
 def vocabulary_size(model: nn.Module) -> int | None:

@@ -13,12 +13,7 @@ from ib_callback.measuring.model import access
 
 def output_head(model: nn.Module) -> nn.Module | None:
     """What makes logits of the last hidden states, as the model inside all wrappers says."""
-    inside: Any = access.bare(model)
-    try:
-        head = inside.get_output_embeddings()
-    except (AttributeError, NotImplementedError, TypeError):
-        return None
-    return head if isinstance(head, nn.Module) else None
+    return access.named_by_model(model, "get_output_embeddings")
 
 
 def trunk_of(model: nn.Module) -> nn.Module | None:
@@ -59,7 +54,7 @@ def relative_cost(model: nn.Module) -> float | None:
         return None
     embeddings = access.input_embeddings(model)
     of_head = {id(parameter) for parameter in head.parameters()}
-    other = {id(p) for p in embeddings.parameters()} if isinstance(embeddings, nn.Module) else set()
+    other = set() if embeddings is None else {id(p) for p in embeddings.parameters()}
     sizes = {id(p): int(getattr(p, "ds_numel", p.numel())) for p in model.parameters()}  # of a DTensor as a whole
     trunk = sum(size for number, size in sizes.items() if number not in of_head | other)
     own = sum(size for number, size in sizes.items() if number in of_head)

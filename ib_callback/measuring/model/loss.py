@@ -143,6 +143,9 @@ class LossPass:
     def __init__(self, model: nn.Module, probe: Probe, pairs: Pairs, route: Route) -> None:
         self._model, self._probe, self.pairs, self.route = model, probe, pairs, route
         self._highest = int(probe.input_ids.max())
+        # Found once: looking for them goes through all modules.
+        self._trunk = head.trunk_of(model) if route.kind == "head" else None
+        self._head = head.output_head(model) if route.kind == "head" else None
         self.begin()
 
     def begin(self) -> None:
@@ -199,9 +202,8 @@ class LossPass:
         def take(module: nn.Module, inputs: Any, output: Any) -> None:
             self._survived(lambda: use(_states(output, shape)))
 
-        trunk = head.trunk_of(self._model)
-        assert trunk is not None  # else this were not the route
-        handle = trunk.register_forward_hook(take)
+        assert self._trunk is not None  # else this were not the route
+        handle = self._trunk.register_forward_hook(take)
         try:
             return call()
         finally:
@@ -218,8 +220,7 @@ class LossPass:
 
     def _of_states(self, states: Tensor, at: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
         states = states[at[0].to(states.device), at[1].to(states.device)]
-        of_head = head.output_head(self._model)
-        call = None if of_head is None else head.callable_alone(of_head)
+        call = None if self._head is None else head.callable_alone(self._head)
         assert call is not None  # else this were not the route
         return _losses(call, states, targets, rows_at_a_time(self._model, states.device))
 
