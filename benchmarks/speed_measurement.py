@@ -8,7 +8,9 @@ The unit is the no-grad forward of the trunk (all that a measurement of informat
 stands the forward with logits for every position (what an evaluation would run). Measurements are of four orders, both
 sides, with the null. All sides take turns within a round; printed are the medians of the ratios of each round. Memory
 is what `Meter.preflight` says beside the forward, and by how much the process (on a GPU: the allocated memory) grew at
-most, the forward included.
+most, the forward included. Where that is glibc, memory that was freed stays with the process: to fetch fresh pages for
+each large tensor took up to a third of a forward's time on a virtual machine, of all sides alike, and varied by more
+than what is measured here.
 
 Without `--model` it is a GPT-2 small with random weights: values do not change the cost. Documents are joined and cut,
 so that every sequence has the full length and padding does not flatter the ratio.
@@ -63,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    keep_freed_memory()
     tokenizer, model = load(options)
     model = model.to(torch.device(options.device), getattr(torch, options.dtype))
     probe = joined(options.text, tokenizer, options.sequences, options.length)
@@ -154,6 +157,15 @@ def joined(text: Path | None, tokenizer: Any, num_sequences: int, length: int) -
     if len(tokens) < num_sequences * length:
         raise SystemExit(f"the text has {len(tokens)} tokens, {num_sequences} x {length} are needed: give a longer one")
     return ib.Probe.from_tokens(tokens[: num_sequences * length].view(num_sequences, length), name=documents.name)
+
+
+def keep_freed_memory() -> None:
+    """Take all memory from the heap, and give none back, where the C library is glibc."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        trim_threshold, mmap_max = -1, -4  # malloc.h
+        set_option(trim_threshold, 2**31 - 1)
+        set_option(mmap_max, 0)
 
 
 class Peak:
