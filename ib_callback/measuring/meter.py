@@ -6,9 +6,9 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,11 +28,12 @@ from ib_callback.measuring.companions import COMPANIONS
 from ib_callback.measuring.model import access, bidirectional
 from ib_callback.measuring.model.access import Layer, Layers
 from ib_callback.measuring.model.capture import Moments, Quantiser
+from ib_callback.measuring.model.codebook import KEPT, NUMBER, Outcome, Prediction, Readout, frequent_tokens
 from ib_callback.measuring.model.forward import Forward, ProbeForward, check_fit, free_memory, is_out_of_memory
 from ib_callback.measuring.model.guard import is_sharded, resharded, untouched
 from ib_callback.measuring.model.loss import (
+    Distributions,
     LossPass,
-    Pairs,
     Route,
     Routes,
     find_route,
@@ -60,8 +61,9 @@ from ib_callback.measuring.settings import (
     label_names,
     named_features,
 )
+from ib_callback.measuring.thinning import pairs_for_loss, positions_for_prediction
 from ib_callback.measuring.views import Views
-from ib_callback.probe.ngrams import parse_orders, valid_positions
+from ib_callback.probe.ngrams import Positions, parse_orders, valid_positions
 from ib_callback.probe.probe import Probe
 from ib_callback.results.measurement import Measurement
 
@@ -79,6 +81,7 @@ class Preflight:
     passes: forward passes over the probe in one measurement (more than one if `memory_budget` asks for groups).
     feature_probes: the same of each further probe, by its name.
     num_positions_local: of the local numbers, those with labels from far away; None if they were not asked for.
+    missing: which of "readout" and "prediction" the model does not have, and why.
     """
 
     layers: tuple[str, ...]
@@ -88,11 +91,14 @@ class Preflight:
     passes: int
     feature_probes: tuple[tuple[str, Preflight], ...] = ()
     num_positions_local: int | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def describe(self) -> str:
         """One line for a console."""
         further = [f"; features of {name}: {of_probe._size()}" for name, of_probe in self.feature_probes]
-        return f"{len(self.layers)} layers ({self.layers[0]} … {self.layers[-1]}), {self._size()}{''.join(further)}"
+        missing = [f"; no {name}: {why}" for name, why in self.missing.items()]
+        size = f"{self._size()}{''.join(further)}{''.join(missing)}"
+        return f"{len(self.layers)} layers ({self.layers[0]} … {self.layers[-1]}), {size}"
 
     def _size(self) -> str:
         passes = "" if self.passes == 1 else f" in {self.passes} passes"
@@ -157,6 +163,12 @@ class Meter:
             on pairs of neighbouring real tokens that are thinned evenly, but not to under 8,192, where the head
             would cost more than a tenth of a forward of the trunk; `"all"`: on all of them. None for a model that does
             not predict the next token; `settings["loss"]` says why.
+        readout: whether to measure the last layer's states, after the final norm, with the model's own output
+            embeddings of the probe's 100 most frequent tokens as reference points, mean state and mean embedding
+            removed: `Measurement.readout`. States wait on the host for their mean.
+        prediction: whether to measure the model's next-token distributions, grouped into the 99 most frequent tokens
+            of the probe and the rest, in the place of soft assignments: `Measurement.prediction`. They are had like
+            the loss, at up to 8,192 valid positions. None: as `loss` is.
 
     Raises:
         TypeError, ValueError: a setting that cannot be; says what was expected.
@@ -190,6 +202,8 @@ class Meter:
         feature_probes: FeatureProbes = (),
         standard_errors: bool | int = False,
         loss: bool | str = True,
+        readout: bool = True,
+        prediction: bool | None = None,
     ) -> None:
         if not isinstance(probe, Probe):
             raise TypeError(f"probe: expected an ib_callback.Probe, got {type(probe).__name__}. See Probe.from_texts.")
@@ -236,7 +250,10 @@ class Meter:
         self.progress = bool(progress)
         self.standard_errors = choose_groups(standard_errors, weighting)
         self.loss = choose_loss(loss)
+        self.readout = bool(readout)
+        self.prediction = bool(self.loss) if prediction is None else bool(prediction)
         self._plans: dict[int, Plan] = {}
+        self._predicted_plans: dict[int, Plan] = {}
         self._curve: IBCurve | None = None
         self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed, self.draws)
         self._autocast = ""  # known from the first forward pass on
@@ -256,6 +273,7 @@ class Meter:
         other = copy.copy(self)
         other.probe, other.features = probe, tuple(probe.labels)
         other._planes, other._plans, other._further, other.loss = False, {}, [], False
+        other.readout, other.prediction = False, False
         other.draws, other.center, other.last_block, other.companions = 1, False, False, ()
         other._quantiser = Quantiser(self.num_bins, self.temperature, self.seed)
         return other
@@ -279,7 +297,8 @@ class Meter:
     @property
     def view_names(self) -> tuple[str, ...]:
         """Names of the views of a measurement (measuring/views.py)."""
-        return tuple(self._views(1).others)
+        aimed = {"readout": self.readout, "prediction": self.prediction}
+        return (*self._views(1).others, *(name for name, wanted in aimed.items() if wanted))
 
     @property
     def unmeasured(self) -> list[str]:
@@ -309,20 +328,33 @@ class Meter:
     def plan(self) -> Plan:
         """The plan for the present batch size, made on first use. Raises ProbeError if no position is valid."""
         if self.batch_size not in self._plans:
-            self._plans = {
-                self.batch_size: make_plan(
-                    self.probe,
-                    self.orders,
-                    self.features,
-                    batch_size=self.batch_size,
-                    null=self.null,
-                    seed=self.seed,
-                    baseline=self.baseline,
-                    planes=self._planes,
-                    num_groups=self.standard_errors,
-                )
-            }
+            self._plans = {self.batch_size: self._make_plan(self.features)}
         return self._plans[self.batch_size]
+
+    def _predicted_plan(self) -> Plan:
+        """The same for the positions at which next-token distributions are looked at."""
+        if self.batch_size not in self._predicted_plans:
+            self._predicted_plans = {self.batch_size: self._make_plan((), predicted=True)}
+        return self._predicted_plans[self.batch_size]
+
+    def _make_plan(self, features: tuple[str, ...], *, predicted: bool = False) -> Plan:
+        return make_plan(
+            self.probe,
+            self.orders,
+            features,
+            batch_size=self.batch_size,
+            null=self.null,
+            seed=self.seed,
+            baseline=self.baseline,
+            planes=self._planes,
+            num_groups=self.standard_errors,
+            predicted=predicted,
+        )
+
+    def prediction_positions(self) -> Positions:
+        """Where next-token distributions are looked at: `sequence` [P] and `offset` [P], the same for every model."""
+        valid = valid_positions(self.probe.attention_mask.numpy(), max(self.orders.values()), probe=self.probe.name)
+        return positions_for_prediction(self.probe, valid, self.seed)
 
     def curve(self) -> IBCurve | None:
         """The IB curve that is the bound, in nats, computed on first use; None if the bound is the diagonal."""
@@ -350,6 +382,7 @@ class Meter:
         plan = self.plan()
         groups = self._groups(plan, self._captured(root, layers))
         memory = plan.memory(len(groups[0]) * self._views(1).num_variants, self.num_bins)
+        memory += sum(codebook.memory() for codebook in self._aimed(root, plan, None).values())
         free = free_memory(access.device_of(root))
         if free is not None and memory > free:
             warn(
@@ -358,10 +391,17 @@ class Meter:
             )
         with unchanged_parameters(root, copied=True), untouched(root), resharded(root):
             forward = self._forward(root)
-            forward.once(forward.longest(plan.batches), layers)
+            aimed = self._aimed(root, plan, None)
+            with ExitStack() as hooks:
+                for codebook in aimed.values():
+                    hooks.enter_context(codebook)
+                forward.once(forward.longest(plan.batches), layers)
             self._warn_if_bidirectional(forward, layers)
             self._autocast = forward.autocast
-            self._find_route(root)
+            route = self._find_route(root)
+        missing = {name: codebook.why for name, codebook in aimed.items() if codebook.why}
+        if route.kind == "none" and self.prediction:
+            missing["prediction"] = route.why
         self.curve()
         for feature in (each.labels for each in plan.quantities if isinstance(each, Feature)):
             if few := too_few_pairs(feature):
@@ -373,6 +413,7 @@ class Meter:
             memory=memory,
             passes=len(groups) + self.center,
             feature_probes=tuple((meter.probe.name, meter.preflight(model)) for meter in self._further_meters()),
+            missing=missing,
             num_positions_local=next(
                 (each.num_positions for each in plan.quantities if isinstance(each, Documents)), None
             ),
@@ -408,13 +449,14 @@ class Meter:
             if self.forward is None:
                 self._warn_if_bidirectional(self._forward(root), layers)
             losses = self._loss_pass(root)
-            plan, sums, moments = self._sums(root, self._captured(root, layers), losses)
+            plan, sums, moments, aimed = self._sums(root, self._captured(root, layers), losses)
             others = [meter._sums(root, layers)[:2] for meter in further]
         dispersion = [part.dispersion(index) for part in moments for index in range(len(part.unit))]
         outcome = None if losses is None else self._routes.note(root, self._told_of(losses.outcome()))
         settings = self.settings(root)
-        if outcome is not None:
+        if outcome is not None and self.loss:
             settings["loss"]["path"] = str(outcome)
+        settings |= {name: each.told for name, each in aimed.items()}
         measurement = read_out(
             plan,
             sums,
@@ -429,28 +471,37 @@ class Meter:
             views=self._views(len(layers)),
             dispersion=dispersion[: len(layers)],
             companions=self._companions(layers, moments),
+            aimed={
+                name: (each.plan, each.sums, None if curve is None else curve.to_efficiency(each.num_bins))
+                for name, each in aimed.items()
+                if each.sums is not None
+            },
         )
         self._tell_of_equal_states(measurement)
-        if losses is None:
+        if losses is None or not self.loss:
             return measurement
         bounds = None if plan.jackknife is None else plan.jackknife.sequence_bounds
         return replace(measurement, **loss_numbers(losses, self.probe, bounds))
 
     def _find_route(self, root: nn.Module) -> Route:
         """How the loss of the model can be had; found out anew."""
-        if not self.loss:
+        if not self.loss and not self.prediction:
             return Route("none")
         known = self._read_ahead.get(_kind_of(root))
         route = reads_ahead(root) if known else find_route(root, self.probe, self.forward)
         return self._routes.note(root, self._told_of(route))
 
     def _loss_pass(self, root: nn.Module) -> LossPass | None:
-        """What adds up the losses of a pass; None if they are not wanted."""
-        if not self.loss:
+        """What adds up the losses of a pass, and makes distributions; None if neither are wanted."""
+        if not self.loss and not self.prediction:
             return None
         route = self._routes.get(root) or self._find_route(root)
-        pairs = Pairs.of(self.probe, number_of_pairs(self.probe, root, every=self.loss == "all"))
-        return LossPass(root, self.probe, pairs, route)
+        number = number_of_pairs(self.probe, root, every=self.loss == "all") if self.loss else 0
+        pairs = pairs_for_loss(self.probe, number, self.seed)
+        wanted = None
+        if self.prediction:
+            wanted = Distributions(self.prediction_positions(), frequent_tokens(self.probe, NUMBER - 1))
+        return LossPass(root, self.probe, pairs, route, wanted)
 
     def _told_of(self, route: Route) -> Route:
         """The route, after whoever measures was told of an accident, once."""
@@ -619,22 +670,27 @@ class Meter:
 
     def _sums(
         self, root: nn.Module, layers: list[Layer], losses: LossPass | None = None
-    ) -> tuple[Plan, Sums, list[Moments]]:
-        """The sums and moments of whole passes, and the plan that they follow; smaller batches if memory runs out."""
+    ) -> tuple[Plan, Sums, list[Moments], dict[str, Outcome]]:
+        """The sums and moments of whole passes, and the plan that they follow; smaller batches if memory runs out.
+
+        What codebooks that are aimed at the output come to is there by name.
+        """
         while True:
             try:
                 plan = self.plan()
                 centers = self._mean_states(root, plan, layers) if self.center else None
                 accompanied = self._accompanied(len(layers) - self.last_block)
+                aimed = self._aimed(root, plan, losses)
                 parts, start = [], 0
                 for group in self._groups(plan, layers):
                     stop = start + len(group)
                     second = [number - start for number in accompanied if start <= number < stop]
-                    of_first = None if start else losses
-                    parts.append(self._pass(root, plan, group, centers and centers[start:stop], second, of_first))
+                    of_first = (None, {}) if start else (losses, aimed)
+                    parts.append(self._pass(root, plan, group, centers and centers[start:stop], second, *of_first))
                     start = stop
                 sums, moments = zip(*parts, strict=True)
-                return plan, Sums.join(sums, self._views(1).num_variants), list(moments)
+                outcomes = {name: self._told_of_aimed(name, codebook.outcome()) for name, codebook in aimed.items()}
+                return plan, Sums.join(sums, self._views(1).num_variants), list(moments), outcomes
             except RepresentationError as error:
                 if self._planes:
                     raise
@@ -665,8 +721,9 @@ class Meter:
         centers: list[Tensor] | None,
         second: list[int],
         losses: LossPass | None,
+        aimed: Mapping[str, Readout | Prediction],
     ) -> tuple[Sums, Moments]:
-        """One pass over the probe for some of the layers, and for the losses if they are wanted of it."""
+        """One pass over the probe for some of the layers, and for losses and codebooks if they are wanted of it."""
         if losses is not None:
             losses.begin()
         forward = self._forward(root, losses)
@@ -674,10 +731,41 @@ class Meter:
         device = access.device_of(root)
         accumulator = Accumulator(plan, columns, self.num_bins, weighting=self.weighting, device=device)
         moments = Moments(len(layers), second)
-        forward.over(self._bar(plan.batches), layers, accumulator.add, centers=centers, moments=moments)
+
+        def use(batch: Batch, assignments: Tensor) -> None:
+            accumulator.add(batch, assignments)
+            for codebook in aimed.values():
+                codebook.take(batch)
+
+        with ExitStack() as hooks:
+            for codebook in aimed.values():
+                hooks.enter_context(codebook)
+                codebook.look(plan.batches, forward.alone)
+            forward.over(self._bar(plan.batches), layers, use, centers=centers, moments=moments)
         forward.beside(plan.batches, self.batch_size)
         self._autocast = forward.autocast
         return accumulator.sums(), moments
+
+    def _aimed(self, root: nn.Module, plan: Plan, losses: LossPass | None) -> dict[str, Readout | Prediction]:
+        """What takes part in a pass beside the layers, by the name of the view."""
+        found: dict[str, Readout | Prediction] = {}
+        if self.readout:
+            limit = min(KEPT, self.memory_budget or KEPT)
+            tokens = frequent_tokens(self.probe, NUMBER)
+            found["readout"] = Readout(root, plan, tokens, weighting=self.weighting, limit=limit)
+        if self.prediction and losses is not None:
+            device = access.device_of(root)
+            found["prediction"] = Prediction(self._predicted_plan(), losses, weighting=self.weighting, device=device)
+        return found
+
+    def _told_of_aimed(self, name: str, outcome: Outcome) -> Outcome:
+        """The outcome, after whoever measures was told of an accident, once."""
+        text = f"{name} of the model could not be measured: {outcome.why}."
+        # Of logits that cannot be had, the loss tells.
+        if outcome.is_failure and text not in self._told_of_loss and not (name == "prediction" and self.loss):
+            self._told_of_loss.add(text)
+            warn(text, stacklevel=4)
+        return outcome
 
     def _warn_if_bidirectional(self, forward: ProbeForward, layers: list[Layer]) -> None:
         """Once for each kind of model."""

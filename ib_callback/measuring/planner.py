@@ -9,6 +9,7 @@ from ib_callback.measuring.plan.builder import Builder
 from ib_callback.measuring.plan.jackknife import Groups, group_sequences
 from ib_callback.measuring.plan.plan import Baseline, Plan, Wanted
 from ib_callback.measuring.quantities import kinds
+from ib_callback.measuring.thinning import positions_for_prediction
 from ib_callback.probe.ngrams import Positions, valid_positions
 from ib_callback.probe.probe import Probe
 
@@ -24,6 +25,7 @@ def make_plan(
     baseline: Baseline | None = None,
     planes: bool = True,
     num_groups: int = 0,
+    predicted: bool = False,
 ) -> Plan:
     """Plan the measurement of `probe`.
 
@@ -37,6 +39,8 @@ def make_plan(
         baseline: which document baseline to plan for.
         planes: whether to plan for the orders; if not, positions that carry none of the features are left out.
         num_groups: groups of sequences to leave out in turn for standard errors; 0 for none.
+        predicted: whether to plan for the positions alone at which next-token distributions are looked at
+            (thinning.py). Batches and groups are those of the plan for all positions.
 
     Raises:
         ProbeError: no position is valid, a feature labels none of them, or fewer than three groups can be made.
@@ -47,6 +51,8 @@ def make_plan(
     if not planes:
         positions = _labelled(positions, [probe.labels[name].numpy() for name in features])
     groups = _group(probe, positions, num_groups, batch_size) if num_groups else None
+    if predicted:
+        positions = positions_for_prediction(probe, positions, seed)
     builder = Builder(positions, groups)
     total = builder.keep_total(np.arange(len(positions)))
     wanted = Wanted(probe, orders if planes else {}, features, total, null, baseline, seed)

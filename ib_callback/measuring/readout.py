@@ -43,12 +43,14 @@ def read_out(
     views: Views | None = None,
     dispersion: Sequence[float] = (),
     companions: Mapping[str, Mapping[str, float]] | None = None,
+    aimed: Mapping[str, tuple[Plan, Sums, IBCurve | None]] | None = None,
 ) -> Measurement:
     """The measurement that the sums of a whole pass amount to.
 
     `others` are passes over further probes, of which the features are measured: the name that the measurement gives
     to each label, plan and sums. `curve`, if it is the bound, is in efficiencies. `views` says what the columns of the
-    sums are; None: one for each layer. `dispersion` [L] and `companions` are taken as they are.
+    sums are; None: one for each layer. `dispersion` [L] and `companions` are taken as they are. `aimed` are views of
+    passes with other codebooks (model/codebook.py), by name: plan, sums, and the curve in their efficiencies.
     """
     views = views or Views(len(layers))
     readings = Readings(plan, sums.of(range(views.num_layers)), weighting)
@@ -58,27 +60,32 @@ def read_out(
         other = Found(primary, found.drafts)
         other.add(Readings(other_plan, other_sums, weighting))
         found.features.update((public[label], point) for label, point in other.features.items())
-    bounds = dict.fromkeys(found.drafts) | {primary: None if curve is None else curve.bound}
     is_empirical = weighting == "empirical"
     ceiling = readings.ceiling if is_empirical else None
 
-    def points(drafts: Mapping[str, Draft], ceiling: float | None) -> dict[str, PlanePoint]:
+    def points(drafts: Mapping[str, Draft], ceiling: float | None, curve: IBCurve | None) -> dict[str, PlanePoint]:
+        bounds = {primary: None if curve is None else curve.bound}
         return {
-            name: draft.point(bounds[name], ceiling=ceiling, is_diagonal=curve is None)
+            name: draft.point(bounds.get(name), ceiling=ceiling, is_diagonal=curve is None)
             for name, draft in drafts.items()
         }
 
-    def view(columns: Sequence[Sequence[int]]) -> dict[str, PlanePoint]:
-        of_draw = [Readings(plan, sums.of(each), weighting) for each in columns]
+    def view(plan: Plan, draws: Sequence[Sums], curve: IBCurve | None) -> dict[str, PlanePoint]:
+        of_draw = [Readings(plan, each, weighting) for each in draws]
         drafts = []
         for each in of_draw:
             part = Found(primary)
             part.add(each, features=False)
             drafts.append(part.drafts)
         ceiling = fmean(each.ceiling for each in of_draw) if is_empirical else None
-        return points({name: Draft.averaged([part[name] for part in drafts]) for name in drafts[0]}, ceiling)
+        return points({name: Draft.averaged([part[name] for part in drafts]) for name in drafts[0]}, ceiling, curve)
 
-    orders = points(found.drafts, ceiling)
+    orders = points(found.drafts, ceiling, curve)
+    shown = {
+        name: view(plan, [sums.of(each) for each in columns], curve)
+        for name, columns in (views.others if orders else {}).items()
+    }
+    shown |= {name: view(of, [part], bound) for name, (of, part, bound) in (aimed or {}).items()}
     return Measurement(
         step=step,
         entropy=float(readings.entropy.mean()),
@@ -91,7 +98,7 @@ def read_out(
         num_positions=plan.num_positions,
         seconds=seconds,
         settings=settings,
-        views={name: view(columns) for name, columns in views.others.items()} if orders else {},
+        views=shown,
         dispersion=fmean(dispersion) if dispersion else None,
         dispersion_by_layer=tuple(dispersion),
         companions={name: dict(values) for name, values in (companions or {}).items()},

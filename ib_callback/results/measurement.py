@@ -188,6 +188,22 @@ class Measurement:
         """The points with mean unit states removed, by order; empty unless `Meter(center=True)`."""
         return self.views.get("centred", {})
 
+    @property
+    def readout(self) -> dict[str, PlanePoint]:
+        """The points of the last layer with the model's output embeddings as reference points, by order.
+
+        Empty where there are none: `settings["readout"]["why"]` says why.
+        """
+        return self.views.get("readout", {})
+
+    @property
+    def prediction(self) -> dict[str, PlanePoint]:
+        """The points of the model's next-token distributions, grouped by frequent tokens, by order.
+
+        Empty where there are none: `settings["prediction"]["why"]` says why.
+        """
+        return self.views.get("prediction", {})
+
     def _of_primary(self, name: str) -> float | None:
         return getattr(self.orders[self.primary], name) if self.primary in self.orders else None
 
@@ -337,7 +353,7 @@ def settings_differences(a: Measurement | Mapping[str, Any], b: Measurement | Ma
             x["loss"] = {"positions": number}
     # What is measured beside the plain numbers has names of its own. Means over other numbers of draws have one name.
     means_of_draws = all(x.get("draws", 1) > 1 or x.get("center") for x in settings)
-    beside = {"center", "last_block", *(() if means_of_draws else ("draws",))}
+    beside = {"center", "last_block", "readout", "prediction", *(() if means_of_draws else ("draws",))}
     for x in settings:
         for name in [name for name in x if name in beside or name.startswith("companions/")]:
             del x[name]
@@ -354,6 +370,7 @@ def settings_differences(a: Measurement | Mapping[str, Any], b: Measurement | Ma
 # change nulls of features and standard errors alone. Of feature probes, only the same feature on two of them.
 _HARMLESS = (
     "version", "orders", "features", "label_names", "draws", "center", "last_block", "companions", "groups",
+    "readout", "prediction",
 )  # fmt: skip
 
 

@@ -112,6 +112,11 @@ class ProbeForward:
                 self._run(capture, self._inputs(batch.sequences, batch.width, batch.positions))
         return moments
 
+    def alone(self, batch: Batch) -> None:
+        """Run a batch for hooks of others."""
+        inputs = self._inputs(batch.sequences, batch.width, batch.positions)
+        self._call(self.model, inputs.ids, inputs.mask)
+
     def once(self, inputs: Inputs, layers: Sequence[Layer]) -> Tensor:
         """Assignments [T, L, num_bins] from a pass of its own."""
         with Capture(layers, self._quantiser) as capture:

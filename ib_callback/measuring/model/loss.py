@@ -1,4 +1,4 @@
-"""The next-token loss of a model on a probe, in the forward passes that a measurement makes anyway.
+"""The next-token loss of a model on a probe, and its next-token distributions, in passes that are made anyway.
 
 Two ways lead to it, and each model has one. "head": a hook on the trunk takes the last hidden states amid the model's
 own forward, which is asked for the logits of one token, and the model's own head makes logits of a few of them at a
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from ib_callback.common.messages import describe
 from ib_callback.measuring.model import access, bidirectional, head
 from ib_callback.measuring.model.forward import Forward, Inputs, OwnForward, is_out_of_memory, takes_few_logits
+from ib_callback.measuring.thinning import NUMBER, neighbours
+from ib_callback.probe.ngrams import Positions
 from ib_callback.probe.probe import Probe
 
-# Pairs of tokens that are always looked at, and what looking at more may cost, in forwards of the trunk.
-LEAST_PAIRS = 8192
+# What looking at more than the least number of pairs may cost, in forwards of the trunk.
 SHARE = 0.1
-# Logits that are there at a time (in float32, twice). A head of 50,000 rows is a tenth faster with some 700 positions at
-# a time than with 170; a GPU wants more.
+# Logits that are there at a time (in float32, twice). A head of 50,000 rows is a tenth faster with some 700 positions
+# at a time than with 170; a GPU wants more.
 _AT_A_TIME = {"cpu": 1 << 25}
 _ON_DEVICES = 1 << 26
 # Tokens of the sequence on which the two ways are compared, and how far their mean losses may be apart.
@@ -88,37 +89,36 @@ def number_of_pairs(probe: Probe, model: nn.Module, *, every: bool) -> int:
 
     It is a function of the probe and the architecture alone.
     """
-    total = int((probe.attention_mask[:, :-1] & probe.attention_mask[:, 1:]).sum())
+    total = len(neighbours(probe))
     cost = None if every else head.relative_cost(model)
     if cost is None or cost <= SHARE:
         return total
-    return min(total, max(LEAST_PAIRS, int(total * SHARE / cost)))
+    return min(total, max(NUMBER, int(total * SHARE / cost)))
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Pairs of neighbouring real tokens of a probe, by the sequence and the offset of the first of each, ascending.
+class Distributions:
+    """Which next-token distributions are wanted, and how their tokens are grouped.
 
-    total: how many there are in the probe.
+    positions: at which.
+    tokens: [G] ids that are groups of their own; all others are one more.
     """
 
-    sequence: np.ndarray
-    offset: np.ndarray
-    total: int
+    positions: Positions
+    tokens: Tensor
 
-    @classmethod
-    def of(cls, probe: Probe, number: int) -> Pairs:
-        """So many of them: one from each of as many equal stretches, where chance has it. The same ones every time."""
-        sequence, offset = (probe.attention_mask[:, :-1] & probe.attention_mask[:, 1:]).numpy().nonzero()
-        total = len(sequence)
-        if number < total:
-            within = np.random.RandomState(0).random_sample(number)
-            chosen = np.minimum(((np.arange(number) + within) * total / number).astype(np.int64), total - 1)
-            sequence, offset = sequence[chosen], offset[chosen]
-        return cls(sequence, offset, total)
 
-    def __len__(self) -> int:
-        return len(self.sequence)
+class _Looked:
+    """Positions at which logits are looked at, ascending: those of the losses, those of the distributions, and both."""
+
+    def __init__(self, probe: Probe, losses: Positions, distributions: Positions | None) -> None:
+        width = probe.input_ids.shape[1]
+        kinds = [losses] if distributions is None else [losses, distributions]
+        places = [kind.sequence * width + kind.offset for kind in kinds]
+        union = np.unique(np.concatenate(places))
+        self.sequence, self.offset = np.divmod(union, width)
+        self.for_loss = np.isin(union, places[0])
+        self.for_distribution = np.zeros(len(union), bool) if distributions is None else np.isin(union, places[1])
 
     def within(self, sequences: slice) -> slice:
         """Which of them are in these sequences."""
@@ -127,22 +127,33 @@ class Pairs:
 
 
 class LossPass:
-    """Adds up losses by sequence, over the forward passes of a measurement.
+    """Adds up losses by sequence, and makes next-token distributions, over the forward passes of a measurement.
 
     Args:
         model: unwrapped.
         probe: that fits it.
-        pairs: to look at.
-        route: how the loss can be had.
+        pairs: the first of each pair of tokens whose loss is wanted; none if no loss is.
+        route: how the logits can be had.
+        distributions: that are wanted.
 
     Attributes:
         sums: [N] of the losses of each sequence, in nats.
         counts: [N] of its pairs.
+        grouped: [P, G + 1] float32, grouped distributions of the last forward pass, at its positions in their order.
         failed: why there is no loss after all.
     """
 
-    def __init__(self, model: nn.Module, probe: Probe, pairs: Pairs, route: Route) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        probe: Probe,
+        pairs: Positions,
+        route: Route,
+        distributions: Distributions | None = None,
+    ) -> None:
         self._model, self._probe, self.pairs, self.route = model, probe, pairs, route
+        self._looked = _Looked(probe, pairs, None if distributions is None else distributions.positions)
+        self._tokens = None if distributions is None else distributions.tokens
         self._highest = int(probe.input_ids.max())
         # Found once: looking for them goes through all modules.
         self._trunk = head.trunk_of(model) if route.kind == "head" else None
@@ -153,7 +164,13 @@ class LossPass:
         """Forget what was added: the pass begins anew."""
         self.sums = np.zeros(len(self._probe))
         self.counts = np.zeros(len(self._probe), np.int64)
+        self.grouped = torch.empty(0)
         self.failed = self.route if self.route.kind == "none" else None
+
+    @property
+    def num_groups(self) -> int:
+        """Of tokens, in distributions; the rest is one."""
+        return 1 + (0 if self._tokens is None else len(self._tokens))
 
     @property
     def all_logits(self) -> bool:
@@ -161,38 +178,48 @@ class LossPass:
         return self.route.kind == "logits"
 
     def wants(self, sequences: slice) -> bool:
-        """Whether there are pairs in these sequences that are not in vain."""
-        here = self.pairs.within(sequences)
+        """Whether something of these sequences is looked at, and not in vain."""
+        here = self._looked.within(sequences)
         return self.failed is None and here.start < here.stop
 
     def run(self, call: Callable[[], Any], inputs: Inputs, sequences: slice) -> Any:
         """Make the forward pass `call` of these sequences, add their losses, and return what it puts out."""
-        here = self.pairs.within(sequences)
+        here = self._looked.within(sequences)
         if not self.wants(sequences):
             return call()
-        row, offset = self.pairs.sequence[here] - sequences.start, self.pairs.offset[here]
+        row, offset = self._looked.sequence[here] - sequences.start, self._looked.offset[here]
         at = (torch.from_numpy(row), torch.from_numpy(offset))
         targets = inputs.ids[at[0].to(inputs.ids.device), at[1].to(inputs.ids.device) + 1]
         shape = (inputs.ids.shape[0], inputs.ids.shape[1])
-        found: list[Tensor] = []
+        reduced = _Reduced(targets, torch.from_numpy(self._looked.for_distribution[here]), self._tokens)
+        times = 0
+
+        def take(states: Tensor) -> None:
+            nonlocal times
+            times += 1
+            self._of_states(states, at, reduced)
+
         if self.route.kind == "head":
-            output = self._past_the_head(call, lambda states: found.append(self._of_states(states, at, targets)), shape)
+            output = self._past_the_head(call, take, shape)
         else:
             output = call()
-            self._survived(lambda: found.append(self._of_logits(output, at, targets, shape)))
-        if self.failed is None and len(found) != 1:
-            self.failed = Route("none", f"the trunk ran {len(found)} times in a forward pass", is_failure=True)
+            times = 1
+            self._survived(lambda: self._of_logits(output, at, reduced, shape))
+        if self.failed is None and times != 1:
+            self.failed = Route("none", f"the trunk ran {times} times in a forward pass", is_failure=True)
         if self.failed is None:
-            losses = found[0].double().cpu().numpy()
-            self.sums[sequences] += np.bincount(row, losses, len(self.sums[sequences]))
-            self.counts[sequences] += np.bincount(row, minlength=len(self.sums[sequences]))
+            counted = self._looked.for_loss[here]
+            losses = reduced.losses.double().cpu().numpy()[counted]
+            self.sums[sequences] += np.bincount(row[counted], losses, len(self.sums[sequences]))
+            self.counts[sequences] += np.bincount(row[counted], minlength=len(self.sums[sequences]))
+            self.grouped = reduced.grouped
         return output
 
     def outcome(self) -> Route:
         """How the loss was had in the end, or why it was not."""
         if self.failed is not None:
             return self.failed
-        if not len(self.pairs):
+        if not len(self._looked.sequence):
             return Route("none", "no sequence has two tokens")
         bad = int(self.counts[~np.isfinite(self.sums)].sum())
         if bad:
@@ -219,24 +246,64 @@ class LossPass:
                 raise
             self.failed = self.failed or Route("none", describe(error), is_failure=True)
 
-    def _of_states(self, states: Tensor, at: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+    def _of_states(self, states: Tensor, at: tuple[Tensor, Tensor], reduced: _Reduced) -> None:
         states = states[at[0].to(states.device), at[1].to(states.device)]
         call = None if self._head is None else head.callable_alone(self._head)
         assert call is not None  # else this were not the route
-        return _losses(call, states, targets, rows_at_a_time(self._model, states.device))
+        for logits in _slices(call, states, rows_at_a_time(self._model, states.device)):
+            reduced.add(logits)
 
-    def _of_logits(self, output: Any, at: tuple[Tensor, Tensor], targets: Tensor, shape: tuple[int, int]) -> Tensor:
+    def _of_logits(self, output: Any, at: tuple[Tensor, Tensor], reduced: _Reduced, shape: tuple[int, int]) -> None:
         logits = head.logits_in(output, self._model, shape, self._highest)
         if isinstance(logits, str):
             self.failed = Route("none", logits)
-            return torch.zeros(len(targets))
+            return
         row, offset = (index.to(logits.device) for index in at)
         size = max(1, _at_a_time(logits.device) // logits.shape[-1])
-        parts = [
-            _cross_entropy(logits[row[some], offset[some]], targets[some])
-            for some in (slice(begin, begin + size) for begin in range(0, len(targets), size))
-        ]
-        return torch.cat(parts)
+        for begin in range(0, len(row), size):
+            some = slice(begin, begin + size)
+            reduced.add(logits[row[some], offset[some]])
+
+
+class _Reduced:
+    """What logits are reduced to, a few positions after the other: losses, and distributions at some of them.
+
+    Args:
+        targets: [n] the token that follows each position.
+        grouped: [n] bool, whether its distribution is wanted.
+        tokens: as of `Distributions`; None where none is.
+    """
+
+    def __init__(self, targets: Tensor, grouped: Tensor, tokens: Tensor | None) -> None:
+        self._targets, self._wanted, self._tokens = targets, grouped, tokens
+        self._done = 0
+        self._losses: list[Tensor] = []
+        self._grouped: list[Tensor] = []
+
+    def add(self, logits: Tensor) -> None:
+        """Reduce the logits [m, V] of the next m positions."""
+        here = slice(self._done, self._done + len(logits))
+        self._done = here.stop
+        # The training's autocast would have its own idea of what is precise enough.
+        with torch.autocast(logits.device.type, enabled=False):
+            logs = F.log_softmax(logits.float(), dim=-1)
+        self._losses.append(-logs.gather(1, self._targets[here, None].to(logs.device))[:, 0])
+        if self._tokens is not None and bool(self._wanted[here].any()):
+            some = logs[:, self._tokens.to(logs.device)][self._wanted[here].to(logs.device)]
+            # What is left of 1 may be little; MPS has no float64.
+            shares = some.to(torch.float32 if some.device.type == "mps" else torch.float64).exp()
+            rest = (1.0 - shares.sum(-1, keepdim=True)).clamp_min(0.0)
+            self._grouped.append(torch.cat([shares, rest], dim=-1).float())
+
+    @property
+    def losses(self) -> Tensor:
+        """[n], in nats."""
+        return torch.cat(self._losses)
+
+    @property
+    def grouped(self) -> Tensor:
+        """[P, G + 1], where distributions are wanted."""
+        return torch.cat(self._grouped) if self._grouped else torch.empty(0)
 
 
 def _at_a_time(device: torch.device) -> int:
@@ -248,20 +315,19 @@ def rows_at_a_time(model: nn.Module, device: torch.device) -> int:
     return max(1, _at_a_time(device) // (access.vocabulary_size(model) or 1 << 17))
 
 
-def _losses(call: Callable[[Tensor], Any], states: Tensor, targets: Tensor, size: int) -> Tensor:
-    """[n] float32 losses of states [n, dim], so many at a time."""
-    parts = []
+def _slices(call: Callable[[Tensor], Any], states: Tensor, size: int) -> Iterator[Tensor]:
+    """Logits of states [n, dim], so many at a time."""
     for begin in range(0, len(states), size):
         logits = call(states[None, begin : begin + size])
-        logits = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
-        parts.append(_cross_entropy(logits[0], targets[begin : begin + size]))
-    return torch.cat(parts)
+        yield (logits.full_tensor() if hasattr(logits, "full_tensor") else logits)[0]
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    # The training's autocast would have its own idea of what is precise enough.
-    with torch.autocast(logits.device.type, enabled=False):
-        return F.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+def _losses(call: Callable[[Tensor], Any], states: Tensor, targets: Tensor, size: int) -> Tensor:
+    """[n] float32 losses of states [n, dim], so many at a time."""
+    reduced = _Reduced(targets, torch.zeros(len(targets), dtype=torch.bool), None)
+    for logits in _slices(call, states, size):
+        reduced.add(logits)
+    return reduced.losses
 
 
 def _states(output: Any, shape: tuple[int, int]) -> Tensor:
@@ -386,7 +452,7 @@ class _Trial:
         is_16_bit = logits.dtype in (torch.bfloat16, torch.float16)
         floors = (_AGREES, _AGREES_LARGE_16_BITS if is_16_bit else _AGREES_LARGE)
         for own, means, floor in zip(logits, self._means, floors, strict=True):
-            expected = float(_cross_entropy(own[:-1], ids[1:]).double().mean())
+            expected = float(_losses(lambda logits: logits, own[:-1], ids[1:], len(own)).double().mean())
             tolerance = max(floor, max(means) - min(means)) if is_16_bit else floor
             if not abs(means[0] - expected) <= tolerance:
                 return False
@@ -406,7 +472,7 @@ def loss_numbers(losses: LossPass, probe: Probe, group_bounds: np.ndarray | None
     """
     if losses.outcome().kind == "none":
         return {}
-    sums, counts, pairs = losses.sums, losses.counts, losses.pairs
+    sums, counts = losses.sums, losses.counts
     mean = float(sums.sum() / counts.sum())
     together = _drawn_together(probe)
     drawn, weight = (np.bincount(together, values) for values in (sums, counts))
@@ -418,7 +484,7 @@ def loss_numbers(losses: LossPass, probe: Probe, group_bounds: np.ndarray | None
     found: dict[str, Any] = {
         "loss": mean,
         "loss_se": error,
-        "bits_per_byte": mean * pairs.total / (probe.num_bytes * math.log(2)) if probe.num_bytes else None,
+        "bits_per_byte": mean * len(neighbours(probe)) / (probe.num_bytes * math.log(2)) if probe.num_bytes else None,
         "predictive_information": _entropy_of_next(probe) - mean,
     }
     if group_bounds is not None:

@@ -1,0 +1,351 @@
+"""Codebooks aimed at the output: the model's own embeddings of frequent tokens in place of random reference points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ib_callback.common.messages import describe
+from ib_callback.estimator.quantise import assign, resolve_temperature
+from ib_callback.measuring.accumulate import Accumulator, Sums
+from ib_callback.measuring.model import access, head
+from ib_callback.measuring.model.forward import is_out_of_memory
+from ib_callback.measuring.model.loss import LossPass, rows_at_a_time
+from ib_callback.measuring.plan.plan import Batch, Plan
+from ib_callback.probe.probe import Probe
+
+# Reference points, and with them bins.
+NUMBER = 100
+# Bytes of states that are kept, on the host, until their mean is known.
+KEPT = 2 << 30
+# Of a probe whose states are more than that: one batch in so many gives the mean, by forwards of its own.
+EVERY = 20
+# A state that is nearer to the mean than this share of its norm has no direction away from it.
+_AT_THE_MEAN = 1e-5
+
+
+def frequent_tokens(probe: Probe, number: int) -> Tensor:
+    """[up to `number`] ids of the most frequent real tokens of a probe; of equally frequent ones, lower ids first.
+
+    >>> frequent_tokens(Probe.from_tokens(torch.tensor([[7, 5, 5, 9, 9, 3]])), 3)
+    tensor([5, 9, 3])
+    """
+    ids, counts = torch.unique(probe.input_ids[probe.attention_mask], return_counts=True)
+    order = torch.sort(counts, descending=True, stable=True).indices
+    return ids[order[:number]]
+
+
+def output_rows(model: nn.Module, module: nn.Module, tokens: Tensor) -> Tensor:
+    """[G, dim] float32, what the output head `module` multiplies states with for the logit of each token.
+
+    To be called amid the forward of the model, when its parameters are in place. A plain linear layer is asked for its
+    rows; anything else, such as one with adapters or with quantised weights, for its logits of unit vectors.
+
+    Raises:
+        ValueError: it is not of a kind of which rows are known.
+    """
+    call = head.callable_alone(module)
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and isinstance(weight, Tensor):
+        if type(module).__name__.startswith("FSDP") and hasattr(weight, "to_local"):
+            sharded: Any = module
+            sharded.unshard()
+            weight = module.weight
+        rows = _rows_of(weight, tokens)
+    elif call is not None and isinstance(weight, Tensor) and weight.ndim == 2:
+        rows = _rows_by_calls(model, call, weight, tokens)
+    else:
+        raise ValueError(f"the rows of its output head, {type(module).__name__}, are not known")
+    return rows.detach().float()
+
+
+def _rows_of(weight: Any, tokens: Tensor) -> Tensor:
+    if not hasattr(weight, "device_mesh"):
+        return weight[tokens.to(weight.device)]
+    from torch.distributed.tensor import DTensor, Replicate
+
+    # Each rank looks up what it has of them.
+    replicated = [Replicate()] * weight.device_mesh.ndim
+    ids: Any = DTensor.from_local(tokens.to(weight.device), weight.device_mesh, replicated, run_check=False)
+    found: Any = nn.functional.embedding(ids, weight)
+    return found.full_tensor()
+
+
+def _rows_by_calls(model: nn.Module, call: Callable[[Tensor], Any], weight: Tensor, tokens: Tensor) -> Tensor:
+    dim = weight.shape[1]
+    size = rows_at_a_time(model, weight.device)
+    dtype = weight.dtype if weight.is_floating_point() else torch.float32
+
+    def logits(states: Tensor) -> Tensor:
+        found = call(states[None])
+        return (found.full_tensor() if hasattr(found, "full_tensor") else found)[0].float()[:, tokens.to(found.device)]
+
+    offset = logits(torch.zeros(1, dim, dtype=dtype, device=weight.device))
+    parts = []
+    for begin in range(0, dim, size):
+        width = min(size, dim - begin)
+        unit = torch.zeros(width, dim, dtype=dtype, device=weight.device)
+        unit[torch.arange(width), begin + torch.arange(width)] = 1.0
+        parts.append(logits(unit) - offset)
+    return torch.cat(parts).T
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass with such a codebook came to.
+
+    plan: that it followed.
+    num_bins: of its assignments.
+    sums: None where there is a reason, `why`, that there are none.
+    is_failure: whether that is an accident rather than a property of the model.
+    told: about it, for the settings of the measurement.
+    """
+
+    plan: Plan
+    num_bins: int
+    sums: Sums | None
+    why: str
+    is_failure: bool
+    told: dict[str, Any]
+
+
+class Readout:
+    """Assigns the last layer's states, after the final norm, to the output embeddings of frequent tokens.
+
+    The mean state is removed from states, and from embeddings their mean; then they are compared as states and random
+    points are, by cosines and a softmax at the calibrated temperature. States wait on the host for the mean, in the
+    precision in which the model made them, so that one pass is enough and the mean is exactly that of all positions.
+    Where they would take more than 2 GiB, the mean is that of every twentieth batch, by forwards before the pass.
+
+    Use as a context manager around forward passes; after each, `take` its states.
+
+    Args:
+        model: unwrapped.
+        plan: of the probe.
+        tokens: [G] ids, at least 2.
+        weighting: of labels.
+        limit: bytes of states that may wait.
+
+    Attributes:
+        why: the reason that there is no readout; "" if there is none.
+        is_failure: whether that is an accident rather than a property of the model.
+        mean: [dim] float64, of the states; None until it is known.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, tokens: Tensor, *, weighting: str, limit: int = KEPT) -> None:
+        self._model, self._plan, self._tokens, self._weighting, self._limit = model, plan, tokens, weighting, limit
+        self._trunk, self._head = head.trunk_of(model), head.output_head(model)
+        self.why, self.is_failure = "", False
+        if self._head is None:
+            self.why = f"{type(access.bare(model)).__name__} has no output embeddings"
+        elif self._trunk is None:
+            self.why = f"the last hidden states of {type(access.bare(model)).__name__} are not known"
+        elif len(tokens) < 2:
+            self.why = "the probe has one token only"
+        self._points: Tensor | None = None
+        self._hooks = ExitStack()
+        self._output: list[Any] = []
+        self._waiting: list[tuple[Batch, Tensor]] = []
+        self._total: Tensor | None = None
+        self._count = 0
+        self._accumulator: Accumulator | None = None
+        self._mean_of = "all positions"
+        self.mean: Tensor | None = None
+
+    def __enter__(self) -> Readout:
+        if not self.why and self._trunk is not None:
+            self._hooks.callback(self._trunk.register_forward_hook(self._see).remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hooks.close()
+
+    def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._output.append(output)
+        if self._points is None and not self.why:
+            self._survived(self._find_points)
+
+    def _find_points(self) -> None:
+        assert self._head is not None
+        rows = output_rows(self._model, self._head, self._tokens)
+        points = (rows.double() if rows.device.type != "mps" else rows) - rows.double().mean(0)
+        norms = torch.linalg.vector_norm(points, dim=-1)
+        if not bool((norms > 0).all()):  # or they are not finite
+            self.why = "its output embeddings are zero or all alike"
+            return
+        self._points = (points / norms[:, None]).float()
+
+    def look(self, batches: Sequence[Batch], run: Callable[[Batch], object]) -> None:
+        """Find the mean beforehand where states may not wait: `run` makes the forward pass of a batch."""
+        if self.why or self._fits():
+            return
+        for batch in batches[::EVERY]:
+            run(batch)
+            rows = self._states(batch)
+            if rows is not None:
+                self._add_to_mean(rows)
+        if self._total is not None:
+            self.mean, self._mean_of = self._total / self._count, f"{self._count:,} positions"
+
+    def memory(self) -> int:
+        """Bytes of the states that wait, on the host."""
+        size = self._size()
+        return size if size <= self._limit else 0
+
+    def _fits(self) -> bool:
+        return self._size() <= self._limit
+
+    def _size(self) -> int:
+        weight = getattr(self._head, "weight", None)
+        if self.why or not isinstance(weight, Tensor) or weight.ndim != 2:
+            return 0  # no rows are known of such a head
+        itemsize = 2 if access.dtype_of(self._model) in ("float16", "bfloat16") else 4
+        return self._plan.num_positions * weight.shape[1] * itemsize
+
+    def take(self, batch: Batch) -> None:
+        """The states of the forward pass of this batch."""
+        rows = self._states(batch)
+        if rows is None:
+            return
+        if self.mean is None:
+            self._add_to_mean(rows)
+            self._waiting.append((batch, rows.to("cpu")))
+        else:
+            self._survived(partial(self._add, batch, rows))
+
+    def _states(self, batch: Batch) -> Tensor | None:
+        outputs, self._output = self._output, []
+        if self.why:
+            return None
+        if len(outputs) != 1:
+            self.why, self.is_failure = f"the trunk ran {len(outputs)} times in a forward pass", True
+            return None
+        found: list[Tensor] = []
+
+        def read() -> None:
+            output = outputs[0]
+            states = output if isinstance(output, Tensor) else getattr(output, "last_hidden_state", None)
+            states = output[0] if states is None else states
+            states = states.full_tensor() if hasattr(states, "full_tensor") else states
+            rows = states.detach().flatten(0, 1)
+            assert self._points is not None
+            if rows.shape[-1] != self._points.shape[-1]:
+                self.why = f"states have {rows.shape[-1]} dimensions, its output embeddings {self._points.shape[-1]}"
+                return
+            found.append(rows.index_select(0, batch.positions.to(rows.device)))
+
+        self._survived(read)
+        return found[0] if found else None
+
+    def _add_to_mean(self, rows: Tensor) -> None:
+        total = rows.sum(0, dtype=torch.float64) if rows.device.type != "mps" else rows.float().sum(0).cpu().double()
+        self._total = total if self._total is None else self._total + total
+        self._count += len(rows)
+
+    def _add(self, batch: Batch, rows: Tensor) -> None:
+        assert self._points is not None
+        assert self.mean is not None
+        device = self._points.device
+        if self._accumulator is None:
+            self._accumulator = Accumulator(self._plan, 1, len(self._tokens), weighting=self._weighting, device=device)
+        rows = rows.to(device).float()
+        away = rows - self.mean.to(device, torch.float32)
+        temperature = resolve_temperature("calibrated", rows.shape[-1], len(self._tokens))
+        assignments, norms = assign(away, self._points, temperature)
+        assignments[norms <= _AT_THE_MEAN * torch.linalg.vector_norm(rows, dim=-1)] = 1.0 / len(self._tokens)
+        self._accumulator.add(batch, assignments[:, None])
+
+    def outcome(self) -> Outcome:
+        """After the last batch; to be asked for once."""
+        sums = self._sums()
+        told = {"why": self.why} if self.why else {"tokens": len(self._tokens), "mean": self._mean_of}
+        return Outcome(self._plan, len(self._tokens), sums, self.why, self.is_failure, told)
+
+    def _sums(self) -> Sums | None:
+        if not self.why and self.mean is None and self._total is not None:
+            self.mean = self._total / self._count
+        if not self.why and (self.mean is None or not bool(self.mean.isfinite().all())):
+            self.why, self.is_failure = "states are not finite", True
+        waiting, self._waiting = self._waiting, []
+        for batch, rows in waiting:
+            if not self.why:
+                self._survived(partial(self._add, batch, rows))
+        if self.why or self._accumulator is None:
+            return None
+        return self._accumulator.sums()
+
+    def _survived(self, body: Callable[[], object]) -> None:
+        """Nothing but a lack of memory, which smaller batches help, ends the measurement for the readout's sake."""
+        try:
+            body()
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            self.why, self.is_failure = self.why or describe(error), True
+
+
+class Prediction:
+    """Accumulates next-token distributions, grouped into frequent tokens and the rest, as soft assignments.
+
+    Args:
+        plan: of the positions at which there are any.
+        losses: makes them, in each forward pass.
+        weighting: of labels.
+        device: where to accumulate.
+
+    Attributes:
+        why, is_failure: as of `Readout`.
+    """
+
+    def __init__(self, plan: Plan, losses: LossPass, *, weighting: str, device: torch.device) -> None:
+        self._plan, self._losses, self._device = plan, losses, device
+        self._accumulator = Accumulator(plan, 1, losses.num_groups, weighting=weighting, device=device)
+        self._batches = {batch.sequences.start: batch for batch in plan.batches}
+        self._bad = ""
+
+    def __enter__(self) -> Prediction:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def look(self, batches: Sequence[Batch], run: Callable[[Batch], object]) -> None:
+        """Nothing has to be known beforehand."""
+
+    def memory(self) -> int:
+        """Bytes that wait: none."""
+        return 0
+
+    @property
+    def why(self) -> str:
+        """The reason that there is none; "" if there is none."""
+        return self._bad or ("" if self._losses.failed is None else self._losses.failed.why)
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether that is an accident rather than a property of the model."""
+        return bool(self._bad) or (self._losses.failed is not None and self._losses.failed.is_failure)
+
+    def take(self, batch: Batch) -> None:
+        """The distributions of the forward pass of this batch."""
+        own = self._batches.get(batch.sequences.start)
+        if own is None or self.why:
+            return
+        grouped = self._losses.grouped.to(self._device)
+        if not bool(grouped.isfinite().all()):
+            self._bad = "logits are not finite"
+            return
+        self._accumulator.add(own, grouped[:, None])
+
+    def outcome(self) -> Outcome:
+        """After the last batch; to be asked for once."""
+        why = self.why
+        sums = None if why else self._accumulator.sums()
+        told = {"why": why} if why else {"positions": self._plan.num_positions, "groups": self._losses.num_groups}
+        return Outcome(self._plan, self._losses.num_groups, sums, why, self.is_failure, told)
