@@ -12,6 +12,8 @@ With `--damaged`: 13 versions of each model. All weight matrices, embeddings inc
 normal noise, in standard deviations of the matrix; four shares of the smallest entries set to zero; all entries of each
 matrix shuffled; and two untrained models. Every number is compared with the loss. Damaged models are confidently wrong,
 so one scale on the logits is fitted first, on every eighth sequence; the loss at that scale is then over all of them.
+`--noise` and `--pruned` set other levels. Codebooks aimed at the output are printed beside the local numbers, and
+whether their score is in the order of the loss wherever their local expressivity is over three standard errors.
 A ratio that is undefined because nothing local is resolved counts as the lowest. Pairs are right if the better loss
 comes with the better number, by its direction (numbers without one: higher).
 """
@@ -24,7 +26,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--damaged", action="store_true", help="compare 13 versions of each model by their loss")
+    parser.add_argument("--noise", type=float, nargs="*", default=NOISE, help="levels, with --damaged")
+    parser.add_argument("--pruned", type=float, nargs="*", default=PRUNED, help="shares, with --damaged")
+    parser.add_argument("--center", action=argparse.BooleanOptionalAction, default=True, help="of states, too")
     parser.add_argument("--keep", type=Path, help="folder of measurements to reuse; one for each setting")
     options = parser.parse_args(arguments)
     if options.threads:
@@ -86,14 +91,15 @@ def measured(meter: ib.Meter, model: Callable[[], nn.Module], kept: Path | None,
 PLAIN = ("complexity", "expressivity", "optimality", "complexity_null", "complexity_baseline",
          "complexity_above_null", "expressivity_above_null", "optimality_above_null")  # fmt: skip
 LOCAL = ("complexity_local", "expressivity_local", "optimality_local")
+AIMED = ("readout", "prediction")
 BY_LAYER = ("complexity", "expressivity", "complexity_null", "complexity_baseline", *LOCAL[:2])
 HEADINGS = ("C", "E", "E/C", "null", "document", "C-null", "E-null", "ratio", "local C", "local E", "local ratio")
 
 
 def number(point: Any, name: str) -> str:
     value, error = getattr(point, name), getattr(point, f"{name}_se")
-    text = "none" if value is None else f"{value:.4f}" if name in LOCAL else f"{value:.3f}"
-    return text if error is None or name not in LOCAL else f"{text} ± {error:.4f}"
+    text = "none" if value is None else f"{value:.4f}" if name in (*LOCAL, "score_local") else f"{value:.3f}"
+    return text if error is None or name not in (*LOCAL, "score_local") else f"{text} ± {error:.4f}"
 
 
 def trained_and_untrained(options: argparse.Namespace) -> bool:
@@ -191,7 +197,9 @@ def damage(model: nn.Module, kind: str, level: float, seed: int = 0) -> None:
             weight.copy_(weight.flatten()[torch.randperm(weight.numel(), generator=generator)].view_as(weight))
 
 
-def versions(model: nn.Module) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+def versions(
+    model: nn.Module, noise: Sequence[float], pruned: Sequence[float]
+) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     """Name of each version, and what makes it; made versions share their memory with `model`."""
     whole = [weight.clone() for weight in matrices(model)]
 
@@ -201,7 +209,7 @@ def versions(model: nn.Module) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
         damage(model, kind, level)
         return model
 
-    kinds = [("trained", 0.0), *(("noise", n) for n in NOISE), *(("pruned", p) for p in PRUNED), ("shuffled", 0.0)]
+    kinds = [("trained", 0.0), *(("noise", n) for n in noise), *(("pruned", p) for p in pruned), ("shuffled", 0.0)]
     for kind, level in kinds:
         yield f"{kind} {level}" if level else kind, lambda kind=kind, level=level: damaged_by(kind, level)
     for seed in (0, 1):
@@ -246,7 +254,7 @@ def damaged(options: argparse.Namespace) -> None:
             batch_size=options.batch_size,
             standard_errors=options.groups,
             draws=options.draws,
-            center=True,
+            center=options.center,
             last_block=True,
             companions=("rankme", "alpha_req"),
         )
@@ -254,9 +262,11 @@ def damaged(options: argparse.Namespace) -> None:
         print(
             f"{'':16}{'loss':>9}{'scale':>9}{'refitted':>9}{'bits/byte':>10}"
             + "".join(f"{h:>18}" for h in HEADINGS[8:])
+            + "".join(f"{f'{view} {h}':>24}" for view in AIMED for h in ("C", "E", "score"))
         )
+        aimed: dict[str, list[tuple[float, Any]]] = {view: [] for view in AIMED}
         rows = tables[folder.name] = []
-        for name, make in versions(model):
+        for name, make in versions(model, options.noise, options.pruned):
             kept = options.keep and options.keep / f"{folder.name}-{name.replace(' ', '-')}.json"
             measurement, losses = measured(meter, make, kept, lambda made, probe=probe: refitted_loss(made, probe))
             points = views(measurement, "token")
@@ -264,7 +274,27 @@ def damaged(options: argparse.Namespace) -> None:
             bits = losses["refitted"] * per_byte
             rows.append(row | {"refitted": losses["refitted"], "bits": bits})
             cells = [f"{losses['loss']:10.3f}{losses['scale']:10.3f}{losses['refitted']:10.3f}{bits:10.3f}"]
-            print(f"{name:16}" + "".join(cells + [f"{number(points['mean'], q):>18}" for q in LOCAL]), flush=True)
+            cells += [f"{number(points['mean'], q):>18}" for q in LOCAL]
+            for view in AIMED:
+                if f"{view}/token" in measurement:
+                    point = measurement[f"{view}/token"]
+                    aimed[view].append((losses["refitted"], point))
+                    cells += [f"{number(point, q):>24}" for q in (*LOCAL[:2], "score_local")]
+            print(f"{name:16}" + "".join(cells), flush=True)
+        for view, found in aimed.items():
+            told = sorted(
+                (
+                    (loss, point)
+                    for loss, point in found
+                    if point.expressivity_local > 3 * point.expressivity_local_se and point.score_local is not None
+                ),
+                key=lambda each: each[0],
+            )
+            scores = [point.score_local for _, point in told]
+            in_order = all(better > worse for better, worse in itertools.pairwise(scores))
+            print(
+                f"  {view}: the scores of {len(told)} versions are {'' if in_order else 'NOT '}in the order of the loss"
+            )
     every = {"all": [row for rows in tables.values() for row in rows]} if len(tables) > 1 else {}
     print("\nSpearman and Kendall with the refitted loss (all models: with its bits per byte), pairs ordered rightly")
     print(f"{'':52}" + "".join(f"{name:>26}" for name in [*tables, *every]))
