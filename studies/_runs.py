@@ -1,0 +1,317 @@
+"""Training runs of the studies: data, models, schedules, and the measuring of each by the product's own callback."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers as tf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+
+import ib_callback as ib
+from ib_callback.hf import IBCallback
+
+LENGTH = 128
+VOCABULARY = 4096
+# Novels, by their place in the file: the last ones are held out, of them the first for the probe.
+HELD_OUT, OF_PROBE = 12, 6
+PROBE_SEQUENCES, VALIDATION_SEQUENCES = 64, 256
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run.
+
+    architecture: "llama" or "gpt2".
+    layers, width, heads: of the model; tied: whether its head is that of its embeddings.
+    steps, batch, rate: of training, with AdamW; rate warms up over `warmup` steps.
+    schedule: what the rate does after that: "cosine" to a tenth, "constant", "wsd" (falls to nothing over the last
+        fifth) or "spike" (constant, times 40 from 24 % to 27 % of the steps).
+    sequences: of training data that are seen again and again; None: ever new ones.
+    seed: of weights and of the order of the data.
+    """
+
+    name: str
+    architecture: str
+    layers: int
+    width: int
+    heads: int = 4
+    tied: bool = True
+    steps: int = 1000
+    batch: int = 32
+    rate: float = 1e-3
+    warmup: int = 50
+    schedule: str = "cosine"
+    sequences: int | None = None
+    seed: int = 0
+    probe_sequences: int = PROBE_SEQUENCES
+
+    def measured_steps(self) -> list[int]:
+        """About 30: after every octave's half in the beginning, then evenly."""
+        early = [4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 200]
+        return sorted({s for s in early if s < self.steps} | {round(self.steps * k / 20) for k in range(1, 21)} | {0})
+
+    def rate_at(self, step: int) -> float:
+        """As a share of `rate`."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = step / self.steps
+        if self.schedule == "cosine":
+            return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+        if self.schedule == "wsd":
+            return min(1.0, 5.0 * (1.0 - done))
+        if self.schedule == "spike":
+            return 40.0 if 0.24 <= done < 0.27 else 1.0
+        return 1.0
+
+    def model(self) -> nn.Module:
+        """With random weights."""
+        torch.manual_seed(self.seed)
+        if self.architecture == "llama":
+            return tf.LlamaForCausalLM(
+                tf.LlamaConfig(
+                    vocab_size=VOCABULARY,
+                    hidden_size=self.width,
+                    intermediate_size=int(self.width * 8 / 3),
+                    num_hidden_layers=self.layers,
+                    num_attention_heads=self.heads,
+                    max_position_embeddings=LENGTH,
+                    tie_word_embeddings=self.tied,
+                )
+            )
+        return tf.GPT2LMHeadModel(
+            tf.GPT2Config(
+                vocab_size=VOCABULARY,
+                n_embd=self.width,
+                n_layer=self.layers,
+                n_head=self.heads,
+                n_positions=LENGTH,
+                tie_word_embeddings=self.tied,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Data:
+    """Sequences of tokens [N, LENGTH] of one tokenizer: for training, validation, probe, and of another domain."""
+
+    training: np.ndarray
+    validation: Tensor
+    probe: Tensor
+    other: Tensor
+    other_validation: Tensor
+
+    @classmethod
+    def load(cls, folder: Path, cache: Path) -> Data:
+        """From `novels.jsonl.gz` and `c4_sample.jsonl.gz` in a folder; tokenised once."""
+        novels = [each["text"] for each in _lines(folder / "novels.jsonl.gz")]
+        tokenizer = _tokenizer(novels[:-HELD_OUT], cache / "tokenizer.json")
+        held = novels[-HELD_OUT:]
+        training = _tokens(tokenizer, novels[:-HELD_OUT], cache / "training.npy")
+        probe, validation = (_tokens(tokenizer, part) for part in (held[:OF_PROBE], held[OF_PROBE:]))
+        other = _tokens(tokenizer, [each["text"] for each in _lines(folder / "c4_sample.jsonl.gz")])
+        half = len(other) // 2
+        return cls(
+            training,
+            *(
+                torch.from_numpy(_spread(part, number).astype(np.int64))
+                for part, number in (
+                    (validation, VALIDATION_SEQUENCES),
+                    (probe, 4 * PROBE_SEQUENCES),
+                    (other[:half], 4 * PROBE_SEQUENCES),
+                    (other[half:], VALIDATION_SEQUENCES),
+                )
+            ),
+        )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _tokenizer(texts: Sequence[str], path: Path) -> Tokenizer:
+    if not path.exists():
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=["<|end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator((text[:400_000] for text in texts), trainer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(str(path))
+    return Tokenizer.from_file(str(path))
+
+
+def _tokens(tokenizer: Tokenizer, texts: Sequence[str], path: Path | None = None) -> np.ndarray:
+    """[N, LENGTH] one text behind the other."""
+    if path is not None and path.exists():
+        return np.load(path)
+    ids = [np.array(each.ids, np.uint16) for each in tokenizer.encode_batch(list(texts))]
+    flat = np.concatenate(ids)
+    table = flat[: len(flat) // LENGTH * LENGTH].reshape(-1, LENGTH)
+    if path is not None:
+        np.save(path, table)
+    return table
+
+
+def _spread(table: np.ndarray, number: int) -> np.ndarray:
+    return table[np.linspace(0, len(table), number, endpoint=False).astype(int)]
+
+
+class Sequences(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """Training sequences in the order of a seed; the first few of them again and again if so many are given."""
+
+    def __init__(self, table: np.ndarray, config: Config) -> None:
+        generator = np.random.RandomState(config.seed)
+        order = generator.permutation(len(table))
+        total = config.steps * config.batch
+        if config.sequences is not None:
+            rounds = -(-total // config.sequences)
+            order = np.concatenate([order[generator.permutation(config.sequences)] for _ in range(rounds)])
+        if total > len(order):
+            order = np.concatenate([order] * -(-total // len(order)))
+        self._table, self._order = table, order[:total]
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ids = torch.from_numpy(self._table[self._order[index]].astype(np.int64))
+        return {"input_ids": ids, "labels": ids}
+
+
+class Losses(tf.TrainerCallback):
+    """Losses on held-out sequences at the measured steps."""
+
+    def __init__(self, config: Config, data: Data, found: dict[int, dict[str, float]]) -> None:
+        self._steps, self._found = set(config.measured_steps()), found
+        self._held_out = {"val_loss": data.validation, "c4_loss": data.other_validation}
+
+    def _measure(self, model: nn.Module, step: int) -> None:
+        if step in self._steps and step not in self._found:
+            was_training = model.training
+            model.eval()
+            with torch.no_grad():
+                self._found[step] = {
+                    name: float(np.mean([float(model(input_ids=part, labels=part).loss) for part in table.split(32)]))
+                    for name, table in self._held_out.items()
+                }
+            model.train(was_training)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self._measure(model, state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self._measure(model, state.global_step)
+
+
+def meter_keywords() -> dict[str, Any]:
+    """Settings of the measurements."""
+    return {"orders": ("token", "bigram"), "center": True, "companions": ("rankme", "alpha_req"), "loss": "all"}
+
+
+def train(config: Config, data: Data, folder: Path) -> dict[str, Any]:
+    """Train and measure on both probes; what the study keeps of it. A run that was finished is not run again.
+
+    A run that was killed goes on from its last checkpoint.
+    """
+    told: dict[int, dict[str, float]] = {}
+    losses = folder / "losses.json"
+    if losses.exists():
+        told = {int(step): each for step, each in json.loads(losses.read_text()).items()}
+    steps = set(config.measured_steps())
+    callbacks = [
+        IBCallback(
+            ib.Probe.from_tokens(table[:: 4 * PROBE_SEQUENCES // config.probe_sequences], name=name),
+            every_n_steps=lambda step: step in steps,
+            output_dir=folder / name,
+            log_plane=False,
+            **meter_keywords(),
+        )
+        for name, table in (("novels", data.probe), ("c4", data.other))
+    ]
+    arguments = tf.TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        per_device_train_batch_size=config.batch,
+        max_steps=config.steps,
+        learning_rate=config.rate,
+        weight_decay=0.1,
+        adam_beta2=0.95,
+        logging_steps=10,
+        save_steps=max(50, config.steps // 4),
+        save_total_limit=1,
+        report_to=[],
+        seed=config.seed,
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    model = config.model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.95), weight_decay=0.1)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, config.rate_at)
+    held_out = Losses(config, data, told)
+    trainer = tf.Trainer(
+        model,
+        arguments,
+        train_dataset=Sequences(data.training, config),
+        callbacks=[held_out, *callbacks],
+        optimizers=(optimizer, rates),
+    )
+    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
+    checkpoints = sorted((folder / "checkpoints").glob("checkpoint-*"))
+    trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    losses.write_text(json.dumps(told))
+    training = {each["step"]: each["loss"] for each in trainer.state.log_history if "loss" in each}
+    return result(config, told, training, {name: folder / name for name in ("novels", "c4")})
+
+
+def result(
+    config: Config, told: dict[int, dict[str, float]], training: dict[int, float], folders: dict[str, Path]
+) -> dict[str, Any]:
+    """What is kept of a run: losses and the numbers of both probes, a list of each over the measured steps."""
+    found: dict[str, Any] = {"config": asdict(config), "package": ib.__version__}
+    for probe, folder in folders.items():
+        points = list(ib.Trajectory.load(folder / "ib_trajectory.jsonl"))
+        columns: dict[str, list[float | None]] = {}
+        for point in points:
+            for name, value in point.scalars().items():
+                columns.setdefault(name, []).append(None if value is None else float(f"{value:.6g}"))
+        found["step"] = [point.step for point in points]
+        found[probe] = columns
+    found |= {name: [told[step][name] for step in found["step"]] for name in ("val_loss", "c4_loss")}
+    logged = sorted(training)
+    found["train_loss"] = [
+        next((training[s] for s in reversed(logged) if s <= max(step, logged[0])), None) for step in found["step"]
+    ]
+    return found
+
+
+def run_all(configs: Sequence[Config], data: Path, work: Path, results: Path) -> None:
+    """Each run whose result is not there yet."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    loaded = None
+    for config in configs:
+        path = results / f"{config.name}.json"
+        if path.exists():
+            continue
+        loaded = loaded or Data.load(data, work)
+        found = train(config, loaded, work / config.name)
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(found))
+        partial.replace(path)
+        print(f"{config.name}: loss {min(found['val_loss']):.3f} at best, {found['val_loss'][-1]:.3f} in the end")
