@@ -91,7 +91,8 @@ def draw_chance(sheet: Sheet, panel: Axes, errors: np.ndarray) -> None:
     style: dict[str, Any] = {"ls": "", "marker": "x", "color": sheet.theme.ink, "markersize": 7, "markeredgewidth": 1.8}
     sheet.plot(panel, np.zeros((2, 1)), "chance", "chance, of local values", zorder=4, **style)
     fill: dict[str, Any] = {"color": sheet.theme.muted, "alpha": 0.22, "lw": 0}
-    for index, band in enumerate((panel.axvspan, panel.axhspan)):
+    bands: tuple[Any, ...] = (panel.axvspan, panel.axhspan)
+    for index, band in enumerate(bands):
         known = errors[np.isfinite(errors[:, index]), index]
         if len(known) and known.max() > 0:
             reach = SIGNIFICANT_STANDARD_ERRORS * known.max()
