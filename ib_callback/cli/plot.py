@@ -39,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", choices=KINDS, help="which picture; by default all that the input allows")
     parser.add_argument("--order", action="append", metavar="NAME", help="an n-gram order; may be given several times")
     parser.add_argument(
+        "--plane", action="append", metavar="NAME",
+        help="plain, local, readout or prediction, by default all that were measured; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
         "--step", default="last", metavar="N|last|best", help="of the plane by layer (best: by optimality)"
     )
     parser.add_argument("--log", action="store_true", help="a logarithmic axis for the steps, whatever they are")
@@ -110,18 +114,21 @@ def _names(files: Sequence[Path]) -> list[str]:
 def _pictures(runs: Sequence[_Run], options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Figure]]]:
     """Names of the pictures, and how to draw each."""
     kind = options.kind or ("compare" if len(runs) > 1 else None)
+    if options.plane and kind in ("layers", "steps"):
+        raise ValueError(f"--plane is for the kinds plane and compare, got --kind {kind}. Leave one of the two out")
     common: dict[str, Any] = {"orders": options.order, "theme": options.theme}
+    in_planes: dict[str, Any] = {"planes": options.plane, **common}
     if kind == "compare":
         if len(runs) < 2:
             raise ValueError("--kind compare needs two runs or more, got one. Give another one beside it")
         courses = {run.name: run.trajectory for run in runs}
-        yield "compare", partial(compare, courses, curve=runs[0].curve, **common)
+        yield "compare", partial(compare, courses, curve=runs[0].curve, **in_planes)
         return
     for run in runs:
         prefix = f"{run.name.replace('/', '_')}_" if len(runs) > 1 else ""
         trajectory, curve = run.trajectory, run.curve
         if kind in (None, "plane"):
-            yield f"{prefix}plane", partial(information_plane, trajectory, curve=curve, title=run.name, **common)
+            yield f"{prefix}plane", partial(information_plane, trajectory, curve=curve, title=run.name, **in_planes)
         if kind in (None, "layers"):
             point = _point(trajectory, options.step)
             title = run.name if point.step is None else f"{run.name}, step {point.step:,}"

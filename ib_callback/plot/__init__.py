@@ -1,7 +1,7 @@
 """Pictures of a run, as Matplotlib figures that no pyplot knows, and as files.
 
-`information_plane` shows a run in the plane, `plane_by_layer` one measurement layer by layer, `over_steps` the
-numbers along the run, `compare` several runs in one plane; `save` writes any of them.
+`information_plane` shows a run in its planes, `plane_by_layer` one measurement layer by layer, `over_steps` the
+numbers along the run, `compare` several runs in the same planes; `save` writes any of them.
 """
 
 from __future__ import annotations

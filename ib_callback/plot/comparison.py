@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ from ib_callback.bound.curve import IBCurve
 from ib_callback.plot import data
 from ib_callback.plot.bound import curve_in_plane, why_not_drawn
 from ib_callback.plot.data import RASTERISED_ABOVE
-from ib_callback.plot.frame import draw_bounds, plane_sheet, square_limits
+from ib_callback.plot.frame import draw_bounds, draw_chance, mark_untrained, note_absent, plane_sheet, square_limits
+from ib_callback.plot.planes import PLAIN, Plane, planes_of
 from ib_callback.plot.sheet import Note, Sheet
 from ib_callback.plot.theme import LINES, MARKERS, ThemeName, drawing, place_labels, shortened_alike, theme_of
 from ib_callback.results.measurement import Measurement, warn_of_other_tokenizers
@@ -32,20 +34,24 @@ def compare(
     runs: Mapping[str, Measurement | Iterable[Measurement]],
     *,
     orders: Sequence[str] | None = None,
+    planes: Sequence[str] | None = None,
     curve: IBCurve | None = None,
     theme: ThemeName = "light",
     title: str | None = None,
 ) -> Figure:
-    """Draw several runs, or single measurements of several models, in one information plane.
+    """Draw several runs, or single measurements of several models, in one information plane of each kind.
 
-    Each run has a colour, a marker and a kind of line of its own; a hollow marker is its first point, a large one its
-    last, with its name, and a cross the null of the last. Runs measured with other settings are drawn all the same,
+    The planes are those of `information_plane`. Each run has a colour, a marker and a kind of line of its own; a hollow
+    marker is its first point, with a diamond about it if that is step 0, a large one its last, with its name, and a
+    cross the null of the last. Of local numbers chance is the origin, and shaded is what lies within three standard
+    errors of either axis, where errors are known. Runs measured with other settings are drawn all the same,
     with a warning, and a note in the picture.
 
     Args:
         runs: a trajectory or a measurement by name.
-        orders: which n-gram orders to show, one panel each, by default the primary one of the first run alone.
-        curve: the IB curve of the probe of the first run; drawn in the panel of its order.
+        orders: which n-gram orders to show, by default the primary one of the first run alone.
+        planes: which planes, by default all that the runs have.
+        curve: the IB curve of the probe of the first run; drawn in the plain panel of its order.
         theme: "light" or "dark".
         title: of the whole figure.
 
@@ -53,7 +59,7 @@ def compare(
         A figure of its own, 150 dots per inch; both axes are fractions of log(num_bins).
 
     Raises:
-        ValueError: a run without a measured point, an order that none of them has, or an unknown theme.
+        ValueError: a run without a measured point, an order or a plane that none of them has, or an unknown theme.
         TypeError: no mapping of names to measurements.
         ImportError: Matplotlib is not installed.
     """
@@ -70,6 +76,7 @@ def compare(
     first = next(iter(courses.values()))
     everything = [point for points in courses.values() for point in points]
     shown = data.orders_of(everything, [data.primary_of(first)] if orders is None else orders)
+    chosen = planes_of(everything, shown, planes)
     look = theme_of(theme)
     warn_of_other_tokenizers(everything)
     notes = data.comparison_notes(courses)
@@ -77,12 +84,13 @@ def compare(
         if note.alarm:
             warnings.warn(f"{note.text}. They are drawn in one plane all the same", RuntimeWarning, stacklevel=2)
     with drawing(look, "Drawing several runs in one plane"):
-        sheet = plane_sheet(shown, look)
+        sheet = plane_sheet(shown, look, chosen)
         sheet.notes += notes
         styles = _styles(sheet, courses)
         measured = next(point for point in reversed(first) if point.orders)
-        for panel, order in zip(sheet.panels, shown, strict=True):
-            _draw(sheet, panel, courses, order, styles, curve_in_plane(curve, order, measured))
+        for panel, (order, plane) in zip(sheet.panels, itertools.product(shown, chosen), strict=True):
+            of_plane = curve_in_plane(curve, order, measured) if plane is PLAIN else None
+            _draw(sheet, panel, courses, order, plane, styles, of_plane)
         for name, points in courses.items():
             sheet.notes += [Note(f"{name}: {note.text}", note.alarm) for note in data.notes_of_run(points)]
         sheet.notes += why_not_drawn(curve, measured)
@@ -104,14 +112,15 @@ def _styles(sheet: Sheet, courses: Mapping[str, Sequence[Measurement]]) -> dict[
 
 
 def _draw(
-    sheet: Sheet, panel: Axes, courses: Mapping[str, Sequence[Measurement]], order: str,
+    sheet: Sheet, panel: Axes, courses: Mapping[str, Sequence[Measurement]], order: str, plane: Plane,
     styles: Mapping[str, dict[str, Any]], curve: np.ndarray | None,
 ) -> None:  # fmt: skip
     theme = sheet.theme
-    tables = {name: data.plane(points, order) for name, points in courses.items()}
+    tables = {name: plane.values(points, order) for name, points in courses.items()}
     drawn = {name: np.flatnonzero(np.isfinite(table).all(axis=1)) for name, table in tables.items()}
-    nulls = {name: data.plane(points, order, "_null")[drawn[name][-1:]] for name, points in courses.items()}
-    square_limits(panel, *data.finite_range(*tables.values(), *nulls.values()))
+    nulls = {name: plane.values(points, order, "_null")[drawn[name][-1:]] for name, points in courses.items()}
+    chance = [[0.0]] if plane.is_local else nulls.values()
+    square_limits(panel, *data.finite_range(*tables.values(), *chance))
     labels = []
     for name, short in zip(tables, shortened_alike(list(tables), _LONGEST_LABEL), strict=True):
         points, style = tables[name][drawn[name]], styles[name]
@@ -126,14 +135,17 @@ def _draw(
             hollow: dict[str, Any] = {"markerfacecolor": theme.paper}
             panel.plot(*points[:1].T, zorder=5, label="first", markeredgewidth=1.2, **ends, **hollow)
             sheet.key("first", "first point (of any run)", ls="", marker="o", color=theme.ink, markersize=6.5, **hollow)
+            if courses[name][drawn[name][0]].step == 0:
+                mark_untrained(sheet, panel, points[0], style["color"])
         panel.plot(*points[-1:].T, zorder=6, label="last", markeredgecolor=theme.paper, markeredgewidth=0.8, **ends)
         if np.isfinite(nulls[name]).all():
             panel.plot(*nulls[name].T, zorder=4, label="null", **{**ends, "marker": "x", "markersize": 5})
             sheet.key("null", "null of the last point", ls="", marker="x", color=theme.ink, markersize=5.5)
         labels.append((*points[-1], short, style["color"] if theme.name == "dark" else theme.ink))
-    absent = sum(not len(points) for points in drawn.values())
-    if absent:
-        panel.set_title(f"{absent} without {order}", loc="right", fontsize=7, color=theme.muted)
+    note_absent(sheet, panel, sum(not len(points) for points in drawn.values()), order)
+    if plane.is_local:
+        errors = [plane.values(points, order, "_se")[drawn[name]] for name, points in courses.items()]
+        draw_chance(sheet, panel, np.concatenate(errors))
     draw_bounds(sheet, panel, curve)
     if 1 < len(tables) <= _LABELLED:
         everything = np.concatenate(list(tables.values()))

@@ -67,8 +67,12 @@ def primary_of(points: Sequence[Measurement]) -> str:
 
 
 def column(points: Sequence[Measurement], order: str, name: str) -> np.ndarray:
-    """One number of every point, [points], NaN where it is undefined, missing or not known to this version."""
-    return np.array([getattr(point.orders.get(order), name, None) for point in points], dtype=float)
+    """One number of every point, [points], NaN where it is undefined, missing or not known to this version.
+
+    The order may be that of a view, "readout/token".
+    """
+    numbers = [getattr(point[order], name, None) if order in point else None for point in points]
+    return np.array(numbers, dtype=float)
 
 
 def plane(points: Sequence[Measurement], order: str, suffix: str = "") -> np.ndarray:

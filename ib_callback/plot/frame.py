@@ -1,38 +1,53 @@
-"""What pictures of the plane have in common: square panels, the diagonal, the IB curve, and the colours of steps."""
+"""What pictures of the plane have in common: square panels, the diagonal, the IB curve, chance and colours of steps."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ib_callback.plot.data import decades, spans_much
+from ib_callback.plot.planes import PLAIN, Plane
 from ib_callback.plot.sheet import Sheet
-from ib_callback.plot.theme import Theme
-from ib_callback.results.metrics import PLANE_BY_NAME
+from ib_callback.plot.theme import FONT, Theme
+from ib_callback.results.metrics import SIGNIFICANT_STANDARD_ERRORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COMPLEXITY, EXPRESSIVITY = (
-    f"{PLANE_BY_NAME[name].label}\n(fraction of log num_bins)" for name in ("complexity", "expressivity")
-)
+_UNIT = "\n(fraction of log num_bins)"
 
 
-def plane_sheet(orders: Sequence[str], theme: Theme) -> Sheet:
-    """A sheet with a square panel for each order, named and labelled."""
-    columns = len(orders) if len(orders) < 4 else 2 if len(orders) == 4 else 3
-    side = 3.9 if columns == 1 else 2.9
-    sheet = Sheet(len(orders), columns, size=(side, side), theme=theme)
-    for index, (panel, order) in enumerate(zip(sheet.panels, orders, strict=True)):
-        panel.set_title(order)
+def plane_sheet(orders: Sequence[str], theme: Theme, planes: Sequence[Plane] = (PLAIN,)) -> Sheet:
+    """A sheet with a square panel for each order in each plane, named and labelled.
+
+    All planes of an order stand side by side before those of the next one; of several orders each has a row.
+    """
+    shown = list(itertools.product(orders, planes))
+    columns = len(shown) if len(shown) < 4 else 2 if len(shown) == 4 else 3
+    room = {}
+    is_plain = [*planes] == [PLAIN]
+    if not is_plain:
+        columns = len(planes) if len(orders) > 1 < len(planes) else columns
+        # Axes are labelled in each column, and in each row unless the next one is of the same planes.
+        room = {"across": 0.8, "down": 0.62 if len(orders) > 1 else 0.85}
+    side = 3.9 if columns == 1 else 2.1 if columns == 4 else 2.9
+    sheet = Sheet(len(shown), columns, size=(side, side), theme=theme, **room)
+    for index, (panel, (order, plane)) in enumerate(zip(sheet.panels, shown, strict=True)):
+        if is_plain:
+            panel.set_title(order)
+        else:
+            # Beside it must be room for a note.
+            panel.set_title(f"{order}: {plane.name}", loc="left", fontsize=FONT)
         panel.grid(color=theme.faint)
         panel.set_axisbelow(True)
-        if index + columns >= len(orders):
-            panel.set_xlabel(COMPLEXITY)
-        if index % columns == 0:
-            panel.set_ylabel(EXPRESSIVITY)
+        is_first, is_last = index % columns == 0, index + columns >= len(shown)
+        if is_last or shown[index + columns][1] != plane:
+            panel.set_xlabel(plane.label("complexity") + (_UNIT if is_last else ""))
+        if is_first or shown[index - 1][1] != plane:
+            panel.set_ylabel(plane.label("expressivity") + (_UNIT if is_first else ""))
     return sheet
 
 
@@ -61,6 +76,43 @@ def draw_bounds(sheet: Sheet, panel: Axes, curve: np.ndarray | None) -> None:
         whole = np.concatenate([curve, [[beyond, curve[:, 1].max()]]])
         panel.plot(*whole.T, zorder=1.6, label="IB curve", scalex=False, scaley=False, **style)
         sheet.key("IB curve", "IB curve of the probe (achievable)", **style)
+
+
+def draw_chance(sheet: Sheet, panel: Axes, errors: np.ndarray) -> None:
+    """Where chance is in a plane whose values are above it: the origin, and what is not told from its axes.
+
+    Args:
+        sheet: of the panel.
+        panel: with its final limits.
+        errors: standard errors of all points, [points, 2]; the largest decides, so that no point is outside by chance.
+    """
+    from matplotlib.patches import Patch
+
+    style: dict[str, Any] = {"ls": "", "marker": "x", "color": sheet.theme.ink, "markersize": 7, "markeredgewidth": 1.8}
+    sheet.plot(panel, np.zeros((2, 1)), "chance", "chance, of local values", zorder=4, **style)
+    fill: dict[str, Any] = {"color": sheet.theme.muted, "alpha": 0.22, "lw": 0}
+    bands: tuple[Any, ...] = (panel.axvspan, panel.axhspan)
+    for index, band in enumerate(bands):
+        known = errors[np.isfinite(errors[:, index]), index]
+        if len(known) and known.max() > 0:
+            reach = SIGNIFICANT_STANDARD_ERRORS * known.max()
+            band(-reach, reach, zorder=0.5, label="near chance", **fill)
+            text = f"within {SIGNIFICANT_STANDARD_ERRORS:.0f} standard errors of 0 (the largest)"
+            sheet.handles["near chance"] = Patch(label=text, **fill)
+
+
+def mark_untrained(sheet: Sheet, panel: Axes, point: np.ndarray, colour: str) -> None:
+    """A ring about the point of step 0, [2]; the pretrained model, where training went on with one."""
+    ring: dict[str, Any] = {"ls": "", "marker": "D", "markerfacecolor": "none", "markeredgewidth": 1.2, "markersize": 9}
+    panel.plot(*point[:, None], zorder=6, label="untrained", color=colour, **ring)
+    sheet.key("untrained", "step 0: before training", color=sheet.theme.ink, **ring)
+
+
+def note_absent(sheet: Sheet, panel: Axes, absent: int, order: str) -> None:
+    """Above a panel, how many points or runs it lacks."""
+    if absent:
+        text = f"{absent:,} without {order}" if panel.get_title() else f"{absent:,} missing"
+        panel.set_title(text, loc="right", fontsize=7, color=sheet.theme.muted)
 
 
 class StepColours:

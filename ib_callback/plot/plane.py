@@ -1,7 +1,8 @@
-"""The information plane of a run: expressivity against complexity, one panel for each n-gram order."""
+"""The information planes of a run: expressivity against complexity, one panel for each n-gram order in each plane."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,16 @@ from ib_callback.bound.curve import IBCurve
 from ib_callback.plot import data
 from ib_callback.plot.bound import curve_in_plane, why_not_drawn
 from ib_callback.plot.data import FEW_POINTS, RASTERISED_ABOVE
-from ib_callback.plot.frame import StepColours, draw_bounds, plane_sheet, square_limits
+from ib_callback.plot.frame import (
+    StepColours,
+    draw_bounds,
+    draw_chance,
+    mark_untrained,
+    note_absent,
+    plane_sheet,
+    square_limits,
+)
+from ib_callback.plot.planes import PLAIN, Plane, planes_of
 from ib_callback.plot.sheet import Sheet
 from ib_callback.plot.theme import ThemeName, drawing, place_labels, theme_of
 from ib_callback.results.measurement import Measurement, warn_of_other_tokenizers
@@ -33,39 +43,50 @@ def information_plane(
     measurements: Measurement | Iterable[Measurement],
     *,
     orders: Sequence[str] | None = None,
+    planes: Sequence[str] | None = None,
     curve: IBCurve | None = None,
     theme: ThemeName = "light",
     title: str | None = None,
     baseline: bool = True,
 ) -> Figure:
-    """Draw expressivity against complexity, one panel for each n-gram order.
+    """Draw expressivity against complexity, one panel for each n-gram order in each plane.
+
+    The planes are "plain", the numbers of all measured layers; "local", the same above the document baseline; and
+    "readout" and "prediction", what the model's output tells. Of these two the local numbers are drawn, because theirs
+    is the score that follows the loss, and because the plain ones would show once more what documents and chance give;
+    the plain ones are drawn where there is no document baseline. All orders of a plane have one scale.
 
     Points are coloured by training step, shaped by phase and joined in the order of training; those that could not be
     measured are left out and counted. A cross is the null of a point, what finite sampling alone yields; few points
-    are joined to theirs. The diagonal is expressivity = complexity; the curve, where it is given, what the probe's
-    own tokens allow; the dotted line the ceiling of the last point, and the ticks at the upper edge those of all.
+    are joined to theirs. Of local numbers chance is the origin, and shaded is what lies within three standard errors of
+    either axis, where errors are known. A diamond is about the point of step 0. The diagonal is expressivity =
+    complexity; in the plain plane the curve, where it is given, is what the probe's own tokens allow, the dotted line
+    the ceiling of the last point, and the ticks at the upper edge those of all.
 
     Args:
         measurements: a trajectory, or any other measurements in the order of training, or a single one.
         orders: which n-gram orders to show, by default all that were measured, the primary one first.
-        curve: the IB curve of the probe; drawn in the panel of its order (by default the primary one).
+        planes: which planes, by default all that the points have.
+        curve: the IB curve of the probe; drawn in the plain panel of its order (by default the primary one).
         theme: "light" or "dark".
         title: of the whole figure.
-        baseline: whether nulls and ceilings are drawn, where they were measured.
+        baseline: whether chance and ceilings are drawn, where they were measured.
 
     Returns:
         A figure of its own, 150 dots per inch; both axes are fractions of log(num_bins).
 
     Raises:
-        ValueError: there is no point to draw, an order is asked for that was not measured, or an unknown theme.
+        ValueError: there is no point to draw, an order or a plane is asked for that was not measured, or an unknown
+            theme.
         ImportError: Matplotlib is not installed.
     """
     points = data.given(measurements)
     shown = data.orders_of(points, orders)
+    chosen = planes_of(points, shown, planes)
     look = theme_of(theme)
     warn_of_other_tokenizers(points)
     with drawing(look, "Drawing the information plane"):
-        sheet = plane_sheet(shown, look)
+        sheet = plane_sheet(shown, look, chosen)
         drawn = [point for point in points if point.orders]
         colours = StepColours(*data.numbered(drawn), look)
         phases = data.phases_of(measurements, points)
@@ -76,14 +97,17 @@ def information_plane(
         elif drawn[0].step is not None and len(drawn) == 1:
             texts["measured"] += f" at step {drawn[0].step:,}"
         pictures = [
-            _Panel(sheet, panel, order, drawn, colours, known, texts)
-            for panel, order in zip(sheet.panels, shown, strict=True)
+            _Panel(sheet, panel, order, plane, drawn, colours, known, texts)
+            for panel, (order, plane) in zip(sheet.panels, itertools.product(shown, chosen), strict=True)
         ]
-        # One scale for all orders, so that they can be compared at a glance.
-        limits = data.finite_range(*(picture.extent(baseline=baseline) for picture in pictures))
-        for picture in pictures:
-            square_limits(picture.panel, *limits)
-            picture.draw(curve_in_plane(curve, picture.order, drawn[-1]), baseline=baseline)
+        for plane in chosen:
+            # One scale for all orders, so that they can be compared at a glance.
+            mine = [picture for picture in pictures if picture.plane is plane]
+            limits = data.finite_range(*(picture.extent(baseline=baseline) for picture in mine))
+            for picture in mine:
+                square_limits(picture.panel, *limits)
+                of_plane = curve_in_plane(curve, picture.order, drawn[-1]) if plane is PLAIN else None
+                picture.draw(of_plane, baseline=baseline)
         colours.draw_bar(sheet)
         sheet.notes += [*data.notes_of_run(points), *why_not_drawn(curve, drawn[-1])]
         sheet.finish(title)
@@ -91,20 +115,24 @@ def information_plane(
 
 
 class _Panel:
-    """One order."""
+    """One order in one plane."""
 
     def __init__(
-        self, sheet: Sheet, panel: Axes, order: str, points: Sequence[Measurement], colours: StepColours,
+        self, sheet: Sheet, panel: Axes, order: str, plane: Plane, points: Sequence[Measurement], colours: StepColours,
         phases: Sequence[Phase] | None, texts: Mapping[str, str],
     ) -> None:  # fmt: skip
         self.sheet, self.panel, self.order, self.ink, self.texts = sheet, panel, order, sheet.theme.ink, texts
-        table = data.plane(points, order)
+        self.plane = plane
+        table = plane.values(points, order)
         self.keep = np.isfinite(table).all(axis=1)
         self.absent = int(len(points) - self.keep.sum())
         self.points, self.rgba = table[self.keep], colours.rgba[self.keep]
-        self.nulls = data.plane(points, order, "_null")[self.keep]
-        self.errors = data.plane(points, order, "_se")[self.keep]
-        self.ceilings = np.array([point.ceiling for point in points], dtype=float)[self.keep]
+        self.nulls = plane.values(points, order, "_null")[self.keep]
+        self.errors = plane.values(points, order, "_se")[self.keep]
+        self.untrained = table[self.keep & [point.step == 0 for point in points]]
+        # Of the plain numbers alone.
+        ceilings = [point.ceiling if plane is PLAIN else None for point in points]
+        self.ceilings = np.array(ceilings, dtype=float)[self.keep]
         self.phases = None if phases is None else np.array(phases)[self.keep]
         few, many = len(self.points) <= FEW_POINTS, len(self.points) > 200
         self.few, self.area = few, 36.0 if few else 7.0 if many else 18.0
@@ -112,21 +140,22 @@ class _Panel:
 
     def extent(self, *, baseline: bool) -> np.ndarray:
         """All that is to lie within the limits."""
-        return np.concatenate([self.points.ravel(), *([self.nulls.ravel(), self.ceilings] if baseline else [])])
+        chance = np.zeros(1) if self.plane.is_local else np.concatenate([self.nulls.ravel(), self.ceilings])
+        return np.concatenate([self.points.ravel(), *([chance] if baseline else [])])
 
     def draw(self, curve: np.ndarray | None, *, baseline: bool) -> None:
         # In the order of the legend; what covers what is said by zorder.
         self._points()
-        if baseline:
+        if baseline and self.plane.is_local:
+            draw_chance(self.sheet, self.panel, self.errors)
+        elif baseline:
             self._nulls()
         self._errors()
         draw_bounds(self.sheet, self.panel, curve)
         if baseline:
             self._ceilings()
-        self._transitions()
-        if self.absent:
-            note = f"{self.absent:,} without {self.order}"
-            self.panel.set_title(note, loc="right", fontsize=7, color=self.sheet.theme.muted)
+        self._names()
+        note_absent(self.sheet, self.panel, self.absent, self.order)
 
     def _ceilings(self) -> None:
         there = np.flatnonzero(np.isfinite(self.ceilings))
@@ -189,16 +218,18 @@ class _Panel:
         if len(self.points) > 1:
             style = {**dot, "marker": "o", "markerfacecolor": "none", "markeredgewidth": 1.3, "markersize": 9}
             self.sheet.plot(self.panel, self.points[-1:].T, "last", "last point", zorder=6, **style)
+            for point in self.untrained:
+                mark_untrained(self.sheet, self.panel, point, self.ink)
 
-    def _transitions(self) -> None:
-        """Name the first point of each phase but the initial one, where the panel has it."""
-        if self.phases is None:
-            return
-        labels = []
-        for phase in (Phase.FITTING, Phase.COMPRESSION):
+    def _names(self) -> None:
+        """Name step 0 and the first point of each phase but the initial one, where the panel has it."""
+        labels = [(*point, "step 0", self.ink) for point in self.untrained if len(self.points) > 1]
+        for phase in (Phase.FITTING, Phase.COMPRESSION) if self.phases is not None else ():
             begun = np.flatnonzero(self.phases == phase)
             # A phase that does not follow another one began before the run did.
             if len(begun) and begun[0] > 0:
                 x, y = self.points[begun[0]]
                 labels.append((x, y, phase.name.lower(), self.ink))
-        place_labels(self.panel, labels, self.points, inches=self.sheet.size[0], theme=self.sheet.theme)
+        chance = np.zeros((int(self.plane.is_local), 2))
+        dots = np.concatenate([self.points, chance])
+        place_labels(self.panel, labels, dots, inches=self.sheet.size[0], theme=self.sheet.theme)

@@ -1,7 +1,8 @@
-"""Complexity, expressivity, optimality, distance to the bound and loss along a run."""
+"""Complexity, expressivity, optimality, distance to the bound, loss and the output's local score along a run."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _SHOWN = [quantity for quantity in PLANE if quantity.primary]
 # Shown where they were measured.
 _SHOWN_OF_WHOLE = [quantity for quantity in WHOLE if quantity.primary]
+_SHOWN_OF_VIEWS = [quantity for quantity in PLANE if quantity.drawn_of]
 _MARKED = 40
 _MANY = 300
 _FEW_MISSING = 16
@@ -38,8 +40,9 @@ def over_steps(
     """Draw complexity, expressivity, optimality, distance to the bound and the probe's loss over training steps.
 
     Beside complexity and expressivity stand their nulls, beside optimality and distance the same numbers above null;
-    a band is one standard error to either side, where it was measured. Phases are shaded, and a point that could not
-    be measured interrupts the line.
+    a band is one standard error to either side, where it was measured. Beside the loss is the local score of what the
+    model puts out, its readout and its prediction. Phases are shaded, and a point that could not be measured interrupts
+    the line.
 
     Args:
         measurements: a trajectory, or any other measurements in the order of training.
@@ -50,7 +53,8 @@ def over_steps(
         title: of the whole figure.
 
     Returns:
-        A figure of its own, 150 dots per inch, with four panels, and a fifth one if the loss was measured.
+        A figure of its own, 150 dots per inch, with four panels, and one more each for the loss and for the score,
+        where they were measured.
 
     Raises:
         ValueError: there is no point to draw, an order is asked for that was not measured, or an unknown theme.
@@ -61,8 +65,11 @@ def over_steps(
     look = theme_of(theme)
     with drawing(look, "Drawing the numbers over steps"):
         whole = [each for each in _SHOWN_OF_WHOLE if any(getattr(point, each.name) is not None for point in points)]
-        number = len(_SHOWN) + len(whole)
-        sheet = Sheet(number, 2, size=(3.5, 2.1), theme=look, top=0.12, bottom=0.48, across=0.9, down=0.14)
+        of_views = {each.name: _series(points, each, shown) for each in _SHOWN_OF_VIEWS}
+        quantities = [*_SHOWN, *whole, *(each for each in _SHOWN_OF_VIEWS if of_views[each.name])]
+        # Each with a colour of its own, the same in all panels.
+        colours = [*shown, *dict.fromkeys(itertools.chain(*of_views.values()))]
+        sheet = Sheet(len(quantities), 2, size=(3.5, 2.1), theme=look, top=0.12, bottom=0.48, across=0.9, down=0.14)
         steps, name = data.numbered(points)
         if log is None:
             log = data.crowds_at_the_start(steps)
@@ -70,7 +77,7 @@ def over_steps(
         bounds = {point.settings.get("bound") for point in points if point.orders}
         bound = "IB curve" if bounds == {"ib_curve"} else "complexity" if "ib_curve" not in bounds else "bound"
         course = _Course(sheet, points, steps)
-        for panel, quantity in zip(sheet.panels, [*_SHOWN, *whole], strict=True):
+        for panel, quantity in zip(sheet.panels, quantities, strict=True):
             panel.set_ylabel(quantity.label.format(bound=bound))
             panel.grid(color=look.faint)
             panel.set_axisbelow(True)
@@ -78,8 +85,8 @@ def over_steps(
             if quantity in whole:
                 course.draw_whole(panel, quantity)
             else:
-                for index, order in enumerate(shown):
-                    course.draw(panel, quantity, order, index, several=len(shown) > 1)
+                for order in of_views.get(quantity.name, shown):
+                    course.draw(panel, quantity, order, colours.index(order), several=len(shown) > 1)
             course.draw_reference(panel, quantity.name)
             course.mark_missing(panel)
             panel.ticklabel_format(axis="y", useOffset=False)
@@ -93,6 +100,12 @@ def over_steps(
         sheet.notes += data.notes_of_run(points)
         sheet.finish(title)
     return sheet.figure
+
+
+def _series(points: Sequence[Measurement], quantity: Quantity, orders: Sequence[str]) -> list[str]:
+    """The orders of views, "readout/token", that have a quantity at any point."""
+    names = [f"{view}/{order}" for order in orders for view in quantity.drawn_of]
+    return [name for name in names if np.isfinite(data.column(points, name, quantity.name)).any()]
 
 
 def _scale(panel: Axes, steps: np.ndarray, *, log: bool) -> bool:

@@ -117,6 +117,7 @@ class Quantity:
         chance: what chance alone would give in its place.
         above_chance: the same number less what chance alone, or chance and the document, would give.
         beside: another quantity, drawn thinner beside it.
+        drawn_of: views of which pictures over steps have it, where it was measured.
         label: on the axis of a picture over steps.
     """
 
@@ -134,6 +135,7 @@ class Quantity:
     chance: str = ""
     above_chance: tuple[str, ...] = ()
     beside: str = ""
+    drawn_of: tuple[str, ...] = ()
     label: str = ""
 
 
@@ -250,6 +252,7 @@ PLANE = (
             gradient=lambda e, ratio: (ratio, e),
         ),
         has_error=True, direction="max", viewed=True,
+        drawn_of=("readout", "prediction"), label="local score\n(expressivity² / complexity)",
     ),
     Quantity(
         "complexity_scaled", "(Complexity - baseline) / (1 - baseline / ceiling).",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from plot_runs import SETTINGS, failed, measurement, run
+from plot_runs import SETTINGS, failed, measurement, run, with_views
 from synthetic_runs import C, E
 from synthetic_runs import run as synthetic_run
 
@@ -89,6 +89,19 @@ def test_several_runs_are_compared(runs, capsys):
     assert warning in capsys.readouterr().err
 
 
+def test_the_planes_that_are_asked_for(runs):
+    for name in ("small", "large"):
+        path = runs / name / "ib_trajectory.jsonl"
+        Trajectory(with_views(point, "readout") for point in Trajectory.load(path)).save(path)
+    both = [str(runs / "small"), str(runs / "large")]
+    for given, path in ((both[:1], "new_plane.svg"), (both, "new.svg")):
+        assert main.main(["plot", *given, "--plane=readout", "--plane=local", "--order=token", "-o", "new.svg"]) == 0
+        assert {"token: readout", "token: local"} <= texts(path)
+        assert not {"token: plain", "token"} & texts(path)
+    assert main.main(["plot", *both, "-o", "new.svg"]) == 0
+    assert {"token: plain", "token: local", "token: readout"} <= texts("new.svg")
+
+
 def test_the_curve_beside_a_trajectory_is_drawn(runs):
     curve = IBCurve([0, 2], [0, 1], [0, 2], mutual_information=1.0, num_codewords=100)
     curve.with_info(order="token", probe=SETTINGS["probe"]).save(runs / "small" / "ib_curve.json")
@@ -138,6 +151,11 @@ def test_a_run_of_one_point_has_no_picture_over_steps(tmp_path, monkeypatch):
         (["{}/small", "--kind=compare"], "compare needs two runs or more, got one"),
         (["{}/small", "{}/small"], "expected different runs, got .*small.* twice"),
         (["{}/small", "--order=trigram"], "expected orders among token, bigram, got trigram"),
+        (["{}/small", "--plane=readout"], "expected planes among plain, got readout"),
+        (
+            ["{}/small", "--kind=layers", "--plane=plain"],
+            "--plane is for the kinds plane and compare, got --kind layers",
+        ),
         (["{}/small", "--kind=layers", "--step=7"], "--step 7: no such point was measured; the nearest are 0, 10, 100"),
         (["{}/small", "--kind=layers", "--step=first"], "--step: expected a number, last or best, got 'first'"),
         (["{}/small", "--kind=layers", "--step=best"], "--step best: no point can be selected"),

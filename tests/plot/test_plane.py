@@ -89,7 +89,7 @@ def test_phases_have_markers_of_their_own_and_their_beginnings_are_named():
         mine = [m for m, phase in zip(trajectory, phases.phases, strict=True) if phase == number]
         assert np.array_equal(drawn.get_offsets(), [[m.complexity, m.expressivity] for m in mine])
     assert len(shapes) == 3
-    assert direct_labels(panel) == ["fitting", "compression"]
+    assert direct_labels(panel) == ["step 0", "fitting", "compression"]
     assert legend_texts(figure)[:3] == [
         "initial phase",
         f"fitting phase, from {phases.fit_start:,}",
@@ -137,7 +137,8 @@ def test_an_order_missing_from_some_points_is_drawn_from_the_others():
 def test_without_nulls_and_without_baseline():
     unmeasured = information_plane(run([0, 10], null=False))
     assert labels(unmeasured.axes[0]) & KNOWN == {"initial", "last", "diagonal"}
-    assert legend_texts(unmeasured) == ["initial phase", "last point", "diagonal: expressivity = complexity"]
+    begin = ["initial phase", "last point", "step 0: before training"]
+    assert legend_texts(unmeasured) == [*begin, "diagonal: expressivity = complexity"]
     unwanted = information_plane(run([0, 10]), baseline=False)
     assert labels(unwanted.axes[0]) & KNOWN == {"initial", "last", "diagonal"}
 

@@ -15,6 +15,7 @@ from plot_runs import (
     nothing_overlaps,
     run,
     with_errors,
+    with_views,
 )
 from synthetic_runs import C, E
 from synthetic_runs import run as synthetic_run
@@ -61,6 +62,34 @@ def test_the_loss_has_a_panel_where_it_was_measured():
     assert artists(panel, "standard error")
     assert [axes.get_xlabel() for axes in figure.axes] == [""] * 3 + ["training step"] * 2
     nothing_overlaps(figure)
+
+
+@pytest.mark.parametrize("loss", [None, 8.0])
+@pytest.mark.parametrize(("views", "shown"), [(["readout", "late"], ["readout"]), (["prediction", "readout"], None)])
+def test_the_score_of_the_output_has_a_panel_where_it_was_measured(views, shown, loss):
+    shown = shown or ["readout", "prediction"]
+    points = [replace(with_views(measurement(step, orders=2), *views, error=0.01), loss=loss) for step in (0, 10)]
+    figure = over_steps([*points, failed(20)], orders=["token", "bigram"])
+    assert len(figure.axes) == 5 + (loss is not None)
+    panel = figure.axes[-1]
+    assert panel.get_ylabel() == "local score\n(expressivity² / complexity)"
+    names = [f"{view}/{order}" for order in ("token", "bigram") for view in shown]
+    assert {text for text in labels(panel) if "measured" in text} == {f"{name}: measured" for name in names}
+    for name in names:
+        steps, values = line(panel, f"{name}: measured")
+        assert steps.tolist() == [0, 10, 20]
+        assert values[:2].tolist() == [point[name].score_local for point in points] and np.isnan(values[2])
+    assert len(artists(panel, "standard error")) == len(names)
+    drawn = [artist(panel, f"{name}: measured") for name in names]
+    drawn += [artist(figure.axes[0], f"{order}: measured") for order in ("token", "bigram")]
+    assert len({each.get_color() for each in drawn}) == len({each.get_marker() for each in drawn}) == len(drawn)
+    assert len([text for text in legend_texts(figure) if text.endswith(": measured")]) == len(drawn)
+    nothing_overlaps(figure)
+
+
+def test_where_no_view_has_a_score_there_is_no_panel_of_it():
+    for points in ([with_views(measurement(0), "late")], [with_views(measurement(0), "readout", local=False)]):
+        assert len(over_steps(points).axes) == 4
 
 
 def test_the_bound_that_was_measured_against_is_named():

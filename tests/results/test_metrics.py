@@ -134,6 +134,7 @@ def test_each_is_defined_and_is_on_the_page(quantity):
     assert (quantity.formula is None) == (quantity.kind != "derived")
     assert better_direction(f"token/{quantity.name}") == quantity.direction == better_direction(quantity.name)
     assert not quantity.beside or quantity.beside in {x.name for x in PLANE}
+    assert not quantity.drawn_of or (quantity.viewed and quantity.label)
     better = {"min": "low", "max": "high", None: ""}[quantity.direction]
     error = "yes" if quantity.has_error else ""
     row = " ".join(f"| `{quantity.name}` | {quantity.definition} | {better} | {error} |".split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -58,6 +59,29 @@ def with_errors(step: int, error: float | None) -> Measurement:
     return replace(whole, orders={"token": replace(whole["token"], **dict.fromkeys(names, error))})
 
 
+def with_views(
+    point: Measurement, *views: str, local: bool = True, error: float | None = None, lost: Sequence[str] = ()
+) -> Measurement:
+    """The point with views, and all of it with local numbers but for orders that lost them; all numbers differ."""
+    if not point.orders:
+        return point
+
+    def points(share: float) -> dict[str, PlanePoint]:
+        found = {}
+        for order, plain in point.orders.items():
+            changed = {name: share * getattr(plain, name) for name in ("complexity", "expressivity")}
+            if local and order not in lost:
+                complexity, expressivity = 0.3 * changed["complexity"], 0.2 * changed["expressivity"]
+                changed |= {"complexity_local": complexity, "expressivity_local": expressivity}
+                changed |= {"score_local": expressivity**2 / complexity}
+                names = ("complexity_local_se", "expressivity_local_se", "score_local_se")
+                changed |= dict.fromkeys(names, error)
+            found[order] = replace(plain, **changed)
+        return found
+
+    return replace(point, orders=points(1.0), views={view: points(0.9 - 0.1 * k) for k, view in enumerate(views)})
+
+
 def artists(panel: Any, label: str) -> list[Any]:
     return [child for child in panel.get_children() if child.get_label() == label]
 
@@ -85,9 +109,13 @@ def direct_labels(panel: Any) -> list[str]:
 
 
 def nothing_overlaps(figure: Any) -> None:
-    """Panels, bar, legend and the lines above lie within the figure, and not on each other."""
+    """Panels, bar, legend and the lines above lie within the figure, and not on each other, nor do titles."""
     figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()
+    for axes in figure.axes:
+        titles = [title for title in (axes._left_title, axes.title, axes._right_title) if title.get_text()]
+        places = [title.get_window_extent(renderer) for title in titles]
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(places))
     boxes = [axes.get_tightbbox(renderer) for axes in figure.axes]
     boxes += [legend.get_window_extent(renderer) for legend in figure.legends]
     boxes += [text.get_window_extent(renderer) for text in figure.texts]

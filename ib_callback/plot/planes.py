@@ -1,0 +1,66 @@
+"""The planes of a run: plain, local, and those of the views that look at what the model puts out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ib_callback.plot import data
+from ib_callback.results.measurement import Measurement
+from ib_callback.results.metrics import PLANE_BY_NAME
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Which complexity and expressivity of a measurement are the axes.
+
+    Attributes:
+        name: as asked for, and above its panels.
+        view: of the measurement; "" for the states of all measured layers.
+        is_local: whether they are those above the document baseline. Chance is the origin then, else the null.
+    """
+
+    name: str
+    view: str = ""
+    is_local: bool = False
+
+    def values(self, points: Sequence[Measurement], order: str, of: str = "") -> np.ndarray:
+        """Complexity and expressivity of every point, [points, 2], or what `of` says of them: "_null" or "_se"."""
+        name = f"{self.view}/{order}" if self.view else order
+        return data.plane(points, name, f"{'_local' if self.is_local else ''}{of}")
+
+    def label(self, axis: str) -> str:
+        """What stands beside an axis, "complexity" or "expressivity"."""
+        return f"local {axis}" if self.is_local else PLANE_BY_NAME[axis].label
+
+
+PLAIN = Plane("plain")
+# In the order of a picture, and of each the first form that was measured: `information_plane` says why.
+_FORMS = {
+    "plain": (PLAIN,),
+    "local": (Plane("local", is_local=True),),
+    **{view: (Plane(view, view, is_local=True), Plane(view, view)) for view in ("readout", "prediction")},
+}
+
+
+def planes_of(points: Sequence[Measurement], orders: Sequence[str], asked: Sequence[str] | None) -> list[Plane]:
+    """The planes to draw: those asked for, by default all that some point has, of one of these orders at least.
+
+    Raises:
+        ValueError: a plane that no point has, or none.
+    """
+    known = {}
+    for name, forms in _FORMS.items():
+        for form in forms:
+            tables = (form.values(points, order) for order in orders)
+            if form is PLAIN or any(np.isfinite(table).all(axis=1).any() for table in tables):
+                known[name] = form
+                break
+    if asked is None:
+        return list(known.values())
+    asked = [asked] if isinstance(asked, str) else list(dict.fromkeys(asked))
+    if not asked or not set(asked) <= set(known):
+        raise ValueError(f"expected planes among {', '.join(known)}, got {', '.join(asked) or 'none'}")
+    return [known[name] for name in asked]
