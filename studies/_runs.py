@@ -38,6 +38,7 @@ class Config:
         fifth) or "spike" (constant, times 40 from 24 % to 27 % of the steps).
     sequences: of training data that are seen again and again; None: ever new ones.
     seed: of weights and of the order of the data.
+    halves: whether to measure on a second probe of other sequences of the same novels, too.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Config:
     schedule: str = "cosine"
     sequences: int | None = None
     seed: int = 0
-    probe_sequences: int = PROBE_SEQUENCES
+    halves: bool = False
 
     def measured_steps(self) -> list[int]:
         """About 30: after every octave's half in the beginning, then evenly."""
@@ -236,15 +237,18 @@ def train(config: Config, data: Data, folder: Path) -> dict[str, Any]:
     if losses.exists():
         told = {int(step): each for step, each in json.loads(losses.read_text()).items()}
     steps = set(config.measured_steps())
+    probes = {"novels": data.probe[::4], "c4": data.other[::4]}
+    if config.halves:
+        probes["novels_b"] = data.probe[2::4]
     callbacks = [
         IBCallback(
-            ib.Probe.from_tokens(table[:: 4 * PROBE_SEQUENCES // config.probe_sequences], name=name),
+            ib.Probe.from_tokens(table, name=name),
             every_n_steps=lambda step: step in steps,
             output_dir=folder / name,
             log_plane=False,
             **meter_keywords(),
         )
-        for name, table in (("novels", data.probe), ("c4", data.other))
+        for name, table in probes.items()
     ]
     arguments = tf.TrainingArguments(
         output_dir=str(folder / "checkpoints"),
@@ -277,7 +281,7 @@ def train(config: Config, data: Data, folder: Path) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
     losses.write_text(json.dumps(told))
     training = {each["step"]: each["loss"] for each in trainer.state.log_history if "loss" in each}
-    return result(config, told, training, {name: folder / name for name in ("novels", "c4")})
+    return result(config, told, training, {name: folder / name for name in probes})
 
 
 def result(

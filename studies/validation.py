@@ -27,7 +27,7 @@ _SIZES: dict[str, dict[str, Any]] = {
 
 def _run(size: str, kind: str = "", *, seed: int = 1, **changes: Any) -> Config:
     name = "_".join(filter(None, (size, kind, f"s{seed}")))
-    return Config(name, seed=seed, **({"steps": 1500} | _SIZES[size] | changes))
+    return Config(name, seed=seed, **({"steps": 1500, "halves": True} | _SIZES[size] | changes))
 
 
 def _overfit(size: str, sequences: int, steps: int) -> Config:
