@@ -45,6 +45,7 @@ from ib_callback.measuring.model.parameters import ChangedParametersError, uncha
 from ib_callback.measuring.plan.builder import MAX_LABEL_SETS
 from ib_callback.measuring.plan.plan import Batch, Plan
 from ib_callback.measuring.planner import make_plan
+from ib_callback.measuring.presets import takes_presets, tell_of_size
 from ib_callback.measuring.quantities.documents import Documents, has_baseline
 from ib_callback.measuring.quantities.features import Feature, too_few_pairs
 from ib_callback.measuring.readout import read_out
@@ -119,6 +120,12 @@ class Meter:
 
     Args:
         probe: frozen held-out text.
+        preset: `"paper"`, the literal definition of Conklin et al. (ICLR 2026), or `"paper-calibrated"`, the same at
+            the calibrated temperature; measuring/presets.py cites its sections. Fixes `temperature` (1.0, or
+            "calibrated"), `num_bins` (100), `weighting` ("uniform"), `bound` ("diagonal") and `draws` (1), and turns
+            off `null`, `baseline`, `center`, `standard_errors`, `loss`, `readout` and `prediction`; another value of
+            these is an error. The rest is free. The probe is yours: the published one is
+            `Probe.from_c4(tokenizer, num_sequences=10_000, max_length=512)`; another size is said once.
         orders: n-gram orders of the context labels; the widest decides which positions are valid.
         primary: order that the headline numbers refer to; by default `token` if measured, else the first order.
         features: names of probe labels to measure information about; by default all.
@@ -171,13 +178,15 @@ class Meter:
             the loss, at up to 8,192 valid positions. None: as `loss` is.
 
     Raises:
-        TypeError, ValueError: a setting that cannot be; says what was expected.
+        TypeError, ValueError: a setting that cannot be, or that contradicts the preset; says what was expected.
     """
 
+    @takes_presets
     def __init__(
         self,
         probe: Probe,
         *,
+        preset: str | None = None,
         orders: str | Iterable[str] = ("token", "bigram", "trigram", "quadgram"),
         primary: str | None = None,
         features: str | Iterable[str] | None = None,
@@ -208,6 +217,7 @@ class Meter:
         if not isinstance(probe, Probe):
             raise TypeError(f"probe: expected an ib_callback.Probe, got {type(probe).__name__}. See Probe.from_texts.")
         self.probe = probe
+        self.preset = preset
         self.orders = parse_orders(orders)
         self.primary = choose_primary(primary, self.orders)
         self.features = choose_features(features, probe, self.orders)
@@ -328,6 +338,8 @@ class Meter:
     def plan(self) -> Plan:
         """The plan for the present batch size, made on first use. Raises ProbeError if no position is valid."""
         if self.batch_size not in self._plans:
+            if self.preset is not None and self._planes:
+                tell_of_size(self.preset, self.probe)
             self._plans = {self.batch_size: self._make_plan(self.features)}
         return self._plans[self.batch_size]
 

@@ -464,8 +464,8 @@ def resolve_metric(name: str, available: Iterable[str]) -> str:
         hint = '; a bound_ratio takes bound="ib_curve", which is the bound of the primary order and of no other'
     elif last in _DIRECTIONS and not any(other.rpartition("/")[2] == last for other in names):
         hint = (
-            f"; {last} may take loss=True, null=True, baseline=True, sequences of at least 48 valid positions (what is "
-            "local), or Probe.num_bytes (bits per byte)"
+            f'; {last} may take loss=True, null=True, baseline=True, weighting="empirical" (no preset has these), '
+            "sequences of at least 48 valid positions (what is local), or Probe.num_bytes (bits per byte)"
         )
     raise ValueError(f"no metric {name!r} is measured{hint}; those measured: {', '.join(names) or 'none'}")
 

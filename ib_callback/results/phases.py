@@ -250,7 +250,7 @@ class PhaseTracker:
                 warn(
                     "phases are found from the plain expressivity, for it was measured without its null. At wide "
                     "orders nearly all of it is null, and the fitting phase may never be recognised: measure with "
-                    "null=True",
+                    'null=True and weighting="empirical"',
                     stacklevel=4,
                 )
         expressivity = point.expressivity_above_null if self._above_null else point.expressivity

@@ -334,7 +334,7 @@ def _replicates(name: str, point: PlanePoint, metric: str) -> tuple[float, Array
     omitted = replicates_of(point, metric)
     if omitted is None:
         value = getattr(point, metric)
-        why = "it was measured without errors: use Meter(standard_errors=True)"
+        why = 'it was measured without errors: use Meter(standard_errors=True), which takes weighting="empirical"'
         if value is None:
             defined = [q.name for q in PLANE if q.has_error and getattr(point, q.name) is not None]
             why = "it is undefined"

@@ -34,6 +34,15 @@ def test_signatures_have_types_that_command_lines_can_read(taker: type) -> None:
     assert get_type_hints(taker.__init__)["early_stopping"] == ib.PlateauStopping | None
 
 
+@pytest.mark.parametrize("callback", [hf.IBCallback, lightning.IBCallback], ids=["hf", "lightning"])
+def test_a_command_line_passes_every_keyword_and_a_preset_works(callback: type) -> None:
+    probe = ib.Probe.from_tokens([[1] * 20])
+    every = {name: p.default for name, p in inspect.signature(callback).parameters.items() if name != "probe"}
+    for keywords in ({"preset": "paper"}, every | {"preset": "paper"}):
+        meter = callback(probe, **keywords)._run.meter
+        assert (meter.preset, meter.temperature, meter.weighting, meter.loss) == ("paper", 1.0, "uniform", False)
+
+
 def test_subclasses_take_what_they_like() -> None:
     probe = ib.Probe.from_tokens([[1] * 20])
     for base in (hf.IBCallback, lightning.IBCallback):

@@ -59,10 +59,15 @@ SLOW = ib.PhaseRule(drop=0.2)
                 ("bits_per_byte", {}),  # this probe does not know its bytes
                 ("token/optimality_above_null", {"null": False}),
                 ("late/token/optimality_local", {}),  # its sequences are short
+                *(
+                    (name, {"num_bins": 100, "preset": "paper", "feature_probes": [pairs()]})
+                    for name in ("loss", "optimality_above_null", "token/score_local", "preference/ratio_above_null")
+                ),
             )
         ],
         ({"select": "entropy"}, ValueError, 'neither high nor low entropy is known to be better: give mode="min"'),
         ({"select": "optimality", "select_from": "later"}, ValueError, "select_from must be .* got 'later'"),
+        ({"preset": "paper"}, ValueError, "preset='paper': expected num_bins=100, got num_bins=12. Leave this out"),
         ({"check_overlap": -3}, ValueError, "check_overlap: expected an integer of at least 0, got -3"),
         ({"orders": ("token", "pentagram")}, ValueError, "unknown order 'pentagram'"),
         ({"feature_probe": [pairs()]}, TypeError, "unknown keyword feature_probe; it takes .*feature_probes"),

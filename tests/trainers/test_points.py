@@ -63,6 +63,14 @@ def test_measures_at_the_start_by_schedule_and_at_the_end(loop: Loop, tmp_path: 
     assert outcome.followed.cost.points == 4
 
 
+@pytest.mark.filterwarnings("ignore:phases are found from the plain expressivity:RuntimeWarning")
+def test_a_preset_is_followed_as_its_settings_are(loop: Loop, tmp_path: Path) -> None:
+    settings = {"preset": "paper", "num_bins": 100, "orders": "token"}
+    outcome = loop.train(tmp_path, steps=2, every_n_steps=1, **settings)
+    assert numbers(outcome.followed.trajectory[-1]) == measured(outcome.model, 2, **settings)
+    assert ib.Trajectory.load(tmp_path) == outcome.followed.trajectory
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
