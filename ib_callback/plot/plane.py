@@ -65,7 +65,8 @@ def information_plane(
 
     Args:
         measurements: a trajectory, or any other measurements in the order of training, or a single one.
-        orders: which n-gram orders to show, by default all that were measured, the primary one first.
+        orders: which n-gram orders to show, by default the primary one; where there is one plane alone, all that were
+            measured, the primary one first.
         planes: which planes, by default all that the points have.
         curve: the IB curve of the probe; drawn in the plain panel of its order (by default the primary one).
         theme: "light" or "dark".
@@ -83,6 +84,9 @@ def information_plane(
     points = data.given(measurements)
     shown = data.orders_of(points, orders)
     chosen = planes_of(points, shown, planes)
+    if orders is None and len(chosen) > 1:
+        shown = [data.primary_of(points)]
+        chosen = planes_of(points, shown, planes)
     look = theme_of(theme)
     warn_of_other_tokenizers(points)
     with drawing(look, "Drawing the information plane"):

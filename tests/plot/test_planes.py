@@ -164,7 +164,8 @@ def test_curve_and_ceiling_are_of_the_plain_plane():
 
 
 def test_of_several_orders_each_has_a_row_and_each_plane_one_scale():
-    figure = information_plane(points(*BOTH, orders=3))
+    given = points(*BOTH, orders=3)
+    figure = information_plane(given, orders=list(given[0].orders))
     drawn = panels(figure)
     assert titles(figure)[:5] == [
         "token: plain",
@@ -188,5 +189,12 @@ def test_of_several_orders_each_has_a_row_and_each_plane_one_scale():
 )
 def test_nothing_overlaps_and_nothing_is_cut_off(orders, planes):
     given = points(*BOTH, orders=orders, error=0.01)
-    nothing_overlaps(information_plane(given, planes=planes, title="a run", theme="dark"))
-    nothing_overlaps(compare({"a": given, "b": given[:2]}, planes=planes, orders=list(given[0].orders)))
+    every = list(given[0].orders)
+    nothing_overlaps(information_plane(given, orders=every, planes=planes, title="a run", theme="dark"))
+    nothing_overlaps(compare({"a": given, "b": given[:2]}, planes=planes, orders=every))
+
+
+def test_by_default_there_is_one_order_where_there_are_several_planes():
+    given = points(*BOTH, orders=3)
+    assert titles(information_plane(given)) == [f"token: {plane}" for plane in ("plain", "local", *BOTH)]
+    assert titles(information_plane(given, planes=["local"])) == [f"{order}: local" for order in given[0].orders]
