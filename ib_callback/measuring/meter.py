@@ -395,6 +395,7 @@ class Meter:
         groups = self._groups(plan, self._captured(root, layers))
         memory = plan.memory(len(groups[0]) * self._views(1).num_variants, self.num_bins)
         memory += sum(codebook.memory() for codebook in self._aimed(root, plan, None).values())
+        memory += self._predicted_plan().memory(1, NUMBER) if self.prediction else 0
         free = free_memory(access.device_of(root))
         if free is not None and memory > free:
             warn(
@@ -484,7 +485,7 @@ class Meter:
             dispersion=dispersion[: len(layers)],
             companions=self._companions(layers, moments),
             aimed={
-                name: (each.plan, each.sums, None if curve is None else curve.to_efficiency(each.num_bins))
+                name: (each.plan, each.sums, self._curve_of(plan, each))
                 for name, each in aimed.items()
                 if each.sums is not None
             },
@@ -494,6 +495,11 @@ class Meter:
             return measurement
         bounds = None if plan.jackknife is None else plan.jackknife.sequence_bounds
         return replace(measurement, **loss_numbers(losses, self.probe, bounds))
+
+    def _curve_of(self, plan: Plan, outcome: Outcome) -> IBCurve | None:
+        """The curve in efficiencies of other assignments, if it bounds them: of all positions, by no more bins."""
+        fits = outcome.num_bins <= self.num_bins and outcome.plan.num_positions == plan.num_positions
+        return self._curve.to_efficiency(outcome.num_bins) if self._curve is not None and fits else None
 
     def _find_route(self, root: nn.Module) -> Route:
         """How the loss of the model can be had; found out anew."""
@@ -517,7 +523,8 @@ class Meter:
 
     def _told_of(self, route: Route) -> Route:
         """The route, after whoever measures was told of an accident, once."""
-        if route.is_failure and route.why not in self._told_of_loss:
+        # Of distributions alone, the view tells.
+        if self.loss and route.is_failure and route.why not in self._told_of_loss:
             self._told_of_loss.add(route.why)
             warn(f"the next-token loss on the probe could not be measured: {route.why}.", stacklevel=4)
         return route
@@ -772,7 +779,7 @@ class Meter:
 
     def _told_of_aimed(self, name: str, outcome: Outcome) -> Outcome:
         """The outcome, after whoever measures was told of an accident, once."""
-        text = f"{name} of the model could not be measured: {outcome.why}."
+        text = f"the {name} of the model could not be measured: {outcome.why}."
         # Of logits that cannot be had, the loss tells.
         if outcome.is_failure and text not in self._told_of_loss and not (name == "prediction" and self.loss):
             self._told_of_loss.add(text)

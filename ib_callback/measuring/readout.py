@@ -50,7 +50,7 @@ def read_out(
     `others` are passes over further probes, of which the features are measured: the name that the measurement gives
     to each label, plan and sums. `curve`, if it is the bound, is in efficiencies. `views` says what the columns of the
     sums are; None: one for each layer. `dispersion` [L] and `companions` are taken as they are. `aimed` are views of
-    passes with other codebooks (model/codebook.py), by name: plan, sums, and the curve in their efficiencies.
+    passes with other codebooks (model/codebook.py), by name: plan, sums, and the curve, if it is the bound and theirs.
     """
     views = views or Views(len(layers))
     readings = Readings(plan, sums.of(range(views.num_layers)), weighting)
@@ -60,13 +60,13 @@ def read_out(
         other = Found(primary, found.drafts)
         other.add(Readings(other_plan, other_sums, weighting))
         found.features.update((public[label], point) for label, point in other.features.items())
-    is_empirical = weighting == "empirical"
+    is_empirical, is_diagonal = weighting == "empirical", curve is None
     ceiling = readings.ceiling if is_empirical else None
 
     def points(drafts: Mapping[str, Draft], ceiling: float | None, curve: IBCurve | None) -> dict[str, PlanePoint]:
         bounds = {primary: None if curve is None else curve.bound}
         return {
-            name: draft.point(bounds.get(name), ceiling=ceiling, is_diagonal=curve is None)
+            name: draft.point(bounds.get(name), ceiling=ceiling, is_diagonal=is_diagonal)
             for name, draft in drafts.items()
         }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ib_callback.measuring.quantities.documents import long_enough
+from ib_callback.measuring.quantities.documents import FEWEST, long_enough
 from ib_callback.probe.ngrams import Positions
 from ib_callback.probe.probe import Probe
 
@@ -14,7 +16,7 @@ NUMBER = 8192
 OF_SEQUENCE = 64
 
 
-def evenly(total: int, number: int, seed: int) -> np.ndarray:
+def evenly(total: int, number: int, seed: int | Sequence[int]) -> np.ndarray:
     """Numbers of `number` out of `total` things, ascending: one from each of as many equal stretches, by chance.
 
     >>> evenly(3, 5, seed=0)
@@ -22,8 +24,9 @@ def evenly(total: int, number: int, seed: int) -> np.ndarray:
     """
     if number >= total:
         return np.arange(total)
+    edges = np.arange(number + 1) * total // max(1, number)
     within = np.random.RandomState(seed).random_sample(number)
-    return np.minimum(((np.arange(number) + within) * total / number).astype(np.int64), total - 1)
+    return edges[:-1] + (within * np.diff(edges)).astype(np.int64)
 
 
 def neighbours(probe: Probe) -> Positions:
@@ -47,22 +50,29 @@ def pairs_for_loss(probe: Probe, number: int, seed: int) -> Positions:
 
 
 def positions_for_prediction(probe: Probe, valid: Positions, seed: int) -> Positions:
-    """At most 8,192 of the valid positions: all, or as many, even over the probe.
+    """At most 8,192 of the valid positions: all, or even ones over the probe.
 
-    A document baseline needs 48 positions of a sequence. Where even ones are fewer of most sequences, there are 64 of
-    each of 128 sequences that have them, even over these.
+    Those of the pairs that the loss is of in any case, where these are mostly valid positions. A document baseline
+    needs 48 positions of a sequence: where most valid positions are in sequences that have these, and most of the even
+    ones are not, there are up to 64 of each of 128 of these sequences, even over both.
     """
+    if len(valid) <= NUMBER:
+        return valid
     pairs = neighbours(probe)
     even = evenly(len(pairs), NUMBER, seed)
     width = probe.input_ids.shape[1]
     place = valid.sequence * width + valid.offset
     chosen = np.flatnonzero(np.isin(place, pairs.sequence[even] * width + pairs.offset[even]))
-    thinned = Positions(valid.sequence[chosen], valid.offset[chosen])
-    if len(thinned) < len(valid) and 2 * len(long_enough(thinned)) < len(thinned):
-        _, first, length = np.unique(valid.sequence, return_index=True, return_counts=True)
-        long = np.flatnonzero(length >= OF_SEQUENCE)
+    if 2 * len(chosen) < NUMBER:
+        chosen = evenly(len(valid), NUMBER, seed)
+    if _mostly_long(valid) and not _mostly_long(Positions(valid.sequence[chosen], valid.offset[chosen])):
+        sequence, first, length = np.unique(valid.sequence, return_index=True, return_counts=True)
+        long = np.flatnonzero(length >= FEWEST)
         some = long[evenly(len(long), NUMBER // OF_SEQUENCE, seed)]
-        share = NUMBER // max(1, len(some))
-        of_each = [first[one] + evenly(int(length[one]), share, seed) for one in some]
-        chosen = np.concatenate(of_each) if of_each else chosen
+        of_each = [first[i] + evenly(int(length[i]), OF_SEQUENCE, [seed, int(sequence[i])]) for i in some]
+        chosen = np.concatenate(of_each)
     return Positions(valid.sequence[chosen], valid.offset[chosen])
+
+
+def _mostly_long(positions: Positions) -> bool:
+    return 2 * len(long_enough(positions)) >= len(positions)

@@ -28,6 +28,8 @@ KEPT = 2 << 30
 EVERY = 20
 # A state that is nearer to the mean than this share of its norm has no direction away from it.
 _AT_THE_MEAN = 1e-5
+# How far logits of a sum of vectors may be from the sum of theirs: what 8 bits leave.
+_LINEAR = 0.05
 
 
 def frequent_tokens(probe: Probe, number: int) -> Tensor:
@@ -41,28 +43,39 @@ def frequent_tokens(probe: Probe, number: int) -> Tensor:
     return ids[order[:number]]
 
 
-def output_rows(model: nn.Module, module: nn.Module, tokens: Tensor) -> Tensor:
-    """[G, dim] float32, what the output head `module` multiplies states with for the logit of each token.
+def output_rows(model: nn.Module, module: nn.Module, tokens: Tensor, states: Tensor) -> Tensor | str:
+    """[G, dim] float32, what the output head `module` multiplies states with for each token, or why that is not known.
 
     To be called amid the forward of the model, when its parameters are in place. A plain linear layer is asked for its
     rows; anything else, such as one with adapters or with quantised weights, for its logits of unit vectors.
 
-    Raises:
-        ValueError: it is not of a kind of which rows are known.
+    Args:
+        model: unwrapped.
+        module: its head.
+        tokens: [G] ids.
+        states: [..., dim] such as the head is given.
     """
-    call = head.callable_alone(module)
-    weight = getattr(module, "weight", None)
-    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and isinstance(weight, Tensor):
-        if type(module).__name__.startswith("FSDP") and hasattr(weight, "to_local"):
-            sharded: Any = module
-            sharded.unshard()
-            weight = module.weight
-        rows = _rows_of(weight, tokens)
-    elif call is not None and isinstance(weight, Tensor) and weight.ndim == 2:
-        rows = _rows_by_calls(model, call, weight, tokens)
-    else:
-        raise ValueError(f"the rows of its output head, {type(module).__name__}, are not known")
-    return rows.detach().float()
+    weight = _plain_weight(module, states.shape[-1])
+    if weight is None:
+        call = head.callable_alone(module)
+        if call is None:
+            return f"its output head, {type(module).__name__}, cannot be looked at amid a forward pass"
+        return _rows_by_calls(model, call, tokens, states)
+    if type(module).__name__.startswith("FSDP") and hasattr(weight, "to_local"):
+        sharded: Any = module
+        sharded.unshard()
+        weight = sharded.weight
+    return _rows_of(weight, tokens).detach().float()
+
+
+def _plain_weight(module: nn.Module, dim: int) -> Any:
+    """The weight of a linear layer that nothing was done to; None of any other."""
+    weight: Any = getattr(module, "weight", None)
+    is_linear = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    if not is_linear or "forward" in vars(module) or weight.ndim != 2 or weight.shape[1] != dim:
+        return None
+    # Other subclasses of tensors hold quantised numbers.
+    return weight if type(weight) in (Tensor, nn.Parameter) or hasattr(weight, "device_mesh") else None
 
 
 def _rows_of(weight: Any, tokens: Tensor) -> Tensor:
@@ -77,23 +90,24 @@ def _rows_of(weight: Any, tokens: Tensor) -> Tensor:
     return found.full_tensor()
 
 
-def _rows_by_calls(model: nn.Module, call: Callable[[Tensor], Any], weight: Tensor, tokens: Tensor) -> Tensor:
-    dim = weight.shape[1]
-    size = rows_at_a_time(model, weight.device)
-    dtype = weight.dtype if weight.is_floating_point() else torch.float32
+def _rows_by_calls(model: nn.Module, call: Callable[[Tensor], Any], tokens: Tensor, states: Tensor) -> Tensor | str:
+    dim, size = states.shape[-1], rows_at_a_time(model, states.device)
 
     def logits(states: Tensor) -> Tensor:
         found = call(states[None])
         return (found.full_tensor() if hasattr(found, "full_tensor") else found)[0].float()[:, tokens.to(found.device)]
 
-    offset = logits(torch.zeros(1, dim, dtype=dtype, device=weight.device))
+    offset = logits(states.new_zeros(1, dim))
     parts = []
     for begin in range(0, dim, size):
-        width = min(size, dim - begin)
-        unit = torch.zeros(width, dim, dtype=dtype, device=weight.device)
-        unit[torch.arange(width), begin + torch.arange(width)] = 1.0
+        unit = states.new_zeros(min(size, dim - begin), dim)
+        unit[torch.arange(len(unit)), begin + torch.arange(len(unit))] = 1.0
         parts.append(logits(unit) - offset)
-    return torch.cat(parts).T
+    rows = torch.cat(parts).T
+    together = logits(states.new_ones(1, dim))[0] - offset[0]
+    if not float((together - rows.sum(1)).norm()) <= _LINEAR * float(together.norm()):
+        return "its output head is not linear"
+    return rows
 
 
 @dataclass(frozen=True)
@@ -113,6 +127,14 @@ class Outcome:
     why: str
     is_failure: bool
     told: dict[str, Any]
+
+
+def _dim_of(module: nn.Module | None) -> int:
+    """Of the states that an output head takes; 0 where it does not say."""
+    known, weight = getattr(module, "in_features", None), getattr(module, "weight", None)
+    if isinstance(known, int):
+        return known
+    return weight.shape[1] if isinstance(weight, Tensor) and weight.ndim == 2 else 0
 
 
 class Readout:
@@ -169,17 +191,24 @@ class Readout:
     def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._output.append(output)
         if self._points is None and not self.why:
-            self._survived(self._find_points)
+            self._survived(partial(self._find_points, output))
 
-    def _find_points(self) -> None:
+    def _find_points(self, output: Any) -> None:
         assert self._head is not None
-        rows = output_rows(self._model, self._head, self._tokens)
-        points = (rows.double() if rows.device.type != "mps" else rows) - rows.double().mean(0)
-        norms = torch.linalg.vector_norm(points, dim=-1)
-        if not bool((norms > 0).all()):  # or they are not finite
-            self.why = "its output embeddings are zero or all alike"
+        states = head.states_in(output)
+        found = output_rows(self._model, self._head, self._tokens, states)
+        if isinstance(found, str):
+            self.why = found
             return
-        self._points = (points / norms[:, None]).float()
+        rows = (found.cpu() if found.device.type == "mps" else found).double()
+        points = rows - rows.mean(0)
+        norms, lengths = (torch.linalg.vector_norm(each, dim=-1) for each in (points, rows))
+        if not bool(lengths.isfinite().all()):
+            self.why, self.is_failure = "its output embeddings are not finite", True
+        elif bool((norms <= _AT_THE_MEAN * lengths).any()):
+            self.why = "its output embeddings are zero or all alike"
+        else:
+            self._points = (points / norms[:, None]).float().to(states.device)
 
     def look(self, batches: Sequence[Batch], run: Callable[[Batch], object]) -> None:
         """Find the mean beforehand where states may not wait: `run` makes the forward pass of a batch."""
@@ -194,19 +223,17 @@ class Readout:
             self.mean, self._mean_of = self._total / self._count, f"{self._count:,} positions"
 
     def memory(self) -> int:
-        """Bytes of the states that wait, on the host."""
-        size = self._size()
-        return size if size <= self._limit else 0
+        """Bytes of histograms, and of the states that wait."""
+        return self._plan.memory(1, len(self._tokens)) + (self._size() if self._fits() else 0)
 
     def _fits(self) -> bool:
         return self._size() <= self._limit
 
     def _size(self) -> int:
-        weight = getattr(self._head, "weight", None)
-        if self.why or not isinstance(weight, Tensor) or weight.ndim != 2:
-            return 0  # no rows are known of such a head
+        if self.why:
+            return 0
         itemsize = 2 if access.dtype_of(self._model) in ("float16", "bfloat16") else 4
-        return self._plan.num_positions * weight.shape[1] * itemsize
+        return self._plan.num_positions * _dim_of(self._head) * itemsize
 
     def take(self, batch: Batch) -> None:
         """The states of the forward pass of this batch."""
@@ -229,11 +256,8 @@ class Readout:
         found: list[Tensor] = []
 
         def read() -> None:
-            output = outputs[0]
-            states = output if isinstance(output, Tensor) else getattr(output, "last_hidden_state", None)
-            states = output[0] if states is None else states
-            states = states.full_tensor() if hasattr(states, "full_tensor") else states
-            rows = states.detach().flatten(0, 1)
+            states = head.states_in(outputs[0], (batch.sequences.stop - batch.sequences.start, batch.width))
+            rows = states.flatten(0, 1)
             assert self._points is not None
             if rows.shape[-1] != self._points.shape[-1]:
                 self.why = f"states have {rows.shape[-1]} dimensions, its output embeddings {self._points.shape[-1]}"
@@ -278,7 +302,11 @@ class Readout:
                 self._survived(partial(self._add, batch, rows))
         if self.why or self._accumulator is None:
             return None
-        return self._accumulator.sums()
+        sums = self._accumulator.sums()
+        if not bool(sums.kept[self._plan.total].isfinite().all()):
+            self.why, self.is_failure = "states are not finite", True
+            return None
+        return sums
 
     def _survived(self, body: Callable[[], object]) -> None:
         """Nothing but a lack of memory, which smaller batches help, ends the measurement for the readout's sake."""
@@ -319,8 +347,8 @@ class Prediction:
         """Nothing has to be known beforehand."""
 
     def memory(self) -> int:
-        """Bytes that wait: none."""
-        return 0
+        """Bytes of histograms."""
+        return self._plan.memory(1, self._losses.num_groups)
 
     @property
     def why(self) -> str:
@@ -341,7 +369,12 @@ class Prediction:
         if not bool(grouped.isfinite().all()):
             self._bad = "logits are not finite"
             return
-        self._accumulator.add(own, grouped[:, None])
+        try:
+            self._accumulator.add(own, grouped[:, None])
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            self._bad = describe(error)
 
     def outcome(self) -> Outcome:
         """After the last batch; to be asked for once."""

@@ -61,6 +61,21 @@ def relative_cost(model: nn.Module) -> float | None:
     return own / trunk if trunk else None if own == 0 else float("inf")
 
 
+def states_in(output: Any, shape: tuple[int, int] | None = None) -> Tensor:
+    """The states [B, S, dim] in what the trunk puts out; `shape` is B and S, where they are known.
+
+    Raises:
+        ValueError: there are none.
+    """
+    states = output if isinstance(output, Tensor) else getattr(output, "last_hidden_state", None)
+    states = output[0] if states is None else states
+    if states.ndim != 3 or tuple(states.shape[:2]) != (shape or tuple(states.shape[:2])):
+        expected = ", ".join(map(str, shape or ("B", "S")))
+        raise ValueError(f"expected states [{expected}, dim] of the trunk, got {list(states.shape)}")
+    states = states.full_tensor() if hasattr(states, "full_tensor") else states
+    return states.detach()
+
+
 def logits_in(output: Any, model: nn.Module, shape: tuple[int, int], highest: int) -> Tensor | str:
     """The logits [B, S, V] of all positions in what a forward puts out, or why there are none.
 

@@ -228,7 +228,7 @@ class LossPass:
 
     def _past_the_head(self, call: Callable[[], Any], use: Callable[[Tensor], object], shape: tuple[int, int]) -> Any:
         def take(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._survived(lambda: use(_states(output, shape)))
+            self._survived(lambda: use(head.states_in(output, shape)))
 
         assert self._trunk is not None  # else this were not the route
         handle = self._trunk.register_forward_hook(take)
@@ -330,15 +330,6 @@ def _losses(call: Callable[[Tensor], Any], states: Tensor, targets: Tensor, size
     return reduced.losses
 
 
-def _states(output: Any, shape: tuple[int, int]) -> Tensor:
-    """The states [B, S, dim] that the trunk puts out."""
-    states = output if isinstance(output, Tensor) else getattr(output, "last_hidden_state", None)
-    states = output[0] if states is None else states
-    if states.ndim != 3 or tuple(states.shape[:2]) != shape:
-        raise ValueError(f"expected states [{shape[0]}, {shape[1]}, dim] of the trunk, got {list(states.shape)}")
-    return states.detach()
-
-
 # --- which way a model goes
 
 
@@ -427,7 +418,7 @@ class _Trial:
             self._error = self._error or RuntimeError("the trunk ran more than once")
             return
         try:
-            states = _states(output, shape)
+            states = head.states_in(output, shape)
             largest = float(self._call(states[None, 0])[0].abs().max())
             if 0.0 < largest < _LARGE:
                 states[1] *= 2.0 ** math.ceil(math.log2(_LARGE / largest))  # exact

@@ -20,9 +20,11 @@ from torch import nn
 from two_ranks import on_two_ranks
 
 import ib_callback as ib
+from ib_callback.measuring import thinning
 from ib_callback.measuring.model import loss as loss_module
 from ib_callback.measuring.model.head import relative_cost
-from ib_callback.measuring.model.loss import Pairs, number_of_pairs
+from ib_callback.measuring.model.loss import number_of_pairs
+from ib_callback.measuring.thinning import pairs_for_loss
 from ib_callback.results.measurement import settings_differences
 
 PROBE = make_probe()
@@ -227,34 +229,33 @@ def test_several_passes_measure_it_in_the_first():
 
 
 @pytest.mark.parametrize(("cost", "number"), [(0.1, 1000), (0.05, 1000), (0.2, 500), (1.9, 100), (math.inf, 100)])
-def test_thinned_pairs_are_even_and_the_same_every_time(cost, number, monkeypatch):
-    monkeypatch.setattr(loss_module, "LEAST_PAIRS", 100)
+def test_how_many_pairs_are_looked_at(cost, number, monkeypatch):
+    monkeypatch.setattr(loss_module, "NUMBER", 100)
     monkeypatch.setattr(loss_module.head, "relative_cost", lambda model: cost)
     probe = ib.Probe.from_tokens(torch.randint(2, 40, (100, 11)))
     assert number_of_pairs(probe, llama(), every=False) == number
     assert number_of_pairs(probe, llama(), every=True) == 1000
-    pairs = Pairs.of(probe, number)
-    place = pairs.sequence * 10 + pairs.offset
-    assert (np.diff(place) > 0).all()
-    assert (place // (1000 / number)).astype(int).tolist() == list(range(number))  # one in each stretch
-    again = Pairs.of(probe, number)
-    assert place.tolist() == (again.sequence * 10 + again.offset).tolist()
 
 
-def test_thinned_losses_are_those_of_the_chosen_pairs(monkeypatch):
-    monkeypatch.setattr(loss_module, "LEAST_PAIRS", 20)
-    monkeypatch.setattr(loss_module.head, "relative_cost", lambda model: 1.0)
+@pytest.mark.parametrize("cost", [1.0, 0.2])
+def test_thinned_losses_are_those_of_the_chosen_pairs(cost, monkeypatch):
+    for module in (loss_module, thinning):
+        monkeypatch.setattr(module, "NUMBER", 20)
+    monkeypatch.setattr(loss_module.head, "relative_cost", lambda model: cost)
     model = llama()
     measured = ib.measure(model, PROBE)
     every = ib.measure(model, PROBE, loss="all")
     number = measured.settings["loss"]["positions"]
-    assert (number, every.settings["loss"]["positions"]) == (20, 137)
-    pairs = Pairs.of(PROBE, number)
+    assert (number, every.settings["loss"]["positions"]) == (20 if cost == 1.0 else 68, 137)
+    pairs = pairs_for_loss(PROBE, number, seed=0)
     places = [(s, o) for s, mask in enumerate(PROBE.attention_mask) for o in range(int(mask.sum()) - 1)]
     losses = dict(zip(places, losses_of(model), strict=True))
     chosen = [losses[place] for place in zip(pairs.sequence.tolist(), pairs.offset.tolist(), strict=True)]
+    assert len(chosen) == number
     assert measured.loss == pytest.approx(mean(chosen), abs=1e-6)
     assert settings_differences(measured, every) == [f"loss.positions: {number} vs 137"]
+    for options in ({"prediction": False}, {"readout": False}, {"orders": "token"}):
+        assert ib.measure(model, PROBE, **options).loss == measured.loss
 
 
 def test_what_the_head_costs_is_told_by_parameters():
