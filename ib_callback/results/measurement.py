@@ -204,6 +204,12 @@ class Measurement:
         """
         return self.views.get("prediction", {})
 
+    @property
+    def _without(self) -> list[str]:
+        """Views that were to be measured and are not there, for a reason that another model may not have."""
+        told = {view: self.settings.get(view) for view in ("readout", "prediction")}
+        return [view for view, each in told.items() if isinstance(each, Mapping) and "why" in each]
+
     def _of_primary(self, name: str) -> float | None:
         return getattr(self.orders[self.primary], name) if self.primary in self.orders else None
 
@@ -247,6 +253,11 @@ class Measurement:
                 named |= _numbers_of(point, f"{view}/{order}/", names, [f"{name}_se" for name in names])
                 for name in names if point.complexity_draws else ():
                     named[f"{view}/{order}/{name}_spread"] = point.spread(name)
+        for view in self._without:
+            named |= dict.fromkeys(f"{view}/{name}" for name in PRIMARY_SCALARS)
+            for order in self.orders:
+                names = view_scalars(order, primary=self.primary, bound=bound)
+                named |= dict.fromkeys(f"{view}/{order}/{name}" for name in names)
         for feature, value in self.features.items():
             named |= _numbers_of(value, f"{feature}/", FEATURE_SCALARS, FEATURE_ERRORS)
         for name, values in self.companions.items():

@@ -79,6 +79,11 @@ class LiveRules:
         """Which way is better, "min" or "max", by the name of each selectable number."""
         return {SELECTABLE + name: mode for name, mode in self._directions.items()}
 
+    @property
+    def needed(self) -> list[str]:
+        """Names of the metrics by which is stopped or selected."""
+        return [name for name in dict.fromkeys((self._monitored, self._selected_by)) if name]
+
     def replay(self, points: Iterable[Measurement]) -> None:
         """Forget every point and take these instead."""
         self.decision: StopDecision | None = None

@@ -408,6 +408,9 @@ class Run:
         state.settings = self._with_weights(self.meter.settings(model), weights)
         if state.writes:
             note(preflight.describe())
+            for name in self.rules.needed:
+                if why := preflight.missing.get(name.partition("/")[0]):
+                    _warn(f"{name} is undefined until the model has a {name.partition('/')[0]}: {why}.")
         self._check_schedule(step, max_steps)
 
         def open_files() -> Trajectory:

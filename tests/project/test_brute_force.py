@@ -221,3 +221,22 @@ def test_feature_information_is_over_the_positions_that_carry_the_label() -> Non
     first, second = (bf.soft_assignment(hidden[0][0, s], points, 0.3) for s in (0, 2))
     expected = bf.efficiency(first + second) - (bf.efficiency(first) + bf.efficiency(second)) / 2
     assert feature.information == pytest.approx(expected, abs=1e-14)
+
+
+def test_output_embeddings_by_hand() -> None:
+    ids, mask = np.array([[3, 5, 5, 7, 7, 9]]), np.array([[1, 1, 1, 1, 1, 0]], bool)
+    assert bf.frequent_tokens(ids, mask, 2) == [5, 7]
+    assert bf.frequent_tokens(ids, mask, 9) == [5, 7, 3]
+    # Without their means, states and embeddings point left and right.
+    states = np.array([[[4.0, 9.0], [8.0, 9.0]]])
+    rows = np.array([[1.0, 2.0], [5.0, 2.0]])
+    odds = math.exp(2 / bf.calibrated_temperature(2, 2))
+    found = bf.readout_assignments(states, rows, [(0, 0), (0, 1)])
+    np.testing.assert_allclose(found, [[odds / (1 + odds), 1 / (1 + odds)], [1 / (1 + odds), odds / (1 + odds)]])
+    # With the mean of the second alone, the first points left and the second nowhere.
+    np.testing.assert_allclose(bf.readout_assignments(states, rows, [(0, 0)], [(0, 1)]), found[:1])
+
+
+def test_grouped_shares_by_hand() -> None:
+    logits = np.log([[[1.0, 2.0, 3.0, 4.0], [4.0, 4.0, 1.0, 1.0]]])
+    np.testing.assert_allclose(bf.grouped_shares(logits, [2, 0], [(0, 0), (0, 1)]), [[0.3, 0.1, 0.6], [0.1, 0.4, 0.5]])

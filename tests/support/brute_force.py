@@ -143,6 +143,43 @@ def ceiling(assignments: Array) -> float:
     return overall_entropy(assignments) - math.fsum(efficiency(row) for row in assignments) / len(assignments)
 
 
+# --- codebooks aimed at the output
+
+
+def frequent_tokens(ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_], number: int) -> list[int]:
+    """The most frequent real tokens; of equally frequent ones, the lower ids."""
+    counts: dict[int, int] = {}
+    for b, s in itertools.product(*map(range, ids.shape)):
+        if mask[b, s]:
+            counts[int(ids[b, s])] = counts.get(int(ids[b, s]), 0) + 1
+    return sorted(counts, key=lambda token: (-counts[token], token))[:number]
+
+
+def readout_assignments(
+    states: Array, rows: Array, positions: Sequence[Position], of_mean: Sequence[Position] | None = None
+) -> Array:
+    """[T, n] of last states [N, S, dim] to output embeddings [n, dim], without the mean of either.
+
+    `of_mean` are the positions of which the mean state is; None: all.
+    """
+    points = np.array([row - sum(rows) / len(rows) for row in rows])
+    points = np.array([point / math.sqrt(math.fsum(point**2)) for point in points])
+    used = positions if of_mean is None else of_mean
+    mean = sum(states[position] for position in used) / len(used)
+    temperature = calibrated_temperature(states.shape[-1], len(points))
+    return np.array([soft_assignment(states[position] - mean, points, temperature) for position in positions])
+
+
+def grouped_shares(logits: Array, tokens: Sequence[int], positions: Sequence[Position]) -> Array:
+    """[T, n + 1] next-token distributions of logits [N, S, V]: of n tokens, and of all others together."""
+    found = []
+    for position in positions:
+        weights = np.exp(logits[position] - logits[position].max())
+        rest = math.fsum(weight for token, weight in enumerate(weights) if token not in tokens)
+        found.append(np.array([*weights[tokens], rest]) / math.fsum(weights))
+    return np.array(found)
+
+
 # --- permutation nulls
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -375,3 +376,52 @@ def test_data_that_is_drawn_at_random_is_the_same_with_and_without(tmp_path: Pat
                 batches.append(data[torch.randint(64, (4,))])
         drawn.append(torch.cat(batches))
     assert torch.equal(*drawn)
+
+
+# --- codebooks aimed at the output
+
+
+@pytest.mark.parametrize("metric", ["readout/token/expressivity", "prediction/expressivity"])
+def test_to_stop_and_to_select_by_what_is_said_of_the_output(metric: str, tmp_path: Path) -> None:
+    """From a head of zeros, which reads nothing out, on; and resumed half-way."""
+
+    def train(directory: Path, first: int, last: int) -> ib.Run:
+        model = tiny_model()
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        rule = ib.PlateauStopping(metric, mode="max", arm="immediately", patience=2)
+        with run_in(directory, every_n_steps=2, select=metric, select_from=0, early_stopping=rule) as run:
+            for step in range(last + 1):
+                if step >= first:
+                    run.step(model, step)
+                    torch.save(model.state_dict(), path := directory / f"{step}.pt")
+                    run.saved(step, path)
+                if step < last:
+                    batch = random_ids(4, seed=step)
+                    model(input_ids=batch, labels=batch).loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+        return run
+
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    view = metric.partition("/")[0]
+    told = f"{metric} is undefined until the model has a readout: its output embeddings are zero or all alike"
+    with pytest.warns(RuntimeWarning, match=told) if view == "readout" else contextlib.nullcontext():
+        whole = train(tmp_path / "whole", 0, 8)
+        train(tmp_path / "parts", 0, 4)
+    parts = train(tmp_path / "parts", 4, 8)
+    assert [numbers(point) for point in parts.trajectory] == [numbers(point) for point in whole.trajectory]
+    assert ib.Trajectory.load(tmp_path / "parts") == parts.trajectory
+    assert [view in point.views for point in whole.trajectory] == [view != "readout", *[True] * 8]
+    assert parts.decision == whole.decision
+    values = [point.scalars()[metric] for point in whole.trajectory]
+    best = max(value for value in values if value is not None)
+    for run in (whole, parts):
+        assert run.selected.step == run.trajectory.best(metric, select_from=0).step
+        assert run.trajectory.best(metric, select_from=0).scalars()[metric] == best
+        assert run.rules.numbers()[f"selectable/{metric}"] == values[-1]
+    rule = ib.PlateauStopping(metric, mode="max", arm="immediately", patience=2)
+    decisions = [rule.update(point) for point in whole.trajectory]
+    assert decisions[-1] == whole.decision
+    assert (values[0] is None) == (view == "readout")

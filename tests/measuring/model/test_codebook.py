@@ -70,37 +70,20 @@ def outputs(model: Any, probe: ib.Probe) -> tuple[np.ndarray, np.ndarray]:
     return found.hidden_states[-1].double().numpy(), found.logits.double().numpy()
 
 
-def frequent(probe: ib.Probe, number: int) -> list[int]:
-    counts = Counter(probe.input_ids[probe.attention_mask].tolist())
-    return sorted(counts, key=lambda token: (-counts[token], token))[:number]
-
-
 def readout_twin(model: Any, probe: ib.Probe, widest: int = 4, batches: Any = None) -> Twin:
-    """`batches` are those that the mean is of; None: all."""
-    states, _ = outputs(model, probe)
-    rows = model.get_output_embeddings().weight.detach().double().numpy()[frequent(probe, 100)]
-    points = rows - rows.sum(0) / len(rows)
-    points = np.array([point / np.sqrt((point**2).sum()) for point in points])
-    positions = bf.valid_positions(probe.attention_mask.numpy(), widest)
+    """`batches` are the sequences that the mean is of; None: all."""
+    ids, mask = probe.input_ids.numpy(), probe.attention_mask.numpy()
+    rows = model.get_output_embeddings().weight.detach().double().numpy()[bf.frequent_tokens(ids, mask, 100)]
+    positions = bf.valid_positions(mask, widest)
     of_mean = [position for position in positions if batches is None or position[0] in batches]
-    mean = sum(states[position] for position in of_mean) / len(of_mean)
-    temperature = bf.calibrated_temperature(states.shape[-1], len(points))
-    assignments = [bf.soft_assignment(states[position] - mean, points, temperature) for position in positions]
-    return Twin(np.array(assignments), positions)
+    return Twin(bf.readout_assignments(outputs(model, probe)[0], rows, positions, of_mean), positions)
 
 
 def prediction_twin(model: Any, probe: ib.Probe, widest: int = 4, positions: Any = None) -> Twin:
     """`positions`: where; None: all valid ones."""
-    _, logits = outputs(model, probe)
-    tokens = frequent(probe, 99)
-    positions = positions or bf.valid_positions(probe.attention_mask.numpy(), widest)
-    assignments = []
-    for position in positions:
-        weights = np.exp(logits[position] - logits[position].max())
-        shares = weights / weights.sum()
-        rest = [share for token, share in enumerate(shares) if token not in tokens]
-        assignments.append([*shares[tokens], sum(rest)])
-    return Twin(np.array(assignments), positions)
+    ids, mask = probe.input_ids.numpy(), probe.attention_mask.numpy()
+    positions = positions or bf.valid_positions(mask, widest)
+    return Twin(bf.grouped_shares(outputs(model, probe)[1], bf.frequent_tokens(ids, mask, 99), positions), positions)
 
 
 def agrees(point: Any, twin: Twin, order: str, probe: ib.Probe = PROBE, seed: int = SEED) -> None:
@@ -394,6 +377,7 @@ def test_noise_says_nothing_of_either():
         assert point.score_local is None
 
 
+@pytest.mark.filterwarnings("ignore:the hidden states of all layers are so nearly the same")
 def test_uniform_predictions_say_nothing():
     probe = balanced()
     model = Oracle(probe, CODES["next"][0])
