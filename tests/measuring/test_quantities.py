@@ -16,6 +16,7 @@ ORDERS = ("token", "bigram")
 SETTINGS = {"orders": ORDERS, "num_bins": 20, "standard_errors": 5, "batch_size": 3}
 PROBE = make_probe(highest=8)
 MODEL = llama().eval()
+MODEL.lm_head.weight.data *= 50  # or its predictions were all alike
 CHANCE = [x.chance for x in (*PLANE, *FEATURE)]
 # Random subsets of positions estimate them.
 ESTIMATED = [x.name for x in PLANE if x.kind in ("baseline", "error")]
@@ -102,6 +103,7 @@ def test_the_names_of_tokens_do_not_matter(measured):
     other = llama().eval()
     with torch.no_grad():
         other.get_input_embeddings().weight[name_of] = MODEL.get_input_embeddings().weight
+        other.get_output_embeddings().weight[name_of] = MODEL.get_output_embeddings().weight
     probe = labelled(name_of[PROBE.input_ids], PROBE.attention_mask)
     q.assert_same(ib.measure(other, probe, features=("parity",), **SETTINGS), measured, tolerance=1e-6)
 

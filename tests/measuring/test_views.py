@@ -96,7 +96,7 @@ def test_by_definition(measured, states, order, side):
 def test_plain_numbers_are_those_without_views(measured, plain):
     assert numbers(measured.orders) == pytest.approx(numbers(plain.orders), rel=0, abs=1e-12)
     assert measured.entropy_by_layer == plain.entropy_by_layer
-    assert list(plain.views) == ["late", "last"]
+    assert list(plain.views) == ["late", "last", "readout", "prediction"]
     assert plain.averaged == plain.orders
     assert plain.centred == {}
     assert "draws" not in plain.settings
