@@ -1,4 +1,4 @@
-"""Two processes that find each other, as a launcher starts them."""
+"""Processes that find each other, as a launcher starts them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from pathlib import Path
 
 def on_two_ranks(script: str, directory: Path) -> list[str]:
     """Run a script, called with the directory and its rank, in two processes; what each of them printed."""
+    return on_ranks(2, script, directory)
+
+
+def on_ranks(number: int, script: str, directory: Path) -> list[str]:
+    """The same in so many processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -25,7 +30,7 @@ def on_two_ranks(script: str, directory: Path) -> list[str]:
                 "OMP_NUM_THREADS": "1",
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
-                "WORLD_SIZE": "2",
+                "WORLD_SIZE": str(number),
                 "NODE_RANK": "0",
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
@@ -34,12 +39,12 @@ def on_two_ranks(script: str, directory: Path) -> list[str]:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(number)
     ]
     try:
         output = [process.communicate(timeout=240)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)
+    assert [process.returncode for process in processes] == [0] * number, "\n".join(output)
     return output

@@ -69,13 +69,14 @@ def output_rows(model: nn.Module, module: nn.Module, tokens: Tensor, states: Ten
 
 
 def _plain_weight(module: nn.Module, dim: int) -> Any:
-    """The weight of a linear layer that nothing was done to; None of any other."""
+    """The weight of a linear layer that nothing was done to but to shard it; None of any other."""
     weight: Any = getattr(module, "weight", None)
     is_linear = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-    if not is_linear or "forward" in vars(module) or weight.ndim != 2 or weight.shape[1] != dim:
+    if not is_linear or weight.ndim != 2 or weight.shape[1] != dim:
         return None
-    # Other subclasses of tensors hold quantised numbers.
-    return weight if type(weight) in (Tensor, nn.Parameter) or hasattr(weight, "device_mesh") else None
+    # Tensor parallelism replaces the forward of a module; other subclasses of tensors hold quantised numbers.
+    is_whole = type(weight) in (Tensor, nn.Parameter) and "forward" not in vars(module)
+    return weight if is_whole or hasattr(weight, "device_mesh") else None
 
 
 def _rows_of(weight: Any, tokens: Tensor) -> Tensor:
