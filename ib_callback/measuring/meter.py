@@ -708,7 +708,11 @@ class Meter:
                     parts.append(self._pass(root, plan, group, centers and centers[start:stop], second, *of_first))
                     start = stop
                 sums, moments = zip(*parts, strict=True)
-                outcomes = {name: self._told_of_aimed(name, codebook.outcome()) for name, codebook in aimed.items()}
+                outcomes = {name: codebook.outcome() for name, codebook in aimed.items()}
+                of_loss = self.loss and losses is not None and losses.outcome().is_failure  # which tells of itself
+                for name, outcome in outcomes.items():
+                    if outcome.is_failure and not (name == "prediction" and of_loss):
+                        self._tell_of(name, outcome.why)
                 return plan, Sums.join(sums, self._views(1).num_variants), list(moments), outcomes
             except RepresentationError as error:
                 if self._planes:
@@ -777,14 +781,12 @@ class Meter:
             found["prediction"] = Prediction(self._predicted_plan(), losses, weighting=self.weighting, device=device)
         return found
 
-    def _told_of_aimed(self, name: str, outcome: Outcome) -> Outcome:
-        """The outcome, after whoever measures was told of an accident, once."""
-        text = f"the {name} of the model could not be measured: {outcome.why}."
-        # Of logits that cannot be had, the loss tells.
-        if outcome.is_failure and text not in self._told_of_loss and not (name == "prediction" and self.loss):
+    def _tell_of(self, view: str, why: str) -> None:
+        """Tell whoever measures of an accident, once."""
+        text = f"the {view} of the model could not be measured: {why}."
+        if text not in self._told_of_loss:
             self._told_of_loss.add(text)
             warn(text, stacklevel=4)
-        return outcome
 
     def _warn_if_bidirectional(self, forward: ProbeForward, layers: list[Layer]) -> None:
         """Once for each kind of model."""

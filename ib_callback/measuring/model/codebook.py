@@ -55,7 +55,9 @@ def output_rows(model: nn.Module, module: nn.Module, tokens: Tensor, states: Ten
         tokens: [G] ids.
         states: [..., dim] such as the head is given.
     """
-    weight = _plain_weight(module, states.shape[-1])
+    weight = _plain_weight(module)
+    if weight is not None and weight.shape[1] != states.shape[-1]:
+        return f"its states have {states.shape[-1]} dimensions, and its output embeddings {weight.shape[1]}"
     if weight is None:
         call = head.callable_alone(module)
         if call is None:
@@ -68,11 +70,11 @@ def output_rows(model: nn.Module, module: nn.Module, tokens: Tensor, states: Ten
     return _rows_of(weight, tokens).detach().float()
 
 
-def _plain_weight(module: nn.Module, dim: int) -> Any:
+def _plain_weight(module: nn.Module) -> Any:
     """The weight of a linear layer that nothing was done to but to shard it; None of any other."""
     weight: Any = getattr(module, "weight", None)
     is_linear = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-    if not is_linear or weight.ndim != 2 or weight.shape[1] != dim:
+    if not is_linear or weight.ndim != 2:
         return None
     # Tensor parallelism replaces the forward of a module; other subclasses of tensors hold quantised numbers.
     is_whole = type(weight) in (Tensor, nn.Parameter) and "forward" not in vars(module)
@@ -259,10 +261,6 @@ class Readout:
         def read() -> None:
             states = head.states_in(outputs[0], (batch.sequences.stop - batch.sequences.start, batch.width))
             rows = states.flatten(0, 1)
-            assert self._points is not None
-            if rows.shape[-1] != self._points.shape[-1]:
-                self.why = f"states have {rows.shape[-1]} dimensions, its output embeddings {self._points.shape[-1]}"
-                return
             found.append(rows.index_select(0, batch.positions.to(rows.device)))
 
         self._survived(read)

@@ -324,6 +324,18 @@ def with_narrow_head() -> Any:
     return model
 
 
+class Projected(tf.LlamaForCausalLM):
+    """Something stands between its states and its head."""
+
+    def __init__(self) -> None:
+        super().__init__(tf.LlamaConfig(**SMALL))
+        self.lm_head = nn.Linear(8, 40, bias=False)
+
+    def forward(self, input_ids, attention_mask=None, **options):
+        hidden = self.model(input_ids, attention_mask=attention_mask).last_hidden_state
+        return {"logits": self.lm_head(hidden[..., :8])}
+
+
 READS_AHEAD = "BertForMaskedLM reads the tokens that follow, so that it predicts none"
 
 
@@ -337,6 +349,7 @@ READS_AHEAD = "BertForMaskedLM reads the tokens that follow, so that it predicts
         (with_zero_head, {}, "its output embeddings are zero or all alike", None),
         (with_deep_head, {}, "its output head is not linear", None),
         (with_narrow_head, {}, None, None),
+        (Projected, {}, "its states have 16 dimensions, and its output embeddings 8", None),
     ],
 )
 def test_what_is_not_there_is_none_with_the_reason(make, options, readout, prediction):
