@@ -294,7 +294,8 @@ def result(
         columns: dict[str, list[float | None]] = {}
         for point in points:
             for name, value in point.scalars().items():
-                columns.setdefault(name, []).append(None if value is None else float(f"{value:.6g}"))
+                if is_kept(name):
+                    columns.setdefault(name, []).append(None if value is None else float(f"{value:.5g}"))
         found["step"] = [point.step for point in points]
         found[probe] = columns
     found |= {name: [told[step][name] for step in found["step"]] for name in ("val_loss", "c4_loss")}
@@ -303,6 +304,15 @@ def result(
         next((training[s] for s in reversed(logged) if s <= max(step, logged[0])), None) for step in found["step"]
     ]
     return found
+
+
+def is_kept(name: str) -> bool:
+    """Whether a study keeps a logged number: no errors, of bigrams the local numbers alone, and no name twice."""
+    *view, quantity = name.split("/")
+    if "bigram" in view:
+        return quantity.endswith("_local")
+    twice = quantity in ("complexity", "expressivity", "optimality", "distance_to_bound") and "token" not in view
+    return not (twice or quantity.endswith(("_se", "_spread")) or quantity in ("distance_local", "distance_null"))
 
 
 def run_all(configs: Sequence[Config], data: Path, work: Path, results: Path) -> None:
