@@ -38,8 +38,9 @@ from _common import ModelFolder, Times, add_text_arguments, describe_machine, re
 TRUNK, LOGITS = "forward of the trunk", "forward with logits"
 # Settings of a Meter, and what the ratio is held to: of the forward of the trunk, or of that with logits.
 SIDES: dict[str, tuple[dict[str, Any], str]] = {
-    "without document baseline or loss": ({"baseline": False, "loss": False}, ""),
+    "without baseline, loss or readout": ({"baseline": False, "loss": False, "readout": False}, ""),
     "without loss": ({"loss": False}, "1.10 of the trunk"),
+    "without readout or prediction": ({"readout": False, "prediction": False}, ""),
     "default": ({}, "1.20 of the trunk"),
     'loss="all"': ({"loss": "all"}, "1.10 of that with logits"),
     "without loss, draws=4": ({"loss": False, "draws": 4}, ""),
