@@ -72,15 +72,16 @@ def table(runs: dict[str, dict[str, Any]]) -> None:
         late = steps >= 100
         best = int(loss.argmin())
         print(f"{NAMES[name]}: loss {loss[best]:.3f} at step {steps[best]}, {loss[-1]:.3f} at step {steps[-1]}")
-        for view, quantity in itertools.product(AIMED, QUANTITIES):
-            values = column(run, f"{view}/token/{quantity}")
+        for view, quantity in [*itertools.product(AIMED, QUANTITIES), ("", "optimality")]:
+            named = f"{view}/token/{quantity}".lstrip("/")
+            values = column(run, named)
             top = int(np.nanargmax(np.where(late, values, np.nan)))
             ranks = [
-                spearmanr(column(run, f"{view}/token/{quantity}", probe)[late], loss[late], nan_policy="omit").statistic
+                spearmanr(column(run, named, probe)[late], loss[late], nan_policy="omit").statistic
                 for probe in ("novels", "c4")
             ]
             print(
-                f"    {view:10} {quantity:20} {values[best]:.4f} {values[top]:.4f} (step {steps[top]}) "
+                f"    {view or 'plain':10} {quantity:20} {values[best]:.4f} {values[top]:.4f} (step {steps[top]}) "
                 f"{values[-1]:.4f} {values[-1] / values[top] - 1:+6.1%}   Spearman {ranks[0]:+.2f}, C4 {ranks[1]:+.2f}"
             )
 
