@@ -342,8 +342,8 @@ PRIMARY_SCALARS = tuple(quantity.name for quantity in PLANE if quantity.primary)
 PLANE_SCALARS = tuple(PLANE_BY_NAME)
 # Those of views.
 VIEW_SCALARS = tuple(quantity.name for quantity in PLANE if quantity.viewed)
-# Views that every measurement has: the last quarter of the layers, and the last layer.
-VIEWS = ("late", "last")
+# Views that are measured by default: the last quarter of the layers, the last one, and those aimed at the output.
+VIEWS = ("late", "last", "readout", "prediction")
 FEATURE_SCALARS = tuple(quantity.name for quantity in FEATURE)
 # Standard errors, which are logged where they were asked for.
 PLANE_ERRORS, FEATURE_ERRORS = (

@@ -15,7 +15,7 @@ from synthetic_runs import FIT_ONLY_C, STOPPING, C, E, run
 from tiny_lightning import csv_rows, saved_steps, tiny_callback, tiny_module, tiny_trainer
 
 import ib_callback as ib
-from ib_callback.results.metrics import better_direction
+from ib_callback.results.metrics import VIEWS, better_direction
 
 NEVER = run(FIT_ONLY_C, E, steps=range(31))
 # Each point of the course for two steps: step 46 is the 23rd point, at which the rule stops.
@@ -139,7 +139,7 @@ def test_what_can_be_selected_is_published_and_until_then_something_worse(
     known = {name for name in callback.trajectory[1].scalars() if better_direction(name)}
     published = {name.removeprefix("ib/selectable/") for name in names}
     # Of the views, which these points lack.
-    views = {name for name in published if name.startswith(("late/", "last/"))}
+    views = {name for name in published if name.partition("/")[0] in VIEWS}
     # The tiny documents have no baseline, and their bytes are not known.
     unmeasured = {name for name in known if name.endswith(("_local", "_scaled", "_per_byte"))}
     assert published - views == known - unmeasured - {"seconds", "overhead", "tokens_seen", "phase"}

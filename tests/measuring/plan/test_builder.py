@@ -141,3 +141,11 @@ def test_labels_in_many_batches_are_summed_in_float64(monkeypatch):
         members = rows[token == value]
         expected += len(members) * float(entropy(members.sum(0)))
     assert float(sums.conditional[0, 0]) == pytest.approx(expected, rel=1e-11)
+
+
+def test_no_valid_position():
+    probe = ib.Probe.from_tokens(torch.ones(3, 7, dtype=torch.long))
+    with pytest.raises(
+        ib.ProbeError, match=r"no valid position.*at least 8 real tokens.*got at most 7.*narrower orders"
+    ):
+        make_plan(probe, {"quadgram": 4}, (), batch_size=2, null=True, seed=0)
