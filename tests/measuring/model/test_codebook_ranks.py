@@ -7,6 +7,7 @@ from two_ranks import on_ranks
 
 SCRIPT = """
 import sys
+from dataclasses import replace
 import torch
 import torch.distributed as dist
 import transformers as tf
@@ -132,6 +133,14 @@ for name, (wrap, options) in KINDS.items():
         assert all(list(point.views) == list(found.views) for point in points), name
         without = train(wrap(made()), lambda: None)
         assert all(torch.equal(a, b) for a, b in zip(ends, without, strict=True)), name
+# Every number there is: baseline, loss, draws, centred states, errors.
+settings = {"orders": "token", "draws": 2, "center": True, "loss": "all", "standard_errors": 4, "last_block": True}
+for name in ("distributed", "fsdp2"):
+    model = KINDS[name][0](made())
+    found, expected = ib.Meter(PROBE, **settings).measure(model), ib.measure(made(), PROBE, **settings)
+    ours, theirs = (replace(each, seconds=None, settings={"primary": "token"}) for each in (found, expected))
+    assert ours.views.keys() >= {"averaged/late", "centred/last_block", "readout", "prediction"}
+    print(f"{name}, everything: {'the same; the same' if ours == theirs else 'not the same'}")
 if size == 2:
     if rank == 0:
         made().save_pretrained(sys.argv[1])
@@ -151,7 +160,7 @@ EXCEPTIONS = {
 }
 
 
-@pytest.mark.parametrize(("number", "kinds"), [(2, 18), (3, 4)])
+@pytest.mark.parametrize(("number", "kinds"), [(2, 20), (3, 6)])
 def test_on_several_ranks(number, kinds, tmp_path):
     """To the last bit, unless the states themselves are sums of parts."""
     for output in on_ranks(number, SCRIPT, tmp_path):
