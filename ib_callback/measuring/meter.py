@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -394,25 +394,19 @@ class Meter:
         plan = self.plan()
         groups = self._groups(plan, self._captured(root, layers))
         memory = plan.memory(len(groups[0]) * self._views(1).num_variants, self.num_bins)
-        memory += sum(codebook.memory() for codebook in self._aimed(root, plan, None).values())
         memory += self._predicted_plan().memory(1, NUMBER) if self.prediction else 0
-        free = free_memory(access.device_of(root))
-        if free is not None and memory > free:
-            warn(
-                f"a measurement needs {memory / 2**20:,.0f} MiB beside the forward pass, and {free / 2**20:,.0f} MiB "
-                "are free. Set memory_budget= (bytes) to measure layers in groups, or use a smaller probe."
-            )
+        readout = self._readout(root, plan) if self.readout else None
+        waiting = 0 if readout is None else readout.waiting()
+        memory += waiting + (0 if readout is None else readout.memory())
+        _warn_if_short(access.device_of(root), memory, waiting)
         with unchanged_parameters(root, copied=True), untouched(root), resharded(root):
             forward = self._forward(root)
-            aimed = self._aimed(root, plan, None)
-            with ExitStack() as hooks:
-                for codebook in aimed.values():
-                    hooks.enter_context(codebook)
+            with nullcontext() if readout is None else readout:
                 forward.once(forward.longest(plan.batches), layers)
             self._warn_if_bidirectional(forward, layers)
             self._autocast = forward.autocast
             route = self._find_route(root)
-        missing = {name: codebook.why for name, codebook in aimed.items() if codebook.why}
+        missing = {} if readout is None or not readout.why else {"readout": readout.why}
         if route.kind == "none" and self.prediction:
             missing["prediction"] = route.why
         self.curve()
@@ -696,24 +690,7 @@ class Meter:
         """
         while True:
             try:
-                plan = self.plan()
-                centers = self._mean_states(root, plan, layers) if self.center else None
-                accompanied = self._accompanied(len(layers) - self.last_block)
-                aimed = self._aimed(root, plan, losses)
-                parts, start = [], 0
-                for group in self._groups(plan, layers):
-                    stop = start + len(group)
-                    second = [number - start for number in accompanied if start <= number < stop]
-                    of_first = (None, {}) if start else (losses, aimed)
-                    parts.append(self._pass(root, plan, group, centers and centers[start:stop], second, *of_first))
-                    start = stop
-                sums, moments = zip(*parts, strict=True)
-                outcomes = {name: codebook.outcome() for name, codebook in aimed.items()}
-                of_loss = self.loss and losses is not None and losses.outcome().is_failure  # which tells of itself
-                for name, outcome in outcomes.items():
-                    if outcome.is_failure and not (name == "prediction" and of_loss):
-                        self._tell_of(name, outcome.why)
-                return plan, Sums.join(sums, self._views(1).num_variants), list(moments), outcomes
+                return self._passes(root, layers, losses)
             except RepresentationError as error:
                 if self._planes:
                     raise
@@ -730,6 +707,29 @@ class Meter:
                 f"out of memory while measuring; trying again with batch_size={self.batch_size}, also from now on.",
                 stacklevel=3,
             )
+
+    def _passes(
+        self, root: nn.Module, layers: list[Layer], losses: LossPass | None
+    ) -> tuple[Plan, Sums, list[Moments], dict[str, Outcome]]:
+        """The same with the batch size as it is. What it holds is let go of before a smaller batch is tried."""
+        plan = self.plan()
+        centers = self._mean_states(root, plan, layers) if self.center else None
+        accompanied = self._accompanied(len(layers) - self.last_block)
+        aimed = self._aimed(root, plan, losses)
+        parts, start = [], 0
+        for group in self._groups(plan, layers):
+            stop = start + len(group)
+            second = [number - start for number in accompanied if start <= number < stop]
+            of_first = (None, {}) if start else (losses, aimed)
+            parts.append(self._pass(root, plan, group, centers and centers[start:stop], second, *of_first))
+            start = stop
+        sums, moments = zip(*parts, strict=True)
+        outcomes = {name: codebook.outcome() for name, codebook in aimed.items()}
+        of_loss = self.loss and losses is not None and losses.outcome().is_failure  # which tells of itself
+        for name, outcome in outcomes.items():
+            if outcome.is_failure and not (name == "prediction" and of_loss):
+                self._tell_of(name, outcome.why)
+        return plan, Sums.join(sums, self._views(1).num_variants), list(moments), outcomes
 
     def _mean_states(self, root: nn.Module, plan: Plan, layers: list[Layer]) -> list[Tensor]:
         """[dim] of each layer, the mean unit state, by a pass of its own."""
@@ -763,19 +763,21 @@ class Meter:
         with ExitStack() as hooks:
             for codebook in aimed.values():
                 hooks.enter_context(codebook)
-                codebook.look(plan.batches, forward.alone)
+                codebook.look(forward.alone)
             forward.over(self._bar(plan.batches), layers, use, centers=centers, moments=moments)
         forward.beside(plan.batches, self.batch_size)
         self._autocast = forward.autocast
         return accumulator.sums(), moments
 
+    def _readout(self, root: nn.Module, plan: Plan) -> Readout:
+        limit = min(KEPT, self.memory_budget or KEPT)
+        return Readout(root, plan, frequent_tokens(self.probe, NUMBER), weighting=self.weighting, limit=limit)
+
     def _aimed(self, root: nn.Module, plan: Plan, losses: LossPass | None) -> dict[str, Readout | Prediction]:
         """What takes part in a pass beside the layers, by the name of the view."""
         found: dict[str, Readout | Prediction] = {}
         if self.readout:
-            limit = min(KEPT, self.memory_budget or KEPT)
-            tokens = frequent_tokens(self.probe, NUMBER)
-            found["readout"] = Readout(root, plan, tokens, weighting=self.weighting, limit=limit)
+            found["readout"] = self._readout(root, plan)
         if self.prediction and losses is not None:
             device = access.device_of(root)
             found["prediction"] = Prediction(self._predicted_plan(), losses, weighting=self.weighting, device=device)
@@ -802,6 +804,17 @@ class Meter:
             for number, batch in enumerate(batches, start=1):
                 yield batch
                 done(number)
+
+
+def _warn_if_short(device: torch.device, memory: int, waiting: int) -> None:
+    """`waiting` of the bytes of `memory` are on the host, wherever the others are."""
+    free, needed = free_memory(device), memory if device.type == "cpu" else memory - waiting
+    if free is not None and needed > free:
+        warn(
+            f"a measurement needs {needed / 2**20:,.0f} MiB beside the forward pass, and {free / 2**20:,.0f} MiB "
+            "are free. Set memory_budget= (bytes) to measure layers in groups, or use a smaller probe.",
+            stacklevel=3,
+        )
 
 
 def _kind_of(model: nn.Module) -> str:

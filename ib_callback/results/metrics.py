@@ -458,9 +458,11 @@ def resolve_metric(name: str, available: Iterable[str]) -> str:
     for candidate in (name, f"{name}/information"):
         if candidate in names:
             return candidate
-    hint, last = "", name.rpartition("/")[2]
+    hint, view, last = "", name.partition("/")[0], name.rpartition("/")[2]
     quantity = PLANE_BY_NAME.get(last)
-    if quantity is not None and quantity.bound:
+    if view in ("readout", "prediction") and not any(other.startswith(f"{view}/") for other in names):
+        hint = f"; {view}/… takes {view}=True, which no preset has"
+    elif quantity is not None and quantity.bound:
         hint = '; a bound_ratio takes bound="ib_curve", which is the bound of the primary order and of no other'
     elif last in _DIRECTIONS and not any(other.rpartition("/")[2] == last for other in names):
         hint = (

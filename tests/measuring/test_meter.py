@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tiny_models import WRAPPERS, llama, make_probe, numbers
 from torch import nn
 
 import ib_callback as ib
+from ib_callback.measuring import meter as meter_module
 
 # --- settings
 
@@ -122,6 +124,20 @@ def test_preflight_warns_when_memory_is_short(monkeypatch):
     monkeypatch.setattr("ib_callback.measuring.meter.free_memory", lambda device: 1)
     with pytest.warns(RuntimeWarning, match="are free. Set memory_budget="):
         ib.Meter(make_probe()).preflight(llama())
+
+
+@pytest.mark.parametrize(("device", "free"), [("cpu", 300), ("cuda", 200)])
+def test_states_that_wait_on_the_host_are_not_missed_on_the_device(device, free, monkeypatch):
+    def check() -> None:
+        meter_module._warn_if_short(torch.device(device), 300, 100)
+
+    monkeypatch.setattr(meter_module, "free_memory", lambda device: free)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check()
+    monkeypatch.setattr(meter_module, "free_memory", lambda device: free - 1)
+    with pytest.warns(RuntimeWarning, match="are free. Set memory_budget="):
+        check()
 
 
 def test_memory_budget_below_one_layer():

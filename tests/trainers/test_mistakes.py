@@ -65,6 +65,10 @@ SLOW = ib.PhaseRule(drop=0.2)
                 ),
             )
         ],
+        *[
+            ({"select": f"{view}/optimality", view: False}, ValueError, f"is measured; {view}/… takes {view}=True")
+            for view in ("readout", "prediction")
+        ],
         ({"select": "entropy"}, ValueError, 'neither high nor low entropy is known to be better: give mode="min"'),
         ({"select": "optimality", "select_from": "later"}, ValueError, "select_from must be .* got 'later'"),
         ({"preset": "paper"}, ValueError, "preset='paper': expected num_bins=100, got num_bins=12. Leave this out"),

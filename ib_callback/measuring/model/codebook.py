@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from ib_callback.probe.probe import Probe
 NUMBER = 100
 # Bytes of states that are kept, on the host, until their mean is known.
 KEPT = 2 << 30
-# Of a probe whose states are more than that: one batch in so many gives the mean, by forwards of its own.
+# Of a probe whose states are more than that: one sequence in so many gives the mean, by forwards of their own.
 EVERY = 20
 # A state that is nearer to the mean than this share of its norm has no direction away from it.
 _AT_THE_MEAN = 1e-5
@@ -58,6 +58,8 @@ def output_rows(model: nn.Module, module: nn.Module, tokens: Tensor, states: Ten
     weight = _plain_weight(module)
     if weight is not None and weight.shape[1] != states.shape[-1]:
         return f"its states have {states.shape[-1]} dimensions, and its output embeddings {weight.shape[1]}"
+    if weight is not None and weight.shape[0] <= int(tokens.max()):
+        return _too_few(weight.shape[0], tokens)
     if weight is None:
         call = head.callable_alone(module)
         if call is None:
@@ -68,6 +70,11 @@ def output_rows(model: nn.Module, module: nn.Module, tokens: Tensor, states: Ten
         sharded.unshard()
         weight = sharded.weight
     return _rows_of(weight, tokens).detach().float()
+
+
+def _too_few(number: int, tokens: Tensor) -> str:
+    """To be found out beforehand, for a GPU that is asked for a row that is not there is of no use to the run again."""
+    return f"its output head has {number:,} rows, and the probe the token {int(tokens.max())}"
 
 
 def _plain_weight(module: nn.Module) -> Any:
@@ -96,11 +103,18 @@ def _rows_of(weight: Any, tokens: Tensor) -> Tensor:
 def _rows_by_calls(model: nn.Module, call: Callable[[Tensor], Any], tokens: Tensor, states: Tensor) -> Tensor | str:
     dim, size = states.shape[-1], rows_at_a_time(model, states.device)
 
-    def logits(states: Tensor) -> Tensor:
+    def all_logits(states: Tensor) -> Tensor:
         found = call(states[None])
-        return (found.full_tensor() if hasattr(found, "full_tensor") else found)[0].float()[:, tokens.to(found.device)]
+        return (found.full_tensor() if hasattr(found, "full_tensor") else found)[0]
 
-    offset = logits(states.new_zeros(1, dim))
+    def logits(states: Tensor) -> Tensor:
+        found = all_logits(states)
+        return found.float()[:, tokens.to(found.device)]
+
+    of_zero = all_logits(states.new_zeros(1, dim))
+    if of_zero.shape[1] <= int(tokens.max()):
+        return _too_few(of_zero.shape[1], tokens)
+    offset = of_zero.float()[:, tokens.to(of_zero.device)]
     parts = []
     for begin in range(0, dim, size):
         unit = states.new_zeros(min(size, dim - begin), dim)
@@ -146,7 +160,7 @@ class Readout:
     The mean state is removed from states, and from embeddings their mean; then they are compared as states and random
     points are, by cosines and a softmax at the calibrated temperature. States wait on the host for the mean, in the
     precision in which the model made them, so that one pass is enough and the mean is exactly that of all positions.
-    Where they would take more than 2 GiB, the mean is that of every twentieth batch, by forwards before the pass.
+    Where they would take more than 2 GiB, the mean is that of every twentieth sequence, by forwards before the pass.
 
     Use as a context manager around forward passes; after each, `take` its states.
 
@@ -213,21 +227,34 @@ class Readout:
         else:
             self._points = (points / norms[:, None]).float().to(states.device)
 
-    def look(self, batches: Sequence[Batch], run: Callable[[Batch], object]) -> None:
-        """Find the mean beforehand where states may not wait: `run` makes the forward pass of a batch."""
+    def look(self, run: Callable[[Tensor, int], object]) -> None:
+        """Find the mean beforehand where states may not wait: `run` makes the forward of sequences, cut to a width.
+
+        The sequences are the same ones whatever the batch size is.
+        """
         if self.why or self._fits():
             return
-        for batch in batches[::EVERY]:
-            run(batch)
-            rows = self._states(batch)
+        batches = self._plan.batches
+        sequence = torch.cat([batch.sequences.start + batch.positions // batch.width for batch in batches])
+        offset = torch.cat([batch.positions % batch.width for batch in batches])
+        width = max(batch.width for batch in batches)
+        size = max(batch.sequences.stop - batch.sequences.start for batch in batches)
+        for some in sequence.unique()[::EVERY].contiguous().split(size):
+            run(some, width)
+            here = torch.isin(sequence, some)
+            rows = self._states((len(some), width), torch.searchsorted(some, sequence[here]) * width + offset[here])
             if rows is not None:
                 self._add_to_mean(rows)
         if self._total is not None:
             self.mean, self._mean_of = self._total / self._count, f"{self._count:,} positions"
 
     def memory(self) -> int:
-        """Bytes of histograms, and of the states that wait."""
-        return self._plan.memory(1, len(self._tokens)) + (self._size() if self._fits() else 0)
+        """Bytes of histograms."""
+        return self._plan.memory(1, len(self._tokens))
+
+    def waiting(self) -> int:
+        """Bytes of the states that wait on the host."""
+        return self._size() if self._fits() else 0
 
     def _fits(self) -> bool:
         return self._size() <= self._limit
@@ -240,7 +267,7 @@ class Readout:
 
     def take(self, batch: Batch) -> None:
         """The states of the forward pass of this batch."""
-        rows = self._states(batch)
+        rows = self._states((batch.sequences.stop - batch.sequences.start, batch.width), batch.positions)
         if rows is None:
             return
         if self.mean is None:
@@ -249,7 +276,7 @@ class Readout:
         else:
             self._survived(partial(self._add, batch, rows))
 
-    def _states(self, batch: Batch) -> Tensor | None:
+    def _states(self, shape: tuple[int, int], positions: Tensor) -> Tensor | None:
         outputs, self._output = self._output, []
         if self.why:
             return None
@@ -259,9 +286,8 @@ class Readout:
         found: list[Tensor] = []
 
         def read() -> None:
-            states = head.states_in(outputs[0], (batch.sequences.stop - batch.sequences.start, batch.width))
-            rows = states.flatten(0, 1)
-            found.append(rows.index_select(0, batch.positions.to(rows.device)))
+            rows = head.states_in(outputs[0], shape).flatten(0, 1)
+            found.append(rows.index_select(0, positions.to(rows.device)))
 
         self._survived(read)
         return found[0] if found else None
@@ -342,12 +368,8 @@ class Prediction:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def look(self, batches: Sequence[Batch], run: Callable[[Batch], object]) -> None:
+    def look(self, run: Callable[[Tensor, int], object]) -> None:
         """Nothing has to be known beforehand."""
-
-    def memory(self) -> int:
-        """Bytes of histograms."""
-        return self._plan.memory(1, self._losses.num_groups)
 
     @property
     def why(self) -> str:

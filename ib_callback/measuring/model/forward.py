@@ -112,9 +112,9 @@ class ProbeForward:
                 self._run(capture, self._inputs(batch.sequences, batch.width, batch.positions))
         return moments
 
-    def alone(self, batch: Batch) -> None:
-        """Run a batch for hooks of others."""
-        inputs = self._inputs(batch.sequences, batch.width, batch.positions)
+    def alone(self, sequences: Tensor, width: int) -> None:
+        """Run sequences, cut to a width, for hooks of others."""
+        inputs = self._inputs(sequences, width, torch.empty(0, dtype=torch.long))
         self._call(self.model, inputs.ids, inputs.mask)
 
     def once(self, inputs: Inputs, layers: Sequence[Layer]) -> Tensor:
@@ -130,7 +130,7 @@ class ProbeForward:
         positions = batch.positions[batch.positions // batch.width == row] % batch.width
         return self._inputs(slice(first, first + 1), batch.width, positions)
 
-    def _inputs(self, sequences: slice, width: int, positions: Tensor) -> Inputs:
+    def _inputs(self, sequences: slice | Tensor, width: int, positions: Tensor) -> Inputs:
         ids = self._probe.input_ids[sequences, :width].to(self._device)
         mask = self._probe.attention_mask[sequences, :width].to(self._device, torch.long)
         return Inputs(ids, mask, positions.to(self._device))

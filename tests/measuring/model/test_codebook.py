@@ -70,12 +70,12 @@ def outputs(model: Any, probe: ib.Probe) -> tuple[np.ndarray, np.ndarray]:
     return found.hidden_states[-1].double().numpy(), found.logits.double().numpy()
 
 
-def readout_twin(model: Any, probe: ib.Probe, widest: int = 4, batches: Any = None) -> Twin:
-    """`batches` are the sequences that the mean is of; None: all."""
+def readout_twin(model: Any, probe: ib.Probe, widest: int = 4, of: Any = None) -> Twin:
+    """`of` are the sequences that the mean is of; None: all."""
     ids, mask = probe.input_ids.numpy(), probe.attention_mask.numpy()
     rows = model.get_output_embeddings().weight.detach().double().numpy()[bf.frequent_tokens(ids, mask, 100)]
     positions = bf.valid_positions(mask, widest)
-    of_mean = [position for position in positions if batches is None or position[0] in batches]
+    of_mean = [position for position in positions if of is None or position[0] in of]
     return Twin(bf.readout_assignments(outputs(model, probe)[0], rows, positions, of_mean), positions)
 
 
@@ -199,14 +199,16 @@ def test_one_pass_with_states_that_wait_is_two_passes_to_the_last_bit(monkeypatc
     assert first.readout == one.readout == two.readout
 
 
-def test_where_states_may_not_wait_the_mean_is_that_of_some_batches(monkeypatch):
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 32])
+def test_where_states_may_not_wait_the_mean_is_that_of_some_sequences(batch_size, monkeypatch):
+    """The same ones whatever the batch size is, which a lack of memory changes amid a run."""
     monkeypatch.setattr(meter_module, "KEPT", 10_000)
     monkeypatch.setattr(codebook, "EVERY", 2)
     model = llama()
-    meter = ib.Meter(PROBE, orders="token", seed=SEED, batch_size=2)
+    meter = ib.Meter(PROBE, orders="token", seed=SEED, batch_size=batch_size)
     measured = meter.measure(model)
-    rows = {0, 1, 4, 5, 8, 9}
-    twin = readout_twin(model, PROBE, widest=1, batches=rows)
+    rows = sorted({row for row, _ in bf.valid_positions(PROBE.attention_mask.numpy(), 1)})[::2]
+    twin = readout_twin(model, PROBE, widest=1, of=rows)
     number = sum(row in rows for row, _ in twin.positions)
     assert measured.settings["readout"] == {"tokens": 100, "mean": f"{number} positions"}
     agrees(measured["readout/token"], twin, "token")

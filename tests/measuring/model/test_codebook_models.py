@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import warnings
+import weakref
 from typing import Any
 
 import brute_force as bf
@@ -372,6 +373,21 @@ def test_what_is_not_there_is_none_with_the_reason(make, options, readout, predi
     assert ib.Measurement.from_dict(json.loads(json.dumps(measured.to_dict()))) == measured
 
 
+@pytest.mark.parametrize(
+    "head", [nn.Linear(16, 30), nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 30))], ids=["plain", "deep"]
+)
+def test_a_head_without_a_row_for_each_token_is_a_reason_and_never_asked_for_others(head):
+    """Which on a GPU would end the process, not the readout."""
+    model = llama()
+    model.lm_head = head
+    meter = ib.Meter(PROBE, orders="token")
+    why = f"its output head has 30 rows, and the probe the token {int(PROBE.input_ids.max())}"
+    assert meter.preflight(model).missing["readout"] == why
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert meter.measure(model).settings["readout"] == {"why": why}
+
+
 def test_a_head_of_half_of_the_states_has_the_rows_that_it_acts_as():
     model = with_narrow_head()
     model.lm_head.weight.data.mul_(100)
@@ -529,6 +545,25 @@ def test_several_passes():
     first, second = in_groups.measure(model), whole.measure(model)
     assert first.readout == second.readout and first.prediction == second.prediction
     assert first.settings == second.settings
+
+
+def test_a_pass_without_memory_leaves_nothing_behind_for_the_next_one():
+    model = louder(llama)()
+    states: list[Any] = []
+
+    def fails(module: Any, inputs: Any) -> None:
+        if len(states) == 5:  # in the second batch of the pass, after that of the mean states
+            raise torch.OutOfMemoryError("out of memory")
+
+    meter = ib.Meter(PROBE, orders="token", batch_size=4, center=True)
+    meter.preflight(model)
+    alive: list[bool] = []
+    model.model.register_forward_pre_hook(lambda *_: alive.append(any(each() is not None for each in states)))
+    model.model.norm.register_forward_hook(lambda *args: states.append(weakref.ref(args[2])))
+    model.lm_head.register_forward_pre_hook(fails)
+    with pytest.warns(RuntimeWarning, match="out of memory while measuring"):
+        meter.measure(model)
+    assert len(alive) > 5 and not any(alive)
 
 
 @pytest.mark.parametrize("where", ["forward", "head", "readout"])
