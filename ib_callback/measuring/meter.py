@@ -272,7 +272,7 @@ class Meter:
         self._told_equal: set[str] = set()  # names of layers with equal states
         self._read_ahead: dict[str, bool] = {}  # by the names of the kinds of models that have been looked at
         self._routes = Routes()
-        self._told_of_loss: set[str] = set()
+        self._told: set[str] = set()
         self._further = [
             (self._for_features(other), names)
             for other, names in named_features(feature_probes, self.orders, self.features)
@@ -518,8 +518,8 @@ class Meter:
     def _told_of(self, route: Route) -> Route:
         """The route, after whoever measures was told of an accident, once."""
         # Of distributions alone, the view tells.
-        if self.loss and route.is_failure and route.why not in self._told_of_loss:
-            self._told_of_loss.add(route.why)
+        if self.loss and route.is_failure and route.why not in self._told:
+            self._told.add(route.why)
             warn(f"the next-token loss on the probe could not be measured: {route.why}.", stacklevel=4)
         return route
 
@@ -786,8 +786,8 @@ class Meter:
     def _tell_of(self, view: str, why: str) -> None:
         """Tell whoever measures of an accident, once."""
         text = f"the {view} of the model could not be measured: {why}."
-        if text not in self._told_of_loss:
-            self._told_of_loss.add(text)
+        if text not in self._told:
+            self._told.add(text)
             warn(text, stacklevel=4)
 
     def _warn_if_bidirectional(self, forward: ProbeForward, layers: list[Layer]) -> None:

@@ -11,7 +11,7 @@ from ib_callback.probe.ngrams import Positions
 from ib_callback.probe.probe import Probe
 
 # Positions that are always looked at: of the loss at least, of next-token distributions at most.
-NUMBER = 8192
+POSITIONS = 8192
 # Of a sequence, where those of all sequences would be too few for labels from far away (quantities/documents.py).
 OF_SEQUENCE = 64
 
@@ -40,7 +40,7 @@ def pairs_for_loss(probe: Probe, number: int, seed: int) -> Positions:
     Those of several numbers share 8,192, so that next-token distributions are those of the same positions.
     """
     pairs = neighbours(probe)
-    chosen = evenly(len(pairs), min(number, NUMBER), seed)
+    chosen = evenly(len(pairs), min(number, POSITIONS), seed)
     if number > len(chosen):
         left = np.ones(len(pairs), bool)
         left[chosen] = False
@@ -56,19 +56,19 @@ def positions_for_prediction(probe: Probe, valid: Positions, seed: int) -> Posit
     needs 48 positions of a sequence: where most valid positions are in sequences that have these, and most of the even
     ones are not, there are up to 64 of each of 128 of these sequences, even over both.
     """
-    if len(valid) <= NUMBER:
+    if len(valid) <= POSITIONS:
         return valid
     pairs = neighbours(probe)
-    even = evenly(len(pairs), NUMBER, seed)
+    even = evenly(len(pairs), POSITIONS, seed)
     width = probe.input_ids.shape[1]
     place = valid.sequence * width + valid.offset
     chosen = np.flatnonzero(np.isin(place, pairs.sequence[even] * width + pairs.offset[even]))
-    if 2 * len(chosen) < NUMBER:
-        chosen = evenly(len(valid), NUMBER, seed)
+    if 2 * len(chosen) < POSITIONS:
+        chosen = evenly(len(valid), POSITIONS, seed)
     if _mostly_long(valid) and not _mostly_long(Positions(valid.sequence[chosen], valid.offset[chosen])):
         sequence, first, length = np.unique(valid.sequence, return_index=True, return_counts=True)
         long = np.flatnonzero(length >= FEWEST)
-        some = long[evenly(len(long), NUMBER // OF_SEQUENCE, seed)]
+        some = long[evenly(len(long), POSITIONS // OF_SEQUENCE, seed)]
         of_each = [first[i] + evenly(int(length[i]), OF_SEQUENCE, [seed, int(sequence[i])]) for i in some]
         chosen = np.concatenate(of_each)
     return Positions(valid.sequence[chosen], valid.offset[chosen])

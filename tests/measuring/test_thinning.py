@@ -8,7 +8,7 @@ import torch
 
 import ib_callback as ib
 from ib_callback.measuring.quantities.documents import long_enough
-from ib_callback.measuring.thinning import NUMBER, evenly, neighbours, pairs_for_loss, positions_for_prediction
+from ib_callback.measuring.thinning import POSITIONS, evenly, neighbours, pairs_for_loss, positions_for_prediction
 from ib_callback.probe.ngrams import Positions, valid_positions
 
 
@@ -56,8 +56,8 @@ def test_pairs_of_the_loss_are_even_and_share_the_first_ones(number, left):
     assert pairs == sorted(set(pairs))
     of = {pair: place for place, pair in enumerate(every)}
     assert most_uneven(np.array([of[pair] for pair in pairs], int), len(every)) <= 4
-    if number >= NUMBER:
-        assert set(places(probe, pairs_for_loss(probe, NUMBER, seed=4))) <= set(pairs)
+    if number >= POSITIONS:
+        assert set(places(probe, pairs_for_loss(probe, POSITIONS, seed=4))) <= set(pairs)
 
 
 SHAPES = {
@@ -83,17 +83,17 @@ def test_positions_of_predictions(lengths, widest, left):
     found, all_valid = places(probe, chosen), places(probe, valid)
     assert found == sorted(set(found)) and set(found) <= set(all_valid)
     assert found == places(probe, positions_for_prediction(probe, valid, seed=5))
-    if len(valid) <= NUMBER:
+    if len(valid) <= POSITIONS:
         assert found == all_valid
         return
     assert found != places(probe, positions_for_prediction(probe, valid, seed=6))
-    assert NUMBER // 2 < len(found) <= NUMBER
+    assert POSITIONS // 2 < len(found) <= POSITIONS
     of = {place: number for number, place in enumerate(all_valid)}
     numbers = np.array([of[place] for place in found])
     is_local = 2 * len(long_enough(valid)) >= len(valid)
     # There is a document baseline where there is one of all positions.
     assert (2 * len(long_enough(chosen)) >= len(chosen)) == is_local
-    even = set(places(probe, pairs_for_loss(probe, NUMBER, seed=5)))
+    even = set(places(probe, pairs_for_loss(probe, POSITIONS, seed=5)))
     if set(found) <= even:
         assert most_uneven(numbers, len(valid)) < 0.01 * len(found)
         return
@@ -118,7 +118,7 @@ def test_which_shapes_are_even():
         probe = probe_of(lengths)
         valid = valid_positions(probe.attention_mask.numpy(), widest)
         found = set(places(probe, positions_for_prediction(probe, valid, seed=0)))
-        even[name] = found <= set(places(probe, pairs_for_loss(probe, NUMBER, seed=0)))
+        even[name] = found <= set(places(probe, pairs_for_loss(probe, POSITIONS, seed=0)))
     assert [name for name, is_even in even.items() if not is_even] == [
         "many", "many of all lengths", "many just long enough", "mostly too short for an n-gram",
     ]  # fmt: skip

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ib_callback.common.messages import describe
 from ib_callback.measuring.model import access, bidirectional, head
 from ib_callback.measuring.model.forward import Forward, Inputs, OwnForward, is_out_of_memory, takes_few_logits
-from ib_callback.measuring.thinning import NUMBER, neighbours
+from ib_callback.measuring.thinning import POSITIONS, neighbours
 from ib_callback.probe.ngrams import Positions
 from ib_callback.probe.probe import Probe
 
@@ -93,7 +93,7 @@ def number_of_pairs(probe: Probe, model: nn.Module, *, every: bool) -> int:
     cost = None if every else head.relative_cost(model)
     if cost is None or cost <= SHARE:
         return total
-    return min(total, max(NUMBER, int(total * SHARE / cost)))
+    return min(total, max(POSITIONS, int(total * SHARE / cost)))
 
 
 @dataclass(frozen=True)

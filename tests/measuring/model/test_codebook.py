@@ -142,7 +142,7 @@ def test_by_loops_in_float64(make):
 
 @pytest.mark.parametrize("number", [170, 330])
 def test_predictions_of_some_positions_by_loops(monkeypatch, number):
-    monkeypatch.setattr(thinning, "NUMBER", number)
+    monkeypatch.setattr(thinning, "POSITIONS", number)
     model = llama()
     meter = ib.Meter(PROBE, orders="token", seed=SEED, batch_size=4)
     measured = meter.measure(model)

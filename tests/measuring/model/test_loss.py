@@ -230,7 +230,7 @@ def test_several_passes_measure_it_in_the_first():
 
 @pytest.mark.parametrize(("cost", "number"), [(0.1, 1000), (0.05, 1000), (0.2, 500), (1.9, 100), (math.inf, 100)])
 def test_how_many_pairs_are_looked_at(cost, number, monkeypatch):
-    monkeypatch.setattr(loss_module, "NUMBER", 100)
+    monkeypatch.setattr(loss_module, "POSITIONS", 100)
     monkeypatch.setattr(loss_module.head, "relative_cost", lambda model: cost)
     probe = ib.Probe.from_tokens(torch.randint(2, 40, (100, 11)))
     assert number_of_pairs(probe, llama(), every=False) == number
@@ -240,7 +240,7 @@ def test_how_many_pairs_are_looked_at(cost, number, monkeypatch):
 @pytest.mark.parametrize("cost", [1.0, 0.2])
 def test_thinned_losses_are_those_of_the_chosen_pairs(cost, monkeypatch):
     for module in (loss_module, thinning):
-        monkeypatch.setattr(module, "NUMBER", 20)
+        monkeypatch.setattr(module, "POSITIONS", 20)
     monkeypatch.setattr(loss_module.head, "relative_cost", lambda model: cost)
     model = llama()
     measured = ib.measure(model, PROBE)
