@@ -222,6 +222,9 @@ class Measurement:
             raise KeyError(f"no order {order!r}: this point was not measured ({self.error})")
         if order in self.features:
             raise KeyError(f"{order!r} is a feature, not an order: use .features[{order!r}]")
+        told = self.settings.get(view)
+        if isinstance(told, Mapping) and "why" in told:
+            raise KeyError(f"{order!r} was not measured: {told['why']}")
         views = f", and of each view: {', '.join(self.views)}" if self.views else ""
         raise KeyError(f"order {order!r} was not measured; measured: {', '.join(self.orders) or 'none'}{views}")
 

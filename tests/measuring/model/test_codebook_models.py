@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import warnings
 import weakref
 from typing import Any
@@ -368,6 +369,9 @@ def test_what_is_not_there_is_none_with_the_reason(make, options, readout, predi
         assert measured.settings[name].get("why") == why
         assert (name in measured.views) == (why is None)
         assert (getattr(measured, name) == {}) == (why is not None)
+        if why is not None:
+            with pytest.raises(KeyError, match=re.escape(why)):
+                measured[f"{name}/token"]
     known = metric_names(meter.orders, primary="token", views=meter.view_names, without=meter.unmeasured)
     assert {name for name in known if name.startswith(VIEWS)} <= set(measured.scalars())
     assert ib.Measurement.from_dict(json.loads(json.dumps(measured.to_dict()))) == measured
