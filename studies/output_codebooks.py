@@ -1,7 +1,7 @@
 """Codebooks aimed at the output in healthy and in overfitting runs: what readout and prediction do beside the loss.
 
     pip install -e ".[hf,plot]"
-    python studies/output_codebooks.py --data FOLDER --work FOLDER      # about an hour on one core
+    python studies/output_codebooks.py --data FOLDER --work FOLDER      # half an hour on one core
     python studies/output_codebooks.py                                  # table and figure from the committed results
 
 `--data` holds `novels.jsonl.gz` and `c4_sample.jsonl.gz`. Runs whose result is in `studies/results` are not run again,

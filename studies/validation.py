@@ -1,6 +1,6 @@
 """The validation study: training runs on which every quantity is held against held-out loss (README.md has the plan).
 
-python studies/validation.py --data FOLDER --work FOLDER       # trains what is missing: some eight hours on one core
+python studies/validation.py --data FOLDER --work FOLDER       # trains what is missing: eight hours, by estimate
 """
 
 from __future__ import annotations

@@ -264,6 +264,7 @@ class Meter:
         self.prediction = bool(self.loss) if prediction is None else bool(prediction)
         self._plans: dict[int, Plan] = {}
         self._predicted_plans: dict[int, Plan] = {}
+        self._distributions: Distributions | None = None
         self._curve: IBCurve | None = None
         self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed, self.draws)
         self._autocast = ""  # known from the first forward pass on
@@ -510,10 +511,10 @@ class Meter:
         route = self._routes.get(root) or self._find_route(root)
         number = number_of_pairs(self.probe, root, every=self.loss == "all") if self.loss else 0
         pairs = pairs_for_loss(self.probe, number, self.seed)
-        wanted = None
-        if self.prediction:
-            wanted = Distributions(self.prediction_positions(), frequent_tokens(self.probe, NUMBER - 1))
-        return LossPass(root, self.probe, pairs, route, wanted)
+        if self.prediction and self._distributions is None:  # a function of the probe, which is sorted for it
+            tokens = frequent_tokens(self.probe, NUMBER - 1)
+            self._distributions = Distributions(self.prediction_positions(), tokens)
+        return LossPass(root, self.probe, pairs, route, self._distributions)
 
     def _told_of(self, route: Route) -> Route:
         """The route, after whoever measures was told of an accident, once."""

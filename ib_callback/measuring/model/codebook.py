@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ib_callback.common.messages import describe
 from ib_callback.estimator.quantise import assign, resolve_temperature
 from ib_callback.measuring.accumulate import Accumulator, Sums
 from ib_callback.measuring.model import access, head
-from ib_callback.measuring.model.forward import is_out_of_memory
+from ib_callback.measuring.model.forward import accident
 from ib_callback.measuring.model.loss import LossPass, rows_at_a_time
 from ib_callback.measuring.plan.plan import Batch, Plan
 from ib_callback.probe.probe import Probe
@@ -104,8 +103,7 @@ def _rows_by_calls(model: nn.Module, call: Callable[[Tensor], Any], tokens: Tens
     dim, size = states.shape[-1], rows_at_a_time(model, states.device)
 
     def all_logits(states: Tensor) -> Tensor:
-        found = call(states[None])
-        return (found.full_tensor() if hasattr(found, "full_tensor") else found)[0]
+        return head.whole(call(states[None]))[0]
 
     def logits(states: Tensor) -> Tensor:
         found = all_logits(states)
@@ -334,13 +332,9 @@ class Readout:
         return sums
 
     def _survived(self, body: Callable[[], object]) -> None:
-        """Nothing but a lack of memory, which smaller batches help, ends the measurement for the readout's sake."""
-        try:
-            body()
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            self.why, self.is_failure = self.why or describe(error), True
+        """Nothing but a lack of memory ends the measurement for the readout's sake."""
+        if why := accident(body):
+            self.why, self.is_failure = self.why or why, True
 
 
 class Prediction:
@@ -390,12 +384,7 @@ class Prediction:
         if not bool(grouped.isfinite().all()):
             self._bad = "logits are not finite"
             return
-        try:
-            self._accumulator.add(own, grouped[:, None])
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            self._bad = describe(error)
+        self._bad = accident(partial(self._accumulator.add, own, grouped[:, None]))
 
     def outcome(self) -> Outcome:
         """After the last batch; to be asked for once."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ib_callback.common.errors import ModelError
+from ib_callback.common.messages import describe
 from ib_callback.measuring.model import access
 from ib_callback.measuring.model.access import Layer
 from ib_callback.measuring.model.capture import Capture, Moments, Quantiser
@@ -241,6 +242,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     # torch's CPU allocator raises a plain RuntimeError.
     text = str(error)
     return "out of memory" in text.lower() or "can't allocate memory" in text
+
+
+def accident(body: Callable[[], object]) -> str:
+    """Run what must not end a measurement, and say what went wrong; "" if nothing did.
+
+    A lack of memory is raised, because smaller batches help.
+    """
+    try:
+        body()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return describe(error)
+    return ""
 
 
 def free_memory(device: torch.device) -> int | None:

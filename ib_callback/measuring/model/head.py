@@ -44,6 +44,11 @@ def callable_alone(head: nn.Module) -> Callable[[Tensor], Any] | None:
     return gathered
 
 
+def whole(tensor: Any) -> Tensor:
+    """All of a tensor that may lie in parts on several ranks, which then all must ask for it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def relative_cost(model: nn.Module) -> float | None:
     """Parameters of the head / those of the trunk, each once; None without a head, or where sizes are those of shards.
 
@@ -72,7 +77,7 @@ def states_in(output: Any, shape: tuple[int, int] | None = None) -> Tensor:
     if states.ndim != 3 or tuple(states.shape[:2]) != (shape or tuple(states.shape[:2])):
         expected = ", ".join(map(str, shape or ("B", "S")))
         raise ValueError(f"expected states [{expected}, dim] of the trunk, got {list(states.shape)}")
-    states = states.full_tensor() if hasattr(states, "full_tensor") else states
+    states = whole(states)
     return states.detach()
 
 
@@ -102,7 +107,7 @@ def logits_in(output: Any, model: nn.Module, shape: tuple[int, int], highest: in
             "logits are not those" if named is not None else "output cannot be told from hidden states: it is not that"
         )
         return f"the {what} of a vocabulary, with {size[2]} numbers a token"
-    return found.full_tensor() if hasattr(found, "full_tensor") else found
+    return whole(found)
 
 
 def _vocabularies(model: nn.Module, *, named: bool) -> set[int]:

@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from ib_callback.common.messages import describe
 from ib_callback.measuring.model import access, bidirectional, head
-from ib_callback.measuring.model.forward import Forward, Inputs, OwnForward, is_out_of_memory, takes_few_logits
+from ib_callback.measuring.model.forward import (
+    Forward,
+    Inputs,
+    OwnForward,
+    accident,
+    is_out_of_memory,
+    takes_few_logits,
+)
 from ib_callback.measuring.thinning import POSITIONS, neighbours
 from ib_callback.probe.ngrams import Positions
 from ib_callback.probe.probe import Probe
@@ -238,13 +245,9 @@ class LossPass:
             handle.remove()
 
     def _survived(self, body: Callable[[], object]) -> None:
-        """Nothing but a lack of memory, which smaller batches help, ends the measurement for the loss's sake."""
-        try:
-            body()
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            self.failed = self.failed or Route("none", describe(error), is_failure=True)
+        """Nothing but a lack of memory ends the measurement for the loss's sake."""
+        if why := accident(body):
+            self.failed = self.failed or Route("none", why, is_failure=True)
 
     def _of_states(self, states: Tensor, at: tuple[Tensor, Tensor], reduced: _Reduced) -> None:
         states = states[at[0].to(states.device), at[1].to(states.device)]
@@ -319,7 +322,7 @@ def _slices(call: Callable[[Tensor], Any], states: Tensor, size: int) -> Iterato
     """Logits of states [n, dim], so many at a time."""
     for begin in range(0, len(states), size):
         logits = call(states[None, begin : begin + size])
-        yield (logits.full_tensor() if hasattr(logits, "full_tensor") else logits)[0]
+        yield head.whole(logits)[0]
 
 
 def _losses(call: Callable[[Tensor], Any], states: Tensor, targets: Tensor, size: int) -> Tensor:
