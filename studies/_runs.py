@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import math
@@ -198,22 +199,34 @@ class Sequences(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 class Losses(tf.TrainerCallback):
-    """Losses on held-out sequences at the measured steps."""
+    """Losses on held-out sequences at the measured steps, and the weights; written down at once, found by a second start."""
 
-    def __init__(self, config: Config, data: Data, found: dict[int, dict[str, float]]) -> None:
-        self._steps, self._found = set(config.measured_steps()), found
+    def __init__(self, config: Config, data: Data, folder: Path) -> None:
+        self._steps, self._file, self._weights = (
+            set(config.measured_steps()),
+            folder / "losses.json",
+            folder / "weights",
+        )
+        self.found: dict[int, dict[str, float]] = {}
+        if self._file.exists():
+            self.found = {int(step): each for step, each in json.loads(self._file.read_text()).items()}
+        self._weights.mkdir(parents=True, exist_ok=True)
         self._held_out = {"val_loss": data.validation, "c4_loss": data.other_validation}
 
     def _measure(self, model: nn.Module, step: int) -> None:
-        if step in self._steps and step not in self._found:
+        if step in self._steps and step not in self.found:
             was_training = model.training
             model.eval()
             with torch.no_grad():
-                self._found[step] = {
+                self.found[step] = {
                     name: float(np.mean([float(model(input_ids=part, labels=part).loss) for part in table.split(32)]))
                     for name, table in self._held_out.items()
                 }
             model.train(was_training)
+            torch.save(model.state_dict(), self._weights / f"{step}.pt")
+            partial = self._file.with_suffix(".part")
+            partial.write_text(json.dumps(self.found))
+            partial.replace(self._file)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._measure(model, state.global_step)
@@ -232,10 +245,6 @@ def train(config: Config, data: Data, folder: Path) -> dict[str, Any]:
 
     A run that was killed goes on from its last checkpoint.
     """
-    told: dict[int, dict[str, float]] = {}
-    losses = folder / "losses.json"
-    if losses.exists():
-        told = {int(step): each for step, each in json.loads(losses.read_text()).items()}
     steps = set(config.measured_steps())
     probes = {"novels": data.probe[::4], "c4": data.other[::4]}
     if config.halves:
@@ -268,7 +277,7 @@ def train(config: Config, data: Data, folder: Path) -> dict[str, Any]:
     model = config.model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.95), weight_decay=0.1)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, config.rate_at)
-    held_out = Losses(config, data, told)
+    held_out = Losses(config, data, folder)
     trainer = tf.Trainer(
         model,
         arguments,
@@ -279,9 +288,8 @@ def train(config: Config, data: Data, folder: Path) -> dict[str, Any]:
     trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
     checkpoints = sorted((folder / "checkpoints").glob("checkpoint-*"))
     trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
-    losses.write_text(json.dumps(told))
     training = {each["step"]: each["loss"] for each in trainer.state.log_history if "loss" in each}
-    return result(config, told, training, {name: folder / name for name in probes})
+    return result(config, held_out.found, training, {name: folder / name for name in probes})
 
 
 def result(
@@ -316,7 +324,7 @@ def is_kept(name: str) -> bool:
 
 
 def run_all(configs: Sequence[Config], data: Path, work: Path, results: Path) -> None:
-    """Each run whose result is not there yet."""
+    """Each run whose result is not there yet and that no other process is at."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     loaded = None
     for config in configs:
@@ -324,8 +332,15 @@ def run_all(configs: Sequence[Config], data: Path, work: Path, results: Path) ->
         if path.exists():
             continue
         loaded = loaded or Data.load(data, work)
-        found = train(config, loaded, work / config.name)
+        (work / config.name).mkdir(exist_ok=True)
+        with (work / config.name / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            found = train(config, loaded, work / config.name)
         partial = path.with_suffix(".part")
         partial.write_text(json.dumps(found))
         partial.replace(path)
-        print(f"{config.name}: loss {min(found['val_loss']):.3f} at best, {found['val_loss'][-1]:.3f} in the end")
+        best, last = min(found["val_loss"]), found["val_loss"][-1]
+        print(f"{config.name}: loss {best:.3f} at best, {last:.3f} in the end", flush=True)
