@@ -199,7 +199,7 @@ class Sequences(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 class Losses(tf.TrainerCallback):
-    """Losses on held-out sequences at the measured steps, and the weights; written down at once, found by a second start."""
+    """Losses on held-out sequences at the measured steps, and the weights; on disk at once, for a second start."""
 
     def __init__(self, config: Config, data: Data, folder: Path) -> None:
         self._steps, self._file, self._weights = (
@@ -295,7 +295,7 @@ def train(config: Config, data: Data, folder: Path) -> dict[str, Any]:
 def result(
     config: Config, told: dict[int, dict[str, float]], training: dict[int, float], folders: dict[str, Path]
 ) -> dict[str, Any]:
-    """What is kept of a run: losses and the numbers of both probes, a list of each over the measured steps."""
+    """What is kept of a run: losses and the numbers of all probes, a list of each over the measured steps."""
     found: dict[str, Any] = {"config": asdict(config), "package": ib.__version__}
     for probe, folder in folders.items():
         points = list(ib.Trajectory.load(folder / "ib_trajectory.jsonl"))
@@ -303,9 +303,14 @@ def result(
         for point in points:
             for name, value in point.scalars().items():
                 if is_kept(name):
-                    columns.setdefault(name, []).append(None if value is None else float(f"{value:.5g}"))
+                    columns.setdefault(name, []).append(_rounded(value))
         found["step"] = [point.step for point in points]
         found[probe] = columns
+        if probe == "novels":
+            found["by_layer"] = {
+                name: [[_rounded(each) for each in getattr(point["token"], f"{name}_by_layer")] for point in points]
+                for name in ("complexity", "complexity_local", "expressivity_local")
+            }
     found |= {name: [told[step][name] for step in found["step"]] for name in ("val_loss", "c4_loss")}
     logged = sorted(training)
     found["train_loss"] = [
@@ -314,13 +319,26 @@ def result(
     return found
 
 
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+_RATIOS = ("optimality", "optimality_above_null")
+_LOCAL = ("complexity_local", "expressivity_local", "optimality_local", "score_local")
+_OF_PLANES = tuple(
+    f"{side}{form}" for side in ("complexity", "expressivity") for form in ("", "_above_null", "_scaled")
+)
+_WHOLE = ("loss", "bits_per_byte", "dispersion", "rankme", "alpha_req", "entropy", "ceiling")
+
+
 def is_kept(name: str) -> bool:
-    """Whether a study keeps a logged number: no errors, of bigrams the local numbers alone, and no name twice."""
-    *view, quantity = name.split("/")
-    if "bigram" in view:
-        return quantity.endswith("_local")
-    twice = quantity in ("complexity", "expressivity", "optimality", "distance_to_bound") and "token" not in view
-    return not (twice or quantity.endswith(("_se", "_spread")) or quantity in ("distance_local", "distance_null"))
+    """Whether a study keeps a logged number: all that are held against the loss, and the sides of the planes."""
+    view, _, quantity = name.rpartition("/")
+    if not view:
+        return quantity in _WHOLE
+    view, _, order = view.rpartition("/")
+    plane = order == "token" and view in ("", "late", "last", "centred", "readout", "prediction")
+    return quantity in (*_RATIOS, *_LOCAL) or (plane and quantity in (*_OF_PLANES, "distance_to_bound"))
 
 
 def run_all(configs: Sequence[Config], data: Path, work: Path, results: Path) -> None:
@@ -340,7 +358,7 @@ def run_all(configs: Sequence[Config], data: Path, work: Path, results: Path) ->
                 continue
             found = train(config, loaded, work / config.name)
         partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(found))
+        partial.write_text(json.dumps(found, separators=(",", ":")))
         partial.replace(path)
         best, last = min(found["val_loss"]), found["val_loss"][-1]
         print(f"{config.name}: loss {best:.3f} at best, {last:.3f} in the end", flush=True)
