@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from _runs import Config
+from _runs import Config, run_all
 from _tables import heading, prose, table
 
 HERE = Path(__file__).parent
@@ -502,6 +502,12 @@ def figure(runs: list[Run], held: dict[tuple[str, str, str], Held]) -> None:
     sheet.savefig(FIGURE, dpi=110)
 
 
+def train(data: Path, work: Path, only: str = "") -> None:
+    """The runs whose name contains `only` and whose result is missing."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    run_all([run for run in RUNS if only in run.name], data, work, RESULTS)
+
+
 def report() -> Iterator[str]:
     """Every table, as markdown; the figure on the way."""
     runs = Run.load_all()
@@ -521,10 +527,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="train only runs whose name contains this")
     options = parser.parse_args()
     if options.data is not None:
-        from _runs import run_all
-
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        run_all([run for run in RUNS if options.only in run.name], options.data, options.work, RESULTS)
+        train(options.data, options.work, options.only)
     for part in report():
         print(part)
 
