@@ -22,12 +22,14 @@ from ib_callback.measuring.meter import Meter, measure
 from ib_callback.measuring.meter import Preflight as Preflight
 from ib_callback.probe.overlap import Overlap as Overlap
 from ib_callback.probe.probe import Probe
+from ib_callback.results.lines import Origin as Origin
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.phases import Phase as Phase
 from ib_callback.results.phases import PhaseRule
 from ib_callback.results.phases import Phases as Phases
 from ib_callback.results.points import FeaturePoint as FeaturePoint
 from ib_callback.results.points import PlanePoint as PlanePoint
+from ib_callback.results.results import Results
 from ib_callback.results.selection import Candidate as Candidate
 from ib_callback.results.selection import Choice as Choice
 from ib_callback.results.selection import Selection
@@ -49,6 +51,7 @@ __all__ = [
     "PhaseRule",
     "PlateauStopping",
     "Probe",
+    "Results",
     "Run",
     "Selection",
     "SoftHistogram",

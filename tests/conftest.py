@@ -28,7 +28,7 @@ import torch
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
-SKIPS_FILE = Path(__file__).with_name("skips.txt")
+SKIPS_FILE = Path(__file__).with_name("project") / "skips.txt"
 
 
 def read_permitted_skips(path: Path = SKIPS_FILE) -> dict[str, str]:
@@ -48,7 +48,7 @@ PERMITTED_SKIPS = read_permitted_skips()
 
 
 def fail_unless_permitted(report: Any) -> None:
-    """Turn a skip (or xfail) that tests/skips.txt does not name into a failure: it must not pass as green."""
+    """Turn a skip (or xfail) that project/skips.txt does not name into a failure: it must not pass as green."""
     node = report.nodeid
     if report.outcome != "skipped" or any(node == p or fnmatch.fnmatchcase(node, p) for p in PERMITTED_SKIPS):
         return

@@ -10,6 +10,7 @@ distance to the bound are those of Conklin et al., ICLR 2026, and Conklin 2025.
 
 from __future__ import annotations
 
+import difflib
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -444,20 +445,56 @@ def metric_names(
     return [name for name in names if name.rpartition("/")[2] not in missing]
 
 
+def spelled(name: str, available: Iterable[str]) -> str | None:
+    """The name of a number among those that exist, however a logger spells it; None: there is no such number.
+
+    Loggers put `ib/` in front, and HuggingFace's Trainer writes `_` for `/` and perhaps `eval_` in front.
+
+    >>> numbers = ["optimality", "token/complexity_null"]
+    >>> [spelled(name, numbers) for name in ("optimality", "ib/optimality", "eval_ib_token_complexity_null")]
+    ['optimality', 'optimality', 'token/complexity_null']
+    """
+    names = list(available)
+    plain = _without_prefix(name)
+    for candidate in (name, plain):
+        if candidate in names:
+            return candidate
+    if plain == name:
+        return None
+    flat = plain.replace("/", "_")
+    return next((other for other in names if other.replace("/", "_") == flat), None)
+
+
+def _without_prefix(name: str) -> str:
+    short = name.removeprefix("eval_")
+    return next((short[len(prefix) :] for prefix in ("ib/", "ib_") if short.startswith(prefix)), name)
+
+
+def did_you_mean(name: str, available: Iterable[str]) -> str:
+    """The end of a message on a name that does not exist: names that are close, or nothing.
+
+    >>> did_you_mean("optimallity", ["optimality", "complexity"])
+    '. Did you mean optimality?'
+    """
+    close = difflib.get_close_matches(_without_prefix(name), list(available), n=3)
+    return f". Did you mean {' or '.join(close)}?" if close else ""
+
+
 def resolve_metric(name: str, available: Iterable[str]) -> str:
     """The full name of a metric: `"preference"`, a feature, stands for `"preference/information"`.
 
     Args:
-        name: as logged, without prefix.
+        name: as logged, with or without a logger's prefix; see `spelled`.
         available: the names that exist.
 
     Raises:
-        ValueError: there is no such metric; the message lists those that exist.
+        ValueError: there is no such metric; the message lists those that exist, and names those that are close.
     """
     names = list(available)
     for candidate in (name, f"{name}/information"):
-        if candidate in names:
-            return candidate
+        full = spelled(candidate, names)
+        if full is not None:
+            return full
     hint, view, last = "", name.partition("/")[0], name.rpartition("/")[2]
     quantity = PLANE_BY_NAME.get(last)
     if view in ("readout", "prediction") and not any(other.startswith(f"{view}/") for other in names):
@@ -469,15 +506,25 @@ def resolve_metric(name: str, available: Iterable[str]) -> str:
             f'; {last} may take loss=True, null=True, baseline=True, weighting="empirical" (no preset has these), '
             "sequences of at least 48 valid positions (what is local), or Probe.num_bytes (bits per byte)"
         )
-    raise ValueError(f"no metric {name!r} is measured{hint}; those measured: {', '.join(names) or 'none'}")
+    those = f"those measured: {', '.join(names) or 'none'}{did_you_mean(name, names)}"
+    raise ValueError(f"no metric {name!r} is measured{hint}; {those}")
 
 
 def better_direction(name: str) -> Mode | None:
     """Whether high or low values of a metric are the better ones; None where neither is.
 
-    A name without any `/` that is no metric is taken for that of a feature.
+    A name without any `/` that is no metric is taken for that of a feature. Spellings are those of `spelled`.
+
+    >>> [better_direction(name) for name in ("ib/distance_to_bound", "eval_ib_bigram_distance_to_bound", "preference")]
+    ['min', 'min', 'max']
     """
-    return _DIRECTIONS.get(name.rpartition("/")[2], None if "/" in name else "max")
+    plain = _without_prefix(name)
+    last = plain.rpartition("/")[2]
+    if plain != name and "/" not in plain and plain not in _DIRECTIONS:
+        # As HuggingFace's Trainer spells "bigram/distance_to_bound".
+        ends = [known for known in _DIRECTIONS if plain.endswith(f"_{known}")]
+        last = max(ends, key=len, default=plain)
+    return _DIRECTIONS.get(last, None if "/" in plain else "max")
 
 
 def check_direction(mode: str | None) -> None:

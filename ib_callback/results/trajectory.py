@@ -8,9 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +19,15 @@ from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import write_atomically
 from ib_callback.common.messages import describe, warn
 from ib_callback.results.correlation import Correlation, correlations
+from ib_callback.results.lines import checksum, courses_of, read_rows, to_line
 from ib_callback.results.measurement import Measurement, incomparable_settings
-from ib_callback.results.metrics import PLANE, WHOLE, Mode
+from ib_callback.results.metrics import PLANE, WHOLE, Mode, did_you_mean, spelled
 from ib_callback.results.phases import DEFAULT_RULE, PhaseRule, Phases, find_phases
 from ib_callback.results.selection import SelectFrom, Selection
+from ib_callback.results.tidy import rows_of, to_csv, to_pandas
 
 FILENAME = "ib_trajectory.jsonl"
 RUN_FILENAME = "ib_run.json"
-_SEAL = re.compile(rb', "crc32": "([^"]*)"}\s*$')
 
 
 class Trajectory(Sequence[Measurement]):
@@ -127,7 +126,8 @@ class Trajectory(Sequence[Measurement]):
     def __repr__(self) -> str:
         if not self._measurements:
             return "Trajectory(empty)"
-        return f"Trajectory({len(self)} points, steps {self.steps[0]} to {self.steps[-1]})"
+        points, steps = f"{len(self)} point{'' if len(self) == 1 else 's'}", [s for s in self.steps if s is not None]
+        return f"Trajectory({points}, steps {steps[0]} to {steps[-1]})" if steps else f"Trajectory({points})"
 
     @property
     def steps(self) -> list[int | None]:
@@ -138,18 +138,41 @@ class Trajectory(Sequence[Measurement]):
         """One number of every point, None where it is undefined or the point is missing.
 
         Args:
-            name: as logged, without prefix: `"optimality"`, `"bigram/complexity_null"`, `"preference/ratio"`.
+            name: as logged: `"optimality"`, `"bigram/complexity_null"`, `"preference/ratio"`; with a logger's prefix
+                too (`results.metrics.spelled`).
 
         Raises:
             KeyError: no point that was measured has such a number; the message lists those that exist.
         """
         scalars = [measurement.scalars() for measurement in self._measurements]
-        measured = [s for s, m in zip(scalars, self._measurements, strict=True) if m.error is None]
+        known = list(
+            dict.fromkeys(k for s, m in zip(scalars, self._measurements, strict=True) if not m.error for k in s)
+        )
+        full = spelled(name, known)
         # As long as every point is missing, nobody can tell which names will exist.
-        if measured and not any(name in s for s in measured):
-            known = dict.fromkeys(k for s in measured for k in s)
-            raise KeyError(f"no number {name!r}; those measured: {', '.join(known)}")
-        return [s.get(name) for s in scalars]
+        if known and full is None:
+            raise KeyError(f"no number {name!r}; those measured: {', '.join(known)}{did_you_mean(name, known)}")
+        return [s.get(full or name) for s in scalars]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a point: step, every number as it is logged, and why it is missing; None where undefined."""
+        return rows_of(({"step": point.step}, point) for point in self)
+
+    def to_pandas(self) -> Any:
+        """`rows` as a `pandas.DataFrame`.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return to_pandas(self.rows())
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write `rows` as a table with a header; what is undefined is empty.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        write_atomically(path, to_csv(self.rows()).encode())
 
     def table(self, *, order: str | None = None, loss: Mapping[int, float] | None = None) -> str:
         """The run as aligned text, one line a point; information in fractions of log(num_bins), losses in nats a token.
@@ -239,21 +262,33 @@ class Trajectory(Sequence[Measurement]):
             write_atomically(path, b"".join(map(to_line, self._measurements)))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Trajectory:
+    def load(cls, path: str | os.PathLike[str], model: str | None = None) -> Trajectory:
         """Read a trajectory file, or the one in a run's output directory, and the phase rule of the run beside it.
 
         A torn last line, left by a crash in the middle of a write, is dropped with a warning.
 
+        Args:
+            path: of the file or the directory, or of a file of results (`ib_callback.results.results`).
+            model: which of the models in a file of results; not needed where there is one.
+
         Raises:
-            TrajectoryError: the file cannot be read, or is damaged elsewhere than in its last line.
+            TrajectoryError: the file cannot be read, is damaged elsewhere than in its last line, or has several models
+                of which none was named, or not that one.
         """
         file = Path(path)
         if file.is_dir():
             file = file / FILENAME
-        with json_lines.explained(file, "read"):
-            data = file.read_bytes()
         trajectory = cls()
-        parse_lines(data, file, trajectory.append)
+        rows = read_rows(file, trajectory.append)
+        if any(origin is not None for origin, _ in rows):
+            courses = courses_of(rows, file)
+            name = next(iter(courses)) if model is None and len(courses) == 1 else model
+            if name not in courses:
+                wanted = "a model by name, model=" if model is None else f"a model among these, not {model!r}"
+                raise TrajectoryError(f"{file}: expected {wanted}; it has {', '.join(courses)}")
+            trajectory = cls(measurement for _, measurement in courses[name])
+        elif model is not None:
+            raise TrajectoryError(f"{file}: expected lines that name a model, got those of a run. Leave model= out")
         trajectory.phase_rule = read_phase_rule(file.parent)
         return trajectory
 
@@ -271,7 +306,7 @@ def write_run_file(directory: str | os.PathLike[str], *, phase_rule: PhaseRule) 
 
 
 def _seal_of(values: Mapping[str, Any]) -> str:
-    return _checksum(json.dumps(values).encode()).decode()
+    return checksum(json.dumps(values).encode()).decode()
 
 
 def read_phase_rule(directory: str | os.PathLike[str]) -> PhaseRule:
@@ -357,50 +392,6 @@ def _check_file(path: Path) -> None:
         trial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         os.close(os.open(trial, os.O_WRONLY | os.O_CREAT))
         trial.unlink(missing_ok=True)
-
-
-def to_line(measurement: Measurement) -> bytes:
-    """A measurement as one line of JSON, its line break included; its last entry is a checksum of all before it."""
-    content = json.dumps(measurement.to_dict(), allow_nan=False).encode()
-    return content[:-1] + b', "crc32": "%s"}\n' % _checksum(content)
-
-
-def _checksum(content: bytes) -> bytes:
-    return b"%08x" % zlib.crc32(content)
-
-
-def _check_line(line: bytes) -> None:
-    """Raise a ValueError for a line that is not what was written; one without a checksum is of an earlier version."""
-    seal = _SEAL.search(line)
-    if seal is not None and seal[1] != _checksum(line[: seal.start()] + b"}"):
-        raise ValueError(
-            'its checksum is not that of its content. If it was changed on purpose, take "crc32" out of it'
-        )
-
-
-def parse_lines(data: bytes, path: Path, check: Callable[[Measurement], None]) -> list[tuple[bytes, Measurement]]:
-    """Every line with its measurement, a torn last line left out with a warning.
-
-    Args:
-        data: content of the file.
-        path: of the file, for messages.
-        check: called with each measurement in turn; raises a ValueError for one that cannot follow the others.
-
-    Raises:
-        TrajectoryError: a line that is damaged elsewhere than at the end of the file; it is named.
-    """
-    rows: list[tuple[bytes, Measurement]] = []
-    for number, line in json_lines.intact_lines(data, path):
-        try:
-            _check_line(line)
-            measurement = Measurement.from_dict(json.loads(line))
-            check(measurement)
-        except ValueError as error:
-            raise TrajectoryError(
-                f"{path}:{number}: {error}. Correct or remove that line, or move the file away"
-            ) from error
-        rows.append((line, measurement))
-    return rows
 
 
 def aligned(rows: Sequence[Sequence[str]], align: Sequence[Callable[[str, int], str]]) -> list[str]:

@@ -10,7 +10,8 @@ from ib_callback.common import json_lines
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import size_of, write_atomically
 from ib_callback.common.messages import describe, note, warn
-from ib_callback.results.trajectory import FILENAME, Trajectory, check_writable, parse_lines
+from ib_callback.results.lines import parse_lines
+from ib_callback.results.trajectory import FILENAME, Trajectory, check_writable
 from ib_callback.run import checkpoints
 
 _LEVELS = 4

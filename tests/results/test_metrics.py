@@ -25,6 +25,7 @@ from ib_callback.results.metrics import (
     better_direction,
     metric_names,
     plane_scalars,
+    resolve_metric,
 )
 from ib_callback.results.points import FeaturePoint, PlanePoint
 from ib_callback.results.uncertainty import replicates_of, with_errors
@@ -254,3 +255,43 @@ def test_files_hold_each_exactly_and_an_absent_error_is_none(quantity):
         older = Measurement.from_dict(data)
         point = older["token"] if quantity in PLANE else older.features["preference"]
         assert getattr(point, f"{quantity.name}_se") is None
+
+
+# --- spellings
+
+
+NAMES = ["complexity", "optimality", "bigram/complexity_null", "preference/information", "token/distance_local"]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("optimality", "optimality"), ("ib/optimality", "optimality"), ("ib_optimality", "optimality"),
+        ("eval_ib_optimality", "optimality"), ("eval_ib/optimality", "optimality"),
+        ("ib/bigram/complexity_null", "bigram/complexity_null"),
+        ("ib_bigram_complexity_null", "bigram/complexity_null"),
+        ("ib/preference", "preference/information"), ("eval_ib_preference_information", "preference/information"),
+        ("ib_token_distance_local", "token/distance_local"),
+    ],
+)  # fmt: skip
+def test_a_metric_may_be_spelled_as_loggers_spell_it(given, name):
+    assert resolve_metric(given, NAMES) == name
+    assert better_direction(given) == better_direction(name)
+
+
+@pytest.mark.parametrize(
+    ("given", "close"),
+    [
+        ("optimallity", "optimality"),
+        ("ib/optimalty", "optimality"),
+        ("bigram/complexity_nul", "bigram/complexity_null"),
+    ],
+)
+def test_a_name_that_does_not_exist_is_answered_with_close_ones(given, close):
+    with pytest.raises(ValueError, match=rf"no metric '{given}' is measured.*Did you mean {close}.*\?$"):
+        resolve_metric(given, NAMES)
+
+
+def test_nothing_is_made_up_for_a_name_that_is_like_none():
+    with pytest.raises(ValueError, match=r"those measured: complexity, .*token/distance_local$"):
+        resolve_metric("zzz", NAMES)

@@ -1,0 +1,220 @@
+"""Lines of trajectory files and of files of results: a measurement each, the latter with the model that it is of."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ib_callback.common import json_lines
+from ib_callback.common.errors import TrajectoryError
+from ib_callback.common.messages import warn
+from ib_callback.results.measurement import Measurement, incomparable_settings
+
+_SEAL = re.compile(rb', "crc32": "([^"]*)"}\s*$')
+# Settings in which checkpoints of one model may differ and still be one course, of which the trajectory then warns.
+_OF_THE_MODEL = ("dtype", "layers", "loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Which model a measurement is of.
+
+    Attributes:
+        model: its name; measurements of one name are one course of training.
+        revision: which checkpoint of it: a branch, tag or commit on the hub, or the name of a file or folder.
+        family: models that belong together, such as "olmo2".
+        stage: of the training, such as "stage1" or "dpo". Steps are counted anew in each.
+        num_parameters: of the model, those that are shared counted once.
+        tokens: that the training had seen by then.
+        source: what was loaded, as a path or as `repository@commit`.
+        request: a digest of the probe and of all settings that were asked for.
+    """
+
+    model: str
+    revision: str | None = None
+    family: str | None = None
+    stage: str | None = None
+    num_parameters: int | None = None
+    tokens: int | None = None
+    source: str | None = None
+    request: str | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Origin | None:
+        """The origin in a line of results; None for a line of a trajectory, which names no model.
+
+        Raises:
+            ValueError: a value is not what it should be; the message names it.
+        """
+        if data.get("model") is None:
+            return None
+        for name, value in data.items():
+            wanted = int if name in ("num_parameters", "tokens") else str
+            if name in _ORIGIN and value is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
+                raise ValueError(f"{name} must be {'an integer' if wanted is int else 'a text'} or None, got {value!r}")
+        return cls(**{name: data[name] for name in _ORIGIN if name in data})
+
+
+_ORIGIN = tuple(field.name for field in fields(Origin))
+# The origin is None in a trajectory file.
+Row = tuple[Origin | None, Measurement]
+
+
+def to_line(measurement: Measurement, origin: Origin | None = None) -> bytes:
+    """A measurement as one line of JSON, its line break included; its last entry is a checksum of all before it."""
+    data = ({} if origin is None else asdict(origin)) | measurement.to_dict()
+    content = json.dumps(data, allow_nan=False).encode()
+    return content[:-1] + b', "crc32": "%s"}\n' % checksum(content)
+
+
+def checksum(content: bytes) -> bytes:
+    """Eight hex digits."""
+    return b"%08x" % zlib.crc32(content)
+
+
+def _check_line(line: bytes) -> None:
+    """Raise a ValueError for a line that is not what was written; one without a checksum is of an earlier version."""
+    seal = _SEAL.search(line)
+    if seal is not None and seal[1] != checksum(line[: seal.start()] + b"}"):
+        raise ValueError(
+            'its checksum is not that of its content. If it was changed on purpose, take "crc32" out of it'
+        )
+
+
+def parse_lines(data: bytes, path: Path, check: Callable[[Measurement], None]) -> list[tuple[bytes, Measurement]]:
+    """Every line with its measurement, a torn last line left out with a warning.
+
+    Args:
+        data: content of the file.
+        path: of the file, for messages.
+        check: called with each measurement in turn; raises a ValueError for one that cannot follow the others.
+
+    Raises:
+        TrajectoryError: a line that is damaged elsewhere than at the end of the file; it is named.
+    """
+    return [(line, measurement) for line, _, measurement in _parsed(data, path, check)]
+
+
+def read_rows(path: Path, check: Callable[[Measurement], None] = lambda _: None) -> list[Row]:
+    """Every line of a file, a torn last line left out with a warning.
+
+    Args:
+        path: of the file.
+        check: as for `parse_lines`, for lines that name no model.
+
+    Raises:
+        TrajectoryError: the file cannot be read, or a line of it; it is named.
+    """
+    with json_lines.explained(path, "read"):
+        data = path.read_bytes()
+    return [(origin, measurement) for _, origin, measurement in _parsed(data, path, check)]
+
+
+def _parsed(
+    data: bytes, path: Path, check: Callable[[Measurement], None]
+) -> list[tuple[bytes, Origin | None, Measurement]]:
+    found = []
+    for number, line in json_lines.intact_lines(data, path):
+        try:
+            _check_line(line)
+            values = json.loads(line)
+            measurement = Measurement.from_dict(values)
+            origin = Origin.from_dict(values)
+            if origin is None:
+                check(measurement)
+        except ValueError as error:
+            raise TrajectoryError(
+                f"{path}:{number}: {error}. Correct or remove that line, or move the file away"
+            ) from error
+        found.append((line, origin, measurement))
+    return found
+
+
+def courses_of(rows: Iterable[Row], path: object) -> dict[str, list[tuple[Origin, Measurement]]]:
+    """Measurements by model, each model's in the order of training: by step, those without a step last.
+
+    Where a model was trained in several stages its stages have a course each, for steps are counted anew; and one each
+    has what was measured with settings that cannot be compared, numbered from the second on. Of a checkpoint that was
+    measured again the last success counts; a failure counts where there is no success. The tokens of an origin are
+    those of its measurement.
+
+    Args:
+        rows: of one file or of several.
+        path: for messages.
+
+    Raises:
+        TrajectoryError: a line names no model.
+
+    Warns:
+        RuntimeWarning: a model was measured with settings that cannot be compared, or two checkpoints have one step.
+    """
+    stages: dict[str, dict[str | None, list[tuple[Origin, Measurement]]]] = {}
+    for origin, measurement in rows:
+        if origin is None:
+            raise TrajectoryError(f"{path}: expected lines that name a model throughout, got some that name none")
+        if measurement.tokens_seen is None and origin.tokens is not None:
+            measurement = replace(measurement, tokens_seen=origin.tokens)
+        stages.setdefault(origin.model, {}).setdefault(origin.stage, []).append((origin, measurement))
+    courses = {}
+    for model, by_stage in stages.items():
+        for stage, entries in by_stage.items():
+            name = f"{model} {stage}" if stage is not None and len(by_stage) > 1 else model
+            for number, (course, why) in enumerate(_comparable(entries), start=1):
+                key = name if number == 1 else f"{name} ({number})"
+                if number > 1:
+                    warn(
+                        f"{path}: {name} was measured with several settings that cannot be compared, so that it has "
+                        f"a course for each; those of {key!r} differ from the first ones in {why}."
+                    )
+                courses[key] = _in_order(course, key)
+    return courses
+
+
+def _comparable(
+    entries: Iterable[tuple[Origin, Measurement]],
+) -> list[tuple[list[tuple[Origin, Measurement]], str]]:
+    """Groups whose settings can be compared, each with how it differs from the first one; failures are in the first."""
+    groups: list[tuple[list[tuple[Origin, Measurement]], str]] = []
+    failed = []
+    for entry in entries:
+        if entry[1].error is not None:
+            failed.append(entry)
+            continue
+        why = ""
+        for group, _ in groups:
+            found = incomparable_settings(group[0][1], entry[1])
+            hard = [text for name, text in found.items() if re.split(r"[./]", name)[0] not in _OF_THE_MODEL]
+            if not hard:
+                group.append(entry)
+                break
+            why = why or "; ".join(hard)
+        else:
+            groups.append(([entry], why))
+    measured = {(o.revision, m.step) for group, _ in groups for o, m in group}
+    failed = [(o, m) for o, m in failed if (o.revision, m.step) not in measured]
+    if not groups:
+        return [(failed, "")]
+    groups[0][0].extend(failed)
+    return groups
+
+
+def _in_order(course: Iterable[tuple[Origin, Measurement]], name: str) -> list[tuple[Origin, Measurement]]:
+    last = {(origin.revision, m.step): (origin, m) for origin, m in course}
+    by_step: dict[int, tuple[Origin, Measurement]] = {}
+    without = []
+    for (revision, step), entry in last.items():
+        if step is None:
+            without.append(entry)
+        elif step not in by_step or by_step[step][1].error is not None:
+            by_step[step] = entry
+        elif entry[1].error is None:
+            warn(
+                f"{name} has two checkpoints of step {step:,}, {by_step[step][0].revision} and {revision}; the second "
+                "one is left out."
+            )
+    return [*(by_step[step] for step in sorted(by_step)), *without]
