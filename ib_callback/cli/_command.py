@@ -1,19 +1,52 @@
-"""What the commands have in common: how they end, and types of their arguments."""
+"""What the commands have in common: how they end, what their help looks like, tables, and types of their arguments."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ib_callback.common.files import write_atomically
+from ib_callback.results import tidy
+
+# Every command ends with one of these.
+DONE, NOT_ALL, FAILED = 0, 1, 2
+EXIT_CODES = (
+    "Exit status: 0 all was done; 1 it was done, and the answer is none or a part of it failed, as the last lines say; "
+    "2 it could not be done, and the line on standard error says why."
+)
 
 
-def guarded(action: Callable[[argparse.Namespace], int], failed: int = 2) -> Callable[[argparse.Namespace], int]:
+class Help(argparse.HelpFormatter):
+    """Defaults are named where there is one, and lines of examples, which are indented, stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = [[line] if line.startswith(" ") else textwrap.wrap(line, width) or [""] for line in text.splitlines()]
+        return "\n".join(indent + line for wrapped in lines for line in wrapped)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help, action.default
+        if text is None or "%(default)" in text or default in (None, False, argparse.SUPPRESS, [], ()):
+            return text
+        named = action.option_strings or action.nargs in (argparse.OPTIONAL, argparse.ZERO_OR_MORE)
+        return f"{text} (default: %(default)s)" if named else text
+
+
+def examples(*lines: str, more: str = "") -> dict[str, Any]:
+    """Keywords of `add_parser`: how a command is used, and what else there is to say, after its options."""
+    shown = "".join(f"  {line}\n" for line in lines)
+    return {"formatter_class": Help, "epilog": f"examples:\n{shown}" + (f"\n{more}" if more else "")}
+
+
+def guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     """The action as a command: errors and warnings are a line each, without a place in the code.
 
     Args:
         action: returns the exit status.
-        failed: the exit status after an error.
     """
 
     def run(options: argparse.Namespace) -> int:
@@ -24,12 +57,30 @@ def guarded(action: Callable[[argparse.Namespace], int], failed: int = 2) -> Cal
             try:
                 status = action(options)
             except (ValueError, TypeError, ImportError, OSError) as error:
-                status, said = failed, [" ".join(str(error).split())]
+                status, said = FAILED, [" ".join(str(error).split())]
         for message in dict.fromkeys([str(warning.message) for warning in caught] + said):
             print(f"ib-callback: {message}", file=sys.stderr)
         return status
 
     return run
+
+
+def add_table_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--csv` and `--json`."""
+    parser.add_argument("--csv", metavar="FILE", help="write the numbers as a table, one row a point (-: to the screen)")
+    parser.add_argument("--json", metavar="FILE", help="the same as a list of objects (-: to the screen)")
+
+
+def write_tables(options: argparse.Namespace, rows: list[dict[str, Any]]) -> list[Path]:
+    """Write the tables that were asked for, and return their files; those for the screen are printed."""
+    written = []
+    for name, make in ((options.csv, tidy.to_csv), (options.json, tidy.to_json)):
+        if name == "-":
+            print(make(rows), end="")
+        elif name is not None:
+            write_atomically(name, make(rows).encode())
+            written.append(Path(name))
+    return written
 
 
 def positive(text: str) -> int:

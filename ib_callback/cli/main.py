@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ib_callback.cli._command import guarded, positive
+from ib_callback.cli._command import DONE, EXIT_CODES, FAILED, NOT_ALL, examples, guarded, positive
+from ib_callback.cli.measure import add_measure_command
 from ib_callback.cli.plot import add_arguments as add_plot_arguments
 from ib_callback.cli.probe import add_probe_command
 from ib_callback.common.version import __version__
@@ -18,26 +19,26 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
-    options = _parser().parse_args(argv)
-    try:
-        return options.run(options)
-    except (ImportError, ValueError) as error:  # our own errors on probes and trajectories are ValueErrors
-        print(f"ib-callback: {error}", file=sys.stderr)
-        return 1
+    options = parser().parse_args(argv)
+    return options.run(options)
 
 
 def _demo(options: argparse.Namespace) -> int:
     from ib_callback.cli.demo import run_demo
 
-    run_demo(
-        steps=options.steps,
-        minutes=options.minutes,
-        every=options.every,
-        output_dir=options.output_dir,
-        seed=options.seed,
-        threads=options.threads,
-    )
-    return 0
+    try:  # not `guarded`: warnings are to be read while it trains
+        run_demo(
+            steps=options.steps,
+            minutes=options.minutes,
+            every=options.every,
+            output_dir=options.output_dir,
+            seed=options.seed,
+            threads=options.threads,
+        )
+    except (ImportError, ValueError) as error:
+        print(f"ib-callback: {error}", file=sys.stderr)
+        return FAILED
+    return DONE
 
 
 def _select(options: argparse.Namespace) -> int:
@@ -48,14 +49,15 @@ def _select(options: argparse.Namespace) -> int:
         by=options.by,
         select_from=_select_from(options.select_from),
         mode=options.mode,
+        model=options.model,
     )
     if report.path is None:
         if not options.path_only:
             print(report.table)
         print(f"ib-callback: {report.verdict}", file=sys.stderr)
-        return 1
+        return NOT_ALL
     print(report.path if options.path_only else report.text)
-    return 0
+    return DONE
 
 
 def _plot(options: argparse.Namespace) -> int:
@@ -63,12 +65,21 @@ def _plot(options: argparse.Namespace) -> int:
 
     for path in plot.draw(options):
         print(path)
-    return 0
+    return DONE
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
     parser = argparse.ArgumentParser(
-        prog="ib-callback", description="Follow a language model through the information plane while it trains."
+        prog="ib-callback",
+        description="Follow a language model through the information plane while it trains, or afterwards.",
+        **examples(
+            "ib-callback demo",
+            "ib-callback measure RUN_DIR -o results.jsonl --documents held_out.jsonl",
+            "ib-callback plot results.jsonl --csv results.csv",
+            "ib-callback COMMAND --help",
+            more=EXIT_CODES,
+        ),
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -77,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         help="pre-train a small decoder on this machine's CPU, with the callback",
         description="Pre-train a small decoder with HuggingFace's Trainer on text that every installation has, "
         "with the callback. Needs no network and no GPU, and writes below the current directory only.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        **examples("ib-callback demo", "ib-callback demo --minutes 10 --steps 2000 --output-dir longer"),
     )
     demo.add_argument("--steps", type=positive, default=600, help="optimizer steps")
     demo.add_argument(
@@ -88,14 +99,22 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="of the weights and of the order of the text")
     demo.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads")
     demo.set_defaults(run=_demo)
+    add_measure_command(commands)
     select = commands.add_parser(
         "select",
         help="the best existing checkpoint of a finished run",
-        description="Print the best existing checkpoint of a run that was followed, HuggingFace's or Lightning's, with "
-        "all candidates and why the others are none.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Print the best existing checkpoint of a run that was followed, HuggingFace's or Lightning's, or "
+        "of one model in a file of results, with all candidates and why the others are none.",
+        **examples(
+            "ib-callback select RUN_DIR",
+            "ib-callback select results.jsonl --model pythia-14m --by preference --from 1000",
+            "cp -r $(ib-callback select RUN_DIR --path-only) best",
+        ),
     )
-    select.add_argument("run_dir", metavar="RUN_DIR", help="where ib_trajectory.jsonl lies, or a directory above")
+    select.add_argument(
+        "run_dir", metavar="RUN", help="where ib_trajectory.jsonl lies, or a directory above; or a file of results"
+    )
+    select.add_argument("--model", metavar="NAME", help="which model of a file of results")
     select.add_argument("--by", default="optimality", metavar="METRIC", help="a metric as logged, or a feature")
     select.add_argument(
         "--from", dest="select_from", default="compression", metavar="compression|fit|STEP",
@@ -103,13 +122,18 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     select.add_argument("--mode", choices=("min", "max"), help="which values are better, if it is not known")
     select.add_argument("--path-only", action="store_true", help="print nothing but the path, for scripts")
-    select.set_defaults(run=guarded(_select, failed=1))
+    select.set_defaults(run=guarded(_select))
     plot = commands.add_parser(
         "plot",
-        help="pictures of a run, or of several in one plane",
+        help="pictures of runs and models, and their numbers as a table",
         description="Draw the information plane of a run, the plane by layer at one step, its numbers over steps, or "
-        "several runs in one plane, from trajectory files.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "several runs or models in one plane, from directories of runs, trajectory files and files of results.",
+        **examples(
+            "ib-callback plot RUN_DIR",
+            "ib-callback plot results.jsonl --csv results.csv",
+            "ib-callback plot results.jsonl --model pythia-14m --kind steps --x tokens -o tokens.pdf",
+            "ib-callback plot RUN_DIR OTHER_RUN_DIR --order token --plane local",
+        ),
     )
     add_plot_arguments(plot)
     plot.set_defaults(run=guarded(_plot))

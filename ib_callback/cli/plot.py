@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ib_callback.bound.curve import IBCurve
+from ib_callback.cli._command import add_table_arguments, write_tables
 from ib_callback.plot import compare, information_plane, may_be_replaced, over_steps, plane_by_layer, save
 from ib_callback.plot.bound import curve_beside
+from ib_callback.common.messages import warn
+from ib_callback.results.lines import read_rows
 from ib_callback.results.measurement import Measurement
+from ib_callback.results.results import Results
+from ib_callback.results.tidy import rows_of
 from ib_callback.results.trajectory import FILENAME, Trajectory
 from ib_callback.run.trajectory_file import find_run
 
@@ -24,18 +29,21 @@ KINDS = ("plane", "layers", "steps", "compare")
 _DEFAULT_SUFFIX = ".png"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Run:
     name: str
     trajectory: Trajectory
     curve: IBCurve | None
+    points: list[tuple[dict[str, Any], Measurement]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help=f"a directory where {FILENAME} lies, one above it, or such a file"
-    )
+        "runs", nargs="+", metavar="RUN",
+        help=f"a directory where {FILENAME} lies, one above it, such a file, or a file of results of many models",
+    )  # fmt: skip
+    parser.add_argument("--model", action="append", metavar="NAME", help="of a file of results; repeatable")
     parser.add_argument("--kind", choices=KINDS, help="which picture; by default all that the input allows")
     parser.add_argument("--order", action="append", metavar="NAME", help="an n-gram order; may be given several times")
     parser.add_argument(
@@ -45,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", default="last", metavar="N|last|best", help="of the plane by layer (best: by optimality)"
     )
+    parser.add_argument("--x", choices=("step", "tokens"), default="step", help="what training is counted in")
     parser.add_argument("--log", action="store_true", help="a logarithmic axis for the steps, whatever they are")
     parser.add_argument("--theme", choices=("light", "dark"), default="light", help="on white, or on dark grey")
     parser.add_argument(
@@ -52,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file, whose suffix decides the format (.png, .svg, .pdf), or an existing directory; of several "
         "pictures each adds its kind to the name. By default PNG files in the current directory",
     )  # fmt: skip
+    add_table_arguments(parser)
 
 
 def draw(options: argparse.Namespace) -> list[Path]:
@@ -63,7 +73,8 @@ def draw(options: argparse.Namespace) -> list[Path]:
         ImportError: Matplotlib is not installed.
         OSError: a file cannot be written.
     """
-    pictures = dict(_pictures(_load(options.runs), options))
+    runs = _load(options.runs, options.model)
+    pictures = dict(_pictures(runs, options))
     paths = _paths(list(pictures), options.output)
     # All are drawn before any is written: a mistake leaves no half of the files.
     figures = [picture() for picture in pictures.values()]
@@ -75,22 +86,42 @@ def draw(options: argparse.Namespace) -> list[Path]:
             )
     for figure, path in zip(figures, paths, strict=True):
         save(figure, path)
-    return paths
+    rows = rows_of(point for run in runs for point in run.points)
+    return [*paths, *write_tables(options, rows)]
 
 
-def _load(paths: Sequence[str]) -> list[_Run]:
+def _load(paths: Sequence[str], models: Sequence[str] | None) -> list[_Run]:
+    """Runs, each by itself, and the models of all files of results, which may be of several shards."""
     files = [path if path.is_file() else find_run(path) / FILENAME for path in map(Path, paths)]
-    names = _names(files)
-    runs = []
-    for name, file in zip(names, files, strict=True):
+    runs: list[_Run] = []
+    of_results = []
+    for name, file in zip(_names(files), files, strict=True):
+        if any(origin is not None for origin, _ in read_rows(file)):
+            of_results.append(file)
+            continue
         trajectory = Trajectory.load(file)
-        if not any(point.orders for point in trajectory):
-            raise ValueError(
-                f"{file} has nothing to draw: expected at least one measured point, got none among "
-                f"{len(trajectory)}. Give a run that was measured"
-            )
-        runs.append(_Run(name=name, trajectory=trajectory, curve=curve_beside(file.parent)))
-    return runs
+        points = [({"model": name, "step": point.step}, point) for point in trajectory]
+        runs.append(_Run(name=name, trajectory=trajectory, curve=curve_beside(file.parent), points=points))
+    results = Results.load(*of_results)
+    runs += [
+        _Run(name=model, trajectory=trajectory, curve=None, points=results.points(model))
+        for model, trajectory in results.items()
+    ]
+    if models is not None:
+        known = {run.name: run for run in runs}
+        if unknown := [name for name in models if name not in known]:
+            raise ValueError(f"--model: expected names among {', '.join(known)}, got {unknown[0]!r}")
+        runs = [known[name] for name in dict.fromkeys(models)]
+    empty = [run for run in runs if not any(point.orders for point in run.trajectory)]
+    if len(empty) == len(runs) or any(run.name not in results for run in empty):
+        run = empty[0]
+        raise ValueError(
+            f"{run.name} has nothing to draw: expected at least one measured point, got none among "
+            f"{len(run.trajectory)}. Give a run that was measured"
+        )
+    for run in empty:
+        warn(f"{run.name} is left out: none of its {len(run.trajectory)} points could be measured.")
+    return [run for run in runs if run not in empty]
 
 
 def _names(files: Sequence[Path]) -> list[str]:
@@ -117,6 +148,7 @@ def _pictures(runs: Sequence[_Run], options: argparse.Namespace) -> Iterator[tup
     if options.plane and kind in ("layers", "steps"):
         raise ValueError(f"--plane is for the kinds plane and compare, got --kind {kind}. Leave one of the two out")
     common: dict[str, Any] = {"orders": options.order, "theme": options.theme}
+    along: dict[str, Any] = {"x": options.x}
     in_planes: dict[str, Any] = {"planes": options.plane, **common}
     if kind == "compare":
         if len(runs) < 2:
@@ -128,14 +160,15 @@ def _pictures(runs: Sequence[_Run], options: argparse.Namespace) -> Iterator[tup
         prefix = f"{run.name.replace('/', '_')}_" if len(runs) > 1 else ""
         trajectory, curve = run.trajectory, run.curve
         if kind in (None, "plane"):
-            yield f"{prefix}plane", partial(information_plane, trajectory, curve=curve, title=run.name, **in_planes)
+            in_order = {**in_planes, **along}
+            yield f"{prefix}plane", partial(information_plane, trajectory, curve=curve, title=run.name, **in_order)
         if kind in (None, "layers"):
             point = _point(trajectory, options.step)
             title = run.name if point.step is None else f"{run.name}, step {point.step:,}"
             yield f"{prefix}layers", partial(plane_by_layer, point, curve=curve, title=title, **common)
-        if kind == "steps" or (kind is None and len(trajectory) > 1):
+        if kind == "steps" or (kind is None and len([point for point in trajectory if point.orders]) > 1):
             log = options.log or None
-            yield f"{prefix}steps", partial(over_steps, trajectory, log=log, title=run.name, **common)
+            yield f"{prefix}steps", partial(over_steps, trajectory, log=log, title=run.name, **common, **along)
 
 
 def _point(trajectory: Trajectory, step: str) -> Measurement:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ib_callback.checkpoints.tokenizers import load_tokenizer
 from ib_callback.cli._command import guarded, positive
 from ib_callback.cli._probe_lines import read_lines, write_lines
 from ib_callback.measuring.statistics import DIM, ProbeStatistics, probe_statistics
@@ -127,26 +128,6 @@ def describe_probe(probe: Probe, statistics: ProbeStatistics, options: argparse.
         "(memory_budget= measures layers in groups, and divides that)",
     ]
     return "\n".join(lines)
-
-
-def load_tokenizer(name: str) -> Any:
-    """A tokenizer of a file `tokenizer.json`, of a folder or of a name on the hub."""
-    path = Path(name)
-    if path.is_file():
-        from tokenizers import Tokenizer
-
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as error:  # `tokenizers` raises no other class
-            raise ValueError(f"--tokenizer {name}: expected a tokenizer.json, got another file ({error})") from error
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except ImportError:
-        raise
-    except Exception as error:  # of a damaged file transformers and `tokenizers` raise what comes along
-        raise ValueError(f"--tokenizer {name}: cannot be loaded ({error})") from error
 
 
 def _add_show_arguments(parser: argparse.ArgumentParser) -> None:

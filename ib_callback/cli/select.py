@@ -9,11 +9,13 @@ from itertools import takewhile
 from pathlib import Path
 
 from ib_callback.common.errors import TrajectoryError
+from ib_callback.results.lines import read_rows
 from ib_callback.results.measurement import Measurement, metrics_of
 from ib_callback.results.metrics import Mode, chance_of, resolve_metric
 from ib_callback.results.phases import Phases
 from ib_callback.results.selection import NO_CHECKPOINT, Candidate, Choice, SelectFrom, Selection
-from ib_callback.results.trajectory import Trajectory, aligned, cell
+from ib_callback.results.results import Results
+from ib_callback.results.trajectory import FILENAME, Trajectory, aligned, cell
 from ib_callback.run import checkpoints
 from ib_callback.run.trajectory_file import find_run
 
@@ -59,25 +61,26 @@ def select_report(
     by: str = "optimality",
     select_from: SelectFrom = "compression",
     mode: Mode | None = None,
+    model: str | None = None,
 ) -> SelectReport:
     """Choose among the checkpoints of a run, in HuggingFace's layout or in Lightning's, by the run's own phase rule.
 
     Args:
-        run_dir: where `ib_trajectory.jsonl` lies, or a directory up to four levels above it.
+        run_dir: where `ib_trajectory.jsonl` lies, or a directory up to four levels above it; or another file of a
+            trajectory, or of results, whose checkpoints are what was measured.
         by: a metric as logged, without prefix, or a feature.
         select_from: "compression", "fit", or the first step that can be selected.
         mode: "min" or "max"; by default what is known to be better for the metric.
+        model: which model of a file of results.
 
     Raises:
         TrajectoryError: no trajectory, or several, or a file that cannot be read.
         ValueError: no point has such a metric (the message lists those that exist), or a setting is out of range.
     """
     try:
-        directory = find_run(Path(run_dir))
-        existing, missing = _checkpoints(directory)
+        directory, trajectory, existing, missing = _run(Path(run_dir), model)
     except OSError as error:
         raise TrajectoryError(f"{run_dir} cannot be searched ({error}). Check its permissions") from error
-    trajectory = Trajectory.load(directory)
     names = dict.fromkeys(name for m in trajectory if m.error is None for name in metrics_of(m))
     if names:
         # Before Selection asks for the mode of a metric that does not exist.
@@ -104,6 +107,27 @@ def select_report(
         table=_table(selection.by, choice, phases, existing, remarks),
         verdict="\n".join(verdict),
     )
+
+
+def _run(
+    path: Path, model: str | None
+) -> tuple[Path | None, Trajectory, Mapping[int, Path], dict[int, str] | None]:
+    """The directory of a run, None for results; its trajectory, the checkpoints, and why others are none."""
+    if not path.is_file() or path.name == FILENAME:
+        directory = find_run(path)
+        return directory, Trajectory.load(directory, model), *_checkpoints(directory)
+    trajectory = Trajectory.load(path, model)
+    if all(origin is None for origin, _ in read_rows(path)):
+        return path.parent, trajectory, *_checkpoints(path.parent)
+    results = Results.load(path)
+    name = next(iter(results)) if model is None else model
+    sources = {
+        point.step: Path(origin.source)
+        for origin, point in zip(results.origins(name), results[name], strict=True)
+        if point.step is not None and origin.source is not None
+    }
+    existing = {step: source for step, source in sources.items() if source.exists() or not source.is_absolute()}
+    return None, trajectory, existing, dict.fromkeys(sources, "deleted")
 
 
 def _checkpoints(directory: Path) -> tuple[dict[int, Path], dict[int, str] | None]:
@@ -183,7 +207,7 @@ def _without_checkpoint(
 
 
 def _about_checkpoints(
-    directory: Path, choice: Choice, existing: Mapping[int, Path], missing: Mapping[int, str] | None
+    directory: Path | None, choice: Choice, existing: Mapping[int, Path], missing: Mapping[int, str] | None
 ) -> list[str]:
     lines = []
     if any(_reason(candidate, missing or {}) == _NOT_RECORDED for candidate in choice.candidates):

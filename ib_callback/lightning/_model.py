@@ -39,7 +39,7 @@ def find_target(trainer: Any, pl_module: Any, layers: Layers, forward: Forward |
     Raises:
         ModelError: several transformers models, or nothing that could be called.
     """
-    found = transformers_models(pl_module)
+    found = access.transformers_models(pl_module)
     names = None if callable(layers) or layers in _KEYWORDS else (layers,) if isinstance(layers, str) else tuple(layers)
     if names is not None:
         # Where there are several models, the names tell which is meant.
@@ -66,23 +66,6 @@ def _has(model: nn.Module, names: list[str]) -> bool:
     except ModelError:
         return False
     return True
-
-
-def transformers_models(module: nn.Module, name: str = "") -> dict[str, nn.Module]:
-    """The transformers models inside a module by name, those that are part of another one left out."""
-    if _is_transformers_model(module) or _is_transformers_model(access.bare(module)):
-        # A sharded one has to be called through its wrapper.
-        return {name: access.without_parallelism(module)}
-    found: dict[str, nn.Module] = {}
-    for child_name, child in module.named_children():
-        found |= transformers_models(child, f"{name}.{child_name}" if name else child_name)
-    return found
-
-
-def _is_transformers_model(module: nn.Module) -> bool:
-    # By name, so that neither package is imported for a model that has nothing to do with it.
-    bases = {(base.__module__.split(".")[0], base.__name__) for base in type(module).__mro__}
-    return ("transformers", "PreTrainedModel") in bases or ("peft", "PeftModel") in bases
 
 
 def _which_of(pl_module: nn.Module, found: dict[str, nn.Module]) -> str:

@@ -80,8 +80,26 @@ def plane(points: Sequence[Measurement], order: str, suffix: str = "") -> np.nda
     return np.stack([column(points, order, f"{name}{suffix}") for name in ("complexity", "expressivity")], axis=1)
 
 
-def numbered(points: Sequence[Measurement]) -> tuple[np.ndarray, str]:
-    """The step of every point, [points], and what to call it; their numbers from 1 where a step is unknown."""
+def numbered(points: Sequence[Measurement], x: str = "step") -> tuple[np.ndarray, str]:
+    """The step of every point, [points], and what to call it; their numbers from 1 where a step is unknown.
+
+    Args:
+        points: of a run.
+        x: "step", or "tokens" for the tokens that the training had seen.
+
+    Raises:
+        ValueError: tokens are asked for, and of some points they are not known; or neither is asked for.
+    """
+    if x not in ("step", "tokens"):
+        raise ValueError(f'x: expected "step" or "tokens", got {x!r}')
+    if x == "tokens":
+        unknown = [point for point in points if point.tokens_seen is None and point.step != 0]
+        if unknown:
+            raise ValueError(
+                f"x: expected points whose tokens are known, got {len(unknown)} of {len(points)} without. Give "
+                "tokens_per_step= to the callback, --tokens-per-step to measure, or draw them over steps"
+            )
+        return np.array([point.tokens_seen or 0 for point in points], dtype=float), "training tokens"
     steps = [point.step for point in points if point.step is not None]
     if len(steps) < len(points):
         return np.arange(1.0, len(points) + 1), "measurement"

@@ -48,6 +48,7 @@ def information_plane(
     theme: ThemeName = "light",
     title: str | None = None,
     baseline: bool = True,
+    x: str = "step",
 ) -> Figure:
     """Draw expressivity against complexity, one panel for each n-gram order in each plane.
 
@@ -72,13 +73,14 @@ def information_plane(
         theme: "light" or "dark".
         title: of the whole figure.
         baseline: whether chance and ceilings are drawn, where they were measured.
+        x: by what points are coloured: "step", or "tokens", which the training had seen.
 
     Returns:
         A figure of its own, 150 dots per inch; both axes are fractions of log(num_bins).
 
     Raises:
         ValueError: there is no point to draw, an order or a plane is asked for that was not measured, or an unknown
-            theme.
+            theme; or tokens are asked for and not known.
         ImportError: Matplotlib is not installed.
     """
     points = data.given(measurements)
@@ -92,7 +94,7 @@ def information_plane(
     with drawing(look, "Drawing the information plane"):
         sheet = plane_sheet(shown, look, chosen)
         drawn = [point for point in points if point.orders]
-        colours = StepColours(*data.numbered(drawn), look)
+        colours = StepColours(*data.numbered(drawn, x), look)
         phases = data.phases_of(measurements, points)
         known = None if phases is None else [p for p, m in zip(phases.phases, points, strict=True) if m.orders]
         texts = {"measured": "measured"}

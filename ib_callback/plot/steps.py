@@ -36,6 +36,7 @@ def over_steps(
     log: bool | None = False,
     theme: ThemeName = "light",
     title: str | None = None,
+    x: str = "step",
 ) -> Figure:
     """Draw complexity, expressivity, optimality, distance to the bound and the probe's loss over training steps.
 
@@ -51,13 +52,15 @@ def over_steps(
             lie near the first one.
         theme: "light" or "dark".
         title: of the whole figure.
+        x: what training is counted in: "step", or "tokens", which it had seen.
 
     Returns:
         A figure of its own, 150 dots per inch, with four panels, and one more each for the loss and for the score,
         where they were measured.
 
     Raises:
-        ValueError: there is no point to draw, an order is asked for that was not measured, or an unknown theme.
+        ValueError: there is no point to draw, an order is asked for that was not measured, or an unknown theme; or
+            tokens are asked for and not known.
         ImportError: Matplotlib is not installed.
     """
     points = data.given(measurements)
@@ -70,7 +73,7 @@ def over_steps(
         # Each with a colour of its own, the same in all panels.
         colours = [*shown, *dict.fromkeys(itertools.chain(*of_views.values()))]
         sheet = Sheet(len(quantities), 2, size=(3.5, 2.1), theme=look, top=0.12, bottom=0.48, across=0.9, down=0.14)
-        steps, name = data.numbered(points)
+        steps, name = data.numbered(points, x)
         if log is None:
             log = data.crowds_at_the_start(steps)
         phases = data.phases_of(measurements, points)

@@ -321,6 +321,18 @@ def _content(content: Any, column: str, index: int) -> str:
     )
 
 
+def written_out(messages: Any, index: int) -> str:
+    """A conversation as one text, `Role: content` with blank lines between; a string is one already.
+
+    Raises:
+        ProbeError: it is neither.
+    """
+    if isinstance(messages, str):
+        return messages
+    found = _messages(messages, CHOSEN, index)
+    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in found)
+
+
 def _common_start(first: str, second: str) -> int:
     """How many characters two texts begin with in common."""
     pairs = zip(first, second, strict=False)

@@ -99,17 +99,17 @@ class Results(Mapping[str, Trajectory]):
         """Where each point of a model's trajectory is from, in its order."""
         return list(self._origins[model])
 
+    def points(self, model: str) -> list[tuple[dict[str, Any], Measurement]]:
+        """Each point of a model's trajectory, with what goes before its numbers in a table."""
+        return [
+            # A name tells trajectories apart, which the model alone may not.
+            ({name: getattr(origin, name) for name in _COLUMNS} | {"model": model, "step": point.step}, point)
+            for origin, point in zip(self._origins[model], self[model], strict=True)
+        ]
+
     def rows(self) -> list[dict[str, Any]]:
         """One row a point: model, revision, family, stage, size, tokens, step, every number as logged, and `error`."""
-        return tidy.rows_of(
-            (
-                # A name tells trajectories apart, which the model alone may not.
-                {name: getattr(origin, name) for name in _COLUMNS} | {"model": model, "step": point.step},
-                point,
-            )
-            for model, trajectory in self.items()
-            for origin, point in zip(self._origins[model], trajectory, strict=True)
-        )
+        return tidy.rows_of(point for model in self for point in self.points(model))
 
     def to_pandas(self) -> Any:
         """`rows` as a `pandas.DataFrame`.

@@ -25,9 +25,10 @@ def rows_of(points: Iterable[tuple[Mapping[str, Any], Measurement]]) -> list[dic
         Those columns, every number under its name as logged, without prefix, and `error`: why a point is missing. What
         is undefined or missing is None.
     """
-    found = [({**head, **measurement.scalars()}, measurement.error) for head, measurement in points]
-    names = list(dict.fromkeys(name for row, _ in found for name in row))
-    return [{**{name: row.get(name) for name in names}, "error": error} for row, error in found]
+    found = [(head, measurement.scalars(), measurement.error) for head, measurement in points]
+    heads = dict.fromkeys(name for head, _, _ in found for name in head)
+    names = heads | dict.fromkeys(name for _, scalars, _ in found for name in scalars)
+    return [{**names, **head, **scalars, "error": error} for head, scalars, error in found]
 
 
 def to_pandas(rows: list[dict[str, Any]]) -> Any:

@@ -19,7 +19,7 @@ LEVELS = (
     {"bound"},
     {"measuring", "plot"},
     {"run"},
-    {"hf", "lightning"},
+    {"checkpoints", "hf", "lightning"},
     {"cli"},
 )
 LEVEL = {package: number for number, packages in enumerate(LEVELS) for package in packages}
@@ -57,7 +57,7 @@ def package_of(module: str) -> str:
 
 def test_every_package_has_its_level() -> None:
     assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(LEVEL)
-    assert {path.name for path in PACKAGE.iterdir() if path.is_file()} == {"__init__.py", "py.typed"}
+    assert {path.name for path in PACKAGE.iterdir() if path.is_file()} == {"__init__.py", "__main__.py", "py.typed"}
 
 
 def test_no_import_of_a_higher_package_nor_of_one_beside() -> None:
@@ -65,7 +65,7 @@ def test_no_import_of_a_higher_package_nor_of_one_beside() -> None:
         f"{module} imports {imported}"
         for module, names in IMPORTS.items()
         for imported in names
-        if module != "ib_callback"
+        if module not in ("ib_callback", "ib_callback.__main__")
         and package_of(module) != package_of(imported)
         and (imported == "ib_callback" or LEVEL[package_of(imported)] >= LEVEL[package_of(module)])
     ]

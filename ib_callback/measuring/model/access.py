@@ -93,6 +93,23 @@ def bare(model: nn.Module) -> nn.Module:
     return model
 
 
+def transformers_models(module: nn.Module, name: str = "") -> dict[str, nn.Module]:
+    """The transformers models inside a module by name, those that are part of another one left out."""
+    if _is_transformers_model(module) or _is_transformers_model(bare(module)):
+        # A sharded one has to be called through its wrapper.
+        return {name: without_parallelism(module)}
+    found: dict[str, nn.Module] = {}
+    for child_name, child in module.named_children():
+        found |= transformers_models(child, f"{name}.{child_name}" if name else child_name)
+    return found
+
+
+def _is_transformers_model(module: nn.Module) -> bool:
+    # By name, so that neither package is imported for a model that has nothing to do with it.
+    bases = {(base.__module__.split(".")[0], base.__name__) for base in type(module).__mro__}
+    return ("transformers", "PreTrainedModel") in bases or ("peft", "PeftModel") in bases
+
+
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """`model.named_modules()` under the names of the model without wrappers: a wrapper has the name of its inside."""
     seen: set[nn.Module] = set()

@@ -1,0 +1,144 @@
+"""From what is asked for to the checkpoints that are measured, in order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ib_callback.checkpoints import hub
+from ib_callback.checkpoints.local import find_local
+from ib_callback.checkpoints.names import thinned
+from ib_callback.checkpoints.place import Checkpoint, Tell
+from ib_callback.common.errors import ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which checkpoints to measure.
+
+    Attributes:
+        models: paths, and names on the hub, "owner/name" or "owner/name@revision".
+        revisions: globs of branches and tags, for names on the hub; none: "main".
+        name: one name for all, which so become one course of training; None: each has its own.
+        stage: of the training; None: what names say.
+        max_points: the most of each model, evenly over the logarithm of the step; None: all.
+        untrained: whether the untrained model of each configuration is measured as step 0.
+        seed: of its weights.
+        gguf: of several GGUF files which one, as a glob.
+    """
+
+    models: Sequence[str]
+    revisions: Sequence[str] = ()
+    name: str | None = None
+    stage: str | None = None
+    max_points: int | None = None
+    untrained: bool = False
+    seed: int = 0
+    gguf: str | None = None
+
+
+def find_checkpoints(wanted: Wanted, tell: Tell) -> tuple[list[Checkpoint], list[tuple[Checkpoint, Checkpoint]]]:
+    """All checkpoints, each model's in the order of its steps; and those left out because their weights are not new.
+
+    Raises:
+        ModelError: a model that is not there, or nothing that matches.
+    """
+    found: list[Checkpoint] = []
+    for source, name in zip(wanted.models, _names(wanted), strict=True):
+        if Path(source).exists():
+            found += find_local(Path(source), name)
+        elif hub.is_id(source):
+            found += hub.find_on_hub(source, name, wanted.revisions)
+        else:
+            raise ModelError(f"{source}: expected a folder, a file, or a name on the hub, got none of these")
+    by_model: dict[str, list[Checkpoint]] = {}
+    for checkpoint in _told_apart(found):
+        by_model.setdefault(checkpoint.model, []).append(checkpoint)
+    chosen = [c for model in by_model.values() for c in _thinned(_staged(model, wanted.stage), wanted.max_points)]
+    asked = sum(isinstance(checkpoint.place, hub.OnHub) for checkpoint in chosen)
+    if asked > 1:
+        tell(f"asking the hub for the files of {asked} revisions")
+    chosen, equal = hub.without_equal(hub.with_files(checkpoint, wanted.gguf) for checkpoint in chosen)
+    if wanted.untrained:
+        chosen = _with_untrained(chosen, wanted.seed)
+    return chosen, equal
+
+
+def shard_of(checkpoints: Sequence[Checkpoint], shard: tuple[int, int] | None) -> list[Checkpoint]:
+    """The checkpoints that one of several processes measures: every so many, from its number on, which begins at 1."""
+    return list(checkpoints) if shard is None else list(checkpoints[shard[0] - 1 :: shard[1]])
+
+
+def _names(wanted: Wanted) -> list[str]:
+    """A name for each model: that on the hub, or as much of a path, from its end, as tells it from the others."""
+    if wanted.name is not None:
+        return [wanted.name] * len(wanted.models)
+    parts = []
+    for source in wanted.models:
+        whole = Path(source).resolve()
+        # The run, and not "checkpoints", as Lightning and others call the folder.
+        of_run = whole.parent if whole.name == "checkpoints" else whole
+        parts.append(of_run.parts if Path(source).exists() else tuple(source.partition("@")[0].split("/")))
+    names = []
+    for source, path in zip(wanted.models, parts, strict=True):
+        if not Path(source).exists():
+            names.append(source.partition("@")[0])
+            continue
+        length = 1
+        while length < len(path) and sum(other[-length:] == path[-length:] for other in parts) > 1:
+            length += 1
+        names.append("/".join(path[-length:]))
+    return names
+
+
+def _told_apart(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Revisions of one model that have the same name, as in two repositories, are called by their source too."""
+    count = Counter((checkpoint.model, checkpoint.revision) for checkpoint in checkpoints)
+    return [
+        replace(c, revision=f"{_whence(c)}{'' if c.revision is None else f'@{c.revision}'}")
+        if count[c.model, c.revision] > 1
+        else c
+        for c in checkpoints
+    ]
+
+
+def _whence(checkpoint: Checkpoint) -> str:
+    place = checkpoint.place
+    return place.repository if isinstance(place, hub.OnHub) else place.source
+
+
+def _staged(checkpoints: Sequence[Checkpoint], stage: str | None) -> list[Checkpoint]:
+    """With their stages: a step that names none is of the first stage, if others name theirs."""
+    stages = sorted({c.stage for c in checkpoints if c.stage is not None and c.step is not None})
+    first = stage or (stages[0] if stages else None)
+    return [
+        replace(c, stage=stage or (first if c.stage is None and c.step is not None else c.stage)) for c in checkpoints
+    ]
+
+
+def _thinned(checkpoints: Sequence[Checkpoint], most: int | None) -> list[Checkpoint]:
+    """In the order of stages and steps, those without a step last; of each stage at most so many steps."""
+    by_stage: dict[str | None, list[int]] = {}
+    for c in checkpoints:
+        if c.step is not None:
+            by_stage.setdefault(c.stage, []).append(c.step)
+    kept = {stage: thinned(steps, most) for stage, steps in by_stage.items()}
+    chosen = [c for c in checkpoints if c.step is None or c.step in kept[c.stage]]
+    return sorted(chosen, key=lambda c: (c.step is None, c.stage or "", c.step or 0))
+
+
+def _with_untrained(checkpoints: Iterable[Checkpoint], seed: int) -> list[Checkpoint]:
+    """Before each model the untrained one of its first checkpoint's configuration, unless it has a step 0 already."""
+    found: list[Checkpoint] = []
+    seen: set[str] = set()
+    everything = list(checkpoints)
+    begun = {c.model for c in everything if c.step == 0}
+    for checkpoint in everything:
+        if checkpoint.model not in seen | begun:
+            revision = f"untrained, seed {seed}"
+            found.append(replace(checkpoint, revision=revision, step=0, tokens=0, untrained=True, weights=()))
+        seen.add(checkpoint.model)
+        found.append(checkpoint)
+    return found

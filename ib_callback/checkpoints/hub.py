@@ -1,0 +1,233 @@
+"""Models on the HuggingFace hub: which revisions there are, which hold the same weights, and their files."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ib_callback.checkpoints.names import said_by, stage_of_repository
+from ib_callback.checkpoints.place import Broken, Checkpoint, Place
+from ib_callback.common.errors import ModelError
+from ib_callback.common.messages import describe
+from ib_callback.common.optional import require
+
+MAIN = "main"
+_ID = re.compile(r"[\w.-]+/[\w.-]+(?:@[^@\s]+)?|[\w.-]+")
+# What is needed beside the weights; as patterns of huggingface_hub, which are of whole paths.
+_TOKENIZER = (
+    "tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "spiece.model", "*.tiktoken",
+)  # fmt: skip
+_CONFIGURATION = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py")
+# Files of weights in the order of preference; one kind is enough.
+_WEIGHTS = (
+    r"model(-\d{5}-of-\d{5})?\.safetensors",
+    r"pytorch_model(-\d{5}-of-\d{5})?\.bin",
+    r"[^/]+\.gguf",
+)
+# Of a file that stops in the middle huggingface_hub takes up the rest itself; so often it is asked once more.
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class OnHub:
+    """A commit of a repository.
+
+    Attributes:
+        repository: "owner/name".
+        commit: its hash, or a name where the hub could not be asked.
+        files: all that is needed of it; empty: not known.
+        weights: those of them with the weights.
+    """
+
+    repository: str
+    commit: str
+    files: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    _fetched: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    @property
+    def source(self) -> str:
+        """`repository@commit`."""
+        return f"{self.repository}@{self.commit}"
+
+    def fetch(self) -> Path:
+        """Its folder in the cache of huggingface_hub, downloaded if need be.
+
+        Raises:
+            Exception: what huggingface_hub raises where it cannot be downloaded.
+        """
+        hub = _hub()
+        if not self.files:  # without a network
+            return Path(hub.snapshot_download(self.repository, revision=self.commit, local_files_only=True))
+        before = [hub.try_to_load_from_cache(self.repository, name, revision=self.commit) for name in self.weights]
+        if not all(isinstance(path, str) for path in before):
+            self._fetched.add(self.commit)
+        for last_try in (*[False] * (_TRIES - 1), True):
+            try:
+                files = list(map(_literally, self.files))
+                return Path(hub.snapshot_download(self.repository, revision=self.commit, allow_patterns=files))
+            except (OSError, RuntimeError):
+                # Of the connection, or a file that is shorter than it should be. What has arrived is kept.
+                if last_try:
+                    raise
+        raise AssertionError
+
+    def fetch_tokenizer(self) -> list[Path]:
+        """Its folder in the cache, with the tokenizer alone."""
+        kept: dict[str, Any] = {"allow_patterns": list(_TOKENIZER) + ["config.json"]} if self.files else {}
+        if not self.files:
+            kept["local_files_only"] = True
+        return [Path(_hub().snapshot_download(self.repository, revision=self.commit, **kept))]
+
+    def evict(self) -> None:
+        """Remove it from the cache, if it was not there before."""
+        if self.commit in self._fetched:
+            _hub().scan_cache_dir().delete_revisions(self.commit).execute()
+            self._fetched.clear()
+
+
+def is_id(name: str) -> bool:
+    """Whether a text may name a repository, with or without `@revision`."""
+    return _ID.fullmatch(name) is not None
+
+
+def find_on_hub(name: str, model: str, globs: Sequence[str]) -> list[Checkpoint]:
+    """The revisions of a repository whose names match, in the order of their steps; of none is known what it holds.
+
+    Args:
+        name: "owner/name", or with "@revision" for that one alone.
+        model: what to call it.
+        globs: which branches and tags; none: the one in the name, or "main".
+
+    Raises:
+        ModelError: there is no such repository, no revision matches, or the hub cannot be reached.
+    """
+    repository, _, revision = name.partition("@")
+    wanted = [revision] if revision else list(globs) or [MAIN]
+    try:
+        refs = _hub().HfApi().list_repo_refs(repository)
+    except Exception as error:
+        if _is_plain(wanted) and _is_cached(repository, wanted):
+            return [_checkpoint(model, repository, name, OnHub(repository, name), len(wanted)) for name in wanted]
+        raise ModelError(
+            f"{repository}: is no path here, and the hub cannot be asked for it ({_shortened(error)}). Check the name, "
+            "the network (HF_ENDPOINT, HF_HUB_OFFLINE), and whether the repository asks for a login"
+        ) from error
+    commits = {ref.name: ref.target_commit for ref in (*refs.branches, *refs.tags)}
+    chosen = [name for name in commits if any(fnmatch.fnmatchcase(name, glob) for glob in wanted)]
+    if not chosen and revision and re.fullmatch(r"[0-9a-f]{7,40}", revision):
+        commits, chosen = {revision: revision}, [revision]
+    if not chosen:
+        some = ", ".join(list(commits)[:8]) + (", …" if len(commits) > 8 else "")
+        raise ModelError(
+            f"{repository}: expected a revision that matches {' or '.join(map(repr, wanted))}, got none among "
+            f"{len(commits)}: {some}"
+        )
+    found = [_checkpoint(model, repository, name, OnHub(repository, commits[name]), len(chosen)) for name in chosen]
+    return sorted(found, key=lambda each: (each.step is None, each.step or 0))
+
+
+def with_files(checkpoint: Checkpoint, gguf: str | None = None) -> Checkpoint:
+    """The checkpoint with the files that it needs and the hashes of its weights, as the hub lists them.
+
+    Args:
+        checkpoint: any; one that is not on the hub comes back as it is.
+        gguf: of a repository with several GGUF files, which one.
+    """
+    place: Place = checkpoint.place
+    if not isinstance(place, OnHub) or checkpoint.untrained:
+        return checkpoint
+    try:
+        listed = [f for f in _hub().HfApi().list_repo_tree(place.repository, revision=place.commit) if _is_file(f)]
+        weights = _weights(listed, gguf)
+        needed = [f.path for f in listed if any(fnmatch.fnmatchcase(f.path, p) for p in _CONFIGURATION)]
+        needed += [f.path for f in weights]
+    except Exception as error:
+        if _is_cached(place.repository, [place.commit]):
+            return checkpoint
+        return replace(checkpoint, place=Broken(place.source, f"its files cannot be listed: {_shortened(error)}"))
+    hashes = tuple(sorted(f.lfs.sha256 if f.lfs is not None else f.blob_id for f in weights))
+    there = replace(place, files=tuple(needed), weights=tuple(f.path for f in weights))
+    return replace(checkpoint, place=there, weights=hashes)
+
+
+def without_equal(checkpoints: Iterable[Checkpoint]) -> tuple[list[Checkpoint], list[tuple[Checkpoint, Checkpoint]]]:
+    """Checkpoints of which no two of one model hold the same weights, and those left out, each with the one kept.
+
+    Of equal ones the first is kept, and one with a step rather than one without.
+    """
+    everything = list(checkpoints)
+    kept: dict[tuple[str, tuple[str, ...]], Checkpoint] = {}
+    left_out = []
+    for checkpoint in sorted(everything, key=lambda each: each.step is None):
+        if not checkpoint.weights or checkpoint.untrained:
+            continue
+        first = kept.setdefault((checkpoint.model, checkpoint.weights), checkpoint)
+        if first is not checkpoint:
+            left_out.append((checkpoint, first))
+    gone = {id(checkpoint) for checkpoint, _ in left_out}
+    return [checkpoint for checkpoint in everything if id(checkpoint) not in gone], left_out
+
+
+def _checkpoint(model: str, repository: str, revision: str, place: OnHub, number: int) -> Checkpoint:
+    said = said_by(revision)
+    alone = number == 1 and revision == MAIN
+    return Checkpoint(
+        model=model,
+        revision=None if alone else revision,
+        step=said.step,
+        tokens=said.tokens,
+        stage=said.stage or (stage_of_repository(repository) if said.step is None else None),
+        place=place,
+    )
+
+
+def _weights(listed: Sequence[Any], gguf: str | None) -> list[Any]:
+    """The files with the weights; of GGUF files one, for each is a whole model."""
+    for pattern in _WEIGHTS:
+        found = [file for file in listed if re.fullmatch(pattern, file.path)]
+        if found and pattern.endswith("gguf"):
+            chosen = [file for file in found if gguf is None or fnmatch.fnmatchcase(file.path, gguf)]
+            if len(chosen) != 1:
+                names = ", ".join(file.path for file in found)
+                raise ModelError(f"expected one GGUF file, got {len(chosen)} among {names}. Name one with --gguf")
+            return chosen
+        if found:
+            return found
+    raise ModelError(
+        f"expected weights as model*.safetensors, pytorch_model*.bin or .gguf, got {len(listed)} files without any"
+    )
+
+
+def _is_file(entry: Any) -> bool:
+    return hasattr(entry, "blob_id")
+
+
+def _is_plain(names: Iterable[str]) -> bool:
+    return not any(character in name for name in names for character in "*?[")
+
+
+def _is_cached(repository: str, revisions: Iterable[str]) -> bool:
+    hub = _hub()
+    try:
+        for revision in revisions:
+            hub.snapshot_download(repository, revision=revision, local_files_only=True)
+    except Exception:
+        return False
+    return True
+
+
+def _literally(path: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", path)
+
+
+def _shortened(error: BaseException) -> str:
+    return " ".join(describe(error).split())[:300]
+
+
+def _hub() -> Any:
+    return require("huggingface_hub", extra="hf", purpose="Loading a model of the hub")

@@ -1,0 +1,272 @@
+"""Models from whatever their training has left: a folder, a GGUF file, a file of torch, shards of torch.distributed."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pickle
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ib_callback.checkpoints.local import shards_in
+from ib_callback.checkpoints.weights import load_mapping, load_shards
+from ib_callback.common.errors import ModelError
+from ib_callback.common.messages import describe
+from ib_callback.common.optional import is_installed, require
+from ib_callback.measuring.model.access import transformers_models
+
+# Where files of torch keep the weights, if they hold more than these.
+_STATES = ("state_dict", "model_state_dict", "model")
+_HYPER_PARAMETERS = "hyper_parameters"
+_CONFIG = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How models are loaded.
+
+    Attributes:
+        factory: "module:name" of a function without arguments, or of a class, which is called with the file's
+            `hyper_parameters` if it has any; for weights without a configuration, such as Lightning's.
+        config: a folder or a name on the hub that has the configuration of weights without one.
+        dtype: "auto", that of the weights; or a name of torch's.
+        device: where to put the model.
+        device_map: as for transformers, instead of `device`: "auto" spreads a model over GPUs, memory and disk.
+        gguf: which of several GGUF files, as a glob.
+        allow_pickle: whether files that `torch.load` does not take for safe are loaded: they can run any code.
+        trust_remote_code: as for transformers.
+        seed: of the weights of untrained models.
+    """
+
+    factory: str | None = None
+    config: str | None = None
+    dtype: str = "auto"
+    device: str = "cpu"
+    device_map: str | None = None
+    gguf: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    seed: int = 0
+
+
+@contextmanager
+def loaded(path: Path, loading: Loading, *, untrained: bool = False) -> Iterator[nn.Module]:
+    """The model at a path, in evaluation mode, for as long as the body runs.
+
+    Args:
+        path: a folder or a file.
+        loading: how.
+        untrained: whether only the configuration is taken, and weights are drawn anew, the same for the same seed.
+
+    Raises:
+        ModelError: weights that are missing, left over or of another shape; or nothing known lies there.
+        Exception: what transformers and torch raise on damaged files.
+    """
+    with tempfile.TemporaryDirectory(prefix="ib_callback_offload_") as folder:
+        if untrained:
+            model = _untrained(path, loading)
+        else:
+            model = _trained(path, loading, folder)
+        if loading.device_map is None:
+            model.to(loading.device)
+        yield _inside(model).eval()
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Those that are shared counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def family_of(model: nn.Module) -> str | None:
+    """The architecture, as transformers calls it."""
+    family = getattr(getattr(model, "config", None), "model_type", None)
+    return family if isinstance(family, str) and family else None
+
+
+def _trained(path: Path, loading: Loading, folder: str) -> nn.Module:
+    shards = shards_in(path)
+    if shards is not None:
+        _check_no_map(loading, path)
+        model = _skeleton(path, loading, {})
+        load_shards(_inside(model), shards)
+        return model
+    gguf = _gguf_of(path, loading.gguf)
+    if gguf is not None:
+        return _from_transformers(gguf.parent, loading, folder, gguf_file=gguf.name)
+    if path.is_dir():
+        # Of a folder with neither, transformers says what it has looked for.
+        return _from_transformers(path, loading, folder)
+    _check_no_map(loading, path)
+    content = _read(path, allow_pickle=loading.allow_pickle)
+    state = next((content[name] for name in _STATES if isinstance(content.get(name), Mapping)), content)
+    model = _skeleton(path, loading, content.get(_HYPER_PARAMETERS))
+    load_mapping(_inside(model), state, str(path))
+    return model
+
+
+def _untrained(path: Path, loading: Loading) -> nn.Module:
+    with _seeded(loading.seed):
+        gguf = _gguf_of(path, loading.gguf) if shards_in(path) is None else None
+        if gguf is not None:
+            transformers, keywords = _transformers(), {"gguf_file": gguf.name}
+            config = transformers.AutoConfig.from_pretrained(gguf.parent, **keywords)
+            return _from_config(config, loading)
+        content = {} if path.is_dir() else _read(path, allow_pickle=loading.allow_pickle)
+        return _skeleton(path, loading, content.get(_HYPER_PARAMETERS))
+
+
+def _from_transformers(path: Path, loading: Loading, folder: str, **keywords: Any) -> nn.Module:
+    transformers = _transformers()
+    if "gguf_file" in keywords and not is_installed("gguf"):
+        raise ImportError('Reading a GGUF file needs the package "gguf", which is not installed: pip install gguf')
+    keywords |= {"dtype": _dtype(loading.dtype), "trust_remote_code": loading.trust_remote_code}
+    if loading.device_map is not None:
+        keywords |= {"device_map": loading.device_map, "offload_folder": folder}
+    kind = transformers.AutoModelForCausalLM
+    if not keywords.get("gguf_file") and (path / _CONFIG).is_file():
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=loading.trust_remote_code)
+        kind = _class_of(config)
+    model, found = kind.from_pretrained(path, output_loading_info=True, **keywords)
+    wrong = {name: sorted(map(str, found.get(name) or ())) for name in ("missing_keys", "mismatched_keys")}
+    if any(wrong.values()):
+        # transformers draws them at random and says so in its log.
+        missing = [*wrong["missing_keys"], *wrong["mismatched_keys"]]
+        raise ModelError(
+            f"{path}: expected weights of every parameter of {type(model).__name__}, got none that fit for "
+            f"{len(missing)}: {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}"
+        )
+    return model
+
+
+def _skeleton(path: Path, loading: Loading, hyper_parameters: Any) -> nn.Module:
+    """The model without its trained weights."""
+    if loading.factory is not None:
+        return _made(loading.factory, hyper_parameters)
+    transformers = _transformers()
+    first = path if path.is_dir() else path.parent
+    near = [folder for folder in (first, first.parent, first.parent.parent) if (folder / _CONFIG).is_file()]
+    place = loading.config or (near[0] if near else None)
+    if place is None:
+        raise ModelError(
+            f"{path}: has weights and no configuration. Give --factory module:function, which makes the model, or "
+            "--config, a folder or a name on the hub that has its config.json"
+        )
+    config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=loading.trust_remote_code)
+    return _from_config(config, loading)
+
+
+def _from_config(config: Any, loading: Loading) -> nn.Module:
+    kind, keywords = _class_of(config), {}
+    dtype = _dtype(loading.dtype)
+    dtype = getattr(config, "dtype", None) or torch.float32 if dtype == "auto" else dtype
+    if hasattr(kind, "from_config"):
+        keywords = {"trust_remote_code": loading.trust_remote_code}
+        return kind.from_config(config, dtype=dtype, **keywords)
+    return kind(config).to(dtype)
+
+
+def _class_of(config: Any) -> Any:
+    """The class that the weights were saved of, where transformers has it."""
+    transformers = _transformers()
+    names = getattr(config, "architectures", None) or [""]
+    found = getattr(transformers, str(names[0]), None)
+    return found if inspect.isclass(found) else transformers.AutoModelForCausalLM
+
+
+def _made(factory: str, hyper_parameters: Any) -> nn.Module:
+    module, _, name = factory.partition(":")
+    if not module or not name:
+        raise ModelError(f"--factory: expected module:function, got {factory!r}")
+    # As `python -m` does, so that a file in the working directory can be named.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        make: Any = importlib.import_module(module)
+        for part in name.split("."):
+            make = getattr(make, part)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"--factory {factory}: cannot be imported ({describe(error)})") from error
+    given = dict(hyper_parameters) if inspect.isclass(make) and isinstance(hyper_parameters, Mapping) else {}
+    model = make(**given)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"--factory {factory}: expected a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """The one transformers model inside another module, as Lightning's callback measures it."""
+    found = list(transformers_models(model).values())
+    return found[0] if len(found) == 1 else model
+
+
+def _read(path: Path, *, allow_pickle: bool) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path}: holds more than tensors and plain values, or is damaged ({describe(error).splitlines()[0]}). If "
+            "you trust whoever wrote it, load it with --allow-pickle, by which it can run any code"
+        ) from error
+    if isinstance(content, nn.Module):
+        content = content.state_dict()
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: expected a dict of weights, or one that has them, got {type(content).__name__}")
+    return content
+
+
+def _is_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _gguf_of(path: Path, glob: str | None) -> Path | None:
+    """The GGUF file at or in a path; None if a configuration lies there, or no such file."""
+    if path.is_file():
+        return path if path.suffix == ".gguf" else None
+    found = sorted(path.glob(glob or "*.gguf"))
+    if not found or (glob is None and (path / _CONFIG).is_file()):
+        return None
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise ModelError(f"{path}: expected one GGUF file, got {len(found)}: {names}. Name one with --gguf")
+    return found[0]
+
+
+def _check_no_map(loading: Loading, path: Path) -> None:
+    if loading.device_map is not None:
+        raise ModelError(
+            f"{path}: --device-map is for folders of transformers, got weights without a configuration of their own. "
+            "Convert them, or leave it out"
+        )
+
+
+def _dtype(name: str) -> Any:
+    if name == "auto":
+        return name
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ModelError(f"--dtype: expected auto, float32, bfloat16, float16 or another dtype of torch, got {name!r}")
+    return found
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers of torch on the CPU, where weights are drawn, by a seed; afterwards as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _transformers() -> Any:
+    return require("transformers", extra="hf", purpose="Loading a model")
+
+

@@ -1,0 +1,100 @@
+"""Checkpoints on this machine: single models, and every checkpoint in the directory of a run."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from ib_callback.checkpoints.names import said_by
+from ib_callback.checkpoints.place import Checkpoint, Local
+from ib_callback.common.errors import ModelError
+from ib_callback.run import checkpoints
+
+# Files that torch.save may have written; of those in a folder only such as say their step in their name.
+_TORCH_FILES = (".ckpt", ".pt", ".pth")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model*", "*.gguf")
+_FSDP = "pytorch_model_fsdp_0"
+
+
+def find_local(path: Path, model: str) -> list[Checkpoint]:
+    """The model at a path, or every checkpoint in the directory of a run, in the order of its steps.
+
+    Args:
+        path: a folder of HuggingFace's layout or with a GGUF file, a file of GGUF or of torch, a folder of shards of
+            torch.distributed; or a directory that has several of these, as the Trainers write them or otherwise.
+        model: what to call it.
+
+    Raises:
+        ModelError: there is nothing to measure.
+    """
+    if path.is_file():
+        return [_checkpoint(path, model, alone=True)]
+    if is_model(path):
+        return [_checkpoint(path, model, alone=True)]
+    by_step: dict[int, Path] = {}
+    without = []
+    # What the callback has recorded, and Lightning's files, which know their step themselves.
+    known = checkpoints.CheckpointFile(path).existing() if (path / checkpoints.FILENAME).is_file() else {}
+    known = checkpoints.find_checkpoints(path) | known
+    for child in sorted(path.iterdir()):
+        if child in known.values() or not (is_model(child) if child.is_dir() else child.suffix in _TORCH_FILES):
+            continue
+        step = step_of(child)
+        if step is not None:
+            by_step.setdefault(step, child)
+        elif child.is_dir():
+            without.append(child)
+    by_step |= known
+    if not by_step and not without:
+        raise ModelError(
+            f"{path}: expected a model, or checkpoints in it, got neither. A model is a folder with config.json and "
+            "weights, with a .gguf file, or with shards (.metadata), or a file .ckpt, .pt or .gguf"
+        )
+    found = [_checkpoint(child, model, run=path, step=step) for step, child in sorted(by_step.items())]
+    return [*found, *(_checkpoint(child, model, run=path) for child in without)]
+
+
+def is_model(path: Path) -> bool:
+    """Whether a folder is one model, rather than a directory of several."""
+    if not path.is_dir():
+        return False
+    if shards_in(path) is not None:
+        return True
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+        return True
+    return any(path.glob("*.gguf")) or (checkpoints.is_checkpoint_folder(path) and path.name != "checkpoints")
+
+
+def shards_in(path: Path) -> Path | None:
+    """The folder with the shards of torch.distributed in or at a path; None if there is none."""
+    return next((folder for folder in (path, path / _FSDP) if (folder / ".metadata").is_file()), None)
+
+
+def step_of(path: Path) -> int | None:
+    """Optimizer steps behind a checkpoint, by the state that HuggingFace's Trainer leaves in it, or by its name."""
+    step = _trainer_state(path).get("global_step")
+    return step if type(step) is int else said_by(path.stem if path.is_file() else path.name).step
+
+
+def _checkpoint(
+    path: Path, model: str, *, run: Path | None = None, step: int | None = None, alone: bool = False
+) -> Checkpoint:
+    said = said_by(path.stem if path.is_file() else path.name)
+    seen = _trainer_state(path).get("num_input_tokens_seen")
+    return Checkpoint(
+        model=model,
+        revision=None if alone else path.name,
+        step=step_of(path) if step is None else step,
+        # Trainers that do not count them write 0.
+        tokens=seen if type(seen) is int and seen > 0 else said.tokens,
+        stage=said.stage,
+        place=Local(path, run),
+    )
+
+
+def _trainer_state(path: Path) -> dict[str, object]:
+    with suppress(OSError, ValueError):
+        state = json.loads((path / "trainer_state.json").read_bytes())
+        return state if isinstance(state, dict) else {}
+    return {}

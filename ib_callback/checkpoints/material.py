@@ -1,0 +1,152 @@
+"""What models are measured on: a probe of token ids for all, or one of the same documents for each tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ib_callback.checkpoints.load import Loading
+from ib_callback.checkpoints.place import Checkpoint, Tell
+from ib_callback.checkpoints.tokenizers import load_tokenizer, tokenizer_of
+from ib_callback.common.errors import ProbeError
+from ib_callback.measuring.settings import FeatureProbes
+from ib_callback.probe.documents import documents
+from ib_callback.probe.probe import Probe
+
+_TULU = "tulu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What to measure on.
+
+    Attributes:
+        probe: a file of a probe, the same token ids for all models.
+        documents: instead: "c4", "tulu", "builtin" or a file; see `ib_callback.probe.documents`.
+        features: "FILE" or "tulu", perhaps with "NAME=" in front: probes with labels, or preference pairs.
+        num_sequences, max_length: of probes that are made here.
+        text_column: of a file of documents.
+        tokenizer: of all models; None: each its own.
+    """
+
+    probe: str | None = None
+    documents: str | None = None
+    features: tuple[str, ...] = ()
+    num_sequences: int = 512
+    max_length: int = 512
+    text_column: str = "text"
+    tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
+class Material:
+    """The probe of a model, and its feature probes."""
+
+    probe: Probe
+    features: FeatureProbes
+
+
+def material_for(checkpoints: Iterable[Checkpoint], asked: Asked, loading: Loading, tell: Tell) -> dict[str, Material]:
+    """What each model is measured on, by its name.
+
+    With documents, one counts only if it is long enough under the tokenizers of all these models
+    (`Probe.for_tokenizers`), so that all of them have to be given at once, whichever of them are then measured. Preference
+    pairs are written as `Role: content` for all models alike, whatever chat template they have, so that a base model
+    and what was made of it by post-training are measured on the same texts.
+
+    Raises:
+        ProbeError: neither a probe nor documents are asked for, both are, or they cannot be had; or a model has no
+            tokenizer.
+    """
+    if (asked.probe is None) == (asked.documents is None):
+        raise ProbeError("expected one of --probe FILE and --documents FILE|c4|tulu|builtin, to measure on")
+    first: dict[str, list[Checkpoint]] = {}
+    for checkpoint in checkpoints:
+        first.setdefault(checkpoint.model, []).append(checkpoint)
+    whole = None if asked.probe is None else Probe.load(asked.probe)
+    sources = dict.fromkeys(map(_source, asked.features))
+    loaded = {source: Probe.load(source) for source in sources if Path(source).suffix == ".safetensors"}
+    if whole is not None and len(loaded) == len(sources):
+        return dict.fromkeys(first, Material(whole, _together(asked.features, loaded)))
+    tokenizers, of_model = _tokenizers(first, asked, loading)
+    several = f" with {len(tokenizers)} tokenizers" if len(tokenizers) > 1 else ""
+    if whole is None:
+        assert asked.documents is not None
+        tell(f"making the probe of {asked.documents}{several}")
+        texts = documents(asked.documents, text_column=asked.text_column)
+        sizes = {"num_sequences": asked.num_sequences, "max_length": asked.max_length}
+        name = Path(asked.documents).stem
+        probes = Probe.for_tokenizers(texts, tokenizers, name=name, min_length=min(16, asked.max_length), **sizes)
+    else:
+        probes = dict.fromkeys(tokenizers, whole)
+    found = {}
+    for key, tokenizer in tokenizers.items():
+        made = dict(loaded)
+        for source in sources:
+            if source not in loaded:
+                tell(f"making the feature probe of {source}{several and f', for {key}'}")
+                made[source] = _pairs(source, tokenizer, asked)
+        found[key] = Material(probes[key], _together(asked.features, made))
+    return {model: found[key] for model, key in of_model.items()}
+
+
+def _tokenizers(
+    models: dict[str, list[Checkpoint]], asked: Asked, loading: Loading
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Different tokenizers by the name of the first model that has each, and which of them each model has."""
+    if asked.tokenizer is not None:
+        given = _without_template(load_tokenizer(asked.tokenizer))
+        return {next(iter(models)): given}, dict.fromkeys(models, next(iter(models)))
+    tokenizers: dict[str, Any] = {}
+    known: dict[str, str] = {}
+    of_model = {}
+    for model, checkpoints in models.items():
+        tokenizer = _without_template(_first_of(checkpoints, loading))
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        key = f"{type(tokenizer).__name__} {model if backend is None else backend.to_str()}"
+        if key not in known:
+            known[key] = model
+            tokenizers[model] = tokenizer
+        of_model[model] = known[key]
+    return tokenizers, of_model
+
+
+def _first_of(checkpoints: list[Checkpoint], loading: Loading) -> Any:
+    """The tokenizer of the first checkpoint of a model that has one; one may be broken."""
+    for checkpoint in checkpoints:
+        try:
+            return tokenizer_of(checkpoint, gguf=loading.gguf, trust_remote_code=loading.trust_remote_code)
+        except Exception:
+            if checkpoint is checkpoints[-1]:
+                raise
+    raise AssertionError
+
+
+def _without_template(tokenizer: Any) -> Any:
+    if getattr(tokenizer, "chat_template", None):
+        tokenizer.chat_template = None
+    return tokenizer
+
+
+def _source(text: str) -> str:
+    """Without the name in front."""
+    return text.partition("=")[2] or text
+
+
+def _together(features: tuple[str, ...], probes: dict[str, Probe]) -> FeatureProbes:
+    """Feature probes as a meter takes them: by name if they were given names."""
+    names = [text.partition("=")[0] if "=" in text else "" for text in features]
+    if not any(names):
+        return [probes[text] for text in features]
+    if not all(names) or len(set(names)) < len(names):
+        raise ProbeError("--feature-probe: expected different names for all of several, NAME=FILE")
+    return {name: probes[_source(text)] for name, text in zip(names, features, strict=True)}
+
+
+def _pairs(source: str, tokenizer: Any, asked: Asked) -> Probe:
+    sizes = {"num_sequences": asked.num_sequences, "max_length": asked.max_length}
+    if source == _TULU:
+        return Probe.from_tulu(tokenizer, **sizes)
+    return Probe.from_preferences(Path(source), tokenizer, name=Path(source).stem, **sizes)

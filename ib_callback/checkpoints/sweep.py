@@ -1,0 +1,240 @@
+"""Checkpoint after checkpoint into a file of results: one model in memory at a time, the next one fetched meanwhile."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from ib_callback.checkpoints.load import Loading, family_of, loaded, num_parameters
+from ib_callback.checkpoints.material import Material
+from ib_callback.checkpoints.place import Checkpoint, Tell
+from ib_callback.common.errors import TrajectoryError
+from ib_callback.common.files import size_of
+from ib_callback.common.messages import describe
+from ib_callback.measuring.meter import Meter
+from ib_callback.results.lines import Origin, Row, read_rows
+from ib_callback.results.measurement import Measurement
+from ib_callback.results.results import append_result
+
+_LONGEST_REASON = 300
+# Of a meter's keywords, those that do not change what a number is.
+_HOW = ("batch_size", "memory_budget", "progress")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """How checkpoints are measured.
+
+    Attributes:
+        material: what each model is measured on, by its name.
+        meter: keywords of `Meter`.
+        loading: how models are loaded.
+        family: of all models; None: what their configuration says.
+        tokens_per_step: by which tokens follow from steps where nothing else says them.
+        evict: whether to remove each from the cache when it is measured.
+        tell: what is told to whoever watches.
+    """
+
+    material: Mapping[str, Material]
+    meter: Mapping[str, Any] = field(default_factory=dict)
+    loading: Loading = field(default_factory=Loading)
+    family: str | None = None
+    tokens_per_step: int | None = None
+    evict: bool = False
+    tell: Tell = lambda _: None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of a sweep.
+
+    Attributes:
+        measured: how many checkpoints now.
+        known: how many were in the file already, of the same probe and settings.
+        failed: names of the others, each with the reason.
+    """
+
+    measured: int
+    known: int
+    failed: tuple[tuple[str, str], ...]
+
+
+def run_sweep(checkpoints: Sequence[Checkpoint], path: Path, sweep: Sweep) -> Report:
+    """Measure every checkpoint that the file does not hold yet, and append each as soon as it is measured.
+
+    One that cannot be fetched, loaded or measured is a line with the reason, and tried again the next time.
+
+    Raises:
+        TrajectoryError: the file is damaged, cannot be written, or another process writes it.
+    """
+    with _alone_with(path):
+        old = read_rows(path) if size_of(path) else []
+        requests = {model: _request(each, sweep) for model, each in sweep.material.items()}
+        done = {(o.model, o.revision, o.request) for o, m in old if o is not None and m.error is None}
+        todo = [c for c in checkpoints if (c.model, c.revision, requests[c.model]) not in done]
+        if len(todo) < len(checkpoints):
+            sweep.tell(f"{len(checkpoints) - len(todo)} of {len(checkpoints)} are in {path} already")
+        failed = []
+        clock = _Clock(len(todo))
+        meters = _Meters(sweep)
+        for number, (checkpoint, folder) in enumerate(_fetched(todo, evict=sweep.evict), start=1):
+            origin, measurement = _measured(checkpoint, folder, meters, sweep)
+            origin = replace(origin, request=requests[checkpoint.model])
+            if measurement.error is None or not _is_known(old, origin, measurement):
+                append_result(path, origin, measurement)
+            if measurement.error is not None:
+                failed.append((checkpoint.name, measurement.error))
+            sweep.tell(f"[{number}/{len(todo)}] {checkpoint.name}: {_brief(measurement)}{clock.left(number)}")
+        return Report(len(todo) - len(failed), len(checkpoints) - len(todo), tuple(failed))
+
+
+def _fetched(checkpoints: Sequence[Checkpoint], *, evict: bool) -> Iterator[tuple[Checkpoint, Path | Exception]]:
+    """Each checkpoint with where it lies now, or why it does not; the next one is fetched while one is in use.
+
+    What is evicted is so while nothing is fetched: two revisions may share files of the cache.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ib_callback_fetch")
+    try:
+        ahead: Future[Path] | None = None
+        for index, checkpoint in enumerate(checkpoints):
+            now = ahead or pool.submit(checkpoint.place.fetch)
+            error = now.exception()
+            if evict and index and checkpoints[index - 1].place.source != checkpoint.place.source:
+                checkpoints[index - 1].place.evict()
+            following = checkpoints[index + 1] if index + 1 < len(checkpoints) else None
+            ahead = None if following is None else pool.submit(following.place.fetch)
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            yield checkpoint, now.result() if error is None else error
+        if evict and checkpoints:
+            checkpoints[-1].place.evict()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _measured(
+    checkpoint: Checkpoint, folder: Path | Exception, meters: _Meters, sweep: Sweep
+) -> tuple[Origin, Measurement]:
+    tokens = checkpoint.tokens
+    if tokens is None and checkpoint.step is not None and sweep.tokens_per_step is not None:
+        tokens = checkpoint.step * sweep.tokens_per_step
+    origin = Origin(
+        model=checkpoint.model, revision=checkpoint.revision, family=sweep.family, stage=checkpoint.stage,
+        tokens=tokens, source=checkpoint.place.source,
+    )  # fmt: skip
+    try:
+        if isinstance(folder, Exception):
+            raise folder
+        with loaded(folder, sweep.loading, untrained=checkpoint.untrained) as model:
+            known = {"num_parameters": num_parameters(model), "family": sweep.family or family_of(model)}
+            measurement = meters.of(checkpoint.model).measure(model, step=checkpoint.step)
+            del model
+        return replace(origin, **known), measurement
+    except Exception as error:
+        reason = " ".join(describe(error).split())[:_LONGEST_REASON]
+        return origin, Measurement.failed(checkpoint.step, reason, settings={})
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _brief(measurement: Measurement) -> str:
+    """As much of a measurement as tells whether it went as expected."""
+    if measurement.error is not None:
+        return f"not measured: {measurement.error}"
+    names = ("complexity", "expressivity", "optimality", "loss")
+    known = {name: getattr(measurement, name) for name in names}
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in known.items() if value is not None)
+    return f"{measurement.primary} {numbers}, {measurement.seconds or 0.0:.1f} s"
+
+
+class _Meters:
+    """The meter of one model at a time: its plan may be large."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        self._material: Material | None = None
+        self._meter: Meter | None = None
+
+    def of(self, model: str) -> Meter:
+        material = self._sweep.material[model]
+        if self._meter is None or material is not self._material:
+            self._material, self._meter = material, None
+            self._meter = Meter(material.probe, feature_probes=material.features, **self._sweep.meter)
+        return self._meter
+
+
+def _request(material: Material, sweep: Sweep) -> str:
+    """A digest of all that is asked for, the model left aside."""
+    features: Any = material.features
+    named = features.items() if isinstance(features, Mapping) else enumerate(features)
+    asked = {
+        "probe": material.probe.fingerprint,
+        "features": [[str(name), probe.fingerprint] for name, probe in named],
+        "meter": {name: _plain(value) for name, value in sorted(sweep.meter.items()) if name not in _HOW},
+        "dtype": sweep.loading.dtype,
+    }
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (tuple, list)) else value
+
+
+def _is_known(old: Iterable[Row], origin: Origin, failure: Measurement) -> bool:
+    """Whether the file has the same failure of the same checkpoint already."""
+    key = (origin.model, origin.revision, origin.request, failure.error)
+    return any(o is not None and (o.model, o.revision, o.request, m.error) == key for o, m in old)
+
+
+class _Clock:
+    """How much longer it will take, from how long it has taken."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._start = total, time.monotonic()
+
+    def left(self, done: int) -> str:
+        if done == self._total:
+            return ""
+        seconds = (time.monotonic() - self._start) / done * (self._total - done)
+        return f"; about {_duration(seconds)} left"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def _alone_with(path: Path) -> Iterator[None]:
+    """Nobody else who measures writes the file meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TrajectoryError(
+            f"{path}: another process measures into it. Wait for it to end, or give another -o: results of several "
+            "files can be concatenated"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+

@@ -1,0 +1,49 @@
+"""Tokenizers of models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ib_callback.checkpoints.place import Checkpoint
+from ib_callback.common.errors import ProbeError
+
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
+
+
+def load_tokenizer(name: str, **keywords: Any) -> Any:
+    """A tokenizer of a file `tokenizer.json`, of a folder or of a name on the hub."""
+    path = Path(name)
+    if path.is_file():
+        from tokenizers import Tokenizer
+
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # `tokenizers` raises no other class
+            raise ValueError(f"--tokenizer {name}: expected a tokenizer.json, got another file ({error})") from error
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, **keywords)
+    except ImportError:
+        raise
+    except Exception as error:  # of a damaged file transformers and `tokenizers` raise what comes along
+        raise ValueError(f"--tokenizer {name}: cannot be loaded ({error})") from error
+
+
+def tokenizer_of(checkpoint: Checkpoint, *, gguf: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer that lies with a checkpoint, or with the run that it is of.
+
+    Raises:
+        ProbeError: there is none.
+        ValueError: it cannot be loaded.
+    """
+    folders = checkpoint.place.fetch_tokenizer()
+    for folder in folders:
+        if any((folder / name).is_file() for name in _FILES):
+            return load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
+        files = sorted(folder.glob(gguf or "*.gguf"))
+        if len(files) == 1:
+            return load_tokenizer(str(folder), gguf_file=files[0].name)
+    where = ", ".join(map(str, folders)) or checkpoint.place.source
+    raise ProbeError(f"{checkpoint.name}: has no tokenizer in {where}. Name one with --tokenizer, or give --probe FILE")

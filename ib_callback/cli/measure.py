@@ -1,0 +1,206 @@
+"""`ib-callback measure`: trained models and checkpoints into a file of results."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+from ib_callback.checkpoints.find import Wanted, find_checkpoints, shard_of
+from ib_callback.checkpoints.load import Loading
+from ib_callback.checkpoints.material import Asked, material_for
+from ib_callback.checkpoints.sweep import Sweep, run_sweep
+from ib_callback.cli._command import DONE, NOT_ALL, add_table_arguments, examples, guarded, positive, write_tables
+from ib_callback.common.optional import is_installed
+from ib_callback.measuring.meter import Meter
+from ib_callback.results.results import Results
+
+_DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Meter).parameters.items()}
+
+
+def add_measure_command(commands: Any) -> None:
+    """Add `measure` to the parser of `ib-callback`."""
+    parser = commands.add_parser(
+        "measure",
+        help="measure trained models, or every checkpoint of a run, into a file of results",
+        description="Measure trained models and checkpoints, one after another, and append each to a file of results "
+        "as soon as it is measured. What the file holds already, of the same probe and settings, is left out, so that "
+        "the same command goes on where it was stopped.",
+        **examples(
+            "ib-callback measure RUN_DIR -o results.jsonl --documents held_out.jsonl",
+            "ib-callback plot results.jsonl --csv results.csv",
+            "ib-callback measure EleutherAI/pythia-14m --revisions 'step*' --max-points 20 --initial \\",
+            "    -o results.jsonl --documents c4",
+            "ib-callback measure allenai/OLMo-2-0425-1B allenai/OLMo-2-0425-1B-early-training --name OLMo-2-1B \\",
+            "    --revisions 'stage1-*' -o results.jsonl --documents c4 --feature-probe tulu --evict",
+            "ib-callback measure lightning_logs/version_0 --factory my_module:make_model -o results.jsonl \\",
+            "    --probe probe.safetensors",
+        ),
+    )
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL",
+        help="a folder of HuggingFace's layout, with a GGUF file or with shards of torch.distributed; a file .ckpt, .pt "
+        "or .gguf; the directory of a run, of which every checkpoint is measured; or a name on the hub, OWNER/NAME or "
+        "OWNER/NAME@REVISION",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="of results, .jsonl; appended to")
+
+    on = parser.add_argument_group("on what")
+    on.add_argument("--probe", metavar="FILE", help="a probe of token ids, as ib-callback probe build makes them")
+    on.add_argument(
+        "--documents", metavar="FILE|c4|tulu|builtin",
+        help="texts, of which each model's own tokenizer makes its probe: .jsonl, .json, .csv, .parquet (column text) "
+        "or .txt (a document a line)",
+    )  # fmt: skip
+    on.add_argument(
+        "--feature-probe", action="append", default=[], metavar="[NAME=]FILE|tulu",
+        help="labels to measure information about: a probe file, or preference pairs (chosen, rejected); repeatable",
+    )  # fmt: skip
+    on.add_argument("--num-sequences", type=positive, default=512, metavar="N", help="documents of a probe made here")
+    on.add_argument("--max-length", type=positive, default=512, metavar="N", help="most tokens of a document")
+    on.add_argument("--text-column", default="text", metavar="COLUMN", help="of a file of documents")
+    on.add_argument("--tokenizer", metavar="NAME|DIR|JSON", help="of all models; by default what lies with each")
+
+    which = parser.add_argument_group("which checkpoints")
+    which.add_argument(
+        "--revisions", action="append", default=[], metavar="GLOB",
+        help="branches and tags of names on the hub, by default main; repeatable",
+    )  # fmt: skip
+    which.add_argument("--max-points", type=positive, metavar="N", help="the most of a model, thinned logarithmically")
+    which.add_argument("--initial", action="store_true", help="add the untrained model of the configuration, as step 0")
+    which.add_argument("--initial-seed", type=int, default=0, metavar="N", help="of its weights")
+    which.add_argument("--name", help="one name for all that is given, which so is one course of training")
+    which.add_argument("--family", help="of these models; by default their architecture")
+    which.add_argument("--stage", help="of their training, such as dpo; by default what names say")
+    which.add_argument("--tokens-per-step", type=positive, metavar="N", help="where names do not say how many tokens")
+    which.add_argument("--shard", type=_shard, metavar="I/N", help="the I-th of N shares, for a job array")
+
+    load = parser.add_argument_group("how they are loaded")
+    load.add_argument("--device", default="auto", help="cuda where there is one, else cpu; or a name of torch's")
+    load.add_argument("--device-map", metavar="auto", help="spread a model over GPUs, memory and disk, as transformers")
+    load.add_argument("--dtype", default="auto", help="that of the weights, or float32, bfloat16, float16")
+    load.add_argument("--factory", metavar="MODULE:FUNCTION", help="makes the model for weights of Lightning or torch")
+    load.add_argument("--config", metavar="DIR|NAME", help="has the config.json of weights without one")
+    load.add_argument("--gguf", metavar="GLOB", help="which of several GGUF files")
+    load.add_argument("--evict", action="store_true", help="remove each from the cache of the hub when it is measured")
+    load.add_argument("--allow-pickle", action="store_true", help="load files of torch that can run code: trust them")
+    load.add_argument("--trust-remote-code", action="store_true", help="run code that comes with models of the hub")
+
+    _add_meter_arguments(parser.add_argument_group("how they are measured, as the keywords of Meter"))
+    add_table_arguments(parser)
+    parser.set_defaults(run=guarded(_measure))
+
+
+def _add_meter_arguments(group: Any) -> None:
+    """Those of `Meter`; what is not given is left to it."""
+
+    def add(flag: str, keyword: str, text: str, **more: Any) -> None:
+        default = _DEFAULTS[keyword]
+        shown = " ".join(default) if isinstance(default, tuple) else default
+        known = "" if default is None or isinstance(default, bool) or default == () else f" (default: {shown})"
+        group.add_argument(flag, dest=f"meter_{keyword}", default=argparse.SUPPRESS, help=text + known, **more)
+
+    add("--preset", "preset", "a published definition", metavar="paper|paper-calibrated")
+    add("--order", "orders", "an n-gram order; repeatable", action="append", metavar="NAME")
+    add("--primary", "primary", "the order of the headline numbers, by default token", metavar="NAME")
+    add("--layer", "layers", "hidden_states, blocks, or a name or glob; repeatable", action="append", metavar="NAME")
+    add("--num-bins", "num_bins", "reference points", type=int, metavar="N")
+    add("--temperature", "temperature", "of soft assignments", type=_number_or_text, metavar="calibrated|NUMBER")
+    add("--seed", "seed", "of reference points and nulls", type=int, metavar="N")
+    add("--weighting", "weighting", "of labels", metavar="empirical|uniform")
+    add("--bound", "bound", "that distances are taken to", metavar="diagonal|ib_curve")
+    add("--baseline", "baseline", "how labels from far away are found", type=_switch, metavar="circular|linear|no")
+    add("--draws", "draws", "sets of reference points", type=int, metavar="N")
+    add("--center", "center", "measure states without their mean, too", action="store_true")
+    add("--last-block", "last_block", "measure the last block before the final norm, too", action="store_true")
+    add("--companion", "companions", "rankme or alpha_req; repeatable", action="append", metavar="NAME")
+    add("--batch-size", "batch_size", "sequences in a forward pass", type=int, metavar="N")
+    add("--memory-budget", "memory_budget", "for histograms; layers are measured in groups", type=int, metavar="BYTES")
+    add(
+        "--standard-errors", "standard_errors", "estimate them, from 16 groups of sequences or so many", nargs="?",
+        type=int, const=True, metavar="GROUPS",
+    )  # fmt: skip
+    add("--loss", "loss", "of the next token; all: on every pair of tokens", type=_switch, metavar="yes|all|no")
+    add("--no-null", "null", "leave out what finite sampling alone yields", action="store_false")
+    add("--no-readout", "readout", "leave out the view by output embeddings", action="store_false")
+    add("--no-prediction", "prediction", "leave out the view by predictions", action="store_false")
+
+
+def _measure(options: argparse.Namespace) -> int:
+    if is_installed("transformers"):
+        import transformers
+
+        # One bar a model for what takes no time, between lines that are to be read.
+        transformers.utils.logging.disable_progress_bar()
+    wanted = Wanted(
+        models=options.models, revisions=options.revisions, name=options.name, stage=options.stage,
+        max_points=options.max_points, untrained=options.initial, seed=options.initial_seed, gguf=options.gguf,
+    )  # fmt: skip
+    asked = Asked(
+        probe=options.probe, documents=options.documents, features=tuple(options.feature_probe),
+        num_sequences=options.num_sequences, max_length=options.max_length, text_column=options.text_column,
+        tokenizer=options.tokenizer,
+    )  # fmt: skip
+    loading = Loading(
+        factory=options.factory, config=options.config, dtype=options.dtype, device=_device(options.device),
+        device_map=options.device_map, gguf=options.gguf, allow_pickle=options.allow_pickle,
+        trust_remote_code=options.trust_remote_code, seed=options.initial_seed,
+    )  # fmt: skip
+    meter = {name.removeprefix("meter_"): value for name, value in vars(options).items() if name.startswith("meter_")}
+    if meter.get("layers") in (["hidden_states"], ["blocks"]):
+        meter["layers"] = meter["layers"][0]
+    checkpoints, equal = find_checkpoints(wanted, _tell)
+    for left_out, kept in equal:
+        _tell(f"{left_out.name} holds the same weights as {kept.revision or kept.name}, and is left out")
+    material = material_for(checkpoints, asked, loading, _tell)
+    output = Path(options.output)
+    report = run_sweep(
+        shard_of(checkpoints, options.shard),
+        output,
+        Sweep(
+            material=material, meter={"progress": True, **meter}, loading=loading, family=options.family,
+            tokens_per_step=options.tokens_per_step, evict=options.evict, tell=_tell,
+        ),
+    )  # fmt: skip
+    results = Results.load(output) if output.exists() else Results()
+    if "-" not in (options.csv, options.json):
+        print(results.table())
+    for path in [*([output] if output.exists() else []), *write_tables(options, results.rows())]:
+        _tell(f"written: {path}")
+    for left_out, kept in equal:
+        _tell(f"equal weights: {left_out.name} is {kept.revision or kept.name}")
+    for name, reason in report.failed:
+        _tell(f"not measured: {name}: {reason}")
+    return NOT_ALL if report.failed else DONE
+
+
+def _tell(text: str) -> None:
+    print(f"ib-callback: {text}", file=sys.stderr, flush=True)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _shard(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("/")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 1 ≤ I ≤ N, got {text!r}")
+    return int(first), int(last)
+
+
+def _switch(text: str) -> bool | str:
+    return {"yes": True, "no": False}.get(text, text)
+
+
+def _number_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
