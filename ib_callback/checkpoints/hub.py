@@ -16,7 +16,7 @@ from ib_callback.common.messages import describe
 from ib_callback.common.optional import require
 
 MAIN = "main"
-_ID = re.compile(r"[\w.-]+/[\w.-]+(?:@[^@\s]+)?|[\w.-]+")
+_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*(?:@[^@\s]+)?")
 # What is needed beside the weights; as patterns of huggingface_hub, which are of whole paths.
 _TOKENIZER = (
     "tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "spiece.model", "*.tiktoken",
@@ -38,12 +38,14 @@ class OnHub:
 
     Attributes:
         repository: "owner/name".
-        commit: its hash, or a name where the hub could not be asked.
+        revision: the branch or tag that led there.
+        commit: its hash, or its name where the hub could not be asked.
         files: all that is needed of it; empty: not known.
         weights: those of them with the weights.
     """
 
     repository: str
+    revision: str
     commit: str
     files: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
@@ -62,14 +64,13 @@ class OnHub:
         """
         hub = _hub()
         if not self.files:  # without a network
-            return Path(hub.snapshot_download(self.repository, revision=self.commit, local_files_only=True))
+            return _cached(self.repository, self.commit)
         before = [hub.try_to_load_from_cache(self.repository, name, revision=self.commit) for name in self.weights]
         if not all(isinstance(path, str) for path in before):
             self._fetched.add(self.commit)
         for last_try in (*[False] * (_TRIES - 1), True):
             try:
-                files = list(map(_literally, self.files))
-                return Path(hub.snapshot_download(self.repository, revision=self.commit, allow_patterns=files))
+                return self._download(list(map(_literally, self.files)))
             except (OSError, RuntimeError):
                 # Of the connection, or a file that is shorter than it should be. What has arrived is kept.
                 if last_try:
@@ -78,10 +79,15 @@ class OnHub:
 
     def fetch_tokenizer(self) -> list[Path]:
         """Its folder in the cache, with the tokenizer alone."""
-        kept: dict[str, Any] = {"allow_patterns": list(_TOKENIZER) + ["config.json"]} if self.files else {}
-        if not self.files:
-            kept["local_files_only"] = True
-        return [Path(_hub().snapshot_download(self.repository, revision=self.commit, **kept))]
+        return [self._download([*_TOKENIZER, "config.json"]) if self.files else _cached(self.repository, self.commit)]
+
+    def _download(self, patterns: list[str]) -> Path:
+        # By name, so that it is found by its name without a network later on.
+        for revision in (self.revision, self.commit):
+            path = Path(_hub().snapshot_download(self.repository, revision=revision, allow_patterns=patterns))
+            if path.name == self.commit:
+                break  # else the branch has moved in the meantime
+        return path
 
     def evict(self) -> None:
         """Remove it from the cache, if it was not there before."""
@@ -111,8 +117,8 @@ def find_on_hub(name: str, model: str, globs: Sequence[str]) -> list[Checkpoint]
     try:
         refs = _hub().HfApi().list_repo_refs(repository)
     except Exception as error:
-        if _is_plain(wanted) and _is_cached(repository, wanted):
-            return [_checkpoint(model, repository, name, OnHub(repository, name), len(wanted)) for name in wanted]
+        if _is_plain(wanted) and all(_is_cached(repository, name) for name in wanted):
+            return [_checkpoint(model, repository, name, OnHub(repository, name, name), len(wanted)) for name in wanted]
         raise ModelError(
             f"{repository}: is no path here, and the hub cannot be asked for it ({_shortened(error)}). Check the name, "
             "the network (HF_ENDPOINT, HF_HUB_OFFLINE), and whether the repository asks for a login"
@@ -127,7 +133,9 @@ def find_on_hub(name: str, model: str, globs: Sequence[str]) -> list[Checkpoint]
             f"{repository}: expected a revision that matches {' or '.join(map(repr, wanted))}, got none among "
             f"{len(commits)}: {some}"
         )
-    found = [_checkpoint(model, repository, name, OnHub(repository, commits[name]), len(chosen)) for name in chosen]
+    found = [
+        _checkpoint(model, repository, name, OnHub(repository, name, commits[name]), len(chosen)) for name in chosen
+    ]
     return sorted(found, key=lambda each: (each.step is None, each.step or 0))
 
 
@@ -146,8 +154,10 @@ def with_files(checkpoint: Checkpoint, gguf: str | None = None) -> Checkpoint:
         weights = _weights(listed, gguf)
         needed = [f.path for f in listed if any(fnmatch.fnmatchcase(f.path, p) for p in _CONFIGURATION)]
         needed += [f.path for f in weights]
+    except ModelError as error:
+        return replace(checkpoint, place=Broken(place.source, str(error)))
     except Exception as error:
-        if _is_cached(place.repository, [place.commit]):
+        if _is_cached(place.repository, place.commit):
             return checkpoint
         return replace(checkpoint, place=Broken(place.source, f"its files cannot be listed: {_shortened(error)}"))
     hashes = tuple(sorted(f.lfs.sha256 if f.lfs is not None else f.blob_id for f in weights))
@@ -211,14 +221,21 @@ def _is_plain(names: Iterable[str]) -> bool:
     return not any(character in name for name in names for character in "*?[")
 
 
-def _is_cached(repository: str, revisions: Iterable[str]) -> bool:
-    hub = _hub()
+def _is_cached(repository: str, revision: str) -> bool:
     try:
-        for revision in revisions:
-            hub.snapshot_download(repository, revision=revision, local_files_only=True)
+        _cached(repository, revision)
     except Exception:
         return False
     return True
+
+
+def _cached(repository: str, revision: str) -> Path:
+    """The folder of what was downloaded of a revision; raises what huggingface_hub does where there is none."""
+    for name in ("config.json", "tokenizer.json"):
+        path = _hub().try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(path, str):
+            return Path(path).parent
+    return Path(_hub().snapshot_download(repository, revision=revision, local_files_only=True))
 
 
 def _literally(path: str) -> str:

@@ -8,7 +8,7 @@ import os
 import pickle
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -268,5 +268,3 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def _transformers() -> Any:
     return require("transformers", extra="hf", purpose="Loading a model")
-
-

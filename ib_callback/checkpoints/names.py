@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # "step1000", "step=500", "global_step_20", "checkpoint-300", "iter-010000", and "-steps-7".
-_STEP = re.compile(r"(?:^|[^a-z])(?:global_?step|steps?|checkpoint|iter(?:ation)?|ckpt)[-_=]?(\d+)(?![\d.]*[KMBT])", re.I)
+_STEP = re.compile(
+    r"(?:^|[^a-z])(?:global_?step|steps?|checkpoint|iter(?:ation)?|ckpt)[-_=]?(\d+)(?![\d.]*[KMBT])", re.I
+)
 _TOKENS = re.compile(r"(?:^|[^a-z])tokens?[-_=]?(\d+(?:\.\d+)?)([KMBT]?)(?![a-z\d])", re.I)
 _STAGE = re.compile(r"^(stage\d+(?:-ingredient\d+)?)(?:-|$)", re.I)
 # Of post-training, at the end of the name of a repository.

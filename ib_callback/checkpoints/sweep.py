@@ -6,7 +6,7 @@ import gc
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -131,7 +131,7 @@ def _measured(
         tokens = checkpoint.step * sweep.tokens_per_step
     origin = Origin(
         model=checkpoint.model, revision=checkpoint.revision, family=sweep.family, stage=checkpoint.stage,
-        tokens=tokens, source=checkpoint.place.source,
+        tokens=tokens, source=None if checkpoint.untrained else checkpoint.place.source,
     )  # fmt: skip
     try:
         if isinstance(folder, Exception):
@@ -236,5 +236,3 @@ def _alone_with(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-

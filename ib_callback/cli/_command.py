@@ -67,7 +67,9 @@ def guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.N
 
 def add_table_arguments(parser: argparse.ArgumentParser) -> None:
     """`--csv` and `--json`."""
-    parser.add_argument("--csv", metavar="FILE", help="write the numbers as a table, one row a point (-: to the screen)")
+    parser.add_argument(
+        "--csv", metavar="FILE", help="write the numbers as a table, one row a point (-: to the screen)"
+    )
     parser.add_argument("--json", metavar="FILE", help="the same as a list of objects (-: to the screen)")
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ib_callback.bound.curve import IBCurve
 from ib_callback.cli._command import add_table_arguments, write_tables
+from ib_callback.common.messages import warn
 from ib_callback.plot import compare, information_plane, may_be_replaced, over_steps, plane_by_layer, save
 from ib_callback.plot.bound import curve_beside
-from ib_callback.common.messages import warn
 from ib_callback.results.lines import read_rows
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.results import Results

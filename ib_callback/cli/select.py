@@ -11,10 +11,10 @@ from pathlib import Path
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.results.lines import read_rows
 from ib_callback.results.measurement import Measurement, metrics_of
-from ib_callback.results.metrics import Mode, chance_of, resolve_metric
+from ib_callback.results.metrics import Mode, chance_of, resolve_metric, spelled
 from ib_callback.results.phases import Phases
-from ib_callback.results.selection import NO_CHECKPOINT, Candidate, Choice, SelectFrom, Selection
 from ib_callback.results.results import Results
+from ib_callback.results.selection import NO_CHECKPOINT, Candidate, Choice, SelectFrom, Selection
 from ib_callback.results.trajectory import FILENAME, Trajectory, aligned, cell
 from ib_callback.run import checkpoints
 from ib_callback.run.trajectory_file import find_run
@@ -85,6 +85,7 @@ def select_report(
     if names:
         # Before Selection asks for the mode of a metric that does not exist.
         resolve_metric(by, names)
+        by = spelled(by, names) or by
     selection = Selection(by, mode, select_from, trajectory.phase_rule)
     choice = selection.choose(trajectory, available=existing)
     phases = trajectory.phases()
@@ -109,9 +110,7 @@ def select_report(
     )
 
 
-def _run(
-    path: Path, model: str | None
-) -> tuple[Path | None, Trajectory, Mapping[int, Path], dict[int, str] | None]:
+def _run(path: Path, model: str | None) -> tuple[Path | None, Trajectory, Mapping[int, Path], dict[int, str] | None]:
     """The directory of a run, None for results; its trajectory, the checkpoints, and why others are none."""
     if not path.is_file() or path.name == FILENAME:
         directory = find_run(path)

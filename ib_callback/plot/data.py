@@ -106,6 +106,18 @@ def numbered(points: Sequence[Measurement], x: str = "step") -> tuple[np.ndarray
     return np.array(steps, dtype=float), "training step"
 
 
+def count_label(number: float, what: str) -> str:
+    """A number of steps as it is, of tokens in thousands, millions, …; `what` is as of `numbered`.
+
+    >>> count_label(143_000, "training step"), count_label(4.5e9, "training tokens"), count_label(0, "training tokens")
+    ('143,000', '4.5B', '0')
+    """
+    if "tokens" not in what:
+        return f"{number:,.0f}"
+    power = min(int(math.log10(number)) // 3, 4) if number >= 1 else 0
+    return f"{number / 1000**power:.4g}{['', 'K', 'M', 'B', 'T'][power]}"
+
+
 def phases_of(measurements: object, points: Sequence[Measurement]) -> Phases | None:
     """The phases of a run, by its own rule if it is a trajectory.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ib_callback.plot.data import decades, spans_much
+from ib_callback.plot.data import count_label, decades, spans_much
 from ib_callback.plot.planes import PLAIN, Plane
 from ib_callback.plot.sheet import Sheet
 from ib_callback.plot.theme import FONT, Theme
@@ -155,7 +155,7 @@ class StepColours:
         bar = sheet.figure.colorbar(self.scale, cax=sheet.add_bar())
         bar.set_label(self.title)
         ticks = self._ticks()
-        bar.set_ticks(ticks, labels=[f"{tick:,.0f}" for tick in ticks])
+        bar.set_ticks(ticks, labels=[count_label(tick, self.title) for tick in ticks])
         bar.ax.minorticks_off()
         bar.outline.set_linewidth(0.5)
 

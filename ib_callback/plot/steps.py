@@ -84,7 +84,7 @@ def over_steps(
             panel.set_ylabel(quantity.label.format(bound=bound))
             panel.grid(color=look.faint)
             panel.set_axisbelow(True)
-            logarithmic = _scale(panel, steps, log=log)
+            logarithmic = _scale(panel, steps, name, log=log)
             if quantity in whole:
                 course.draw_whole(panel, quantity)
             else:
@@ -111,7 +111,7 @@ def _series(points: Sequence[Measurement], quantity: Quantity, orders: Sequence[
     return [name for name in names if np.isfinite(data.column(points, name, quantity.name)).any()]
 
 
-def _scale(panel: Axes, steps: np.ndarray, *, log: bool) -> bool:
+def _scale(panel: Axes, steps: np.ndarray, name: str, *, log: bool) -> bool:
     """Whether the axis is logarithmic, for which there must be two steps."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
@@ -129,7 +129,7 @@ def _scale(panel: Axes, steps: np.ndarray, *, log: bool) -> bool:
         panel.xaxis.set_minor_locator(NullLocator())
     else:
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: data.count_label(value, name)))
     panel.margins(x=0.03)
     return logarithmic
 

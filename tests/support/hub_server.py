@@ -1,4 +1,4 @@
-"""A small HuggingFace hub on localhost: repositories of datasets, as `datasets` and `huggingface_hub` ask for them."""
+"""A small HuggingFace hub on localhost: datasets and models, as `datasets` and `huggingface_hub` ask for them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,24 @@ COMMIT = "1" * 40
 
 
 class Hub:
-    """Serves `repositories`, {id: {path: content}}, all at one commit.
+    """Serves `repositories` of datasets, {id: {path: content}}, all at one commit; and of models, by branch.
 
+    models: {id: {branch: {path: content}}}; each branch is at a commit of its own. Of files over 1,000 bytes the hub
+        lists the SHA-256, as of those in Git LFS.
+    unlisted: "id@branch" of models whose files it refuses to list.
     drops: {"id/path" of a file: number of requests for its content that are cut off half-way}; counted down.
     stalls: "id/path" of files whose content stops half-way, with the connection left open; `stalled` is set then.
     requests: "METHOD path" of all that was asked.
     """
 
-    def __init__(self, repositories: dict[str, dict[str, bytes]]) -> None:
-        self.repositories = repositories
+    def __init__(
+        self,
+        repositories: dict[str, dict[str, bytes]] | None = None,
+        models: dict[str, dict[str, dict[str, bytes]]] | None = None,
+    ) -> None:
+        self.repositories = repositories or {}
+        self.models = models or {}
+        self.unlisted: set[str] = set()
         self.drops: Counter[str] = Counter()
         self.stalls: set[str] = set()
         self.stalled = threading.Event()
@@ -74,6 +83,10 @@ class Hub:
                 parts = unquote(urlsplit(self.path).path).strip("/").split("/")
                 if parts[:2] == ["api", "datasets"]:
                     self._api("/".join(parts[2:4]), parts[4:])
+                elif parts[:2] == ["api", "models"]:
+                    self._model_api("/".join(parts[2:4]), parts[4:])
+                elif parts[2:3] == ["resolve"] and "/".join(parts[:2]) in hub.models:
+                    self._model_file("/".join(parts[:2]), parts[3], "/".join(parts[4:]), body)
                 elif parts[:1] == ["datasets"] and parts[3:4] == ["resolve"]:
                     self._file("/".join(parts[1:3]), "/".join(parts[5:]), body)
                 else:
@@ -107,8 +120,45 @@ class Hub:
                     siblings = [{"rfilename": path} for path in files]
                     self._json({"id": repository, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
 
+            def _model_api(self, repository: str, rest: list[str]) -> None:
+                branches = hub.models.get(repository)
+                if branches is None:
+                    self._refuse("RepoNotFound")
+                elif rest[:1] == ["refs"]:
+                    refs = [
+                        {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit_of(repository, name)}
+                        for name in branches
+                    ]
+                    self._json({"branches": refs, "converts": [], "tags": []})
+                elif rest[:1] == ["tree"]:
+                    name = hub.branch(repository, rest[1])
+                    if name is None or f"{repository}@{name}" in hub.unlisted:
+                        self._refuse("RevisionNotFound")
+                    else:
+                        self._json([hub._entry(path, content, lfs=True) for path, content in branches[name].items()])
+                elif rest[:1] == ["revision"] or not rest:
+                    name = hub.branch(repository, rest[1] if rest else "main")
+                    if name is None:
+                        self._refuse("RevisionNotFound")
+                        return
+                    siblings = [{"rfilename": path} for path in branches[name]]
+                    commit = commit_of(repository, name)
+                    self._json({"id": repository, "sha": commit, "siblings": siblings, "private": False, "tags": []})
+                else:
+                    self._refuse("EntryNotFound")
+
+            def _model_file(self, repository: str, revision: str, path: str, body: bool) -> None:
+                name = hub.branch(repository, revision)
+                if name is None:
+                    self._refuse("RevisionNotFound")
+                else:
+                    content = hub.models[repository][name].get(path)
+                    self._send(content, f"{repository}@{name}/{path}", commit_of(repository, name), body)
+
             def _file(self, repository: str, path: str, body: bool) -> None:
-                content = hub.repositories.get(repository, {}).get(path)
+                self._send(hub.repositories.get(repository, {}).get(path), f"{repository}/{path}", COMMIT, body)
+
+            def _send(self, content: bytes | None, name: str, commit: str, body: bool) -> None:
                 if content is None:
                     self._refuse("EntryNotFound")
                     return
@@ -124,17 +174,17 @@ class Hub:
                 self.send_header("Content-Length", str(end - start))
                 self.send_header("Accept-Ranges", "bytes")
                 self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-                self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("X-Repo-Commit", commit)
                 self.end_headers()
                 if not body:
                     return
-                if hub.drops[f"{repository}/{path}"] > 0:
-                    hub.drops[f"{repository}/{path}"] -= 1
+                if hub.drops[name] > 0:
+                    hub.drops[name] -= 1
                     self.wfile.write(content[start : (start + end) // 2])
                     self.wfile.flush()
                     self.close_connection = True
                     return
-                if f"{repository}/{path}" in hub.stalls:
+                if name in hub.stalls:
                     self.wfile.write(content[start : (start + end) // 2])
                     self.wfile.flush()
                     hub.stalled.set()
@@ -161,6 +211,19 @@ class Hub:
 
         return Handler
 
+    def branch(self, repository: str, revision: str) -> str | None:
+        """The branch that a name or a commit means."""
+        names = self.models.get(repository, {})
+        return next((name for name in names if revision in (name, commit_of(repository, name))), None)
+
     @staticmethod
-    def _entry(path: str, content: bytes) -> dict[str, Any]:
-        return {"type": "file", "oid": hashlib.sha1(content).hexdigest(), "size": len(content), "path": path}
+    def _entry(path: str, content: bytes, lfs: bool = False) -> dict[str, Any]:
+        entry = {"type": "file", "oid": hashlib.sha1(content).hexdigest(), "size": len(content), "path": path}
+        if lfs and len(content) > 1_000:
+            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+        return entry
+
+
+def commit_of(repository: str, branch: str) -> str:
+    """The commit that a branch of a model is at."""
+    return hashlib.sha1(f"{repository}@{branch}".encode()).hexdigest()

@@ -1,0 +1,239 @@
+"""Models from a hub on localhost, by huggingface_hub's own functions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from hub_server import Hub, commit_of
+from safetensors.torch import save
+from tiny_hf import tiny_model
+from word_tokenizer import word_tokenizer
+
+from ib_callback import Results
+from ib_callback.cli.main import main
+
+BRANCHES = ("stage1-step4-tokens4B", "stage1-step8-tokens8B")
+EARLY, LATE = "made/tiny-early", "made/tiny"
+ROOT = Path(__file__).parents[2]
+
+
+def files_of(seed: int | None, tokenizer: bytes) -> dict[str, bytes]:
+    """A repository as save_pretrained writes it; None: weights that are torn."""
+    model = tiny_model(seed or 0)
+    weights = save({name: value.contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"})
+    config = {**model.config.to_dict(), "architectures": ["GPT2LMHeadModel"]}
+    return {
+        "config.json": json.dumps(config).encode(),
+        "tokenizer.json": tokenizer,
+        "tokenizer_config.json": json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}).encode(),
+        "model.safetensors": weights[: len(weights) // 2] if seed is None else weights,
+        "optimizer.pt": bytes(50_000),
+        "README.md": b"of no use",
+    }
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, dict[str, dict[str, bytes]]]:
+    tokenizer = word_tokenizer().to_str().encode()
+    early = {f"step{step}-tokens{step}B": files_of(step, tokenizer) for step in (1, 2)}
+    late = {f"stage1-step{step}-tokens{step}B": files_of(step, tokenizer) for step in (4, 8, 16)}
+    late["stage1-step32-tokens32B"] = files_of(None, tokenizer)
+    late["stage1-step64-tokens64B"] = files_of(8, tokenizer)  # the weights of another step
+    late["main"] = files_of(16, tokenizer)
+    late["stage2-step4-tokens1B"] = files_of(20, tokenizer)
+    return {EARLY: {"main": {}, **early}, LATE: late}
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    words = ["abcdefghij"[int(i)] for i in torch.randint(10, (6 * 16,), generator=generator)]
+    path = tmp_path / "documents.jsonl"
+    path.write_text("".join(json.dumps({"text": " ".join(words[i : i + 16])}) + "\n" for i in range(0, 96, 16)))
+    return path
+
+
+OPTIONS = [
+    "-o", "results.jsonl", "--documents", "documents.jsonl", "--max-length", "16", "--num-sequences", "6",
+    "--num-bins", "12", "--order", "token",
+]  # fmt: skip
+
+
+def in_a_process(folder: Path, hub: Hub, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # tests/conftest.py turns the network off; what is tested here is the way there.
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    inherited |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "ib_callback", "measure", *arguments, *OPTIONS],
+        env=inherited | {"PYTHONPATH": str(ROOT)}, cwd=folder, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def hub(models: Any, tmp_path: Path, documents: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The hub of this process, as if its environment had named it at the start."""
+    monkeypatch.chdir(tmp_path)
+    with Hub(models=models) as served:
+        constants = {
+            "ENDPOINT": served.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": served.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path / "home" / "hub"),
+            "HF_HUB_OFFLINE": False,
+        }
+        for name, value in constants.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        yield served
+
+
+def measure(*arguments: str) -> int:
+    return main(["measure", *arguments, *OPTIONS])
+
+
+def downloaded(hub: Hub) -> list[str]:
+    """Weights that were asked for, "owner/name@branch", each time."""
+    found = []
+    for request in hub.requests:
+        method, _, path = request.partition(" ")
+        parts = path.strip("/").split("/")
+        if method == "GET" and parts[-1] == "model.safetensors":
+            found.append(f"{'/'.join(parts[:2])}@{hub.branch('/'.join(parts[:2]), parts[3])}")
+    return found
+
+
+def test_two_repositories_are_one_trajectory(models: Any, tmp_path: Path, documents: Path) -> None:
+    broken, equal = f"{LATE}@stage1-step32-tokens32B", f"{LATE}@stage1-step64-tokens64B"
+    cut = f"{LATE}@stage1-step16-tokens16B"
+    globs = ["--revisions", "step*", "--revisions", "stage1-*", "--revisions", "main"]
+    with Hub(models=models) as hub:
+        hub.drops[f"{cut}/model.safetensors"] = 2
+        done = in_a_process(tmp_path, hub, EARLY, LATE, "--name", "tiny", *globs, "--evict")
+        first = downloaded(hub)
+        hub.requests.clear()
+        again = in_a_process(tmp_path, hub, EARLY, LATE, "--name", "tiny", *globs, "--evict")
+        second = downloaded(hub)
+    assert done.returncode == 1, done.stderr
+    # The main branch of the first repository has no weights at all.
+    told = done.stderr.splitlines()[-4:]
+    assert told[0] == "ib-callback: equal weights: tiny stage1-step64-tokens64B is stage1-step8-tokens8B"
+    assert told[1] == f"ib-callback: equal weights: tiny {LATE}@main is stage1-step16-tokens16B"
+    assert told[2].startswith("ib-callback: not measured: tiny stage1-step32-tokens32B: ")
+    assert told[3].startswith(f"ib-callback: not measured: tiny {EARLY}@main: ModelError: expected weights as model*")
+    results = Results.load(tmp_path / "results.jsonl")
+    points = {
+        (o.stage, p.step, p.tokens_seen, p.error is None) for o, p in zip(results.origins("tiny"), results["tiny"])
+    }
+    assert points == {
+        ("stage1", 1, 10**9, True), ("stage1", 2, 2 * 10**9, True), ("stage1", 4, 4 * 10**9, True),
+        ("stage1", 8, 8 * 10**9, True), ("stage1", 16, 16 * 10**9, True), ("stage1", 32, 32 * 10**9, False),
+        (None, None, None, False),
+    }  # fmt: skip
+    assert equal not in first
+    assert {broken, cut} < set(first)
+    assert hub.drops[f"{cut}/model.safetensors"] == 0
+    # What failed is tried again, and nothing else.
+    assert set(second) == {broken}
+    assert again.returncode == 1
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 7
+    assert not list((tmp_path / "home").glob("hub/models--*/snapshots/*/model.safetensors")), "all are evicted"
+    assert not any("optimizer" in request or "README" in request for request in hub.requests)
+
+
+def test_the_weights_that_were_measured_are_those_of_the_revision(models: Any, tmp_path: Path, hub: Hub) -> None:
+    tiny_model(8).save_pretrained(tmp_path / "local")
+    for name, content in models[LATE]["main"].items():
+        if name.startswith("tokenizer"):
+            (tmp_path / "local" / name).write_bytes(content)
+    assert measure(f"{LATE}@stage1-step8-tokens8B", "local", "--initial") == 0
+    results = Results.load(tmp_path / "results.jsonl")
+    (initial, on_hub), (untrained, local) = results[LATE], results["local"]
+    assert (initial.step, on_hub.step, untrained.step, local.step) == (0, 8, 0, None)
+    assert (on_hub.orders, on_hub.loss) == (local.orders, local.loss)
+    assert (initial.orders, initial.loss) == (untrained.orders, untrained.loss)
+    assert initial.loss != on_hub.loss
+    origin = results.origins(LATE)[1]
+    assert origin.source == f"{LATE}@{commit_of(LATE, 'stage1-step8-tokens8B')}"
+    assert (origin.family, origin.num_parameters) == ("gpt2", sum(p.numel() for p in tiny_model().parameters()))
+
+
+def test_a_model_in_the_cache_needs_no_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measure(LATE) == 0
+    first = Results.load(tmp_path / "results.jsonl")[LATE]
+    (tmp_path / "results.jsonl").unlink()
+    hub.requests.clear()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert measure(LATE) == 0
+    assert hub.requests == []
+    assert Results.load(tmp_path / "results.jsonl")[LATE][0].orders == first[0].orders
+
+
+def test_stages_are_courses_and_long_ones_are_thinned(hub: Hub, tmp_path: Path) -> None:
+    assert measure(LATE, "--revisions", "stage*-step[148]*", "--max-points", "2", "--tokenizer", "t.json") == 2
+    word_tokenizer().save(str(tmp_path / "t.json"))
+    assert measure(LATE, "--revisions", "stage*-step[148]*", "--max-points", "2", "--tokenizer", "t.json") == 0
+    results = Results.load(tmp_path / "results.jsonl")
+    assert {name: t.steps for name, t in results.items()} == {f"{LATE} stage1": [4, 16], f"{LATE} stage2": [4]}
+
+
+def test_what_was_in_the_cache_before_is_left_there(hub: Hub, tmp_path: Path) -> None:
+    kept, gone = (tmp_path / f"home/hub/models--made--tiny/snapshots/{commit_of(LATE, b)}" for b in BRANCHES)
+    assert measure(f"{LATE}@{BRANCHES[0]}") == 0
+    assert measure(LATE, "--revisions", "stage1-step[48]-*", "--evict", "--seed", "1") == 0
+    assert kept.is_dir()
+    assert not gone.exists()
+
+
+def test_shards_share_the_work_and_the_documents(hub: Hub, tmp_path: Path) -> None:
+    for number in ("1/2", "2/2"):
+        assert (
+            main(["measure", EARLY, "--revisions", "step*", "--shard", number, *OPTIONS, "-o", f"{number[0]}.jsonl"])
+            == 0
+        )
+    parts = [Results.load(tmp_path / f"{number}.jsonl")[EARLY] for number in (1, 2)]
+    assert [part.steps for part in parts] == [[1], [2]]
+    assert parts[0][0].settings == parts[1][0].settings
+
+
+def test_a_revision_that_cannot_be_listed_or_never_arrives_does_not_end_the_sweep(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.unlisted.add(f"{LATE}@{BRANCHES[0]}")
+    assert measure(LATE, "--revisions", "stage1-step[48]-*") == 1
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith(
+            f"ib-callback: not measured: {LATE} {BRANCHES[0]}: ModelError: its files cannot be listed: RevisionNotFoundError"
+        )
+    )
+    assert [point.error is None for point in Results.load(tmp_path / "results.jsonl")[LATE]] == [False, True]
+    hub.unlisted.clear()
+    assert measure(LATE, "--revisions", "stage1-step[48]-*") == 0
+    assert [point.error is None for point in Results.load(tmp_path / "results.jsonl")[LATE]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["made/nothing"],
+            "made/nothing: is no path here, and the hub cannot be asked for it (RepositoryNotFoundError",
+        ),
+        ([LATE, "--revisions", "epoch*"], "expected a revision that matches 'epoch*', got none among 7: "),
+        (["./nowhere"], "./nowhere: expected a folder, a file, or a name on the hub, got none of these"),
+    ],
+)
+def test_what_is_not_there_is_said_at_once(
+    hub: Hub, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert measure(*arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "results.jsonl").exists()
