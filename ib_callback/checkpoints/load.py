@@ -72,10 +72,7 @@ def loaded(path: Path, loading: Loading, *, untrained: bool = False) -> Iterator
         Exception: what transformers and torch raise on damaged files.
     """
     with tempfile.TemporaryDirectory(prefix="ib_callback_offload_") as folder:
-        if untrained:
-            model = _untrained(path, loading)
-        else:
-            model = _trained(path, loading, folder)
+        model = _untrained(path, loading) if untrained else _trained(path, loading, folder)
         if loading.device_map is None:
             model.to(loading.device)
         yield _inside(model).eval()

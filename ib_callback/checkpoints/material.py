@@ -52,9 +52,9 @@ def material_for(checkpoints: Iterable[Checkpoint], asked: Asked, loading: Loadi
     """What each model is measured on, by its name.
 
     With documents, one counts only if it is long enough under the tokenizers of all these models
-    (`Probe.for_tokenizers`), so that all of them have to be given at once, whichever of them are then measured. Preference
-    pairs are written as `Role: content` for all models alike, whatever chat template they have, so that a base model
-    and what was made of it by post-training are measured on the same texts.
+    (`Probe.for_tokenizers`), so that all of them have to be given at once, whichever of them are then measured.
+    Preference pairs are written as `Role: content` for all models alike, whatever chat template they have, so that a
+    base model and what was made of it by post-training are measured on the same texts.
 
     Raises:
         ProbeError: neither a probe nor documents are asked for, both are, or they cannot be had; or a model has no

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-# "step1000", "step=500", "global_step_20", "checkpoint-300", "iter-010000", and "-steps-7".
+# "step1000", "step=500", "global_step_20", "checkpoint-300", "iter-010000" and "steps-7"; not "step1B".
 _STEP = re.compile(
     r"(?:^|[^a-z])(?:global_?step|steps?|checkpoint|iter(?:ation)?|ckpt)[-_=]?(\d+)(?![\d.]*[KMBT])", re.I
 )

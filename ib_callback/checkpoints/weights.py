@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,10 @@ def load_shards(model: nn.Module, folder: Path) -> None:
     own = model.state_dict(keep_vars=True)
     names = matching(own, sizes, str(folder))
     state = {there: own[name].detach() for name, there in names.items()}
-    load(state, storage_reader=FileSystemReader(folder), no_dist=True)
+    with warnings.catch_warnings():
+        # That there is one process alone is meant.
+        warnings.simplefilter("ignore", UserWarning)
+        load(state, storage_reader=FileSystemReader(folder), no_dist=True)
     with torch.no_grad():
         for name, there in names.items():
             own[name].copy_(state[there])

@@ -41,9 +41,9 @@ def add_measure_command(commands: Any) -> None:
     )
     parser.add_argument(
         "models", nargs="+", metavar="MODEL",
-        help="a folder of HuggingFace's layout, with a GGUF file or with shards of torch.distributed; a file .ckpt, .pt "
-        "or .gguf; the directory of a run, of which every checkpoint is measured; or a name on the hub, OWNER/NAME or "
-        "OWNER/NAME@REVISION",
+        help="a folder of HuggingFace's layout, with a GGUF file or with shards of torch.distributed; a file .ckpt, "
+        ".pt or .gguf; the directory of a run, of which every checkpoint is measured; or a name on the hub, OWNER/NAME "
+        "or OWNER/NAME@REVISION",
     )  # fmt: skip
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="of results, .jsonl; appended to")
 
@@ -160,7 +160,7 @@ def _measure(options: argparse.Namespace) -> int:
         shard_of(checkpoints, options.shard),
         output,
         Sweep(
-            material=material, meter={"progress": True, **meter}, loading=loading, family=options.family,
+            material=material, meter={"progress": sys.stderr.isatty(), **meter}, loading=loading, family=options.family,
             tokens_per_step=options.tokens_per_step, evict=options.evict, tell=_tell,
         ),
     )  # fmt: skip

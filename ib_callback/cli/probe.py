@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ib_callback.checkpoints.tokenizers import load_tokenizer
-from ib_callback.cli._command import guarded, positive
+from ib_callback.cli._command import examples, guarded, positive
 from ib_callback.cli._probe_lines import read_lines, write_lines
 from ib_callback.measuring.statistics import DIM, ProbeStatistics, probe_statistics
 from ib_callback.probe.probe import Probe
@@ -46,6 +46,10 @@ def add_probe_command(commands: Any) -> None:
         help="build, show and convert files of probes",
         description="A probe is a frozen held-out sample on which a run is measured. Build it where there is a "
         "network, and load it anywhere with Probe.load.",
+        **examples(
+            "ib-callback probe build --dataset c4 --tokenizer EleutherAI/pythia-14m -o probe.safetensors",
+            "ib-callback probe show probe.safetensors",
+        ),
     )
     # One spelling more, for those who look for it there.
     command.add_argument("--show", dest="file", metavar="FILE", help="the same as: show FILE")
@@ -56,6 +60,11 @@ def add_probe_command(commands: Any) -> None:
         "build",
         help="make a probe of a dataset",
         description="Make a probe of a dataset, from the HuggingFace hub or of local files.",
+        **examples(
+            "ib-callback probe build --dataset c4 --tokenizer EleutherAI/pythia-14m -o probe.safetensors",
+            "ib-callback probe build --dataset held_out.jsonl --tokenizer RUN_DIR -o probe.safetensors",
+            "ib-callback probe build --dataset tulu --tokenizer RUN_DIR -o pairs.safetensors",
+        ),
     )
     build.add_argument(
         "--dataset", required=True, metavar="c4|tulu|builtin|NAME|PATH", help="known, on the hub, a file or a folder"
@@ -71,7 +80,7 @@ def add_probe_command(commands: Any) -> None:
     show = actions.add_parser(
         "show",
         help="what is in a probe, and what measuring on it will be like",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        **examples("ib-callback probe show probe.safetensors --layers 16"),
     )
     show.add_argument("file", metavar="FILE", help="a file that Probe.save wrote")
     _add_show_arguments(show)
@@ -81,6 +90,7 @@ def add_probe_command(commands: Any) -> None:
         help="between .safetensors and .jsonl",
         description="To .jsonl: a header, then one object a sequence, with input_ids and labels of its real tokens. "
         "From .jsonl: the same, where the header may be missing.",
+        **examples("ib-callback probe convert probe.safetensors probe.jsonl"),
     )
     convert.add_argument("input", metavar="IN")
     convert.add_argument("output", metavar="OUT")

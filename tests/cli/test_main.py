@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import argparse
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +12,8 @@ from synthetic_runs import C, E, measured, run
 
 from ib_callback import __version__
 from ib_callback.cli import demo, main
+from ib_callback.results.lines import Origin
+from ib_callback.results.results import append_result
 from ib_callback.results.trajectory import Trajectory
 
 
@@ -58,7 +65,7 @@ def test_options_reach_the_demonstration(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_mistake_is_a_line_and_not_a_traceback(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
     file = f"{tmp_path}/file"
     open(file, "w").close()
-    assert main.main(["demo", "--output-dir", f"{file}/below"]) == 1
+    assert main.main(["demo", "--output-dir", f"{file}/below"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("ib-callback: cannot write to the output directory")
     assert "Traceback" not in error
@@ -134,7 +141,7 @@ def test_select_says_why_there_is_none(finished: Path, capsys: pytest.CaptureFix
 def test_a_mistake_in_an_option_of_select(
     finished: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main.main(["select", str(finished), *options]) == 1
+    assert main.main(["select", str(finished), *options]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(f"ib-callback: {message}")
@@ -142,19 +149,19 @@ def test_a_mistake_in_an_option_of_select(
 
 
 def test_select_without_a_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["select", str(finished / "checkpoint-500")]) == 1
+    assert main.main(["select", str(finished / "checkpoint-500")]) == 2
     assert "no ib_trajectory.jsonl in" in capsys.readouterr().err
-    assert main.main(["select", str(finished / "nowhere")]) == 1
+    assert main.main(["select", str(finished / "nowhere")]) == 2
     assert "there is no directory" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main.main(["select"])
-    assert "RUN_DIR" in capsys.readouterr().err
+    assert "RUN" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["ib_trajectory.jsonl", "ib_checkpoints.jsonl"])
 def test_a_damaged_file_is_named(finished: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (finished / name).write_bytes(b'damage\n{"step": 5}\n')
-    assert main.main(["select", str(finished)]) == 1
+    assert main.main(["select", str(finished)]) == 2
     error = capsys.readouterr().err
     assert f"{name}:1: expected one JSON object" in error
     assert "Traceback" not in error
@@ -172,3 +179,54 @@ def test_a_warning_is_a_line_said_once(finished: Path, capsys: pytest.CaptureFix
     assert len(captured.err.splitlines()) == 2
     assert f"ib-callback: {path}: the last line is torn" in captured.err
     assert "ib-callback: phases are found from the plain expressivity" in captured.err
+
+
+def test_select_among_the_models_of_a_file_of_results(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "results.jsonl"
+    for model in ("a", "b"):
+        for point in run(C, E):
+            there = finished / f"checkpoint-{point.step}"
+            origin = Origin(model=model, revision=there.name, source=str(there) if model == "a" else None)
+            append_result(file, origin, point)
+    assert main.main(["select", str(file), "--model", "a", "--path-only", "--by", "eval_ib_optimality"]) == 0
+    assert capsys.readouterr().out == f"{finished / 'checkpoint-2000'}\n"
+    assert main.main(["select", str(file), "--model", "b"]) == 1
+    assert "Without a checkpoint, the best point is step 2,000" in capsys.readouterr().err
+    assert main.main(["select", str(file)]) == 2
+    assert "expected a model by name, model=; it has a, b" in capsys.readouterr().err
+
+
+# --- help
+
+
+def commands(parser: argparse.ArgumentParser, name: str = "") -> dict[str, argparse.ArgumentParser]:
+    found = {name: parser}
+    for action in parser._actions:
+        for key, child in action.choices.items() if isinstance(action, argparse._SubParsersAction) else ():
+            found |= commands(child, f"{name} {key}".strip())
+    return found
+
+
+COMMANDS = commands(main.parser())
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_help_has_examples_that_can_be_parsed_and_no_default_that_is_none(name: str) -> None:
+    text = COMMANDS[name].format_help()
+    assert not re.search(r"default:\s+(None|False|\[\])", text)
+    assert max(map(len, text.splitlines())) <= 120
+    lines = text[text.index("examples:") :].replace("\\\n", " ").splitlines()
+    examples = [line.strip() for line in lines if line.startswith("  ")]
+    assert examples
+    for line in examples:
+        if line.startswith("ib-callback") and "COMMAND" not in line:
+            main.parser().parse_args(shlex.split(line)[1:])
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ib_callback", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"ib-callback {__version__}\n"

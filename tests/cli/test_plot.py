@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -12,6 +14,8 @@ from synthetic_runs import run as synthetic_run
 
 from ib_callback.bound.curve import IBCurve
 from ib_callback.cli import main
+from ib_callback.results.lines import Origin
+from ib_callback.results.results import append_result
 from ib_callback.results.trajectory import Trajectory
 
 
@@ -141,6 +145,66 @@ def test_a_run_of_one_point_has_no_picture_over_steps(tmp_path, monkeypatch):
     Trajectory([measurement(5)]).save("mine.jsonl")
     assert main.main(["plot", "mine.jsonl"]) == 0
     assert written() == ["layers.png", "mine.jsonl", "plane.png"]
+
+
+@pytest.fixture
+def results(runs: Path) -> Path:
+    """Two models, of one of which the tokens are known, and a third that could not be measured."""
+    path = runs / "results.jsonl"
+    for model, scale, each in (("a", 1.0, 2_000_000), ("b", 1.1, None)):
+        for point in run([0, 10, 100], orders=2, scale=scale):
+            tokens = None if each is None else point.step * each
+            append_result(path, Origin(model=model, revision=f"step{point.step}", tokens=tokens), point)
+    append_result(path, Origin(model="c", revision="step10"), failed(10))
+    return path
+
+
+def test_models_of_a_file_of_results_are_compared_and_written_as_a_table(results, runs, capsys):
+    assert main.main(["plot", str(results), "-o", "both.svg", "--csv", "both.csv", "--json", "-"]) == 0
+    assert {"a", "b"} <= texts("both.svg")
+    output = capsys.readouterr()
+    assert "ib-callback: c is left out: none of its 1 points could be measured" in output.err
+    with open("both.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["model"], row["step"]) for row in rows] == [(m, s) for m in "ab" for s in ("0", "10", "100")]
+    assert float(rows[4]["bigram/complexity"]) == measurement(10, orders=2, scale=1.1)["bigram"].complexity
+    listed, _, files = output.out.rpartition("]\n")
+    assert files.split() == ["both.svg", "both.csv"]
+    assert [row["revision"] for row in json.loads(f"{listed}]")] == [f"step{s}" for _ in "ab" for s in (0, 10, 100)]
+    # Beside a run, and of one model alone.
+    assert main.main(["plot", str(results), str(runs / "small"), "-o", "both.svg"]) == 0
+    assert {"a", "b", "small"} <= texts("both.svg")
+    assert main.main(["plot", str(results), "--model", "b", "-o", "one.svg"]) == 0
+    assert written() == ["both.csv", "both.svg", "one_layers.svg", "one_plane.svg", "one_steps.svg"]
+    assert "c is left out" not in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_training_can_be_counted_in_tokens(results):
+    plot = ["plot", str(results), "--model", "a", "--x", "tokens"]
+    assert main.main([*plot, "--kind", "steps", "-o", "steps.svg"]) == 0
+    assert {"training tokens", "200M"} <= texts("steps.svg")
+    assert main.main([*plot, "--kind", "plane", "-o", "plane.svg"]) == 0
+    assert {"training tokens", "0", "200M"} <= texts("plane.svg")
+
+
+def test_a_run_is_a_table_too(runs):
+    assert main.main(["plot", str(runs / "small"), "--kind", "plane", "--csv", "small.csv"]) == 0
+    with open("small.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [*rows[0]] == ["model", "step", *measurement(0, orders=2).scalars(), "error"]
+    assert [(row["model"], row["step"]) for row in rows] == [("small", "0"), ("small", "10"), ("small", "100")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "d"], r"--model: expected names among a, b, c, got 'd'"),
+        (["--model", "c"], r"c has nothing to draw: expected at least one measured point, got none among 1"),
+        (["--model", "b", "--x", "tokens"], r"expected points whose tokens are known, got 2 of 3 without"),
+    ],
+)
+def test_mistakes_about_results(results, capsys, arguments, message):
+    assert re.search(message, failing([str(results), *arguments], capsys))
 
 
 @pytest.mark.parametrize(
