@@ -51,11 +51,14 @@ class Loading:
     config: str | None = None
     dtype: str = "auto"
     device: str = "cpu"
-    device_map: str | None = None
+    device_map: str | dict[str, Any] | None = None
     gguf: str | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _dtype(self.dtype)
 
 
 @contextmanager

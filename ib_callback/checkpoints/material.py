@@ -12,8 +12,8 @@ from ib_callback.checkpoints.place import Checkpoint, Tell
 from ib_callback.checkpoints.tokenizers import load_tokenizer, tokenizer_of
 from ib_callback.common.errors import ProbeError
 from ib_callback.measuring.settings import FeatureProbes
-from ib_callback.probe.documents import documents
 from ib_callback.probe.probe import Probe
+from ib_callback.probe.several_tokenizers import texts_of
 
 _TULU = "tulu"
 
@@ -24,7 +24,7 @@ class Asked:
 
     Attributes:
         probe: a file of a probe, the same token ids for all models.
-        documents: instead: "c4", "tulu", "builtin" or a file; see `ib_callback.probe.documents`.
+        documents: instead: "c4", "tulu", "builtin" or a file; see `ib_callback.probe.several_tokenizers.texts_of`.
         features: "FILE" or "tulu", perhaps with "NAME=" in front: probes with labels, or preference pairs.
         num_sequences, max_length: of probes that are made here.
         text_column: of a file of documents.
@@ -75,7 +75,7 @@ def material_for(checkpoints: Iterable[Checkpoint], asked: Asked, loading: Loadi
     if whole is None:
         assert asked.documents is not None
         tell(f"making the probe of {asked.documents}{several}")
-        texts = documents(asked.documents, text_column=asked.text_column)
+        texts = texts_of(asked.documents, text_column=asked.text_column)
         sizes = {"num_sequences": asked.num_sequences, "max_length": asked.max_length}
         name = Path(asked.documents).stem
         probes = Probe.for_tokenizers(texts, tokenizers, name=name, min_length=min(16, asked.max_length), **sizes)

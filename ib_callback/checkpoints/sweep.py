@@ -76,8 +76,10 @@ def run_sweep(checkpoints: Sequence[Checkpoint], path: Path, sweep: Sweep) -> Re
     One that cannot be fetched, loaded or measured is a line with the reason, and tried again the next time.
 
     Raises:
+        TypeError, ValueError: a setting of the meter that cannot be.
         TrajectoryError: the file is damaged, cannot be written, or another process writes it.
     """
+    measuring = Measuring(sweep)
     with _alone_with(path):
         old = read_rows(path) if size_of(path) else []
         requests = {model: _request(each, sweep) for model, each in sweep.material.items()}
@@ -87,9 +89,8 @@ def run_sweep(checkpoints: Sequence[Checkpoint], path: Path, sweep: Sweep) -> Re
             sweep.tell(f"{len(checkpoints) - len(todo)} of {len(checkpoints)} are in {path} already")
         failed = []
         clock = _Clock(len(todo))
-        meters = _Meters(sweep)
         for number, (checkpoint, folder) in enumerate(_fetched(todo, evict=sweep.evict), start=1):
-            origin, measurement = _measured(checkpoint, folder, meters, sweep)
+            origin, measurement = measuring.of(checkpoint, folder)
             origin = replace(origin, request=requests[checkpoint.model])
             if measurement.error is None or not _is_known(old, origin, measurement):
                 append_result(path, origin, measurement)
@@ -123,31 +124,59 @@ def _fetched(checkpoints: Sequence[Checkpoint], *, evict: bool) -> Iterator[tupl
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _measured(
-    checkpoint: Checkpoint, folder: Path | Exception, meters: _Meters, sweep: Sweep
-) -> tuple[Origin, Measurement]:
-    tokens = checkpoint.tokens
-    if tokens is None and checkpoint.step is not None and sweep.tokens_per_step is not None:
-        tokens = checkpoint.step * sweep.tokens_per_step
-    origin = Origin(
-        model=checkpoint.model, revision=checkpoint.revision, family=sweep.family, stage=checkpoint.stage,
-        tokens=tokens, source=None if checkpoint.untrained else checkpoint.place.source,
-    )  # fmt: skip
-    try:
-        if isinstance(folder, Exception):
-            raise folder
-        with loaded(folder, sweep.loading, untrained=checkpoint.untrained) as model:
-            known = {"num_parameters": num_parameters(model), "family": sweep.family or family_of(model)}
-            measurement = meters.of(checkpoint.model).measure(model, step=checkpoint.step)
-            del model
-        return replace(origin, **known), measurement
-    except Exception as error:
-        reason = " ".join(describe(error).split())[:_LONGEST_REASON]
-        return origin, Measurement.failed(checkpoint.step, reason, settings={})
-    finally:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+class Measuring:
+    """Loads checkpoints and measures them, one at a time; the meter of one model is kept, for its plan may be large.
+
+    Args:
+        sweep: how.
+
+    Raises:
+        TypeError, ValueError: a setting of the meter that cannot be.
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        for material in sweep.material.values():
+            _meter(material, sweep)  # which says what is wrong before anything is loaded
+        self._material: Material | None = None
+        self._meter: Meter | None = None
+
+    def of(self, checkpoint: Checkpoint, folder: Path | Exception) -> tuple[Origin, Measurement]:
+        """What is measured of a checkpoint, and where it is from; a missing point where anything goes wrong.
+
+        Args:
+            checkpoint: what it is.
+            folder: where it lies, or why it does not.
+        """
+        sweep, tokens = self._sweep, checkpoint.tokens
+        if tokens is None and checkpoint.step is not None and sweep.tokens_per_step is not None:
+            tokens = checkpoint.step * sweep.tokens_per_step
+        origin = Origin(
+            model=checkpoint.model, revision=checkpoint.revision, family=sweep.family, stage=checkpoint.stage,
+            tokens=tokens, source=None if checkpoint.untrained else checkpoint.place.source,
+        )  # fmt: skip
+        try:
+            if isinstance(folder, Exception):
+                raise folder
+            with loaded(folder, sweep.loading, untrained=checkpoint.untrained) as model:
+                known = {"num_parameters": num_parameters(model), "family": sweep.family or family_of(model)}
+                measurement = self._meter_of(checkpoint.model).measure(model, step=checkpoint.step)
+                del model
+            return replace(origin, **known), replace(measurement, tokens_seen=tokens)
+        except Exception as error:
+            reason = " ".join(describe(error).split())[:_LONGEST_REASON]
+            return origin, Measurement.failed(checkpoint.step, reason, settings={})
+        finally:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _meter_of(self, model: str) -> Meter:
+        material = self._sweep.material[model]
+        if self._meter is None or material is not self._material:
+            self._material, self._meter = material, None
+            self._meter = _meter(material, self._sweep)
+        return self._meter
 
 
 def _brief(measurement: Measurement) -> str:
@@ -160,20 +189,8 @@ def _brief(measurement: Measurement) -> str:
     return f"{measurement.primary} {numbers}, {measurement.seconds or 0.0:.1f} s"
 
 
-class _Meters:
-    """The meter of one model at a time: its plan may be large."""
-
-    def __init__(self, sweep: Sweep) -> None:
-        self._sweep = sweep
-        self._material: Material | None = None
-        self._meter: Meter | None = None
-
-    def of(self, model: str) -> Meter:
-        material = self._sweep.material[model]
-        if self._meter is None or material is not self._material:
-            self._material, self._meter = material, None
-            self._meter = Meter(material.probe, feature_probes=material.features, **self._sweep.meter)
-        return self._meter
+def _meter(material: Material, sweep: Sweep) -> Meter:
+    return Meter(material.probe, feature_probes=material.features, **sweep.meter)
 
 
 def _request(material: Material, sweep: Sweep) -> str:

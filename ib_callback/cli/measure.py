@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ib_callback.checkpoints.find import Wanted, find_checkpoints, shard_of
 from ib_callback.checkpoints.load import Loading
-from ib_callback.checkpoints.material import Asked, material_for
+from ib_callback.checkpoints.material import Asked, Material, material_for
+from ib_callback.checkpoints.place import Checkpoint, Local
 from ib_callback.checkpoints.sweep import Sweep, run_sweep
+from ib_callback.checkpoints.watch import watch
 from ib_callback.cli._command import DONE, NOT_ALL, add_table_arguments, examples, guarded, positive, write_tables
 from ib_callback.common.optional import is_installed
 from ib_callback.measuring.meter import Meter
@@ -37,15 +40,16 @@ def add_measure_command(commands: Any) -> None:
             "    --revisions 'stage1-*' -o results.jsonl --documents c4 --feature-probe tulu --evict",
             "ib-callback measure lightning_logs/version_0 --factory my_module:make_model -o results.jsonl \\",
             "    --probe probe.safetensors",
+            "ib-callback measure --watch RUN_DIR --probe probe.safetensors --device cuda:1 --idle 3600",
         ),
     )
     parser.add_argument(
-        "models", nargs="+", metavar="MODEL",
+        "models", nargs="*", metavar="MODEL",
         help="a folder of HuggingFace's layout, with a GGUF file or with shards of torch.distributed; a file .ckpt, "
         ".pt or .gguf; the directory of a run, of which every checkpoint is measured; or a name on the hub, OWNER/NAME "
         "or OWNER/NAME@REVISION",
     )  # fmt: skip
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="of results, .jsonl; appended to")
+    parser.add_argument("-o", "--output", metavar="FILE", help="of results, .jsonl; appended to")
 
     on = parser.add_argument_group("on what")
     on.add_argument("--probe", metavar="FILE", help="a probe of token ids, as ib-callback probe build makes them")
@@ -76,6 +80,19 @@ def add_measure_command(commands: Any) -> None:
     which.add_argument("--stage", help="of their training, such as dpo; by default what names say")
     which.add_argument("--tokens-per-step", type=positive, metavar="N", help="where names do not say how many tokens")
     which.add_argument("--shard", type=_shard, metavar="I/N", help="the I-th of N shares, for a job array")
+
+    live = parser.add_argument_group(
+        "of a live run",
+        "A sidecar on another device or machine, by which the training pays nothing. It owns the run's trajectory: it is "
+        "refused while a callback writes that, and a callback while it does.",
+    )
+    live.add_argument(
+        "--watch", metavar="RUN_DIR",
+        help="measure the checkpoints of a run as they appear, instead of MODEL and -o, into its ib_trajectory.jsonl",
+    )  # fmt: skip
+    live.add_argument("--every", type=_seconds, default=60.0, metavar="SECONDS", help="between two looks")
+    live.add_argument("--until", type=positive, metavar="STEP", help="end with the checkpoint of this step")
+    live.add_argument("--idle", type=_seconds, metavar="SECONDS", help="end after so long without a new checkpoint")
 
     load = parser.add_argument_group("how they are loaded")
     load.add_argument("--device", default="auto", help="cuda where there is one, else cpu; or a name of torch's")
@@ -134,36 +151,27 @@ def _measure(options: argparse.Namespace) -> int:
 
         # One bar a model for what takes no time, between lines that are to be read.
         transformers.utils.logging.disable_progress_bar()
-    wanted = Wanted(
-        models=options.models, revisions=options.revisions, name=options.name, stage=options.stage,
-        max_points=options.max_points, untrained=options.initial, seed=options.initial_seed, gguf=options.gguf,
-    )  # fmt: skip
-    asked = Asked(
-        probe=options.probe, documents=options.documents, features=tuple(options.feature_probe),
-        num_sequences=options.num_sequences, max_length=options.max_length, text_column=options.text_column,
-        tokenizer=options.tokenizer,
-    )  # fmt: skip
     loading = Loading(
         factory=options.factory, config=options.config, dtype=options.dtype, device=_device(options.device),
         device_map=options.device_map, gguf=options.gguf, allow_pickle=options.allow_pickle,
         trust_remote_code=options.trust_remote_code, seed=options.initial_seed,
     )  # fmt: skip
-    meter = {name.removeprefix("meter_"): value for name, value in vars(options).items() if name.startswith("meter_")}
-    if meter.get("layers") in (["hidden_states"], ["blocks"]):
-        meter["layers"] = meter["layers"][0]
+    if options.watch is not None:
+        if options.models or options.output:
+            raise ValueError("--watch: expected to be given alone, got MODEL or -o as well. Leave them out")
+        return _watch(options, loading)
+    if not options.models or options.output is None:
+        raise ValueError("expected at least one MODEL and -o FILE, or --watch RUN_DIR; see ib-callback measure --help")
+    wanted = Wanted(
+        models=options.models, revisions=options.revisions, name=options.name, stage=options.stage,
+        max_points=options.max_points, untrained=options.initial, seed=options.initial_seed, gguf=options.gguf,
+    )  # fmt: skip
     checkpoints, equal = find_checkpoints(wanted, _tell)
     for left_out, kept in equal:
         _tell(f"{left_out.name} holds the same weights as {kept.revision or kept.name}, and is left out")
-    material = material_for(checkpoints, asked, loading, _tell)
+    material = material_for(checkpoints, _asked(options), loading, _tell)
     output = Path(options.output)
-    report = run_sweep(
-        shard_of(checkpoints, options.shard),
-        output,
-        Sweep(
-            material=material, meter={"progress": sys.stderr.isatty(), **meter}, loading=loading, family=options.family,
-            tokens_per_step=options.tokens_per_step, evict=options.evict, tell=_tell,
-        ),
-    )  # fmt: skip
+    report = run_sweep(shard_of(checkpoints, options.shard), output, _sweep(options, material, loading))
     results = Results.load(output) if output.exists() else Results()
     if "-" not in (options.csv, options.json):
         print(results.table())
@@ -171,9 +179,45 @@ def _measure(options: argparse.Namespace) -> int:
         _tell(f"written: {path}")
     for left_out, kept in equal:
         _tell(f"equal weights: {left_out.name} is {kept.revision or kept.name}")
-    for name, reason in report.failed:
+    return _end(report.failed)
+
+
+def _watch(options: argparse.Namespace, loading: Loading) -> int:
+    run = Path(options.watch)
+    if not run.is_dir():
+        raise ValueError(f"--watch: expected the directory of a run, got {run}, which is none")
+    # Its first checkpoint may be still to come, and has a tokenizer at best.
+    name = run.resolve().name
+    stand_in = Checkpoint(model=name, revision=None, step=None, tokens=None, stage=None, place=Local(run, run))
+    material = material_for([stand_in], _asked(options), loading, _tell)
+    failed = watch(
+        run, _sweep(options, material, loading), every=options.every, until=options.until, idle=options.idle
+    )  # fmt: skip
+    return _end(failed)
+
+
+def _asked(options: argparse.Namespace) -> Asked:
+    return Asked(
+        probe=options.probe, documents=options.documents, features=tuple(options.feature_probe),
+        num_sequences=options.num_sequences, max_length=options.max_length, text_column=options.text_column,
+        tokenizer=options.tokenizer,
+    )  # fmt: skip
+
+
+def _sweep(options: argparse.Namespace, material: dict[str, Material], loading: Loading) -> Sweep:
+    meter = {name.removeprefix("meter_"): value for name, value in vars(options).items() if name.startswith("meter_")}
+    if meter.get("layers") in (["hidden_states"], ["blocks"]):
+        meter["layers"] = meter["layers"][0]
+    return Sweep(
+        material=material, meter={"progress": sys.stderr.isatty(), **meter}, loading=loading, family=options.family,
+        tokens_per_step=options.tokens_per_step, evict=options.evict, tell=_tell,
+    )  # fmt: skip
+
+
+def _end(failed: Sequence[tuple[str, str]]) -> int:
+    for name, reason in failed:
         _tell(f"not measured: {name}: {reason}")
-    return NOT_ALL if report.failed else DONE
+    return NOT_ALL if failed else DONE
 
 
 def _tell(text: str) -> None:
@@ -186,6 +230,13 @@ def _device(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected more than 0, got {text}")
+    return value
 
 
 def _shard(text: str) -> tuple[int, int]:

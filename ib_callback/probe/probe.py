@@ -22,10 +22,10 @@ from ib_callback.probe._datasets import (
     remarks,
 )
 from ib_callback.probe._rows import C4, TULU
-from ib_callback.probe._several_tokenizers import contents_for
 from ib_callback.probe._texts import Sizes, texts_content
 from ib_callback.probe.content import Content, fingerprint, normalised
 from ib_callback.probe.overlap import NGRAM, Overlap, overlap
+from ib_callback.probe.several_tokenizers import contents_for
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -9,9 +9,10 @@ import tiny_lightning
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
-from tiny_hf import same_weights, tiny_model, weights
+from tiny_hf import same_weights, tiny_model, tiny_probe, weights
 from torch import nn
 
+from ib_callback import Meter
 from ib_callback.checkpoints import load
 from ib_callback.checkpoints.load import Loading, loaded, num_parameters
 from ib_callback.checkpoints.weights import matching
@@ -114,6 +115,18 @@ def test_files_that_can_run_code_are_refused(folder, tmp_path):
     with pytest.raises(ModelError, match=r"holds more than tensors and plain values.*--allow-pickle"):
         weights_at(tmp_path / "a.pt", config=str(folder))
     assert same_weights(weights_at(tmp_path / "a.pt", config=str(folder), allow_pickle=True), weights(tiny_model(4)))
+
+
+@pytest.mark.parametrize("where", [{"h.0": "disk"}, {"wte": "disk", "wpe": "disk", "h.1": "disk", "ln_f": "disk"}])
+def test_a_model_that_is_partly_on_the_disk_is_measured_as_one_in_memory(folder, where):
+    parts = {name: where.get(name, "cpu") for name in ("wte", "wpe", "h.0", "h.1", "ln_f")}
+    spread = {f"transformer.{name}": place for name, place in parts.items()} | {"lm_head": parts["wte"]}
+    meter = Meter(tiny_probe(), num_bins=12)
+    with loaded(folder, Loading(device_map=spread)) as model, loaded(folder, Loading()) as whole:
+        assert any(parameter.is_meta for parameter in model.parameters())
+        found, expected = meter.measure(model), meter.measure(whole)
+        assert (found.orders, found.views, found.loss) == (expected.orders, expected.views, expected.loss)
+        assert num_parameters(model) == num_parameters(whole)
 
 
 # --- what is wrong with it

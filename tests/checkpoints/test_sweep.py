@@ -187,7 +187,7 @@ def test_nobody_else_may_write_the_file(tmp_path):
     path = tmp_path / "r.jsonl"
     with (
         sweep._alone_with(path),
-        pytest.raises(TrajectoryError, match="another process measures into it.*give another -o"),
+        pytest.raises(TrajectoryError, match=r"another process measures into it.*give another -o"),
     ):
         swept(path, checkpoint(1))
     assert swept(path, checkpoint(1)) == Report(1, 0, ())

@@ -38,7 +38,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}.")
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if any(p.is_meta and not is_offloaded(part) for part in model.modules() for p in part.parameters(recurse=False)):
         raise ModelError(
             f"{type(model).__name__} has parameters on the meta device, which have no values. Load its weights first."
         )
@@ -48,6 +48,12 @@ def unwrap(model: nn.Module) -> nn.Module:
             "model that it was made of."
         )
     return without_parallelism(model)
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate fetches a module's own parameters, from the host's memory or a disk, for each of its calls."""
+    hook = getattr(module, "_hf_hook", None)
+    return any(getattr(each, "offload", False) for each in getattr(hook, "hooks", [hook]))
 
 
 def without_parallelism(model: nn.Module) -> nn.Module:
@@ -298,6 +304,9 @@ def device_of(model: nn.Module) -> torch.device:
     """Where the model takes its input: the device of its input embeddings, or of its first parameter."""
     weight = getattr(input_embeddings(model), "weight", None)
     first = next(model.parameters(), None) if weight is None else weight
+    if first is not None and first.is_meta:  # offloaded: where it is fetched to
+        hook = getattr(input_embeddings(model), "_hf_hook", None) or getattr(model, "_hf_hook", None)
+        return torch.device(getattr(hook, "execution_device", None) or "cpu")
     return torch.device("cpu") if first is None else first.device
 
 

@@ -126,7 +126,9 @@ def unchanged_parameters(model: nn.Module, *, copied: bool = False) -> Iterator[
     """
     reshard(model)
     before = _parts(model)
-    tables = [_Table.of(module, kind) for module in model.modules() for kind in ("_parameters", "_modules")]
+    # accelerate puts others in the place of offloaded parameters, and takes them away, by itself.
+    of_its_own = [module for module in model.modules() if not access.is_offloaded(module)]
+    tables = [_Table.of(module, kind) for module in of_its_own for kind in ("_parameters", "_modules")]
     training = [(p, p.requires_grad, p.grad) for p in model.parameters() if not is_managed(p)]
     if copied and _fits_on_host(before):
         before = [replace(part, copy=part.values.to(_HOST, copy=True)) for part in before]

@@ -1,0 +1,111 @@
+"""A sidecar beside a real Trainer, whose callback writes elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_hf import Each, tiny_callback, tiny_model, tiny_probe, tiny_trainer
+
+from ib_callback import Trajectory
+from ib_callback.checkpoints.load import Loading
+from ib_callback.checkpoints.material import Material
+from ib_callback.checkpoints.sweep import Sweep
+from ib_callback.checkpoints.watch import Watch, watch
+from ib_callback.cli.main import main
+from ib_callback.common.errors import TrajectoryError
+
+METER = {"num_bins": 12, "batch_size": 3}
+
+
+def sweep(run: Path, **meter: Any) -> Sweep:
+    return Sweep(material={run.name: Material(tiny_probe(), ())}, meter={**METER, **meter}, loading=Loading())
+
+
+def checkpoint(run: Path, step: int) -> None:
+    """As the Trainer leaves it, its last file last."""
+    folder = run / f"checkpoint-{step}"
+    tiny_model(step).save_pretrained(folder)
+    (folder / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+
+
+def test_a_sidecar_measures_what_the_callback_does_at_the_saved_steps(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    watching = Watch(run, sweep(run))
+    seen: list[int] = []
+    callback = tiny_callback(every_n_steps=2, output_dir=tmp_path / "callback")
+    look = Each("on_save", lambda *_: seen.append(watching.poll()))
+    tiny_trainer(run, [callback, look], steps=6, save_strategy="steps", save_steps=2).train()
+    watching.close()
+    assert seen == [1, 1, 1]
+    trajectory, followed = Trajectory.load(run), Trajectory.load(tmp_path / "callback")
+    assert trajectory.steps == [2, 4, 6]
+    for point, other in zip(trajectory, followed[-3:], strict=True):
+        assert (point.step, point.orders, point.views) == (other.step, other.orders, other.views)
+        assert (point.loss, point.settings) == (other.loss, other.settings)
+
+
+def test_a_callback_is_refused_meanwhile_and_the_sidecar_while_one_writes(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    checkpoint(run, 5)
+    watching = Watch(run, sweep(run))
+    with pytest.raises(TrajectoryError, match="writes its trajectory there"):
+        Watch(run, watching._sweep)._lock.__class__(run, watching)
+    watching.close()
+
+
+def test_what_was_measured_before_is_kept_and_half_a_checkpoint_is_waited_for(tmp_path):
+    run = tmp_path / "run"
+    checkpoint(run, 5)
+    assert watch(run, sweep(run), every=1.0, until=5) == []
+    checkpoint(run, 10)
+    (run / "checkpoint-10" / "trainer_state.json").rename(run / "later")
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            (run / "later").rename(run / "checkpoint-10" / "trainer_state.json")
+
+    assert watch(run, sweep(run), every=1.0, idle=3.0, sleep=sleep) == []
+    assert waits == [1.0] * 5  # two until it is whole, three in vain
+    assert Trajectory.load(run).steps == [5, 10]
+
+
+def test_other_settings_begin_a_new_trajectory(tmp_path):
+    run = tmp_path / "run"
+    checkpoint(run, 5)
+    watch(run, sweep(run), every=1.0, until=5)
+    checkpoint(run, 10)
+    watch(run, sweep(run, seed=1), every=1.0, until=10)
+    assert Trajectory.load(run).steps == [10]
+    assert Trajectory.load(run / "ib_trajectory.1.jsonl").steps == [5]
+
+
+def test_a_broken_checkpoint_is_tried_again_and_then_a_missing_point(tmp_path):
+    run = tmp_path / "run"
+    checkpoint(run, 5)
+    checkpoint(run, 10)
+    (run / "checkpoint-5" / "model.safetensors").write_bytes(b"torn")
+    looks: list[float] = []
+    (failed,) = watch(run, sweep(run), every=1.0, until=10, sleep=looks.append)
+    assert failed[0] == "run checkpoint-5"
+    assert len(looks) == 2
+    assert [point.error is None for point in Trajectory.load(run)] == [False, True]
+
+
+def test_it_is_a_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    checkpoint(tmp_path / "run", 5)
+    tiny_probe().save("probe.safetensors")
+    on = ["--probe", "probe.safetensors", "--num-bins", "12"]
+    assert main(["measure", "--watch", "run", "--until", "5", *on]) == 0
+    assert Trajectory.load("run").steps == [5]
+    assert "step 5: token complexity" in capsys.readouterr().err
+    assert main(["measure", "--watch", "nowhere", *on]) == 2
+    assert main(["measure", "--watch", "run", "run", *on]) == 2
+    assert main(["measure", *on]) == 2
+    assert "expected at least one MODEL and -o FILE, or --watch RUN_DIR" in capsys.readouterr().err
