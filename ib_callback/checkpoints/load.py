@@ -22,7 +22,7 @@ from ib_callback.checkpoints.weights import load_mapping, load_shards
 from ib_callback.common.errors import ModelError
 from ib_callback.common.messages import describe
 from ib_callback.common.optional import is_installed, require
-from ib_callback.measuring.model.access import transformers_models
+from ib_callback.measuring.model.access import named_by_model, transformers_models
 
 # Where files of torch keep the weights, if they hold more than these.
 _STATES = ("state_dict", "model_state_dict", "model")
@@ -83,7 +83,12 @@ def loaded(path: Path, loading: Loading, *, untrained: bool = False) -> Iterator
 
 def num_parameters(model: nn.Module) -> int:
     """Those that are shared counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    number = sum(parameter.numel() for parameter in model.parameters())
+    tables = [getattr(named_by_model(model, f"get_{side}_embeddings"), "weight", None) for side in ("input", "output")]
+    if getattr(getattr(model, "config", None), "tie_word_embeddings", False) and tables[0] is not tables[1]:
+        # Of a model that accelerate offloads, what stands for one tensor in two places is two.
+        number -= sum(table.numel() for table in tables[1:] if table is not None and table.is_meta)
+    return number
 
 
 def family_of(model: nn.Module) -> str | None:

@@ -76,7 +76,7 @@ def material_for(checkpoints: Iterable[Checkpoint], asked: Asked, loading: Loadi
         assert asked.documents is not None
         tell(f"making the probe of {asked.documents}{several}")
         texts = texts_of(asked.documents, text_column=asked.text_column)
-        sizes = {"num_sequences": asked.num_sequences, "max_length": asked.max_length}
+        sizes: dict[str, Any] = {"num_sequences": asked.num_sequences, "max_length": asked.max_length}
         name = Path(asked.documents).stem
         probes = Probe.for_tokenizers(texts, tokenizers, name=name, min_length=min(16, asked.max_length), **sizes)
     else:
@@ -146,7 +146,7 @@ def _together(features: tuple[str, ...], probes: dict[str, Probe]) -> FeaturePro
 
 
 def _pairs(source: str, tokenizer: Any, asked: Asked) -> Probe:
-    sizes = {"num_sequences": asked.num_sequences, "max_length": asked.max_length}
+    sizes: dict[str, Any] = {"num_sequences": asked.num_sequences, "max_length": asked.max_length}
     if source == _TULU:
         return Probe.from_tulu(tokenizer, **sizes)
     return Probe.from_preferences(Path(source), tokenizer, name=Path(source).stem, **sizes)

@@ -159,7 +159,8 @@ class Measuring:
             if isinstance(folder, Exception):
                 raise folder
             with loaded(folder, sweep.loading, untrained=checkpoint.untrained) as model:
-                known = {"num_parameters": num_parameters(model), "family": sweep.family or family_of(model)}
+                known: dict[str, Any] = {"num_parameters": num_parameters(model)}
+                known["family"] = sweep.family or family_of(model)
                 measurement = self._meter_of(checkpoint.model).measure(model, step=checkpoint.step)
                 del model
             return replace(origin, **known), replace(measurement, tokens_seen=tokens)

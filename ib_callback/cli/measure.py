@@ -83,8 +83,8 @@ def add_measure_command(commands: Any) -> None:
 
     live = parser.add_argument_group(
         "of a live run",
-        "A sidecar on another device or machine, by which the training pays nothing. It owns the run's trajectory: it is "
-        "refused while a callback writes that, and a callback while it does.",
+        "A sidecar on another device or machine, by which the training pays nothing. It owns the run's trajectory: it "
+        "is refused while a callback writes that, and a callback while it does.",
     )
     live.add_argument(
         "--watch", metavar="RUN_DIR",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import subprocess
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from hub_server import Hub, commit_of
@@ -20,6 +24,7 @@ from word_tokenizer import word_tokenizer
 
 from ib_callback import Results
 from ib_callback.cli.main import main
+from ib_callback.probe.several_tokenizers import texts_of
 
 BRANCHES = ("stage1-step4-tokens4B", "stage1-step8-tokens8B")
 EARLY, LATE = "made/tiny-early", "made/tiny"
@@ -83,15 +88,19 @@ def hub(models: Any, tmp_path: Path, documents: Path, monkeypatch: pytest.Monkey
     """The hub of this process, as if its environment had named it at the start."""
     monkeypatch.chdir(tmp_path)
     with Hub(models=models) as served:
-        constants = {
-            "ENDPOINT": served.endpoint,
-            "HUGGINGFACE_CO_URL_TEMPLATE": served.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_CACHE": str(tmp_path / "home" / "hub"),
-            "HF_HUB_OFFLINE": False,
-        }
-        for name, value in constants.items():
-            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        turn_to(served, tmp_path, monkeypatch)
         yield served
+
+
+def turn_to(served: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = {
+        "ENDPOINT": served.endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": served.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(folder / "home" / "hub"),
+        "HF_HUB_OFFLINE": False,
+    }
+    for name, value in constants.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
 
 
 def measure(*arguments: str, output: str = "results.jsonl") -> int:
@@ -197,15 +206,13 @@ def test_shards_share_the_work_and_the_documents(hub: Hub, tmp_path: Path) -> No
     assert parts[0][0].settings == parts[1][0].settings
 
 
-def test_a_revision_that_cannot_be_listed_or_never_arrives_does_not_end_the_sweep(
+def test_a_revision_that_cannot_be_listed_does_not_end_the_sweep(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.unlisted.add(f"{LATE}@{BRANCHES[0]}")
     assert measure(LATE, "--revisions", "stage1-step[48]-*") == 1
     last = capsys.readouterr().err.splitlines()[-1].partition(f"{BRANCHES[0]}: ")[2]
-    assert last.startswith(
-        f"ib-callback: not measured: {LATE} {BRANCHES[0]}: ModelError: its files cannot be listed: Rev"
-    )
+    assert last.startswith("ModelError: its files cannot be listed: RevisionNotFoundError")
     assert [point.error is None for point in Results.load(tmp_path / "results.jsonl")[LATE]] == [False, True]
     hub.unlisted.clear()
     assert measure(LATE, "--revisions", "stage1-step[48]-*") == 0
@@ -229,3 +236,20 @@ def test_what_is_not_there_is_said_at_once(
     assert measure(*arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_known_corpora_are_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": f"document {i}", "url": "u"} for i in range(3)]
+    told = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "because"}]
+    pairs = [{"prompt": "why", "chosen": told, "rejected": [told[0], {"role": "assistant", "content": "no"}]}]
+    table = io.BytesIO()
+    parquet.write_table(arrow.Table.from_pylist(pairs), table)
+    shard = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+    repositories = {
+        "allenai/c4": {"en/c4-validation.00000-of-00001.json.gz": shard},
+        "allenai/llama-3.1-tulu-3-8b-preference-mixture": {"data/train-00000-of-00001.parquet": table.getvalue()},
+    }
+    with Hub(repositories) as served:
+        turn_to(served, tmp_path, monkeypatch)
+        assert list(texts_of("c4")) == ["document 0", "document 1", "document 2"]
+        assert list(texts_of("tulu")) == ["User: why\n\nAssistant: because"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 from tiny_hf import Each, tiny_callback, tiny_model, tiny_probe, tiny_trainer
 
 from ib_callback import Trajectory
@@ -15,6 +16,7 @@ from ib_callback.checkpoints.sweep import Sweep
 from ib_callback.checkpoints.watch import Watch, watch
 from ib_callback.cli.main import main
 from ib_callback.common.errors import TrajectoryError
+from ib_callback.run.lock import FILENAME
 
 METER = {"num_bins": 12, "batch_size": 3}
 
@@ -47,14 +49,18 @@ def test_a_sidecar_measures_what_the_callback_does_at_the_saved_steps(tmp_path):
         assert (point.loss, point.settings) == (other.loss, other.settings)
 
 
-def test_a_callback_is_refused_meanwhile_and_the_sidecar_while_one_writes(tmp_path):
+def test_the_trajectory_is_written_by_one_alone(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    checkpoint(run, 5)
+    lock = FileLock(run / FILENAME, blocking=False, thread_local=False)  # as another process holds it
+    with lock, pytest.raises(TrajectoryError, match=r"another live run, in another process, writes its trajectory"):
+        Watch(run, sweep(run))
     watching = Watch(run, sweep(run))
-    with pytest.raises(TrajectoryError, match="writes its trajectory there"):
-        Watch(run, watching._sweep)._lock.__class__(run, watching)
+    with pytest.raises(Timeout):
+        lock.acquire()
     watching.close()
+    lock.acquire()
+    lock.release()
 
 
 def test_what_was_measured_before_is_kept_and_half_a_checkpoint_is_waited_for(tmp_path):

@@ -13,6 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import ib_callback as ib
 from ib_callback.plot import information_plane
+from ib_callback.probe import builtin_text
+from ib_callback.probe.several_tokenizers import texts_of
 from ib_callback.results.measurement import settings_differences
 
 
@@ -132,3 +134,29 @@ def test_comparing_them_is_a_warning(measurements):
             llama(), ib.Probe.from_tokens(torch.ones(2, 9, dtype=torch.long)), step=3, orders="token", num_bins=10
         )
         information_plane([measurements[0], other])
+
+
+# --- documents by name
+
+
+def test_documents_are_texts_of_files_and_of_what_every_installation_has(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "body": "uno"}\n{"text": "two", "body": null}\n')
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    assert list(texts_of(str(tmp_path / "a.jsonl"))) == list(texts_of(str(tmp_path / "a.txt"))) == ["one", "two"]
+    assert list(texts_of(str(tmp_path / "a.jsonl"), text_column="body")) == ["uno", ""]
+    assert list(texts_of("builtin")) == list(builtin_text.split()[1])
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "message"),
+    [
+        ('{"text": "one"}\n', "body", "expected a column 'body', got the columns text"),
+        ('{"text": 5}\n', "text", "expected a text in column 'text' of row 0, got 5"),
+        (None, "text", "no such file"),
+    ],
+)
+def test_files_that_are_no_documents(tmp_path, content, column, message):
+    if content is not None:
+        (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(ib.ProbeError, match=message):
+        list(texts_of(str(tmp_path / "a.jsonl"), text_column=column))
