@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ib_callback.checkpoints.local import find_local
 from ib_callback.checkpoints.place import Checkpoint
 from ib_callback.checkpoints.sweep import Measuring, Sweep
 from ib_callback.common.errors import ModelError
+from ib_callback.common.optional import require
 from ib_callback.results.measurement import Measurement, incomparable_settings
 from ib_callback.results.trajectory import Trajectory, append_line
 from ib_callback.run import checkpoints
 from ib_callback.run.lock import RunLock
 from ib_callback.run.trajectory_file import TrajectoryFile
+from ib_callback.run.wandb_log import WandbLog
 
 # How often a checkpoint that cannot be measured is tried, one look apart: it may be half-written.
 _TRIES = 3
+
+Log = Callable[[Measurement], None]
 
 
 class Watch:
@@ -30,13 +35,14 @@ class Watch:
     Args:
         run: the directory of the run.
         sweep: how checkpoints are measured; its material has the run's name, that of the directory.
+        log: is told of every point that was measured.
 
     Raises:
         TrajectoryError: a callback writes the trajectory, or it cannot be written.
     """
 
-    def __init__(self, run: Path, sweep: Sweep) -> None:
-        self._run, self._sweep = run, sweep
+    def __init__(self, run: Path, sweep: Sweep, log: Log = lambda _: None) -> None:
+        self._run, self._sweep, self._log = run, sweep, log
         self._lock = RunLock(run, self)
         try:
             self._file = TrajectoryFile(run, start_step=sys.maxsize)
@@ -65,6 +71,8 @@ class Watch:
                     return measured  # later ones wait, for points are in the order of steps
                 self.failed.append((checkpoint.name, measurement.error))
             self._append(measurement)
+            if measurement.error is None:
+                self._log(measurement)
             measured += measurement.error is None
             self._sweep.tell(str(measurement))
         return measured
@@ -97,6 +105,7 @@ def watch(
     every: float,
     until: int | None = None,
     idle: float | None = None,
+    log: Log = lambda _: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[tuple[str, str]]:
     """Look for new checkpoints again and again; names of those that could not be measured, each with the reason.
@@ -107,12 +116,13 @@ def watch(
         every: seconds between two looks.
         until: the step at which it ends; None: it goes on.
         idle: seconds without a new checkpoint after which it ends; None: it goes on.
+        log: is told of every point that was measured.
         sleep: waits for so many seconds.
 
     Raises:
         TrajectoryError: a callback writes the trajectory, or it cannot be written.
     """
-    watching = Watch(run, sweep)
+    watching = Watch(run, sweep, log)
     try:
         waited = 0.0
         while True:
@@ -126,6 +136,30 @@ def watch(
         return watching.failed
     finally:
         watching.close()
+
+
+@contextmanager
+def wandb_log(project: str, group: str | None, name: str) -> Iterator[Log]:
+    """What logs points to a run of Weights & Biases of its own, for as long as the body runs.
+
+    The live run has its own steps, behind which no other process may write. So this is another run in the same group,
+    whose axis is `ib/step`, optimizer steps.
+
+    Args:
+        project: of W&B.
+        group: that of the live run; None: no group.
+        name: of this run.
+
+    Raises:
+        ImportError: W&B is not installed.
+    """
+    wandb = require("wandb", extra="wandb", purpose="Logging to Weights & Biases")
+    run = wandb.init(project=project, group=group, name=name, job_type="ib")
+    rows = WandbLog("ib/step")
+    try:
+        yield lambda measurement: rows.log(run, measurement.metrics(), step=measurement.step or 0)
+    finally:
+        run.finish()
 
 
 def _is_complete(path: Path) -> bool:

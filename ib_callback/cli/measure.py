@@ -6,6 +6,7 @@ import argparse
 import inspect
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ib_callback.checkpoints.load import Loading
 from ib_callback.checkpoints.material import Asked, Material, material_for
 from ib_callback.checkpoints.place import Checkpoint, Local
 from ib_callback.checkpoints.sweep import Sweep, run_sweep
-from ib_callback.checkpoints.watch import watch
+from ib_callback.checkpoints.watch import wandb_log, watch
 from ib_callback.cli._command import DONE, NOT_ALL, add_table_arguments, examples, guarded, positive, write_tables
 from ib_callback.common.optional import is_installed
 from ib_callback.measuring.meter import Meter
@@ -93,6 +94,9 @@ def add_measure_command(commands: Any) -> None:
     live.add_argument("--every", type=_seconds, default=60.0, metavar="SECONDS", help="between two looks")
     live.add_argument("--until", type=positive, metavar="STEP", help="end with the checkpoint of this step")
     live.add_argument("--idle", type=_seconds, metavar="SECONDS", help="end after so long without a new checkpoint")
+
+    live.add_argument("--wandb-project", metavar="NAME", help="log the points to a W&B run of its own, over ib/step")
+    live.add_argument("--wandb-group", metavar="NAME", help="of that run, such as the live run's")
 
     load = parser.add_argument_group("how they are loaded")
     load.add_argument("--device", default="auto", help="cuda where there is one, else cpu; or a name of torch's")
@@ -190,9 +194,16 @@ def _watch(options: argparse.Namespace, loading: Loading) -> int:
     name = run.resolve().name
     stand_in = Checkpoint(model=name, revision=None, step=None, tokens=None, stage=None, place=Local(run, run))
     material = material_for([stand_in], _asked(options), loading, _tell)
-    failed = watch(
-        run, _sweep(options, material, loading), every=options.every, until=options.until, idle=options.idle
-    )  # fmt: skip
+    project, group = options.wandb_project, options.wandb_group
+    with nullcontext() if project is None else wandb_log(project, group, f"{name} ib") as log:
+        failed = watch(
+            run,
+            _sweep(options, material, loading),
+            every=options.every,
+            until=options.until,
+            idle=options.idle,
+            **({} if log is None else {"log": log}),
+        )
     return _end(failed)
 
 

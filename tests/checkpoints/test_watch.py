@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from filelock import FileLock, Timeout
 from tiny_hf import Each, tiny_callback, tiny_model, tiny_probe, tiny_trainer
+from wandb_offline import read_offline_runs
 
 from ib_callback import Trajectory
 from ib_callback.checkpoints.load import Loading
@@ -108,9 +109,17 @@ def test_it_is_a_command(tmp_path, monkeypatch, capsys):
     checkpoint(tmp_path / "run", 5)
     tiny_probe().save("probe.safetensors")
     on = ["--probe", "probe.safetensors", "--num-bins", "12"]
-    assert main(["measure", "--watch", "run", "--until", "5", *on]) == 0
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "wandb"))
+    (tmp_path / "wandb").mkdir()
+    wandb = ["--wandb-project", "tests", "--wandb-group", "live"]
+    assert main(["measure", "--watch", "run", "--until", "5", *on, *wandb]) == 0
     assert Trajectory.load("run").steps == [5]
     assert "step 5: token complexity" in capsys.readouterr().err
+    (logged,) = read_offline_runs(tmp_path / "wandb")
+    (row,) = logged.rows
+    assert row["ib/step"] == 5
+    assert {name: row[name] for name in Trajectory.load("run")[0].metrics()} == Trajectory.load("run")[0].metrics()
+    assert logged.step_metrics == {"ib/*": "ib/step"}
     assert main(["measure", "--watch", "nowhere", *on]) == 2
     assert main(["measure", "--watch", "run", "run", *on]) == 2
     assert main(["measure", *on]) == 2
