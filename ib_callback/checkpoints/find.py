@@ -12,6 +12,7 @@ from ib_callback.checkpoints.local import find_local
 from ib_callback.checkpoints.names import thinned
 from ib_callback.checkpoints.place import Checkpoint, Tell
 from ib_callback.common.errors import ModelError
+from ib_callback.common.files import told_apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,22 +76,12 @@ def _names(wanted: Wanted) -> list[str]:
     """A name for each model: that on the hub, or as much of a path, from its end, as tells it from the others."""
     if wanted.name is not None:
         return [wanted.name] * len(wanted.models)
-    parts = []
-    for source in wanted.models:
-        whole = Path(source).resolve()
-        # The run, and not "checkpoints", as Lightning and others call the folder.
-        of_run = whole.parent if whole.name == "checkpoints" else whole
-        parts.append(of_run.parts if Path(source).exists() else tuple(source.partition("@")[0].split("/")))
-    names = []
-    for source, path in zip(wanted.models, parts, strict=True):
-        if not Path(source).exists():
-            names.append(source.partition("@")[0])
-            continue
-        length = 1
-        while length < len(path) and sum(other[-length:] == path[-length:] for other in parts) > 1:
-            length += 1
-        names.append("/".join(path[-length:]))
-    return names
+    local = [Path(source) for source in wanted.models if Path(source).exists()]
+    whole = [path.resolve() for path in local]
+    # The run, and not "checkpoints", as Lightning and others call the folder.
+    parts = [path.parent.parts if path.name == "checkpoints" else path.parts for path in whole]
+    names = dict(zip(local, told_apart(parts), strict=True))
+    return [names.get(Path(source), source.partition("@")[0]) for source in wanted.models]
 
 
 def _told_apart(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:

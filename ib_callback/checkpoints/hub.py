@@ -78,7 +78,9 @@ class OnHub:
         raise AssertionError
 
     def fetch_tokenizer(self) -> list[Path]:
-        """Its folder in the cache, with the tokenizer alone."""
+        """Its folder in the cache, with the tokenizer alone; of a GGUF file that is in the file."""
+        if any(name.endswith(".gguf") for name in self.weights):
+            return [self.fetch()]
         return [self._download([*_TOKENIZER, "config.json"]) if self.files else _cached(self.repository, self.commit)]
 
     def _download(self, patterns: list[str]) -> Path:

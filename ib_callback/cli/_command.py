@@ -14,7 +14,7 @@ from ib_callback.common.files import write_atomically
 from ib_callback.results import tidy
 
 # Every command ends with one of these.
-DONE, NOT_ALL, FAILED = 0, 1, 2
+DONE, NOT_ALL, FAILED, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = (
     "Exit status: 0 all was done; 1 it was done, and the answer is none or a part of it failed, as the last lines say; "
     "2 it could not be done, and the line on standard error says why."

@@ -7,7 +7,18 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ib_callback.cli._command import DONE, EXIT_CODES, FAILED, NOT_ALL, examples, guarded, positive
+from ib_callback.cli._command import (
+    DONE,
+    EXIT_CODES,
+    FAILED,
+    INTERRUPTED,
+    NOT_ALL,
+    add_table_arguments,
+    examples,
+    guarded,
+    positive,
+    write_tables,
+)
 from ib_callback.cli.measure import add_measure_command
 from ib_callback.cli.plot import add_arguments as add_plot_arguments
 from ib_callback.cli.probe import add_probe_command
@@ -20,7 +31,11 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     options = parser().parse_args(argv)
-    return options.run(options)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("ib-callback: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -51,12 +66,15 @@ def _select(options: argparse.Namespace) -> int:
         mode=options.mode,
         model=options.model,
     )
+    write_tables(options, report.rows)
+    shown = "-" not in (options.csv, options.json)
     if report.path is None:
-        if not options.path_only:
+        if not options.path_only and shown:
             print(report.table)
         print(f"ib-callback: {report.verdict}", file=sys.stderr)
         return NOT_ALL
-    print(report.path if options.path_only else report.text)
+    if options.path_only or shown:
+        print(report.path if options.path_only else report.text)
     return DONE
 
 
@@ -122,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     select.add_argument("--mode", choices=("min", "max"), help="which values are better, if it is not known")
     select.add_argument("--path-only", action="store_true", help="print nothing but the path, for scripts")
+    add_table_arguments(select)
     select.set_defaults(run=guarded(_select))
     plot = commands.add_parser(
         "plot",

@@ -19,6 +19,7 @@ from ib_callback.checkpoints.watch import wandb_log, watch
 from ib_callback.cli._command import DONE, NOT_ALL, add_table_arguments, examples, guarded, positive, write_tables
 from ib_callback.common.optional import is_installed
 from ib_callback.measuring.meter import Meter
+from ib_callback.results.measurement import Measurement
 from ib_callback.results.results import Results
 
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Meter).parameters.items()}
@@ -195,15 +196,9 @@ def _watch(options: argparse.Namespace, loading: Loading) -> int:
     stand_in = Checkpoint(model=name, revision=None, step=None, tokens=None, stage=None, place=Local(run, run))
     material = material_for([stand_in], _asked(options), loading, _tell)
     project, group = options.wandb_project, options.wandb_group
-    with nullcontext() if project is None else wandb_log(project, group, f"{name} ib") as log:
-        failed = watch(
-            run,
-            _sweep(options, material, loading),
-            every=options.every,
-            until=options.until,
-            idle=options.idle,
-            **({} if log is None else {"log": log}),
-        )
+    with nullcontext(_no_log) if project is None else wandb_log(project, group, f"{name} ib") as log:
+        sweep = _sweep(options, material, loading)
+        failed = watch(run, sweep, every=options.every, until=options.until, idle=options.idle, log=log)
     return _end(failed)
 
 
@@ -229,6 +224,10 @@ def _end(failed: Sequence[tuple[str, str]]) -> int:
     for name, reason in failed:
         _tell(f"not measured: {name}: {reason}")
     return NOT_ALL if failed else DONE
+
+
+def _no_log(_: Measurement) -> None:
+    pass
 
 
 def _tell(text: str) -> None:

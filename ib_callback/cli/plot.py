@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ib_callback.bound.curve import IBCurve
 from ib_callback.cli._command import add_table_arguments, write_tables
+from ib_callback.common.files import told_apart
 from ib_callback.common.messages import warn
 from ib_callback.plot import compare, information_plane, may_be_replaced, over_steps, plane_by_layer, save
 from ib_callback.plot.bound import curve_beside
@@ -133,13 +134,7 @@ def _names(files: Sequence[Path]) -> list[str]:
     if len(set(parts)) < len(parts):
         twice = next(file for file, path in zip(files, parts, strict=True) if parts.count(path) > 1)
         raise ValueError(f"expected different runs, got {twice} twice. Leave one of them out")
-    names = []
-    for path in parts:
-        length = 1
-        while sum(other[-length:] == path[-length:] for other in parts) > 1:
-            length += 1
-        names.append("/".join(path[-length:]))
-    return names
+    return told_apart(parts)
 
 
 def _pictures(runs: Sequence[_Run], options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Figure]]]:

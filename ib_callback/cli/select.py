@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.results.lines import read_rows
@@ -36,6 +37,7 @@ class SelectReport:
         choice: the best point of which a checkpoint exists, and all candidates.
         checkpoints: those that exist, by step, whether or not that step was measured.
         table: every candidate with its checkpoint, and why it is not the best.
+        rows: the same with whole numbers and paths, for other programs.
         verdict: the result in words.
     """
 
@@ -43,6 +45,7 @@ class SelectReport:
     checkpoints: Mapping[int, Path]
     table: str
     verdict: str
+    rows: list[dict[str, Any]]
 
     @property
     def path(self) -> Path | None:
@@ -107,6 +110,16 @@ def select_report(
         checkpoints=existing,
         table=_table(selection.by, choice, phases, existing, remarks),
         verdict="\n".join(verdict),
+        rows=[
+            {
+                "step": candidate.measurement.step,
+                selection.by: candidate.value,
+                "phase": phase.name.lower(),
+                "checkpoint": None if (path := _checkpoint_of(candidate, existing)) is None else str(path),
+                "remark": remark or None,
+            }
+            for candidate, phase, remark in zip(choice.candidates, phases.phases, remarks, strict=True)
+        ],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,6 +60,22 @@ def size_of(path: str | os.PathLike[str]) -> int | None:
         return os.stat(path).st_size
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def told_apart(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """As much of each path, from its end, as tells it from the others; equal ones stay equal.
+
+    >>> told_apart([("runs", "a", "out"), ("runs", "b", "out"), ("runs", "c")])
+    ['a/out', 'b/out', 'c']
+    """
+    different = set(paths)
+    names = []
+    for path in paths:
+        length = 1
+        while length < len(path) and sum(other[-length:] == path[-length:] for other in different) > 1:
+            length += 1
+        names.append("/".join(path[-length:]))
+    return names
 
 
 def first_of(names: Iterable[Path]) -> Path:

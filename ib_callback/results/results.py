@@ -9,7 +9,7 @@ from typing import Any
 
 from ib_callback.common import json_lines
 from ib_callback.common.errors import TrajectoryError
-from ib_callback.common.files import write_atomically
+from ib_callback.common.files import told_apart, write_atomically
 from ib_callback.results import tidy
 from ib_callback.results.lines import Origin, courses_of, read_rows, to_line
 from ib_callback.results.measurement import Measurement
@@ -46,8 +46,8 @@ class Results(Mapping[str, Trajectory]):
     def load(cls, *paths: str | os.PathLike[str]) -> Results:
         """Read files of results, such as those of several shards, trajectory files and directories of runs.
 
-        A run is a model with the name of its directory. A torn last line, left by a crash in the middle of a write, is
-        dropped with a warning.
+        A run is a model with the name of its directory, or as much of its path as tells it from others. A torn last
+        line, left by a crash in the middle of a write, is dropped with a warning.
 
         Raises:
             TrajectoryError: a file cannot be read, is damaged elsewhere than in its last line, or holds steps of a run
@@ -55,11 +55,10 @@ class Results(Mapping[str, Trajectory]):
         """
         rows: list[tuple[Origin, Measurement]] = []
         rules = {}
-        for path in map(Path, paths):
-            file = path / FILENAME if path.is_dir() else path
+        files = [path / FILENAME if path.is_dir() else path for path in map(Path, paths)]
+        for name, file in zip(told_apart(list(map(_place_of, files))), files, strict=True):
             run = Trajectory()
             found = read_rows(file, run.append)
-            name = _name_of(file)
             if any(origin is None for origin, _ in found):
                 rules[name] = read_phase_rule(file.parent)
             # A file that names models in some of its lines alone is nobody's.
@@ -170,9 +169,10 @@ def append_result(path: str | os.PathLike[str], origin: Origin, measurement: Mea
     json_lines.append(Path(path), to_line(measurement, origin))
 
 
-def _name_of(file: Path) -> str:
+def _place_of(file: Path) -> tuple[str, ...]:
+    """The directory of a run, or another file without its suffix."""
     whole = file.resolve()
-    return whole.parent.name if whole.name == FILENAME else whole.stem
+    return whole.parent.parts if whole.name == FILENAME else (*whole.parent.parts, whole.stem)
 
 
 def _range(values: Iterable[int | None]) -> str:

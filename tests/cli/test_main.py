@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import subprocess
@@ -71,6 +72,15 @@ def test_a_mistake_is_a_line_and_not_a_traceback(tmp_path: object, capsys: pytes
     assert "Traceback" not in error
 
 
+def test_an_interrupt_is_a_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(**options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run_demo", interrupted)
+    assert main.main(["demo"]) == 130
+    assert capsys.readouterr().err == "ib-callback: interrupted\n"
+
+
 # --- select
 
 
@@ -114,6 +124,15 @@ def test_select_prints_the_path_alone(
     captured = capsys.readouterr()
     assert captured.out == f"{finished / f'checkpoint-{step}'}\n"
     assert captured.err == ""
+
+
+def test_select_writes_its_candidates_as_a_table(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = finished / "candidates.csv"
+    assert main.main(["select", str(finished), "--csv", str(file), "--json", "-"]) == 0
+    candidates = json.loads(capsys.readouterr().out)
+    best = {"step": 2000, "optimality": 0.8, "phase": "compression", "remark": "best"}
+    assert candidates[20] == best | {"checkpoint": str(finished / "checkpoint-2000")}
+    assert len(file.read_text().splitlines()) == 1 + len(candidates) == 32
 
 
 def test_select_says_why_there_is_none(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

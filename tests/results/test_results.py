@@ -161,6 +161,13 @@ def test_runs_and_trajectory_files_are_models_with_the_name_of_their_place(tmp_p
     assert results["width 64"].phase_rule == PhaseRule(drop=0.2)
 
 
+def test_runs_of_one_name_are_told_apart_by_more_of_their_path(tmp_path):
+    for place in ("a", "b"):
+        (tmp_path / place / "out").mkdir(parents=True)
+        run([0, 10]).save(tmp_path / place / "out" / "ib_trajectory.jsonl")
+    assert [*Results.load(tmp_path / "a" / "out", tmp_path / "b" / "out")] == ["a/out", "b/out"]
+
+
 def test_a_file_that_names_models_here_and_there_is_refused(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_bytes(to_line(measurement(0), of("a")) + to_line(measurement(10)))
