@@ -23,6 +23,7 @@ from tiny_hf import tiny_model
 from word_tokenizer import word_tokenizer
 
 from ib_callback import Results
+from ib_callback.checkpoints import load
 from ib_callback.cli.main import main
 from ib_callback.probe.several_tokenizers import texts_of
 
@@ -217,6 +218,21 @@ def test_a_revision_that_cannot_be_listed_does_not_end_the_sweep(
     hub.unlisted.clear()
     assert measure(LATE, "--revisions", "stage1-step[48]-*") == 0
     assert [point.error is None for point in Results.load(tmp_path / "results.jsonl")[LATE]] == [True, True]
+
+
+def test_of_several_gguf_files_one_is_named_and_downloaded(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.models = {"made/quantised": {"main": {"Q4.gguf": bytes(2_000), "Q8.gguf": bytes(3_000)}}}
+    monkeypatch.setattr(load, "is_installed", lambda _: False)
+    word_tokenizer().save(str(tmp_path / "t.json"))
+    assert measure("made/quantised", "--tokenizer", "t.json") == 1
+    assert "expected one GGUF file, got 2 among Q4.gguf, Q8.gguf. Name one with --gguf" in capsys.readouterr().err
+    assert measure("made/quantised", "--tokenizer", "t.json", "--gguf", "*8*") == 1
+    assert 'needs the package "gguf"' in capsys.readouterr().err
+    assert [request for request in hub.requests if request.startswith("GET") and request.endswith(".gguf")] == [
+        f"GET /made/quantised/resolve/{commit_of('made/quantised', 'main')}/Q8.gguf"
+    ]
 
 
 @pytest.mark.parametrize(
