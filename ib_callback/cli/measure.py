@@ -29,6 +29,8 @@ def add_measure_command(commands: Any) -> None:
     """Add `measure` to the parser of `ib-callback`."""
     parser = commands.add_parser(
         "measure",
+        usage="%(prog)s MODEL [MODEL …] -o FILE (--documents FILE|c4|tulu|builtin | --probe FILE) [options]\n"
+        "       %(prog)s --watch RUN_DIR (--documents … | --probe FILE) [options]",
         help="measure trained models, or every checkpoint of a run, into a file of results",
         description="Measure trained models and checkpoints, one after another, and append each to a file of results "
         "as soon as it is measured. What the file holds already, of the same probe and settings, is left out, so that "
