@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ib_callback.checkpoints.local import shards_in
+from ib_callback.checkpoints.local import gguf_in, shards_in
 from ib_callback.checkpoints.weights import load_mapping, load_shards
 from ib_callback.common.errors import ModelError
 from ib_callback.common.messages import describe
@@ -104,7 +104,7 @@ def _trained(path: Path, loading: Loading, folder: str) -> nn.Module:
         model = _skeleton(path, loading, {})
         load_shards(_inside(model), shards)
         return model
-    gguf = _gguf_of(path, loading.gguf)
+    gguf = gguf_in(path, loading.gguf)
     if gguf is not None:
         return _from_transformers(gguf.parent, loading, folder, gguf_file=gguf.name)
     if path.is_dir():
@@ -120,7 +120,7 @@ def _trained(path: Path, loading: Loading, folder: str) -> nn.Module:
 
 def _untrained(path: Path, loading: Loading) -> nn.Module:
     with _seeded(loading.seed):
-        gguf = _gguf_of(path, loading.gguf) if shards_in(path) is None else None
+        gguf = gguf_in(path, loading.gguf) if shards_in(path) is None else None
         if gguf is not None:
             transformers, keywords = _transformers(), {"gguf_file": gguf.name}
             config = transformers.AutoConfig.from_pretrained(gguf.parent, **keywords)
@@ -231,19 +231,6 @@ def _read(path: Path, *, allow_pickle: bool) -> dict[str, Any]:
 def _is_zip(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(4) == b"PK\x03\x04"
-
-
-def _gguf_of(path: Path, glob: str | None) -> Path | None:
-    """The GGUF file at or in a path; None if a configuration lies there, or no such file."""
-    if path.is_file():
-        return path if path.suffix == ".gguf" else None
-    found = sorted(path.glob(glob or "*.gguf"))
-    if not found or (glob is None and (path / _CONFIG).is_file()):
-        return None
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
-        raise ModelError(f"{path}: expected one GGUF file, got {len(found)}: {names}. Name one with --gguf")
-    return found[0]
 
 
 def _check_no_map(loading: Loading, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from ib_callback.run import checkpoints
 
 # Files that torch.save may have written; of those in a folder only such as say their step in their name.
 _TORCH_FILES = (".ckpt", ".pt", ".pth")
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model*", "*.gguf")
 _FSDP = "pytorch_model_fsdp_0"
 
 
@@ -28,24 +28,17 @@ def find_local(path: Path, model: str) -> list[Checkpoint]:
     Raises:
         ModelError: there is nothing to measure.
     """
-    if path.is_file():
+    if path.is_file() or _is_checkpoint(path):
         return [_checkpoint(path, model, alone=True)]
+    by_step, without = _in_run(path)
     if is_model(path):
-        return [_checkpoint(path, model, alone=True)]
-    by_step: dict[int, Path] = {}
-    without = []
-    # What the callback has recorded, and Lightning's files, which know their step themselves.
-    known = checkpoints.CheckpointFile(path).existing() if (path / checkpoints.FILENAME).is_file() else {}
-    known = checkpoints.find_checkpoints(path) | known
-    for child in sorted(path.iterdir()):
-        if child in known.values() or not (is_model(child) if child.is_dir() else child.suffix in _TORCH_FILES):
-            continue
-        step = step_of(child)
-        if step is not None:
-            by_step.setdefault(step, child)
-        elif child.is_dir():
-            without.append(child)
-    by_step |= known
+        if not by_step:
+            return [_checkpoint(path, model, alone=True)]
+        # A run's final model, as `save_model` leaves it beside the checkpoints: one more point if its step is known.
+        step = _trainer_state(path).get("global_step")
+        if type(step) is int:
+            by_step.setdefault(step, path)
+        without = []
     if not by_step and not without:
         raise ModelError(
             f"{path}: expected a model, or checkpoints in it, got neither. A model is a folder with config.json and "
@@ -55,15 +48,57 @@ def find_local(path: Path, model: str) -> list[Checkpoint]:
     return [*found, *(_checkpoint(child, model, run=path) for child in without)]
 
 
+def _in_run(path: Path) -> tuple[dict[int, Path], list[Path]]:
+    """The checkpoints in the directory of a run by step, and models in it of which nobody can tell the step."""
+    by_step: dict[int, Path] = {}
+    without = []
+    # What the callback has recorded, and Lightning's files, which know their step themselves.
+    known = checkpoints.CheckpointFile(path).existing() if (path / checkpoints.FILENAME).is_file() else {}
+    known = checkpoints.find_checkpoints(path) | known
+    seen = {os.path.abspath(place) for place in known.values()}
+    # Those of Lightning that lie deeper and are not known are torn: they are to be named, not left out.
+    for child in sorted({*path.iterdir(), *path.glob("**/*.ckpt")}):
+        if os.path.abspath(child) in seen:
+            continue
+        if not (is_model(child) if child.is_dir() else child.suffix in _TORCH_FILES):
+            continue
+        step = step_of(child)
+        if step is not None:
+            by_step.setdefault(step, child)
+        elif child.is_dir():
+            without.append(child)
+    return by_step | known, without
+
+
 def is_model(path: Path) -> bool:
-    """Whether a folder is one model, rather than a directory of several."""
+    """Whether a folder holds one model; that of a run may have checkpoints beside it."""
     if not path.is_dir():
         return False
-    if shards_in(path) is not None:
+    if _is_checkpoint(path) or (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         return True
-    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
-        return True
-    return any(path.glob("*.gguf")) or (checkpoints.is_checkpoint_folder(path) and path.name != "checkpoints")
+    return any(path.glob("*.gguf"))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a folder is one checkpoint, by its shards or by the name that its trainer gave it."""
+    return shards_in(path) is not None or (checkpoints.is_checkpoint_folder(path) and path.name != "checkpoints")
+
+
+def gguf_in(path: Path, glob: str | None) -> Path | None:
+    """The GGUF file at or in a path; None if a configuration lies there, or no such file.
+
+    Raises:
+        ModelError: several of them.
+    """
+    if path.is_file():
+        return path if path.suffix == ".gguf" else None
+    found = sorted(path.glob(glob or "*.gguf"))
+    if not found or (glob is None and (path / "config.json").is_file()):
+        return None
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise ModelError(f"{path}: expected one GGUF file, got {len(found)}: {names}. Name one with --gguf")
+    return found[0]
 
 
 def shards_in(path: Path) -> Path | None:
@@ -72,8 +107,8 @@ def shards_in(path: Path) -> Path | None:
 
 
 def step_of(path: Path) -> int | None:
-    """Optimizer steps behind a checkpoint, by the state that HuggingFace's Trainer leaves in it, or by its name."""
-    step = _trainer_state(path).get("global_step")
+    """Optimizer steps behind a checkpoint, by what HuggingFace's Trainer or Lightning leaves in it, or by its name."""
+    step = checkpoints.lightning_step(path) if path.suffix == ".ckpt" else _trainer_state(path).get("global_step")
     return step if type(step) is int else said_by(path.stem if path.is_file() else path.name).step
 
 

@@ -254,13 +254,13 @@ def find_checkpoints(directory: str | os.PathLike[str]) -> dict[int, Path]:
         if match and _seems_complete(path):
             found[int(match[1])] = path
     for path in sorted(root.glob("**/*.ckpt"), key=lambda path: (_is_last(path), path)):
-        step = _step_of(path) if _seems_complete(path) else None
+        step = lightning_step(path) if _seems_complete(path) else None
         if step is not None:
             found.setdefault(step, path)
     return dict(sorted(found.items()))
 
 
-def _step_of(path: Path) -> int | None:
+def lightning_step(path: Path) -> int | None:
     """Optimizer steps behind a Lightning checkpoint; None if neither the file nor its name tells."""
     file = path / _LIGHTNING_REST if path.is_dir() else path
     try:

@@ -72,6 +72,23 @@ def test_files_of_own_loops_are_taken_by_the_step_in_their_name(tmp_path):
     assert found(tmp_path) == [("step_5.pt", 5), ("step_50.pt", 50)]
 
 
+def test_a_final_model_beside_its_checkpoints_hides_none_of_them(tmp_path):
+    for step in (5, 10):
+        hf(tmp_path / "run" / f"checkpoint-{step}", step=step)
+    hf_files = hf(tmp_path / "final")
+    for file in hf_files.iterdir():
+        file.rename(tmp_path / "run" / file.name)
+    assert found(tmp_path / "run") == [("checkpoint-5", 5), ("checkpoint-10", 10)]
+    (tmp_path / "run" / "trainer_state.json").write_text('{"global_step": 12}')
+    assert found(tmp_path / "run") == [("checkpoint-5", 5), ("checkpoint-10", 10), ("run", 12)]
+
+
+def test_a_torn_file_of_lightning_is_not_left_out(tmp_path):
+    whole = lightning(tmp_path / "checkpoints" / "step=5.ckpt", 5).read_bytes()
+    (tmp_path / "checkpoints" / "step=9.ckpt").write_bytes(whole[: len(whole) // 2])
+    assert found(tmp_path) == [("step=5.ckpt", 5), ("step=9.ckpt", 9)]
+
+
 @pytest.mark.parametrize("name", ["config.json", "weights.gguf", "adapter_config.json", ".metadata"])
 def test_a_folder_that_is_a_model_is_one(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
@@ -81,6 +98,7 @@ def test_a_folder_that_is_a_model_is_one(tmp_path, name):
 def test_a_single_checkpoint_has_its_step(tmp_path):
     assert found(hf(tmp_path / "checkpoint-7")) == [(None, 7)]
     assert found(lightning(tmp_path / "step=4.ckpt", 4)) == [(None, 4)]
+    assert found(lightning(tmp_path / "best.ckpt", 6)) == [(None, 6)]
 
 
 def test_a_folder_of_nothing_is_told(tmp_path):
