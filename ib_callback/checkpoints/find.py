@@ -55,7 +55,7 @@ def find_checkpoints(wanted: Wanted, tell: Tell) -> tuple[list[Checkpoint], list
         else:
             raise ModelError(f"{source}: expected a folder, a file, or a name on the hub, got none of these")
     by_model: dict[str, list[Checkpoint]] = {}
-    for checkpoint in _told_apart(found):
+    for checkpoint in _told_apart(_once(found)):
         by_model.setdefault(checkpoint.model, []).append(checkpoint)
     chosen = [c for model in by_model.values() for c in _thinned(_staged(model, wanted.stage), wanted.max_points)]
     asked = sum(isinstance(checkpoint.place, hub.OnHub) for checkpoint in chosen)
@@ -82,6 +82,15 @@ def _names(wanted: Wanted) -> list[str]:
     parts = [path.parent.parts if path.name == "checkpoints" else path.parts for path in whole]
     names = dict(zip(local, told_apart(parts), strict=True))
     return [names.get(Path(source), source.partition("@")[0]) for source in wanted.models]
+
+
+def _once(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """What was given several times once; branches at one commit are not the same, for their equality is told."""
+    found: dict[object, Checkpoint] = {}
+    for c in checkpoints:
+        name = c.revision if isinstance(c.place, hub.OnHub) else None
+        found.setdefault((c.model, name, c.place.source), c)
+    return list(found.values())
 
 
 def _told_apart(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import inspect
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +32,7 @@ from ib_callback.results.results import append_result
 _LONGEST_REASON = 300
 # Of a meter's keywords, those that do not change what a number is.
 _HOW = ("batch_size", "memory_budget", "progress")
+_DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Meter).parameters.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +80,17 @@ def run_sweep(checkpoints: Sequence[Checkpoint], path: Path, sweep: Sweep) -> Re
 
     Raises:
         TypeError, ValueError: a setting of the meter that cannot be.
-        TrajectoryError: the file is damaged, cannot be written, or another process writes it.
+        TrajectoryError: the file is damaged, cannot be written, is none of results, or has other checkpoints of these
+            names; or another process writes it.
     """
     measuring = Measuring(sweep)
     with _alone_with(path):
         old = read_rows(path) if size_of(path) else []
+        _check_names(old, checkpoints, path)
         requests = {model: _request(each, sweep) for model, each in sweep.material.items()}
-        done = {(o.model, o.revision, o.request) for o, m in old if o is not None and m.error is None}
-        todo = [c for c in checkpoints if (c.model, c.revision, requests[c.model]) not in done]
+        # With the step, for a file such as best.ckpt is written again and again.
+        done = {(o.model, o.revision, m.step, o.request) for o, m in old if o is not None and m.error is None}
+        todo = [c for c in checkpoints if (c.model, c.revision, c.step, requests[c.model]) not in done]
         if len(todo) < len(checkpoints):
             sweep.tell(f"{len(checkpoints) - len(todo)} of {len(checkpoints)} are in {path} already")
         failed = []
@@ -180,6 +186,33 @@ class Measuring:
         return self._meter
 
 
+def _check_names(old: Iterable[Row], checkpoints: Iterable[Checkpoint], path: Path) -> None:
+    """That a file holds results, and under the names of these checkpoints no others."""
+    sources = {}
+    for origin, _ in old:
+        if origin is None:
+            raise TrajectoryError(
+                f"{path}: expected a file of results, got the trajectory of a run, whose lines name no model. Give "
+                "another -o"
+            )
+        if origin.source is not None:
+            sources[origin.model, origin.revision] = origin.source
+    for checkpoint in checkpoints:
+        before, now = sources.get((checkpoint.model, checkpoint.revision)), checkpoint.place.source
+        if before is not None and not checkpoint.untrained and _is_elsewhere(before, now):
+            raise TrajectoryError(
+                f"{path}: expected results of other names, got {checkpoint.name} of {before} there and of {now} now. "
+                "Give another --name or another -o, or both places in one command if they are one model"
+            )
+
+
+def _is_elsewhere(before: str, now: str) -> bool:
+    """Whether two sources are different places. A branch may move to another commit, and a folder to another place."""
+    if os.path.isabs(before) and os.path.isabs(now):
+        return before != now and os.path.exists(before)
+    return before.rpartition("@")[0] != now.rpartition("@")[0]
+
+
 def _brief(measurement: Measurement) -> str:
     """As much of a measurement as tells whether it went as expected."""
     if measurement.error is not None:
@@ -198,10 +231,12 @@ def _request(material: Material, sweep: Sweep) -> str:
     """A digest of all that is asked for, the model left aside."""
     features: Any = material.features
     named = features.items() if isinstance(features, Mapping) else enumerate(features)
+    # What is given as it is by default is the same as what is left out.
+    meter = {name: _plain(value) for name, value in sorted(sweep.meter.items()) if name not in _HOW}
     asked = {
         "probe": material.probe.fingerprint,
         "features": [[str(name), probe.fingerprint] for name, probe in named],
-        "meter": {name: _plain(value) for name, value in sorted(sweep.meter.items()) if name not in _HOW},
+        "meter": {name: value for name, value in meter.items() if value != _plain(_DEFAULTS.get(name))},
         "dtype": sweep.loading.dtype,
     }
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
@@ -213,8 +248,8 @@ def _plain(value: Any) -> Any:
 
 def _is_known(old: Iterable[Row], origin: Origin, failure: Measurement) -> bool:
     """Whether the file has the same failure of the same checkpoint already."""
-    key = (origin.model, origin.revision, origin.request, failure.error)
-    return any(o is not None and (o.model, o.revision, o.request, m.error) == key for o, m in old)
+    key = (origin.model, origin.revision, failure.step, origin.request, failure.error)
+    return any(o is not None and (o.model, o.revision, m.step, o.request, m.error) == key for o, m in old)
 
 
 class _Clock:
@@ -240,7 +275,8 @@ def _duration(seconds: float) -> str:
 def _alone_with(path: Path) -> Iterator[None]:
     """Nobody else who measures writes the file meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
+    # No marker file instead of a lock that the file system does not have: it would outlive a killed sweep.
+    lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:

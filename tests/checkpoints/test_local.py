@@ -136,6 +136,13 @@ def test_the_same_revision_of_two_places_is_called_by_its_place(tmp_path):
     assert names == [f"{tmp_path}/{run}/checkpoint-5@checkpoint-5" for run in "ab"]
 
 
+def test_what_is_given_twice_is_measured_once(tmp_path):
+    hf(tmp_path / "run" / "checkpoint-5")
+    run, single = tmp_path / "run", tmp_path / "run" / "checkpoint-5"
+    assert wanted(run, run) == [("run", "checkpoint-5", 5)]
+    assert wanted(run, single, name="m") == [("m", "checkpoint-5", 5)]
+
+
 def test_untrained_models_stand_before_their_own(tmp_path):
     hf(tmp_path / "a" / "checkpoint-5")
     hf(tmp_path / "b" / "checkpoint-0")

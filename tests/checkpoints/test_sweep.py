@@ -4,11 +4,12 @@ import gc
 import threading
 import weakref
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from plot_runs import run as synthetic_run
 from tiny_hf import pairs, tiny_model, tiny_probe
 
 from ib_callback import Meter, Results
@@ -30,10 +31,11 @@ class Fake:
     log: list[str] = field(default_factory=list)
     error: Exception | None = None
     wait: threading.Event | None = None
+    path: str | None = None
 
     @property
     def source(self) -> str:
-        return f"made/{self.seed}"
+        return self.path or f"made/{self.seed}"
 
     def fetch(self) -> Path:
         if self.wait is not None:
@@ -128,6 +130,7 @@ def test_what_the_file_holds_is_not_measured_again(tmp_path):
     [
         ({"meter": {**METER, "seed": 1}}, True),
         ({"meter": {**METER, "batch_size": 2}}, False),
+        ({"meter": {**METER, "seed": 0}}, False),
         ({"loading": Loading(dtype="float32")}, True),
         ({"loading": Loading(device="cpu")}, False),
         ({"material": {"m": Material(tiny_probe(), {"tulu": pairs()})}}, True),
@@ -138,6 +141,49 @@ def test_other_settings_are_measured_anew(tmp_path, options, again):
     path = tmp_path / "r.jsonl"
     swept(path, checkpoint(1))
     assert swept(path, checkpoint(1), **options) == Report(int(again), 1 - int(again), ())
+
+
+def test_a_file_that_is_written_again_at_a_later_step_is_measured_again(tmp_path):
+    path = tmp_path / "r.jsonl"
+    best, later = (replace(checkpoint(step), revision="best.ckpt") for step in (1, 2))
+    assert [swept(path, c) for c in (best, best, later)] == [Report(1, 0, ()), Report(0, 1, ()), Report(1, 0, ())]
+    assert Results.load(path)["m"].steps == [1, 2]
+
+
+def test_the_trajectory_of_a_run_is_no_file_of_results(tmp_path):
+    path = tmp_path / "ib_trajectory.jsonl"
+    synthetic_run([0, 10]).save(path)
+    before = path.read_bytes()
+    with pytest.raises(TrajectoryError, match=r"expected a file of results, got the trajectory of a run.*another -o"):
+        swept(path, checkpoint(1))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_refused"),
+    [
+        ("{0}/a/out", "{0}/b/out", True),
+        ("{0}/a/out", "{0}/a/out", False),
+        ("{0}/gone/out", "{0}/b/out", False),  # moved, or measured on another machine
+        ("made/one@1111", "made/other@1111", True),
+        ("made/one@1111", "made/one@2222", False),  # a branch that has moved
+        ("{0}/a/out", "made/one@1111", True),
+    ],
+)
+def test_another_checkpoint_of_the_same_name_is_not_taken_for_known(tmp_path, before, now, is_refused):
+    path = tmp_path / "r.jsonl"
+    for name in "ab":
+        (tmp_path / name / "out").mkdir(parents=True)
+    first, second = (checkpoint(1, path=source.format(tmp_path)) for source in (before, now))
+    swept(path, first)
+    if is_refused:
+        with pytest.raises(
+            TrajectoryError, match=r"m step1 of .* there and of .* now\. Give another --name or another"
+        ):
+            swept(path, second)
+    else:
+        assert swept(path, second) == Report(0, 1, ())
+    assert len(path.read_bytes().splitlines()) == 1
 
 
 def test_a_sweep_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
