@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ib_callback.checkpoints import hub
-from ib_callback.checkpoints.local import find_local
+from ib_callback.checkpoints.local import find_local, gguf_in
 from ib_callback.checkpoints.names import thinned
-from ib_callback.checkpoints.place import Checkpoint, Tell
+from ib_callback.checkpoints.place import Checkpoint, Local, Tell
 from ib_callback.common.errors import ModelError
 from ib_callback.common.files import told_apart
 
@@ -61,7 +62,8 @@ def find_checkpoints(wanted: Wanted, tell: Tell) -> tuple[list[Checkpoint], list
     asked = sum(isinstance(checkpoint.place, hub.OnHub) for checkpoint in chosen)
     if asked > 1:
         tell(f"asking the hub for the files of {asked} revisions")
-    chosen, equal = hub.without_equal(hub.with_files(checkpoint, wanted.gguf) for checkpoint in chosen)
+    listed = [hub.with_files(checkpoint, wanted.gguf) for checkpoint in chosen]
+    chosen, equal = hub.without_equal(listed if wanted.gguf is None else [_with_gguf(c, wanted.gguf) for c in listed])
     if wanted.untrained:
         chosen = _with_untrained(chosen, wanted.seed)
     return chosen, equal
@@ -116,6 +118,18 @@ def _staged(checkpoints: Sequence[Checkpoint], stage: str | None) -> list[Checkp
     return [
         replace(c, stage=stage or (first if c.stage is None and c.step is not None else c.stage)) for c in checkpoints
     ]
+
+
+def _with_gguf(checkpoint: Checkpoint, glob: str) -> Checkpoint:
+    """Called by its GGUF file, too: those beside it, of another quantisation, are other weights."""
+    place, names = checkpoint.place, ()
+    if isinstance(place, hub.OnHub):
+        names = tuple(name for name in place.weights if name.endswith(".gguf"))
+    elif isinstance(place, Local) and place.path.is_dir():
+        with suppress(ModelError):  # several, which is said where it is loaded
+            file = gguf_in(place.path, glob)
+            names = () if file is None else (file.name,)
+    return replace(checkpoint, revision=" ".join([*filter(None, [checkpoint.revision]), *names]) or None)
 
 
 def _thinned(checkpoints: Sequence[Checkpoint], most: int | None) -> list[Checkpoint]:

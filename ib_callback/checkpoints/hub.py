@@ -24,8 +24,8 @@ _TOKENIZER = (
 _CONFIGURATION = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py")
 # Files of weights in the order of preference; one kind is enough.
 _WEIGHTS = (
-    r"model(-\d{5}-of-\d{5})?\.safetensors",
-    r"pytorch_model(-\d{5}-of-\d{5})?\.bin",
+    r"model(-\d+-of-\d+)?\.safetensors",
+    r"pytorch_model(-\d+-of-\d+)?\.bin",
     r"[^/]+\.gguf",
 )
 # Of a file that stops in the middle huggingface_hub takes up the rest itself; so often it is asked once more.

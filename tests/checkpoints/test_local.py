@@ -143,6 +143,13 @@ def test_what_is_given_twice_is_measured_once(tmp_path):
     assert wanted(run, single, name="m") == [("m", "checkpoint-5", 5)]
 
 
+def test_a_gguf_file_that_was_named_is_another_revision_than_those_beside_it(tmp_path):
+    for name in ("small-Q4.gguf", "small-Q8.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    revisions = [wanted(tmp_path, gguf=glob)[0][1] for glob in (None, "*Q4*", "*Q8*", "*")]
+    assert revisions == [None, "small-Q4.gguf", "small-Q8.gguf", None]
+
+
 def test_untrained_models_stand_before_their_own(tmp_path):
     hf(tmp_path / "a" / "checkpoint-5")
     hf(tmp_path / "b" / "checkpoint-0")
