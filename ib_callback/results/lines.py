@@ -16,7 +16,7 @@ from ib_callback.common.messages import warn
 from ib_callback.results.measurement import Measurement, incomparable_settings
 
 _SEAL = re.compile(rb', "crc32": "([^"]*)"}\s*$')
-# Settings in which checkpoints of one model may differ and still be one course, of which the trajectory then warns.
+# Settings in which different checkpoints of one model may differ and be one course, of which the trajectory then warns.
 _OF_THE_MODEL = ("dtype", "layers", "loss")
 
 
@@ -140,8 +140,8 @@ def courses_of(rows: Iterable[Row], path: object) -> dict[str, list[tuple[Origin
 
     Where a model was trained in several stages its stages have a course each, for steps are counted anew; and one each
     has what was measured with settings that cannot be compared, numbered from the second on. Of a checkpoint that was
-    measured again the last success counts; a failure counts where there is no success. The tokens of an origin are
-    those of its measurement.
+    measured again with the same settings the last success counts; a failure counts where there is no success. The
+    tokens of an origin are those of its measurement.
 
     Args:
         rows: of one file or of several.
@@ -185,29 +185,39 @@ def _comparable(
         if entry[1].error is not None:
             failed.append(entry)
             continue
-        why = ""
-        for group, _ in groups:
-            found = incomparable_settings(group[0][1], entry[1])
-            hard = [text for name, text in found.items() if re.split(r"[./]", name)[0] not in _OF_THE_MODEL]
-            if not hard:
-                group.append(entry)
-                break
-            why = why or "; ".join(hard)
+        found = [incomparable_settings(group[0][1], entry[1]) for group, _ in groups]
+        same = [group for (group, _), differences in zip(groups, found, strict=True) if not differences]
+        alike = [
+            group
+            for (group, _), differences in zip(groups, found, strict=True)
+            if all(re.split(r"[./]", name)[0] in _OF_THE_MODEL for name in differences)
+            # The same checkpoint in another precision, or at other layers, takes no place of the first.
+            and _key(*entry) not in {_key(*other) for other in group}
+        ]
+        if same or alike:
+            (same or alike)[0].append(entry)
         else:
-            groups.append(([entry], why))
-    measured = {(o.revision, m.step) for group, _ in groups for o, m in group}
-    failed = [(o, m) for o, m in failed if (o.revision, m.step) not in measured]
+            groups.append(([entry], "; ".join(found[0].values()) if found else ""))
+    measured = {_key(*entry) for group, _ in groups for entry in group}
+    failed = [entry for entry in failed if _key(*entry) not in measured]
     if not groups:
         return [(failed, "")]
     groups[0][0].extend(failed)
     return groups
 
 
+def _key(origin: Origin, measurement: Measurement) -> object:
+    """What tells a checkpoint from others; of a trajectory's points that have no step each is one of its own."""
+    known = (origin.revision, measurement.step)
+    return known if origin.request is not None or known != (None, None) else id(measurement)
+
+
 def _in_order(course: Iterable[tuple[Origin, Measurement]], name: str) -> list[tuple[Origin, Measurement]]:
-    last = {(origin.revision, m.step): (origin, m) for origin, m in course}
+    last = {_key(origin, m): (origin, m) for origin, m in course}
     by_step: dict[int, tuple[Origin, Measurement]] = {}
     without = []
-    for (revision, step), entry in last.items():
+    for entry in last.values():
+        revision, step = entry[0].revision, entry[1].step
         if step is None:
             without.append(entry)
         elif step not in by_step or by_step[step][1].error is not None:

@@ -149,6 +149,23 @@ def test_checkpoints_of_another_precision_are_one_course():
         assert Results([(replace(o, revision=str(m.step)), m) for o, m in rows])["a"].steps == [0, 9]
 
 
+@pytest.mark.parametrize("other", [{"dtype": "bfloat16"}, {"layers": ["h.1"]}])
+def test_one_checkpoint_in_another_precision_or_at_other_layers_takes_no_place_of_the_first(other):
+    rows = [(of("a", f"step{s}"), measurement(s, settings=SETTINGS)) for s in (0, 9)]
+    more = [(of("a", f"step{s}"), measurement(s, settings=SETTINGS | other)) for s in (0, 9, 20)]
+    with pytest.warns(RuntimeWarning, match=rf"those of 'a \(2\)' differ from the first ones in {next(iter(other))}"):
+        results = Results([*rows, *more])
+    assert {name: t.steps for name, t in results.items()} == {"a": [0, 9], "a (2)": [0, 9, 20]}
+    assert not results["a"].mixture
+    assert not results["a (2)"].mixture
+
+
+def test_points_of_a_run_that_have_no_step_are_all_kept(tmp_path):
+    points = [measurement(None), replace(measurement(None), seconds=9.0), failed(None)]
+    Trajectory(points).save(tmp_path / "t.jsonl")
+    assert list(Results.load(tmp_path / "t.jsonl")["t"]) == [points[0], points[1], points[2]]
+
+
 def test_runs_and_trajectory_files_are_models_with_the_name_of_their_place(tmp_path):
     directory = tmp_path / "width 64"
     directory.mkdir()
