@@ -6,9 +6,10 @@ import importlib
 import inspect
 import os
 import pickle
+import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from ib_callback.measuring.model.access import named_by_model, transformers_mode
 _STATES = ("state_dict", "model_state_dict", "model")
 _HYPER_PARAMETERS = "hyper_parameters"
 _CONFIG = "config.json"
+_NUMBER = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,18 @@ class Loading:
 
     def __post_init__(self) -> None:
         _dtype(self.dtype)
+        try:  # or every checkpoint would be fetched in vain
+            torch.empty(0, device=self.device)
+        except Exception as error:  # torch raises what comes along
+            raise ModelError(
+                f"--device: expected one that is here, such as cpu or cuda:0, got {self.device!r} "
+                f"({describe(error).splitlines()[0]})"
+            ) from error
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """None: that of the weights."""
+        return None if self.dtype == "auto" else _dtype(self.dtype)
 
 
 @contextmanager
@@ -102,7 +116,7 @@ def _trained(path: Path, loading: Loading, folder: str) -> nn.Module:
     if shards is not None:
         _check_no_map(loading, path)
         model = _skeleton(path, loading, {})
-        load_shards(_inside(model), shards)
+        load_shards(_inside(model), shards, loading.torch_dtype)
         return model
     gguf = gguf_in(path, loading.gguf)
     if gguf is not None:
@@ -114,7 +128,7 @@ def _trained(path: Path, loading: Loading, folder: str) -> nn.Module:
     content = _read(path, allow_pickle=loading.allow_pickle)
     state = next((content[name] for name in _STATES if isinstance(content.get(name), Mapping)), content)
     model = _skeleton(path, loading, content.get(_HYPER_PARAMETERS))
-    load_mapping(_inside(model), state, str(path))
+    load_mapping(_inside(model), state, str(path), loading.torch_dtype)
     return model
 
 
@@ -149,7 +163,19 @@ def _from_transformers(path: Path, loading: Loading, folder: str, **keywords: An
             f"{path}: expected weights of every parameter of {type(model).__name__}, got none that fit for "
             f"{len(missing)}: {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}"
         )
+    _check_all_layers(model, found.get("unexpected_keys") or (), path)
     return model
+
+
+def _check_all_layers(model: nn.Module, left_over: Iterable[str], path: Path) -> None:
+    """That weights are not of more layers than the configuration has; others, such as of another head, are no harm."""
+    kinds = {_NUMBER.sub(".N.", name) for name, _ in model.named_parameters()}
+    more = sorted(name for name in map(str, left_over) if _NUMBER.search(name) and _NUMBER.sub(".N.", name) in kinds)
+    if more:
+        raise ModelError(
+            f"{path}: expected weights of the layers that its configuration has, got those of more: "
+            f"{', '.join(more[:5])}{', …' if len(more) > 5 else ''}"
+        )
 
 
 def _skeleton(path: Path, loading: Loading, hyper_parameters: Any) -> nn.Module:

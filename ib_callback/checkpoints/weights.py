@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,14 @@ from ib_callback.common.errors import ModelError
 _CONSTANTS = ("attn.bias", "attn.masked_bias", "rotary_emb.inv_freq")
 
 
-def load_mapping(model: nn.Module, state: Mapping[str, Any], what: str) -> None:
+def load_mapping(model: nn.Module, state: Mapping[str, Any], what: str, dtype: torch.dtype | None = None) -> None:
     """Tensors by name into the parameters and buffers of a model.
 
     Args:
         model: whose names are those of the tensors, but for what stands in front of these.
         state: more than tensors may be in it.
         what: where they are from, for messages.
+        dtype: of the parameters; None: that of most of the weights.
 
     Raises:
         ModelError: tensors that are missing, left over or of another shape.
@@ -30,13 +33,19 @@ def load_mapping(model: nn.Module, state: Mapping[str, Any], what: str) -> None:
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     own = model.state_dict(keep_vars=True)
     names = matching(own, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, what)
+    _cast(model, dtype, ((tensors[there].dtype, tensors[there].numel()) for there in names.values()))
     with torch.no_grad():
         for name, there in names.items():
             own[name].copy_(tensors[there])
 
 
-def load_shards(model: nn.Module, folder: Path) -> None:
+def load_shards(model: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
     """The shards of torch.distributed into a model, by one process, however many wrote them.
+
+    Args:
+        model: as for `load_mapping`.
+        folder: where they lie.
+        dtype: as for `load_mapping`.
 
     Raises:
         ModelError: tensors that are missing, left over or of another shape.
@@ -47,6 +56,8 @@ def load_shards(model: nn.Module, folder: Path) -> None:
     sizes = {name: tuple(entry.size) for name, entry in listed.items() if hasattr(entry, "size")}
     own = model.state_dict(keep_vars=True)
     names = matching(own, sizes, str(folder))
+    stored = ((listed[there].properties.dtype, math.prod(sizes[there])) for there in names.values())
+    _cast(model, dtype, stored)
     state = {there: own[name].detach() for name, there in names.items()}
     with warnings.catch_warnings():
         # That there is one process alone is meant.
@@ -69,9 +80,9 @@ def matching(own: Mapping[str, Tensor], there: Mapping[str, tuple[int, ...]], wh
         what: where they are from, for messages.
 
     Raises:
-        ModelError: tensors that are missing, left over or of another shape.
+        ModelError: tensors that are missing, left over or of another shape, or several sets of them.
     """
-    front = _front(own, there)
+    front = _front(own, there, what)
     names = {name: front + name for name in own if front + name in there}
     given = {own[name].data_ptr() for name in names if own[name].numel()}
     missing = [name for name in own if name not in names and own[name].data_ptr() not in given]
@@ -87,11 +98,31 @@ def matching(own: Mapping[str, Tensor], there: Mapping[str, tuple[int, ...]], wh
     return names
 
 
-def _front(own: Collection[str], there: Collection[str]) -> str:
+def _front(own: Collection[str], there: Collection[str], what: str) -> str:
     """What stands in front of the names there: that with which most of one's own are found."""
     first = max(own, key=len, default="")
     fronts = [name[: len(name) - len(first)] for name in there if name == first or name.endswith(f".{first}")]
-    return max(fronts, key=lambda front: sum(front + name in there for name in own), default="")
+    found = {front: sum(front + name in there for name in own) for front in fronts}
+    most = max(found.values(), default=0)
+    best = [front for front, number in found.items() if number == most]
+    if len(best) > 1 and 2 * most > len(own):
+        # Such as those of a policy and of its reference, or an average of weights beside them.
+        raise ModelError(
+            f"{what}: expected the weights of this model once, got them {len(best)} times, with {_some(best)} in "
+            "front. Save those that are meant in a file of their own"
+        )
+    return best[0] if best else ""
+
+
+def _cast(model: nn.Module, dtype: torch.dtype | None, stored: Iterable[tuple[torch.dtype, int]]) -> None:
+    """Bring the parameters to a dtype; None: that of most of the numbers stored. Buffers stay as they were made."""
+    numbers: Counter[torch.dtype] = Counter()
+    for each, number in stored:
+        numbers[each] += number if each.is_floating_point else 0
+    wanted = dtype if dtype is not None or not +numbers else numbers.most_common(1)[0][0]
+    for parameter in model.parameters() if wanted is not None else ():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(wanted)
 
 
 def _some(names: list[str]) -> str:

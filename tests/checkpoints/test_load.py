@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,6 +111,23 @@ def test_files_of_own_loops(folder, tmp_path, front, key):
     assert same_weights(weights_at(tmp_path / "a.pt", config=str(folder)), expected)
 
 
+@pytest.mark.parametrize("place", [{"config": "bf16"}, {"factory": "tiny_hf:tiny_model"}])
+@pytest.mark.parametrize(("dtype", "expected"), [("auto", torch.float32), ("float16", torch.float16)])
+def test_weights_without_a_configuration_keep_their_dtype_or_have_the_one_asked_for(
+    folder, tmp_path, monkeypatch, place, dtype, expected
+):
+    monkeypatch.chdir(tmp_path)
+    folder.rename("bf16")
+    config = json.loads(Path("bf16/config.json").read_text())
+    Path("bf16/config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    state = weights(tiny_model(4))
+    torch.save(state, "a.pt")
+    save_shards(state, tmp_path / "shards")
+    for name in ("a.pt", "shards"):
+        loaded_ones = weights_at(Path(name), dtype=dtype, **place)
+        assert same_weights(loaded_ones, {name: value.to(expected) for name, value in state.items()})
+
+
 def test_files_that_can_run_code_are_refused(folder, tmp_path):
     torch.save({"model": weights(tiny_model(4)), "args": SimpleNamespace(lr=1)}, tmp_path / "a.pt")
     with pytest.raises(ModelError, match=r"holds more than tensors and plain values.*--allow-pickle"):
@@ -175,6 +193,24 @@ OWN = {"a.weight": torch.zeros(2, 3), "b.weight": torch.zeros(4)}
 def test_weights_of_another_model_are_refused(there, message):
     with pytest.raises(ModelError, match=rf"^here: expected the weights of this model, but {message}$"):
         matching(OWN, there, "here")
+
+
+def test_of_two_sets_of_weights_none_is_chosen():
+    there = {f"{front}.{name}": tuple(value.shape) for front in ("policy", "reference") for name, value in OWN.items()}
+    with pytest.raises(ModelError, match=r"got them 2 times, with policy\., reference\. in front"):
+        matching(OWN, there, "here")
+
+
+def test_weights_of_more_layers_than_the_configuration_has_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_layer": 1}))
+    with pytest.raises(ModelError, match=r"expected weights of the layers that its configuration has, got .*h\.1\."):
+        weights_at(folder)
+
+
+def test_a_device_is_one_that_is_here():
+    with pytest.raises(ModelError, match=r"--device: expected one that is here, such as cpu or cuda:0, got 'tpu9'"):
+        Loading(device="tpu9")
 
 
 def test_what_lies_beside_the_model_is_left_alone():
