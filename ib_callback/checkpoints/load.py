@@ -170,7 +170,13 @@ def _from_transformers(path: Path, loading: Loading, folder: str, **keywords: An
 def _check_all_layers(model: nn.Module, left_over: Iterable[str], path: Path) -> None:
     """That weights are not of more layers than the configuration has; others, such as of another head, are no harm."""
     kinds = {_NUMBER.sub(".N.", name) for name, _ in model.named_parameters()}
-    more = sorted(name for name in map(str, left_over) if _NUMBER.search(name) and _NUMBER.sub(".N.", name) in kinds)
+    modules = {name for name, _ in model.named_modules()}
+    more = [
+        name
+        for name in sorted(map(str, left_over))
+        if _NUMBER.sub(".N.", name) in kinds
+        and any(name[: match.end() - 1] not in modules for match in _NUMBER.finditer(name))
+    ]
     if more:
         raise ModelError(
             f"{path}: expected weights of the layers that its configuration has, got those of more: "

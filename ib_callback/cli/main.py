@@ -81,8 +81,10 @@ def _select(options: argparse.Namespace) -> int:
 def _plot(options: argparse.Namespace) -> int:
     from ib_callback.cli import plot
 
+    # A table on the screen is to be piped into other programs.
+    where = sys.stderr if "-" in (options.csv, options.json) else sys.stdout
     for path in plot.draw(options):
-        print(path)
+        print(path, file=where)
     return DONE
 
 

@@ -23,6 +23,9 @@ from ib_callback.results.measurement import Measurement
 from ib_callback.results.results import Results
 
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Meter).parameters.items()}
+# Options of a sweep that a sidecar does not have, and the other way round.
+_NOT_WATCHING = ("revisions", "max_points", "initial", "name", "stage", "shard", "evict", "csv", "json")
+_WATCHING = ("until", "idle", "wandb_project", "wandb_group")
 
 
 def add_measure_command(commands: Any) -> None:
@@ -166,7 +169,9 @@ def _measure(options: argparse.Namespace) -> int:
     if options.watch is not None:
         if options.models or options.output:
             raise ValueError("--watch: expected to be given alone, got MODEL or -o as well. Leave them out")
+        _check_unused(options, _NOT_WATCHING, "is of no use with --watch")
         return _watch(options, loading)
+    _check_unused(options, _WATCHING, "is of use with --watch alone")
     if not options.models or options.output is None:
         raise ValueError("expected at least one MODEL and -o FILE, or --watch RUN_DIR; see ib-callback measure --help")
     wanted = Wanted(
@@ -187,6 +192,12 @@ def _measure(options: argparse.Namespace) -> int:
     for left_out, kept in equal:
         _tell(f"equal weights: {left_out.name} is {kept.revision or kept.name}")
     return _end(report.failed)
+
+
+def _check_unused(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """That nothing was asked for that would not be done."""
+    if given := [name for name in names if getattr(options, name) not in (None, False, [])]:
+        raise ValueError(f"--{given[0].replace('_', '-')}: {why}. Leave it out")
 
 
 def _watch(options: argparse.Namespace, loading: Loading) -> int:

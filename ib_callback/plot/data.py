@@ -97,7 +97,7 @@ def numbered(points: Sequence[Measurement], x: str = "step") -> tuple[np.ndarray
         if unknown:
             raise ValueError(
                 f"x: expected points whose tokens are known, got {len(unknown)} of {len(points)} without. Give "
-                "tokens_per_step= to the callback, --tokens-per-step to measure, or draw them over steps"
+                "tokens_per_step= to the callback, --tokens-per-step and another -o to measure, or draw over steps"
             )
         return np.array([point.tokens_seen or 0 for point in points], dtype=float), "training tokens"
     steps = [point.step for point in points if point.step is not None]

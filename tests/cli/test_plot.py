@@ -168,9 +168,8 @@ def test_models_of_a_file_of_results_are_compared_and_written_as_a_table(results
         rows = list(csv.DictReader(file))
     assert [(row["model"], row["step"]) for row in rows] == [(m, s) for m in "ab" for s in ("0", "10", "100")]
     assert float(rows[4]["bigram/complexity"]) == measurement(10, orders=2, scale=1.1)["bigram"].complexity
-    listed, _, files = output.out.rpartition("]\n")
-    assert files.split() == ["both.svg", "both.csv"]
-    assert [row["revision"] for row in json.loads(f"{listed}]")] == [f"step{s}" for _ in "ab" for s in (0, 10, 100)]
+    assert output.err.split()[:2] == ["both.svg", "both.csv"]
+    assert [row["revision"] for row in json.loads(output.out)] == [f"step{s}" for _ in "ab" for s in (0, 10, 100)]
     # Beside a run, and of one model alone.
     assert main.main(["plot", str(results), str(runs / "small"), "-o", "both.svg"]) == 0
     assert {"a", "b", "small"} <= texts("both.svg")
