@@ -122,14 +122,15 @@ def _staged(checkpoints: Sequence[Checkpoint], stage: str | None) -> list[Checkp
 
 def _with_gguf(checkpoint: Checkpoint, glob: str) -> Checkpoint:
     """Called by its GGUF file, too: those beside it, of another quantisation, are other weights."""
-    place, names = checkpoint.place, ()
+    place = checkpoint.place
+    names = [] if checkpoint.revision is None else [checkpoint.revision]
     if isinstance(place, hub.OnHub):
-        names = tuple(name for name in place.weights if name.endswith(".gguf"))
+        names += [name for name in place.weights if name.endswith(".gguf")]
     elif isinstance(place, Local) and place.path.is_dir():
         with suppress(ModelError):  # several, which is said where it is loaded
             file = gguf_in(place.path, glob)
-            names = () if file is None else (file.name,)
-    return replace(checkpoint, revision=" ".join([*filter(None, [checkpoint.revision]), *names]) or None)
+            names += [] if file is None else [file.name]
+    return replace(checkpoint, revision=" ".join(names) or None)
 
 
 def _thinned(checkpoints: Sequence[Checkpoint], most: int | None) -> list[Checkpoint]:

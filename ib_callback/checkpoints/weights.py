@@ -51,9 +51,11 @@ def load_shards(model: nn.Module, folder: Path, dtype: torch.dtype | None = None
         ModelError: tensors that are missing, left over or of another shape.
     """
     from torch.distributed.checkpoint import FileSystemReader, load
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    listed = FileSystemReader(folder).read_metadata().state_dict_metadata
-    sizes = {name: tuple(entry.size) for name, entry in listed.items() if hasattr(entry, "size")}
+    metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
+    listed = {name: entry for name, entry in metadata.items() if isinstance(entry, TensorStorageMetadata)}
+    sizes = {name: tuple(entry.size) for name, entry in listed.items()}
     own = model.state_dict(keep_vars=True)
     names = matching(own, sizes, str(folder))
     stored = ((listed[there].properties.dtype, math.prod(sizes[there])) for there in names.values())
