@@ -59,6 +59,7 @@ def find_checkpoints(wanted: Wanted, tell: Tell) -> tuple[list[Checkpoint], list
     for checkpoint in _told_apart(_once(found)):
         by_model.setdefault(checkpoint.model, []).append(checkpoint)
     chosen = [c for model in by_model.values() for c in _thinned(_staged(model, wanted.stage), wanted.max_points)]
+    chosen = [replace(checkpoint, number=number) for number, checkpoint in enumerate(chosen)]
     asked = sum(isinstance(checkpoint.place, hub.OnHub) for checkpoint in chosen)
     if asked > 1:
         tell(f"asking the hub for the files of {asked} revisions")
@@ -70,8 +71,12 @@ def find_checkpoints(wanted: Wanted, tell: Tell) -> tuple[list[Checkpoint], list
 
 
 def shard_of(checkpoints: Sequence[Checkpoint], shard: tuple[int, int] | None) -> list[Checkpoint]:
-    """The checkpoints that one of several processes measures: every so many, from its number on, which begins at 1."""
-    return list(checkpoints) if shard is None else list(checkpoints[shard[0] - 1 :: shard[1]])
+    """The checkpoints that one of several processes measures: every so many, from its number on, which begins at 1.
+
+    What was left out for its weights keeps its number: where the hub does not answer one process, equal weights are
+    not told there, and by place in the list all later ones would be others' than elsewhere.
+    """
+    return [c for c in checkpoints if shard is None or c.number % shard[1] == shard[0] - 1]
 
 
 def _names(wanted: Wanted) -> list[str]:

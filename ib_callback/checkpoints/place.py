@@ -87,6 +87,7 @@ class Checkpoint:
         place: where its files are.
         untrained: whether weights are drawn anew, and only the configuration is that of the place.
         weights: hashes of all files of weights, where they are known without reading them.
+        number: among all that were found, whether or not they are measured; by it shards share the work.
     """
 
     model: str
@@ -97,6 +98,7 @@ class Checkpoint:
     place: Place = field(repr=False)
     untrained: bool = False
     weights: tuple[str, ...] = ()
+    number: int = 0
 
     @property
     def name(self) -> str:

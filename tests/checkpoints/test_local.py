@@ -173,3 +173,8 @@ def test_shards_are_disjoint_and_whole(tmp_path):
     parts = [shard_of(checkpoints, (number, 3)) for number in (1, 2, 3)]
     assert sorted((c.step for part in parts for c in part), key=int) == list(range(7))
     assert [len(part) for part in parts] == [3, 2, 2]
+    # One process knows of equal weights, of which another one could not be told.
+    fewer = [c for c in checkpoints if c.step != 2]
+    assert [c.step for c in shard_of(fewer, (1, 3))] == [0, 3, 6]
+    untrained, _ = find_checkpoints(Wanted(models=[str(tmp_path / "checkpoint-1")], untrained=True), print)
+    assert [c.step for c in shard_of(untrained, (1, 2))] == [0, 1]
