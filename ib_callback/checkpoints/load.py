@@ -253,6 +253,11 @@ def _read(path: Path, *, allow_pickle: bool) -> dict[str, Any]:
             f"{path}: holds more than tensors and plain values, or is damaged ({describe(error).splitlines()[0]}). If "
             "you trust whoever wrote it, load it with --allow-pickle, by which it can run any code"
         ) from error
+    except (EOFError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"{path}: expected a whole file of weights, got one that cannot be read "
+            f"({describe(error).splitlines()[0]}). It may be torn: save it anew, or move it away"
+        ) from error
     if isinstance(content, nn.Module):
         content = content.state_dict()
     if not isinstance(content, dict):

@@ -178,6 +178,15 @@ def test_a_torn_file_is_an_error(folder):
         weights_at(folder)
 
 
+def test_a_torn_file_of_torch_is_said_to_be_one(folder, tmp_path):
+    torch.save(weights(tiny_model(4)), tmp_path / "whole.pt")
+    content = (tmp_path / "whole.pt").read_bytes()
+    for size in (0, 100, len(content) // 2):
+        (tmp_path / "torn.pt").write_bytes(content[:size])
+        with pytest.raises(ModelError, match=r"torn\.pt: .*(cannot be read|is damaged)"):
+            weights_at(tmp_path / "torn.pt", config=str(folder))
+
+
 OWN = {"a.weight": torch.zeros(2, 3), "b.weight": torch.zeros(4)}
 
 
