@@ -186,16 +186,15 @@ def _comparable(
             failed.append(entry)
             continue
         found = [incomparable_settings(group[0][1], entry[1]) for group, _ in groups]
-        same = [group for (group, _), differences in zip(groups, found, strict=True) if not differences]
-        alike = [
+        fitting = [group for (group, _), differences in zip(groups, found, strict=True) if not differences] or [
             group
             for (group, _), differences in zip(groups, found, strict=True)
             if all(re.split(r"[./]", name)[0] in _OF_THE_MODEL for name in differences)
             # The same checkpoint in another precision, or at other layers, takes no place of the first.
             and _key(*entry) not in {_key(*other) for other in group}
         ]
-        if same or alike:
-            (same or alike)[0].append(entry)
+        if fitting:
+            fitting[0].append(entry)
         else:
             groups.append(([entry], "; ".join(found[0].values()) if found else ""))
     measured = {_key(*entry) for group, _ in groups for entry in group}
