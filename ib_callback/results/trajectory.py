@@ -21,6 +21,7 @@ from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import write_atomically
 from ib_callback.common.messages import describe, warn
 from ib_callback.results.correlation import Correlation, correlations
+from ib_callback.results.guard import Guard
 from ib_callback.results.measurement import Measurement, incomparable_settings
 from ib_callback.results.metrics import PLANE, WHOLE, Mode
 from ib_callback.results.phases import DEFAULT_RULE, PhaseRule, Phases, find_phases
@@ -197,6 +198,7 @@ class Trajectory(Sequence[Measurement]):
         *,
         mode: Mode | None = None,
         phase_rule: PhaseRule | None = None,
+        guard: Guard = "loss",
     ) -> Measurement | None:
         """The best point of the run, or None if none can be selected; see `ib_callback.results.selection.Selection`.
 
@@ -205,11 +207,13 @@ class Trajectory(Sequence[Measurement]):
             select_from: "compression", "fit", or the first step that can be selected.
             mode: "min" or "max"; by default what is known to be better for the metric.
             phase_rule: when a phase is recognised; by default the run's own rule.
+            guard: "loss" or a tolerance in nats: a point whose held-out loss is above the lowest by more cannot be the
+                best. None: exactly the published choice.
 
         Raises:
             ValueError: no point has such a metric, or a setting is out of range.
         """
-        return Selection(by, mode, select_from, phase_rule or self.phase_rule).best(self)
+        return Selection(by, mode, select_from, phase_rule or self.phase_rule, guard=guard).best(self)
 
     def correlations(
         self, scores: Mapping[int, float] | None = None, *, select_from: SelectFrom | None = None
@@ -226,7 +230,7 @@ class Trajectory(Sequence[Measurement]):
         """
         if select_from is None:
             select_from = 0 if self.phases().fit_start is None else "fit"
-        selection = Selection("complexity", None, select_from, self.phase_rule, least_learned=0.0)
+        selection = Selection("complexity", None, select_from, self.phase_rule, least_learned=0.0, guard="loss")
         return correlations([c.measurement for c in selection.choose(self).candidates if c.rejected is None], scores)
 
     def save(self, path: str | os.PathLike[str]) -> None:
