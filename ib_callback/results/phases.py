@@ -417,6 +417,11 @@ class PhaseTracker:
                 self._compression = None
 
     @property
+    def has_compressed(self) -> bool:
+        """Whether a compression has been recognised, before the model memorised if it does."""
+        return self._compression is not None
+
+    @property
     def lowest_loss(self) -> float | None:
         """The lowest held-out loss so far, nats a token; None without one."""
         return self._lowest_of_all

@@ -208,7 +208,8 @@ class Selection:
         False for the points between the start of a phase and its recognition, which `choose` counts.
         """
         trained = bool(tracker.trained)
-        if self._rejected(measurement, tracker.phase, tracker.collapsed, None, trained) is not None:
+        phase = _before_memorising(tracker.phase, tracker.has_compressed)
+        if self._rejected(measurement, phase, tracker.collapsed, None, trained) is not None:
             return False
         margin = self.margin(measurement, trained=trained)
         lowest = tracker.lowest_loss
@@ -245,8 +246,8 @@ class Selection:
             if phases is None:
                 rejected = self._rejected(m, Phase.INITIAL, False, None, trained)
             else:
-                known = (phases.phases[index], phases.collapsed[index], phases.learned[index])
-                rejected = self._rejected(m, *known, trained)
+                phase = _before_memorising(phases.phases[index], phases.compression_start is not None)
+                rejected = self._rejected(m, phase, phases.collapsed[index], phases.learned[index], trained)
             if rejected is None and value is None:
                 rejected = "the metric is undefined"
             if rejected is None and value is not None and m.step is not None:
@@ -295,3 +296,10 @@ class Selection:
         if learned is not None and learned < self.least_learned:
             return f"less than {self.least_learned:.0%} of the highest expressivity"
         return None
+
+
+def _before_memorising(phase: Phase | None, has_compressed: bool) -> Phase | None:
+    """What a run that memorises had come to before: not every one has compressed."""
+    if phase is not Phase.MEMORISING:
+        return phase
+    return Phase.COMPRESSION if has_compressed else Phase.FITTING

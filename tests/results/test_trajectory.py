@@ -361,7 +361,7 @@ def test_other_damage_is_an_error_that_names_file_and_line(tmp_path, number, dam
 # --- the rule of its phases
 
 
-RULE = PhaseRule(drop=0.15)  # recognises the compression of `run(C, E)` at 1800, the default one at 1500
+RULE = PhaseRule(drop=0.25)  # recognises the compression of `run(C, E)` at 1800, the default one at 1500
 
 
 def test_the_phases_of_a_run_are_those_of_its_own_rule():
