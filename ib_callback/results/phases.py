@@ -399,7 +399,7 @@ class PhaseTracker:
 
     def _judge_loss(self, index: int, loss: float, train_loss: float | None, tolerance: float) -> None:
         self._losses.append((index, loss, train_loss))
-        if loss < self._losses[self._lowest][1]:
+        if loss <= self._losses[self._lowest][1]:
             self._lowest = len(self._losses) - 1
         at, lowest, trained_to = self._losses[self._lowest]
         self.worse_for = self.worse_for + 1 if loss > lowest + tolerance else 0

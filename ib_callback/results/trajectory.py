@@ -223,13 +223,13 @@ class Trajectory(Sequence[Measurement]):
         Args:
             scores: by step, such as the loss or the result of a benchmark.
             select_from: which points to use: "compression", "fit", or all from a step on. The collapse dominates
-                what it takes part in: by default points from the fit on are used, or all where none was recognised.
+                what it takes part in: by default points from where the fit is recognised are used, or all where none is.
 
         Returns:
             By pair of names: `(metric, "score")` with scores, else every two of the main metrics and `"step"`.
         """
         if select_from is None:
-            select_from = 0 if self.phases().fit_start is None else "fit"
+            select_from = self.phases().fit_recognised or 0
         selection = Selection("complexity", None, select_from, self.phase_rule, least_learned=0.0, guard="loss")
         return correlations([c.measurement for c in selection.choose(self).candidates if c.rejected is None], scores)
 

@@ -123,11 +123,10 @@ def test_points_without_a_loss_are_not_guarded():
 
 
 def test_a_selection_by_a_feature_is_not_guarded_unless_it_is_told():
-    points = [replace(m, loss=3.0 + 0.01 * i) for i, m in enumerate(informed(0.01))]
-    # The information rises to the end.
+    # The information rises to the end, and the loss from 2000 on.
+    points = [replace(m, loss=3.0 + 0.01 * max(i - 20, 0)) for i, m in enumerate(informed(0.01))]
     assert Selection("preference").best(points).step == 3000
-    # Compression begins at 1000, with a loss of 3.10; the lowest of all is 3.00.
-    assert Selection("preference", guard=0.12).best(points).step == 1200
+    assert Selection("preference", guard=0.055).best(points).step == 2500
 
 
 def test_of_a_run_from_trained_weights_every_point_counts():
