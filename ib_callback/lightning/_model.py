@@ -153,9 +153,13 @@ def _through(outermost: nn.Module, pl_module: Any, body: Callable[[], Any]) -> A
 class Losses:
     """Mean training loss over the batches since it was last asked for; no device is waited for meanwhile."""
 
-    def __init__(self) -> None:
-        self._sum: Any = 0.0
-        self._number = 0
+    def __init__(self, total: float = 0.0, number: int = 0) -> None:
+        self._sum: Any = total
+        self._number = number
+
+    def state(self) -> list[float | int]:
+        """For a checkpoint: what `Losses` takes."""
+        return [float(self._sum), self._number]
 
     def add(self, outputs: Any, accumulated: int = 1) -> None:
         """Take what `training_step` gave.

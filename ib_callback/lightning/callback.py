@@ -188,7 +188,7 @@ class IBCallback(Follows, Callback):
         saving: dict[str, Any] = {}
         with self._run.survived("Which checkpoints are to be removed later could not be noted"):
             saving = self._saving_state()
-        return {**self._state, **self._run.progress(), **saving}
+        return {**self._state, **self._run.progress(), **saving, "losses": self._losses.state()}
 
     def _saving_state(self) -> dict[str, Any]:
         """Which checkpoints are kept, or will be when this one is complete."""
@@ -235,7 +235,6 @@ class IBCallback(Follows, Callback):
         self._begun = True
         self._running = False
         self._measured, self._trained, self._deferred = None, {}, None
-        self._losses = Losses()
         self._step = step = trainer.global_step
         self._epoch = trainer.current_epoch
         writes = trainer.is_global_zero and not trainer.fast_dev_run
@@ -246,6 +245,7 @@ class IBCallback(Follows, Callback):
             self._set(self._target.layers, self._target.forward)
             run.meter.progress = trainer.is_global_zero and self._shows_progress(trainer)
             earlier = self._state if step else {}
+            self._losses = Losses(*earlier.get("losses", ()))
             directory = self._directory(trainer)
             if earlier and writes:
                 bring_along(Path(earlier["directory"]), directory)

@@ -131,7 +131,7 @@ class LiveRules:
         parts = []
         if self.stopping is not None:
             rule = self.stopping
-            who = "training stops" if rule.act else "it is said, and no more, that training should stop"
+            who = "stopping:" if rule.act else "stopping, which is said and not done:"
             if rule.guard is None:
                 how = f"when {rule.monitor} has not improved for {rule.patience} measurements {_since(rule.arm)}"
             else:
@@ -144,7 +144,7 @@ class LiveRules:
         if self.selects:
             rule_of, start = self.selection, self.selection.select_from
             where = f"from step {start} on" if isinstance(start, int) else _since(start)
-            text = f"the checkpoint with the best {rule_of.by} {where} is kept"
+            text = f"selection: the checkpoint with the best {rule_of.by} {where} is kept"
             if rule_of.guard is not None:
                 text += f", of those whose held-out loss is within {tolerance_of(rule_of.guard):g} nats of the lowest"
                 text += "; until there is one, that of the lowest loss"

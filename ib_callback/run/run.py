@@ -753,12 +753,15 @@ class Run:
         return self._state.selected
 
     def best_checkpoint(self, *, also: int | None = None) -> Selected | None:
-        """The best checkpoint that exists; on every rank the same.
+        """The best checkpoint that exists, or will, if it is worth saving; on every rank the same.
+
+        A fallback is worth it if its loss is the lowest, not if it is the latest alone.
 
         Args:
             also: a step that counts as if it had been saved.
         """
-        return self._best(also)[0]
+        found = self._best(also)[0]
+        return None if found is not None and found.fallback and found.value is None else found
 
     def best_after_saving(self, step: int) -> Selected | None:
         """What will be selected when this step has been saved, for its checkpoint to say so; no file is looked at."""

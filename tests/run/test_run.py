@@ -517,7 +517,7 @@ def test_a_summary_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     followed.choose()
     summary = followed._summary()
     assert {
-        "ib/best_step": 20, "ib/best_by": "complexity", "ib/best_value": BEST.complexity, "ib/fit_start": 4,
+        "ib/best_step": 20, "ib/best_by": "complexity", "ib/best_value": BEST.complexity, "ib/fit_start": 2,
         "ib/compression_start": 10, "ib/final_optimality": COURSE[23].optimality, "ib/selected_step": 20,
         "ib/selected_checkpoint": str(tmp_path / "weights-20.ckpt"), "ib/stop_reason": "plateau",
         "ib/skipped_points": 0,
