@@ -79,7 +79,9 @@ def _point(row: Mapping[str, float | None], view: str) -> PlanePoint | None:
         *("complexity_above_null", "expressivity_above_null", "optimality_above_null", "distance_above_null"),
     ]
     return PlanePoint(
-        **{**dict.fromkeys(needed), **found}, complexity_by_layer=(), expressivity_by_layer=()  # type: ignore[arg-type]
+        **{**dict.fromkeys(needed), **found},
+        complexity_by_layer=(),
+        expressivity_by_layer=(),  # type: ignore[arg-type]
     )
 
 
@@ -138,7 +140,9 @@ def of_recorded(path: Path) -> list[Course]:
             row |= {"loss": loss[number], "train_loss": run["train_loss"][number] if "train_loss" in run else None}
             if "output_complexity_local" in run:
                 local = [run[f"output_{axis}_local"][number] for axis in ("complexity", "expressivity")]
-                row |= {f"readout/token/{axis}": run[f"output_{axis}"][number] for axis in ("complexity", "expressivity")}
+                row |= {
+                    f"readout/token/{axis}": run[f"output_{axis}"][number] for axis in ("complexity", "expressivity")
+                }
                 row |= {"readout/token/complexity_local": local[0], "readout/token/expressivity_local": local[1]}
                 row |= {"readout/token/score_local": local[1] ** 2 / local[0]}
             rows.append(measurement(run["step"][number], row))
@@ -227,7 +231,9 @@ def checks(course: Course) -> list[tuple[str, bool, str]]:
     elif course.kind == "healthy":
         gain = 0.0 if number is None else losses[number] - min(losses)
         told = "not stopped" if number is None else f"step {points[number].step}, {reason}, {gain:.3f} nats to go"
-        found.append(("a healthy run is not stopped early", gain <= FLAT and reason in (None, StopReason.PLATEAU), told))
+        found.append(
+            ("a healthy run is not stopped early", gain <= FLAT and reason in (None, StopReason.PLATEAU), told)
+        )
         if len(losses) - 1 >= course.flat + WITHIN:
             late = None if number is None else number - course.flat
             holds = late is not None and late <= WITHIN
@@ -237,7 +243,9 @@ def checks(course: Course) -> list[tuple[str, bool, str]]:
         steps = [points[max(0, best - 1)].step or 0, points[min(len(points) - 1, best + 1)].step or 0]
         at = phases.memorising_start
         told = f"{at}, minimum at {points[best].step}"
-        found.append(("memorising dated to the minimum of the loss", at is not None and steps[0] <= at <= steps[1], told))
+        found.append(
+            ("memorising dated to the minimum of the loss", at is not None and steps[0] <= at <= steps[1], told)
+        )
     elif course.kind == "healthy":
         found.append(("no memorising in a healthy run", phases.memorising_start is None, f"{phases.memorising_start}"))
     for metric in ("optimality", "distance_to_bound"):
@@ -305,12 +313,18 @@ def _overall(result: Mapping[str, Any]) -> None:
     for kind in ("healthy", "overfit", "spike", "wsd"):
         runs = [run for run in result.values() if run["kind"] == kind]
         for name in names if runs else ():
-            lost = [run["selection"][name]["novels"] for run in runs if run["selection"].get(name, {}).get("novels") is not None]
+            lost = [
+                run["selection"][name]["novels"]
+                for run in runs
+                if run["selection"].get(name, {}).get("novels") is not None
+            ]
             if lost:
                 print(f"  {kind:<8} {name:<46} {statistics.median(lost):.3f} {max(lost):.3f} {len(lost)}")
     failed = [(name, what) for name, run in result.items() for what, holds in run["checks"].items() if not holds]
     number = sum(len(run["checks"]) for run in result.values())
-    print(f"{number - len(failed)} of {number} checks hold" + "".join(f"\n  FAIL {name}: {what}" for name, what in failed))
+    print(
+        f"{number - len(failed)} of {number} checks hold" + "".join(f"\n  FAIL {name}: {what}" for name, what in failed)
+    )
 
 
 def main() -> None:

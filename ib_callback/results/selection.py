@@ -102,6 +102,8 @@ class Choice:
         text = f"The best point is step {self.best.measurement.step:,}, with {self.best.value:.4g}."
         if self.may_be_chance:
             text += f" That may be chance: labels at random say as much in {self.p_value:.0%} of cases."
+        elif self.p_value is not None:
+            text += f" Its information is resolved: p = {self.p_value:.2g}."
         if self.runner_up is None or self.difference is None:
             return f"{text} It is the only one."
         text += f" The next best, step {self.runner_up.measurement.step:,}, differs by {self.difference:.3g}"

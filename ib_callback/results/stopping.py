@@ -67,12 +67,12 @@ class PlateauStopping:
     """Stop when a run has converged, memorises, diverges or has collapsed.
 
     With the guard, the default, where points have a loss on held-out text (`Measurement.loss`): a run has *converged*
-    if since the fit both are flat, the loss and the monitored metric: over the last `patience` measurements, and over
+    if since the fit both are flat, the loss and the monitored metric. Over the last `patience` measurements, and over
     the last eighth of the steps, the lowest loss is less than the tolerance under the lowest before, and the best value
-    of the metric no better than in as many measurements before these, beyond its noise and `min_delta`. It *memorises*,
-    *diverges* or has *collapsed* if for `patience` measurements the loss was above its minimum by more than the
-    tolerance: memorises as `PhaseRule` has it, is collapsed if expressivity is, else diverges. `arm` then only says from
-    which phase on a flat run may be stopped before its loss tells: that is the fit, whatever `arm` is.
+    of the metric no better than in as many measurements before these, beyond its noise and `min_delta`; `arm` does not
+    matter then. It *memorises*, *diverges* or has *collapsed* if for `patience` measurements the loss was above its
+    minimum by more than the tolerance: it memorises if its phase says so, has collapsed if its expressivity has, and
+    diverges otherwise.
 
     Without a loss, which is said once, and of runs from trained weights: when the metric has not improved for
     `patience` measurements. By default that waits for the compression phase: while a model fits, its distance to the
@@ -203,8 +203,8 @@ class PlateauStopping:
             )
         if self.guard is None and self.arm == "fit" and metric.endswith("distance_to_bound"):
             warnings.warn(
-                f"{self!r}: the distance to the bound grows while a model fits, so that this rule stops soon. A recorded "
-                "run was stopped at step 400 of 3,600 so, at a loss of 5.11; it reaches 4.21. Cure: the guard "
+                f"{self!r}: the distance to the bound grows while a model fits, so that this rule stops soon. A "
+                "recorded run was stopped at step 400 of 3,600 so, at a loss of 5.11; it reaches 4.21. Cure: the guard "
                 '(guard="loss", the default), or arm="compression"',
                 RuntimeWarning,
                 stacklevel=2,

@@ -223,7 +223,7 @@ class Trajectory(Sequence[Measurement]):
         Args:
             scores: by step, such as the loss or the result of a benchmark.
             select_from: which points to use: "compression", "fit", or all from a step on. The collapse dominates
-                what it takes part in: by default points from where the fit is recognised are used, or all where none is.
+                what it takes part in: by default points from where a fit is recognised are used, or all where none is.
 
         Returns:
             By pair of names: `(metric, "score")` with scores, else every two of the main metrics and `"step"`.

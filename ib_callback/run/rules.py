@@ -160,8 +160,8 @@ class LiveRules:
             return ""
         return (
             "guard=None: the published rule, which does not look at the loss. In recorded runs that overfit it "
-            "selected the last checkpoint, 1.0 to 2.3 nats above the best; a plateau may end a run whose loss still falls, and "
-            "collapsed models are not told from compressed ones"
+            "selected the last checkpoint, 1.0 to 2.3 nats above the best; a plateau may end a run whose loss still "
+            "falls, and collapsed models are not told from compressed ones"
         )
 
     def remarks(self) -> list[str]:

@@ -866,8 +866,8 @@ class Run:
             if state.unsaved:
                 steps = ", ".join(str(point.step) for point in state.unsaved)
                 _warn(f"Points that could not be written to {state.file}: steps {steps}. .trajectory has them.")
-            if self.rules.selects and (choice := self._choice()) is not None and choice.may_be_chance:
-                _warn(choice.describe())
+            if self.rules.selects and (choice := self._choice()) is not None and choice.p_value is not None:
+                _warn(choice.describe()) if choice.may_be_chance else self.announce(choice.describe())
         plane = self.draw(final=True)
         if state.file is not None and state.points:
             self.announce(str(self.cost))

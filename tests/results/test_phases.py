@@ -117,7 +117,7 @@ def test_collapsed_points_are_named():
 
 @pytest.mark.parametrize(
     ("drop", "recognised"),
-    # On the line from .50 at 10 down to .30 at 20, below the highest running median, .48: by 16.7 % at 15, 20.8 % at 16.
+    # On the line from .50 at 10 down to .30 at 20, below the highest running median, .48: by 16.7 % at 15, 20.8 at 16.
     [(0.0, 1500), (0.15, 1500), (0.2, 1600), (0.5, None)],
 )
 def test_how_far_the_complexity_must_fall(drop, recognised):

@@ -129,6 +129,25 @@ def test_a_selection_by_a_feature_is_not_guarded_unless_it_is_told():
     assert Selection("preference", guard=0.055).best(points).step == 2500
 
 
+def test_a_feature_in_a_run_from_trained_weights_keeps_a_checkpoint_and_says_whether_it_is_resolved():
+    """As DPO does: expressivity rises a little, the loss on the probe rises, nothing ever compresses."""
+    ratios = [0.02, 0.03, 0.05, 0.04]
+    for p_value, said in ((0.01, "Its information is resolved: p = 0.01."), (0.4, "That may be chance")):
+        points = [
+            replace(
+                m,
+                loss=3.0 + 0.1 * i,
+                predictive_information=3.0,
+                features={"preference": replace(m.features["preference"], ratio=ratios[i])},
+            )
+            for i, m in enumerate(list(informed(p_value))[10:14])
+        ]
+        points = [replace(m, step=100 * i) for i, m in enumerate(points)]
+        choice = Selection("preference/ratio").choose(points, available={0, 100, 200, 300})
+        assert choice.best.measurement.step == 200
+        assert said in choice.describe()
+
+
 def test_of_a_run_from_trained_weights_every_point_counts():
     points = [replace(m, loss=3.0 + 0.1 * i, predictive_information=2.0) for i, m in enumerate(run(C[10:], E[10:]))]
     choice = Selection("optimality").choose(points)
@@ -164,7 +183,9 @@ def published(trajectory: Trajectory, by: str, select_from: str | int) -> int | 
         for m, phase in zip(trajectory, phases, strict=True)
         if (m.step >= select_from if isinstance(select_from, int) else phase >= first[select_from])
     ]
-    values = [(m.expressivity / m.complexity if by == "optimality" else m.complexity - m.expressivity) for m in admitted]
+    values = [
+        (m.expressivity / m.complexity if by == "optimality" else m.complexity - m.expressivity) for m in admitted
+    ]
     best = max(values, default=None) if by == "optimality" else min(values, default=None)
     return None if best is None else admitted[values.index(best)].step
 

@@ -283,7 +283,7 @@ def test_a_real_run_that_has_become_flat_is_stopped():
 
 
 def trained_on(*, falling: float = 0.0, improving: float = 0.0, seed: int = 0) -> Trajectory:
-    """60 points: the loss falls until 15, then it has noise of .004 nats and falls by so much a point; so the distance."""
+    """60 points: the loss falls until 15, then by so much a point, with noise of .004 nats; the distance likewise."""
     random = np.random.RandomState(seed)
     number = np.arange(60)
     losses = 4 + 4 * np.exp(-number / 3) - falling * number + 0.004 * random.standard_normal(60)

@@ -221,9 +221,21 @@ def test_a_run_from_trained_weights_logs_no_phase_and_selects_from_the_first_poi
         ({"select": "optimality"}, run(C, E), ["points have no loss"]),
         ({"select": "optimality"}, guarded({}), []),
         ({"select": "optimality", "guard": None}, run(C, E), []),
-        ({"select": "optimality", "from_trained": True}, guarded({}), ["the run begins from trained weights: .*guard="]),
-        ({"select": "optimality", "from_trained": True, "guard": 0.1}, guarded({}), ["trained weights: [^(]*first point$"]),
-        ({"early_stopping": PlateauStopping(**STOPPING, act=False)}, run(C, E), ["have no loss", "training would stop: .*"]),
+        (
+            {"select": "optimality", "from_trained": True},
+            guarded({}),
+            ["the run begins from trained weights: .*guard="],
+        ),
+        (
+            {"select": "optimality", "from_trained": True, "guard": 0.1},
+            guarded({}),
+            ["trained weights: [^(]*first point$"],
+        ),
+        (
+            {"early_stopping": PlateauStopping(**STOPPING, act=False)},
+            run(C, E),
+            ["have no loss", "training would stop: .*"],
+        ),
         ({}, real("overfit"), ["The model memorises since step 140"]),
     ],
 )
@@ -239,7 +251,9 @@ def test_what_is_said_of_a_run_is_said_once(settings, points, said):
 
 def test_when_anything_can_happen_is_said():
     told = rules(early_stopping=PlateauStopping(), select="optimality").describe()
-    assert re.search(r"flat for 5 measurements after the fit.* 0\.03 nats above.*selection: .*optimality once the", told)
+    assert re.search(
+        r"flat for 5 measurements after the fit.* 0\.03 nats above.*selection: .*optimality once the", told
+    )
     told = rules(early_stopping=PlateauStopping(arm="fit", act=False), select="complexity", guard=None).describe()
     assert re.search(r"said and not done: when distance_to_bound has not improved for 5 .* once the model fits", told)
     assert "held-out" not in told

@@ -545,7 +545,9 @@ def test_without_a_loss_the_latest_is_kept(tmp_path: Path, monkeypatch: pytest.M
     ("settings", "steps"),
     [({}, [0, 2, 4, 5]), ({"at_start": False}, [2, 4, 5]), ({"at_finish": False}, [0, 2, 4])],
 )
-def test_the_first_and_the_last_step_can_be_left_out(settings: dict[str, Any], steps: list[int], tmp_path: Path) -> None:
+def test_the_first_and_the_last_step_can_be_left_out(
+    settings: dict[str, Any], steps: list[int], tmp_path: Path
+) -> None:
     meter = Meter(tiny_probe(), orders="token", num_bins=12)
     with Run(meter, output_dir=tmp_path, every_n_steps=[2, 4], log_plane=False, **settings) as followed:
         for step in range(6):

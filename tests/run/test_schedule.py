@@ -46,7 +46,7 @@ def test_a_callable_is_taken_as_it_is() -> None:
 
 
 def test_a_list_of_steps_that_holds_none() -> None:
-    with pytest.raises(TypeError, match="every_n_steps: expected an integer .*got 'often'"):
+    with pytest.raises(TypeError, match=r"every_n_steps: expected an integer .*got 'often'"):
         as_schedule([10, "often"])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="every_n_steps: expected an integer of at least 0, got -1"):
         as_schedule([-1])

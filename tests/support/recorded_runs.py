@@ -85,4 +85,6 @@ NO_WARM_UP: list[Row] = [
 ]
 # fmt: on
 
-REAL: dict[str, dict[str, list[Any]]] = json.loads((Path(__file__).parents[1] / "results" / "real_runs.json").read_text())
+REAL: dict[str, dict[str, list[Any]]] = json.loads(
+    (Path(__file__).parents[1] / "results" / "real_runs.json").read_text()
+)

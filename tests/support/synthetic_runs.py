@@ -251,7 +251,7 @@ CASES = [
          **{**WHOLE, "reason": StopReason.COLLAPSED}, selected=2000),
     Case("table of the design note, token", recorded(TABLE_TOKEN), fit=32),
     Case("table of the design note, quadgram", recorded(TABLE_QUADGRAM), fit=32),
-    # Expressivity above null .0518 at step 0, .0478 at 80, .0719 at 100; complexity above null .0822 at 40, .0597 at 60.
+    # Expressivity above null .0518 at step 0, .0478 at 80, .0719 at 100; complexity .0822 at 40, .0597 at 60.
     # Later that falls by 6 %, and expressivity with it.
     Case("demonstration, width 64", recorded(recorded_runs.WIDTH_64), fit=60),
     # .0312 at step 0, .0399 at 40; complexity .0352 at 20.
