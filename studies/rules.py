@@ -226,8 +226,10 @@ def checks(course: Course) -> list[tuple[str, bool, str]]:
         worse = losses[-1] > min(losses) + FLAT
         if worse or course.kind == "overfit":
             told = "not stopped" if number is None else f"{number - best} measurements after it, {reason}"
-            holds = number is not None and reason in own and number - best <= WITHIN
-            found.append(("stopped with its own reason within 8 measurements of the minimum", holds, told))
+            # A plateau is one where the loss has not risen yet.
+            at_minimum = reason is StopReason.PLATEAU and losses[number or 0] <= min(losses) + FLAT
+            holds = number is not None and (reason in own or at_minimum) and number - best <= WITHIN
+            found.append(("stopped with its own reason, or flat, within 8 measurements of the minimum", holds, told))
     elif course.kind == "healthy":
         gain = 0.0 if number is None else losses[number] - min(losses)
         told = "not stopped" if number is None else f"step {points[number].step}, {reason}, {gain:.3f} nats to go"

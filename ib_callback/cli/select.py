@@ -104,13 +104,11 @@ def select_report(
     if choice.best is not None:
         verdict.append(f"The best checkpoint: {_checkpoint_of(choice.best, existing)}")
     elif names:
-        verdict += _cure(select_from, phases)
         if choice.fallback is not None:
             loss = choice.fallback.measurement.loss
-            which = (
-                "The latest checkpoint" if loss is None else f"The checkpoint of the lowest held-out loss, {loss:.3f}"
-            )
+            which = "The latest checkpoint" if loss is None else f"The checkpoint of the lowest held-out loss, {loss:.3f}"
             verdict.append(f"{which}: {_checkpoint_of(choice.fallback, existing)}")
+        verdict += _cure(select_from, phases)
     return SelectReport(
         choice=choice,
         checkpoints=existing,
