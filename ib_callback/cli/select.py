@@ -106,7 +106,9 @@ def select_report(
     elif names:
         if choice.fallback is not None:
             loss = choice.fallback.measurement.loss
-            which = "The latest checkpoint" if loss is None else f"The checkpoint of the lowest held-out loss, {loss:.3f}"
+            which = (
+                "The latest checkpoint" if loss is None else f"The checkpoint of the lowest held-out loss, {loss:.3f}"
+            )
             verdict.append(f"{which}: {_checkpoint_of(choice.fallback, existing)}")
         verdict += _cure(select_from, phases)
     return SelectReport(

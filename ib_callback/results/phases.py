@@ -483,17 +483,20 @@ class PhaseTracker:
         if self.trained:
             yield "The run began from trained weights, so that it has no phases."
             return
-        plane = "plane above the null" if self.plane == "above_null" else f"{self.plane} plane"
         if self._off_bound is not None and self._fall is not None:
             share, lost = self._fall
             yield (
-                f"From step {self._steps[self._off_bound]} on the complexity has fallen by {share:.0%} on the {plane}, "
+                f"From step {self._steps[self._off_bound]} on the complexity has fallen by {share:.0%} on the {self._plane_text}, "
                 f"but expressivity with it, by {lost:.0%}: the run leaves the bound, which is no compression."
             )
         if self._memorising is not None:
-            yield self.memorising_note(plane)
+            yield self.memorising_note()
 
-    def memorising_note(self, plane: str | None = None) -> str:
+    @property
+    def _plane_text(self) -> str:
+        return "plane above the null" if self.plane == "above_null" else f"{self.plane} plane"
+
+    def memorising_note(self) -> str:
         """Since when the model memorises, and what the plane did meanwhile, in a sentence."""
         at, lowest, _ = self._losses[self._lowest]
         loss = self._losses[-1][1]
@@ -510,5 +513,5 @@ class PhaseTracker:
                 for name, values in (("complexity", self._complexity), ("expressivity", self._expressivity))
                 if values[first] > 0
             ]
-            text += f" Since then on the {plane or self.plane}: {', '.join(changes)}." if changes else ""
+            text += f" Since then on the {self._plane_text}: {', '.join(changes)}." if changes else ""
         return text
