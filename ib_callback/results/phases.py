@@ -487,7 +487,8 @@ class PhaseTracker:
             share, lost = self._fall
             yield (
                 f"From step {self._steps[self._off_bound]} on the complexity has fallen by {share:.0%} on the "
-                f"{self._plane_text}, but expressivity with it, by {lost:.0%}: the run leaves the bound, which is no compression."
+                f"{self._plane_text}, but expressivity with it"
+                f", by {lost:.0%}: the run leaves the bound, which is no compression."
             )
         if self._memorising is not None:
             yield self.memorising_note()
