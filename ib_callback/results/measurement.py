@@ -15,6 +15,8 @@ from ib_callback.results.metrics import (
     BOOKKEEPING,
     FEATURE_ERRORS,
     FEATURE_SCALARS,
+    FIRST_SHOWN,
+    FIRST_VIEW,
     PLANE_ERRORS,
     PRIMARY_SCALARS,
     TRAINING,
@@ -306,11 +308,18 @@ class Measurement:
         if self.error is not None:
             return f"{start}: not measured: {' '.join(self.error.split())}"
         parts = []
+        first = self.views.get(FIRST_VIEW, {}).get(self.primary)
+        if first is not None and first.complexity_local is not None:
+            score, *sides = (_short(getattr(first, name)) for name in FIRST_SHOWN)
+            parts.append(f"{FIRST_VIEW} score {score} (complexity {sides[0]}, expressivity {sides[1]})")
+        if self.loss is not None:
+            of_bytes = "" if self.bits_per_byte is None else f" ({self.bits_per_byte:.4g} bits per byte)"
+            parts.append(f"loss {_short(self.loss)}{of_bytes}")
         if self.primary in self.orders:
             point = self.orders[self.primary]
             # The null is not on a curve.
             is_diagonal = self.settings.get("bound", "diagonal") == "diagonal"
-            parts = [
+            parts += [
                 f"{self.primary} complexity {_short(point.complexity, point.complexity_null)}",
                 f"expressivity {_short(point.expressivity, point.expressivity_null)}",
                 f"optimality {_short(point.optimality, point.optimality_null)}",
@@ -327,9 +336,6 @@ class Measurement:
             by_chance = value.information_p_value is not None and value.information_p_value > CHANCE
             told = f", not told from chance (p {value.information_p_value:.2g})" if by_chance else ""
             parts.append(f"{name} {_short(value.information, value.information_null)}{told}")
-        if self.loss is not None:
-            of_bytes = "" if self.bits_per_byte is None else f" ({self.bits_per_byte:.4g} bits per byte)"
-            parts.append(f"loss {_short(self.loss)}{of_bytes}")
         if self.seconds is not None:
             parts.append(f"{self.seconds:.1f} s")
         return f"{start}: {', '.join(parts) or 'nothing measured'}"
