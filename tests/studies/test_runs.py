@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import gzip
-import importlib.util
 import json
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import _runs as runs
 import ib_callback as ib
-
-SCRIPT = Path(__file__).parents[2] / "studies" / "_runs.py"
-spec = importlib.util.spec_from_file_location("studies_runs", SCRIPT)
-assert spec is not None and spec.loader is not None
-runs = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = runs  # where dataclasses look for it
-spec.loader.exec_module(runs)
 
 # The trainer logs its loss every ten steps, over those since it began.
 STEPS, SAVED = 20, 10
