@@ -3,11 +3,11 @@
 pip install -e ".[hf]" scikit-dimension
 python studies/sensitivity.py                                  # tables from the committed results, seconds
 python studies/sensitivity.py --data FOLDER --work FOLDER      # measures what is missing: an hour on one core
-python studies/sensitivity.py --text c4.jsonl.gz --states FOLDER --measured FOLDER --model NAME=FOLDER[:FILE] …
+python studies/sensitivity.py --text c4_sample.jsonl.gz --versions FOLDER --model NAME=FOLDER[:FILE] …
 
 `--work` is the folder of `validation.py`, whose runs keep the weights of every measured point. Results are written
 after each point, and a point that is there is not measured again. The last line is for versions of real models: of each
-the states that were kept, NAME/VERSION.npz, and what was measured of it, NAME/VERSION.json.
+what was measured, NAME/VERSION.json, and its states, states/NAME/VERSION.npz, are in the folder.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ ORDERS = ("token", "bigram")
 # In models of up to four layers the late ones are the last one.
 PLACES = {"mean": "", "last": "last"}
 AIMED = ("readout", "prediction")
+SIDES = ("complexity", "expressivity")
 OF_LAYERS = ("optimality", "optimality_above_null", "expressivity_local", "optimality_local", "score_local")
 OF_OUTPUT = ("complexity_local", "expressivity_local", "optimality_local", "score_local")
 CANDIDATES = [
@@ -58,14 +59,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="measure what is missing")
     parser.add_argument("--work", type=Path, default=Path("study-work"))
     parser.add_argument("--text", type=Path, help="that the real models were measured on")
-    parser.add_argument("--states", type=Path)
-    parser.add_argument("--measured", type=Path)
+    parser.add_argument("--versions", type=Path, help="folder of what was kept of them")
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER[:FILE]")
     options = parser.parse_args()
     if options.data is not None:
         train(options.data, options.work)
     for model in options.model:
-        of_versions(model, options.text, options.states, options.measured)
+        of_versions(model, options.text, options.versions)
     for part in report():
         print(part)
 
@@ -244,7 +244,7 @@ def token_labels(probe: Tensor) -> list[np.ndarray]:
     ]
 
 
-def of_versions(spec: str, text: Path, states: Path, measured: Path) -> None:
+def of_versions(spec: str, text: Path, versions: Path) -> None:
     """Other measures of a real model's versions whose states were kept, and the candidates that were measured then."""
     # For this alone: other benchmarks have names of well-known modules.
     with patch.object(sys, "path", [*sys.path, str(Path(__file__).parents[1] / "benchmarks")]):
@@ -253,14 +253,13 @@ def of_versions(spec: str, text: Path, states: Path, measured: Path) -> None:
     folder = ModelFolder.parse(spec)
     path = RESULTS / f"{folder.name}.json"
     found = json.loads(path.read_text()) if path.exists() else {"version": []}
-    kept = {each.stem: each for each in sorted((states / folder.name).glob("*.npz"))}
-    missing = [
-        name for name in kept if name not in found["version"] and (measured / folder.name / f"{name}.json").exists()
-    ]
+    kept = {each.stem: each for each in sorted((versions / "states" / folder.name).glob("*.npz"))}
     probe = None
-    for name in missing:
-        arrays = np.load(kept[name])
-        told = json.loads((measured / folder.name / f"{name}.json").read_text())
+    for name, where in kept.items():
+        of_version = versions / folder.name / f"{name}.json"
+        if name in found["version"] or not of_version.exists():
+            continue
+        arrays, told = np.load(where), json.loads(of_version.read_text())
         probe = probe or whole_sequences(text, folder.load()[0], *arrays["last"].shape[:2])
         measurement = ib.Measurement.from_dict(told["measurement"])
         found["version"].append(name)
@@ -374,6 +373,17 @@ def signs(runs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             cells.append(f"{found['base']:+.2f}; {between} ({len(found)}); {', '.join(other) or 'none'}")
         rows.append(cells)
     yield table(["", *runs], rows)
+    right = [
+        candidate
+        for candidate in CANDIDATES
+        if all(
+            Held.of(run, candidate, run[each][candidate]).ranks * direction(candidate) < 0
+            for run in runs.values()
+            for each in settings_of(run)
+            if candidate in run[each]
+        )
+    ]
+    yield f"Right in every run at every setting: {', '.join(right) or 'none'}.\n"
 
 
 def of_settings(name: str, run: Mapping[str, Any]) -> Iterator[str]:
@@ -419,22 +429,14 @@ def fits(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, part in results.items():
         chosen = counted(part) if "step" in part else slice(None)
         least = [
-            np.nanmin(np.array(part["comparators"][f"last/bae/{side}_fit"], dtype=np.float64)[chosen])
-            for side in ("complexity", "expressivity")
+            np.nanmin(np.array(part["comparators"][f"last/bae/{side}_fit"], dtype=np.float64)[chosen]) for side in SIDES
         ]
-        left = part.get("control", {})
-        rows.append(
-            [
-                name,
-                " / ".join(f"{value:.4f}" for value in least),
-                *(
-                    " / ".join(
-                        f"{left[f'mean/{way}/{side}']:.4f}" if left else "" for side in ("complexity", "expressivity")
-                    )
-                    for way in ("ssr", "bae")
-                ),
-            ]
-        )
+        left = part.get("control")
+        cells = [
+            "not run" if left is None else " / ".join(f"{left[f'mean/{way}/{side}']:.4f}" for side in SIDES)
+            for way in ("ssr", "bae")
+        ]
+        rows.append([name, " / ".join(f"{value:.4f}" for value in least), *cells])
     yield table(["", "least R²", "ssr of permuted labels", "bae of permuted labels"], rows)
 
 
