@@ -311,6 +311,7 @@ def report() -> Iterator[str]:
         yield prose(f"{name}: {len(loss)} points after step {AFTER}, {between}.")
     yield from signs(runs)
     yield from comparisons(runs, models)
+    yield from dimension(runs)
     for name, run in runs.items():
         yield from of_settings(name, run)
 
@@ -438,6 +439,28 @@ def fits(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         ]
         rows.append([name, " / ".join(f"{value:.4f}" for value in least), *cells])
     yield table(["", "least R²", "ssr of permuted labels", "bae of permuted labels"], rows)
+
+
+# By how much the intrinsic dimension must be above its running minimum.
+ALARMS = (0.1, 0.2, 0.3)
+
+
+def dimension(runs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    yield heading("Intrinsic dimension and overfitting", 3)
+    yield prose("""TwoNN after step 100: least, last; then the step at which it is first 10, 20 and 30 % above its running
+        minimum, and in brackets the held-out loss there above its lowest so far.""")
+    rows = []
+    for (name, run), place in itertools.product(runs.items(), ("last", "middle")):
+        steps, loss = np.array(run["step"])[counted(run)], np.array(run["val_loss"])[counted(run)]
+        values = filled(run["comparators"][f"{place}/twonn"], -1)[counted(run)]
+        above = values / np.minimum.accumulate(values) - 1
+        cells = [name, place, str(steps[loss.argmin()]), f"{values.min():.1f}, {values[-1]:.1f}"]
+        for level in ALARMS:
+            raised = np.flatnonzero(above > level)
+            lost = loss - np.minimum.accumulate(loss)
+            cells.append(f"{steps[raised[0]]} ({lost[raised[0]]:+.3f})" if len(raised) else "never")
+        rows.append(cells)
+    yield table(["", "layer", "lowest loss at", "least, last", *(f"{level:.0%}" for level in ALARMS)], rows)
 
 
 DERIVED: dict[str, Callable[[float, float], float]] = {
