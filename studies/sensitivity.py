@@ -447,8 +447,8 @@ ALARMS = (0.1, 0.2, 0.3)
 
 def dimension(runs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield heading("Intrinsic dimension and overfitting", 3)
-    yield prose("""TwoNN after step 100: least, last; then the step at which it is first 10, 20 and 30 % above its running
-        minimum, and in brackets the held-out loss there above its lowest so far.""")
+    yield prose("""TwoNN after step 100: least, last; then the step at which it is first 10, 20 and 30 % above its
+        running minimum, and in brackets the held-out loss there above its lowest so far.""")
     rows = []
     for (name, run), place in itertools.product(runs.items(), ("last", "middle")):
         steps, loss = np.array(run["step"])[counted(run)], np.array(run["val_loss"])[counted(run)]
