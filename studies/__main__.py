@@ -10,9 +10,10 @@ import argparse
 from pathlib import Path
 
 import output_codebooks
+import sensitivity
 import validation
 
-STUDIES = (validation, output_codebooks)
+STUDIES = (validation, output_codebooks, sensitivity)
 TABLES = Path(__file__).parent / "results" / "tables.md"
 
 

@@ -26,6 +26,8 @@ VOCABULARY = 4096
 # Novels, by their place in the file: the last ones are held out, of them the first for the probe.
 HELD_OUT, OF_PROBE = 12, 6
 PROBE_SEQUENCES, VALIDATION_SEQUENCES = 64, 256
+# Steps between checkpoints, at least.
+SAVE_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,7 @@ def train(config: Config, data: Data, folder: Path) -> dict[str, Any]:
         weight_decay=0.1,
         adam_beta2=0.95,
         logging_steps=10,
-        save_steps=max(50, config.steps // 4),
+        save_steps=max(SAVE_EVERY, config.steps // 4),
         save_total_limit=1,
         report_to=[],
         seed=config.seed,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from _statistics import APART, filled, interval_over_runs, nats_lost, pairs_right, partial_spearman, spearman
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from _ranking import APART, filled, interval_over_runs, nats_lost, pairs_right, partial_spearman, spearman
 from _runs import Config, run_all
 from _tables import heading, prose, table
 
