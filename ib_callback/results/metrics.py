@@ -344,8 +344,8 @@ PLANE_SCALARS = tuple(PLANE_BY_NAME)
 VIEW_SCALARS = tuple(quantity.name for quantity in PLANE if quantity.viewed)
 # Views that are measured by default: the last quarter of the layers, the last one, and those aimed at the output.
 VIEWS = ("late", "last", "readout", "prediction")
-# What is shown first of a measurement that has it: of this view these numbers, the first of which is the one that orders
-# checkpoints best of all in the validation study (docs/evidence.md).
+# What is shown first of a measurement that has it: these numbers of this view, of which the first orders checkpoints
+# best of all candidates in the validation study (docs/evidence.md).
 FIRST_VIEW = "prediction"
 FIRST_SHOWN = ("score_local", "complexity_local", "expressivity_local")
 FEATURE_SCALARS = tuple(quantity.name for quantity in FEATURE)

@@ -196,5 +196,6 @@ def test_nothing_overlaps_and_nothing_is_cut_off(orders, planes):
 
 def test_by_default_there_is_one_order_where_there_are_several_planes():
     given = points(*BOTH, orders=3)
-    assert titles(information_plane(given)) == [f"token: {plane}" for plane in ("prediction", "readout", "local", "plain")]
+    names = [f"token: {plane}" for plane in ("prediction", "readout", "local", "plain")]
+    assert titles(information_plane(given)) == names
     assert titles(information_plane(given, planes=["local"])) == [f"{order}: local" for order in given[0].orders]
