@@ -265,8 +265,8 @@ def report() -> Iterator[str]:
         the refitted loss: Spearman's rank correlation, and the share of pairs over {APART} nats apart that the number
         orders rightly, undefined counted as worst; more is taken to be better, but for C and α-ReQ. In brackets 95 % of
         {DRAWS:,} normal draws with the joint covariance that leaving out groups gives all versions and the loss.
-        RankMe, α-ReQ and dispersion have no error of their own: their interval is that of the loss. Each kind has the trained
-        model in it, "all" the untrained one too."""
+        RankMe, α-ReQ and dispersion have no error of their own: their interval is that of the loss. Each kind has the
+        trained model in it, "all" the untrained one too."""
     )
     held: dict[tuple[str, str, str], Held] = {}
     z = np.random.RandomState(0).standard_normal((DRAWS, GROUPS))
