@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import _runs as runs
 import ib_callback as ib
-from _preferences import probe_of, read_pairs
+from preference import probe_of, read_pairs
 
 
 def on_c4(data: Path, work: Path, config: runs.Config) -> runs.Task:

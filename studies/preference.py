@@ -13,22 +13,51 @@ place in the answer.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import ib_callback as ib
 from _tables import heading, prose, table
 
 RESULTS = Path(__file__).parent / "results" / "preference"
 BINS = 100
+# Tokens of the prompt, and of prompt and answer together.
+PROMPT, LENGTH = 32, 128
 NUMBERS = (25, 50, 100, 200)
 SUBSETS, SWAPS, GROUPS = 50, 200, 20
+
+
+def read_pairs(data: Path) -> list[dict[str, Any]]:
+    """Rows with `prompt`, `chosen`, `rejected` of `preferences_sample.jsonl.gz` in a folder."""
+    with gzip.open(data / "preferences_sample.jsonl.gz", "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def probe_of(pairs: Sequence[dict[str, Any]], tokenizer: Any, name: str = "pairs") -> ib.Probe:
+    """Of each pair the end of the prompt, and as much of both answers as there is room for: most have one length then.
+
+    Args:
+        pairs: as read.
+        tokenizer: of transformers.
+        name: of the probe.
+    """
+    rows = []
+    for pair in pairs:
+        ids = tokenizer(pair["prompt"], add_special_tokens=False)["input_ids"][-PROMPT:]
+        prompt = tokenizer.decode(ids).strip() + "\n\n"
+        rows.append({"prompt": prompt, **{side: pair[side].strip() for side in ("chosen", "rejected")}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pairs that are alike in what is left of them are left out
+        return ib.Probe.from_preferences(rows, tokenizer, num_sequences=None, max_length=LENGTH, name=name)
 
 
 @dataclass(frozen=True)
@@ -123,8 +152,6 @@ def train(data: Path, work: Path, model: str = "") -> None:
     import torch
 
     import _versions
-    import ib_callback as ib
-    from _preferences import probe_of, read_pairs
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     folder = _versions.shared().ModelFolder.parse(model)
@@ -140,7 +167,11 @@ def train(data: Path, work: Path, model: str = "") -> None:
             layers = {name: table.numpy()[answered] for name, table in meter.assignments(made)}
         return [*layers], Answers.of([*layers.values()], sequence, len(probe))
 
-    found: dict[str, Any] = {"package": ib.__version__, "prompt": "last 32 tokens", "length": probe.input_ids.shape[1]}
+    found: dict[str, Any] = {
+        "package": ib.__version__,
+        "prompt": f"last {PROMPT} tokens",
+        "length": probe.input_ids.shape[1],
+    }
     words: dict[str, Any] = {
         "layers": ["model.embed_tokens"],
         "forward": lambda m, ids, mask: m.model.embed_tokens(ids),
