@@ -124,18 +124,56 @@ def judges(probe: ib.Probe, reference: Tensor, name: str) -> Callable[[nn.Module
     return judge
 
 
+def split(data: Path, work: Path, held_out: int) -> dict[str, ib.Probe]:
+    """Pairs that are held out, as many of those that are trained on, all of these, and all there are."""
+    tokenizer = tf.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_file(str(work / "tokenizer.json")), eos_token="<|end|>"
+    )
+    pairs = read_pairs(data)
+    parts = {
+        "held": pairs[held_out - 1 :: held_out],
+        "seen": pairs[::held_out],
+        "training": [pair for n, pair in enumerate(pairs) if n % held_out != held_out - 1],
+        "all": pairs,
+    }
+    return {name: probe_of(part, tokenizer, name) for name, part in parts.items()}
+
+
+def control(data: Path, work: Path, configs: dict[str, runs.Config], held_out: int) -> dict[str, Any]:
+    """Preference information before any training, in models with random weights, and after each of these runs.
+
+    Args:
+        data: folder with the pairs.
+        work: folder of the runs.
+        configs: of models; the last weights are taken where there are some, else random ones.
+        held_out: one in so many pairs.
+    """
+    found: dict[str, Any] = {}
+    probes = split(data, work, held_out)
+    for name, config in configs.items():
+        model = config.model().eval()
+        if (work / config.name / "weights").exists():
+            model.load_state_dict(runs.weights_of(work / config.name))
+        for part in ("held", "seen", "all"):
+            point = ib.measure(model, probes[part], orders=("token", "bigram"), loss=False, readout=False)
+            feature = point.features["preference"]
+            found.setdefault(name, {})[part] = {
+                "pairs": len(probes[part]) // 2,
+                "information": feature.information,
+                "null": feature.information_null,
+                "std": feature.information_null_std,
+                "p": feature.information_p_value,
+            }
+    return found
+
+
 def on_pairs(data: Path, work: Path, config: runs.Config, *, beta: float | None, held_out: int) -> runs.Task:
     """Preferred answers, or with a `beta` whole pairs; every so many pairs are held out, and as many others looked at.
 
     Preference information is measured on the pairs that are held out, and on as many of those trained on.
     """
-    tokenizer = tf.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_file(str(work / "tokenizer.json")), eos_token="<|end|>"
-    )
-    pairs = read_pairs(data)
-    held = probe_of(pairs[held_out - 1 :: held_out], tokenizer, "held_out")
-    seen = probe_of(pairs[::held_out], tokenizer, "seen")
-    training = probe_of([pair for n, pair in enumerate(pairs) if n % held_out != held_out - 1], tokenizer, "training")
+    probes = split(data, work, held_out)
+    looked_at = {name: probes[name] for name in ("held", "seen")}
     model = config.model().eval()
     assert config.base is not None
     model.load_state_dict(runs.weights_of(work / config.base))
@@ -143,8 +181,8 @@ def on_pairs(data: Path, work: Path, config: runs.Config, *, beta: float | None,
     if beta is not None:
         trainer = type("DPOTrainer", (DPOTrainer,), {"beta": beta})
     return runs.Task(
-        Pairs(training, config, None if beta is None else _in_parts(model, training)),
+        Pairs(probes["training"], config, None if beta is None else _in_parts(model, probes["training"])),
         trainer,
-        [judges(probe, _in_parts(model, probe), name) for name, probe in (("held", held), ("seen", seen))],
-        {"held": held, "seen": seen},
+        [judges(probe, _in_parts(model, probe), name) for name, probe in looked_at.items()],
+        looked_at,
     )

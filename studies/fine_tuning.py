@@ -42,6 +42,8 @@ def _runs(seed: int) -> list[Config]:
     ]
 
 
+# Preference information in the models as the runs left them, and in others with random weights.
+CONTROL = RESULTS / "control.json"
 RUNS = [run for seed in SEEDS for run in _runs(seed)]
 
 
@@ -56,6 +58,14 @@ def train(data: Path, work: Path, only: str = "") -> None:
         if is_base and not (work / run.name / "weights" / f"{run.steps}.pt").exists():
             run_all([run], data, work, validation.RESULTS)
     run_all(wanted, data, work, RESULTS, partial(_task, data, work))
+    if not CONTROL.exists():
+        import _tuning
+
+        shape: dict[str, Any] = {"architecture": "llama", "layers": 4, "width": 128}
+        configs = {f"random weights, {seed}": Config("", **shape, seed=seed) for seed in (11, 12, 13)}
+        configs |= {"base": Config(f"{BASE}_s1", **shape)}
+        configs |= {name: Config(f"{BASE}_{name}_s1", **shape) for name in ("c4", "sft", "dpo")}
+        CONTROL.write_text(json.dumps(_tuning.control(data, work, configs, HELD_OUT), indent=1))
 
 
 def _task(data: Path, work: Path, config: Config) -> Any:
@@ -98,6 +108,8 @@ PAIRS = ("held", "seen")
 def report() -> Iterator[str]:
     """All tables, as markdown."""
     yield heading("Fine-tuning and DPO", 1)
+    if CONTROL.exists():
+        yield from _control(json.loads(CONTROL.read_text()))
     for run in RUNS:
         path = RESULTS / f"{run.name}.json"
         if path.exists():
@@ -111,6 +123,22 @@ def report() -> Iterator[str]:
             yield from _ranked(found)
             if "held_accuracy" in found:
                 yield from _preference(found)
+
+
+def _control(found: dict[str, Any]) -> Iterator[str]:
+    """Preference information of models as they are."""
+    yield heading("Preference information before, after, and with random weights", 2)
+    yield prose("Information above its null in 1e-5 log(100), in standard deviations of the null, and p.")
+    parts = list(next(iter(found.values())))
+    rows = []
+    for name, one in found.items():
+        cells = []
+        for each in one.values():
+            above = each["information"] - each["null"]
+            cells.append(f"{1e5 * above:.2f}, {above / each['std']:+.2f}, {each['p']:.3f}")
+        rows.append([name, *cells])
+    pairs = [next(iter(found.values()))[part]["pairs"] for part in parts]
+    yield table(["model", *(f"{part} ({n} pairs)" for part, n in zip(parts, pairs, strict=True))], rows)
 
 
 def _losses(found: dict[str, Any]) -> Iterator[str]:
