@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import fine_tuning
 import output_codebooks
+import preference
+import real_models
 import sensitivity
 import validation
 
-STUDIES = (validation, output_codebooks, sensitivity)
+STUDIES = (validation, output_codebooks, sensitivity, real_models, preference, fine_tuning)
 TABLES = Path(__file__).parent / "results" / "tables.md"
 
 
