@@ -393,30 +393,30 @@ def overfitting(runs: list[Run]) -> Iterator[str]:
     """How soon each number tells memorising from health."""
     yield heading("Overfitting told from health", 2)
     names = {name: label for name, label in SHORT.items() if name != "loss"}
-    yield prose("""Last value under the maximum after step 100, in per cent: least and greatest over runs that overfit
-        (held-out loss ends over .05 nats above its minimum), and the greatest over all others. Then alarms at 5 and
-        at 10 % under the running maximum on the novels probe: in how many overfitting runs, the median of nats of
-        held-out loss above its lowest so far when it comes, how many came before the minimum, and in how many others
-        (false).""")
     over = [run for run in runs if _overfits(run)]
-    others = [run for run in runs if not _overfits(run)]
+    groups = {"overfitting": over} | {
+        kind: [run for run in runs if run.kind == kind] for kind in ("healthy", "disturbed")
+    }
+    yield prose("""Last value under the maximum after step 100, in per cent, least to greatest over runs: those that overfit
+        (held-out loss ends over .05 nats above its minimum), healthy ones, and those with another schedule (of which the
+        spike does lasting damage). Then alarms at 5 and at 10 % under the running maximum on the novels probe: in how
+        many overfitting runs, the median of nats of held-out loss above its lowest so far when it comes, how many came
+        before the minimum, and in how many healthy runs (false).""")
     rows = []
     for name, label in names.items():
-        falls = {run.name: _fall(run, name) for run in runs}
-        cells = [
-            label,
-            " to ".join(f"{f((falls[run.name] for run in over), default=np.nan):.0f}" for f in (min, max)),
-            f"{max((falls[run.name] for run in others), default=np.nan):.0f}",
-        ]
+        cells = [label]
+        for of_group in groups.values():
+            falls = [_fall(run, name) for run in of_group]
+            cells.append(" to ".join(f"{f(falls, default=np.nan):.0f}" for f in (min, max)))
         for level in ALARMS:
             raised = [place for run in over if (place := _alarm(run, name, level)) is not None]
-            false = sum(_alarm(run, name, level) is not None for run in others)
-            when = np.median([nats for nats, _ in raised]) if raised else np.nan
+            false = sum(_alarm(run, name, level) is not None for run in groups["healthy"])
+            when = f", {np.median([nats for nats, _ in raised]):+.3f}" if raised else ""
             before = sum(points < 0 for _, points in raised)
-            said = f"{len(raised)} of {len(over)}, {when:+.3f} ({before} before the minimum)"
-            cells.append(f"{said}; false {false} of {len(others)}")
+            said = f"{len(raised)} of {len(over)}{when} ({before} before the minimum)"
+            cells.append(f"{said}; false {false} of {len(groups['healthy'])}")
         rows.append(cells)
-    yield table(["", "overfitting", "others", *(f"alarm at {level:.0%}" for level in ALARMS)], rows)
+    yield table(["", *groups, *(f"alarm at {level:.0%}" for level in ALARMS)], rows)
     yield heading("What comes first", 3)
     yield prose("""Step of the maximum of readout expressivity (novels probe, after step 100), of the lowest loss on
         C4 and on novels; nats lost on C4 by stopping at the first, and by stopping at the lowest novels loss.""")
