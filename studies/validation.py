@@ -191,8 +191,8 @@ def has_right_sign(name: str, held: Held) -> bool:
 
 def single_runs(runs: list[Run], held: dict[tuple[str, str, str], Held]) -> Iterator[str]:
     yield heading("Rank correlation with held-out loss, each run", 2)
-    yield prose("""Spearman over the points after step 100; probe of novels / its other half / C4, each against the
-        held-out loss of its domain. Right is + for losses, − for all others.""")
+    yield prose("""Spearman over the points after step 100; probe of novels / its other half / C4, each against
+        the held-out loss of its domain. Right is + for losses, − for all others.""")
     titles = ["", *(run.name for run in runs)]
     yield table(
         titles,
@@ -233,9 +233,9 @@ def summary(runs: list[Run], held: dict[tuple[str, str, str], Held]) -> Iterator
     groups = sorted({run.group for run in runs})
     yield heading("All candidates", 2)
     number = len(runs) * len(PROBES)
-    yield prose(f"""{len(runs)} runs × {len(PROBES)} probes. *right sign*: of these {number}; *runs*: with the right
-        sign on all three probes. Then the least / median share of pairs over {APART} nats apart that are ordered
-        rightly, in each group, and the most and mean nats lost. Sorted by the least share.""")
+    yield prose(f"""{len(runs)} runs × {len(PROBES)} probes. *right sign*: of these {number}; *runs*: with the
+        right sign on all three probes. Then the least / median share of pairs over {APART} nats apart that are
+        ordered rightly, in each group, and the most and mean nats lost. Sorted by the least share.""")
     rows = []
     for name in [*candidates(), "loss"]:
         of_name = {(run.name, probe): held[name, run.name, probe] for run in runs for probe in PROBES}
@@ -273,8 +273,8 @@ def summary(runs: list[Run], held: dict[tuple[str, str, str], Held]) -> Iterator
 
 def judged_by_the_other(runs: list[Run]) -> Iterator[str]:
     yield heading("The other domain as judge", 2)
-    yield prose("""Spearman of the number on the novels probe with the loss on C4 / of that on the C4 probe with the
-        loss on novels.""")
+    yield prose("""Spearman of the number on the novels probe with the loss on C4 / of that on the C4 probe with
+        the loss on novels.""")
     yield table(
         ["", *(run.name for run in runs)],
         [
@@ -301,12 +301,12 @@ CLOCK, TRAINING = "step (a clock)", "training loss"
 def beyond_the_loss(runs: list[Run]) -> Iterator[str]:
     """Partial rank correlations given the loss of the probe."""
     yield heading("Beyond the loss", 2)
-    yield prose("""Partial rank correlation of the number on the novels probe, given the loss of that probe: with the
-        loss on C4 at the same point, and with the held-out loss a fifth of the run later. Mean over runs that were not
-        disturbed, in brackets the 95 % interval of a bootstrap over runs, and in how many runs it is defined: where
-        the loss of the probe falls all along, as that of the healthy runs does, its ranks leave nothing to say. It
-        says more than the loss where both architectures' intervals leave out 0 on the same side; more than time
-        where it also goes beyond the clock.""")
+    yield prose("""Partial rank correlation of the number on the novels probe, given the loss of that probe:
+        with the loss on C4 at the same point, and with the held-out loss a fifth of the run later. Mean over
+        runs that were not disturbed, in brackets the 95 % interval of a bootstrap over runs, and in how many
+        runs it is defined: where the loss of the probe falls all along, as that of the healthy runs does, its
+        ranks leave nothing to say. It says more than the loss where both architectures' intervals leave out 0
+        on the same side; more than time where it also goes beyond the clock.""")
     architectures = sorted({run.config["architecture"] for run in runs})
     rows = []
     for name in [*(name for name in SHORT if name != "loss"), CLOCK, TRAINING]:
@@ -357,9 +357,9 @@ PLANES = {
 def phases(runs: list[Run]) -> Iterator[str]:
     """Whether complexity falls after its maximum, and what expressivity does meanwhile."""
     yield heading("Two phases", 2)
-    yield prose("""Novels probe, token order, points after step 100: the step at which complexity is greatest; from
-        there to the end the change of complexity, of expressivity, of their ratio, in per cent. A compression as
-        published is a fall of the first with the others kept or risen.""")
+    yield prose("""Novels probe, token order, points after step 100: the step at which complexity is greatest;
+        from there to the end the change of complexity, of expressivity, of their ratio, in per cent. A
+        compression as published is a fall of the first with the others kept or risen.""")
     rows = []
     for plane, pattern in PLANES.items():
         cells = [plane]
@@ -397,11 +397,11 @@ def overfitting(runs: list[Run]) -> Iterator[str]:
     groups = {"overfitting": over} | {
         kind: [run for run in runs if run.kind == kind] for kind in ("healthy", "disturbed")
     }
-    yield prose("""Last value under the maximum after step 100, in per cent, least to greatest over runs: those that overfit
-        (held-out loss ends over .05 nats above its minimum), healthy ones, and those with another schedule (of which the
-        spike does lasting damage). Then alarms at 5 and at 10 % under the running maximum on the novels probe: in how
-        many overfitting runs, the median of nats of held-out loss above its lowest so far when it comes, how many came
-        before the minimum, and in how many healthy runs (false).""")
+    yield prose("""Last value under the maximum after step 100, in per cent, least to greatest over runs: those
+        that overfit (held-out loss ends over .05 nats above its minimum), healthy ones, and those with another
+        schedule (of which the spike does lasting damage). Then alarms at 5 and at 10 % under the running
+        maximum on the novels probe: in how many overfitting runs, the median of nats of held-out loss above its
+        lowest so far when it comes, how many came before the minimum, and in how many healthy runs (false).""")
     rows = []
     for name, label in names.items():
         cells = [label]
@@ -418,8 +418,9 @@ def overfitting(runs: list[Run]) -> Iterator[str]:
         rows.append(cells)
     yield table(["", *groups, *(f"alarm at {level:.0%}" for level in ALARMS)], rows)
     yield heading("What comes first", 3)
-    yield prose("""Step of the maximum of readout expressivity (novels probe, after step 100), of the lowest loss on
-        C4 and on novels; nats lost on C4 by stopping at the first, and by stopping at the lowest novels loss.""")
+    yield prose("""Step of the maximum of readout expressivity (novels probe, after step 100), of the lowest
+        loss on C4 and on novels; nats lost on C4 by stopping at the first, and by stopping at the lowest novels
+        loss.""")
     rows = []
     for run in over:
         steps, c4 = run.steps[run.late], run.loss("c4_loss")[run.late]
@@ -463,9 +464,9 @@ def across_models(runs: list[Run]) -> Iterator[str]:
     healthy = [run for run in runs if run.kind == "healthy"]
     groups = {"llama": [r for r in healthy if r.config["architecture"] == "llama"]}
     groups |= {"gpt2": [r for r in healthy if r.config["architecture"] == "gpt2"], "together": healthy}
-    yield prose("""Last checkpoints of the healthy runs: Spearman with held-out loss and share of pairs over .02 nats
-        apart ordered rightly, novels; C4. Few models: by chance alone a rank correlation of five has a standard
-        deviation of .5.""")
+    yield prose("""Last checkpoints of the healthy runs: Spearman with held-out loss and share of pairs over .02
+        nats apart ordered rightly, novels; C4. Few models: by chance alone a rank correlation of five has a
+        standard deviation of .5.""")
     rows = []
     for name, label in SHORT.items():
         cells, direction = [label], direction_of(name)
