@@ -63,7 +63,7 @@ RUNS = [
     _overfit("llama_4x128_untied", 400, 500),
     _run("llama_2x64", seed=2, steps=1000),
     _run("gpt2_2x64", seed=2, steps=1000),
-    _run("llama_6x192", steps=500),
+    _run("llama_6x192", steps=400),
     _run("llama_4x128", seed=2, steps=800),
     _run("gpt2_3x96", seed=2, steps=800),
 ]

@@ -302,16 +302,26 @@ class Measurement:
         """
         return _read(cls, data, "measurement")
 
+    def shown_first(self, order: str | None = None) -> list[tuple[str | None, str, float | None]]:
+        """What the validation study found to order checkpoints best, and the plane it lies in, as (order, name, value).
+
+        Args:
+            order: in place of the primary one.
+        """
+        points = self.views.get(FIRST_VIEW, {})
+        by_order = [(points.get(of or order or self.primary or ""), of, name) for of, name in FIRST_SHOWN]
+        return [(of, name, getattr(point, name, None)) for point, of, name in by_order]
+
     def summary(self) -> str:
         """One line for a console."""
         start = "no step" if self.step is None else f"step {self.step:,}"
         if self.error is not None:
             return f"{start}: not measured: {' '.join(self.error.split())}"
         parts = []
-        first = self.views.get(FIRST_VIEW, {}).get(self.primary)
-        if first is not None and first.complexity_local is not None:
-            score, *sides = (_short(getattr(first, name)) for name in FIRST_SHOWN)
-            parts.append(f"{FIRST_VIEW} score {score} (complexity {sides[0]}, expressivity {sides[1]})")
+        shown = [(order or self.primary, value, name) for order, name, value in self.shown_first() if value is not None]
+        if shown:
+            named = (f"{order} {name.removesuffix('_local')} {_short(value)}" for order, value, name in shown)
+            parts.append(f"{FIRST_VIEW} {', '.join(named)}")
         if self.loss is not None:
             of_bytes = "" if self.bits_per_byte is None else f" ({self.bits_per_byte:.4g} bits per byte)"
             parts.append(f"loss {_short(self.loss)}{of_bytes}")

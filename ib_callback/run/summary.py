@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.metrics import PRIMARY_SCALARS
+from ib_callback.results.metrics import FIRST_SHOWN, FIRST_VIEW, PRIMARY_SCALARS
 from ib_callback.results.selection import Candidate
 from ib_callback.results.trajectory import Trajectory
 from ib_callback.run.rules import LiveRules
@@ -68,13 +68,15 @@ def summarise(
     """
     phases = rules.phases()
     best = rules.selection.best(trajectory)
+    primary = next((point.primary for point in reversed(trajectory) if point.orders), None)
+    first = [f"{FIRST_VIEW}/{order or primary}/{name}" for order, name in FIRST_SHOWN]
     values: dict[str, float | str | None] = {
         "best_step": None if best is None else best.step,
         "best_by": rules.selection.by,
         "best_value": None if best is None else rules.selection.value(best),
         "fit_start": phases.fit_start,
         "compression_start": phases.compression_start,
-        **{f"final_{name}": rules.numbers().get(name) for name in (*PRIMARY_SCALARS, "loss")},
+        **{f"final_{name}": rules.numbers().get(name) for name in (*first, "loss", *PRIMARY_SCALARS)},
         "selected_step": None if selected is None else selected.step,
         "selected_checkpoint": None if selected is None else str(selected.path),
         "stop_reason": None if rules.decision is None else rules.decision.reason.value,
