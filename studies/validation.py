@@ -147,6 +147,7 @@ SHORT = {
     "readout/token/expressivity_local": "readout E",
     "readout/token/optimality_local": "readout ratio",
     "readout/token/score_local": "readout score",
+    "prediction/bigram/expressivity_local": "prediction E, bigram",
     "prediction/token/expressivity_local": "prediction E",
     "prediction/token/optimality_local": "prediction ratio",
     "prediction/token/score_local": "prediction score",
