@@ -302,15 +302,14 @@ class Measurement:
         """
         return _read(cls, data, "measurement")
 
-    def shown_first(self, order: str | None = None) -> list[tuple[str | None, str, float | None]]:
-        """What the validation study found to order checkpoints best, and the plane it lies in, as (order, name, value).
+    def shown_first(self, order: str | None = None) -> dict[str, float | None]:
+        """What the validation study chose to be shown first, and the plane it lies in, by name; None where undefined.
 
         Args:
-            order: in place of the primary one.
+            order: by default the primary one.
         """
-        points = self.views.get(FIRST_VIEW, {})
-        by_order = [(points.get(of or order or self.primary or ""), of, name) for of, name in FIRST_SHOWN]
-        return [(of, name, getattr(point, name, None)) for point, of, name in by_order]
+        point = self.views.get(FIRST_VIEW, {}).get(order or self.primary or "")
+        return {name: getattr(point, name, None) for name in FIRST_SHOWN}
 
     def summary(self) -> str:
         """One line for a console."""
@@ -318,10 +317,9 @@ class Measurement:
         if self.error is not None:
             return f"{start}: not measured: {' '.join(self.error.split())}"
         parts = []
-        shown = [(order or self.primary, value, name) for order, name, value in self.shown_first() if value is not None]
+        shown = [f"{n.removesuffix('_local')} {_short(v)}" for n, v in self.shown_first().items() if v is not None]
         if shown:
-            named = (f"{order} {name.removesuffix('_local')} {_short(value)}" for order, value, name in shown)
-            parts.append(f"{FIRST_VIEW} {', '.join(named)}")
+            parts.append(f"{FIRST_VIEW} {', '.join(shown)}")
         if self.loss is not None:
             of_bytes = "" if self.bits_per_byte is None else f" ({self.bits_per_byte:.4g} bits per byte)"
             parts.append(f"loss {_short(self.loss)}{of_bytes}")

@@ -164,8 +164,8 @@ class Trajectory(Sequence[Measurement]):
         heads = [["step"], *([] if loss is None else [["loss"]])]
         heads += [["probe", name] for name in whole]
         has_first = any(FIRST_VIEW in point.views for point in self)
-        first = [[FIRST_VIEW, *([of] if of else []), name.removesuffix("_local")] for of, name in FIRST_SHOWN]
-        heads += (first if has_first else []) + [name.split("_", 1) for name in names]
+        heads += [[FIRST_VIEW, name.removesuffix("_local")] for name in FIRST_SHOWN if has_first]
+        heads += [name.split("_", 1) for name in names]
         rows = [[head[0] for head in heads], [" ".join(head[1:]).replace("_", " ") for head in heads]]
         for measurement in self._measurements:
             step = measurement.step
@@ -174,7 +174,7 @@ class Trajectory(Sequence[Measurement]):
             if loss is not None:
                 row.append(cell(None if step is None else loss.get(step)))
             row += [cell(getattr(measurement, name)) for name in whole]
-            row += [cell(value) for _, _, value in measurement.shown_first(order)] if has_first else []
+            row += [cell(value) for value in measurement.shown_first(order).values()] if has_first else []
             rows.append(row + [cell(getattr(point, name, None)) for name in names])
         lines = aligned(rows, [str.rjust] * len(heads))
         reasons = ["", "", *("  " + " ".join(m.error.split()) if m.error else "" for m in self._measurements)]

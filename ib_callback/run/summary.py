@@ -69,7 +69,7 @@ def summarise(
     phases = rules.phases()
     best = rules.selection.best(trajectory)
     primary = next((point.primary for point in reversed(trajectory) if point.orders), None)
-    first = [f"{FIRST_VIEW}/{order or primary}/{name}" for order, name in FIRST_SHOWN]
+    first = [f"{FIRST_VIEW}/{primary}/{name}" for name in FIRST_SHOWN]
     values: dict[str, float | str | None] = {
         "best_step": None if best is None else best.step,
         "best_by": rules.selection.by,
