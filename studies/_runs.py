@@ -17,8 +17,10 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
+from transformers.trainer_utils import get_last_checkpoint
 
 import ib_callback as ib
+from ib_callback.common.files import write_atomically
 from ib_callback.hf import IBCallback
 
 LENGTH = 128
@@ -255,9 +257,7 @@ class Losses(tf.TrainerCallback):
                     self.found[step] |= judge(model)
             model.train(was_training)
             torch.save(model.state_dict(), self._weights / f"{step}.pt")
-            partial = self._file.with_suffix(".part")
-            partial.write_text(json.dumps(self.found))
-            partial.replace(self._file)
+            write_atomically(self._file, json.dumps(self.found).encode())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._measure(model, state.global_step)
@@ -328,8 +328,8 @@ def train(config: Config, data: Data, folder: Path, task: Task | None = None) ->
         optimizers=(optimizer, rates),
     )
     trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
-    checkpoints = sorted((folder / "checkpoints").glob("checkpoint-*"))
-    trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    checkpoints = folder / "checkpoints"
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
     training = {each["step"]: each["loss"] for each in trainer.state.log_history if "loss" in each}
     return result(config, held_out.found, training, {name: folder / name for name in probes})
 
@@ -408,8 +408,6 @@ def run_all(
             except BlockingIOError:
                 continue
             found = train(config, loaded, work / config.name, task and task(config))
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(found, separators=(",", ":")))
-        partial.replace(path)
+        write_atomically(path, json.dumps(found, separators=(",", ":")).encode())
         best, last = min(found["val_loss"]), found["val_loss"][-1]
         print(f"{config.name}: loss {best:.3f} at best, {last:.3f} in the end", flush=True)

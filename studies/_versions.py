@@ -17,8 +17,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 import ib_callback as ib
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from ib_callback.common.files import write_atomically
 
 GROUPS = 16
 # One in so many tokens decides the scale on the logits.
@@ -135,7 +134,7 @@ def compute(
     """Measure each version whose file is not in `kept` yet; the name of the model.
 
     Under bfloat16 autocast, which is the precision that such models are published in: the trained SmolLM2's numbers
-    are then those in float32 to a hundredth of their standard errors. States of the last and the middle layer are
+    are then those in float32 to two hundredths of their standard errors. States of the last and the middle layer are
     kept, too.
 
     Args:
@@ -176,8 +175,8 @@ def compute(
             of_loss = losses(made, probe, found["last"])
         States.save(found, kept / "states" / folder.name / f"{name}.npz")
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        partial.write_text(
+        write_atomically(
+            path,
             json.dumps(
                 {
                     "kind": kind,
@@ -187,9 +186,8 @@ def compute(
                     "losses": of_loss,
                     "measurement": measurement.to_dict(),
                 }
-            )
+            ).encode(),
         )
-        partial.replace(path)
         print(
             f"{folder.name} {name}: loss {np.mean(of_loss['loss']):.3f}, refitted {np.mean(of_loss['refitted']):.3f}, "
             f"{measurement.seconds:.0f} s to measure, {time.perf_counter() - started:.0f} s in all",

@@ -22,6 +22,7 @@ import numpy as np
 from _ranking import filled, pairs_right, spearman
 from _runs import Config, run_all
 from _tables import heading, prose, table
+from ib_callback.common.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "fine_tuning"
 BASE = "llama_4x128"
@@ -65,7 +66,7 @@ def train(data: Path, work: Path, only: str = "") -> None:
         configs = {f"random weights, {seed}": Config("", **shape, seed=seed) for seed in (11, 12, 13)}
         configs |= {"base": Config(f"{BASE}_s1", **shape)}
         configs |= {name: Config(f"{BASE}_{name}_s1", **shape) for name in ("c4", "sft", "dpo")}
-        CONTROL.write_text(json.dumps(_tuning.control(data, work, configs, HELD_OUT), indent=1))
+        write_atomically(CONTROL, json.dumps(_tuning.control(data, work, configs, HELD_OUT), indent=1).encode())
 
 
 def _task(data: Path, work: Path, config: Config) -> Any:

@@ -13,7 +13,6 @@ place in the answer.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
 import os
@@ -27,6 +26,7 @@ import numpy as np
 
 import ib_callback as ib
 from _tables import heading, prose, table
+from ib_callback.common.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "preference"
 BINS = 100
@@ -38,8 +38,9 @@ SUBSETS, SWAPS, GROUPS = 50, 200, 20
 
 def read_pairs(data: Path) -> list[dict[str, Any]]:
     """Rows with `prompt`, `chosen`, `rejected` of `preferences_sample.jsonl.gz` in a folder."""
-    with gzip.open(data / "preferences_sample.jsonl.gz", "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    from _runs import lines  # with transformers, which the tables do without
+
+    return lines(data / "preferences_sample.jsonl.gz")
 
 
 def probe_of(pairs: Sequence[dict[str, Any]], tokenizer: Any, name: str = "pairs") -> ib.Probe:
@@ -202,7 +203,7 @@ def train(data: Path, work: Path, model: str = "") -> None:
     lengths = np.bincount(sequence, minlength=len(probe)).reshape(-1, 2)
     found["longer"] = [float((lengths[:, 0] > lengths[:, 1]).mean()), float((lengths[:, 0] < lengths[:, 1]).mean())]
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{folder.name}.json").write_text(json.dumps(_rounded(found), separators=(",", ":")))
+    write_atomically(RESULTS / f"{folder.name}.json", json.dumps(_rounded(found), separators=(",", ":")).encode())
 
 
 def _rounded(value: Any) -> Any:

@@ -72,6 +72,7 @@ def direction(name: str) -> int:
 def condense(kept: Path, model: str) -> None:
     """Write the scalars of each measured version, with values of which each group of sequences is left out."""
     import ib_callback as ib
+    from ib_callback.common.files import write_atomically
     from ib_callback.results.points import replicates_of
 
     def rounded(value: float | None) -> float | None:
@@ -110,7 +111,7 @@ def condense(kept: Path, model: str) -> None:
         order = ["trained", "noise", "pruned", "shuffled", "untrained"]
         found.sort(key=lambda each: (order.index(each["kind"]), each["level"]))
         settings = {"sequences": SEQUENCES, "length": LENGTH, "package": ib.__version__, "versions": found}
-        (RESULTS / f"{model}.json").write_text(json.dumps(settings, separators=(",", ":")))
+        write_atomically(RESULTS / f"{model}.json", json.dumps(settings, separators=(",", ":")).encode())
 
 
 @dataclass(frozen=True)

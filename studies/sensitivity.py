@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,8 @@ from _comparators import shuffle_corrections, two_nn
 from _ranking import APART, filled, pairs_right, spearman
 from _runs import Config, Data
 from _tables import heading, prose, table
+from _versions import shared
+from ib_callback.common.files import write_atomically
 from ib_callback.measuring.companions import COMPANIONS
 from validation import AFTER
 from validation import RUNS as CONFIGS
@@ -179,10 +180,7 @@ def loaded(config: Config, work: Path, step: int) -> nn.Module:
 
 
 def write(path: Path, found: Mapping[str, Any]) -> None:
-    """So that a kill leaves the old file or the new one."""
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(found, separators=(",", ":")))
-    partial.replace(path)
+    write_atomically(path, json.dumps(found, separators=(",", ":")).encode())
 
 
 def append(run: dict[str, Any], step: int, losses: Mapping[str, float], parts: Mapping[str, Mapping[str, Any]]) -> None:
@@ -246,11 +244,7 @@ def token_labels(probe: Tensor) -> list[np.ndarray]:
 
 def of_versions(spec: str, text: Path, versions: Path) -> None:
     """Other measures of a real model's versions whose states were kept, and the candidates that were measured then."""
-    # For this alone: other benchmarks have names of well-known modules.
-    with patch.object(sys, "path", [*sys.path, str(Path(__file__).parents[1] / "benchmarks")]):
-        from _common import ModelFolder, whole_sequences
-
-    folder = ModelFolder.parse(spec)
+    folder = shared().ModelFolder.parse(spec)
     path = RESULTS / f"{folder.name}.json"
     found = json.loads(path.read_text()) if path.exists() else {"version": []}
     kept = {each.stem: each for each in sorted((versions / "states" / folder.name).glob("*.npz"))}
@@ -260,7 +254,7 @@ def of_versions(spec: str, text: Path, versions: Path) -> None:
         if name in found["version"] or not of_version.exists():
             continue
         arrays, told = np.load(where), json.loads(of_version.read_text())
-        probe = probe or whole_sequences(text, folder.load()[0], *arrays["last"].shape[:2])
+        probe = probe or shared().whole_sequences(text, folder.load()[0], *arrays["last"].shape[:2])
         measurement = ib.Measurement.from_dict(told["measurement"])
         found["version"].append(name)
         for loss in ("loss", "refitted"):
