@@ -13,11 +13,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
+
+from _tables import heading, prose, table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "output_codebooks"
@@ -38,25 +41,36 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("study-work"))
     options = parser.parse_args()
     if options.data is not None:
-        from _runs import Config, run_all
+        train(options.data, options.work)
+    for part in report():
+        print(part)
 
-        llama = {"architecture": "llama", "layers": 4, "width": 128}
-        gpt2 = {"architecture": "gpt2", "layers": 3, "width": 96, "tied": False}
-        overfit = {"sequences": 400, "schedule": "constant", "steps": 600}
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        run_all(
-            [
-                Config("llama_4x128", **llama),
-                Config("gpt2_3x96", **gpt2),
-                Config("llama_4x128_overfit_400", **llama, **overfit),
-                Config("gpt2_3x96_overfit_400", **gpt2, **overfit),
-            ],
-            options.data,
-            options.work,
-            RESULTS,
-        )
+
+def train(data: Path, work: Path) -> None:
+    """The four runs, those whose result is missing."""
+    from _runs import Config, run_all
+
+    llama = {"architecture": "llama", "layers": 4, "width": 128}
+    gpt2 = {"architecture": "gpt2", "layers": 3, "width": 96, "tied": False}
+    overfit = {"sequences": 400, "schedule": "constant", "steps": 600}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    runs = [
+        Config("llama_4x128", **llama),
+        Config("gpt2_3x96", **gpt2),
+        Config("llama_4x128_overfit_400", **llama, **overfit),
+        Config("gpt2_3x96_overfit_400", **gpt2, **overfit),
+    ]
+    run_all(runs, data, work, RESULTS)
+
+
+def report() -> Iterator[str]:
+    """Every table, as markdown; the figure on the way."""
     runs = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in NAMES}
-    table(runs)
+    yield heading("Codebooks aimed at the output", 1)
+    yield prose("""Token order, probe of held-out novels; after step 100: value at the lowest loss, greatest, last;
+        Spearman's rank correlation with the held-out loss on novels, of the novels probe and of the C4 probe.""")
+    for name, run in runs.items():
+        yield from of_run(NAMES[name], run)
     figure(runs)
 
 
@@ -64,26 +78,25 @@ def column(run: dict[str, Any], name: str, probe: str = "novels") -> np.ndarray:
     return np.array([np.nan if value is None else value for value in run[probe][name]])
 
 
-def table(runs: dict[str, dict[str, Any]]) -> None:
+def of_run(name: str, run: dict[str, Any]) -> Iterator[str]:
     """Largest value after step 100, value at the end, at the lowest loss, and rank correlation with the loss."""
-    print("token order, probe of held-out novels; after step 100: value at the lowest loss, greatest, last")
-    for name, run in runs.items():
-        steps, loss = np.array(run["step"]), np.array(run["val_loss"])
-        late = steps >= 100
-        best = int(loss.argmin())
-        print(f"{NAMES[name]}: loss {loss[best]:.3f} at step {steps[best]}, {loss[-1]:.3f} at step {steps[-1]}")
-        for view, quantity in [*itertools.product(AIMED, QUANTITIES), ("", "optimality")]:
-            named = f"{view}/token/{quantity}".lstrip("/")
-            values = column(run, named)
-            top = int(np.nanargmax(np.where(late, values, np.nan)))
-            ranks = [
-                spearmanr(column(run, named, probe)[late], loss[late], nan_policy="omit").statistic
-                for probe in ("novels", "c4")
-            ]
-            print(
-                f"    {view or 'plain':10} {quantity:20} {values[best]:.4f} {values[top]:.4f} (step {steps[top]}) "
-                f"{values[-1]:.4f} {values[-1] / values[top] - 1:+6.1%}   Spearman {ranks[0]:+.2f}, C4 {ranks[1]:+.2f}"
-            )
+    steps, loss = np.array(run["step"]), np.array(run["val_loss"])
+    late = steps >= 100
+    best = int(loss.argmin())
+    yield heading(f"{name}: loss {loss[best]:.3f} at step {steps[best]}, {loss[-1]:.3f} at step {steps[-1]}", 2)
+    rows = []
+    for view, quantity in [*itertools.product(AIMED, QUANTITIES), ("", "optimality")]:
+        named = f"{view}/token/{quantity}".lstrip("/")
+        values = column(run, named)
+        top = int(np.nanargmax(np.where(late, values, np.nan)))
+        ranks = [
+            spearmanr(column(run, named, probe)[late], loss[late], nan_policy="omit").statistic
+            for probe in ("novels", "c4")
+        ]
+        figures = (values[best], values[top], steps[top], values[-1], values[-1] / values[top] - 1, *ranks)
+        formats = (".4f", ".4f", "d", ".4f", "+.1%", "+.2f", "+.2f")
+        rows.append([view or "plain", quantity, *(format(*each) for each in zip(figures, formats, strict=True))])
+    yield table(["", "", "at the lowest loss", "greatest", "at step", "last", "fall", "novels", "C4"], rows)
 
 
 def figure(runs: dict[str, dict[str, Any]]) -> None:

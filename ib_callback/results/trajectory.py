@@ -23,7 +23,7 @@ from ib_callback.common.messages import describe, warn
 from ib_callback.results.correlation import Correlation, correlations
 from ib_callback.results.guard import Guard
 from ib_callback.results.measurement import Measurement, incomparable_settings
-from ib_callback.results.metrics import PLANE, WHOLE, Mode
+from ib_callback.results.metrics import FIRST_SHOWN, FIRST_VIEW, PLANE, WHOLE, Mode
 from ib_callback.results.phases import DEFAULT_RULE, PhaseRule, Phases, find_phases
 from ib_callback.results.selection import SelectFrom, Selection
 
@@ -163,7 +163,10 @@ class Trajectory(Sequence[Measurement]):
         tabled = [quantity.name for quantity in WHOLE if quantity.tabled]
         whole = [name for name in tabled if any(getattr(point, name) is not None for point in self)]
         heads = [["step"], *([] if loss is None else [["loss"]])]
-        heads += [["probe", name] for name in whole] + [name.split("_", 1) for name in names]
+        heads += [["probe", name] for name in whole]
+        has_first = any(FIRST_VIEW in point.views for point in self)
+        heads += [[FIRST_VIEW, name.removesuffix("_local")] for name in FIRST_SHOWN if has_first]
+        heads += [name.split("_", 1) for name in names]
         rows = [[head[0] for head in heads], [" ".join(head[1:]).replace("_", " ") for head in heads]]
         for measurement in self._measurements:
             step = measurement.step
@@ -172,6 +175,7 @@ class Trajectory(Sequence[Measurement]):
             if loss is not None:
                 row.append(cell(None if step is None else loss.get(step)))
             row += [cell(getattr(measurement, name)) for name in whole]
+            row += [cell(value) for value in measurement.shown_first(order).values()] if has_first else []
             rows.append(row + [cell(getattr(point, name, None)) for name in names])
         lines = aligned(rows, [str.rjust] * len(heads))
         reasons = ["", "", *("  " + " ".join(m.error.split()) if m.error else "" for m in self._measurements)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.metrics import PRIMARY_SCALARS
+from ib_callback.results.metrics import FIRST_SHOWN, FIRST_VIEW, PRIMARY_SCALARS
 from ib_callback.results.selection import Choice
 from ib_callback.results.trajectory import Trajectory
 from ib_callback.run.rules import LiveRules
@@ -74,6 +74,8 @@ def summarise(
     """
     phases = rules.phases()
     best = rules.selection.best(trajectory)
+    primary = next((point.primary for point in reversed(trajectory) if point.orders), None)
+    first = [f"{FIRST_VIEW}/{primary}/{name}" for name in FIRST_SHOWN]
     values: dict[str, float | str | None] = {
         "best_step": None if best is None else best.step,
         "best_by": rules.selection.by,
@@ -83,7 +85,7 @@ def summarise(
         "memorising_start": phases.memorising_start,
         "phases_read_on": phases.plane,
         "guard": str(rules.selection.guard),
-        **{f"final_{name}": rules.numbers().get(name) for name in (*PRIMARY_SCALARS, "loss")},
+        **{f"final_{name}": rules.numbers().get(name) for name in (*first, "loss", *PRIMARY_SCALARS)},
         "selected_step": None if selected is None else selected.step,
         "selected_as_fallback": None if selected is None or not selected.fallback else "yes",
         "selected_checkpoint": None if selected is None else str(selected.path),

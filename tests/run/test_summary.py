@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from synthetic_runs import C, E, run
 
+from ib_callback.results.points import PlanePoint
 from ib_callback.results.stopping import PlateauStopping
 from ib_callback.results.trajectory import Trajectory
 from ib_callback.run.config import RunConfig
@@ -35,3 +37,15 @@ def test_a_summary_of_nothing() -> None:
     cost = Cost(points=0, seconds=0.0, share=0.0, skipped=0)
     summary = summarise(Trajectory(), LiveRules(["token"]), cost, None)
     assert sorted(summary) == ["ib/best_by", "ib/cost_seconds", "ib/cost_share", "ib/guard", "ib/skipped_points"]
+
+
+def test_a_summary_ends_with_the_plane_that_is_shown_first() -> None:
+    local = {"complexity_local_by_layer": [0.1], "expressivity_local_by_layer": [0.05]}
+    predicted = PlanePoint.from_layers([0.3], [0.2], **local, noise=0.01)
+    points = [replace(point, views={"prediction": {"token": predicted}}) for point in run(C, E)]
+    rules = LiveRules(["token"])
+    rules.replay(points)
+    cost = Cost(points=31, seconds=62.0, share=0.25, skipped=0)
+    summary = summarise(Trajectory(points), rules, cost, None)
+    assert summary["ib/final_prediction/token/expressivity_local"] == predicted.expressivity_local
+    assert summary["ib/final_prediction/token/score_local"] == predicted.score_local
