@@ -9,7 +9,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,55 @@ def untrained(model: Any, seed: int = 0) -> nn.Module:
     """A model of the same architecture as it would begin its training."""
     torch.manual_seed(seed)
     return type(model)(model.config).eval().float()
+
+
+def _matrices(model: nn.Module) -> list[Tensor]:
+    """Weights of two and more dimensions; tied ones once."""
+    return [parameter.data for parameter in model.parameters() if parameter.ndim > 1]
+
+
+@torch.no_grad()
+def damage(model: nn.Module, kind: str, level: float, seed: int = 0) -> None:
+    """Damage each matrix in place; a function of kind, level and seed.
+
+    Args:
+        model: to be damaged.
+        kind: "noise", normal, of so many standard deviations of the matrix; "pruned", that share of the smallest
+            entries set to zero; "shuffled", all its entries; of any other kind it stays as it is.
+        level: see there.
+        seed: of noise and shuffling.
+    """
+    for place, weight in enumerate(_matrices(model)):
+        generator = torch.Generator().manual_seed(1000 * seed + place)
+        if kind == "noise":
+            weight += level * weight.std() * torch.randn(weight.shape, generator=generator)
+        elif kind == "pruned":
+            size = weight.abs()
+            weight[size <= size.flatten().kthvalue(max(1, int(level * size.numel()))).values] = 0.0
+        elif kind == "shuffled":
+            weight.copy_(weight.flatten()[torch.randperm(weight.numel(), generator=generator)].view_as(weight))
+
+
+def versions(
+    model: nn.Module, kinds: Iterable[tuple[str, float]]
+) -> Iterator[tuple[str, float, Callable[[], nn.Module]]]:
+    """Kind and level of each version of a model, and what makes it.
+
+    Those that are damaged share their memory with `model`. "untrained" has its seed for a level.
+    """
+    whole = [weight.clone() for weight in _matrices(model)]
+
+    def damaged_by(kind: str, level: float) -> nn.Module:
+        for weight, original in zip(_matrices(model), whole, strict=True):
+            weight.copy_(original)
+        damage(model, kind, level)
+        return model
+
+    for kind, level in kinds:
+        if kind == "untrained":
+            yield kind, level, lambda level=level: untrained(model, int(level))
+        else:
+            yield kind, level, lambda kind=kind, level=level: damaged_by(kind, level)
 
 
 def whole_sequences(text: Path, tokenizer: Any, num_sequences: int, length: int) -> ib.Probe:

@@ -26,7 +26,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from scipy.stats import kendalltau, spearmanr
 from torch import Tensor, nn
 
 import ib_callback as ib
-from _common import ModelFolder, describe_machine, untrained, views, whole_sequences
+from _common import ModelFolder, describe_machine, untrained, versions, views, whole_sequences
 from ib_callback.results.metrics import BOOKKEEPING, PRIMARY_SCALARS, better_direction
 
 ORDERS = ("token", "bigram")
@@ -178,44 +178,6 @@ def by_layer(found: dict[str, ib.Measurement], order: str) -> None:
             print(f"  {label:28}" + "   |".join(cells))
 
 
-def matrices(model: nn.Module) -> list[Tensor]:
-    """Weights of two and more dimensions; tied ones once."""
-    return [parameter.data for parameter in model.parameters() if parameter.ndim > 1]
-
-
-@torch.no_grad()
-def damage(model: nn.Module, kind: str, level: float, seed: int = 0) -> None:
-    """Damage each matrix in place; a function of kind, level and seed."""
-    for place, weight in enumerate(matrices(model)):
-        generator = torch.Generator().manual_seed(1000 * seed + place)
-        if kind == "noise":
-            weight += level * weight.std() * torch.randn(weight.shape, generator=generator)
-        elif kind == "pruned":
-            size = weight.abs()
-            weight[size <= size.flatten().kthvalue(max(1, int(level * size.numel()))).values] = 0.0
-        elif kind == "shuffled":
-            weight.copy_(weight.flatten()[torch.randperm(weight.numel(), generator=generator)].view_as(weight))
-
-
-def versions(
-    model: nn.Module, noise: Sequence[float], pruned: Sequence[float]
-) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
-    """Name of each version, and what makes it; made versions share their memory with `model`."""
-    whole = [weight.clone() for weight in matrices(model)]
-
-    def damaged_by(kind: str, level: float) -> nn.Module:
-        for weight, original in zip(matrices(model), whole, strict=True):
-            weight.copy_(original)
-        damage(model, kind, level)
-        return model
-
-    kinds = [("trained", 0.0), *(("noise", n) for n in noise), *(("pruned", p) for p in pruned), ("shuffled", 0.0)]
-    for kind, level in kinds:
-        yield f"{kind} {level}" if level else kind, lambda kind=kind, level=level: damaged_by(kind, level)
-    for seed in (0, 1):
-        yield f"untrained {seed}", lambda seed=seed: untrained(model, seed)
-
-
 @torch.no_grad()
 def refitted_loss(model: nn.Module, probe: ib.Probe) -> dict[str, float]:
     """Mean next-token loss in nats a token: as it is, and after one scale on the logits was fitted."""
@@ -266,7 +228,9 @@ def damaged(options: argparse.Namespace) -> None:
         )
         aimed: dict[str, list[tuple[float, Any]]] = {view: [] for view in AIMED}
         rows = tables[folder.name] = []
-        for name, make in versions(model, options.noise, options.pruned):
+        kinds = [("trained", 0.0), *(("noise", n) for n in options.noise), *(("pruned", p) for p in options.pruned)]
+        for kind, level, make in versions(model, [*kinds, ("shuffled", 0.0), ("untrained", 0.0), ("untrained", 1.0)]):
+            name = f"{kind} {level:.0f}" if kind == "untrained" else f"{kind} {level}" if level else kind
             kept = options.keep and options.keep / f"{folder.name}-{name.replace(' ', '-')}.json"
             measurement, losses = measured(meter, make, kept, lambda made, probe=probe: refitted_loss(made, probe))
             points = views(measurement, "token")

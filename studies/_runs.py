@@ -7,8 +7,8 @@ import gzip
 import json
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
+from transformers.trainer_utils import get_last_checkpoint
 
 import ib_callback as ib
+from ib_callback.common.files import write_atomically
 from ib_callback.hf import IBCallback
 
 LENGTH = 128
@@ -26,6 +28,8 @@ VOCABULARY = 4096
 # Novels, by their place in the file: the last ones are held out, of them the first for the probe.
 HELD_OUT, OF_PROBE = 12, 6
 PROBE_SEQUENCES, VALIDATION_SEQUENCES = 64, 256
+# Steps between checkpoints, at least.
+SAVE_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Config:
     sequences: of training data that are seen again and again; None: ever new ones.
     seed: of weights and of the order of the data.
     halves: whether to measure on a second probe of other sequences of the same novels, too.
+    points: how many are measured evenly, beside those of the first 200 steps.
+    base: name of the run whose last weights this one begins with, in a folder beside its own; None: random ones.
     """
 
     name: str
@@ -56,11 +62,17 @@ class Config:
     sequences: int | None = None
     seed: int = 0
     halves: bool = False
+    points: int = 20
+    base: str | None = None
 
     def measured_steps(self) -> list[int]:
-        """About 30: after every octave's half in the beginning, then evenly."""
+        """About 30 by default: after every octave's half in the beginning, then evenly."""
         early = [4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 200]
-        return sorted({s for s in early if s < self.steps} | {round(self.steps * k / 20) for k in range(1, 21)} | {0})
+        return sorted(
+            {s for s in early if s < self.steps}
+            | {round(self.steps * k / self.points) for k in range(1, self.points + 1)}
+            | {0}
+        )
 
     def rate_at(self, step: int) -> float:
         """As a share of `rate`."""
@@ -117,17 +129,17 @@ class Data:
     @classmethod
     def load(cls, folder: Path, cache: Path) -> Data:
         """From `novels.jsonl.gz` and `c4_sample.jsonl.gz` in a folder; tokenised once."""
-        novels = [each["text"] for each in _lines(folder / "novels.jsonl.gz")]
+        novels = [each["text"] for each in lines(folder / "novels.jsonl.gz")]
         tokenizer = _tokenizer(novels[:-HELD_OUT], cache / "tokenizer.json")
         held = novels[-HELD_OUT:]
         training = _tokens(tokenizer, novels[:-HELD_OUT], cache / "training.npy")
         probe, validation = (_tokens(tokenizer, part) for part in (held[:OF_PROBE], held[OF_PROBE:]))
-        other = _tokens(tokenizer, [each["text"] for each in _lines(folder / "c4_sample.jsonl.gz")])
+        other = _tokens(tokenizer, [each["text"] for each in lines(folder / "c4_sample.jsonl.gz")])
         half = len(other) // 2
         return cls(
             training,
             *(
-                torch.from_numpy(_spread(part, number).astype(np.int64))
+                torch.from_numpy(spread(part, number).astype(np.int64))
                 for part, number in (
                     (validation, VALIDATION_SEQUENCES),
                     (probe, 4 * PROBE_SEQUENCES),
@@ -138,7 +150,8 @@ class Data:
         )
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a .jsonl.gz file."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
@@ -172,7 +185,8 @@ def _tokens(tokenizer: Tokenizer, texts: Sequence[str], path: Path | None = None
     return table
 
 
-def _spread(table: np.ndarray, number: int) -> np.ndarray:
+def spread(table: np.ndarray, number: int) -> np.ndarray:
+    """So many rows, evenly over the table."""
     return table[np.linspace(0, len(table), number, endpoint=False).astype(int)]
 
 
@@ -198,10 +212,26 @@ class Sequences(torch.utils.data.Dataset[dict[str, Tensor]]):
         return {"input_ids": ids, "labels": ids}
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a run is trained on and judged by, where that is not the novels and the losses alone.
+
+    dataset: the training examples, in their order.
+    trainer: that knows what to do with them.
+    judges: what each says of the model at the measured points, as numbers by name.
+    feature_probes: measured beside the probe of novels.
+    """
+
+    dataset: torch.utils.data.Dataset[dict[str, Tensor]]
+    trainer: type[tf.Trainer] = tf.Trainer
+    judges: Sequence[Callable[[nn.Module], dict[str, float]]] = ()
+    feature_probes: Mapping[str, ib.Probe] = field(default_factory=dict)
+
+
 class Losses(tf.TrainerCallback):
     """Losses on held-out sequences at the measured steps, and the weights; on disk at once, for a second start."""
 
-    def __init__(self, config: Config, data: Data, folder: Path) -> None:
+    def __init__(self, config: Config, data: Data, folder: Path, judges: Sequence[Any] = ()) -> None:
         self._steps, self._file, self._weights = (
             set(config.measured_steps()),
             folder / "losses.json",
@@ -212,6 +242,7 @@ class Losses(tf.TrainerCallback):
             self.found = {int(step): each for step, each in json.loads(self._file.read_text()).items()}
         self._weights.mkdir(parents=True, exist_ok=True)
         self._held_out = {"val_loss": data.validation, "c4_loss": data.other_validation}
+        self._judges = judges
 
     def _measure(self, model: nn.Module, step: int) -> None:
         if step in self._steps and step not in self.found:
@@ -222,11 +253,11 @@ class Losses(tf.TrainerCallback):
                     name: float(np.mean([float(model(input_ids=part, labels=part).loss) for part in table.split(32)]))
                     for name, table in self._held_out.items()
                 }
+                for judge in self._judges:
+                    self.found[step] |= judge(model)
             model.train(was_training)
             torch.save(model.state_dict(), self._weights / f"{step}.pt")
-            partial = self._file.with_suffix(".part")
-            partial.write_text(json.dumps(self.found))
-            partial.replace(self._file)
+            write_atomically(self._file, json.dumps(self.found).encode())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._measure(model, state.global_step)
@@ -240,11 +271,18 @@ def meter_keywords() -> dict[str, Any]:
     return {"orders": ("token", "bigram"), "center": True, "companions": ("rankme", "alpha_req"), "loss": "all"}
 
 
-def train(config: Config, data: Data, folder: Path) -> dict[str, Any]:
+def weights_of(base: Path) -> dict[str, Tensor]:
+    """The last weights of the run in this folder."""
+    path = max((base / "weights").glob("*.pt"), key=lambda path: int(path.stem))
+    return torch.load(path, weights_only=True)
+
+
+def train(config: Config, data: Data, folder: Path, task: Task | None = None) -> dict[str, Any]:
     """Train and measure on both probes; what the study keeps of it. A run that was finished is not run again.
 
     A run that was killed goes on from its last checkpoint.
     """
+    task = task or Task(Sequences(data.training, config))
     steps = set(config.measured_steps())
     probes = {"novels": data.probe[::4], "c4": data.other[::4]}
     if config.halves:
@@ -255,6 +293,7 @@ def train(config: Config, data: Data, folder: Path) -> dict[str, Any]:
             every_n_steps=lambda step: step in steps,
             output_dir=folder / name,
             log_plane=False,
+            feature_probes=task.feature_probes if name == "novels" else {},
             **meter_keywords(),
         )
         for name, table in probes.items()
@@ -267,27 +306,30 @@ def train(config: Config, data: Data, folder: Path) -> dict[str, Any]:
         weight_decay=0.1,
         adam_beta2=0.95,
         logging_steps=10,
-        save_steps=max(50, config.steps // 4),
+        save_steps=max(SAVE_EVERY, config.steps // 4),
         save_total_limit=1,
         report_to=[],
         seed=config.seed,
         disable_tqdm=True,
         use_cpu=True,
+        remove_unused_columns=False,
     )
     model = config.model()
+    if config.base is not None:
+        model.load_state_dict(weights_of(folder.parent / config.base))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.95), weight_decay=0.1)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, config.rate_at)
-    held_out = Losses(config, data, folder)
-    trainer = tf.Trainer(
+    held_out = Losses(config, data, folder, task.judges)
+    trainer = task.trainer(
         model,
         arguments,
-        train_dataset=Sequences(data.training, config),
+        train_dataset=task.dataset,
         callbacks=[held_out, *callbacks],
         optimizers=(optimizer, rates),
     )
     trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
-    checkpoints = sorted((folder / "checkpoints").glob("checkpoint-*"))
-    trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    checkpoints = folder / "checkpoints"
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
     training = {each["step"]: each["loss"] for each in trainer.state.log_history if "loss" in each}
     return result(config, held_out.found, training, {name: folder / name for name in probes})
 
@@ -295,7 +337,7 @@ def train(config: Config, data: Data, folder: Path) -> dict[str, Any]:
 def result(
     config: Config, told: dict[int, dict[str, float]], training: dict[int, float], folders: dict[str, Path]
 ) -> dict[str, Any]:
-    """What is kept of a run: losses and the numbers of all probes, a list of each over the measured steps."""
+    """What is kept of a run: losses, what else judges it, and the numbers of all probes, over the measured steps."""
     found: dict[str, Any] = {"config": asdict(config), "package": ib.__version__}
     for probe, folder in folders.items():
         points = list(ib.Trajectory.load(folder / "ib_trajectory.jsonl"))
@@ -311,7 +353,7 @@ def result(
                 name: [[_rounded(each) for each in getattr(point["token"], f"{name}_by_layer")] for point in points]
                 for name in ("complexity", "complexity_local", "expressivity_local")
             }
-    found |= {name: [told[step][name] for step in found["step"]] for name in ("val_loss", "c4_loss")}
+    found |= {name: [told[step][name] for step in found["step"]] for name in told[0]}
     logged = sorted(training)
     found["train_loss"] = [
         next((training[s] for s in reversed(logged) if s <= max(step, logged[0])), None) for step in found["step"]
@@ -328,6 +370,7 @@ _LOCAL = ("complexity_local", "expressivity_local", "optimality_local", "score_l
 _OF_PLANES = tuple(
     f"{side}{form}" for side in ("complexity", "expressivity") for form in ("", "_above_null", "_scaled")
 )
+_OF_FEATURES = ("information", "information_null", "information_null_std", "information_p_value", "ratio")
 _WHOLE = ("loss", "bits_per_byte", "dispersion", "rankme", "alpha_req", "entropy", "ceiling")
 
 
@@ -336,13 +379,21 @@ def is_kept(name: str) -> bool:
     view, _, quantity = name.rpartition("/")
     if not view:
         return quantity in _WHOLE
+    if quantity.startswith(_OF_FEATURES[0]) or view.endswith("preference"):
+        return quantity in (*_OF_FEATURES, "ratio_above_null")
     view, _, order = view.rpartition("/")
     plane = order == "token" and view in ("", "late", "last", "centred", "readout", "prediction")
     return quantity in (*_RATIOS, *_LOCAL) or (plane and quantity in (*_OF_PLANES, "distance_to_bound"))
 
 
-def run_all(configs: Sequence[Config], data: Path, work: Path, results: Path) -> None:
-    """Each run whose result is not there yet and that no other process is at."""
+def run_all(
+    configs: Sequence[Config],
+    data: Path,
+    work: Path,
+    results: Path,
+    task: Callable[[Config], Task] | None = None,
+) -> None:
+    """Each run whose result is not there yet and that no other process is at; `task` says what of."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     loaded = None
     for config in configs:
@@ -356,9 +407,7 @@ def run_all(configs: Sequence[Config], data: Path, work: Path, results: Path) ->
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            found = train(config, loaded, work / config.name)
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(found, separators=(",", ":")))
-        partial.replace(path)
+            found = train(config, loaded, work / config.name, task and task(config))
+        write_atomically(path, json.dumps(found, separators=(",", ":")).encode())
         best, last = min(found["val_loss"]), found["val_loss"][-1]
         print(f"{config.name}: loss {best:.3f} at best, {last:.3f} in the end", flush=True)

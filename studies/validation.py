@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from _statistics import APART, filled, interval_over_runs, nats_lost, pairs_right, partial_spearman, spearman
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from _ranking import APART, filled, interval_over_runs, nats_lost, pairs_right, partial_spearman, spearman
 from _runs import Config, run_all
 from _tables import heading, prose, table
 
@@ -63,9 +63,9 @@ RUNS = [
     _overfit("llama_4x128_untied", 400, 500),
     _run("llama_2x64", seed=2, steps=1000),
     _run("gpt2_2x64", seed=2, steps=1000),
+    _run("llama_6x192", steps=400),
     _run("llama_4x128", seed=2, steps=800),
     _run("gpt2_3x96", seed=2, steps=800),
-    _run("llama_6x192", steps=800),
 ]
 
 # Points after this step count: the collapse at the beginning is no choice that anybody has.
@@ -140,6 +140,7 @@ SHORT = {
     "last/token/optimality": "plain ratio, last",
     "token/optimality_above_null": "ratio above null",
     "token/expressivity_local": "local E",
+    "token/expressivity_scaled": "scaled E",
     "token/optimality_local": "local ratio",
     "late/token/optimality_local": "local ratio, late",
     "last/token/score_local": "local score, last",
@@ -147,6 +148,7 @@ SHORT = {
     "readout/token/expressivity_local": "readout E",
     "readout/token/optimality_local": "readout ratio",
     "readout/token/score_local": "readout score",
+    "prediction/bigram/expressivity_local": "prediction E, bigram",
     "prediction/token/expressivity_local": "prediction E",
     "prediction/token/optimality_local": "prediction ratio",
     "prediction/token/score_local": "prediction score",
@@ -155,8 +157,12 @@ SHORT = {
 }
 
 
+# Beside the candidates that were written down.
+FURTHER = {"token/expressivity_scaled": 1}
+
+
 def direction_of(name: str) -> int:
-    return -1 if name == "loss" else candidates()[name]
+    return -1 if name == "loss" else (candidates() | FURTHER)[name]
 
 
 @dataclass(frozen=True)
@@ -191,8 +197,8 @@ def has_right_sign(name: str, held: Held) -> bool:
 
 def single_runs(runs: list[Run], held: dict[tuple[str, str, str], Held]) -> Iterator[str]:
     yield heading("Rank correlation with held-out loss, each run", 2)
-    yield prose("""Spearman over the points after step 100; probe of novels / its other half / C4, each against the
-        held-out loss of its domain. Right is + for losses, − for all others.""")
+    yield prose("""Spearman over the points after step 100; probe of novels / its other half / C4, each against
+        the held-out loss of its domain. Right is + for losses, − for all others.""")
     titles = ["", *(run.name for run in runs)]
     yield table(
         titles,
@@ -233,9 +239,9 @@ def summary(runs: list[Run], held: dict[tuple[str, str, str], Held]) -> Iterator
     groups = sorted({run.group for run in runs})
     yield heading("All candidates", 2)
     number = len(runs) * len(PROBES)
-    yield prose(f"""{len(runs)} runs × {len(PROBES)} probes. *right sign*: of these {number}; *runs*: with the right
-        sign on all three probes. Then the least / median share of pairs over {APART} nats apart that are ordered
-        rightly, in each group, and the most and mean nats lost. Sorted by the least share.""")
+    yield prose(f"""{len(runs)} runs × {len(PROBES)} probes. *right sign*: of these {number}; *runs*: with the
+        right sign on all three probes. Then the least / median share of pairs over {APART} nats apart that are
+        ordered rightly, in each group, and the most and mean nats lost. Sorted by the least share.""")
     rows = []
     for name in [*candidates(), "loss"]:
         of_name = {(run.name, probe): held[name, run.name, probe] for run in runs for probe in PROBES}
@@ -271,10 +277,32 @@ def summary(runs: list[Run], held: dict[tuple[str, str, str], Held]) -> Iterator
     yield f"With the right sign in every run on every probe: {', '.join(passing) or 'none'}.\n"
 
 
+def by_group(runs: list[Run], held: dict[tuple[str, str, str], Held]) -> Iterator[str]:
+    """Means over runs, with intervals."""
+    groups = sorted({run.group for run in runs if run.kind != "disturbed"})
+    yield heading("By architecture and kind", 2)
+    yield prose("""Rank correlation with held-out loss, mean over the three probes of a run, then over runs; in brackets
+        the 95 % interval of a bootstrap over runs.""")
+    rows = []
+    for name, label in SHORT.items():
+        cells = [label]
+        for group in groups:
+            means = [
+                float(np.mean([held[name, run.name, probe].ranks for probe in PROBES]))
+                for run in runs
+                if run.group == group
+            ]
+            low, high = interval_over_runs(means)
+            cells.append(f"{np.mean(means):+.2f} ({low:+.2f} to {high:+.2f})")
+        rows.append(cells)
+    numbers = [sum(run.group == group for run in runs) for group in groups]
+    yield table(["", *(f"{group}, {number} runs" for group, number in zip(groups, numbers, strict=True))], rows)
+
+
 def judged_by_the_other(runs: list[Run]) -> Iterator[str]:
     yield heading("The other domain as judge", 2)
-    yield prose("""Spearman of the number on the novels probe with the loss on C4 / of that on the C4 probe with the
-        loss on novels.""")
+    yield prose("""Spearman of the number on the novels probe with the loss on C4 / of that on the C4 probe with
+        the loss on novels.""")
     yield table(
         ["", *(run.name for run in runs)],
         [
@@ -293,18 +321,24 @@ def judged_by_the_other(runs: list[Run]) -> Iterator[str]:
     )
 
 
+# Held against the loss beside the candidates: what any number that only grows with time would say, and what every
+# trainer knows.
+CLOCK, TRAINING = "step (a clock)", "training loss"
+
+
 def beyond_the_loss(runs: list[Run]) -> Iterator[str]:
     """Partial rank correlations given the loss of the probe."""
     yield heading("Beyond the loss", 2)
-    yield prose("""Partial rank correlation of the number on the novels probe, given the loss of that probe: with the
-        loss on C4 at the same point, and with the held-out loss a fifth of the run later. Mean over runs that were
-        not disturbed, in brackets the 95 % interval of a bootstrap over runs, and their number. It says more than the
-        loss where both architectures' intervals leave out 0 on the same side, the one that the number has in the
-        table of all candidates.""")
+    yield prose("""Partial rank correlation of the number on the novels probe, given the loss of that probe:
+        with the loss on C4 at the same point, and with the held-out loss a fifth of the run later. Mean over
+        runs that were not disturbed, in brackets the 95 % interval of a bootstrap over runs, and in how many
+        runs it is defined: where the loss of the probe falls all along, as that of the healthy runs does, its
+        ranks leave nothing to say. It says more than the loss where both architectures' intervals leave out 0
+        on the same side; more than time where it also goes beyond the clock.""")
     architectures = sorted({run.config["architecture"] for run in runs})
     rows = []
-    for name in [name for name in SHORT if name != "loss"]:
-        cells = [SHORT[name]]
+    for name in [*(name for name in SHORT if name != "loss"), CLOCK, TRAINING]:
+        cells = [SHORT.get(name, name)]
         for target, architecture in itertools.product(("c4", "later"), architectures):
             found = [
                 _partial(run, name, target)
@@ -313,22 +347,24 @@ def beyond_the_loss(runs: list[Run]) -> Iterator[str]:
             ]
             known = [value for value in found if np.isfinite(value)]
             low, high = interval_over_runs(known)
-            cells.append(f"{np.mean(known) if known else float('nan'):+.2f} ({low:+.2f} to {high:+.2f}; {len(known)})")
+            interval = f"{low:+.2f} to {high:+.2f}; " if len(known) > 1 else ""
+            cells.append(f"{np.mean(known):+.2f} ({interval}{len(known)} of {len(found)})" if known else "none")
         rows.append(cells)
     yield table(["", *(f"{a} / {b}" for a, b in itertools.product(("C4", "later"), architectures))], rows)
 
 
 def _partial(run: Run, name: str, target: str) -> float:
-    direction = direction_of(name)
-    values, given = run.column(name, "novels", direction), run.column("loss")
+    given = run.column("loss")
+    if name == CLOCK:
+        values = run.steps.astype(float)
+    else:
+        values = run.loss("train_loss") if name == TRAINING else run.column(name, "novels", direction_of(name))
     if target == "c4":
         counted, other = run.late, run.loss("c4_loss")
     else:
         later = run.steps + run.config["steps"] / 5
         counted = run.late & (later <= run.steps[-1])
         other = np.interp(later, run.steps, run.loss("val_loss"))
-    if counted.sum() < 6:
-        return float("nan")
     return partial_spearman(values[counted], other[counted], given[counted])
 
 
@@ -349,9 +385,9 @@ PLANES = {
 def phases(runs: list[Run]) -> Iterator[str]:
     """Whether complexity falls after its maximum, and what expressivity does meanwhile."""
     yield heading("Two phases", 2)
-    yield prose("""Novels probe, token order, points after step 100: the step at which complexity is greatest; from
-        there to the end the change of complexity, of expressivity, of their ratio, in per cent. A compression as
-        published is a fall of the first with the others kept or risen.""")
+    yield prose("""Novels probe, token order, points after step 100: the step at which complexity is greatest;
+        from there to the end the change of complexity, of expressivity, of their ratio, in per cent. A
+        compression as published is a fall of the first with the others kept or risen.""")
     rows = []
     for plane, pattern in PLANES.items():
         cells = [plane]
@@ -385,33 +421,34 @@ def overfitting(runs: list[Run]) -> Iterator[str]:
     """How soon each number tells memorising from health."""
     yield heading("Overfitting told from health", 2)
     names = {name: label for name, label in SHORT.items() if name != "loss"}
-    yield prose("""Last value under the maximum after step 100, in per cent: least and greatest over runs that overfit
-        (held-out loss ends over .05 nats above its minimum), and the greatest over all others. Then alarms at 5 and
-        at 10 % under the running maximum on the novels probe: in how many overfitting runs, the median of nats of
-        held-out loss above its lowest so far when it comes, how many came before the minimum, and in how many others
-        (false).""")
     over = [run for run in runs if _overfits(run)]
-    others = [run for run in runs if not _overfits(run)]
+    groups = {"overfitting": over} | {
+        kind: [run for run in runs if run.kind == kind] for kind in ("healthy", "disturbed")
+    }
+    yield prose("""Last value under the maximum after step 100, in per cent, least to greatest over runs: those
+        that overfit (held-out loss ends over .05 nats above its minimum), healthy ones, and those with another
+        schedule (of which the spike does lasting damage). Then alarms at 5 and at 10 % under the running
+        maximum on the novels probe: in how many overfitting runs, the median of nats of held-out loss above its
+        lowest so far when it comes, how many came before the minimum, and in how many healthy runs (false).""")
     rows = []
     for name, label in names.items():
-        falls = {run.name: _fall(run, name) for run in runs}
-        cells = [
-            label,
-            " to ".join(f"{f((falls[run.name] for run in over), default=np.nan):.0f}" for f in (min, max)),
-            f"{max((falls[run.name] for run in others), default=np.nan):.0f}",
-        ]
+        cells = [label]
+        for of_group in groups.values():
+            falls = [_fall(run, name) for run in of_group]
+            cells.append(" to ".join(f"{f(falls, default=np.nan):.0f}" for f in (min, max)))
         for level in ALARMS:
             raised = [place for run in over if (place := _alarm(run, name, level)) is not None]
-            false = sum(_alarm(run, name, level) is not None for run in others)
-            when = np.median([nats for nats, _ in raised]) if raised else np.nan
+            false = sum(_alarm(run, name, level) is not None for run in groups["healthy"])
+            when = f", {np.median([nats for nats, _ in raised]):+.3f}" if raised else ""
             before = sum(points < 0 for _, points in raised)
-            said = f"{len(raised)} of {len(over)}, {when:+.3f} ({before} before the minimum)"
-            cells.append(f"{said}; false {false} of {len(others)}")
+            said = f"{len(raised)} of {len(over)}{when} ({before} before the minimum)"
+            cells.append(f"{said}; false {false} of {len(groups['healthy'])}")
         rows.append(cells)
-    yield table(["", "overfitting", "others", *(f"alarm at {level:.0%}" for level in ALARMS)], rows)
+    yield table(["", *groups, *(f"alarm at {level:.0%}" for level in ALARMS)], rows)
     yield heading("What comes first", 3)
-    yield prose("""Step of the maximum of readout expressivity (novels probe, after step 100), of the lowest loss on
-        C4 and on novels; nats lost on C4 by stopping at the first, and by stopping at the lowest novels loss.""")
+    yield prose("""Step of the maximum of readout expressivity (novels probe, after step 100), of the lowest
+        loss on C4 and on novels; nats lost on C4 by stopping at the first, and by stopping at the lowest novels
+        loss.""")
     rows = []
     for run in over:
         steps, c4 = run.steps[run.late], run.loss("c4_loss")[run.late]
@@ -455,9 +492,9 @@ def across_models(runs: list[Run]) -> Iterator[str]:
     healthy = [run for run in runs if run.kind == "healthy"]
     groups = {"llama": [r for r in healthy if r.config["architecture"] == "llama"]}
     groups |= {"gpt2": [r for r in healthy if r.config["architecture"] == "gpt2"], "together": healthy}
-    yield prose("""Last checkpoints of the healthy runs: Spearman with held-out loss and share of pairs over .02 nats
-        apart ordered rightly, novels; C4. Few models: by chance alone a rank correlation of five has a standard
-        deviation of .5.""")
+    yield prose("""Last checkpoints of the healthy runs: Spearman with held-out loss and share of pairs over .02
+        nats apart ordered rightly, novels; C4. Few models: by chance alone a rank correlation of five has a
+        standard deviation of .5.""")
     rows = []
     for name, label in SHORT.items():
         cells, direction = [label], direction_of(name)
@@ -511,9 +548,15 @@ def train(data: Path, work: Path, only: str = "") -> None:
 def report() -> Iterator[str]:
     """Every table, as markdown; the figure on the way."""
     runs = Run.load_all()
-    held = held_everywhere(runs, [*candidates(), "loss"])
+    held = held_everywhere(runs, [*candidates(), *FURTHER, "loss"])
     yield heading("Validation runs", 1)
-    for part in (single_runs(runs, held), summary(runs, held), judged_by_the_other(runs), beyond_the_loss(runs)):
+    for part in (
+        single_runs(runs, held),
+        by_group(runs, held),
+        summary(runs, held),
+        judged_by_the_other(runs),
+        beyond_the_loss(runs),
+    ):
         yield from part
     for each in (phases, overfitting, across_models):
         yield from each(runs)

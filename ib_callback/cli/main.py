@@ -65,6 +65,7 @@ def _select(options: argparse.Namespace) -> int:
         select_from=_select_from(options.select_from),
         mode=options.mode,
         model=options.model,
+        guard=options.guard,
     )
     write_tables(options, report.rows)
     shown = "-" not in (options.csv, options.json)
@@ -141,6 +142,10 @@ def parser() -> argparse.ArgumentParser:
         help="from when on points can be selected: the start of a phase, or a step",
     )  # fmt: skip
     select.add_argument("--mode", choices=("min", "max"), help="which values are better, if it is not known")
+    select.add_argument(
+        "--guard", type=_guard, default="run", metavar="loss|NATS|none",
+        help="how far above the lowest the held-out loss may be; none: the published choice; by default as in the run",
+    )  # fmt: skip
     select.add_argument("--path-only", action="store_true", help="print nothing but the path, for scripts")
     add_table_arguments(select)
     select.set_defaults(run=guarded(_select))
@@ -160,6 +165,12 @@ def parser() -> argparse.ArgumentParser:
     plot.set_defaults(run=guarded(_plot))
     add_probe_command(commands)
     return parser
+
+
+def _guard(text: str) -> str | float | None:
+    if text in ("run", "loss"):
+        return text
+    return None if text == "none" else float(text)
 
 
 def _select_from(text: str) -> SelectFrom:

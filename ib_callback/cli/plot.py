@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--order", action="append", metavar="NAME", help="an n-gram order; may be given several times")
     parser.add_argument(
         "--plane", action="append", metavar="NAME",
-        help="plain, local, readout or prediction, by default all that were measured; may be given several times",
+        help="prediction, readout, local or plain, by default all that were measured; may be given several times",
     )  # fmt: skip
     parser.add_argument(
         "--step", default="last", metavar="N|last|best", help="of the plane by layer (best: by optimality)"

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ib_callback.common.errors import TrajectoryError
+from ib_callback.results.guard import TOLERANCE, Guard
 from ib_callback.results.lines import read_rows
 from ib_callback.results.measurement import Measurement, metrics_of
 from ib_callback.results.metrics import Mode, chance_of, resolve_metric, spelled
@@ -65,6 +66,7 @@ def select_report(
     select_from: SelectFrom = "compression",
     mode: Mode | None = None,
     model: str | None = None,
+    guard: Guard | Literal["run"] = "run",
 ) -> SelectReport:
     """Choose among the checkpoints of a run, in HuggingFace's layout or in Lightning's, by the run's own phase rule.
 
@@ -75,6 +77,7 @@ def select_report(
         select_from: "compression", "fit", or the first step that can be selected.
         mode: "min" or "max"; by default what is known to be better for the metric.
         model: which model of a file of results.
+        guard: as for `Selection`; "run": as in the run.
 
     Raises:
         TrajectoryError: no trajectory, or several, or a file that cannot be read.
@@ -89,7 +92,10 @@ def select_report(
         # Before Selection asks for the mode of a metric that does not exist.
         resolve_metric(by, names)
         by = spelled(by, names) or by
-    selection = Selection(by, mode, select_from, trajectory.phase_rule)
+    if guard == "run":
+        tolerance = trajectory.phase_rule.tolerance
+        guard = "loss" if tolerance == TOLERANCE else tolerance
+    selection = Selection(by, mode, select_from, trajectory.phase_rule, guard=guard)
     choice = selection.choose(trajectory, available=existing)
     phases = trajectory.phases()
     # Points that lack nothing but a checkpoint, with why there is none.
@@ -104,6 +110,12 @@ def select_report(
     if choice.best is not None:
         verdict.append(f"The best checkpoint: {_checkpoint_of(choice.best, existing)}")
     elif names:
+        if choice.fallback is not None:
+            loss = choice.fallback.measurement.loss
+            which = (
+                "The latest checkpoint" if loss is None else f"The checkpoint of the lowest held-out loss, {loss:.3f}"
+            )
+            verdict.append(f"{which}: {_checkpoint_of(choice.fallback, existing)}")
         verdict += _cure(select_from, phases)
     return SelectReport(
         choice=choice,
@@ -114,7 +126,7 @@ def select_report(
             {
                 "step": candidate.measurement.step,
                 selection.by: candidate.value,
-                "phase": phase.name.lower(),
+                "phase": None if phase is None else phase.name.lower(),
                 "checkpoint": None if (path := _checkpoint_of(candidate, existing)) is None else str(path),
                 "remark": remark or None,
             }
@@ -170,7 +182,7 @@ def _table(by: str, choice: Choice, phases: Phases, existing: Mapping[int, Path]
                 "-" if step is None else f"{step:,}",
                 cell(candidate.value),
                 *([cell(chance)] if is_known else []),
-                phase.name.lower(),
+                "-" if phase is None else phase.name.lower(),
                 "-" if path is None else path.name,
                 remark,
             )

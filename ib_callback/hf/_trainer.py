@@ -269,3 +269,8 @@ def report(
 def warn(message: str) -> None:
     """A RuntimeWarning of whoever called what calls this."""
     messages.warn(message, stacklevel=3)
+
+
+def last_logged_loss(state: TrainerState) -> float | None:
+    """The training loss that the Trainer logged last, a mean over its logging steps; None before there is one."""
+    return next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)

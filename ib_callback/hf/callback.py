@@ -44,6 +44,7 @@ from ib_callback.hf._trainer import (  # noqa: E402
     for_evaluation,
     judges_by_itself,
     keep_out_of_tables,
+    last_logged_loss,
     report,
     save_as_it_is,
     save_without_infinity,
@@ -175,7 +176,8 @@ class IBCallback(Follows, TrainerCallback):
         self._weights = weights_seen(kwargs["model"])
         self._keep_earlier(state)
         step = state.global_step
-        needed = step >= state.max_steps or control.should_training_stop or (self._selects and control.should_save)
+        last = self._run.config.at_finish and (step >= state.max_steps or control.should_training_stop)
+        needed = last or (self._selects and control.should_save)
         # Only a point that can be left out is asked of the schedule, which counts those that it skips.
         if (needed and not self._run.recorded(step)) or self._run.due(step):
             self._record(args, state, control, kwargs["model"])
@@ -285,7 +287,7 @@ class IBCallback(Follows, TrainerCallback):
         self._record_last(args, state, control, kwargs["model"])
         if not self._running:
             return
-        if not self._over and not self._run.recorded(state.global_step):
+        if not self._over and self._run.config.at_finish and not self._run.recorded(state.global_step):
             warn(
                 f"The last step, step {state.global_step}, was not measured: a callback ended the training so late "
                 "that the best model had been loaded in its place. Put IBCallback after that callback."
@@ -418,7 +420,7 @@ class IBCallback(Follows, TrainerCallback):
     def _record_last(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module
     ) -> None:
-        if not self._running or self._over or self._run.recorded(state.global_step):
+        if not self._running or self._over or self._run.recorded(state.global_step) or not self._run.config.at_finish:
             return
         # The best model may have been loaded meanwhile, and its numbers are not those of this step.
         if self._weights is None or self._weights == weights_seen(model):
@@ -437,7 +439,14 @@ class IBCallback(Follows, TrainerCallback):
         step = state.global_step
         counted = args.include_num_input_tokens_seen not in (False, None, "no")
         tokens_seen = int(state.num_input_tokens_seen) if counted else None
-        point = self._run.record(model, step, tokens_seen=tokens_seen, scheduled=scheduled, at_start=at_start)
+        point = self._run.record(
+            model,
+            step,
+            tokens_seen=tokens_seen,
+            train_loss=last_logged_loss(state),
+            scheduled=scheduled,
+            at_start=at_start,
+        )
         self._write_state(state)
         with self._run.survived("A point could not be logged"), self._run.at_work():
             metrics = self._run.logged(point)

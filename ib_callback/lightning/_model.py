@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -131,3 +131,33 @@ def _through(outermost: nn.Module, pl_module: Any, body: Callable[[], Any]) -> A
         return outermost()
     finally:
         put_back()
+
+
+class Losses:
+    """Mean training loss over the batches since it was last asked for; no device is waited for meanwhile."""
+
+    def __init__(self, total: float = 0.0, number: int = 0) -> None:
+        self._sum: Any = total
+        self._number = number
+
+    def state(self) -> list[float | int]:
+        """For a checkpoint: what `Losses` takes."""
+        return [float(self._sum), self._number]
+
+    def add(self, outputs: Any, accumulated: int = 1) -> None:
+        """Take what `training_step` gave.
+
+        Args:
+            outputs: of `on_train_batch_end`.
+            accumulated: number of batches by which Lightning has divided the loss.
+        """
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            self._sum = self._sum + loss.detach().float().reshape(()) * accumulated
+            self._number += 1
+
+    def mean(self) -> float | None:
+        """In the unit of the loss; None without a batch."""
+        found = float(self._sum) / self._number if self._number else None
+        self._sum, self._number = 0.0, 0
+        return found

@@ -23,7 +23,7 @@ import torch
 from ib_callback.common.messages import describe, warn
 from ib_callback.common.optional import is_installed, require
 from ib_callback.lightning._averaging import Averaging, fingerprints, same_weights
-from ib_callback.lightning._model import Target, find_target
+from ib_callback.lightning._model import Losses, Target, find_target
 from ib_callback.lightning._saving import SavingWatch
 from ib_callback.measuring.meter import Meter
 from ib_callback.measuring.model.access import Layers
@@ -167,6 +167,7 @@ class IBCallback(Follows, Callback):
         self._measured: tuple[int, dict[str, Any]] | None = None  # a step and its weights, by their fingerprints
         self._trained: dict[str, Any] = {}  # likewise, when the last epoch ended
         self._held: bool = True  # whether the checkpoint that is being saved has the weights of its point
+        self._losses = Losses()  # of the training since the last point
         self._deferred: int | None = None  # step before one whose weights change once more when the epoch ends
 
     # What is asked for the signature of the class finds this first; a subclass with an __init__ of its own has that.
@@ -187,7 +188,7 @@ class IBCallback(Follows, Callback):
         saving: dict[str, Any] = {}
         with self._run.survived("Which checkpoints are to be removed later could not be noted"):
             saving = self._saving_state()
-        return {**self._state, **self._run.progress(), **saving}
+        return {**self._state, **self._run.progress(), **saving, "losses": self._losses.state()}
 
     def _saving_state(self) -> dict[str, Any]:
         """Which checkpoints are kept, or will be when this one is complete."""
@@ -244,6 +245,7 @@ class IBCallback(Follows, Callback):
             self._set(self._target.layers, self._target.forward)
             run.meter.progress = trainer.is_global_zero and self._shows_progress(trainer)
             earlier = self._state if step else {}
+            self._losses = Losses(*earlier.get("losses", ()))
             directory = self._directory(trainer)
             if earlier and writes:
                 bring_along(Path(earlier["directory"]), directory)
@@ -279,6 +281,7 @@ class IBCallback(Follows, Callback):
         """Measure if the optimizer has made a step that the schedule wants, or if this is known to be the last."""
         if not self._running:
             return
+        self._losses.add(outputs, trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1)
         self._publish_stand_ins(trainer)
         before, step = self._step, trainer.global_step
         # Equal within an accumulation of gradients; several optimizers may make several steps in one batch.
@@ -306,7 +309,7 @@ class IBCallback(Follows, Callback):
 
     def _measure_if_needed(self, trainer: Any, pl_module: Any, before: int) -> None:
         step = trainer.global_step
-        needed = self._is_last(trainer) and not self._run.recorded(step)
+        needed = self._run.config.at_finish and self._is_last(trainer) and not self._run.recorded(step)
         if needed or self._run.due(step, since=before):
             self._record(trainer, pl_module, since=before)
         self._stop_if_decided(trainer)
@@ -316,7 +319,7 @@ class IBCallback(Follows, Callback):
         """Measure the last step if only now it is known to be the last, and finish the files."""
         if not self._running:
             return
-        if not self._run.recorded(self._step):
+        if self._run.config.at_finish and not self._run.recorded(self._step):
             if self._averaging and not self._measures_averages and not self._has_weights(pl_module, self._trained):
                 _warn(
                     f"The last step, step {self._step}, was not measured: the training ended before it was "
@@ -371,7 +374,13 @@ class IBCallback(Follows, Callback):
             with self._as_measured(pl_module), untouched(pl_module), resharded(pl_module):
                 if self._averaging or self._run.rules.selects:
                     self._measured = (trainer.global_step, fingerprints(dict(pl_module.named_parameters())))
-                point = self._run.record(self._target.model, trainer.global_step, since=since, at_start=at_start)
+                point = self._run.record(
+                    self._target.model,
+                    trainer.global_step,
+                    train_loss=self._losses.mean(),
+                    since=since,
+                    at_start=at_start,
+                )
             if point.error is None:
                 with self._run.survived("A point could not be published"):
                     self._publish(trainer)

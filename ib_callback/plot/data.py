@@ -121,7 +121,7 @@ def count_label(number: float, what: str) -> str:
 def phases_of(measurements: object, points: Sequence[Measurement]) -> Phases | None:
     """The phases of a run, by its own rule if it is a trajectory.
 
-    None where its points are no run: a single one, without steps, or out of order.
+    None where its points are no run: a single one, without steps, or out of order; and of one from trained weights.
     """
     rule = measurements.phase_rule if isinstance(measurements, Trajectory) else DEFAULT_RULE
     steps = [point.step for point in points if point.step is not None]
@@ -130,14 +130,19 @@ def phases_of(measurements: object, points: Sequence[Measurement]) -> Phases | N
     with warnings.catch_warnings():
         # That there is no null is seen in the picture.
         warnings.simplefilter("ignore", RuntimeWarning)
-        return find_phases(points, rule)
+        found = find_phases(points, rule)
+    return None if found.trained else found
 
 
 def phase_labels(phases: Phases) -> dict[Phase, str]:
     """The phases that occur, with when they begin."""
-    since = {Phase.FITTING: phases.fit_start, Phase.COMPRESSION: phases.compression_start}
+    since = {
+        Phase.FITTING: phases.fit_start,
+        Phase.COMPRESSION: phases.compression_start,
+        Phase.MEMORISING: phases.memorising_start,
+    }
     labels = {}
-    for phase in sorted(set(phases.phases)):
+    for phase in sorted({phase for phase in phases.phases if phase is not None}):
         step = since.get(phase)
         labels[phase] = f"{phase.name.lower()} phase" + ("" if step is None else f", from {step:,}")
     return labels

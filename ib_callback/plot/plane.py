@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Without colour too: by shape.
-PHASE_MARKERS = {Phase.INITIAL: "s", Phase.FITTING: "o", Phase.COMPRESSION: "^"}
+PHASE_MARKERS = {Phase.INITIAL: "s", Phase.FITTING: "o", Phase.COMPRESSION: "^", Phase.MEMORISING: "v"}
 # Of a long run, so many evenly spread over the points.
 _CEILINGS_SHOWN = 40
 _NULLS_SHOWN = 40
@@ -125,7 +125,7 @@ class _Panel:
 
     def __init__(
         self, sheet: Sheet, panel: Axes, order: str, plane: Plane, points: Sequence[Measurement], colours: StepColours,
-        phases: Sequence[Phase] | None, texts: Mapping[str, str],
+        phases: Sequence[Phase | None] | None, texts: Mapping[str, str],
     ) -> None:  # fmt: skip
         self.sheet, self.panel, self.order, self.ink, self.texts = sheet, panel, order, sheet.theme.ink, texts
         self.plane = plane
@@ -230,7 +230,7 @@ class _Panel:
     def _names(self) -> None:
         """Name step 0 and the first point of each phase but the initial one, where the panel has it."""
         labels = [(*point, "step 0", self.ink) for point in self.untrained if len(self.points) > 1]
-        for phase in (Phase.FITTING, Phase.COMPRESSION) if self.phases is not None else ():
+        for phase in (Phase.FITTING, Phase.COMPRESSION, Phase.MEMORISING) if self.phases is not None else ():
             begun = np.flatnonzero(self.phases == phase)
             # A phase that does not follow another one began before the run did.
             if len(begun) and begun[0] > 0:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ib_callback.plot import data
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.metrics import PLANE_BY_NAME
+from ib_callback.results.metrics import FIRST_VIEW, PLANE_BY_NAME
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Plane:
 PLAIN = Plane("plain")
 # In the order of a picture, and of each the first form that was measured: `information_plane` says why.
 _FORMS = {
-    "plain": (PLAIN,),
+    **{view: (Plane(view, view, is_local=True), Plane(view, view)) for view in (FIRST_VIEW, "readout")},
     "local": (Plane("local", is_local=True),),
-    **{view: (Plane(view, view, is_local=True), Plane(view, view)) for view in ("readout", "prediction")},
+    "plain": (PLAIN,),
 }
 
 

@@ -26,7 +26,7 @@ _SHOWN_OF_VIEWS = [quantity for quantity in PLANE if quantity.drawn_of]
 _MARKED = 40
 _MANY = 300
 _FEW_MISSING = 16
-_HATCHES = {Phase.INITIAL: "////", Phase.FITTING: "", Phase.COMPRESSION: ""}
+_HATCHES = {Phase.INITIAL: "////", Phase.FITTING: "", Phase.COMPRESSION: "", Phase.MEMORISING: "...."}
 
 
 def over_steps(

@@ -45,7 +45,7 @@ class Theme:
         series: one for each run or order, after Okabe and Ito, without those too near the paper.
         steps: which part of viridis colours the steps; the rest would be lost on the paper.
         hatch: strokes across the initial phase.
-        phases: fills of the initial, the fitting and the compression phase, of different lightness.
+        phases: fills of the initial, the fitting, the compression and the memorising phase, of different lightness.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Theme:
     series: tuple[str, ...]
     steps: tuple[float, float]
     hatch: str
-    phases: tuple[str, str, str]
+    phases: tuple[str, str, str, str]
 
 
 _THEMES = {
@@ -66,13 +66,13 @@ _THEMES = {
         name="light", paper="#ffffff", ink="#262626", muted="#737373", faint="#e4e4e4", alarm="#b03a00",
         bound="#cc3d8a",
         series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#262626"),
-        steps=(0.0, 0.92), hatch="#cdcdcd", phases=("#e2e2e2", "#ffffff", "#f1efdc"),
+        steps=(0.0, 0.92), hatch="#cdcdcd", phases=("#e2e2e2", "#ffffff", "#f1efdc", "#f3dcd8"),
     ),
     "dark": Theme(
         name="dark", paper="#16191d", ink="#e8e8e8", muted="#9a9a9a", faint="#30353b", alarm="#ff9d66",
         bound="#ff8ac4",
         series=("#56b4e9", "#e69f00", "#2fc79a", "#e39fc6", "#f0e442", "#ff7f3f", "#ffffff"),
-        steps=(0.35, 1.0), hatch="#4b535c", phases=("#343a41", "#16191d", "#262a1f"),
+        steps=(0.35, 1.0), hatch="#4b535c", phases=("#343a41", "#16191d", "#262a1f", "#3a2624"),
     ),
 }  # fmt: skip
 

@@ -15,6 +15,8 @@ from ib_callback.results.metrics import (
     BOOKKEEPING,
     FEATURE_ERRORS,
     FEATURE_SCALARS,
+    FIRST_SHOWN,
+    FIRST_VIEW,
     PLANE_ERRORS,
     PRIMARY_SCALARS,
     TRAINING,
@@ -300,17 +302,32 @@ class Measurement:
         """
         return _read(cls, data, "measurement")
 
+    def shown_first(self, order: str | None = None) -> dict[str, float | None]:
+        """What the validation study chose to be shown first, and the plane it lies in, by name; None where undefined.
+
+        Args:
+            order: by default the primary one.
+        """
+        point = self.views.get(FIRST_VIEW, {}).get(order or self.primary or "")
+        return {name: getattr(point, name, None) for name in FIRST_SHOWN}
+
     def summary(self) -> str:
         """One line for a console."""
         start = "no step" if self.step is None else f"step {self.step:,}"
         if self.error is not None:
             return f"{start}: not measured: {' '.join(self.error.split())}"
         parts = []
+        shown = [f"{n.removesuffix('_local')} {_short(v)}" for n, v in self.shown_first().items() if v is not None]
+        if shown:
+            parts.append(f"{FIRST_VIEW} {', '.join(shown)}")
+        if self.loss is not None:
+            of_bytes = "" if self.bits_per_byte is None else f" ({self.bits_per_byte:.4g} bits per byte)"
+            parts.append(f"loss {_short(self.loss)}{of_bytes}")
         if self.primary in self.orders:
             point = self.orders[self.primary]
             # The null is not on a curve.
             is_diagonal = self.settings.get("bound", "diagonal") == "diagonal"
-            parts = [
+            parts += [
                 f"{self.primary} complexity {_short(point.complexity, point.complexity_null)}",
                 f"expressivity {_short(point.expressivity, point.expressivity_null)}",
                 f"optimality {_short(point.optimality, point.optimality_null)}",
@@ -327,9 +344,6 @@ class Measurement:
             by_chance = value.information_p_value is not None and value.information_p_value > CHANCE
             told = f", not told from chance (p {value.information_p_value:.2g})" if by_chance else ""
             parts.append(f"{name} {_short(value.information, value.information_null)}{told}")
-        if self.loss is not None:
-            of_bytes = "" if self.bits_per_byte is None else f" ({self.bits_per_byte:.4g} bits per byte)"
-            parts.append(f"loss {_short(self.loss)}{of_bytes}")
         if self.seconds is not None:
             parts.append(f"{self.seconds:.1f} s")
         return f"{start}: {', '.join(parts) or 'nothing measured'}"

@@ -345,6 +345,10 @@ PLANE_SCALARS = tuple(PLANE_BY_NAME)
 VIEW_SCALARS = tuple(quantity.name for quantity in PLANE if quantity.viewed)
 # Views that are measured by default: the last quarter of the layers, the last one, and those aimed at the output.
 VIEWS = ("late", "last", "readout", "prediction")
+# What is shown first of a measurement that has it: these numbers of this view, of the primary order. The rule of the
+# validation study chose the first of them among all candidates (docs/evidence.md).
+FIRST_VIEW = "prediction"
+FIRST_SHOWN = ("score_local", "complexity_local", "expressivity_local")
 FEATURE_SCALARS = tuple(quantity.name for quantity in FEATURE)
 # Standard errors, which are logged where they were asked for.
 PLANE_ERRORS, FEATURE_ERRORS = (

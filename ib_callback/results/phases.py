@@ -1,8 +1,9 @@
-"""The phases of a training run: initial, fitting and compression, found in its measurements.
+"""The phases of a training run: initial, fitting, compression and memorising, found in its measurements.
 
-After "Conklin et al., ICLR 2026" and "Conklin 2025": a language model first fits (complexity and expressivity
-grow) and then compresses (complexity falls). Before it fits, its representations may collapse onto each other:
-the complexity is then the lowest of the whole run and means nothing, which is why there is an initial phase.
+After "Conklin et al., ICLR 2026" and "Conklin 2025": a language model first fits (complexity and expressivity grow)
+and then compresses (complexity falls, expressivity is kept). Before it fits, its representations collapse onto each
+other, or onto the frequencies of tokens: complexities before the end of that mean nothing, which is why there is an
+initial phase. A model that is trained too long on too little memorises, which the loss on held-out text shows.
 """
 
 from __future__ import annotations
@@ -14,14 +15,35 @@ from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 from typing import Any
 
-from ib_callback.common.checks import check_integer
 from ib_callback.common.messages import warn
+from ib_callback.results.guard import TOLERANCE
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.noise import scatter
+from ib_callback.results.points import Array, PlanePoint, replicates_of
+from ib_callback.results.trend import find_fall, line
+from ib_callback.results.uncertainty import jackknife_error
 
-# The noise of the complexity is estimated from up to this many points on either side of its maximum: it often
-# changes along a run, as the learning rate does.
-_NEIGHBOURS = 20
+# The planes on which phases can be read, the one to be preferred first: view and ending of the names of the numbers.
+PLANES: dict[str, tuple[str, str]] = {
+    "readout": ("readout", "_local"),
+    "prediction": ("prediction", "_local"),
+    "local": ("", "_local"),
+    "above_null": ("", "_above_null"),
+    "plain": ("", ""),
+}
+# Successive points at which something must be so before it is recognised.
+PERSISTENCE = 3
+# A rise of the expressivity without a collapse: models often gain a percent before they collapse.
+_RISE = 0.05
+# A collapse: between two records of the expressivity the complexity falls by this share, and the expressivity by that.
+# In nine recorded runs these were 53 to 95 % and 18 to 98 %, on the readout plane and on that above null.
+_COLLAPSE_COMPLEXITY, _COLLAPSE_EXPRESSIVITY = 1 / 3, 0.1
+# Expressivity is kept if it falls by less than this share of what the complexity does, both relatively; the ratio of
+# both then improves.
+KEPT = 0.5
+# Where points have standard errors, a fall must be more than so many of its own.
+_ERRORS = 2.0
+# A model that begins so much better than token frequencies, in nats, was trained before: random weights never are.
+_TRAINED = 0.5
 
 
 class Phase(IntEnum):
@@ -30,6 +52,7 @@ class Phase(IntEnum):
     INITIAL = 0
     FITTING = 1
     COMPRESSION = 2
+    MEMORISING = 3
 
 
 def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
@@ -42,40 +65,42 @@ def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseRule:
-    """When a change of phase is clear enough to be recognised.
+    """How the phases of a run are read.
 
     Attributes:
-        drop: the complexity has fallen clearly when it is below its maximum by more than this share of it …
-        noise: … and by more than this many standard deviations of its noise, estimated from its scatter.
-        persistence: number of successive points at which it must be so, as for `rise`.
-        smoothing: number of points in the running median of the complexity; 1 takes it as it is.
-        rise: until it has fallen by this share, as in a collapse, the expressivity above null must exceed its
-            value at step 0 by more than this share of it, at `persistence` successive points. Models often gain a
-            percent before they collapse, with a long warm-up for many points, or jump in a single step; after the
-            collapse any excess counts.
-        collapse: a point is collapsed if its expressivity above null is below this share of its maximum since
-            the fit began (of its running median). The low complexity of such a point is no compression, and
-            once the median has fallen so far, the maximum of the complexity is sought anew.
+        plane: on which plane: "readout", "prediction", "local", "above_null" or "plain"; None: the first of these that
+            the first point has.
+        drop: a fall of the complexity that is sure (see `ib_callback.results.trend.find_fall`) counts if it has come
+            by more than this share below its maximum since the fit began (of the running median of three points).
+        collapse: a point is collapsed if its expressivity is below this share of its maximum since the fit began. The
+            low complexity of such a point is no compression.
+        tolerance: nats a token by which the held-out loss must exceed its minimum for the model to memorise; that of
+            the guard of the run. None: the loss is not looked at.
+        from_trained: whether the run begins from trained weights, and so has no phases. None: it does if its point at
+            step 0 predicts the next token better, by half a nat, than the frequencies of tokens on the probe.
 
     Raises:
         ValueError: a value out of range.
-        TypeError: a number of points is not an integer.
+        TypeError: a value of the wrong type.
     """
 
+    plane: str | None = None
     drop: float = 0.03
-    noise: float = 5.0
-    persistence: int = 3
-    smoothing: int = 3
-    rise: float = 0.05
     collapse: float = 0.5
+    tolerance: float | None = TOLERANCE
+    from_trained: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, below in (("drop", 1.0), ("noise", math.inf), ("rise", math.inf), ("collapse", 1.0)):
-            check_number(name, getattr(self, name), below=below)
-        for name in ("persistence", "smoothing"):
-            check_integer(name, getattr(self, name), minimum=1, cure="it is a number of points")
+        if self.plane is not None and self.plane not in PLANES:
+            raise ValueError(f"plane must be one of {', '.join(PLANES)}, or None, got {self.plane!r}")
+        for name in ("drop", "collapse"):
+            check_number(name, getattr(self, name), below=1.0)
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance)
+        if self.from_trained not in (True, False, None):
+            raise TypeError(f"from_trained must be True, False or None, got {self.from_trained!r}")
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON values by name; `from_dict` inverts it."""
         return asdict(self)
 
@@ -98,48 +123,64 @@ class Phases:
     """When the phases of a run began, and the phase of each of its points.
 
     Attributes:
-        fit_start: step at which the fitting began; None if it has not.
+        plane: on which they were read, one of `PLANES`; None without a point that was measured.
+        trained: whether the run began from trained weights: then it has no phases.
+        fit_start: step at which the fitting began: of the lowest complexity in the collapse, where there was one; None
+            if it has not.
         fit_recognised: step at which that became clear.
         compression_start: step of the maximum of the complexity from which it has been falling; None if it has
-            not fallen clearly and persistently.
+            not fallen clearly and persistently, with expressivity kept.
         compression_recognised: step at which that became clear.
-        phases: of each point, in hindsight: 2 from `compression_start` on.
+        memorising_start: step of the minimum of the held-out loss, if the model memorises since; else None.
+        memorising_recognised: step at which that became clear.
+        off_bound_start: step of the maximum of the complexity from which it falls clearly, but expressivity with it,
+            so that the run leaves the bound, which is no compression; None if it does not.
+        phases: of each point, in hindsight: 2 from `compression_start` on. None where nothing is known.
         known: of each point, as known then, which is what a callback logs: 2 from `compression_recognised` on.
         collapsed: whether each point has lost so much of its expressivity that its complexity means nothing;
             judged from the fitting phase on, by the points before it.
-        learned: of each point, its expressivity above null as a share of the highest since the fit began (of the
-            running median), in hindsight; None before the fit and where the point is missing.
+        learned: of each point, its expressivity as a share of the highest since the fit began, in hindsight; None
+            before the fit and where the point is missing.
+        notes: what there is to say of it, in sentences.
     """
 
+    plane: str | None
+    trained: bool
     fit_start: int | None
     fit_recognised: int | None
     compression_start: int | None
     compression_recognised: int | None
-    phases: tuple[Phase, ...]
-    known: tuple[Phase, ...]
+    memorising_start: int | None
+    memorising_recognised: int | None
+    off_bound_start: int | None
+    phases: tuple[Phase | None, ...]
+    known: tuple[Phase | None, ...]
     collapsed: tuple[bool, ...]
     learned: tuple[float | None, ...]
+    notes: tuple[str, ...]
 
 
 def find_phases(measurements: Iterable[Measurement], rule: PhaseRule = DEFAULT_RULE) -> Phases:
-    """Find the phases of a run, finished or still growing.
+    """Find the phases of a run, finished or still growing; docs/rules.md says how well that works.
 
-    *Initial* is from step 0 until the expressivity above null exceeds its value at step 0; a run that was not
-    measured at step 0 has no such phase (if only that measurement failed, it lasts until the first good one).
+    All numbers are those of the primary order on one plane, which is stated.
+
+    *Initial* is from step 0 to the end of the collapse: the lowest complexity before expressivity exceeds every earlier
+    value for good. A run that was not measured at step 0 has no such phase.
     *Fitting* is from there until the complexity has fallen clearly and persistently below its maximum since then.
-    *Compression* is from that maximum on. A run may never leave a phase.
+    *Compression* is from that maximum on, if expressivity is kept and the ratio of both improves over the same stretch.
+    *Memorising* is from the minimum of the held-out loss on, once that has been above it by more than the tolerance at
+    three points in succession, while the model is not collapsed and the training loss, where known, is lower than it
+    was there. If the loss finds a new minimum, it was none.
 
-    All numbers are those of the primary order. The complexity is the plain one, not that above null: the null
-    rises with the entropy of the representations all through training, so that the difference falls in models
-    whose complexity does not. Without a null the plain expressivity serves, with a warning.
+    A run that begins from trained weights has no phases.
 
     Points that could not be measured, and those without a step, are left out; those off the schedule
-    (`Measurement.scheduled`) are judged by the others. Each point is judged by those up to it only: what has been
-    recognised stays recognised, however the run goes on.
+    (`Measurement.scheduled`) are judged by the others. Each point is judged by those up to it only.
 
     Args:
         measurements: in the order of training; a `Trajectory`, for example.
-        rule: when a change of phase is clear enough.
+        rule: how phases are read.
     """
     tracker = PhaseTracker(rule)
     for measurement in measurements:
@@ -147,39 +188,80 @@ def find_phases(measurements: Iterable[Measurement], rule: PhaseRule = DEFAULT_R
     return tracker.phases()
 
 
+def is_trained(first: Measurement) -> bool:
+    """Whether the first point of a run is of trained weights, by what it predicts at step 0."""
+    better = first.predictive_information
+    return first.step == 0 and better is not None and better > _TRAINED
+
+
+def starts_trained(measurements: Iterable[Measurement], rule: PhaseRule = DEFAULT_RULE) -> bool:
+    """Whether a run begins from trained weights, by the rule or by its first point that was measured."""
+    if rule.from_trained is not None:
+        return rule.from_trained
+    first = next((m for m in measurements if m.error is None and m.step is not None), None)
+    return first is not None and is_trained(first)
+
+
+def plane_values(measurement: Measurement, plane: str) -> tuple[float, float] | None:
+    """Complexity and expressivity of the primary order on a plane; None where the point has none."""
+    point, ending = _plane_point(measurement, plane), PLANES[plane][1]
+    complexity = getattr(point, f"complexity{ending}", None)
+    expressivity = getattr(point, f"expressivity{ending}", None)
+    return None if complexity is None or expressivity is None else (complexity, expressivity)
+
+
+def _plane_point(measurement: Measurement, plane: str) -> PlanePoint | None:
+    view = PLANES[plane][0]
+    orders: Mapping[str, PlanePoint] = measurement.views.get(view, {}) if view else measurement.orders
+    return orders.get(measurement.primary or "")
+
+
 class PhaseTracker:
     """Follows a growing run, one measurement after the other; `find_phases` for a whole one.
 
     Attributes:
-        phase: the phase as known by the last measurement.
         collapsed: whether the last measurement is a collapsed point.
+        trained: whether the run began from trained weights; None as long as that is not known.
+        plane: on which phases are read; None before the first measurement.
+        worse_for: number of scheduled points in succession, up to the last, whose held-out loss is above its minimum by
+            more than the tolerance.
     """
 
     def __init__(self, rule: PhaseRule = DEFAULT_RULE) -> None:
         self.rule = rule
+        self.plane: str | None = rule.plane
+        self.trained: bool | None = rule.from_trained
+        self.worse_for = 0
         self._steps: list[int | None] = []
-        self._known: list[Phase] = []
+        self._known: list[Phase | None] = []
         self._collapsed: list[bool] = []
-        self._begun = False  # whether a point with a step was seen
-        self._fit: tuple[int, int] | None = None  # number of the first point, and of the one that showed it
+        self._from_start: bool | None = None  # whether the run was seen from step 0 on
+        # Of the scheduled points that have values:
+        self._points: list[int] = []  # their numbers
+        self._complexity: list[float] = []
+        self._replicates: list[Array | None] = []  # of the complexity, where points have errors
+        self._expressivity: list[float] = []
+        self._off_schedule: dict[int, float] = {}  # expressivity of those that are judged only
+        self._record = 0  # position of the highest expressivity so far
+        self._start = 0  # position of the lowest complexity before the fit
+        self._rising: int | None = None  # since which position all are above step 0 …
+        self._exceeding = 0  # … and how many of the last ones clearly
+        self._fit: tuple[int, int] | None = None  # number of its first point, and of the one that showed it
         self._compression: tuple[int, int] | None = None
-        self._above_null: bool | None = None
-        self._start: float | None = None  # expressivity at step 0 …
-        self._margin = 0.0  # … and what is clearly different from it
-        self._collapse_seen = False
-        self._exceeding: list[tuple[int, float, float]] = []  # latest points in succession above the start
-        self._clear = 0  # how many of them, counted back from the last, are above it by `rise`
-        self._expressivities: dict[int, float] = {}  # since the fit began, by number of the point
-        self._off_schedule: dict[int, float] = {}  # likewise, of points that are judged only
-        self._highest_expressivity = -math.inf
-        self._complexities: list[tuple[int, float]] = []  # since the fit began or a collapse ended
-        self._highest_complexity = -math.inf
-        self._highest_at = 0  # index into _complexities of the last value of the highest median
-        self._fallen = 0  # points in succession
+        self._off_bound: int | None = None  # number of the point
+        self._fall: tuple[float, float] | None = None  # by what share complexity and expressivity have fallen
+        self._losses: list[tuple[int, float, float | None]] = []  # number, held-out loss, training loss
+        self._lowest = 0  # position of the lowest loss
+        self._lowest_of_all: float | None = None  # points off the schedule included
+        self._memorising: tuple[int, int] | None = None
 
     @property
-    def phase(self) -> Phase:
-        """The phase as known by the last measurement."""
+    def phase(self) -> Phase | None:
+        """The phase as known by the last measurement; None where none is known, or the run has none."""
+        if self.trained or self._from_start is None:
+            return None
+        if self._memorising is not None:
+            return Phase.MEMORISING
         if self._compression is not None:
             return Phase.COMPRESSION
         return Phase.INITIAL if self._fit is None else Phase.FITTING
@@ -189,145 +271,248 @@ class PhaseTracker:
         """Whether the last measurement is a collapsed point."""
         return bool(self._collapsed) and self._collapsed[-1]
 
-    def update(self, measurement: Measurement) -> Phase:
+    def update(self, measurement: Measurement) -> Phase | None:
         """Take the next measurement; the phase as known by it."""
         index, step = len(self._steps), measurement.step
         self._steps.append(step)
         self._collapsed.append(False)
         if step is not None:
-            if not self._begun and step > 0:
-                self._fit = (index, index)
-            self._begun = True
-            values = self._values(measurement)
-            if values is None:
-                pass
-            elif measurement.scheduled:
-                self._take(index, *values)
-            else:
-                self._off_schedule[index] = values[1]
-                self._collapsed[index] = self._fit is not None and values[1] < self._least()
+            if self._from_start is None:
+                self._from_start = step == 0
+                if not self._from_start:
+                    self._fit = (index, index)
+            if measurement.error is None:
+                self._look_at(index, measurement)
         self._known.append(self.phase)
         return self.phase
 
-    def phases(self) -> Phases:
-        """What has been recognised so far."""
-        hindsight = [Phase.INITIAL] * len(self._steps)
-        for change, phase in ((self._fit, Phase.FITTING), (self._compression, Phase.COMPRESSION)):
-            if change is not None:
-                hindsight[change[0] :] = [phase] * (len(hindsight) - change[0])
-        fit_start, fit_recognised = self._when(self._fit)
-        compression_start, compression_recognised = self._when(self._compression)
-        return Phases(
-            fit_start=fit_start,
-            fit_recognised=fit_recognised,
-            compression_start=compression_start,
-            compression_recognised=compression_recognised,
-            phases=tuple(hindsight),
-            known=tuple(self._known),
-            collapsed=tuple(self._collapsed),
-            learned=tuple(self._learned(index) for index in range(len(self._steps))),
-        )
-
-    def _learned(self, index: int) -> float | None:
-        expressivity = self._expressivities.get(index, self._off_schedule.get(index))
-        if expressivity is None or self._fit is None or index < self._fit[0]:
-            return None
-        # Until there are enough points for a median, the highest of them.
-        highest = max(self._highest_expressivity, 0.0) or max(self._expressivities.values(), default=0.0)
-        return expressivity / highest if highest > 0 else None
-
-    def _when(self, change: tuple[int, int] | None) -> tuple[int | None, int | None]:
-        return (None, None) if change is None else (self._steps[change[0]], self._steps[change[1]])
-
-    def _values(self, measurement: Measurement) -> tuple[float, float] | None:
-        """Complexity and expressivity (above null) of the primary order; None if the point is missing."""
-        point = measurement.orders.get(measurement.primary or "")
-        if point is None or point.complexity is None or point.expressivity is None:
-            return None
-        if self._above_null is None:
-            self._above_null = point.expressivity_above_null is not None
-            if not self._above_null:
+    def _look_at(self, index: int, measurement: Measurement) -> None:
+        if self.trained is None:
+            self.trained = is_trained(measurement)
+        if self.plane is None:
+            self.plane = next(plane for plane in PLANES if plane == "plain" or plane_values(measurement, plane))
+            if self.plane == "plain":
                 warn(
                     "phases are found from the plain expressivity, for it was measured without its null. At wide "
                     "orders nearly all of it is null, and the fitting phase may never be recognised: measure with "
                     'null=True and weighting="empirical"',
                     stacklevel=4,
                 )
-        expressivity = point.expressivity_above_null if self._above_null else point.expressivity
-        return None if expressivity is None else (point.complexity, expressivity)
+        values = plane_values(measurement, self.plane)
+        if measurement.loss is not None:
+            self._lowest_of_all = min(measurement.loss, self._lowest_of_all or math.inf)
+        if not measurement.scheduled:
+            if values is not None:
+                self._off_schedule[index] = values[1]
+                self._collapsed[index] = self._is_collapsed(values[1])
+            return
+        if values is not None:
+            point = _plane_point(measurement, self.plane)
+            assert point is not None
+            self._replicates.append(replicates_of(point, f"complexity{PLANES[self.plane][1]}"))
+            self._take(index, *values)
+        if self.rule.tolerance is not None and measurement.loss is not None:
+            self._judge_loss(index, measurement.loss, measurement.train_loss, self.rule.tolerance)
+
+    # --- on the plane
 
     def _take(self, index: int, complexity: float, expressivity: float) -> None:
-        if self._fit is not None:
-            self._follow(index, complexity, expressivity)
-        elif self._start is None:
-            if self._steps[index] == 0:
-                self._start = expressivity
-                self._margin = self.rule.rise * abs(expressivity)
-            else:  # step 0 could not be measured
-                self._fit = (index, index)
-                self._follow(index, complexity, expressivity)
-        else:
-            self._look_for_fit(index, complexity, expressivity)
-
-    def _look_for_fit(self, index: int, complexity: float, expressivity: float) -> None:
-        assert self._start is not None
-        if expressivity <= self._start:
-            self._exceeding.clear()
-            self._clear = 0
-            self._collapse_seen |= expressivity < self._start - self._margin
-            return
-        self._exceeding.append((index, complexity, expressivity))
-        # A model that has not collapsed yet may well be about to, and jump for a point or two before it does.
-        self._clear = self._clear + 1 if expressivity > self._start + self._margin else 0
-        if self._collapse_seen or self._clear == self.rule.persistence:
-            self._fit = (self._exceeding[0][0], index)
-            for point in self._exceeding:
-                self._follow(*point)
-
-    def _follow(self, index: int, complexity: float, expressivity: float) -> None:
-        """Judge a point of the fitting or the compression phase."""
-        rule = self.rule
-        self._expressivities[index] = expressivity
-        recent = list(self._expressivities.values())[-rule.smoothing :]
-        lately = statistics.median(recent)
-        if len(recent) == rule.smoothing:
-            self._highest_expressivity = max(self._highest_expressivity, lately)
-        least = self._least()
-        if expressivity < least:
-            self._collapsed[index] = True
-            # A single point may be an error; if it is not, what was before has nothing to do with what follows.
-            if lately < least:
-                self._complexities.clear()
-                self._highest_complexity = -math.inf
-            self._fallen = 0
-        elif self._compression is None:
-            self._complexities.append((index, complexity))
+        self._points.append(index)
+        self._complexity.append(complexity)
+        self._expressivity.append(expressivity)
+        last = len(self._points) - 1
+        if self._from_start and not self.trained:
+            self._look_for_fit(last)
+        if expressivity > self._expressivity[self._record]:
+            self._record = last
+        self._collapsed[index] = self._is_collapsed(expressivity)
+        searched = self._compression is None and self._memorising is None
+        if self._fit is not None and searched and not self._collapsed[index]:
             self._look_for_compression()
 
-    def _least(self) -> float:
-        """Below it a point is collapsed."""
-        return self.rule.collapse * self._highest_expressivity
+    def _look_for_fit(self, last: int) -> None:
+        """The end of the last collapse; without one, the lowest complexity before a clear rise of the expressivity."""
+        expressivity, record = self._expressivity[last], self._expressivity[self._record]
+        between = range(self._record, last)
+        if expressivity > record and between:
+            trough = self._lowest_of(between)
+            fallen = self._complexity[trough] < (1 - _COLLAPSE_COMPLEXITY) * self._complexity[self._record]
+            low = sum(self._expressivity[p] < (1 - _COLLAPSE_EXPRESSIVITY) * record for p in between)
+            # Once a model has fitted, a single point may be an error.
+            if fallen and low > (self._start > 0):
+                self._start, self._fit = trough, (self._points[trough], self._points[last])
+                # What was found in values before the collapse has nothing to do with what follows.
+                self._compression, self._off_bound, self._fall = None, None, None
+        first = self._expressivity[0]
+        if self._fit is None and last:
+            self._rising = None if expressivity <= first else last if self._rising is None else self._rising
+            self._exceeding = self._exceeding + 1 if expressivity > first + _RISE * abs(first) else 0
+            if self._exceeding == PERSISTENCE and self._rising is not None:
+                self._start = self._lowest_of(range(self._rising))
+                self._fit = (self._points[self._start], self._points[last])
+
+    def _lowest_of(self, positions: range) -> int:
+        """Where the complexity is lowest; of equal ones the last."""
+        return min(reversed(positions), key=self._complexity.__getitem__)
+
+    def _is_collapsed(self, expressivity: float) -> bool:
+        highest = max(self._expressivity[self._start :], default=0.0)
+        return (self._fit is not None or bool(self.trained)) and expressivity < self.rule.collapse * highest
 
     def _look_for_compression(self) -> None:
-        rule = self.rule
-        last = [value for _, value in self._complexities[-rule.smoothing :]]
-        if len(last) < rule.smoothing:
+        # The complexity of step 0, and of the end of the collapse, is none of the fit.
+        first = self._start + 1 if self._from_start else 0
+        counted = [p for p in range(first, len(self._points)) if not self._collapsed[self._points[p]]]
+        fall = find_fall([self._complexity[position] for position in counted])
+        if fall is None:
             return
-        lately = statistics.median(last)
-        if lately > self._highest_complexity:
-            self._highest_complexity = lately
-            self._highest_at = len(self._complexities) - 1
-            self._fallen = 0
+        highest, complexity, expressivity = self._maximum(counted)
+        share = 1 - fall.end / complexity
+        if share <= self.rule.drop:
             return
-        fall = self._highest_complexity - lately
-        clear = fall > rule.drop * abs(self._highest_complexity) and fall > rule.noise * self._noise()
-        self._fallen = self._fallen + 1 if clear else 0
-        if self._fallen == rule.persistence:
-            median_of = self._complexities[self._highest_at + 1 - rule.smoothing : self._highest_at + 1]
-            highest, _ = max(median_of, key=lambda point: point[1])
-            self._compression = (highest, len(self._steps) - 1)
+        if highest == first and not self._from_start:
+            return  # nobody saw it rise: where that fall began is not known, or whether a collapse is part of it
+        before, now = self._replicates[highest], self._replicates[-1]
+        if before is not None and now is not None and len(before) == len(now):
+            # Of both points on the same text, so that most of their own errors cancels.
+            fallen = self._complexity[highest] - self._complexity[-1]
+            if fallen < _ERRORS * jackknife_error(fallen, before - now):
+                return
+        lost = 1 - line([self._expressivity[position] for position in counted[-fall.length :]]).end / expressivity
+        if lost < KEPT * share:
+            self._compression = (self._points[highest], self._points[-1])
+            self._off_bound, self._fall = None, None
+        else:
+            self._off_bound, self._fall = self._points[highest], (share, lost)
 
-    def _noise(self) -> float:
-        near = self._complexities[max(0, self._highest_at - _NEIGHBOURS) : self._highest_at + _NEIGHBOURS + 1]
-        steps = [self._steps[index] or 0 for index, _ in near]
-        return scatter([value for _, value in near], steps) or 0.0
+    def _maximum(self, counted: list[int]) -> tuple[int, float, float]:
+        """Where the complexity is highest, and what it and the expressivity are there, as medians of three points."""
+        windows = [counted[i : i + 3] for i in range(len(counted) - 2)]
+        best = max(windows, key=lambda window: statistics.median(self._complexity[p] for p in window))
+        highest = max(best, key=self._complexity.__getitem__)
+        complexity, expressivity = (
+            statistics.median(values[p] for p in best) for values in (self._complexity, self._expressivity)
+        )
+        return highest, complexity, expressivity
+
+    # --- by the loss
+
+    def _judge_loss(self, index: int, loss: float, train_loss: float | None, tolerance: float) -> None:
+        self._losses.append((index, loss, train_loss))
+        if loss <= self._losses[self._lowest][1]:
+            self._lowest = len(self._losses) - 1
+        at, lowest, trained_to = self._losses[self._lowest]
+        self.worse_for = self.worse_for + 1 if loss > lowest + tolerance else 0
+        if not self.worse_for:
+            if self._memorising is not None and self._memorising[0] != at:
+                self._memorising = None
+            return
+        told = [told for _, _, told in self._losses[-self.worse_for :] if told is not None]
+        is_known = trained_to is not None and told
+        learns = statistics.fmean(told) < (trained_to or 0.0) if is_known else not self._collapsed[index]
+        fits = self._fit is not None and not self.trained
+        if fits and learns and self.worse_for >= PERSISTENCE and self._memorising is None:
+            self._memorising = (at, index)
+            if self._compression is not None and self._compression[0] >= at:
+                self._compression = None
+
+    @property
+    def has_compressed(self) -> bool:
+        """Whether a compression has been recognised, before the model memorised if it does."""
+        return self._compression is not None
+
+    @property
+    def lowest_loss(self) -> float | None:
+        """The lowest held-out loss so far, nats a token; None without one."""
+        return self._lowest_of_all
+
+    @property
+    def train_loss_known(self) -> bool:
+        """Whether the loss of the training is known at the minimum of the held-out loss and after it."""
+        return (
+            bool(self._losses)
+            and self._losses[self._lowest][2] is not None
+            and any(told is not None for _, _, told in self._losses[self._lowest + 1 :])
+        )
+
+    # --- what has been found
+
+    def phases(self) -> Phases:
+        """What has been recognised so far."""
+        hindsight: list[Phase | None] = [None if self.trained else Phase.INITIAL] * len(self._steps)
+        if not self.trained:
+            changes = (self._fit, self._compression, self._memorising)
+            for change, phase in zip(changes, (Phase.FITTING, Phase.COMPRESSION, Phase.MEMORISING), strict=True):
+                if change is not None:
+                    hindsight[change[0] :] = [phase] * (len(hindsight) - change[0])
+        fit_start, fit_recognised = self._when(self._fit)
+        compression_start, compression_recognised = self._when(self._compression)
+        memorising_start, memorising_recognised = self._when(self._memorising)
+        return Phases(
+            plane=self.plane,
+            trained=bool(self.trained),
+            fit_start=fit_start,
+            fit_recognised=fit_recognised,
+            compression_start=compression_start,
+            compression_recognised=compression_recognised,
+            memorising_start=memorising_start,
+            memorising_recognised=memorising_recognised,
+            off_bound_start=None if self._off_bound is None else self._steps[self._off_bound],
+            phases=tuple(hindsight),
+            known=tuple(self._known),
+            collapsed=tuple(self._collapsed),
+            learned=self._learned(),
+            notes=tuple(self._notes()),
+        )
+
+    def _learned(self) -> tuple[float | None, ...]:
+        known = dict(zip(self._points, self._expressivity, strict=True)) | self._off_schedule
+        highest = max(self._expressivity[self._start :], default=0.0)
+        first = 0 if self.trained else len(self._steps) if self._fit is None else self._fit[0]
+        return tuple(
+            known[index] / highest if index >= first and index in known and highest > 0 else None
+            for index in range(len(self._steps))
+        )
+
+    def _when(self, change: tuple[int, int] | None) -> tuple[int | None, int | None]:
+        if change is None or self.trained:
+            return None, None
+        return self._steps[change[0]], self._steps[change[1]]
+
+    def _notes(self) -> Iterable[str]:
+        if self.trained:
+            yield "The run began from trained weights, so that it has no phases."
+            return
+        if self._off_bound is not None and self._fall is not None:
+            share, lost = self._fall
+            yield (
+                f"From step {self._steps[self._off_bound]} on the complexity has fallen by {share:.0%} on the "
+                f"{self._plane_text}, but expressivity with it"
+                f", by {lost:.0%}: the run leaves the bound, which is no compression."
+            )
+        if self._memorising is not None:
+            yield self.memorising_note()
+
+    @property
+    def _plane_text(self) -> str:
+        return "plane above the null" if self.plane == "above_null" else f"{self.plane} plane"
+
+    def memorising_note(self) -> str:
+        """Since when the model memorises, and what the plane did meanwhile, in a sentence."""
+        at, lowest, _ = self._losses[self._lowest]
+        loss = self._losses[-1][1]
+        known = "the training loss falls" if self.train_loss_known else "the training loss is not known"
+        text = (
+            f"The model memorises since step {self._steps[at]}: the held-out loss is {loss - lowest:.2f} nats above "
+            f"its minimum of {lowest:.2f} there, and {known}."
+        )
+        since = [position for position, index in enumerate(self._points) if index >= at]
+        if len(since) > 1:
+            first, last = since[0], since[-1]
+            changes = [
+                f"{name} {values[last] / values[first] - 1:+.0%}"
+                for name, values in (("complexity", self._complexity), ("expressivity", self._expressivity))
+                if values[first] > 0
+            ]
+            text += f" Since then on the {self._plane_text}: {', '.join(changes)}." if changes else ""
+        return text

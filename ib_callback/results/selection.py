@@ -6,10 +6,20 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ib_callback.results.guard import Guard, check_guard, tolerance_of
 from ib_callback.results.measurement import Measurement, metrics_of
 from ib_callback.results.metrics import Mode, better_direction, check_direction, check_metric, resolve_metric
 from ib_callback.results.noise import MIN_VALUES, scatter
-from ib_callback.results.phases import DEFAULT_RULE, Phase, PhaseRule, PhaseTracker, check_number, find_phases
+from ib_callback.results.phases import (
+    DEFAULT_RULE,
+    Phase,
+    PhaseRule,
+    PhaseTracker,
+    check_number,
+    find_phases,
+    starts_trained,
+)
+from ib_callback.results.stopping import guarded_rule
 
 SelectFrom = Literal["compression", "fit"] | int
 _FROM_PHASE = {"compression": Phase.COMPRESSION, "fit": Phase.FITTING}
@@ -48,6 +58,8 @@ class Choice:
             are fewer than 8. What is slower than a few measurements is not noise in this sense.
         candidates: every point of the run, in its order.
         by: full name of the metric.
+        fallback: where nothing can be selected, the candidate that is kept meanwhile: that of the lowest held-out loss
+            or, without a loss, the latest one; None with `guard=None`, and of points without a checkpoint.
     """
 
     best: Candidate | None
@@ -55,6 +67,7 @@ class Choice:
     noise: float | None
     candidates: tuple[Candidate, ...] = field(repr=False)
     by: str = ""
+    fallback: Candidate | None = None
 
     @property
     def p_value(self) -> float | None:
@@ -89,6 +102,8 @@ class Choice:
         text = f"The best point is step {self.best.measurement.step:,}, with {self.best.value:.4g}."
         if self.may_be_chance:
             text += f" That may be chance: labels at random say as much in {self.p_value:.0%} of cases."
+        elif self.p_value is not None:
+            text += f" Its information is resolved: p = {self.p_value:.2g}."
         if self.runner_up is None or self.difference is None:
             return f"{text} It is the only one."
         text += f" The next best, step {self.runner_up.measurement.step:,}, differs by {self.difference:.3g}"
@@ -110,6 +125,14 @@ class Selection:
     Nor can a point be selected that has learned little: soon after a collapse, when representations still lie close
     together, the distance is small and the optimality may be high, though hardly anything is expressed yet.
 
+    Nor, with the guard, a point whose loss on held-out text is above the lowest of the run, of those that can be
+    selected (that have a checkpoint), by more than the tolerance: of checkpoints equal in loss the better by the metric
+    is chosen. Where points have no loss there is no guard, nor is there one of runs from trained weights, whose points
+    all count, and of a selection by a feature, unless it is a tolerance.
+
+    With `guard=None` exactly the published choice: the best value among all points that `select_from` admits, phases
+    read on the plain plane; collapsed ones, and those that have learned little, are not looked for.
+
     A value that is undefined is never best. Of equal values the earlier is the better.
 
     Args:
@@ -117,8 +140,9 @@ class Selection:
         mode: "min" or "max"; by default what is known to be better for the metric.
         select_from: "compression", "fit", or the first step that can be selected.
         phase_rule: when a phase is recognised.
-        least_learned: share of the highest expressivity above null of the run so far that a point must have, unless
-            `select_from` is a step.
+        least_learned: share of the highest expressivity of the run so far that a point must have, unless `select_from`
+            is a step.
+        guard: "loss", a tolerance in nats a token, or None for the published choice.
 
     Raises:
         ValueError: no default exists for `mode`, or another setting is out of range.
@@ -130,6 +154,7 @@ class Selection:
     select_from: SelectFrom = "compression"
     phase_rule: PhaseRule = DEFAULT_RULE
     least_learned: float = 0.5
+    guard: Guard = "loss"
 
     def __post_init__(self) -> None:
         check_metric("by", self.by)
@@ -143,6 +168,22 @@ class Selection:
         if start not in _FROM_PHASE and (isinstance(start, (bool, str)) or not isinstance(start, int) or start < 0):
             raise ValueError(f'select_from must be "compression", "fit" or a step (0 or more), got {start!r}')
         check_number("least_learned", self.least_learned, below=1.0)
+        check_guard(self.guard)
+
+    @property
+    def rule(self) -> PhaseRule:
+        """How phases are read: by `phase_rule` and the guard."""
+        return guarded_rule(self.phase_rule, self.guard)
+
+    def margin(self, measurement: Measurement, *, trained: bool) -> float | None:
+        """By how much the loss may be above the lowest, in nats; None where that does not count.
+
+        Args:
+            measurement: a point of the run.
+            trained: whether the run began from trained weights.
+        """
+        by_feature = self.by.partition("/")[0] in measurement.features
+        return None if self.guard == "loss" and (trained or by_feature) else tolerance_of(self.guard)
 
     def value(self, measurement: Measurement) -> float | None:
         """The number that counts; None where it is undefined or the point is missing.
@@ -168,7 +209,13 @@ class Selection:
 
         False for the points between the start of a phase and its recognition, which `choose` counts.
         """
-        return self._rejected(measurement, tracker.phase, tracker.collapsed, None) is None
+        trained = bool(tracker.trained)
+        phase = _before_memorising(tracker.phase, tracker.has_compressed)
+        if self._rejected(measurement, phase, tracker.collapsed, None, trained) is not None:
+            return False
+        margin = self.margin(measurement, trained=trained)
+        lowest = tracker.lowest_loss
+        return margin is None or lowest is None or measurement.loss is None or measurement.loss <= lowest + margin
 
     def best(self, measurements: Sequence[Measurement]) -> Measurement | None:
         """The best point of a run; None if none can be selected."""
@@ -188,7 +235,10 @@ class Selection:
         names = dict.fromkeys(name for m in measurements if m.error is None for name in metrics_of(m))
         by = resolve_metric(self.by, names) if names else self.by
         # A step needs no phases, which could not be found without a null.
-        phases = None if isinstance(self.select_from, int) else find_phases(measurements, self.phase_rule)
+        phases = None if isinstance(self.select_from, int) else find_phases(measurements, self.rule)
+        trained = phases.trained if phases is not None else starts_trained(measurements, self.rule)
+        exist = [m for m in measurements if m.error is None and (available is None or m.step in available)]
+        losses = [m.loss for m in exist if m.loss is not None]
         candidates: list[Candidate] = []
         values: list[float] = []
         steps: list[int] = []
@@ -196,32 +246,62 @@ class Selection:
             # A metric that only some points have is undefined at the others.
             value = m.scalars().get(by)
             if phases is None:
-                rejected = self._rejected(m, Phase.INITIAL, False, None)
+                rejected = self._rejected(m, Phase.INITIAL, False, None, trained)
             else:
-                rejected = self._rejected(m, phases.phases[index], phases.collapsed[index], phases.learned[index])
+                phase = _before_memorising(phases.phases[index], phases.compression_start is not None)
+                rejected = self._rejected(m, phase, phases.collapsed[index], phases.learned[index], trained)
             if rejected is None and value is None:
                 rejected = "the metric is undefined"
             if rejected is None and value is not None and m.step is not None:
                 values.append(value)
                 steps.append(m.step)
+                margin = self.margin(m, trained=trained)
                 if available is not None and m.step not in available:
                     rejected = NO_CHECKPOINT
+                elif margin is not None and losses and m.loss is not None and m.loss > min(losses) + margin:
+                    rejected = f"loss {m.loss - min(losses):.2f} nats above the lowest"
             candidates.append(Candidate(measurement=m, value=value, rejected=rejected))
         best, runner_up, *_ = [*self.ranked(c for c in candidates if c.rejected is None), None, None]
-        noise = scatter(values, steps)
-        return Choice(best=best, runner_up=runner_up, noise=noise, candidates=tuple(candidates), by=by)
+        return Choice(
+            best=best,
+            runner_up=runner_up,
+            noise=scatter(values, steps),
+            candidates=tuple(candidates),
+            by=by,
+            fallback=None if best is not None or self.guard is None else self._fallback(candidates, available),
+        )
 
-    def _rejected(self, measurement: Measurement, phase: Phase, collapsed: bool, learned: float | None) -> str | None:
+    @staticmethod
+    def _fallback(candidates: Iterable[Candidate], available: Collection[int] | None) -> Candidate | None:
+        """What is kept as long as nothing can be selected."""
+        exist = [c for c in candidates if c.measurement.step is not None and c.measurement.step in (available or ())]
+        with_loss = [c for c in exist if c.measurement.loss is not None]
+        if with_loss:
+            return min(with_loss, key=lambda c: c.measurement.loss or 0.0)
+        return exist[-1] if exist else None
+
+    def _rejected(
+        self, measurement: Measurement, phase: Phase | None, collapsed: bool, learned: float | None, trained: bool
+    ) -> str | None:
         if measurement.error is not None:
             return f"not measured: {' '.join(measurement.error.split())}"
         if measurement.step is None:
             return "without a step"
         if isinstance(self.select_from, int):
             return f"before step {self.select_from:,}" if measurement.step < self.select_from else None
-        if phase < _FROM_PHASE[self.select_from]:
+        if not trained and (phase is None or phase < _FROM_PHASE[self.select_from]):
             return f"not in the {'fitting' if self.select_from == 'fit' else 'compression'} phase"
+        if self.guard is None:
+            return None
         if collapsed:
             return "collapsed"
         if learned is not None and learned < self.least_learned:
             return f"less than {self.least_learned:.0%} of the highest expressivity"
         return None
+
+
+def _before_memorising(phase: Phase | None, has_compressed: bool) -> Phase | None:
+    """What a run that memorises had come to before: not every one has compressed."""
+    if phase is not Phase.MEMORISING:
+        return phase
+    return Phase.COMPRESSION if has_compressed else Phase.FITTING

@@ -6,16 +6,24 @@ import math
 import statistics
 import warnings
 from collections.abc import Iterable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from enum import Enum
 from typing import Literal
 
 from ib_callback.common.checks import check_integer
+from ib_callback.results.guard import TOLERANCE, Guard, check_guard, tolerance_of
 from ib_callback.results.measurement import Measurement, metrics_of
 from ib_callback.results.metrics import Mode, better_direction, check_direction, check_metric, resolve_metric
+from ib_callback.results.noise import scatter
 from ib_callback.results.phases import DEFAULT_RULE, Phase, PhaseRule, PhaseTracker, check_number
 
 _ARMED_FROM = {"compression": Phase.COMPRESSION, "fit": Phase.FITTING, "immediately": Phase.INITIAL}
+# The measurements over which a loss must be flat cover at least this share of the steps taken: five of a dense schedule
+# say nothing of where a slow fall leads. Three recorded runs that fall to their end are not stopped before it, and one
+# that becomes flat is 7 measurements later.
+_COVERED = 1 / 8
+# A monitored quantity still improves if it does so by more than this many standard deviations of its noise.
+_CLEAR = 2.0
 
 
 class StopReason(Enum):
@@ -27,15 +35,28 @@ class StopReason(Enum):
     WAITING = "waiting"
     PLATEAU = "plateau"
     DIVERGING = "diverging"
+    MEMORISING = "memorising"
+    COLLAPSED = "collapsed"
 
 
 @dataclass(frozen=True)
 class StopDecision:
-    """Whether to stop, and why, as a value and in words. True where `stop` is: `if run.step(model, step): break`."""
+    """Whether to stop, and why, as a value and in words; true where `stop` is: `if run.step(model, step): break`.
+
+    Attributes:
+        stop: whether to stop.
+        reason: what that is based on.
+        message: the same in words.
+        would_stop: whether it would stop if the rule acted (`PlateauStopping(act=False)` never does).
+    """
 
     stop: bool
     reason: StopReason
     message: str
+    would_stop: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "would_stop", self.would_stop or self.stop)
 
     def __bool__(self) -> bool:
         return self.stop
@@ -43,29 +64,42 @@ class StopDecision:
 
 @dataclass(eq=False, repr=False)
 class PlateauStopping:
-    """Stop when a metric has not improved for some measurements.
+    """Stop when a run has converged, memorises, diverges or has collapsed.
 
-    By default it waits for the compression phase: while a model fits, its distance to the bound grows or
-    wanders, and before that, in the collapse, it is the smallest of the whole run. Small models never compress,
-    so that the rule never stops them; `arm="fit"` does.
+    With the guard, the default, where points have a loss on held-out text (`Measurement.loss`): a run has *converged*
+    if since the fit both are flat, the loss and the monitored metric. Over the last `patience` measurements, and over
+    the last eighth of the steps, the lowest loss is less than the tolerance under the lowest before, and the best value
+    of the metric no better than in as many measurements before these, beyond its noise and `min_delta`; `arm` does not
+    matter then. It *memorises*, *diverges* or has *collapsed* if for `patience` measurements the loss was above its
+    minimum by more than the tolerance: it memorises if its phase says so, has collapsed if its expressivity has, and
+    diverges otherwise.
+
+    Without a loss, which is said once, and of runs from trained weights: when the metric has not improved for
+    `patience` measurements. By default that waits for the compression phase: while a model fits, its distance to the
+    bound grows or wanders, and in the collapse it is the smallest of the whole run. Many models never compress.
+
+    With `guard=None` exactly the published rule: a plateau of the metric from `arm` on, phases read on the plain plane,
+    and no point examined for collapse.
 
     The decision is a function of the measurements so far and of the settings. After an interruption,
     `replay(trajectory)` brings a rule to where it was; there is no other state to save.
 
     A point off the schedule, such as one of a checkpoint, leaves the decision as it was (`Measurement.scheduled`).
 
-    The reasons, of which the last two stop the run:
+    The reasons, of which the last four stop the run:
 
     - *not armed*: the phase has not been reached. Values before that count for nothing, as best neither.
     - *missing*: the point could not be measured, or the metric is undefined there (None) though the point is neither
       collapsed nor of complexity 0, as those of a dead model are. It is no improvement and does not count towards the
       patience: nothing was learned about the run.
-    - *improving*: the value is better than the best by more than `min_delta`.
+    - *improving*: the value is better than the best by more than `min_delta`; with the guard also: the loss falls.
     - *waiting*: it is not, but fewer than `patience` points were so in succession; or points are still needed
       for the first smoothed value. A collapsed point (see `PhaseRule.collapse`) is never an improvement.
-    - *plateau*: `patience` points in succession were no improvement.
-    - *diverging*: likewise, and most of these points are collapsed, or their median is worse than the best by more
-      than `divergence`.
+    - *plateau*: converged, or `patience` points in succession were no improvement.
+    - *diverging*: the loss rises; without one, the median of those points is worse than the best by more than
+      `divergence`.
+    - *collapsed*: representations have; without a loss, most of those points are collapsed.
+    - *memorising*: the loss on held-out text rises while that of the training falls.
 
     Args:
         monitor: a metric as logged, without prefix: `"distance_to_bound"`, `"bigram/optimality"`,
@@ -79,10 +113,13 @@ class PlateauStopping:
         smoothing: number of measurements in the running median that is compared; 1 takes values as they are.
         divergence: share of max(|best|, floor) by which values are worse than the best if they diverge.
         floor: in the unit of the metric; a distance may cross zero, where a share of the best value is nothing.
+        guard: "loss", a tolerance in nats a token, or None for the published rule.
+        act: False decides, and says so (`StopDecision.would_stop`, `ib/would_stop`), but never stops.
         phase_rule: when a phase is recognised.
 
     Attributes:
-        best: the best value (smoothed) since the rule was armed; None before there is one.
+        best: the best value (smoothed) since the rule was armed; None before there is one. With the guard, of the
+            last measurements that were compared.
         best_step: the step at which it was measured.
 
     Raises:
@@ -103,6 +140,8 @@ class PlateauStopping:
     smoothing: int = 1
     divergence: float = 0.1
     floor: float = 0.01
+    guard: Guard = "loss"
+    act: bool = True
     phase_rule: PhaseRule = DEFAULT_RULE
 
     def __post_init__(self) -> None:
@@ -114,10 +153,16 @@ class PlateauStopping:
             check_integer(name, getattr(self, name), minimum=1, cure="it is a number of measurements")
         for name in ("min_delta", "divergence", "floor"):
             check_number(name, getattr(self, name))
+        check_guard(self.guard)
+        if not isinstance(self.act, bool):
+            raise TypeError(f"act: expected True or False, got {self.act!r}.")
         self.reset()
 
     def __repr__(self) -> str:
-        return f"PlateauStopping({self.monitor!r}, mode={self.mode!r}, patience={self.patience}, arm={self.arm!r})"
+        shown = "" if self.guard == "loss" else f", guard={self.guard!r}"
+        shown += "" if self.act else ", act=False"
+        own = f"{self.monitor!r}, mode={self.mode!r}, patience={self.patience}, arm={self.arm!r}"
+        return f"PlateauStopping({own}{shown})"
 
     def reset(self, metric: str | None = None) -> None:
         """Forget every measurement.
@@ -127,7 +172,8 @@ class PlateauStopping:
                 was, then count as undefined. None: the first point that could be measured must have it.
         """
         self._metric: str | None = metric
-        self._phases = PhaseTracker(self.phase_rule)
+        self._phases = PhaseTracker(guarded_rule(self.phase_rule, self.guard))
+        self._history: list[tuple[int, float, float | None]] = []  # since the fit: step, loss and value
         self._values: list[float] = []  # those of points that are not collapsed, the last few
         self.best: float | None = None
         self.best_step: int | None = None
@@ -152,6 +198,14 @@ class PlateauStopping:
             warnings.warn(
                 f"{self!r} takes a change for the worse as an improvement; "
                 f"did you mean mode={better_direction(metric)!r}?",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        if self.guard is None and self.arm == "fit" and metric.endswith("distance_to_bound"):
+            warnings.warn(
+                f"{self!r}: the distance to the bound grows while a model fits, so that this rule stops soon. A "
+                "recorded run was stopped at step 400 of 3,600 so, at a loss of 5.11; it reaches 4.21. Cure: the guard "
+                '(guard="loss", the default), or arm="compression"',
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -189,12 +243,25 @@ class PlateauStopping:
 
     def _decide(self, measurement: Measurement, phases: PhaseTracker | None) -> StopDecision:
         collapsed = False
-        if self.arm != "immediately":
-            if phases is None:
-                phases = self._phases
-                phases.update(measurement)
-            collapsed = phases.collapsed
-            if phases.phase < _ARMED_FROM[self.arm]:
+        # Bare patience needs no phases, which could not be found without a null.
+        needs = self.arm != "immediately" or (self.guard is not None and measurement.loss is not None)
+        if needs and phases is None:
+            phases = self._phases
+            phases.update(measurement)
+        trained = phases is not None and bool(phases.trained)
+        guarded = self.guard is not None and (not trained or self.guard != "loss")
+        if measurement.error is not None and guarded and self._history:
+            return self._go_on(StopReason.MISSING, f"the point could not be measured ({measurement.error})")
+        if guarded and measurement.loss is not None:
+            assert phases is not None
+            return self._judge_guarded(measurement, phases)
+        if self.arm != "immediately" and not trained:
+            assert phases is not None
+            collapsed = phases.collapsed and self.guard is not None
+            if (phases.phase or Phase.INITIAL) < _ARMED_FROM[self.arm]:
+                if collapsed and measurement.error is None:  # a dead model is none that waits for its compression
+                    return self._judge(measurement.step, None)
+                self._worse.clear()
                 waits_for = "fitting" if self.arm == "fit" else "compression"
                 return self._go_on(StopReason.NOT_ARMED, f"the {waits_for} phase has not been recognised yet")
         if measurement.error is not None:
@@ -202,11 +269,73 @@ class PlateauStopping:
         value = measurement.scalars().get(self._metric or "")
         undefined = value is None or not math.isfinite(value)
         # Of a dead model, whose complexity is 0, a ratio is undefined for good.
-        if collapsed or (undefined and measurement.complexity == 0):
+        if collapsed or (undefined and measurement.complexity == 0 and self.guard is not None):
             return self._judge(measurement.step, None)
         if undefined:
             return self._go_on(StopReason.MISSING, f"{self._metric} is undefined at this point")
         return self._judge(measurement.step, value)
+
+    # --- with the guard
+
+    def _judge_guarded(self, measurement: Measurement, phases: PhaseTracker) -> StopDecision:
+        loss, step = measurement.loss, measurement.step
+        assert loss is not None
+        if step is None:
+            return self._go_on(StopReason.MISSING, "the point has no step")
+        if phases.worse_for:
+            return self._judge_worse(phases)
+        if not phases.trained and phases.phase in (None, Phase.INITIAL):
+            return self._go_on(StopReason.NOT_ARMED, "the fitting phase has not been recognised yet")
+        value = measurement.scalars().get(self._metric or "")
+        self._history.append((step, loss, value if value is not None and math.isfinite(value) else None))
+        return self._judge_flat(step)
+
+    def _judge_worse(self, phases: PhaseTracker) -> StopDecision:
+        count = phases.worse_for
+        told = f"the held-out loss is above its minimum for {count} measurements"
+        if count < self.patience:
+            return self._go_on(StopReason.WAITING, f"{told}, of {self.patience}")
+        if phases.phase is Phase.MEMORISING:
+            return self._stop(StopReason.MEMORISING, phases.memorising_note())
+        if phases.collapsed:
+            return self._stop(StopReason.COLLAPSED, f"{told}: representations have collapsed")
+        return self._stop(StopReason.DIVERGING, f"{told}, and the training loss does not fall: diverging")
+
+    def _judge_flat(self, step: int) -> StopDecision:
+        """Whether loss and metric both stand still; of the metric as many measurements before are looked at."""
+        lately = max(self.patience, sum(at > step * (1 - _COVERED) for at, _, _ in self._history))
+        if lately >= len(self._history):
+            return self._go_on(StopReason.WAITING, f"{len(self._history)} measurements since the fit, of {lately + 1}")
+        losses = [loss for _, loss, _ in self._history]
+        fallen = min(losses[:-lately]) - min(losses[-lately:])
+        if fallen >= (tolerance_of(self.guard) or TOLERANCE):
+            return self._go_on(
+                StopReason.IMPROVING, f"the held-out loss has fallen by {fallen:.3f} nats in {lately} measurements"
+            )
+        values = self._smooth([(at, value) for at, _, value in self._history if value is not None])
+        since = self._history[-lately][0]
+        now = [(at, value) for at, value in values if at >= since]
+        before = [value for at, value in values if at < since][-lately:]
+        told = f"the held-out loss is flat over {lately} measurements"
+        if now and before:
+            pick = max if self.mode == "max" else min
+            self.best_step, self.best = pick(now, key=lambda pair: pair[1])
+            noise = scatter([value for _, value in values], [at for at, _ in values]) or 0.0
+            gain, earlier = self._gain(self.best, pick(before)), pick(before)
+            if gain > max(self._least_gain(earlier), _CLEAR * noise):
+                return self._go_on(StopReason.IMPROVING, f"{told}, but {self._metric} improves, by {gain:.4g}")
+        return self._stop(
+            StopReason.PLATEAU, f"{told} (it fell by {max(fallen, 0.0):.3f} nats), and {self._metric} too"
+        )
+
+    def _smooth(self, values: list[tuple[int, float]]) -> list[tuple[int, float]]:
+        width = self.smoothing
+        return [
+            (values[last][0], statistics.median(value for _, value in values[last + 1 - width : last + 1]))
+            for last in range(width - 1, len(values))
+        ]
+
+    # --- without
 
     def _judge(self, step: int | None, value: float | None) -> StopDecision:
         """Decide on a value since arming; None if its point is collapsed."""
@@ -228,12 +357,15 @@ class PlateauStopping:
         reason, how = StopReason.PLATEAU, "a plateau"
         measured = [number for number in self._worse if number is not None]
         if 2 * len(measured) < count or self.best is None:
-            reason, how = StopReason.DIVERGING, "representations have collapsed"
+            reason, how = StopReason.COLLAPSED, "representations have collapsed"
         else:
             loss = -self._gain(statistics.median(measured), self.best)
             if loss > self.divergence * max(abs(self.best), self.floor):
                 reason, how = StopReason.DIVERGING, f"diverging, by {loss:.4g}"
-        return StopDecision(True, reason, f"{self._metric}: {since} for {count} measurements: {how}")
+        return self._stop(reason, f"{self._metric}: {since} for {count} measurements: {how}")
+
+    def _stop(self, reason: StopReason, message: str) -> StopDecision:
+        return StopDecision(self.act, reason, message, would_stop=True)
 
     def _gain(self, value: float, best: float) -> float:
         return value - best if self.mode == "max" else best - value
@@ -243,3 +375,10 @@ class PlateauStopping:
 
     def _go_on(self, reason: StopReason, message: str) -> StopDecision:
         return StopDecision(False, reason, message)
+
+
+def guarded_rule(rule: PhaseRule, guard: Guard) -> PhaseRule:
+    """The rule of phases under a guard: with its tolerance, or without one on the plain plane, as published."""
+    if guard is None:
+        return replace(rule, tolerance=None, plane=rule.plane or "plain")
+    return rule if guard == "loss" else replace(rule, tolerance=tolerance_of(guard))

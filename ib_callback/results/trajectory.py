@@ -19,9 +19,10 @@ from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import write_atomically
 from ib_callback.common.messages import describe, warn
 from ib_callback.results.correlation import Correlation, correlations
+from ib_callback.results.guard import Guard
 from ib_callback.results.lines import checksum, courses_of, read_rows, to_line
 from ib_callback.results.measurement import Measurement, incomparable_settings
-from ib_callback.results.metrics import PLANE, WHOLE, Mode, did_you_mean, spelled
+from ib_callback.results.metrics import FIRST_SHOWN, FIRST_VIEW, PLANE, WHOLE, Mode, did_you_mean, spelled
 from ib_callback.results.phases import DEFAULT_RULE, PhaseRule, Phases, find_phases
 from ib_callback.results.selection import SelectFrom, Selection
 from ib_callback.results.tidy import rows_of, to_csv, to_pandas
@@ -185,7 +186,10 @@ class Trajectory(Sequence[Measurement]):
         tabled = [quantity.name for quantity in WHOLE if quantity.tabled]
         whole = [name for name in tabled if any(getattr(point, name) is not None for point in self)]
         heads = [["step"], *([] if loss is None else [["loss"]])]
-        heads += [["probe", name] for name in whole] + [name.split("_", 1) for name in names]
+        heads += [["probe", name] for name in whole]
+        has_first = any(FIRST_VIEW in point.views for point in self)
+        heads += [[FIRST_VIEW, name.removesuffix("_local")] for name in FIRST_SHOWN if has_first]
+        heads += [name.split("_", 1) for name in names]
         rows = [[head[0] for head in heads], [" ".join(head[1:]).replace("_", " ") for head in heads]]
         for measurement in self._measurements:
             step = measurement.step
@@ -194,6 +198,7 @@ class Trajectory(Sequence[Measurement]):
             if loss is not None:
                 row.append(cell(None if step is None else loss.get(step)))
             row += [cell(getattr(measurement, name)) for name in whole]
+            row += [cell(value) for value in measurement.shown_first(order).values()] if has_first else []
             rows.append(row + [cell(getattr(point, name, None)) for name in names])
         lines = aligned(rows, [str.rjust] * len(heads))
         reasons = ["", "", *("  " + " ".join(m.error.split()) if m.error else "" for m in self._measurements)]
@@ -220,6 +225,7 @@ class Trajectory(Sequence[Measurement]):
         *,
         mode: Mode | None = None,
         phase_rule: PhaseRule | None = None,
+        guard: Guard = "loss",
     ) -> Measurement | None:
         """The best point of the run, or None if none can be selected; see `ib_callback.results.selection.Selection`.
 
@@ -228,11 +234,13 @@ class Trajectory(Sequence[Measurement]):
             select_from: "compression", "fit", or the first step that can be selected.
             mode: "min" or "max"; by default what is known to be better for the metric.
             phase_rule: when a phase is recognised; by default the run's own rule.
+            guard: "loss" or a tolerance in nats: a point whose held-out loss is above the lowest by more cannot be the
+                best. None: exactly the published choice.
 
         Raises:
             ValueError: no point has such a metric, or a setting is out of range.
         """
-        return Selection(by, mode, select_from, phase_rule or self.phase_rule).best(self)
+        return Selection(by, mode, select_from, phase_rule or self.phase_rule, guard=guard).best(self)
 
     def correlations(
         self, scores: Mapping[int, float] | None = None, *, select_from: SelectFrom | None = None
@@ -242,14 +250,14 @@ class Trajectory(Sequence[Measurement]):
         Args:
             scores: by step, such as the loss or the result of a benchmark.
             select_from: which points to use: "compression", "fit", or all from a step on. The collapse dominates
-                what it takes part in: by default points from the fit on are used, or all where none was recognised.
+                what it takes part in: by default points from where a fit is recognised are used, or all where none is.
 
         Returns:
             By pair of names: `(metric, "score")` with scores, else every two of the main metrics and `"step"`.
         """
         if select_from is None:
-            select_from = 0 if self.phases().fit_start is None else "fit"
-        selection = Selection("complexity", None, select_from, self.phase_rule, least_learned=0.0)
+            select_from = self.phases().fit_recognised or 0
+        selection = Selection("complexity", None, select_from, self.phase_rule, least_learned=0.0, guard="loss")
         return correlations([c.measurement for c in selection.choose(self).candidates if c.rejected is None], scores)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from types import NoneType
 from typing import Any, TypeVar, get_type_hints
 
 from ib_callback.common.checks import check_integer
 from ib_callback.measuring.meter import Meter
+from ib_callback.results.guard import Guard, check_guard
 from ib_callback.results.phases import DEFAULT_RULE, PhaseRule
 from ib_callback.results.selection import SelectFrom, Selection
-from ib_callback.results.stopping import PlateauStopping
+from ib_callback.results.stopping import PlateauStopping, guarded_rule
 from ib_callback.run.schedule import Schedule, as_schedule
 
 Init = TypeVar("Init", bound=Callable[..., Any])
@@ -24,13 +25,20 @@ class RunConfig:
     """How a run is followed, whatever the loop that trains.
 
     Args:
-        every_n_steps: an int, `ib.logarithmic()`, or any callable step -> bool. The first and the last step are
-            measured besides.
+        every_n_steps: an int, a list of steps, `ib.logarithmic()`, or any callable step -> bool.
+        at_start: whether to measure the first step besides, of which phases make use.
+        at_finish: whether to measure the last step besides.
         early_stopping: a rule such as `ib.PlateauStopping()`; None never stops.
         select: by what to select checkpoints: `"optimality"`, another metric, a feature, or an `ib.Selection`, whose
-            own `select_from` then counts.
+            own `select_from` and `guard` then count. As long as nothing can be selected, the checkpoint of the lowest
+            held-out loss is kept (`.selected.fallback`).
         select_from: from when on points can be selected: "compression", "fit" or a step. Also that of the
             `ib/selectable/...` numbers.
+        guard: "loss", by which no run is stopped as converged, and no checkpoint selected, against the loss on held-out
+            text; or the same with a tolerance in nats a token; or None for exactly the published rules. That of
+            `early_stopping` or `select`, if it is given there, counts for these.
+        from_trained: whether the run begins from trained weights, as fine-tuning does: then it has no phases, and rules
+            act from the first point, without the guard unless that is a tolerance. None: what step 0 tells.
         phase_rule: when a phase is recognised, for stopping, selection, summary, tables and pictures alike. By default
             that of `early_stopping` and `select`, which must agree.
         output_dir: where the files go; of a callback by default where the trainer's own go.
@@ -48,10 +56,14 @@ class RunConfig:
         ValueError: a value out of range, or two rules for phases.
     """
 
-    every_n_steps: int | Schedule = 500
+    every_n_steps: int | Sequence[int] | Schedule = 500
+    at_start: bool = True
+    at_finish: bool = True
     early_stopping: PlateauStopping | None = None
     select: str | Selection | None = None
     select_from: SelectFrom = "compression"
+    guard: Guard = "loss"
+    from_trained: bool | None = None
     phase_rule: PhaseRule | None = None
     output_dir: str | os.PathLike[str] | None = None
     log_plane: bool = True
@@ -62,6 +74,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         as_schedule(self.every_n_steps)
+        check_guard(self.guard)
+        for name in ("at_start", "at_finish"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}.")
+        if self.from_trained not in (True, False, None):
+            raise TypeError(f"from_trained: expected True, False or None, got {self.from_trained!r}.")
         if self.early_stopping is not None and not isinstance(self.early_stopping, PlateauStopping):
             raise TypeError(
                 f"early_stopping: expected an ib.PlateauStopping or None, got {self.early_stopping!r}; "
@@ -114,7 +132,29 @@ class RunConfig:
                 f"phase_rule: expected one rule for the whole run, got different ones of {' and '.join(chosen)}. Give "
                 "it once, as phase_rule="
             )
-        return next((rule for rule in chosen.values() if rule is not None), DEFAULT_RULE)
+        rule = next((rule for rule in chosen.values() if rule is not None), DEFAULT_RULE)
+        rule = rule if self.from_trained is None else replace(rule, from_trained=self.from_trained)
+        return guarded_rule(rule, self.guard)
+
+    @property
+    def stopping(self) -> PlateauStopping | None:
+        """`early_stopping` with the guard and the phases of the run, where it has none of its own."""
+        rule = self.early_stopping
+        if rule is None:
+            return None
+        guard, phases = self.guard if rule.guard == "loss" else rule.guard, self.rule_of_phases()
+        # The object that was given stays, for its user may look into it.
+        kept = guard == rule.guard and phases == rule.phase_rule
+        return rule if kept else replace(rule, guard=guard, phase_rule=phases)
+
+    @property
+    def selection(self) -> Selection:
+        """`select` as a rule; that of what could be selected where it is None."""
+        chosen = self.select
+        if not isinstance(chosen, Selection):
+            chosen = Selection(chosen or "optimality", select_from=self.select_from)
+        guard = self.guard if chosen.guard == "loss" else chosen.guard
+        return replace(chosen, guard=guard, phase_rule=self.rule_of_phases())
 
 
 def takes_keywords_of(*owners: type) -> Callable[[Init], Init]:

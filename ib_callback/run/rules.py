@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import replace
 from typing import Any
 
+from ib_callback.results.guard import TOLERANCE, tolerance_of
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.metrics import PRIMARY_SCALARS, VIEWS, better_direction, metric_names, resolve_metric
 from ib_callback.results.phases import Phases, PhaseTracker
-from ib_callback.results.selection import Choice, Selection
-from ib_callback.results.stopping import StopDecision
+from ib_callback.results.selection import Choice
+from ib_callback.results.stopping import StopDecision, guarded_rule
 from ib_callback.results.trajectory import Trajectory
 from ib_callback.run.config import RunConfig
 
@@ -53,17 +53,15 @@ class LiveRules:
     ) -> None:
         features = tuple(features)
         self.metrics = metric_names(orders, features, primary=primary, bound=bound, views=views, without=without)
-        self.stopping = config.early_stopping
+        self.stopping = config.stopping
         self.selects = config.select is not None
         self._monitored = None if self.stopping is None else self.stopping.check(self.metrics)
-        select = config.select
-        if isinstance(select, str):
-            _check_exists(select, self.metrics)
-        if not isinstance(select, Selection):
-            select = Selection(select or "optimality", select_from=config.select_from)
-        self.phase_rule = config.rule_of_phases()
-        self.selection = replace(select, phase_rule=self.phase_rule)
-        self._selected_by = _check_exists(select.by, self.metrics) if self.selects else ""
+        if isinstance(config.select, str):
+            _check_exists(config.select, self.metrics)
+        self.selection = config.selection
+        self.phase_rule = self.selection.rule
+        self._selects_feature = self.selection.by.partition("/")[0] in features
+        self._selected_by = _check_exists(self.selection.by, self.metrics) if self.selects else ""
         self._directions = {name: mode for name in self.metrics if (mode := better_direction(name)) is not None}
         # Those of the primary order and of the features are for people, all of them for stock callbacks.
         self._shown = [*PRIMARY_SCALARS, *(f"{feature}/information" for feature in features)]
@@ -72,7 +70,8 @@ class LiveRules:
     @property
     def names(self) -> list[str]:
         """Every name in `numbers`, before anything has been measured."""
-        return [*self.metrics, "phase", *(SELECTABLE + name for name in self._directions)]
+        would = [] if self.stopping is None or self.stopping.act else ["would_stop"]
+        return [*self.metrics, "phase", *would, *(SELECTABLE + name for name in self._directions)]
 
     @property
     def directions(self) -> dict[str, str]:
@@ -87,7 +86,9 @@ class LiveRules:
     def replay(self, points: Iterable[Measurement]) -> None:
         """Forget every point and take these instead."""
         self.decision: StopDecision | None = None
-        self._tracker = PhaseTracker(self.selection.phase_rule)
+        self._tracker = PhaseTracker(self.phase_rule)
+        self._told: set[str] = set()
+        self._first: Measurement | None = None
         self._numbers: dict[str, float | int | None] = dict.fromkeys(self.names)
         if self.stopping is not None:
             # Points of an earlier part of the run, with other settings, may lack it.
@@ -99,12 +100,17 @@ class LiveRules:
         """Take the next point of the run."""
         self._tracker.update(point)
         if self.stopping is not None:
-            self.decision = self.stopping.update(point, self._tracker)
+            follows = guarded_rule(self.phase_rule, self.stopping.guard) == self._tracker.rule
+            self.decision = self.stopping.update(point, self._tracker if follows else None)
         if point.error is None:
+            self._first = self._first or point
             eligible = self.selection.eligible(point, self._tracker)
             values = point.scalars()
             selectable = {SELECTABLE + name: values.get(name) if eligible else None for name in self._directions}
-            self._numbers = {**values, "phase": int(self._tracker.phase), **selectable}
+            phase = self._tracker.phase
+            self._numbers = {**values, "phase": None if phase is None else int(phase), **selectable}
+            if "would_stop" in self.names and self.decision is not None:
+                self._numbers["would_stop"] = int(self.decision.would_stop)
 
     def numbers(self) -> dict[str, float | int | None]:
         """All numbers of the last point that could be measured, by name; None where undefined or not selectable."""
@@ -114,7 +120,75 @@ class LiveRules:
         """What is logged beside the metrics of the last point: the phase, and what can be selected (NaN before)."""
         selectable = {SELECTABLE + name: self._numbers.get(SELECTABLE + name) for name in self._shown}
         named: dict[str, Any] = {"phase": self._numbers["phase"], **selectable}
+        if self._first is not None and named["phase"] is None:
+            del named["phase"]
+        if "would_stop" in self._numbers:
+            named["would_stop"] = self._numbers["would_stop"]
         return {name: float("nan") if value is None else float(value) for name, value in named.items()}
+
+    def describe(self) -> str:
+        """Under which conditions anything can happen, in a line; empty where nothing is asked for."""
+        parts = []
+        if self.stopping is not None:
+            rule = self.stopping
+            who = "stopping:" if rule.act else "stopping, which is said and not done:"
+            if rule.guard is None:
+                how = f"when {rule.monitor} has not improved for {rule.patience} measurements {_since(rule.arm)}"
+            else:
+                how = (
+                    f"when held-out loss and {rule.monitor} are both flat for {rule.patience} measurements after the "
+                    f"fit, or when for {rule.patience} the loss is more than {tolerance_of(rule.guard):g} nats above "
+                    "its minimum"
+                )
+            parts.append(f"{who} {how}")
+        if self.selects:
+            rule_of, start = self.selection, self.selection.select_from
+            where = f"from step {start} on" if isinstance(start, int) else _since(start)
+            text = f"selection: the checkpoint with the best {rule_of.by} {where} is kept"
+            if rule_of.guard is not None:
+                text += f", of those whose held-out loss is within {tolerance_of(rule_of.guard):g} nats of the lowest"
+                text += "; until there is one, that of the lowest loss"
+            parts.append(text)
+        return "; ".join(parts)
+
+    @property
+    def given_up(self) -> str:
+        """What `guard=None` gives up, in a sentence; empty where nothing is."""
+        guards = [self.stopping.guard] if self.stopping is not None else []
+        guards += [self.selection.guard] if self.selects else []
+        if None not in guards:
+            return ""
+        return (
+            "guard=None: the published rule, which does not look at the loss. In recorded runs that overfit it "
+            "selected the last checkpoint, 1.0 to 2.3 nats above the best; a plateau may end a run whose loss still "
+            "falls, and collapsed models are not told from compressed ones"
+        )
+
+    def remarks(self) -> list[str]:
+        """What is new to say by the last point; each once."""
+        found = []
+        if self._first is not None and (self.stopping is not None or self.selects):
+            guards = [rule.guard for rule in (self.stopping, self.selection if self.selects else None) if rule]
+            if self._tracker.trained:
+                off = ", without the guard: its loss on this text may well rise" if "loss" in guards else ""
+                cure = f" (guard={TOLERANCE} turns it on)" if off else ""
+                found.append(
+                    f"the run begins from trained weights: no phases, rules act from the first point{off}{cure}"
+                )
+            elif self._first.loss is None and set(guards) != {None}:
+                found.append("points have no loss on held-out text: rules run unguarded")
+            elif self.selects and self._selects_feature and self.selection.guard == "loss":
+                found.append(
+                    f"checkpoints are selected by the feature {self.selection.by}, without the guard "
+                    f"(guard={TOLERANCE} turns it on)"
+                )
+        found += [note for note in self._tracker.phases().notes if note.startswith("The model memorises")]
+        if self.decision is not None and self.decision.would_stop and not self.decision.stop:
+            found.append(f"training would stop: {self.decision.message}")
+        # Of those that hold numbers, the first words tell them apart.
+        new = [text for text in found if text[:24] not in self._told]
+        self._told.update(text[:24] for text in new)
+        return new
 
     def phases(self) -> Phases:
         """The phases of the run as far as they have been recognised, by its own rule."""
@@ -126,6 +200,14 @@ class LiveRules:
             # All of them were measured with other settings, before this run was resumed.
             return Choice(best=None, runner_up=None, noise=None, candidates=())
         return self.selection.choose(trajectory, available=available)
+
+
+def _since(start: str) -> str:
+    return {
+        "compression": "once the model compresses",
+        "fit": "once the model fits",
+        "immediately": "from the first on",
+    }[start]
 
 
 def _check_exists(name: str, metrics: list[str]) -> str:

@@ -187,7 +187,7 @@ class Run:
             return
         seen, self._last = self._last, None
         with self.survived("The last step could not be measured"):
-            if kind is None and not self.recorded(seen.step):
+            if kind is None and self.config.at_finish and not self.recorded(seen.step):
                 if of_rank_zero(seen.weights == weights_seen(seen.model)):
                     self.record(seen.model, seen.step, train_loss=seen.loss)
                 else:
@@ -411,6 +411,11 @@ class Run:
             for name in self.rules.needed:
                 if why := preflight.missing.get(name.partition("/")[0]):
                     _warn(f"{name} is undefined until the model has a {name.partition('/')[0]}: {why}.")
+            if told := self.rules.describe():
+                tell(told)
+            if self.rules.given_up:
+                _warn(f"{self.rules.given_up}.")
+        self._wandb.config = {"ib_guard": str(self.config.guard), "ib_rules": self.rules.describe()}
         self._check_schedule(step, max_steps)
 
         def open_files() -> Trajectory:
@@ -552,6 +557,8 @@ class Run:
         """Whether the model is measured as a run begins or resumes."""
         must = self.rules.selects or all(point.error is not None for point in self.trajectory)
         # Only a point that can be left out is asked of the schedule, which counts those that it skips.
+        if not self.config.at_start and not self.rules.selects:
+            return self.due(step)
         return step == 0 or (must and not self.recorded(step)) or self.due(step)
 
     def due(self, step: int, *, since: int | None = None) -> bool:
@@ -621,6 +628,8 @@ class Run:
                 self._save(self._state.file)
             with self.survived("The rules for stopping and selection failed"):
                 self.rules.update(point)
+                for remark in self.rules.remarks():
+                    self.announce(f"step {step}: {remark}")
             if self._state.writes:
                 plane, runs = self.draw(), self._wandb_runs()
                 pictures = self.pictures() if runs else {}
@@ -729,7 +738,7 @@ class Run:
         if not self.rules.selects or rule not in (None, self.rule):
             return False
         with self.survived("The best checkpoint of the earlier part of the run cannot be compared, and is kept"):
-            return self.rules.choose(self.trajectory, {step}).best is not None
+            return Selected.of(self.rules.choose(self.trajectory, {step}), {}) is not None
         return False
 
     def choose(self) -> Selected | None:
@@ -744,12 +753,15 @@ class Run:
         return self._state.selected
 
     def best_checkpoint(self, *, also: int | None = None) -> Selected | None:
-        """The best checkpoint that exists; on every rank the same.
+        """The best checkpoint that exists, or will, if it is worth saving; on every rank the same.
+
+        A fallback is worth it if its loss is the lowest, not if it is the latest alone.
 
         Args:
             also: a step that counts as if it had been saved.
         """
-        return self._best(also)[0]
+        found = self._best(also)[0]
+        return None if found is not None and found.fallback and found.value is None else found
 
     def best_after_saving(self, step: int) -> Selected | None:
         """What will be selected when this step has been saved, for its checkpoint to say so; no file is looked at."""
@@ -757,8 +769,7 @@ class Run:
         if self.rules.selects:
             with self.survived("The best checkpoint could not be determined"):
                 earlier: dict[int, Path | None] = {} if selected is None else {selected.step: selected.path}
-                best = self.rules.choose(self.trajectory, {*earlier, step}).best
-                return None if best is None else Selected.of(best, earlier)
+                return Selected.of(self.rules.choose(self.trajectory, {*earlier, step}), earlier)
         return selected
 
     def _best(self, also: int | None = None) -> tuple[Selected | None, bool]:
@@ -771,8 +782,7 @@ class Run:
             with self.survived("The best checkpoint could not be determined"):
                 existing = self._state.checkpoints.existing()
                 available = {*existing, also} if also is not None else set(existing)
-                best = self.rules.choose(self.trajectory, available).best
-                found = None if best is None else Selected.of(best, existing)
+                found = Selected.of(self.rules.choose(self.trajectory, available), existing)
                 certain = not self._state.checkpoints.unknown
         return of_rank_zero((found, certain))
 
@@ -829,6 +839,13 @@ class Run:
                 if self.rules.selects and self.selected is None and state.writes:
                     choice = self._choice()
                     _warn(f"No checkpoint could be selected. {'' if choice is None else choice.describe()}")
+                elif self.selected is not None and self.selected.fallback and (choice := self._choice()) is not None:
+                    loss = self.selected.value
+                    which = "latest" if loss is None else f"lowest held-out loss, {loss:.3f},"
+                    self.announce(
+                        f"{choice.describe()} Kept instead, as a fallback: the checkpoint of the {which} of step "
+                        f"{self.selected.step}"
+                    )
             runs = self._wandb_runs() if state.writes else []
             pictures = self.pictures(final=True) if runs else {}
             plane = self._finish_files()
@@ -849,8 +866,8 @@ class Run:
             if state.unsaved:
                 steps = ", ".join(str(point.step) for point in state.unsaved)
                 _warn(f"Points that could not be written to {state.file}: steps {steps}. .trajectory has them.")
-            if self.rules.selects and (choice := self._choice()) is not None and choice.may_be_chance:
-                _warn(choice.describe())
+            if self.rules.selects and (choice := self._choice()) is not None and choice.p_value is not None:
+                _warn(choice.describe()) if choice.may_be_chance else self.announce(choice.describe())
         plane = self.draw(final=True)
         if state.file is not None and state.points:
             self.announce(str(self.cost))

@@ -1,12 +1,13 @@
 """When to measure: a schedule is a value that answers `schedule(step) -> bool`.
 
-Whoever uses a schedule measures the first and the last step of a run besides, whatever the schedule says.
+Whoever uses a schedule measures the first and the last step of a run besides, whatever the schedule says, unless told
+otherwise (`at_start=`, `at_finish=`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ib_callback.common.checks import check_integer
@@ -39,6 +40,17 @@ class Logarithmic:
         nearest = round(math.log10(step) * self.per_decade)
         candidates = range(max(nearest - 1, 0), nearest + 2)
         return any(round(10 ** (k / self.per_decade)) == step for k in candidates)
+
+
+@dataclass(frozen=True)
+class At:
+    """At these steps; made of a list of them."""
+
+    steps: frozenset[int]
+
+    def __call__(self, step: int) -> bool:
+        """Whether to measure at this step."""
+        return step in self.steps
 
 
 def every(n: int) -> Every:
@@ -78,22 +90,30 @@ def never_fires(schedule: Schedule, step: int, max_steps: int) -> bool:
     """
     if max_steps <= step:
         return False
+    if isinstance(schedule, At):
+        return not any(step < wanted <= max_steps for wanted in schedule.steps)
     if isinstance(schedule, Every):
         return step // schedule.interval == max_steps // schedule.interval
     return not any(schedule(s) for s in range(step + 1, min(max_steps, step + 1_000_000) + 1))
 
 
-def as_schedule(schedule: int | Schedule) -> Schedule:
-    """A number of steps becomes `every(n)`; a callable step → bool stays what it is.
+def as_schedule(schedule: int | Iterable[int] | Schedule) -> Schedule:
+    """A number of steps becomes `every(n)`, a list of steps these; a callable step → bool stays what it is.
+
+    >>> as_schedule([10, 100, 1000])(100)
+    True
 
     Raises:
-        TypeError: neither an integer nor such a callable.
-        ValueError: an integer less than 1.
+        TypeError: neither an integer, nor a list of integers, nor such a callable.
+        ValueError: an integer less than 1, or a step less than 0.
     """
     for name, function in (("every", every), ("logarithmic", logarithmic)):
         if schedule is function:
             raise TypeError(f"every_n_steps expects a schedule, got the function {name} itself; call it: {name}(…).")
     if callable(schedule):
         return schedule
-    cure = "or pass a callable step -> bool such as ib.logarithmic()"
+    if isinstance(schedule, Iterable) and not isinstance(schedule, (str, bytes)):
+        cure = "it is a number of optimizer steps taken"
+        return At(frozenset(check_integer("every_n_steps", step, minimum=0, cure=cure) for step in schedule))
+    cure = "or pass a list of steps, or a callable step -> bool such as ib.logarithmic()"
     return every(check_integer("every_n_steps", schedule, minimum=1, cure=cure))

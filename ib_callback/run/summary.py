@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.metrics import PRIMARY_SCALARS
-from ib_callback.results.selection import Candidate
+from ib_callback.results.metrics import FIRST_SHOWN, FIRST_VIEW, PRIMARY_SCALARS
+from ib_callback.results.selection import Choice
 from ib_callback.results.trajectory import Trajectory
 from ib_callback.run.rules import LiveRules
 
@@ -40,21 +40,27 @@ class Selected:
 
     Attributes:
         step: optimizer steps behind it.
-        value: that it was selected by.
+        value: that it was selected by; the held-out loss of a fallback, None without one.
         path: where it is; None if it has yet to be written.
+        fallback: whether it is kept only because nothing could be selected: that of the lowest held-out loss or,
+            without a loss, the latest.
     """
 
     step: int
-    value: float
+    value: float | None
     path: Path | None
+    fallback: bool = False
 
     @classmethod
-    def of(cls, best: Candidate, existing: Mapping[int, Path] | Mapping[int, Path | None]) -> Selected:
-        """A candidate that was chosen, among the checkpoints by step."""
-        step, value = best.measurement.step, best.value
+    def of(cls, choice: Choice, existing: Mapping[int, Path] | Mapping[int, Path | None]) -> Selected | None:
+        """What was chosen among the checkpoints by step; None if nothing was."""
+        chosen = choice.best or choice.fallback
+        if chosen is None:
+            return None
+        step, fallback = chosen.measurement.step, choice.best is None
         assert step is not None  # else it could not have been selected
-        assert value is not None
-        return cls(step=step, value=value, path=existing.get(step))
+        value = chosen.measurement.loss if fallback else chosen.value
+        return cls(step=step, value=value, path=existing.get(step), fallback=fallback)
 
 
 def summarise(
@@ -68,16 +74,23 @@ def summarise(
     """
     phases = rules.phases()
     best = rules.selection.best(trajectory)
+    primary = next((point.primary for point in reversed(trajectory) if point.orders), None)
+    first = [f"{FIRST_VIEW}/{primary}/{name}" for name in FIRST_SHOWN]
     values: dict[str, float | str | None] = {
         "best_step": None if best is None else best.step,
         "best_by": rules.selection.by,
         "best_value": None if best is None else rules.selection.value(best),
         "fit_start": phases.fit_start,
         "compression_start": phases.compression_start,
-        **{f"final_{name}": rules.numbers().get(name) for name in (*PRIMARY_SCALARS, "loss")},
+        "memorising_start": phases.memorising_start,
+        "phases_read_on": phases.plane,
+        "guard": str(rules.selection.guard),
+        **{f"final_{name}": rules.numbers().get(name) for name in (*first, "loss", *PRIMARY_SCALARS)},
         "selected_step": None if selected is None else selected.step,
+        "selected_as_fallback": None if selected is None or not selected.fallback else "yes",
         "selected_checkpoint": None if selected is None else str(selected.path),
         "stop_reason": None if rules.decision is None else rules.decision.reason.value,
+        "would_stop": None if rules.decision is None or not rules.decision.would_stop else "yes",
         "stop_message": None if rules.decision is None else rules.decision.message,
         "cost_seconds": cost.seconds,
         "cost_share": cost.share,

@@ -34,6 +34,7 @@ class WandbLog:
 
     def __init__(self, step_metric: str) -> None:
         self.step_metric = step_metric
+        self.config: dict[str, Any] = {}  # what goes into the configuration of a run
         self._described: list[Any] = []  # runs that know which column is the step
         self._warned: set[str] = set()
 
@@ -62,6 +63,8 @@ class WandbLog:
             if not any(run is known for known in self._described):
                 run.define_metric("ib/*", step_metric=self.step_metric)
                 self._described.append(run)
+                if self.config and hasattr(run, "config"):
+                    run.config.update(self.config, allow_val_change=True)
             run.log({**row, self.step_metric: step})
         except Exception as error:
             self._warn(f"The information plane could not be logged to Weights & Biases: {_describe(error)}")
@@ -121,7 +124,7 @@ def _table(trajectory: Trajectory) -> tuple[list[str], list[list[Any]]]:
     names = list(dict.fromkeys(name for values in scalars for name in values))
     phases = trajectory.phases().phases
     rows = [
-        [point.step, int(phase), *(values.get(name) for name in names), point.error]
+        [point.step, None if phase is None else int(phase), *(values.get(name) for name in names), point.error]
         for point, phase, values in zip(trajectory, phases, scalars, strict=True)
     ]
     return ["step", "phase", *names, "error"], rows

@@ -114,7 +114,7 @@ def test_it_is_a_command(tmp_path, monkeypatch, capsys):
     wandb = ["--wandb-project", "tests", "--wandb-group", "live"]
     assert main(["measure", "--watch", "run", "--until", "5", *on, *wandb]) == 0
     assert Trajectory.load("run").steps == [5]
-    assert "step 5: token complexity" in capsys.readouterr().err
+    assert "step 5: loss" in capsys.readouterr().err
     (logged,) = read_offline_runs(tmp_path / "wandb")
     (row,) = logged.rows
     assert row["ib/step"] == 5

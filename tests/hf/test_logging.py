@@ -23,6 +23,17 @@ def rows_of(trainer: Trainer) -> list[dict[str, Any]]:
     return [row for row in trainer.state.log_history if any(key.startswith("ib/") for key in row)]
 
 
+def test_a_point_has_the_training_loss_that_was_logged_last(tmp_path: Path) -> None:
+    callback = tiny_callback(every_n_steps=1)
+    trainer = tiny_trainer(tmp_path, [callback], steps=8, logging_steps=3)
+    trainer.train()
+    losses = {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
+    assert list(losses) == [3, 6]
+    # A step is measured before it is logged.
+    expected = [None, None, None, None, *[losses[3]] * 3, *[losses[6]] * 2]
+    assert [point.train_loss for point in callback.trajectory] == expected
+
+
 def test_log_history_has_every_point(tmp_path: Path) -> None:
     callback = tiny_callback(every_n_steps=5)
     trainer = tiny_trainer(

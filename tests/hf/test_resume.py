@@ -15,6 +15,7 @@ from tiny_hf import Each, numbers, same_weights, tiny_callback, tiny_model, tiny
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 import ib_callback as ib
+from ib_callback.run.summary import Selected
 
 OLD = "ib_trajectory.1.jsonl"
 SAVES = {"steps": 10, "save_strategy": "steps", "save_steps": 5}
@@ -114,8 +115,8 @@ def test_the_checkpoint_of_that_step_is_recorded_if_it_is_the_one_resumed_from(o
     trainer.train()
     callback = tiny_callback(every_n_steps=2, select="optimality", output_dir=tmp_path / "points")
     came_from = tmp_path if own else tmp_path / "other"
-    with pytest.warns(RuntimeWarning, match="No checkpoint could be selected"):
-        tiny_trainer(tmp_path, [callback], **SAVES).train(resume_from_checkpoint=str(came_from / "checkpoint-5"))
+    tiny_trainer(tmp_path, [callback], **SAVES).train(resume_from_checkpoint=str(came_from / "checkpoint-5"))
+    assert callback.selected.fallback
     lines = (tmp_path / "points" / "ib_checkpoints.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == ([5, 10] if own else [10])
 
@@ -125,8 +126,12 @@ def test_the_trainer_forgets_what_was_best_by_other_settings(tmp_path: Path) -> 
     again = tiny_callback(select="optimality", num_bins=13)
     with pytest.warns(RuntimeWarning, match="a new trajectory begins here"):
         trainer = resumed(tmp_path, 5, again)
-    assert (trainer.state.best_global_step, trainer.state.best_metric) == (None, None)
-    assert trainer.state.best_model_checkpoint is None
+    # Nothing can be selected yet: what is kept meanwhile is that of the lowest loss since.
+    lowest = min(again.trajectory, key=lambda point: point.loss)
+    assert again.selected == Selected(
+        step=lowest.step, value=lowest.loss, path=tmp_path / f"checkpoint-{lowest.step}", fallback=True
+    )
+    assert (trainer.state.best_global_step, trainer.state.best_metric) == (lowest.step, lowest.loss)
 
 
 # --- a run that had been stopped

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,10 @@ def test_steps_are_those_of_the_optimizer_and_points_are_published(tmp_path: Pat
     assert callback.trajectory.steps == [0, 5, 10, 12]
     assert published(trainer) == callback.trajectory[-1].metrics()
     assert numbers(callback.trajectory[-1]) == measured(module.net, 12)
+    # Two batches a step; the mean since the point before.
+    means = [statistics.fmean(module.losses[first:last]) for first, last in ((0, 10), (10, 20), (20, 24))]
+    assert callback.trajectory[0].train_loss is None
+    assert [point.train_loss for point in callback.trajectory[1:]] == pytest.approx(means, rel=1e-6)
 
 
 def test_a_point_is_that_of_its_step_and_not_of_a_later_micro_batch(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_state_is_progress_in_plain_python_under_a_key_of_its_own(tmp_path: Path
     states = torch.load(tmp_path / "saved" / "step=3.ckpt", weights_only=True)["callbacks"]
     state = states[callbacks[0].state_key]
     assert json.loads(json.dumps(state)) == state
+    assert state.pop("losses")[1] == 1, "of the training, since the point of step 2"
     last = callbacks[0].trajectory[1]
     identity = [last.entropy, last.complexity, last.expressivity]
     assert state == {"directory": str(tmp_path), "last_step": 2, "last_point": identity, "withheld": []}

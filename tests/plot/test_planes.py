@@ -25,18 +25,18 @@ BOTH = ("readout", "prediction")
 # Views and whether there are local numbers, and the planes that follow: name, order and the numbers' ending.
 CASES: dict[str, tuple[Sequence[str], bool, list[tuple[str, str, str]]]] = {
     "an older version": ((), False, [("", "token", "")]),
-    "without an output": (("late", "last"), True, [("plain", "token", ""), ("local", "token", "_local")]),
+    "without an output": (("late", "last"), True, [("local", "token", "_local"), ("plain", "token", "")]),
     "without the prediction": (
         ("readout",), True,
-        [("plain", "token", ""), ("local", "token", "_local"), ("readout", "readout/token", "_local")],
+        [("readout", "readout/token", "_local"), ("local", "token", "_local"), ("plain", "token", "")],
     ),
     "all": (
         ("prediction", "late", "readout"), True,
-        [("plain", "token", ""), ("local", "token", "_local"), ("readout", "readout/token", "_local"),
-         ("prediction", "prediction/token", "_local")],
+        [("prediction", "prediction/token", "_local"), ("readout", "readout/token", "_local"),
+         ("local", "token", "_local"), ("plain", "token", "")],
     ),
     "short sequences": (
-        BOTH, False, [("plain", "token", ""), ("readout", "readout/token", ""), ("prediction", "prediction/token", "")],
+        BOTH, False, [("prediction", "prediction/token", ""), ("readout", "readout/token", ""), ("plain", "token", "")],
     ),
 }  # fmt: skip
 STEPS = (0, 10, 40)
@@ -96,7 +96,7 @@ def test_planes_can_be_chosen(picture):
     assert titles(picture(given, planes=["readout", "plain"])) == ["token: readout", "token: plain"]
     assert titles(picture(given, planes=["plain"])) == titles(picture(given, planes="plain")) == ["token"]
     for asked, got in ((["prediction"], "prediction"), (["local", "late"], "local, late"), ([], "none")):
-        with pytest.raises(ValueError, match=f"expected planes among plain, local, readout, got {got}$"):
+        with pytest.raises(ValueError, match=f"expected planes among readout, local, plain, got {got}$"):
             picture(given, planes=asked)
 
 
@@ -107,7 +107,7 @@ def test_step_0_is_marked_and_named_in_every_plane_that_has_it(picture):
         (points(*BOTH), [True] * 4),
         (points(*BOTH, steps=(5, 10, 40)), [False] * 4),
         ([failed(0), *points(*BOTH)[1:]], [False] * 4),
-        (lost, [True, False, False, False]),
+        (lost, [False, False, False, True]),
     ):
         figure = picture(given)
         assert [bool(artists(panel, "untrained")) for panel in panels(figure)] == marked
@@ -137,7 +137,7 @@ def test_what_is_within_three_standard_errors_of_an_axis_is_shaded(picture):
         with_views(measurement(step), "readout", error=error) for step, error in ((0, 0.01), (10, 0.02), (20, None))
     ]
     figure = picture(given)
-    plain, *others = panels(figure)
+    *others, plain = panels(figure)
     for panel in others:
         across, upright = (
             band.get_extents().transformed(panel.transData.inverted()) for band in artists(panel, "near chance")
@@ -158,7 +158,7 @@ def test_curve_and_ceiling_are_of_the_plain_plane():
     curve = IBCurve([0.0, 1.0], [0.0, 0.8], [0.0, 2.0], mutual_information=1.0, num_codewords=100)
     for picture, names in ((one, ("IB curve", "ceiling")), (several, ("IB curve",))):
         for local in (True, False):
-            plain, *others = panels(picture(points(*BOTH, local=local), curve=curve))
+            *others, plain = panels(picture(points(*BOTH, local=local), curve=curve))
             assert all(artists(plain, name) for name in names)
             assert not any(artists(panel, name) for panel in others for name in names)
 
@@ -168,11 +168,11 @@ def test_of_several_orders_each_has_a_row_and_each_plane_one_scale():
     figure = information_plane(given, orders=list(given[0].orders))
     drawn = panels(figure)
     assert titles(figure)[:5] == [
-        "token: plain",
-        "token: local",
-        "token: readout",
         "token: prediction",
-        "bigram: plain",
+        "token: readout",
+        "token: local",
+        "token: plain",
+        "bigram: prediction",
     ]
     boxes = [panel.get_position() for panel in drawn]
     for row in range(3):
@@ -196,5 +196,6 @@ def test_nothing_overlaps_and_nothing_is_cut_off(orders, planes):
 
 def test_by_default_there_is_one_order_where_there_are_several_planes():
     given = points(*BOTH, orders=3)
-    assert titles(information_plane(given)) == [f"token: {plane}" for plane in ("plain", "local", *BOTH)]
+    names = [f"token: {plane}" for plane in ("prediction", "readout", "local", "plain")]
+    assert titles(information_plane(given)) == names
     assert titles(information_plane(given, planes=["local"])) == [f"{order}: local" for order in given[0].orders]

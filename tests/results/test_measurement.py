@@ -411,6 +411,14 @@ def test_summary_says_what_chance_and_the_document_leave():
         assert f"local complexity 0.15, local expressivity 0.015, local optimality {ratio}" in text
 
 
+def test_summary_begins_with_what_the_study_chose():
+    local = {"complexity_local_by_layer": [0.1], "expressivity_local_by_layer": [0.05]}
+    point = PlanePoint.from_layers([0.3], [0.2], **local, noise=0.01)
+    text = measurement(step=8, views={"prediction": {"token": point}}, loss=4.5, bits_per_byte=1.25).summary()
+    begin = "step 8: prediction score 0.025, complexity 0.1, expressivity 0.05, loss 4.5 (1.25 bits per byte), token "
+    assert text.startswith(begin)
+
+
 def test_summary_is_one_line_with_the_nulls():
     assert str(measurement(step=12000)) == (
         "step 12,000: token complexity 0.375 (null 0.125), expressivity 0.1875 (null 0.0625), "

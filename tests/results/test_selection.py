@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic_runs import CASES, COLLAPSE_AT_THE_END, TABLE_TOKEN, C, Case, E, failed, measured, recorded, run
+import recorded_runs
+from synthetic_runs import CASES, COLLAPSE_AT_THE_END, TABLE_TOKEN, C, Case, E, failed, measured, real, recorded, run
 
 from ib_callback.results.phases import PhaseRule, PhaseTracker
 from ib_callback.results.points import FeaturePoint
@@ -30,10 +31,13 @@ def test_a_collapsed_model_is_never_the_best(by):
 
 
 def test_a_point_that_has_learned_little_is_not_the_best():
-    # At 400 the complexity is the lowest since the fit began, .14, and the expressivity 21 % of its highest, .24.
-    by_share = {share: Selection("complexity", None, "fit", least_learned=share) for share in (0.0, 0.2, 0.22, 0.5)}
+    # At 200 the fit begins, with the lowest complexity, .02, and an expressivity of .002, of .24 at its highest; at 400
+    # it is 21 % of that, with a complexity of .14. Collapsed points are left aside here.
+    shares = (0.0, 0.2, 0.22, 0.5)
+    rule = PhaseRule(collapse=0.0)
+    by_share = {share: Selection("complexity", None, "fit", rule, least_learned=share) for share in shares}
     steps = {share: selection.best(run(C, E)).step for share, selection in by_share.items()}
-    assert steps == {0.0: 400, 0.2: 400, 0.22: 500, 0.5: 2000}
+    assert steps == {0.0: 200, 0.2: 400, 0.22: 500, 0.5: 2000}
     reasons = {c.measurement.step: c.rejected for c in by_share[0.5].choose(run(C, E)).candidates}
     assert reasons[400] == "less than 50% of the highest expressivity"
     with pytest.raises(ValueError, match="least_learned must be at least 0 and less than 1, got 1"):
@@ -49,8 +53,9 @@ def test_a_step_is_taken_at_its_word():
     assert step_of(table[:4], "optimality", 0) == 0
     assert step_of(table, "optimality", 64) == 2048
     assert step_of(table, "optimality", 2049) is None
-    # From the fit on: .116, .217 and .191.
-    assert step_of(table, "distance_to_bound", "fit") == 64
+    # From the fit on: .010 at 32, .116, .217 and .191; above null expressivity is .001, .037, .084 and .066.
+    assert step_of(table, "distance_to_bound", "fit") == 2048
+    assert step_of(table, "distance_to_bound", "fit", guard=None) == 32
     assert step_of(table, "optimality", "compression") is None
 
 
@@ -90,6 +95,116 @@ def test_an_undefined_value_is_never_best():
         None, "the metric is undefined", None, "the metric is undefined", "not measured: NaN in h.0",
     ]  # fmt: skip
     assert step_of(Trajectory(undefined), by, 0) is None
+
+
+def with_loss(trajectory: Trajectory, losses: dict[int, float]) -> Trajectory:
+    """With a loss that is 3 nats, or what is given for a step."""
+    return Trajectory(replace(m, loss=losses.get(m.step or 0, 3.0)) for m in trajectory)
+
+
+def test_no_point_is_selected_against_the_loss():
+    # Optimality rises until 2000 and stays: .55 at 1500, .7375 at 1900.
+    losses = with_loss(run(C, E), {1800: 2.9, 1700: 2.92, **dict.fromkeys(range(1900, 3100, 100), 2.94)})
+    choice = Selection().choose(losses)
+    assert choice.best.measurement.step == 1800
+    reasons = {c.measurement.step: c.rejected for c in choice.candidates}
+    assert reasons[2000] == "loss 0.04 nats above the lowest"
+    assert reasons[1500] == "loss 0.10 nats above the lowest"
+    assert reasons[1700] is reasons[1800] is None
+    # Of points equal in loss the better by the metric.
+    assert step_of(losses, guard=0.05) == 2000
+    assert step_of(losses, guard=None) == 2000
+    # The lowest of those that can be had: 1800 has no checkpoint.
+    assert Selection().choose(losses, available={1700, 2000, 2100}).best.measurement.step == 2000
+
+
+def test_points_without_a_loss_are_not_guarded():
+    assert step_of(run(C, E)) == step_of(with_loss(run(C, E), {})) == 2000
+
+
+def test_a_selection_by_a_feature_is_not_guarded_unless_it_is_told():
+    # The information rises to the end, and the loss from 2000 on.
+    points = [replace(m, loss=3.0 + 0.01 * max(i - 20, 0)) for i, m in enumerate(informed(0.01))]
+    assert Selection("preference").best(points).step == 3000
+    assert Selection("preference", guard=0.055).best(points).step == 2500
+
+
+def test_a_feature_in_a_run_from_trained_weights_keeps_a_checkpoint_and_says_whether_it_is_resolved():
+    """As DPO does: expressivity rises a little, the loss on the probe rises, nothing ever compresses."""
+    ratios = [0.02, 0.03, 0.05, 0.04]
+    for p_value, said in ((0.01, "Its information is resolved: p = 0.01."), (0.4, "That may be chance")):
+        points = [
+            replace(
+                m,
+                loss=3.0 + 0.1 * i,
+                predictive_information=3.0,
+                features={"preference": replace(m.features["preference"], ratio=ratios[i])},
+            )
+            for i, m in enumerate(list(informed(p_value))[10:14])
+        ]
+        points = [replace(m, step=100 * i) for i, m in enumerate(points)]
+        choice = Selection("preference/ratio").choose(points, available={0, 100, 200, 300})
+        assert choice.best.measurement.step == 200
+        assert said in choice.describe()
+
+
+def test_of_a_run_from_trained_weights_every_point_counts():
+    points = [replace(m, loss=3.0 + 0.1 * i, predictive_information=2.0) for i, m in enumerate(run(C[10:], E[10:]))]
+    choice = Selection("optimality").choose(points)
+    assert choice.best.measurement.step == 1000
+    assert {c.rejected for c in choice.candidates} == {None}
+    assert Selection("optimality", guard=0.15).best(points).step == 100
+
+
+@pytest.mark.parametrize(
+    ("losses", "available", "kept"),
+    [
+        ({500: 2.5, 800: 2.6}, {200, 500, 800}, 500),
+        ({500: 2.5, 800: 2.6}, {800}, 800),
+        (None, {200, 500, 700}, 700),
+        ({500: 2.5}, set(), None),
+    ],
+)
+def test_where_nothing_can_be_selected_one_is_kept_meanwhile(losses, available, kept):
+    trajectory = run(C, E)[:10]
+    trajectory = trajectory if losses is None else with_loss(trajectory, losses)
+    choice = Selection().choose(trajectory, available=available)
+    assert choice.best is None
+    assert (None if choice.fallback is None else choice.fallback.measurement.step) == kept
+    assert Selection(guard=None).choose(trajectory, available=available).fallback is None
+
+
+def published(trajectory: Trajectory, by: str, select_from: str | int) -> int | None:
+    """The best plain value from a phase of the plain plane on, written down by itself."""
+    phases = trajectory.phases(plane="plain", tolerance=None).phases
+    first = {"fit": 1, "compression": 2}
+    admitted = [
+        m
+        for m, phase in zip(trajectory, phases, strict=True)
+        if (m.step >= select_from if isinstance(select_from, int) else phase >= first[select_from])
+    ]
+    values = [
+        (m.expressivity / m.complexity if by == "optimality" else m.complexity - m.expressivity) for m in admitted
+    ]
+    best = max(values, default=None) if by == "optimality" else min(values, default=None)
+    return None if best is None else admitted[values.index(best)].step
+
+
+@pytest.mark.parametrize("name", recorded_runs.REAL)
+@pytest.mark.parametrize("by", ["optimality", "distance_to_bound"])
+@pytest.mark.parametrize("select_from", [0, 100, "fit", "compression"])
+def test_without_a_guard_it_is_exactly_the_published_choice(name, by, select_from):
+    assert step_of(real(name), by, select_from, guard=None) == published(real(name), by, select_from)
+
+
+@pytest.mark.parametrize("name", [name for name in recorded_runs.REAL if name != "gpt2_novels"])
+@pytest.mark.parametrize("by", ["optimality", "distance_to_bound", "complexity"])
+@pytest.mark.parametrize("select_from", ["fit", "compression"])
+def test_real_runs_keep_a_checkpoint_near_the_best(name, by, select_from):
+    trajectory = real(name)
+    choice = Selection(by, select_from=select_from).choose(trajectory, available=trajectory.steps)
+    kept = choice.best or choice.fallback
+    assert kept.measurement.loss - min(m.loss for m in trajectory) <= 0.05
 
 
 def test_the_phase_rule_decides_from_when_on():

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+import recorded_runs
 from synthetic_runs import (
     CASES,
     COLLAPSE_AT_THE_END,
@@ -13,8 +17,10 @@ from synthetic_runs import (
     C,
     Case,
     E,
+    curve,
     failed,
     measured,
+    real,
     replaced,
     run,
     with_others,
@@ -74,7 +80,7 @@ def decisions(rule: PlateauStopping, distances: list[float | None]) -> list[Stop
     return [rule.update(point).reason for point in points]
 
 
-NOT_ARMED, MISSING, IMPROVING, WAITING, PLATEAU, DIVERGING = StopReason
+NOT_ARMED, MISSING, IMPROVING, WAITING, PLATEAU, DIVERGING, MEMORISING, COLLAPSED = StopReason
 
 
 def test_the_reason_of_each_decision():
@@ -143,9 +149,10 @@ def test_values_before_arming_count_for_nothing():
 
 
 def test_the_phase_rule_decides_when_it_is_armed():
-    rule = PlateauStopping(phase_rule=PhaseRule(persistence=1))
-    assert rule.replay(run(C, E)[:13]).reason is NOT_ARMED
-    assert rule.update(run(C, E)[13]).reason is IMPROVING
+    # Recognised at 16, where the complexity is 20.8 % under its highest median.
+    rule = PlateauStopping(phase_rule=PhaseRule(drop=0.2))
+    assert rule.replay(run(C, E)[:16]).reason is NOT_ARMED
+    assert rule.update(run(C, E)[16]).reason is IMPROVING
 
 
 def test_collapsed_points_are_no_improvement():
@@ -204,7 +211,8 @@ def test_a_run_that_ends_dead_is_stopped(monitor: str, arm: Any):
     step, reason = first_stop(rule, run([*complexity, *[0.0] * 8], [*expressivity, *[0.0] * 8]))
     assert step is not None
     assert 1200 <= step <= 1800
-    assert reason is DIVERGING
+    # With "immediately" points are not examined; a ratio is undefined, an expressivity is 0.
+    assert reason is (DIVERGING if (arm, monitor) == ("immediately", "expressivity") else COLLAPSED)
 
 
 def test_an_undefined_value_is_missing():
@@ -232,6 +240,168 @@ def test_messages_say_what_was_found():
     assert rule.replay(run(FIT_ONLY_C, E)[:8]).message.endswith("for 3 measurements: diverging, by 0.0705")
 
 
+# --- with the guard: the loss on held-out text
+
+
+def with_loss(trajectory: Trajectory, losses: Sequence[float], train: Sequence[float] | None = None) -> Trajectory:
+    told = train or [None] * len(losses)
+    return Trajectory(replace(m, loss=x, train_loss=t) for m, x, t in zip(trajectory, losses, told, strict=True))
+
+
+def flat_from(losses: Sequence[float]) -> int:
+    """The first measurement from which the loss stays within .05 nats of its minimum over the whole run."""
+    return max((i + 1 for i, loss in enumerate(losses) if loss > min(losses) + 0.05), default=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("overfit", MEMORISING), ("overfit_160", MEMORISING), ("overfit_1000", MEMORISING), ("lr_spike", COLLAPSED)],
+)
+def test_real_runs_that_went_wrong_are_stopped_with_their_own_reason(name, reason):
+    trajectory = real(name)
+    step, found = first_stop(PlateauStopping(), trajectory)
+    assert found is reason
+    losses = [m.loss for m in trajectory]
+    assert trajectory.steps.index(step) - losses.index(min(losses)) <= 8
+
+
+@pytest.mark.parametrize("name", ["healthy_2x64", "healthy_4x128", "healthy_6x192"])
+@pytest.mark.parametrize("monitor", ["distance_to_bound", "optimality", "readout/token/score_local"])
+def test_no_healthy_run_is_stopped_early(name, monitor):
+    rule = PlateauStopping(monitor, mode="min" if monitor == "distance_to_bound" else "max")
+    assert first_stop(rule, real(name))[0] is None
+
+
+def test_a_real_run_that_has_become_flat_is_stopped():
+    trajectory = real("small")
+    losses = [m.loss for m in trajectory]
+    step, reason = first_stop(PlateauStopping(), trajectory)
+    assert reason is PLATEAU
+    stopped = trajectory.steps.index(step)
+    assert flat_from(losses) <= stopped <= flat_from(losses) + 8
+    assert losses[stopped] - min(losses) <= 0.05
+
+
+def trained_on(*, falling: float = 0.0, improving: float = 0.0, seed: int = 0) -> Trajectory:
+    """60 points: the loss falls until 15, then by so much a point, with noise of .004 nats; the distance likewise."""
+    random = np.random.RandomState(seed)
+    number = np.arange(60)
+    losses = 4 + 4 * np.exp(-number / 3) - falling * number + 0.004 * random.standard_normal(60)
+    complexity = np.array([0.3, 0.02, *curve((0, 0.2), (8, 0.5), (57, 0.5))])
+    expressivity = np.array([0.03, 0.002, *curve((0, 0.1), (8, 0.25), (57, 0.25))])
+    expressivity += improving * np.maximum(number - 10, 0) + 0.001 * random.standard_normal(60)
+    return with_loss(run(complexity, np.abs(expressivity)), losses.tolist())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_run_trained_on_for_three_times_its_steps_is_stopped(seed):
+    trajectory = trained_on(seed=seed)
+    losses = [m.loss for m in trajectory]
+    flat = flat_from(losses)
+    assert 4 * flat <= len(losses)
+    step, reason = first_stop(PlateauStopping(), trajectory)
+    assert reason is PLATEAU
+    assert trajectory.steps.index(step) <= flat + 8
+    assert trajectory[trajectory.steps.index(step)].loss - min(losses) <= 0.05
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_both_must_be_flat(seed):
+    rule = PlateauStopping()
+    # .01 nats a point are .05 in five; .001 a point is the noise of the distance, .005 in five.
+    assert first_stop(rule, trained_on(falling=0.01, seed=seed)) == (None, IMPROVING)
+    rule.reset()
+    assert first_stop(rule, trained_on(improving=0.002, seed=seed)) == (None, IMPROVING)
+    assert "is flat over" in rule._decision.message
+    assert "distance_to_bound improves" in rule._decision.message
+
+
+def test_a_dense_schedule_is_not_taken_for_a_plateau():
+    """The loss falls by .35 nats while the steps double: by .0125 in the last five of 200 points."""
+    steps = np.arange(0, 2000, 10)
+    losses = 8 - 0.5 * np.log(1 + steps / 10)
+    complexity, expressivity = ([a, b, *[c] * 198] for a, b, c in ((0.3, 0.02, 0.5), (0.03, 0.002, 0.2)))
+    points = with_loss(run(complexity, expressivity, steps=steps.tolist()), losses.tolist())
+    assert first_stop(PlateauStopping(), points) == (None, IMPROVING)
+
+
+def test_divergence_is_told_from_memorising_by_the_training_loss():
+    losses = [5, 4, 3.5, 3.2, 3.1, 3.0, 3.1, 3.2, 3.3, 3.4, 3.5]
+    course = run([0.3, 0.02, *curve((0, 0.3), (8, 0.5))], [0.03, 0.002, *curve((0, 0.1), (8, 0.2))])
+    reasons = {}
+    for name, train in (("falls", [x - 0.2 * i for i, x in enumerate(losses)]), ("rises", losses)):
+        reasons[name] = first_stop(PlateauStopping(), with_loss(course, losses, train))
+    # Worse from 6 on, five times by 10.
+    assert reasons == {"falls": (1000, MEMORISING), "rises": (1000, DIVERGING)}
+
+
+@pytest.mark.parametrize(("guard", "step"), [("loss", 1000), (0.15, 1100)])
+def test_the_guard_is_a_tolerance(guard, step):
+    losses = [5, 4, 3.5, 3.2, 3.1, 3.0, 3.1, 3.2, 3.3, 3.4, 3.5, 3.45]
+    course = run([0.3, 0.02, *curve((0, 0.3), (9, 0.5))], [0.03, 0.002, *curve((0, 0.1), (9, 0.2))])
+    assert first_stop(PlateauStopping(guard=guard), with_loss(course, losses))[0] == step
+
+
+def test_a_rule_that_does_not_act():
+    rule, acts = PlateauStopping(act=False), PlateauStopping()
+    for point in real("overfit"):
+        decision, other = rule.update(point), acts.update(point)
+        assert not decision.stop
+        assert (decision.would_stop, decision.reason, decision.message) == (other.stop, other.reason, other.message)
+    assert decision.would_stop
+
+
+def test_from_trained_weights_it_acts_from_the_first_point_and_without_the_guard():
+    # The loss on the probe rises, as it does in fine-tuning.
+    course = with_loss(run([0.5] * 12, [0.2, 0.21, 0.22, *[0.22] * 9]), [3.0 + 0.1 * i for i in range(12)])
+    points = [replace(m, predictive_information=3.0) for m in course]
+    # No improvement on point 2 from 3 to 7.
+    assert first_stop(PlateauStopping(), Trajectory(points)) == (700, PLATEAU)
+    # Given as a tolerance, the guard is on: the loss is worse from 1 on, and there are no phases to memorise in.
+    assert first_stop(PlateauStopping(guard=0.05), Trajectory(points)) == (500, DIVERGING)
+    declared = PlateauStopping(phase_rule=PhaseRule(from_trained=True))
+    assert first_stop(declared, course) == (700, PLATEAU)
+
+
+# --- without it: exactly the published rule
+
+
+def published(trajectory: Trajectory, arm: str, patience: int) -> int | None:
+    """A plateau of the plain distance from a phase of the plain plane on, written down by itself."""
+    known = trajectory.phases(plane="plain", tolerance=None).known
+    best, waited = math.inf, 0
+    for point, phase in zip(trajectory, known, strict=True):
+        if phase < {"immediately": 0, "fit": 1, "compression": 2}[arm]:
+            continue
+        distance = point.complexity - point.expressivity
+        waited = 0 if distance < best else waited + 1
+        best = min(best, distance)
+        if waited == patience:
+            return point.step
+    return None
+
+
+@pytest.mark.parametrize("name", recorded_runs.REAL)
+@pytest.mark.parametrize("arm", ["immediately", "fit", "compression"])
+@pytest.mark.parametrize("patience", [2, 5])
+def test_without_a_guard_it_is_exactly_the_published_rule(name, arm, patience):
+    rule = PlateauStopping(arm=arm, patience=patience, guard=None)
+    rule.reset("distance_to_bound")  # nothing to be warned of here
+    assert first_stop(rule, real(name))[0] == published(real(name), arm, patience)
+
+
+def test_the_published_rule_examines_no_point_for_collapse():
+    rule = PlateauStopping("complexity", arm="fit", guard=None)
+    rule.replay(COLLAPSE_AT_THE_END)
+    assert (rule.best, rule.best_step) == (0.02, 2100)
+
+
+def test_the_distance_in_the_fit_is_warned_of():
+    rule = PlateauStopping(arm="fit", guard=None)
+    with pytest.warns(RuntimeWarning, match=r"grows while a model fits.*5\.11.*4\.21.*guard"):
+        rule.check(metric_names(["token"]))
+
+
 # --- mistakes
 
 
@@ -254,8 +424,8 @@ def test_a_metric_of_an_order_that_is_not_measured_is_an_error_before_any_measur
 
 def test_points_of_before_the_metric_was_measured_count_as_undefined():
     points = [measured(step, 0.5, 0.5 - 0.0625 * step) for step in range(5)]
-    later = [replace(point, loss=3.0 - point.step) for point in points[2:]]
-    rule = PlateauStopping("loss", arm="immediately")
+    later = [replace(point, dispersion=3.0 - point.step) for point in points[2:]]
+    rule = PlateauStopping("dispersion", arm="immediately")
     assert rule.replay([*points[:2], *later]).reason is IMPROVING
     assert (rule.best, rule.best_step) == (-1.0, 4)
 
@@ -279,6 +449,8 @@ def test_metric_names_are_those_of_a_measurement():
         ({"smoothing": 0}, "smoothing: expected an integer of at least 1, got 0"),
         ({"min_delta": -0.1}, "min_delta must be at least 0 and less than inf, got -0.1"),
         ({"divergence": float("nan")}, "divergence must be at least 0"),
+        ({"guard": 0.0}, 'guard: expected "loss", a tolerance in nats .*, or None .*, got 0.0'),
+        ({"guard": "val_loss"}, "guard: expected .* got 'val_loss'"),
         ({"floor": float("inf")}, "floor must be at least 0 and less than inf, got inf"),
     ],
 )

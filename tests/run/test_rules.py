@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from synthetic_runs import COLLAPSE_AT_THE_END, STOPPING, C, E, failed, measured, run
+from synthetic_runs import COLLAPSE_AT_THE_END, STOPPING, C, E, failed, measured, real, run
 
 from ib_callback.results.selection import Selection
 from ib_callback.results.stopping import PlateauStopping, StopReason
@@ -169,6 +171,98 @@ def test_a_feature_can_be_selected_by_its_name():
     live = rules(select="preference", features=True)
     assert live.selection.by == "preference"
     assert live.selection.mode == "max"
+
+
+# --- the guard
+
+
+def guarded(losses: dict[int, float]) -> Trajectory:
+    """The usual run with a loss of 3 nats, or what is given for a step."""
+    return Trajectory(replace(m, loss=losses.get(m.step or 0, 3.0)) for m in run(C, E))
+
+
+def test_what_is_worse_than_the_lowest_loss_so_far_cannot_be_selected():
+    # From 15 on; 3.2 at 17, and 2.9 at 20, after which 3.0 is too much.
+    found = along(rules(), guarded({1700: 3.2, 2000: 2.9}), "selectable/optimality")
+    assert [i for i, value in enumerate(found) if not math.isnan(value)] == [15, 16, 18, 19, 20]
+    unguarded = along(rules(guard=None), guarded({1700: 3.2, 2000: 2.9}), "selectable/optimality")
+    assert [i for i, value in enumerate(unguarded) if not math.isnan(value)] == list(range(15, 31))
+
+
+def test_one_guard_for_the_run_unless_a_rule_has_its_own():
+    stopping, selection = PlateauStopping(), Selection("complexity")
+    both = rules(early_stopping=stopping, select=selection, guard=None)
+    assert (both.stopping.guard, both.selection.guard) == (None, None)
+    assert (both.phase_rule.plane, both.phase_rule.tolerance) == ("plain", None)
+    assert both.stopping.phase_rule == both.phase_rule
+    own = rules(early_stopping=PlateauStopping(guard=0.1), select=selection, guard=0.2)
+    assert (own.stopping.guard, own.selection.guard, own.phase_rule.tolerance) == (0.1, 0.2, 0.2)
+    assert rules(early_stopping=stopping).stopping is stopping
+
+
+def test_a_rule_that_does_not_act_is_logged():
+    live = rules(early_stopping=PlateauStopping(**STOPPING, act=False))
+    assert "would_stop" in live.names
+    assert along(live, run(C, E), "would_stop") == [0.0] * 23 + [1.0] * 8
+    assert not live.decision.stop
+    assert "would_stop" not in rules(early_stopping=PlateauStopping()).names
+
+
+def test_a_run_from_trained_weights_logs_no_phase_and_selects_from_the_first_point():
+    live = rules(select="optimality", from_trained=True)
+    live.update(measured(0, 0.5, 0.25))
+    assert "phase" not in live.shown()
+    assert live.shown()["selectable/optimality"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "points", "said"),
+    [
+        ({"select": "optimality"}, run(C, E), ["points have no loss"]),
+        ({"select": "optimality"}, guarded({}), []),
+        ({"select": "optimality", "guard": None}, run(C, E), []),
+        (
+            {"select": "optimality", "from_trained": True},
+            guarded({}),
+            ["the run begins from trained weights: .*guard="],
+        ),
+        (
+            {"select": "optimality", "from_trained": True, "guard": 0.1},
+            guarded({}),
+            ["trained weights: [^(]*first point$"],
+        ),
+        (
+            {"early_stopping": PlateauStopping(**STOPPING, act=False)},
+            run(C, E),
+            ["have no loss", "training would stop: .*"],
+        ),
+        ({}, real("overfit"), ["The model memorises since step 140"]),
+    ],
+)
+def test_what_is_said_of_a_run_is_said_once(settings, points, said):
+    live, found = rules(**settings), []
+    for point in points:
+        live.update(point)
+        found += live.remarks()
+    assert len(found) == len(said)
+    for text, pattern in zip(found, said, strict=True):
+        assert re.search(pattern, text)
+
+
+def test_when_anything_can_happen_is_said():
+    told = rules(early_stopping=PlateauStopping(), select="optimality").describe()
+    assert re.search(
+        r"flat for 5 measurements after the fit.* 0\.03 nats above.*selection: .*optimality once the", told
+    )
+    told = rules(early_stopping=PlateauStopping(arm="fit", act=False), select="complexity", guard=None).describe()
+    assert re.search(r"said and not done: when distance_to_bound has not improved for 5 .* once the model fits", told)
+    assert "held-out" not in told
+    assert rules().describe() == ""
+
+
+def test_what_the_published_rule_gives_up_is_said():
+    assert "does not look at the loss" in rules(select="optimality", guard=None).given_up
+    assert rules(guard=None).given_up == rules(select="optimality").given_up == ""
 
 
 # --- mistakes

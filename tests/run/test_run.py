@@ -6,6 +6,7 @@ import random
 import re
 import warnings
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -510,6 +511,71 @@ def test_the_best_of_the_checkpoints_that_exist(tmp_path: Path, monkeypatch: pyt
     assert without.best_checkpoint() is None
 
 
+def test_until_something_can_be_selected_the_lowest_loss_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = {4: 3.0, 8: 2.0, 12: 2.5}
+    follow(monkeypatch, Trajectory(replace(m, loss=losses.get(m.step, 4.0)) for m in COURSE))
+    followed = along(tmp_path, *range(13), select="optimality")
+    for step, best in ((4, 4), (8, 8), (12, 8)):
+        saved(followed, tmp_path, step)
+        expected = Selected(step=best, value=losses[best], path=tmp_path / f"weights-{best}.ckpt", fallback=True)
+        assert followed.choose() == expected
+    assert followed.keeps(tmp_path / "weights-8.ckpt")
+    assert not followed.keeps(tmp_path / "weights-12.ckpt")
+    assert followed.trajectory.best() is None
+    followed.end(12)
+    told = "Kept instead, as a fallback: the checkpoint of the lowest held-out loss, 2.000, of step 8"
+    assert told in capsys.readouterr().err
+
+
+def test_without_a_loss_the_latest_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow(monkeypatch)
+    followed = along(tmp_path, *range(13), select="optimality")
+    saved(followed, tmp_path, 4, 8)
+    assert followed.choose() == Selected(step=8, value=None, path=tmp_path / "weights-8.ckpt", fallback=True)
+    # Nothing is saved for that.
+    assert followed.best_checkpoint(also=10) is None
+    without = along(tmp_path / "published", *range(13), select="optimality", guard=None)
+    saved(without, tmp_path / "published", 4, 8)
+    assert without.choose() is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [({}, [0, 2, 4, 5]), ({"at_start": False}, [2, 4, 5]), ({"at_finish": False}, [0, 2, 4])],
+)
+def test_the_first_and_the_last_step_can_be_left_out(
+    settings: dict[str, Any], steps: list[int], tmp_path: Path
+) -> None:
+    meter = Meter(tiny_probe(), orders="token", num_bins=12)
+    with Run(meter, output_dir=tmp_path, every_n_steps=[2, 4], log_plane=False, **settings) as followed:
+        for step in range(6):
+            followed.step(tiny_model(), step)
+    assert followed.trajectory.steps == steps
+
+
+def test_a_rule_that_does_not_act_says_so_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    follow(monkeypatch)
+    followed = along(tmp_path, *range(28), early_stopping=PlateauStopping(**STOPPING, act=False))
+    assert followed.decision is not None
+    assert not followed.decision
+    assert followed.logged(followed.trajectory[-1])["ib/would_stop"] == 1.0
+    assert capsys.readouterr().err.count("step 23: training would stop: distance_to_bound: no improvement") == 1
+    assert followed._summary()["ib/would_stop"] == "yes"
+
+
+def test_the_published_rule_is_warned_of_and_stands_beside_the_trajectory(tmp_path: Path, monkeypatch: Any) -> None:
+    follow(monkeypatch)
+    with pytest.warns(RuntimeWarning, match="guard=None: the published rule"):
+        followed = along(tmp_path, 0, select="optimality", guard=None)
+    rule = Trajectory.load(tmp_path).phase_rule
+    assert (rule.plane, rule.tolerance) == ("plain", None)
+    assert followed._wandb.config["ib_guard"] == "None"
+
+
 def test_a_summary_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch)
     followed = along(tmp_path, *range(24), early_stopping=PlateauStopping(**STOPPING), select="complexity")
@@ -517,7 +583,7 @@ def test_a_summary_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     followed.choose()
     summary = followed._summary()
     assert {
-        "ib/best_step": 20, "ib/best_by": "complexity", "ib/best_value": BEST.complexity, "ib/fit_start": 4,
+        "ib/best_step": 20, "ib/best_by": "complexity", "ib/best_value": BEST.complexity, "ib/fit_start": 2,
         "ib/compression_start": 10, "ib/final_optimality": COURSE[23].optimality, "ib/selected_step": 20,
         "ib/selected_checkpoint": str(tmp_path / "weights-20.ckpt"), "ib/stop_reason": "plateau",
         "ib/skipped_points": 0,

@@ -20,6 +20,8 @@ def steps_of(schedule: object, last: int) -> list[int]:
         (every(5), 14, [0, 5, 10]),
         (every(100), 99, [0]),
         (as_schedule(3), 7, [0, 3, 6]),
+        (as_schedule([4, 1, 4]), 7, [1, 4]),
+        (as_schedule(range(2, 6, 2)), 7, [2, 4]),
         (logarithmic(1), 12_345, [0, 1, 10, 100, 1000, 10_000]),
         (logarithmic(3), 1000, [0, 1, 2, 5, 10, 22, 46, 100, 215, 464, 1000]),
         (logarithmic(), 100, [0, 1, 2, 3, 4, 6, 7, 10, 13, 18, 24, 32, 42, 56, 75, 100]),
@@ -41,6 +43,18 @@ def test_a_callable_is_taken_as_it_is() -> None:
         return step & (step - 1) == 0
 
     assert as_schedule(powers_of_two) is powers_of_two
+
+
+def test_a_list_of_steps_that_holds_none() -> None:
+    with pytest.raises(TypeError, match=r"every_n_steps: expected an integer .*got 'often'"):
+        as_schedule([10, "often"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="every_n_steps: expected an integer of at least 0, got -1"):
+        as_schedule([-1])
+
+
+@pytest.mark.parametrize(("steps", "never"), [([3], True), ([10], False), ([5, 11], True)])
+def test_a_list_of_steps_that_never_comes(steps: list[int], never: bool) -> None:
+    assert never_fires(as_schedule(steps), 5, 10) is never
 
 
 def test_schedules_are_values() -> None:

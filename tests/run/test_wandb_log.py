@@ -141,8 +141,8 @@ def test_rows_of_a_run_that_the_user_has_opened(offline: Path, monkeypatch: pyte
 
     table = run.table(last, "ib/trajectory")
     assert [line["step"] for line in table] == list(range(24))
-    # In hindsight: the fit from 4 on and the compression from 10 on.
-    assert [line["phase"] for line in table] == [0] * 4 + [1] * 6 + [2] * 14
+    # In hindsight: the fit from 2 on, where the complexity is lowest, and the compression from 10 on.
+    assert [line["phase"] for line in table] == [0] * 2 + [1] * 8 + [2] * 14
     assert [line["error"] for line in table if line["error"] is not None] == [table[7]["error"]]
     assert "NaN in h.0" in table[7]["error"]
     assert table[7]["complexity"] is None
@@ -151,7 +151,7 @@ def test_rows_of_a_run_that_the_user_has_opened(offline: Path, monkeypatch: pyte
     )
     summary = {name.removeprefix("ib/"): value for name, value in run.summary.items() if name.startswith("ib/")}
     assert {
-        "best_step": 20, "best_by": "optimality", "best_value": pytest.approx(0.8), "fit_start": 4,
+        "best_step": 20, "best_by": "optimality", "best_value": pytest.approx(0.8), "fit_start": 2,
         "compression_start": 10, "final_complexity": pytest.approx(0.3), "final_expressivity": pytest.approx(0.24),
         "final_optimality": pytest.approx(0.8), "final_distance_to_bound": pytest.approx(0.06), "selected_step": 20,
         "selected_checkpoint": str(offline / "run" / "checkpoint-20"), "stop_reason": "plateau", "skipped_points": 0,

@@ -1,9 +1,17 @@
-"""Trajectories of the demonstration model at two sizes, recorded on a CPU: order token, 64 (48) sequences.
+"""Trajectories of real runs: of the demonstration model, and nine of other small models with their held-out loss.
 
-Each row: step, complexity, expressivity, null of the expressivity.
+Those of the demonstration model were recorded on a CPU: order token, 64 (48) sequences. Each row: step, complexity,
+expressivity, null of the expressivity.
+
+Those of `real_runs.json` are of Llamas and one GPT-2 trained on novels, on a probe of other novels: `loss` is that on
+held-out novels in nats a token, `readout_...` are the local numbers of the readout view, where they were recorded.
 """
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
 
 Row = tuple[int, float, float, float]
 
@@ -76,3 +84,7 @@ NO_WARM_UP: list[Row] = [
     (562, .40391, .27760, .17152), (600, .41312, .28072, .17681),
 ]
 # fmt: on
+
+REAL: dict[str, dict[str, list[Any]]] = json.loads(
+    (Path(__file__).parents[1] / "results" / "real_runs.json").read_text()
+)

@@ -105,8 +105,9 @@ def same_weights(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -
 
 
 def numbers(point: Measurement) -> dict[str, float]:
-    """All that is measured, without how long it took."""
-    return {name: value for name, value in point.metrics().items() if name not in ("ib/seconds", "ib/overhead")}
+    """All that is measured of a model, without how long it took, and without what its training told."""
+    told = ("ib/seconds", "ib/overhead", "ib/train_loss")
+    return {name: value for name, value in point.metrics().items() if name not in told}
 
 
 def measured(model: torch.nn.Module, step: int, **keywords: Any) -> dict[str, float]:

@@ -30,7 +30,7 @@ def test_an_open_run_of_weights_and_biases_gets_every_point(
     assert open_run.defined == [("ib/*", loop.x_axis)]
     assert open_run.summary["ib/compression_start"] == 10
     columns, data = open_run.rows[-1]["ib/trajectory"]
-    assert [row[columns.index("phase")] for row in data] == [0] * 4 + [1] * 6 + [2] * 21
+    assert [row[columns.index("phase")] for row in data] == [0] * 2 + [1] * 8 + [2] * 21
 
 
 def test_the_rule_of_phases_is_one_for_all(
@@ -42,7 +42,7 @@ def test_the_rule_of_phases_is_one_for_all(
     outcome = loop.train(tmp_path, early_stopping=rule, select="optimality", save_every=10, **KEYWORDS)
     assert outcome.step == 30
     assert outcome.followed.decision.reason is ib.StopReason.NOT_ARMED
-    assert outcome.followed.selected is None
+    assert outcome.followed.selected.fallback
     assert "ib/compression_start" not in open_run.summary
     for trajectory in (outcome.followed.trajectory, ib.Trajectory.load(tmp_path)):
         assert trajectory.phase_rule == never
