@@ -12,6 +12,7 @@ from typing import Any
 
 from ib_callback.common.files import write_atomically
 from ib_callback.results import tidy
+from ib_callback.results.trajectory import FILENAME
 
 # Every command ends with one of these.
 DONE, NOT_ALL, FAILED, INTERRUPTED = 0, 1, 2, 130
@@ -63,6 +64,15 @@ def guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.N
         return status
 
     return run
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which runs and models: what `load_courses` takes."""
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN",
+        help=f"a directory where {FILENAME} lies, one above it, such a file, or a file of results of many models",
+    )  # fmt: skip
+    parser.add_argument("--model", action="append", metavar="NAME", help="of a file of results; repeatable")
 
 
 def add_table_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,23 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ib_callback.bound.curve import IBCurve
-from ib_callback.cli._command import add_table_arguments, write_tables
-from ib_callback.common.files import told_apart
-from ib_callback.common.messages import warn
+from ib_callback.analysis.courses import Course, load_courses
+from ib_callback.cli._command import add_run_arguments, add_table_arguments, write_tables
 from ib_callback.plot import compare, information_plane, may_be_replaced, over_steps, plane_by_layer, save
-from ib_callback.plot.bound import curve_beside
-from ib_callback.results.lines import read_rows
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.results import Results
 from ib_callback.results.tidy import rows_of
-from ib_callback.results.trajectory import FILENAME, Trajectory
-from ib_callback.run.trajectory_file import find_run
+from ib_callback.results.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,21 +23,9 @@ KINDS = ("plane", "layers", "steps", "compare")
 _DEFAULT_SUFFIX = ".png"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Run:
-    name: str
-    trajectory: Trajectory
-    curve: IBCurve | None
-    points: list[tuple[dict[str, Any], Measurement]]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN",
-        help=f"a directory where {FILENAME} lies, one above it, such a file, or a file of results of many models",
-    )  # fmt: skip
-    parser.add_argument("--model", action="append", metavar="NAME", help="of a file of results; repeatable")
+    add_run_arguments(parser)
     parser.add_argument("--kind", choices=KINDS, help="which picture; by default all that the input allows")
     parser.add_argument("--order", action="append", metavar="NAME", help="an n-gram order; may be given several times")
     parser.add_argument(
@@ -74,7 +55,7 @@ def draw(options: argparse.Namespace) -> list[Path]:
         ImportError: Matplotlib is not installed.
         OSError: a file cannot be written.
     """
-    runs = _load(options.runs, options.model)
+    runs = load_courses(options.runs, options.model)
     pictures = dict(_pictures(runs, options))
     paths = _paths(list(pictures), options.output)
     # All are drawn before any is written: a mistake leaves no half of the files.
@@ -91,53 +72,7 @@ def draw(options: argparse.Namespace) -> list[Path]:
     return [*paths, *write_tables(options, rows)]
 
 
-def _load(paths: Sequence[str], models: Sequence[str] | None) -> list[_Run]:
-    """Runs, each by itself, and the models of all files of results, which may be of several shards."""
-    files = [path if path.is_file() else find_run(path) / FILENAME for path in map(Path, paths)]
-    runs: list[_Run] = []
-    of_results = []
-    for name, file in zip(_names(files), files, strict=True):
-        if any(origin is not None for origin, _ in read_rows(file)):
-            of_results.append(file)
-            continue
-        trajectory = Trajectory.load(file)
-        points = [({"model": name, "step": point.step}, point) for point in trajectory]
-        runs.append(_Run(name=name, trajectory=trajectory, curve=curve_beside(file.parent), points=points))
-    results = Results.load(*of_results)
-    runs += [
-        _Run(name=model, trajectory=trajectory, curve=None, points=results.points(model))
-        for model, trajectory in results.items()
-    ]
-    if models is not None:
-        known = {run.name: run for run in runs}
-        if unknown := [name for name in models if name not in known]:
-            raise ValueError(f"--model: expected names among {', '.join(known)}, got {unknown[0]!r}")
-        runs = [known[name] for name in dict.fromkeys(models)]
-    empty = [run for run in runs if not any(point.orders for point in run.trajectory)]
-    if len(empty) == len(runs) or any(run.name not in results for run in empty):
-        run = empty[0]
-        raise ValueError(
-            f"{run.name} has nothing to draw: expected at least one measured point, got none among "
-            f"{len(run.trajectory)}. Give a run that was measured"
-        )
-    for run in empty:
-        warn(f"{run.name} is left out: none of its {len(run.trajectory)} points could be measured.")
-    return [run for run in runs if run not in empty]
-
-
-def _names(files: Sequence[Path]) -> list[str]:
-    """As much of each path, from its end, as tells it from the others."""
-    parts = []
-    for file in files:
-        whole = file.resolve()
-        parts.append(whole.parent.parts if whole.name == FILENAME else (*whole.parent.parts, whole.stem))
-    if len(set(parts)) < len(parts):
-        twice = next(file for file, path in zip(files, parts, strict=True) if parts.count(path) > 1)
-        raise ValueError(f"expected different runs, got {twice} twice. Leave one of them out")
-    return told_apart(parts)
-
-
-def _pictures(runs: Sequence[_Run], options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Figure]]]:
+def _pictures(runs: Sequence[Course], options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Figure]]]:
     """Names of the pictures, and how to draw each."""
     kind = options.kind or ("compare" if len(runs) > 1 else None)
     if options.plane and kind in ("layers", "steps"):

@@ -19,7 +19,7 @@ LEVELS = (
     {"bound"},
     {"measuring", "plot"},
     {"run"},
-    {"checkpoints", "hf", "lightning"},
+    {"analysis", "checkpoints", "hf", "lightning"},
     {"cli"},
 )
 LEVEL = {package: number for number, packages in enumerate(LEVELS) for package in packages}

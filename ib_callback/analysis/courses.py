@@ -1,0 +1,94 @@
+"""What the commands that look at finished runs and measured models begin with: their courses, from whatever files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ib_callback.bound.curve import IBCurve
+from ib_callback.common.files import told_apart
+from ib_callback.common.messages import warn
+from ib_callback.plot.bound import curve_beside
+from ib_callback.results.lines import read_rows
+from ib_callback.results.measurement import Measurement
+from ib_callback.results.results import Results
+from ib_callback.results.trajectory import FILENAME, Trajectory
+from ib_callback.run.trajectory_file import find_run
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Course:
+    """The trajectory of one run or model.
+
+    Attributes:
+        name: as it is shown.
+        trajectory: its points.
+        curve: the bound of its probe, where the run has one.
+        points: of each point what goes before its numbers in a table (of results: model, revision, family, stage,
+            num_parameters, tokens, step; of a run: model, step), and the point.
+        path: the trajectory file of a run; None for a model of a file of results.
+    """
+
+    name: str
+    trajectory: Trajectory
+    curve: IBCurve | None
+    points: list[tuple[dict[str, Any], Measurement]]
+    path: Path | None
+
+
+def load_courses(paths: Sequence[str | os.PathLike[str]], models: Sequence[str] | None = None) -> list[Course]:
+    """Runs, each by itself, and the models of all files of results, which may be of several shards.
+
+    Args:
+        paths: directories of runs, or above one; trajectory files; files of results.
+        models: names of those wanted; None: all.
+
+    Raises:
+        TrajectoryError: a run that is not there, or cannot be read.
+        ValueError: a name that is none of these, one file given twice, or nothing that was measured.
+    """
+    files = [path if path.is_file() else find_run(path) / FILENAME for path in map(Path, paths)]
+    runs: list[Course] = []
+    of_results = []
+    for name, file in zip(_names(files), files, strict=True):
+        if any(origin is not None for origin, _ in read_rows(file)):
+            of_results.append(file)
+            continue
+        trajectory = Trajectory.load(file)
+        points = [({"model": name, "step": point.step}, point) for point in trajectory]
+        runs.append(Course(name=name, trajectory=trajectory, curve=curve_beside(file.parent), points=points, path=file))
+    results = Results.load(*of_results)
+    runs += [
+        Course(name=model, trajectory=trajectory, curve=None, points=results.points(model), path=None)
+        for model, trajectory in results.items()
+    ]
+    if models is not None:
+        known = {run.name: run for run in runs}
+        if unknown := [name for name in models if name not in known]:
+            raise ValueError(f"--model: expected names among {', '.join(known)}, got {unknown[0]!r}")
+        runs = [known[name] for name in dict.fromkeys(models)]
+    empty = [run for run in runs if not any(point.orders for point in run.trajectory)]
+    if len(empty) == len(runs) or any(run.name not in results for run in empty):
+        run = empty[0]
+        raise ValueError(
+            f"{run.name} has nothing to draw: expected at least one measured point, got none among "
+            f"{len(run.trajectory)}. Give a run that was measured"
+        )
+    for run in empty:
+        warn(f"{run.name} is left out: none of its {len(run.trajectory)} points could be measured.")
+    return [run for run in runs if run not in empty]
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """As much of each path, from its end, as tells it from the others."""
+    parts = []
+    for file in files:
+        whole = file.resolve()
+        parts.append(whole.parent.parts if whole.name == FILENAME else (*whole.parent.parts, whole.stem))
+    if len(set(parts)) < len(parts):
+        twice = next(file for file, path in zip(files, parts, strict=True) if parts.count(path) > 1)
+        raise ValueError(f"expected different runs, got {twice} twice. Leave one of them out")
+    return told_apart(parts)
