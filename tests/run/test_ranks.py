@@ -8,7 +8,7 @@ import torch.distributed as dist
 from ib_callback import Measurement
 from ib_callback.run.ranks import first_different, first_failure, of_rank_zero
 
-# What two processes make of it: tests/trainers/test_ranks.py.
+# What two processes make of it: tests/run/trainers/test_ranks.py.
 
 
 @pytest.fixture
