@@ -299,8 +299,8 @@ def _lost(values: Mapping[str, float]) -> str:
 
 def _phases(courses: Sequence[Course]) -> Iterator[str]:
     yield heading("Phases", 2)
-    yield prose("""By the defaults, on the plane that is named. Steps at which the phase began, in brackets at which that was
-        known. The loss is least at the step of the last column but one.""")
+    yield prose("""By the defaults, on the plane that is named. Steps at which the phase began, in brackets at which
+        that was known. The loss is least at the step of the last column but one.""")
     rows = []
     for course in courses:
         found, losses = course.points.phases(), course.losses
@@ -321,9 +321,9 @@ def _phases(courses: Sequence[Course]) -> Iterator[str]:
 
 def _selection(courses: Sequence[Course], found: Mapping[str, Mapping[str, dict[str, float]]]) -> Iterator[str]:
     yield heading("Selection: nats lost", 2)
-    yield prose("""By which the checkpoint kept is above the best one, on other novels / C4 (of recorded runs: on the probe, which
-        the guard sees). Alone: guard=None, from the fit on. Guard: the defaults; f: as a fallback. Random: the mean of all within the
-        guard's tolerance.""")
+    yield prose("""By which the checkpoint kept is above the best one, on other novels / C4 (of recorded runs: on the
+        probe, which the guard sees). Alone: guard=None, from the fit on. Guard: the defaults; f: as a fallback.
+        Random: the mean of all within the guard's tolerance.""")
     titles = ["run", *(f"{short}: {how}" for short in _SHOWN.values() for how in ("alone", "guard"))]
     titles += ["loss alone", "last", "random guarded"]
     rows = []
@@ -353,8 +353,8 @@ def _selection(courses: Sequence[Course], found: Mapping[str, Mapping[str, dict[
 
 def _stopping(courses: Sequence[Course]) -> Iterator[str]:
     yield heading("Stopping", 2)
-    yield prose("""Step (share of the steps saved; nats, on other novels or the probe, by which the best checkpoint until then is
-        worse than the best of the whole run). Oracle: the least loss.""")
+    yield prose("""Step (share of the steps saved; nats, on other novels or the probe, by which the best checkpoint
+        until then is worse than the best of the whole run). Oracle: the least loss.""")
     rows = []
     for course in courses:
         at, reason = stopped(course, ib.PlateauStopping())
