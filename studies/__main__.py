@@ -13,10 +13,11 @@ import fine_tuning
 import output_codebooks
 import preference
 import real_models
+import rules
 import sensitivity
 import validation
 
-STUDIES = (validation, output_codebooks, sensitivity, real_models, preference, fine_tuning)
+STUDIES = (validation, output_codebooks, sensitivity, real_models, preference, fine_tuning, rules)
 TABLES = Path(__file__).parent / "results" / "tables.md"
 
 
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER[:FILE]", help="real ones")
     options = parser.parse_args()
     if options.data is not None:
-        for study in (validation, output_codebooks, sensitivity, fine_tuning):
+        for study in (validation, output_codebooks, sensitivity, fine_tuning, rules):
             study.train(options.data, options.work)
         real_models.train(options.data, options.work, options.model)
         for model in options.model[:1]:

@@ -40,7 +40,8 @@ class Config:
     layers, width, heads: of the model; tied: whether its head is that of its embeddings.
     steps, batch, rate: of training, with AdamW; rate warms up over `warmup` steps.
     schedule: what the rate does after that: "cosine" to a tenth, "constant", "wsd" (falls to nothing over the last
-        fifth) or "spike" (constant, times 40 from 24 % to 27 % of the steps).
+        fifth), "decayed" (falls to a hundredth over the first quarter, and stays there) or "spike" (constant, times 40
+        from 24 % to 27 % of the steps).
     sequences: of training data that are seen again and again; None: ever new ones.
     seed: of weights and of the order of the data.
     halves: whether to measure on a second probe of other sequences of the same novels, too.
@@ -83,6 +84,8 @@ class Config:
             return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
         if self.schedule == "wsd":
             return min(1.0, 5.0 * (1.0 - done))
+        if self.schedule == "decayed":
+            return max(0.01, 1.0 - 4.0 * done)
         if self.schedule == "spike":
             return 40.0 if 0.24 <= done < 0.27 else 1.0
         return 1.0

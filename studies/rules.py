@@ -1,8 +1,7 @@
-"""The rules of stopping and selection on every run of the study, and what the issue of them demands, as checks.
+"""The rules of phases, stopping and selection on every run: those of the validation study, recorded ones, one more.
 
-python studies/rules.py                         # the runs of results/validation
-python studies/rules.py --recorded FILE         # and older ones: JSON, columns by name by run
-python studies/rules.py --json FILE             # also as numbers
+    python studies/rules.py                                # tables from the committed results, seconds
+    python studies/rules.py --data FOLDER --work FOLDER    # trains the one more, a run that goes on after its end
 
 The guard sees the loss on the probe. Checkpoints are judged by losses that it does not see: on the other half of the
 probe where that was measured, else on other novels, and on C4. Every measured point counts as a checkpoint.
@@ -14,19 +13,32 @@ import argparse
 import json
 import statistics
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import ib_callback as ib
+from _runs import Config, run_all
+from _tables import heading, prose, table
 from ib_callback.results.guard import TOLERANCE
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.points import PlanePoint
 from ib_callback.results.selection import Selection
 from ib_callback.results.stopping import StopReason
 
-RESULTS = Path(__file__).parent / "results" / "validation"
+HERE = Path(__file__).parent
+VALIDATION = HERE / "results" / "validation"
+RESULTS = HERE / "results" / "rules"
+# Older runs: columns by name, by run.
+RECORDED = HERE.parent / "tests" / "results" / "real_runs.json"
+# Its loss is flat from a quarter of it on, for its rate has decayed to a hundredth by then.
+RUNS = [
+    Config(
+        "llama_2x64_decayed_s1", architecture="llama", layers=2, width=64, rate=2e-3, seed=1, steps=2400,
+        schedule="decayed", points=40,
+    )
+]  # fmt: skip
 METRICS = (
     "optimality",
     "distance_to_bound",
@@ -120,14 +132,11 @@ def of_study(path: Path) -> Course:
     return Course(run["config"]["name"], points, unseen)
 
 
-_RECORDED = {"val_loss": "loss", "probe_loss": "loss", "train_loss": "train_loss"}
-
-
 def of_recorded(path: Path) -> list[Course]:
     """Runs with their columns by name; those without a held-out loss say nothing here."""
     courses = []
     for name, run in json.loads(path.read_text()).items():
-        loss = run.get("probe_loss") or run.get("val_loss") or run.get("loss") if isinstance(run, dict) else None
+        loss = run.get("loss")
         if loss is None:
             continue
         rows = []
@@ -138,15 +147,13 @@ def of_recorded(path: Path) -> list[Course]:
             row |= {"token/optimality": e / c, "token/distance_to_bound": c - e}
             row |= {"token/complexity_above_null": c - null, "token/expressivity_above_null": e - null}
             row |= {"loss": loss[number], "train_loss": run["train_loss"][number] if "train_loss" in run else None}
-            if "output_complexity_local" in run:
-                local = [run[f"output_{axis}_local"][number] for axis in ("complexity", "expressivity")]
-                row |= {
-                    f"readout/token/{axis}": run[f"output_{axis}"][number] for axis in ("complexity", "expressivity")
-                }
-                row |= {"readout/token/complexity_local": local[0], "readout/token/expressivity_local": local[1]}
-                row |= {"readout/token/score_local": local[1] ** 2 / local[0]}
+            if "readout_complexity" in run:
+                local = {axis: run[f"readout_{axis}"][number] for axis in ("complexity", "expressivity")}
+                row |= {f"readout/token/{axis}": value for axis, value in local.items()}
+                row |= {f"readout/token/{axis}_local": value for axis, value in local.items()}
+                row["readout/token/score_local"] = local["expressivity"] ** 2 / local["complexity"]
             rows.append(measurement(run["step"][number], row))
-        courses.append(Course(name, ib.Trajectory(rows), {"novels": run.get("val_loss", loss)}))
+        courses.append(Course(f"{name} (recorded)", ib.Trajectory(rows), {"probe": loss}))
     return courses
 
 
@@ -225,14 +232,17 @@ def checks(course: Course) -> list[tuple[str, bool, str]]:
         own = (StopReason.MEMORISING, StopReason.COLLAPSED, StopReason.DIVERGING)
         worse = losses[-1] > min(losses) + FLAT
         if worse or course.kind == "overfit":
-            told = "not stopped" if number is None else f"{number - best} measurements after it, {reason}"
-            # A plateau is one where the loss has not risen yet.
-            at_minimum = reason is StopReason.PLATEAU and losses[number or 0] <= min(losses) + FLAT
-            holds = number is not None and (reason in own or at_minimum) and number - best <= WITHIN
-            found.append(("stopped with its own reason, or flat, within 8 measurements of the minimum", holds, told))
+            told = "not stopped" if number is None else f"{number - best} measurements after it, {_name(reason)}"
+            holds = number is not None and reason in own and number - best <= WITHIN
+            found.append(("stopped with a reason of its own within 8 measurements of the minimum", holds, told))
+            lost = losses[number or 0] - min(losses[: (number or 0) + 1])
+            holds = number is not None and number - best <= WITHIN
+            found.append(("stopped within 8 measurements of the minimum, whatever the reason", holds, f"{lost:.2f}"))
     elif course.kind == "healthy":
         gain = 0.0 if number is None else losses[number] - min(losses)
-        told = "not stopped" if number is None else f"step {points[number].step}, {reason}, {gain:.3f} nats to go"
+        told = (
+            "not stopped" if number is None else f"step {points[number].step}, {_name(reason)}, {gain:.3f} nats to go"
+        )
         found.append(
             ("a healthy run is not stopped early", gain <= FLAT and reason in (None, StopReason.PLATEAU), told)
         )
@@ -262,85 +272,143 @@ def _numbers(values: Mapping[str, float]) -> str:
     return " ".join(f"{name} {value:+.3f}" for name, value in values.items()) or "none"
 
 
-def table(courses: Sequence[Course]) -> dict[str, Any]:
-    """Everything, printed, and as numbers."""
-    result: dict[str, Any] = {}
+def _name(reason: StopReason | None) -> str:
+    return "" if reason is None else reason.value
+
+
+# --- the tables
+
+
+_SHOWN = {
+    "optimality": "optimality",
+    "distance_to_bound": "distance",
+    "prediction/token/score_local": "prediction score",
+}
+
+
+def courses_of_all() -> list[Course]:
+    """Every run there is."""
+    paths = [*sorted(VALIDATION.glob("*.json")), *sorted(RESULTS.glob("*.json"))]
+    return [*map(of_study, paths), *of_recorded(RECORDED)]
+
+
+def _lost(values: Mapping[str, float]) -> str:
+    """Nats lost by each loss, the first one first."""
+    return " / ".join(f"{value:.3f}" for name, value in values.items() if name != "fallback") or "-"
+
+
+def _phases(courses: Sequence[Course]) -> Iterator[str]:
+    yield heading("Phases", 2)
+    yield prose("""By the defaults, on the plane that is named. Steps at which the phase began, in brackets at which
+        that was known. The loss is least at the step of the last column but one.""")
+    rows = []
     for course in courses:
-        phases = course.points.phases()
-        selection = selection_rows(course)
-        rules = {
-            "default": stopped(course, ib.PlateauStopping()),
-            "patience on the loss": (patience_on_loss(course), None),
-            "oracle": (course.losses.index(min(course.losses)), None),
-            "none": (None, None),
-        }
-        stops = {
-            name: {"step": None if at is None else course.points[at].step, **stopping_row(course, at)}
-            | ({"reason": why.value} if why else {})
-            for name, (at, why) in rules.items()
-        }
-        held = checks(course)
-        print(f"\n{course.name} ({course.kind}, {len(course.points)} points; loss {min(course.losses):.3f} at best, "
-              f"{course.losses[-1]:.3f} in the end)")  # fmt: skip
-        print(f"  phases on the {phases.plane} plane: fit {phases.fit_start}, compression {phases.compression_start} "
-              f"(recognised {phases.compression_recognised}), memorising {phases.memorising_start} "
-              f"(recognised {phases.memorising_recognised}), off the bound {phases.off_bound_start}")  # fmt: skip
-        print("  nats lost by the checkpoint of")
-        for name, lost in selection.items():
-            print(f"    {name:<46} {_numbers(lost)}")
-        print("  stopping: step, share saved, nats lost")
-        for name, row in stops.items():
-            text = _numbers({key: value for key, value in row.items() if isinstance(value, float)})
-            print(f"    {name:<22} {row['step']!s:>6} {text} {row.get('reason', '')}")
-        for what, holds, told in held:
-            print(f"  {'ok  ' if holds else 'FAIL'} {what}: {told}")
-        result[course.name] = {
-            "kind": course.kind,
-            "phases": {name: getattr(phases, name) for name in _PHASES},
-            "selection": selection,
-            "stopping": stops,
-            "checks": {what: holds for what, holds, _ in held},
-        }
-    _overall(result)
-    return result
+        found, losses = course.points.phases(), course.losses
+        starts = [
+            "-" if at is None else f"{at} ({known})"
+            for at, known in (
+                (found.fit_start, found.fit_recognised),
+                (found.compression_start, found.compression_recognised),
+                (found.memorising_start, found.memorising_recognised),
+            )
+        ]
+        off = "-" if found.off_bound_start is None else str(found.off_bound_start)
+        least = course.points[losses.index(min(losses))].step
+        rows.append([course.name, course.kind, str(found.plane), *starts, off, str(least), str(course.points[-1].step)])
+    titles = ("run", "kind", "plane", "fit", "compression", "memorising", "off the bound", "least loss", "last step")
+    yield table(titles, rows)
 
 
-_PHASES = ("plane", "fit_start", "compression_start", "compression_recognised", "memorising_start",
-           "memorising_recognised", "off_bound_start")  # fmt: skip
-
-
-def _overall(result: Mapping[str, Any]) -> None:
-    print(f"\nOver {len(result)} runs: median and greatest nats lost on novels, and number of runs")
-    names = dict.fromkeys(name for run in result.values() for name in run["selection"])
-    for kind in ("healthy", "overfit", "spike", "wsd"):
-        runs = [run for run in result.values() if run["kind"] == kind]
-        for name in names if runs else ():
-            lost = [
-                run["selection"][name]["novels"]
-                for run in runs
-                if run["selection"].get(name, {}).get("novels") is not None
+def _selection(courses: Sequence[Course], found: Mapping[str, Mapping[str, dict[str, float]]]) -> Iterator[str]:
+    yield heading("Selection: nats lost", 2)
+    yield prose("""By which the checkpoint kept is above the best one, on other novels / C4 (of recorded runs: on the
+        probe, which the guard sees). Alone: guard=None, from the fit on. Guard: the defaults; f: as a fallback.
+        Random: the mean of all within the guard's tolerance.""")
+    titles = ["run", *(f"{short}: {how}" for short in _SHOWN.values() for how in ("alone", "guard"))]
+    titles += ["loss alone", "last", "random guarded"]
+    rows = []
+    for course in courses:
+        lost = found[course.name]
+        row = [course.name]
+        for metric in _SHOWN:
+            guard = lost.get(f"{metric}: guard", {})
+            row += [_lost(lost.get(f"{metric}: alone", {})), _lost(guard) + (" f" if guard.get("fallback") else "")]
+        rows.append([*row, *(_lost(lost[name]) for name in ("loss alone", "last", "random guarded"))])
+    yield table(titles, rows)
+    yield prose("Median and greatest, on novels, by what chooses, over the runs of the studies:")
+    names = dict.fromkeys(name for lost in found.values() for name in lost)
+    rows = []
+    for name in names:
+        row = [name]
+        for kind in ("healthy", "overfit", "spike", "wsd"):
+            values = [
+                lost[name]["novels"]
+                for course in courses
+                if course.kind == kind and "novels" in (lost := found[course.name]).get(name, {})
             ]
-            if lost:
-                print(f"  {kind:<8} {name:<46} {statistics.median(lost):.3f} {max(lost):.3f} {len(lost)}")
-    failed = [(name, what) for name, run in result.items() for what, holds in run["checks"].items() if not holds]
-    number = sum(len(run["checks"]) for run in result.values())
-    print(
-        f"{number - len(failed)} of {number} checks hold" + "".join(f"\n  FAIL {name}: {what}" for name, what in failed)
-    )
+            row.append(f"{statistics.median(values):.3f}, {max(values):.3f} ({len(values)})" if values else "-")
+        rows.append(row)
+    yield table(["", "healthy", "overfit", "spike", "wsd"], rows)
+
+
+def _stopping(courses: Sequence[Course]) -> Iterator[str]:
+    yield heading("Stopping", 2)
+    yield prose("""Step (share of the steps saved; nats, on other novels or the probe, by which the best checkpoint
+        until then is worse than the best of the whole run). Oracle: the least loss.""")
+    rows = []
+    for course in courses:
+        at, reason = stopped(course, ib.PlateauStopping())
+        row = [course.name, _name(reason) or "-"]
+        for number in (at, patience_on_loss(course), course.losses.index(min(course.losses))):
+            told = stopping_row(course, number)
+            lost = next(value for name, value in told.items() if name != "saved")
+            step = "-" if number is None else str(course.points[number].step)
+            row.append(step if number is None else f"{step} ({told['saved']:.0%}; {lost:.3f})")
+        rows.append([*row, str(course.points[-1].step)])
+    yield table(("run", "reason", "defaults", "patience on the loss", "oracle", "last step"), rows)
+
+
+def _checks(courses: Sequence[Course]) -> Iterator[str]:
+    yield heading("What must hold", 2)
+    made = [(course.name, *check) for course in courses for check in checks(course)]
+    kinds = dict.fromkeys(what.removesuffix(", as a fallback") for _, what, _, _ in made)
+    rows = []
+    for kind in kinds:
+        of_kind = [
+            (name, holds, told) for name, what, holds, told in made if what.removesuffix(", as a fallback") == kind
+        ]
+        failed = "; ".join(f"{name}: {told}" for name, holds, told in of_kind if not holds)
+        rows.append([kind, f"{sum(holds for _, holds, _ in of_kind)} of {len(of_kind)}", failed or "-"])
+    yield table(("demand on the defaults", "holds", "where not"), rows)
+
+
+def report() -> Iterator[str]:
+    """The tables, from the committed results."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        courses = courses_of_all()
+        yield heading("Rules: phases, stopping, selection", 1)
+        yield from _phases(courses)
+        yield from _selection(courses, {course.name: selection_rows(course) for course in courses})
+        yield from _stopping(courses)
+        yield from _checks(courses)
+
+
+def train(data: Path, work: Path) -> None:
+    """The run whose result is missing."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
+    run_all(RUNS, data, work, RESULTS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=RESULTS, help="folder of the study's results")
-    parser.add_argument("--recorded", type=Path, help="older runs")
-    parser.add_argument("--json", type=Path, help="where the numbers go")
+    parser.add_argument("--data", type=Path, help="train what is missing")
+    parser.add_argument("--work", type=Path, default=Path("study-work"))
     options = parser.parse_args()
-    warnings.simplefilter("ignore", RuntimeWarning)
-    courses = [of_study(path) for path in sorted(options.runs.glob("*.json"))]
-    courses += of_recorded(options.recorded) if options.recorded else []
-    result = table(courses)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.data is not None:
+        train(options.data, options.work)
+    print("\n".join(report()))
 
 
 if __name__ == "__main__":

@@ -483,11 +483,15 @@ class Run:
         return plane
 
     def _not_compared(self) -> frozenset[Path]:
-        steps = [step for step in self.trajectory.steps if step is not None]
-        # Of a trajectory that began later than the run, the first point may be that of the checkpoint resumed from.
-        compared = set(steps[1:] if steps and steps[0] else steps)
+        compared = self._continued()
         existing = {} if self._state.checkpoints is None else self._state.checkpoints.existing()
         return frozenset(path for step, path in existing.items() if step not in compared)
+
+    def _continued(self) -> set[int]:
+        """Steps of the points that this trajectory has from a part of the run that it followed itself."""
+        steps = [step for step in self.trajectory.steps if step is not None]
+        # Of a trajectory that began later than the run, the first point may be that of the checkpoint resumed from.
+        return set(steps[1:] if steps and steps[0] else steps)
 
     def _check_same_probes(self) -> None:
         # Each rank runs as many passes as its own probe takes, so that a sharded model would wait forever.
@@ -738,7 +742,9 @@ class Run:
         if not self.rules.selects or rule not in (None, self.rule):
             return False
         with self.survived("The best checkpoint of the earlier part of the run cannot be compared, and is kept"):
-            return Selected.of(self.rules.choose(self.trajectory, {step}), {}) is not None
+            choice = self.rules.choose(self.trajectory, {step})
+            # As a fallback it is compared by a trajectory that has gone on, not by a new one that begins with it.
+            return choice.best is not None or (choice.fallback is not None and step in self._continued())
         return False
 
     def choose(self) -> Selected | None:
@@ -841,10 +847,11 @@ class Run:
                     _warn(f"No checkpoint could be selected. {'' if choice is None else choice.describe()}")
                 elif self.selected is not None and self.selected.fallback and (choice := self._choice()) is not None:
                     loss = self.selected.value
-                    which = "latest" if loss is None else f"lowest held-out loss, {loss:.3f},"
+                    which = "the latest checkpoint"
+                    if loss is not None:
+                        which = f"the checkpoint of the lowest held-out loss ({loss:.3f})"
                     self.announce(
-                        f"{choice.describe()} Kept instead, as a fallback: the checkpoint of the {which} of step "
-                        f"{self.selected.step}"
+                        f"{choice.describe()} Kept instead, as a fallback: {which}, of step {self.selected.step}"
                     )
             runs = self._wandb_runs() if state.writes else []
             pictures = self.pictures(final=True) if runs else {}

@@ -102,6 +102,22 @@ def test_a_checkpoint_at_the_end_of_an_epoch(strategy: str, tmp_path: Path, monk
     assert callback.selected.path == tmp_path / "checkpoint-20"
 
 
+def test_saving_only_what_is_better_by_a_callback_of_ones_own(tmp_path: Path) -> None:
+    """The recipe of docs/rules.md."""
+    callback = tiny_callback(every_n_steps=4)
+
+    class SavesTheBetter(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            best = callback.trajectory.best(by="loss", select_from=0)
+            control.should_save = best is not None and best.step == state.global_step
+
+    tiny_trainer(tmp_path, [callback, SavesTheBetter()], steps=20, save_strategy="no").train()
+    losses = [point.loss for point in callback.trajectory]
+    records = [p.step for n, p in enumerate(callback.trajectory) if n and p.loss < min(losses[:n])]
+    assert sorted(checkpoints(tmp_path)) == records
+    assert len(records) > 0
+
+
 # --- save_strategy="best" without evaluation
 
 

@@ -14,6 +14,7 @@ from loops import Loop
 from tiny_hf import pairs, random_ids, random_states, same_weights, tiny_probe
 
 import ib_callback as ib
+from ib_callback.results.phases import PhaseRule
 
 
 def test_features_are_measured_beside_the_plane(loop: Loop, tmp_path: Path, open_run: Any) -> None:
@@ -35,6 +36,27 @@ def test_features_are_measured_beside_the_plane(loop: Loop, tmp_path: Path, open
     assert row["ib/selectable/preference/information"] == feature.information
     best = max((p for p in trajectory if p.step in (6, 12)), key=lambda p: p.features["preference"].information)
     assert outcome.followed.selected.step == best.step
+
+
+def test_from_trained_weights_a_feature_selects_a_checkpoint_and_whether_it_is_resolved_is_said(
+    loop: Loop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in preference tuning: no phases, no guard, and a warning where labels at random say as much."""
+    keywords = {"feature_probes": [pairs()], "from_trained": True, "limited": True}
+    # What so small a model expresses is noise, by which it would seem to collapse.
+    keywords["select"] = ib.Selection("preference/ratio", least_learned=0.0)
+    keywords["phase_rule"] = PhaseRule(collapse=0.0, plane="plain")
+    with pytest.warns(RuntimeWarning, match="That may be chance: labels at random say as much in "):
+        outcome = loop.train(tmp_path, steps=12, save_every=4, every_n_steps=4, orders="token", **keywords)
+    followed = outcome.followed
+    ratios = {point.step: point.features["preference"].ratio for point in followed.trajectory}
+    best = max((4, 8, 12), key=ratios.__getitem__)
+    assert (followed.selected.step, followed.selected.value) == (best, ratios[best])
+    assert not followed.selected.fallback
+    assert followed.selected.path.exists()
+    assert set(followed.trajectory.phases().phases) == {None}
+    said = capsys.readouterr().err
+    assert "the run begins from trained weights: no phases, rules act from the first point, without the guard" in said
 
 
 def test_a_feature_that_cannot_be_measured_is_a_missing_point(loop: Loop, tmp_path: Path) -> None:

@@ -280,8 +280,8 @@ def test_the_best_so_far_is_to_be_kept(
         (tmp_path / "20.pt").unlink()
         save(run, 25, tmp_path / "25.pt")
         assert not run.keeps("20.pt"), "it has gone"
-    # Compression is recognised at 15.
-    assert kept == [[], [16], [20], [20]]
+    # Compression is recognised at 15; until then the latest is kept.
+    assert kept == [[14], [16], [20], [20]]
     assert (run.selected.step, run.selected.path) == (24, tmp_path / "24.pt")
 
 

@@ -24,7 +24,7 @@ def test_the_training_is_the_same_with_and_without(loop: Loop, tmp_path: Path) -
     def choose_modes(model: torch.nn.Module, step: int) -> None:
         model.transformer.h[0].eval()  # a user's choice, to be kept
 
-    rules = {"early_stopping": ib.PlateauStopping(), "select": "optimality", "select_from": 1}
+    rules = {"early_stopping": ib.PlateauStopping(act=False), "select": "optimality", "select_from": 1}
     outcomes = []
     for follows in (False, True):
         keywords = {"every_n_steps": 4, "save_every": 10, "on_step": choose_modes, **rules}

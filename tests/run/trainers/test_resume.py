@@ -275,8 +275,12 @@ def test_other_feature_probes_begin_a_new_trajectory(loop: Loop, tmp_path: Path)
 
 def test_what_was_best_by_other_settings_is_not_best_any_more(loop: Loop, tmp_path: Path) -> None:
     begun(loop, tmp_path, select="optimality", select_from=0)
-    with pytest.warns(RuntimeWarning, match="a new trajectory begins here|No checkpoint could be selected") as caught:
+    with pytest.warns(RuntimeWarning, match="a new trajectory begins here"):
         resumed = loop.train(tmp_path, resume=True, num_bins=13, select="optimality", **KEYWORDS)
+    assert resumed.followed.selected.fallback
+    assert resumed.followed.selected.step in resumed.followed.trajectory.steps
+    with pytest.warns(RuntimeWarning, match="a new trajectory begins here|No checkpoint could be selected") as caught:
+        resumed = loop.train(tmp_path, resume=True, num_bins=14, select="optimality", guard=None, **KEYWORDS)
     assert sum("No checkpoint could be selected" in str(w.message) for w in caught) == 1
     assert resumed.followed.selected is None
 

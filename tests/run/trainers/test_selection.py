@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ def test_the_best_checkpoint_outlives_the_limit_and_so_does_the_last(
 
 
 def test_the_weights_that_are_kept_are_those_that_were_best(loop: Loop, tmp_path: Path) -> None:
-    """Really measured, and not by phase: the tiny model goes through a collapse and out of it."""
+    """Really measured, and not by phase: the tiny model goes through a collapse and out of it, its loss up and down."""
     by_step: dict[int, dict[str, torch.Tensor]] = {}
     outcome = loop.train(
         tmp_path, steps=26, every_n_steps=100, orders="token", save_every=2, limited=True, select="complexity",
@@ -39,7 +42,10 @@ def test_the_weights_that_are_kept_are_those_that_were_best(loop: Loop, tmp_path
     )  # fmt: skip
     followed = outcome.followed
     assert followed.trajectory.steps == list(range(0, 27, 2)), "every checkpoint, whatever the schedule"
-    best = min(followed.trajectory[1:], key=lambda point: point.complexity)
+    lowest = min(point.loss for point in followed.trajectory[1:])
+    guarded = [point for point in followed.trajectory[1:] if point.loss <= lowest + 0.03]
+    assert len(guarded) < len(followed.trajectory[1:])
+    best = min(guarded, key=lambda point: point.complexity)
     assert best.step < 26
     assert (followed.selected.step, followed.selected.value) == (best.step, best.complexity)
     outcome.model.load_state_dict(by_step[best.step])
@@ -91,14 +97,43 @@ def test_a_selection_of_ones_own(loop: Loop, tmp_path: Path, monkeypatch: pytest
     ],
     ids=["no compression", "nothing measured"],
 )
-def test_a_run_in_which_nothing_could_be_selected_says_why(
-    trajectory: ib.Trajectory, reasons: str, loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_in_which_nothing_could_be_selected_says_why_and_keeps_its_latest(
+    trajectory: ib.Trajectory, reasons: str, loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     follow(monkeypatch, trajectory)
-    with pytest.warns(RuntimeWarning, match=f"No checkpoint could be selected. No point can be selected: .*{reasons}"):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Nothing could be measured", RuntimeWarning)
         outcome = loop.train(tmp_path, **{**KEYWORDS, "steps": 8, "save_every": 4})
-    assert outcome.followed.selected is None
+    path = checkpoints(tmp_path)[8]
+    assert outcome.followed.selected == Selected(step=8, value=None, path=path, fallback=True)
+    said = capsys.readouterr().err
+    assert re.search(f"No point can be selected: .*{reasons}", said)
+    assert "Kept instead, as a fallback: the latest checkpoint, of step 8" in said
     assert list(recorded(tmp_path)) == [4, 8]
+
+
+def test_with_the_published_rule_nothing_is_kept_where_nothing_can_be_selected(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(monkeypatch, run([0.5] * 9, [0.1, 0.05, *[0.2] * 7], steps=range(9)))
+    with pytest.warns(RuntimeWarning, match=r"No checkpoint could be selected\. No point can be selected: "):
+        outcome = loop.train(tmp_path, **{**KEYWORDS, "steps": 8, "save_every": 4, "guard": None})
+    assert outcome.followed.selected is None
+
+
+def test_the_checkpoint_of_the_lowest_loss_is_kept_until_one_can_be_selected(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing compresses here; the loss is lowest at 6, of checkpoints at 4."""
+    losses = [5.0, 4.8, 4.5, 4.3, 4.2, 4.3, 4.1, 4.4, 4.6]
+    course = run([0.5] * 9, [0.1, 0.05, *[0.2] * 7], steps=range(9))
+    follow(monkeypatch, ib.Trajectory(replace(p, loss=x) for p, x in zip(course, losses, strict=True)))
+    outcome = loop.train(tmp_path, limited=True, **{**KEYWORDS, "steps": 8, "save_every": 4})
+    path = checkpoints(tmp_path)[4]
+    assert outcome.followed.selected == Selected(step=4, value=4.2, path=path, fallback=True)
+    assert set(checkpoints(tmp_path)) == {4, 8}
+    assert outcome.followed.trajectory.best() is None
 
 
 def test_a_checkpoint_that_has_gone_is_none(loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

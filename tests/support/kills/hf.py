@@ -57,8 +57,8 @@ def part(
         every_n_steps=2,
         orders=ORDERS,
         # Measured at every second step and with every checkpoint: 7 points after the best one it stops, at 20.
-        early_stopping=ib.PlateauStopping("entropy", mode="max", arm="immediately", patience=6),
-        select=ib.Selection("entropy", mode="max", select_from=SAVE_STEPS),
+        early_stopping=ib.PlateauStopping("entropy", mode="max", arm="immediately", patience=6, guard=None),
+        select=ib.Selection("entropy", mode="max", select_from=SAVE_STEPS, guard=None),
     )
 
     def tell(state: TrainerState, control: Any, model: torch.nn.Module) -> None:

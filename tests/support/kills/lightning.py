@@ -103,8 +103,8 @@ def part(
         every_n_steps=2,
         orders=ORDERS,
         # Measured at every second step and with every checkpoint: 12 points after the best one it stops, at 27.
-        early_stopping=ib.PlateauStopping("entropy", mode="max", arm="immediately", patience=8),
-        select=ib.Selection("entropy", mode="max", select_from=SAVE_STEPS),
+        early_stopping=ib.PlateauStopping("entropy", mode="max", arm="immediately", patience=8, guard=None),
+        select=ib.Selection("entropy", mode="max", select_from=SAVE_STEPS, guard=None),
     )
 
     def tell(trainer: Any, *args: Any) -> None:

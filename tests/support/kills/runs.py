@@ -292,7 +292,8 @@ def die_measuring(block: Any, now: Callable[..., bool]) -> None:
 def with_made_up_entropy() -> None:
     """All is measured but the entropy: it rises until step 9 and falls from there, whatever the version of torch.
 
-    Rules that watch it select and stop at known steps; that a checkpoint holds what it says is seen from all the rest.
+    Rules that watch it, and no loss, select and stop at known steps; that a checkpoint holds what it says is seen from
+    all the rest.
     """
     measure = ib.Meter.measure
 
@@ -406,9 +407,10 @@ class KilledRun:
         step, _, path = ended.result["selected"]
         named = CheckpointFile(self.directory).existing()
         assert named.get(step) == Path(path), f"{CHECKPOINTS} names {named}, not {path} of step {step}"
-        # Measured on its own, it is not known to be off the schedule.
+        # Measured on its own, it is not known to be off the schedule, nor what the training loss was.
+        of_run = ("scheduled", "train_loss")
         selected = [
-            {k: v for k, v in p.items() if k != "scheduled"} for p in uninterrupted["points"] if p["step"] == step
+            {k: v for k, v in p.items() if k not in of_run} for p in uninterrupted["points"] if p["step"] == step
         ]
         assert_same_points([self.measure(path, step)], selected)
 
@@ -434,4 +436,7 @@ def assert_same_points(points: Sequence[Mapping[str, Any]], expected: Sequence[M
 
 
 def _assert_same(what: str, found: Any, expected: Any) -> None:
+    if isinstance(found, Mapping) and isinstance(expected, Mapping):  # else hundreds of equal numbers are printed
+        names = {name for name in {*found, *expected} if found.get(name) != expected.get(name)}
+        found, expected = ({name: each.get(name) for name in names} for each in (found, expected))
     assert found == expected, f"another {what}: expected {expected}, got {found}"
