@@ -20,6 +20,7 @@ from ib_callback.cli._command import (
     write_tables,
 )
 from ib_callback.cli.measure import add_measure_command
+from ib_callback.cli.phases import add_phases_command
 from ib_callback.cli.plot import add_arguments as add_plot_arguments
 from ib_callback.cli.probe import add_probe_command
 from ib_callback.common.version import __version__
@@ -164,6 +165,7 @@ def parser() -> argparse.ArgumentParser:
     add_plot_arguments(plot)
     plot.set_defaults(run=guarded(_plot))
     add_probe_command(commands)
+    add_phases_command(commands)
     return parser
 
 
