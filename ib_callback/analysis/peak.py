@@ -1,4 +1,4 @@
-"""Where a noisy course of points turns from rising to falling, with a confidence interval and without a shape for it."""
+"""Where a noisy course turns from rising to falling, with a confidence interval and without a shape for it."""
 
 from __future__ import annotations
 

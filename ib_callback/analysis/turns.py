@@ -166,7 +166,7 @@ def find_turns(
             raise ValueError(f"--order: expected one of {', '.join(known)}, got {order!r}")
     turns = [_turn(course, order, plane, x, log=log) for course in courses]
     if plane is not None and all(turn.plane is None for turn in turns):
-        raise ValueError(f"--plane {plane}: none of the models was measured so. Take another one of {', '.join(PLANES)}")
+        raise ValueError(f"--plane {plane}: none of the models was measured so. Take another of {', '.join(PLANES)}")
     return sorted(turns, key=lambda turn: math.inf if turn.num_parameters is None else turn.num_parameters)
 
 
@@ -184,7 +184,7 @@ def with_order(trajectory: Trajectory, order: str) -> Trajectory:
 
 def turns_text(turns: Sequence[Turn], what: str = "training step") -> str:
     """What was found, as tables and sentences; `what` is as of `plot.data.numbered`."""
-    rows = [("model", "parameters", "points", "plane", "fit", "turn", "loss flat", "turn is")]
+    rows: list[tuple[str, ...]] = [("model", "parameters", "points", "plane", "fit", "turn", "loss flat", "turn is")]
     rows += [
         (
             turn.name,
@@ -209,7 +209,10 @@ def turns_text(turns: Sequence[Turn], what: str = "training step") -> str:
                 (turn.name, stage.name, *ends, f"{stage.complexity.num_points}", *cells, stage.bound, stage.late)
             )
         lines += ["", *aligned(rows, (str.ljust, str.ljust, *[str.rjust] * 11, str.ljust, str.ljust))]
-        lines += [f"r and ρ: of the {what} with complexity and with optimality; p allows for autocorrelation; -: too few points for it."]
+        lines += [
+            f"r and ρ: of the {what} with complexity (C) and with optimality (O); p allows for autocorrelation, -: too "
+            "few points for that; bound: by the distance to it."
+        ]
     lines += [f"{turn.name}: {note}" for turn in turns for note in turn.notes]
     return "\n".join([*lines, "", *conclusions(turns)])
 
@@ -230,8 +233,8 @@ def conclusions(turns: Sequence[Turn]) -> Iterator[str]:
         yield f"A turn to compression in {len(found)} of {len(turns)} courses: {', '.join(told)}."
         if falls := sum(turn.falls for turn in found if turn.together is not None):
             yield (
-                f"In {falls} of these the loss still falls in the last half of the run, so that from them nothing can be "
-                "concluded about whether the two coincide."
+                f"In {falls} of these the loss still falls in the last half of the run, so that from them nothing can "
+                "be concluded about whether the two coincide."
             )
     seconds = [stage for turn in turns for stage in turn.stages if _key(stage) == "second"]
     if seconds:
@@ -278,7 +281,7 @@ def _turn(course: Course, order: str | None, plane: str | None, x: str, *, log: 
         notes.append(f"{len(missing)} of {len(trajectory)} points are missing, such as step {missing[0].step:,}.")
     measured = _like(trajectory, [point for point in trajectory if point.error is None])
     at = numbers_of(course, measured, x)
-    phases = measured.phases(**({} if plane is None else {"plane": plane}))
+    phases = measured.phases() if plane is None else measured.phases(plane=plane)
     table = [None if phases.plane is None else plane_values(point, phases.plane) for point in measured]
     flat, of_loss = _flat(measured, at)
     turn, notes_of_turn = _interval(measured, phases, table, at)
@@ -404,8 +407,8 @@ def _flat(points: Sequence[Measurement], at: Sequence[float]) -> tuple[When | No
         return None, notes
     if known[here][1] > known[-1][1] / 2:
         notes.append(
-            f"The held-out loss falls by more than {FLAT} nats in the last half of the run: where it is flat depends on "
-            "where the run ends."
+            f"The held-out loss falls by more than {FLAT} nats in the last half of the run: where it is flat depends "
+            "on where the run ends."
         )
     soon = _stays([value <= width for value, width in zip(above, wide, strict=True)])
     late = _stays([value <= -width for value, width in zip(above, wide, strict=True)])

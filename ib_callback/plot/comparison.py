@@ -140,11 +140,11 @@ def _draw(
             if courses[name][drawn[name][0]].step == 0:
                 mark_untrained(sheet, panel, points[0], style["color"])
         panel.plot(*points[-1:].T, zorder=6, label="last", markeredgecolor=theme.paper, markeredgewidth=0.8, **ends)
-        for at in [at for at in drawn[name] if courses[name][at].step == marks.get(name, -1)]:
-            star: dict[str, Any] = {"ls": "", "marker": "*", "markersize": 13, "markeredgewidth": 0.8}
-            edge = {"markeredgecolor": theme.paper}
-            panel.plot(*tables[name][[at]].T, zorder=7, label="turn", color=style["color"], **star, **edge)
-            sheet.key("turn", "turn to compression", color=theme.ink, **star, **edge)
+        turn = [at for at in drawn[name].tolist() if courses[name][at].step == marks.get(name, -1)]
+        if turn:
+            star: dict[str, Any] = {"ls": "", "marker": "*", "markersize": 13, "markeredgecolor": theme.paper}
+            panel.plot(*tables[name][turn].T, zorder=7, label="turn", color=style["color"], **star)
+            sheet.key("turn", "turn to compression", color=theme.ink, **star)
         if np.isfinite(nulls[name]).all():
             panel.plot(*nulls[name].T, zorder=4, label="null", **{**ends, "marker": "x", "markersize": 5})
             sheet.key("null", "null of the last point", ls="", marker="x", color=theme.ink, markersize=5.5)
