@@ -38,7 +38,7 @@ class Peak:
     noise: float
 
 
-def find_peak(values: Sequence[float], steps: Sequence[float]) -> Peak | None:
+def find_peak(values: Sequence[float] | Array, steps: Sequence[float]) -> Peak | None:
     """The peak of the best course that rises and then falls, and which other peaks the noise allows.
 
     For each value, the course nearest to all (least squares) that nowhere falls before it and nowhere rises after it:

@@ -438,9 +438,9 @@ def _error(point: Measurement, lowest: Measurement, noise: float | None) -> floa
 
 
 def _together(turn: When, flat: When) -> str:
-    if turn.latest is not None and flat.earliest is not None and turn.latest <= flat.earliest:
+    if turn.latest is not None and flat.earliest is not None and turn.latest < flat.earliest:
         return "before"
-    if turn.earliest is not None and flat.latest is not None and turn.earliest >= flat.latest:
+    if turn.earliest is not None and flat.latest is not None and turn.earliest > flat.latest:
         return "after"
     return "not told apart"
 

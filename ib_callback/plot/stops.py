@@ -50,7 +50,7 @@ def stops_over_steps(
         data.given(points)
     look = theme_of(theme)
     with drawing(look, "Drawing where runs would have been stopped"):
-        sheet = Sheet(2 * len(runs), 2, size=(3.5, 2.1), theme=look, across=0.95, down=0.62)
+        sheet = Sheet(2 * len(runs), 2, size=(3.5, 2.1), theme=look, across=0.95, down=0.8)
         rules = list(dict.fromkeys(rule for of_run in stops.values() for rule in of_run))
         for index, (name, points) in enumerate(runs.items()):
             steps, what = data.numbered(points, x)
