@@ -161,8 +161,8 @@ def chance_increment(narrower: PlanePoint, wider: PlanePoint, ceiling: float) ->
 
     Labels without meaning take their share of whatever room is left to the ceiling, so that the complexity of an order
     is null + (1 - null / ceiling) × information (`ib.adjusted`). With the information of the narrower order in the
-    place of the wider one's that gives what permuting wide labels within narrow ones gives (`ib.model_increments`). Of
-    two small models, trained and not, and three increments each, it was within 14 % of that.
+    place of the wider one's that gives what permuting wide labels within narrow ones gives (`ib.model_increments`): for
+    15 increments of two small models, trained and not, and of SmolLM2-135M-Instruct it was within 15 % of that.
 
     Args:
         narrower: of a measurement.

@@ -198,13 +198,14 @@ def conclusions(replays: Sequence[Replay]) -> Iterator[str]:
         stops = [stop for each in told for stop in each.stops if stop.rule == name]
         if not stops:
             continue
-        shares = [stop.share_saved or 0.0 for stop in stops]
+        shares = [stop.share_saved or 0.0 for stop in stops if stop.step is not None]
         costs = [stop.above_lowest for stop in stops if stop.above_lowest is not None]
         kept = [stop.best_above_lowest for stop in stops if stop.best_above_lowest is not None]
+        saves = f", of which it saves {statistics.median(shares):.0%} in the median" if shares else ""
         yield (
-            f"{name.capitalize()} stops {sum(stop.step is not None for stop in stops)} of {len(stops)} runs. It saves "
-            f"{statistics.median(shares):.0%} in the median, and ends {statistics.median(costs):.3f} nats above "
-            f"the lowest loss in the median, {max(costs):.3f} at most; if the best checkpoint is kept {max(kept):.3f}."
+            f"{name.capitalize()} stops {len(shares)} of {len(stops)} runs{saves}. All end "
+            f"{statistics.median(costs):.3f} nats above their lowest loss in the median, {max(costs):.3f} at most; if the best checkpoint is kept "
+            f"{max(kept):.3f} at most."
         )
     yield (
         "What a longer run or a decay of the learning rate would still have gained is not known: the costs are against "

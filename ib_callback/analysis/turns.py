@@ -27,7 +27,7 @@ from ib_callback.results.uncertainty import jackknife_error
 FLAT = 0.05
 # Half the width of an interval of the loss, in standard errors.
 _ERRORS = 2.0
-_VERDICTS = ("approaches", "leaves", "neither", "cannot tell")
+_VERDICTS = ("approaches", "leaves", "disagree", "neither", "cannot tell")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,9 @@ class Stage:
             complexity does not fall so that it would be one; "memorising".
         first, last: its first and last measured point, in steps or tokens.
         complexity, optimality, distance: each with the step.
-        bound: whether the distance to the bound falls, "approaches", or rises, "leaves"; "neither" if neither is sure,
-            "cannot tell" with too few points.
+        bound: whether the distance to the bound falls, "approaches", or rises, "leaves"; "disagree" if the optimality
+            surely says the opposite, as where both axes grow; "neither" if the distance does neither surely, "cannot
+            tell" with too few points.
         late: the same of the last half of its points.
     """
 
@@ -239,7 +240,7 @@ def conclusions(turns: Sequence[Turn]) -> Iterator[str]:
     seconds = [stage for turn in turns for stage in turn.stages if _key(stage) == "second"]
     if seconds:
         counts = [f"{n} {name}" for name in _VERDICTS if (n := [stage.bound for stage in seconds].count(name))]
-        yield f"Second phase, of {len(seconds)} courses the bound: {', '.join(counts)}."
+        yield f"The bound in the second phase, of {len(seconds)} courses: {', '.join(counts)}."
     if len(turns) < 3:
         yield f"This describes {len(turns)} course{'s' if len(turns) > 1 else ''}; it says nothing about others."
 
@@ -485,17 +486,18 @@ def _stage(name: str, points: Sequence[Measurement], at: Sequence[float], plane:
     counted = [None if log and number <= 0 else math.log(number) if log else number for number in at]
     numbers = [_numbers(point, plane) for point in points]
     complexity, optimality, distance = (list(column) for column in zip(*numbers, strict=True))
-    of_distance = step_correlation(counted, distance)
+    of_distance, of_optimality = step_correlation(counted, distance), step_correlation(counted, optimality)
     half = len(points) // 2
+    late = (step_correlation(counted[half:], values[half:]) for values in (distance, optimality))
     return Stage(
         name=name,
         first=at[0],
         last=at[-1],
         complexity=step_correlation(counted, complexity),
-        optimality=step_correlation(counted, optimality),
+        optimality=of_optimality,
         distance=of_distance,
-        bound=_verdict(of_distance),
-        late=_verdict(step_correlation(counted[half:], distance[half:])),
+        bound=_verdict(of_distance, of_optimality),
+        late=_verdict(*late),
     )
 
 
@@ -511,9 +513,17 @@ def _numbers(point: Measurement, plane: str) -> tuple[float | None, float | None
     return values[0], getattr(found, f"optimality{ending}"), distance
 
 
-def _verdict(distance: StepCorrelation) -> str:
-    if distance.spearman is None or distance.spearman_p is None:
-        return "cannot tell"
-    if distance.spearman_p >= CHANCE:
-        return "neither"
-    return "approaches" if distance.spearman < 0 else "leaves"
+def _verdict(distance: StepCorrelation, optimality: StepCorrelation) -> str:
+    moves, ratio = (_direction(each) for each in (distance, optimality))
+    if not moves:
+        return "cannot tell" if moves is None else "neither"
+    if ratio == moves:
+        return "disagree"
+    return "approaches" if moves < 0 else "leaves"
+
+
+def _direction(of: StepCorrelation) -> int | None:
+    """1 if it surely rises, -1 if it surely falls, 0 if neither is sure; None if that cannot be told."""
+    if of.spearman is None or of.spearman_p is None:
+        return None
+    return 0 if of.spearman_p >= CHANCE else 1 if of.spearman > 0 else -1
