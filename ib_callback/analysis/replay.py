@@ -204,8 +204,8 @@ def conclusions(replays: Sequence[Replay]) -> Iterator[str]:
         saves = f", of which it saves {statistics.median(shares):.0%} in the median" if shares else ""
         yield (
             f"{name.capitalize()} stops {len(shares)} of {len(stops)} runs{saves}. All end "
-            f"{statistics.median(costs):.3f} nats above their lowest loss in the median, {max(costs):.3f} at most; if the best checkpoint is kept "
-            f"{max(kept):.3f} at most."
+            f"{statistics.median(costs):.3f} nats above their lowest loss in the median, {max(costs):.3f} at most; "
+            f"if the best checkpoint is kept {max(kept):.3f} at most."
         )
     yield (
         "What a longer run or a decay of the learning rate would still have gained is not known: the costs are against "
