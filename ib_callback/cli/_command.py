@@ -8,11 +8,14 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ib_callback.common.files import write_atomically
 from ib_callback.results import tidy
 from ib_callback.results.trajectory import FILENAME
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Every command ends with one of these.
 DONE, NOT_ALL, FAILED, INTERRUPTED = 0, 1, 2, 130
@@ -75,10 +78,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", action="append", metavar="NAME", help="of a file of results; repeatable")
 
 
-def add_table_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--csv` and `--json`."""
+def add_table_arguments(parser: argparse.ArgumentParser, row: str = "point") -> None:
+    """`--csv` and `--json`; `row` is what a row of the table is of."""
     parser.add_argument(
-        "--csv", metavar="FILE", help="write the numbers as a table, one row a point (-: to the screen)"
+        "--csv", metavar="FILE", help=f"write the numbers as a table, one row a {row} (-: to the screen)"
     )
     parser.add_argument("--json", metavar="FILE", help="the same as a list of objects (-: to the screen)")
 
@@ -93,6 +96,31 @@ def write_tables(options: argparse.Namespace, rows: list[dict[str, Any]]) -> lis
             write_atomically(name, make(rows).encode())
             written.append(Path(name))
     return written
+
+
+def report(options: argparse.Namespace, text: str, rows: list[dict[str, Any]], figure: Figure | None) -> None:
+    """Write the picture and the tables that were asked for; the text, unless a table goes to the screen.
+
+    Raises:
+        ValueError: in the place of the picture is a file that no command made, or Matplotlib writes no such format.
+        OSError: a file cannot be written.
+    """
+    from ib_callback.plot import may_be_replaced, save
+
+    if figure is not None:
+        if not may_be_replaced(options.output):
+            raise ValueError(
+                f"{options.output}: expected no file, or a picture that ib-callback made, got another file, which is "
+                "left as it is. Give another -o, or move it away"
+            )
+        save(figure, options.output)
+    written = write_tables(options, rows)
+    # A table on the screen is to be piped into other programs.
+    piped = "-" in (options.csv, options.json)
+    if not piped:
+        print(text)
+    for path in [*([] if figure is None else [options.output]), *written]:
+        print(path, file=sys.stderr if piped else sys.stdout)
 
 
 def positive(text: str) -> int:

@@ -36,6 +36,7 @@ def compare(
     orders: Sequence[str] | None = None,
     planes: Sequence[str] | None = None,
     curve: IBCurve | None = None,
+    marks: Mapping[str, int] | None = None,
     theme: ThemeName = "light",
     title: str | None = None,
 ) -> Figure:
@@ -52,6 +53,7 @@ def compare(
         orders: which n-gram orders to show, by default the primary one of the first run alone.
         planes: which planes, by default all that the runs have.
         curve: the IB curve of the probe of the first run; drawn in the plain panel of its order.
+        marks: of a run, by name, the step of its turn to compression, which a star marks.
         theme: "light" or "dark".
         title: of the whole figure.
 
@@ -90,7 +92,7 @@ def compare(
         measured = next(point for point in reversed(first) if point.orders)
         for panel, (order, plane) in zip(sheet.panels, itertools.product(shown, chosen), strict=True):
             of_plane = curve_in_plane(curve, order, measured) if plane is PLAIN else None
-            _draw(sheet, panel, courses, order, plane, styles, of_plane)
+            _draw(sheet, panel, courses, order, plane, styles, of_plane, marks or {})
         for name, points in courses.items():
             sheet.notes += [Note(f"{name}: {note.text}", note.alarm) for note in data.notes_of_run(points)]
         sheet.notes += why_not_drawn(curve, measured)
@@ -113,7 +115,7 @@ def _styles(sheet: Sheet, courses: Mapping[str, Sequence[Measurement]]) -> dict[
 
 def _draw(
     sheet: Sheet, panel: Axes, courses: Mapping[str, Sequence[Measurement]], order: str, plane: Plane,
-    styles: Mapping[str, dict[str, Any]], curve: np.ndarray | None,
+    styles: Mapping[str, dict[str, Any]], curve: np.ndarray | None, marks: Mapping[str, int],
 ) -> None:  # fmt: skip
     theme = sheet.theme
     tables = {name: plane.values(points, order) for name, points in courses.items()}
@@ -138,6 +140,11 @@ def _draw(
             if courses[name][drawn[name][0]].step == 0:
                 mark_untrained(sheet, panel, points[0], style["color"])
         panel.plot(*points[-1:].T, zorder=6, label="last", markeredgecolor=theme.paper, markeredgewidth=0.8, **ends)
+        turn = [at for at in drawn[name].tolist() if courses[name][at].step == marks.get(name, -1)]
+        if turn:
+            star: dict[str, Any] = {"ls": "", "marker": "*", "markersize": 13, "markeredgecolor": theme.paper}
+            panel.plot(*tables[name][turn].T, zorder=7, label="turn", color=style["color"], **star)
+            sheet.key("turn", "turn to compression", color=theme.ink, **star)
         if np.isfinite(nulls[name]).all():
             panel.plot(*nulls[name].T, zorder=4, label="null", **{**ends, "marker": "x", "markersize": 5})
             sheet.key("null", "null of the last point", ls="", marker="x", color=theme.ink, markersize=5.5)

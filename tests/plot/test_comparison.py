@@ -112,3 +112,13 @@ def test_mistakes_are_errors():
         compare({"good": run([0]), "bad": [failed(0)]})
     with pytest.raises(ValueError, match="expected orders among token, got bigram"):
         compare({"a": run([0]), "b": run([0])}, orders=["bigram"])
+
+
+def test_turns_are_marked():
+    runs = {"a": run([0, 10, 100]), "b": run([0, 10, 100], scale=0.8)}
+    figure = compare(runs, marks={"a": 10})
+    (panel,) = figure.axes
+    star = artist(panel, "turn")
+    assert star.get_xydata().tolist() == [[runs["a"][1].complexity, runs["a"][1].expressivity]]
+    assert "turn to compression" in legend_texts(figure)
+    assert "turn to compression" not in legend_texts(compare(runs))

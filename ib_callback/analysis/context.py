@@ -1,0 +1,354 @@
+"""What each width of context adds to the information of a model, token to quadgram, and what a probe can tell of it.
+
+Experiment 2 of Conklin et al., ICLR 2026 (section "Embeddings Largely Encode Local Context"): quadgrams add little to
+trigrams, and wider contexts lie nearer the bound. Wider labels are rarer, and labels that occur once give every model
+the same numbers, so that each is shown beside its null.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ib_callback.analysis.courses import Course
+from ib_callback.results.measurement import Measurement
+from ib_callback.results.metrics import SIGNIFICANT_STANDARD_ERRORS
+from ib_callback.results.points import PlanePoint, replicates_of
+from ib_callback.results.trajectory import aligned, cell
+from ib_callback.results.uncertainty import adjusted_information, jackknife_error
+
+# What an order adds must exceed what chance would by this share of the latter: so far that estimate may be off
+# (docs/commands.md).
+_MARGIN = 0.15
+# Less room between null and ceiling, as a share of the ceiling, is rounding.
+_LEAST_ROOM = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Width:
+    """One order at one point of a model. All information in fractions of log(num_bins); None where undefined.
+
+    Attributes:
+        order: its name.
+        point: its numbers.
+        null_share: the complexity's null as a share of the ceiling: near 1 nearly every label occurs once.
+        adjusted: the complexity corrected for chance (`ib.adjusted`); None where the null is within a tenth of the
+            ceiling.
+        resolved: whether the complexity is told from what labels without meaning would give: the local one, or where
+            there is none that above null, is over three of its standard errors. None where no error is known.
+        resolved_by: the number that decided, "complexity_local" or "complexity_above_null".
+        increment: complexity less that of the next narrower order; None of the narrowest.
+        increment_chance: what that would be by `chance_increment`.
+        increment_excess: increment less increment_chance.
+        increment_se: the standard error of the difference of both above null: of the text, where groups of sequences
+            have been left out, and of the estimates of the nulls.
+        exceeds: true if the excess is over three of these and 15 % of increment_chance; None if not: then the numbers
+            of a point cannot tell, and `ib.model_increments`, which permutes labels of the model's states, can.
+    """
+
+    order: str
+    point: PlanePoint
+    null_share: float | None
+    adjusted: float | None
+    resolved: bool | None
+    resolved_by: str | None
+    increment: float | None
+    increment_chance: float | None
+    increment_excess: float | None
+    increment_se: float | None
+    exceeds: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """The widths of context of one model at one point.
+
+    Attributes:
+        name: of the model.
+        step: of the point; None outside training.
+        widths: the narrowest first; empty where nothing was measured.
+        widest: the widest order that the probe resolves, all narrower ones being resolved; None if none is.
+        note: why there is nothing, in a sentence.
+    """
+
+    name: str
+    step: int | None
+    widths: tuple[Width, ...]
+    widest: str | None
+    note: str | None = None
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A row an order, for a table."""
+        for width in self.widths:
+            point = width.point
+            yield {
+                "model": self.name,
+                "step": self.step,
+                "order": width.order,
+                **{name: getattr(point, name) for name in _SHOWN},
+                **{name: getattr(width, name) for name in Width.__dataclass_fields__ if name not in ("order", "point")},
+                "is_widest_resolved": width.order == self.widest,
+            }
+
+
+_SHOWN = (
+    "complexity", "expressivity", "optimality", "distance_to_bound", "complexity_null", "complexity_null_se",
+    "expressivity_null", "optimality_null", "distance_null", "complexity_above_null", "expressivity_above_null",
+    "optimality_above_null", "distance_above_null", "complexity_local", "complexity_local_se", "expressivity_local",
+    "optimality_local",
+)  # fmt: skip
+
+
+def find_contexts(courses: Sequence[Course], step: str = "last") -> list[Context]:
+    """The widths of context of each model at one point.
+
+    Args:
+        courses: of runs and models.
+        step: "last", "best" (by optimality, as `Trajectory.best`), or a step.
+
+    Raises:
+        ValueError: no number of a step, or a step that no model has.
+    """
+    found = [_context(course, step) for course in courses]
+    if all(not context.widths for context in found):
+        raise ValueError(f"--step {step}: {found[0].name}: {found[0].note}")
+    return found
+
+
+def orders_of(points: Iterable[Measurement]) -> list[str]:
+    """All orders of measurements, the narrowest first."""
+    return sorted({order for point in points for order in point.orders}, key=_width_of)
+
+
+def widths_of(measurement: Measurement) -> tuple[Width, ...]:
+    """Every order of a measurement, the narrowest first."""
+    found: list[Width] = []
+    for order in orders_of([measurement]):
+        point, narrower = measurement.orders[order], found[-1] if found else None
+        null, ceiling = point.complexity_null, measurement.ceiling
+        adjusted = None
+        if point.complexity is not None and null is not None and ceiling:
+            adjusted = adjusted_information(point.complexity, null, ceiling)
+        by, error = _deciding(point)
+        value = None if by is None else getattr(point, by)
+        before = None if narrower is None else narrower.point
+        increment = _minus(point.complexity, getattr(before, "complexity", None))
+        chance = None if before is None or not ceiling else chance_increment(before, point, ceiling)
+        excess, its_error = _minus(increment, chance), None if before is None else _error(point, before)
+        found.append(
+            Width(
+                order=order,
+                point=point,
+                null_share=None if null is None or not ceiling else null / ceiling,
+                adjusted=adjusted,
+                resolved=_is_clear(value, error),
+                resolved_by=by,
+                increment=increment,
+                increment_chance=chance,
+                increment_excess=excess,
+                increment_se=its_error,
+                exceeds=_exceeds(excess, its_error, chance),
+            )
+        )
+    return tuple(found)
+
+
+def chance_increment(narrower: PlanePoint, wider: PlanePoint, ceiling: float) -> float | None:
+    """What a wider order would add if it told nothing beyond the narrower one, but is rarer.
+
+    Labels without meaning take their share of whatever room is left to the ceiling, so that the complexity of an order
+    is null + (1 - null / ceiling) × information (`ib.adjusted`). With the information of the narrower order in the
+    place of the wider one's that gives what permuting wide labels within narrow ones gives (`ib.model_increments`): for
+    15 increments of two small models, trained and not, and of SmolLM2-135M-Instruct it was within 15 % of that.
+
+    Args:
+        narrower: of a measurement.
+        wider: of a wider order of the same.
+        ceiling: of the measurement.
+
+    Returns:
+        A fraction of log(num_bins); None without nulls, or with hardly any room.
+
+    >>> a = PlanePoint.from_layers([0.5], [0.2], complexity_null=0.2, expressivity_null=0.2)
+    >>> b = PlanePoint.from_layers([0.7], [0.6], complexity_null=0.6, expressivity_null=0.6)
+    >>> round(chance_increment(a, b, 1.0), 3)  # 0.6 + (1 - 0.6) × 0.375 - 0.5
+    0.25
+    """
+    nulls = narrower.complexity_null, wider.complexity_null
+    if nulls[0] is None or nulls[1] is None or narrower.complexity is None or 1 - nulls[0] / ceiling < _LEAST_ROOM:
+        return None
+    information = (narrower.complexity - nulls[0]) / (1 - nulls[0] / ceiling)
+    return nulls[1] + (1 - nulls[1] / ceiling) * information - narrower.complexity
+
+
+def contexts_text(contexts: Sequence[Context]) -> str:
+    """What was found, as tables and sentences."""
+    lines: list[str] = []
+    for context in contexts:
+        at = "" if context.step is None else f", step {context.step:,}"
+        if context.note is not None:
+            lines += [f"{context.name}{at}: {context.note}", ""]
+            continue
+        lines += [f"{context.name}{at}", *aligned(_table(context), (str.ljust, *[str.rjust] * (len(_HEADS) - 1))), ""]
+    return "\n".join([*lines, _LEGEND, *conclusions(contexts)])
+
+
+_HEADS = (
+    "order", "complexity", "null", "of ceiling", "above null", "local", "resolved", "adds", "by chance", "± se",
+    "more", "distance", "of null", "optimality", "of null", "above null", "local",
+)  # fmt: skip
+_LEGEND = (
+    "adds: complexity less that of the order above it; by chance: what a wider label would add that tells nothing "
+    "more; more: adds surely more than that (?: these numbers cannot tell, ib.model_increments can); resolved: by over "
+    "3 standard errors."
+)
+
+
+def _table(context: Context) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [_HEADS]
+    for width in context.widths:
+        point = width.point
+        rows.append(
+            (
+                width.order, cell(point.complexity), cell(point.complexity_null),
+                "-" if width.null_share is None else f"{width.null_share:.0%}", cell(point.complexity_above_null),
+                cell(point.complexity_local), _yes(width.resolved), cell(width.increment), cell(width.increment_chance),
+                cell(width.increment_se), "-" if width.increment is None else _yes(width.exceeds),
+                cell(point.distance_to_bound), cell(point.distance_null), cell(point.optimality),
+                cell(point.optimality_null), cell(point.optimality_above_null), cell(point.optimality_local),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def conclusions(contexts: Sequence[Context]) -> Iterator[str]:
+    """What may be concluded, in sentences."""
+    several = [context for context in contexts if len(context.widths) > 1]
+    if not several:
+        yield "Nothing can be concluded about widths of context: no model was measured at several orders."
+        return
+    for context in several:
+        told = f"{context.name}: the widest order that the probe resolves is {context.widest or 'none'}"
+        last = context.widths[-1]
+        adds = [f"{w.order} {_yes(w.exceeds)}" for w in context.widths[1:]]
+        told += f"; adds more than chance would: {', '.join(adds)}"
+        if last.null_share is not None and last.adjusted is None:
+            told += f"; of the {last.order} {last.null_share:.0%} of the ceiling is null: its size cannot be read"
+        yield f"{told}."
+    yield from _nearer(several)
+
+
+def _nearer(contexts: Sequence[Context]) -> Iterator[str]:
+    """Whether wider contexts lie nearer the bound, plain and above null, and whether labels without meaning do."""
+    told = []
+    for text, name in (("plain", "optimality"), ("above null", "optimality_above_null")):
+        series = [[getattr(width.point, name) for width in context.widths] for context in contexts]
+        known = [[value for value in values if value is not None] for values in series]
+        known = [values for values in known if len(values) > 1]
+        rising = sum(all(b > a for a, b in itertools.pairwise(values)) for values in known)
+        told.append(f"{text} in {rising} of {len(known)}")
+    yield f"Optimality rises with every wider order: {', '.join(told)} models."
+    of_null = [w.point.optimality_null for c in contexts for w in c.widths if w.point.optimality_null is not None]
+    if of_null:
+        yield (
+            f"That of the null alone is {min(of_null):.3f} to {max(of_null):.3f}. The more of an order is null, the "
+            "nearer the bound plain numbers lie, whatever the model; those above null tell more."
+        )
+
+
+def _context(course: Course, step: str) -> Context:
+    try:
+        point = point_at(course, step)
+    except LookupError as error:
+        return Context(name=course.name, step=None, widths=(), widest=None, note=str(error.args[0]))
+    widths = widths_of(point)
+    widest = None
+    for width in widths:
+        if not width.resolved:
+            break
+        widest = width.order
+    return Context(name=course.name, step=point.step, widths=widths, widest=widest)
+
+
+def point_at(course: Course, step: str) -> Measurement:
+    """The last, the best, or the point at a step.
+
+    Raises:
+        LookupError: there is none; the message says why.
+        ValueError: no number of a step.
+    """
+    measured = [point for point in course.trajectory if point.orders]
+    if step == "last":
+        if not measured:
+            raise LookupError("no point was measured.")
+        return measured[-1]
+    if step == "best":
+        best = course.trajectory.best()
+        if best is None:
+            raise LookupError("no point can be selected as the best; take --step last or a number.")
+        return best
+    try:
+        number = int(step.replace(",", ""))  # as steps are printed
+    except ValueError:
+        raise ValueError(f"--step: expected a number, last or best, got {step!r}") from None
+    for point in measured:
+        if point.step == number:
+            return point
+    steps = sorted((p.step for p in measured if p.step is not None), key=lambda other: abs(other - number))
+    near = ", ".join(map(str, sorted(steps[:5]))) or "none"
+    raise LookupError(f"no point was measured at step {number}; the nearest are {near}.")
+
+
+def _width_of(order: str) -> tuple[int, str]:
+    from ib_callback.probe.ngrams import parse_orders
+
+    try:
+        return parse_orders(order)[order], order
+    except ValueError:
+        return 1_000, order  # an order of another version
+
+
+def _deciding(point: PlanePoint) -> tuple[str | None, float | None]:
+    """The complexity by which an order is resolved, and its standard error."""
+    if point.complexity_local is not None and point.complexity_local_se is not None:
+        return "complexity_local", point.complexity_local_se
+    if point.complexity_above_null is not None:
+        errors = (point.complexity_above_null_se, point.complexity_null_se)
+        return "complexity_above_null", next((error for error in errors if error is not None), None)
+    return None, None
+
+
+def _error(point: PlanePoint, narrower: PlanePoint) -> float | None:
+    """Of the difference of two complexities above null."""
+    errors = (point.complexity_null_se, narrower.complexity_null_se)
+    if None in errors:
+        return None
+    of_nulls = math.hypot(*(error or 0.0 for error in errors))
+    ours, its = (replicates_of(each, "complexity_above_null") for each in (point, narrower))
+    difference = _minus(point.complexity_above_null, narrower.complexity_above_null)
+    if difference is None or ours is None or its is None or len(ours) != len(its):
+        return of_nulls
+    return math.hypot(of_nulls, jackknife_error(difference, ours - its))
+
+
+def _exceeds(excess: float | None, error: float | None, chance: float | None) -> bool | None:
+    if excess is None or error is None or chance is None:
+        return None
+    return True if excess > SIGNIFICANT_STANDARD_ERRORS * error + _MARGIN * abs(chance) else None
+
+
+def _is_clear(value: float | None, error: float | None) -> bool | None:
+    if value is None or error is None:
+        return None
+    return value > SIGNIFICANT_STANDARD_ERRORS * error and value > 0
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _yes(value: bool | None) -> str:
+    return "?" if value is None else "yes" if value else "no"

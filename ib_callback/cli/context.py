@@ -1,0 +1,59 @@
+"""`ib-callback context`: what each width of context adds."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from ib_callback.analysis.context import contexts_text, find_contexts, orders_of
+from ib_callback.analysis.courses import Course, load_courses
+from ib_callback.cli._command import DONE, add_run_arguments, add_table_arguments, examples, guarded, report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def add_context_command(commands: Any) -> None:
+    """Add the command to those of `ib-callback`."""
+    parser = commands.add_parser(
+        "context",
+        help="what each width of context adds, token to quadgram, plain and above its null",
+        description="Of each model, order by order: complexity with its null, above null and local, what the order "
+        "adds to the narrower one and whether chance would add as much, the widest order that the probe resolves, and "
+        "the distance to the bound.",
+        **examples(
+            "ib-callback context results.jsonl",
+            "ib-callback context results.jsonl --model pythia-14m --step best --csv context.csv",
+            "ib-callback context RUN_DIR -o context.png --plane plain --plane local",
+        ),
+    )
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--step", default="last", metavar="N|last|best", help="which point of each model (best: by optimality)"
+    )
+    parser.add_argument(
+        "--plane", action="append", metavar="NAME",
+        help="of the picture: prediction, readout, local or plain, by default plain; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="draw the courses, one plane panel an order (.png, .svg, .pdf)"
+    )
+    add_table_arguments(parser, "model and order")
+    parser.set_defaults(run=guarded(_context))
+
+
+def _context(options: argparse.Namespace) -> int:
+    courses = load_courses(options.runs, options.model)
+    contexts = find_contexts(courses, options.step)
+    figure = None if options.output is None else _picture(courses, options)
+    report(options, contexts_text(contexts), [row for context in contexts for row in context.rows()], figure)
+    return DONE
+
+
+def _picture(courses: list[Course], options: argparse.Namespace) -> Figure:
+    from ib_callback.plot import compare
+
+    orders = orders_of(point for course in courses for point in course.trajectory)
+    curve = courses[0].curve if len(courses) == 1 else None
+    runs = {course.name: course.trajectory for course in courses}
+    return compare(runs, orders=orders, planes=options.plane or ["plain"], curve=curve)

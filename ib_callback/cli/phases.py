@@ -1,0 +1,76 @@
+"""`ib-callback phases`: where the courses of models turn, beside their loss."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from ib_callback.analysis.courses import Course, load_courses
+from ib_callback.analysis.turns import Turn, find_turns, turns_text, with_order
+from ib_callback.cli._command import (
+    DONE,
+    add_run_arguments,
+    add_table_arguments,
+    examples,
+    guarded,
+    report,
+)
+from ib_callback.results.phases import PLANES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def add_phases_command(commands: Any) -> None:
+    """Add the command to those of `ib-callback`."""
+    parser = commands.add_parser(
+        "phases",
+        help="where each model turns from fitting to compression, and whether its loss becomes flat there",
+        description="A row a model, the smallest first: when it turns to compression and when its held-out loss "
+        "becomes flat, both with an interval, how complexity and optimality go with the step in each phase, and "
+        "whether it approaches the bound.",
+        **examples(
+            "ib-callback phases RUN_DIR OTHER_RUN_DIR",
+            "ib-callback phases results.jsonl --plane plain --csv phases.csv -o phases.png",
+            "ib-callback phases results.jsonl --model pythia-14m --order bigram --x tokens --log",
+        ),
+    )
+    add_run_arguments(parser)
+    parser.add_argument("--order", metavar="NAME", help="an n-gram order; by default the primary one")
+    parser.add_argument(
+        "--plane", choices=tuple(PLANES),
+        help="where phases are read; by default the first of these that a run has. plain: as published",
+    )  # fmt: skip
+    parser.add_argument("--x", choices=("step", "tokens"), default="step", help="what training is counted in")
+    parser.add_argument("--log", action="store_true", help="correlate with the logarithm of the step or the tokens")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="draw all courses in one plane, each turn marked (.png, .svg, .pdf)"
+    )
+    add_table_arguments(parser, "model")
+    parser.set_defaults(run=guarded(_phases))
+
+
+def _phases(options: argparse.Namespace) -> int:
+    courses = load_courses(options.runs, options.model)
+    turns = find_turns(courses, order=options.order, plane=options.plane, x=options.x, log=options.log)
+    figure = None if options.output is None else _picture(courses, turns, options)
+    text = turns_text(turns, "training step" if options.x == "step" else "training tokens")
+    report(options, text, [turn.row() for turn in turns], figure)
+    return DONE
+
+
+def _picture(courses: list[Course], turns: list[Turn], options: argparse.Namespace) -> Figure:
+    from ib_callback.plot import compare
+
+    if options.plane == "above_null":
+        raise ValueError("-o: there is no picture of the plane above_null. Give --plane plain or local")
+    planes = [options.plane] if options.plane else list(dict.fromkeys(turn.plane for turn in turns if turn.plane))
+    drawn = [plane for plane in planes if plane != "above_null"] or ["plain"]
+    marks = {turn.name: turn.step for turn in turns if turn.step is not None}
+    by_name = {course.name: course for course in courses}
+    shown = {turn.name: by_name[turn.name].trajectory for turn in turns}
+    order = options.order or next((turn.order for turn in turns if turn.order), None)
+    if options.order:
+        shown = {name: with_order(trajectory, options.order) for name, trajectory in shown.items()}
+    curve = courses[0].curve if len(courses) == 1 else None
+    return compare(shown, orders=None if order is None else [order], planes=drawn, curve=curve, marks=marks)
