@@ -8,11 +8,14 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ib_callback.common.files import write_atomically
 from ib_callback.results import tidy
 from ib_callback.results.trajectory import FILENAME
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Every command ends with one of these.
 DONE, NOT_ALL, FAILED, INTERRUPTED = 0, 1, 2, 130
@@ -93,6 +96,34 @@ def write_tables(options: argparse.Namespace, rows: list[dict[str, Any]]) -> lis
             write_atomically(name, make(rows).encode())
             written.append(Path(name))
     return written
+
+
+def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
+    """`-o` and `--theme`, for one picture that is drawn if it is asked for."""
+    parser.add_argument("-o", "--output", metavar="FILE", help="draw it; .png, .svg or .pdf")
+    parser.add_argument("--theme", choices=("light", "dark"), default="light", help="on white, or on dark grey")
+
+
+def write_picture(options: argparse.Namespace, draw: Callable[[], Figure]) -> list[Path]:
+    """Draw and write the picture, if one was asked for, and return its file.
+
+    Raises:
+        ValueError: there is no such directory, or another file that no command made.
+    """
+    if options.output is None:
+        return []
+    from ib_callback.plot import may_be_replaced, save
+
+    path = Path(options.output)
+    if not path.parent.is_dir():
+        raise ValueError(f"-o {path}: there is no directory {path.parent}. Make it, or give another path")
+    if path.is_dir() or not may_be_replaced(path):
+        raise ValueError(
+            f"{path}: expected no file, or a picture that ib-callback made, got something else, which is left as it "
+            "is. Give another -o, or move it away"
+        )
+    save(draw(), path)
+    return [path]
 
 
 def positive(text: str) -> int:

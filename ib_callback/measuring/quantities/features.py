@@ -87,9 +87,10 @@ class Feature:
             curve = readings.curve(self.null, float(readings.information(self.number + 1, self.total).mean()))
             counts = readings.plan.counts[self.number]
             mean, spread = curve.null(counts)[0], curve.spread_of_null(counts)
-        error = None
+        error, omitted = None, []
         if readings.left_out is not None:
             error = readings.left_out.error(self.number, self.total, float(information.mean()))
+            omitted = [] if error is None else readings.left_out.information(self.number, self.total).tolist()
         found.features[self.labels.name] = FeaturePoint.from_layers(
             information.tolist(),
             num_positions=readings.plan.label_sets[self.number].num_positions,
@@ -97,6 +98,7 @@ class Feature:
             information_null_std=spread,
             information_p_value=p_value,
             information_se=error,
+            information_jackknife=omitted,
             **found.complexities,
         )
 
