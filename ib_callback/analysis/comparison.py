@@ -11,7 +11,7 @@ from typing import Any
 from ib_callback.analysis.courses import Course
 from ib_callback.common.messages import warn
 from ib_callback.results.measurement import ADVICE, Measurement, incomparable_settings, metrics_of
-from ib_callback.results.metrics import better_direction, resolve_metric, spelled
+from ib_callback.results.metrics import better_direction, resolve_metric
 from ib_callback.results.trajectory import aligned, cell
 from ib_callback.results.uncertainty import difference
 
@@ -234,9 +234,7 @@ def compared(entries: Sequence[Entry], *, order: str | None = None, by: str | No
     if not any(primary in entry.point for entry in entries):
         raise ValueError(f"--order: expected one among {', '.join(first.orders)}, got {primary!r}")
     known = list(dict.fromkeys(name for entry in entries for name in metrics_of(entry.point)))
-    wanted = by or f"{primary}/distance_to_bound"
-    resolve_metric(wanted, known)
-    by = spelled(wanted, known) or resolve_metric(wanted, known)
+    by = resolve_metric(by or f"{primary}/distance_to_bound", known)
     values = {entry.name: entry.point.scalars().get(by) for entry in entries}
     sign = -1.0 if better_direction(by) == "max" else 1.0
     ranked = sorted(entries, key=lambda e: (values[e.name] is None, sign * (values[e.name] or 0.0)))

@@ -195,9 +195,10 @@ def conclusion_of_changes(base: str, post: str, found: Sequence[Change]) -> str:
     """What may be concluded."""
     tested = [each for each in found if each.low is not None]
     if not tested:
-        return f"{base} and {post}: nothing can be concluded, because no interval is known. Measure with --standard-errors."
+        return f"{base}, {post}: nothing can be concluded, for no interval is known. Measure with --standard-errors."
     resolved = [each.metric for each in tested if each.verdict == RESOLVED]
     if not resolved:
         return f"From {base} to {post} no change is resolved on this probe: nothing can be concluded about any of them."
-    by_chance = f"; about {0.05 * len(tested):.1g} of {len(tested)} would be by chance alone" if len(tested) > 1 else ""
-    return f"From {base} to {post} resolved: {', '.join(resolved)}{by_chance}. The intervals are those of other text, not of another training."
+    about = f"; about {0.05 * len(tested):.1g} of {len(tested)} would be by chance alone" if len(tested) > 1 else ""
+    beware = "The intervals are those of other text, not of another training."
+    return f"From {base} to {post} resolved: {', '.join(resolved)}{about}. {beware}"

@@ -102,9 +102,11 @@ def rows_of_profiles(entries: Sequence[Entry], orders: Sequence[str] | None = No
 
 
 def table_of_profiles(entries: Sequence[Entry], orders: Sequence[str] | None = None) -> str:
-    """As aligned text: input and output information, each with its chance and what the document adds, and the ratio."""
-    heads = [["", "", "", "", "input", "", "", "output", "", "", "ratio", ""],
-             ["model", "order", "layer", "entropy", *["information", "chance", "document"] * 2, "", "chance"]]  # fmt: skip
+    """As aligned text: input and output information with their chance and what the document adds, and the ratio."""
+    heads = [
+        ["", "", "", "", "input", "", "", "output", "", "", "ratio", ""],
+        ["model", "order", "layer", "entropy", *["information", "chance", "document"] * 2, "", "chance"],
+    ]
     lines = list(heads)
     for entry in entries:
         for each in layers_of(entry.point, orders):

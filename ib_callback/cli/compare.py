@@ -36,7 +36,7 @@ def add_compare_command(commands: Any) -> None:
         **examples(
             "ib-callback compare results.jsonl -o models.png",
             "ib-callback compare results.jsonl --pair OLMo-2-1B:OLMo-2-1B-DPO --metric preference/ratio",
-            "ib-callback compare results.jsonl --profile --step 0 --step last --order token --order trigram -o layers.png",
+            "ib-callback compare results.jsonl --profile --step 0 --step last --order token -o layers.png",
             "ib-callback compare results.jsonl --pair SmolLM2@0:SmolLM2",
         ),
     )

@@ -20,6 +20,7 @@ from ib_callback.cli._command import (
     write_tables,
 )
 from ib_callback.cli.compare import add_compare_command
+from ib_callback.cli.correlate import add_correlate_command
 from ib_callback.cli.measure import add_measure_command
 from ib_callback.cli.plot import add_arguments as add_plot_arguments
 from ib_callback.cli.probe import add_probe_command
@@ -165,6 +166,7 @@ def parser() -> argparse.ArgumentParser:
     add_plot_arguments(plot)
     plot.set_defaults(run=guarded(_plot))
     add_compare_command(commands)
+    add_correlate_command(commands)
     add_probe_command(commands)
     return parser
 

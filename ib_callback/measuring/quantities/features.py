@@ -87,10 +87,12 @@ class Feature:
             curve = readings.curve(self.null, float(readings.information(self.number + 1, self.total).mean()))
             counts = readings.plan.counts[self.number]
             mean, spread = curve.null(counts)[0], curve.spread_of_null(counts)
-        error, omitted = None, []
+        error = None
+        omitted: tuple[float, ...] = ()
         if readings.left_out is not None:
             error = readings.left_out.error(self.number, self.total, float(information.mean()))
-            omitted = [] if error is None else readings.left_out.information(self.number, self.total).tolist()
+            if error is not None:
+                omitted = tuple(readings.left_out.information(self.number, self.total).tolist())
         found.features[self.labels.name] = FeaturePoint.from_layers(
             information.tolist(),
             num_positions=readings.plan.label_sets[self.number].num_positions,
