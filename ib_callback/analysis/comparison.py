@@ -131,6 +131,7 @@ def check_comparable(entries: Sequence[Entry]) -> list[str]:
     """
     first = entries[0]
     cautions: dict[str, None] = {}
+    retokenised: dict[str, None] = {}
     for other in entries[1:]:
         differing = incomparable_settings(first.point, other.point)
         documents = [entry.point.settings.get("documents") for entry in (first, other)]
@@ -141,10 +142,7 @@ def check_comparable(entries: Sequence[Entry]) -> list[str]:
                 "--documents FILE, or leave one out with --model"
             )
         if differing.pop("probe", None):
-            cautions[
-                f"The same documents under other tokenizers ({first.name}, {other.name}), or cut at other lengths. "
-                f"{ADVICE}."
-            ] = None
+            retokenised[other.course.name] = None
             # Texts of a feature are tokenised anew as well, which is part of the same caution.
             differing = {name: text for name, text in differing.items() if not name.startswith("feature_probes")}
         of_model = [name for name in differing if re.split(r"[.\[]", name)[0] in _OF_THE_MODEL]
@@ -165,7 +163,13 @@ def check_comparable(entries: Sequence[Entry]) -> list[str]:
         for name in of_feature:
             feature = name.partition(".")[2]
             cautions[f"Information about {feature} was measured on other texts, and cannot be compared."] = None
-    return list(cautions)
+    if not retokenised:
+        return list(cautions)
+    others = [*retokenised]
+    names = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+    told = f"The same documents under other tokenizers, or cut at other lengths: {first.course.name} and {names}. "
+    told += f"{ADVICE}."
+    return [told, *cautions]
 
 
 def _probe_of(entry: Entry) -> str:
@@ -242,9 +246,11 @@ def compared(entries: Sequence[Entry], *, order: str | None = None, by: str | No
     for rank, (entry, below) in enumerate(itertools.zip_longest(ranked, ranked[1:]), 1):
         scalars = entry.point.scalars()
         head = {name: entry.head.get(name) for name in ("family", "stage", "num_parameters", "tokens", "step")}
-        numbers = {name: scalars.get(name) for name in _COLUMNS}
-        numbers |= {f"{primary}/{name}": scalars.get(f"{primary}/{name}") for name in _OF_ORDER}
-        numbers |= {by: scalars.get(by), f"{by}_se": scalars.get(f"{by}_se")}
+        numbers = {}
+        for name in (*_COLUMNS, *(f"{primary}/{each}" for each in _OF_ORDER), by):
+            numbers[name] = scalars.get(name)
+            if name == by:
+                numbers.setdefault(f"{by}_se", scalars.get(f"{by}_se"))
         apart = None if below is None else _apart(entry, below, by)
         rank_or_none = None if values[entry.name] is None else rank
         rows.append({"rank": rank_or_none, "model": entry.name, **head, **numbers, "differs from the next": apart})

@@ -78,11 +78,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", action="append", metavar="NAME", help="of a file of results; repeatable")
 
 
-def add_table_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--csv` and `--json`."""
-    parser.add_argument(
-        "--csv", metavar="FILE", help="write the numbers as a table, one row a point (-: to the screen)"
-    )
+def add_table_arguments(parser: argparse.ArgumentParser, row: str = "a point") -> None:
+    """`--csv` and `--json`; `row` is what a row of them is of."""
+    parser.add_argument("--csv", metavar="FILE", help=f"write the numbers as a table, one row {row} (-: to the screen)")
     parser.add_argument("--json", metavar="FILE", help="the same as a list of objects (-: to the screen)")
 
 

@@ -62,7 +62,7 @@ def add_compare_command(commands: Any) -> None:
         "the main numbers of the primary order",
     )  # fmt: skip
     add_picture_arguments(parser)
-    add_table_arguments(parser)
+    add_table_arguments(parser, row="a model, a change or a layer")
     parser.set_defaults(run=guarded(_compare))
 
 

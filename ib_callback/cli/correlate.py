@@ -45,7 +45,7 @@ def add_correlate_command(commands: Any) -> None:
         **examples(
             "ib-callback correlate results.jsonl scores.csv --score mmlu_pro -o scatter.png",
             "ib-callback correlate results.jsonl lm_eval_output/ --score mmlu_pro/exact_match --csv correlations.csv",
-            "ib-callback correlate results.jsonl scores.csv --score mmlu_pro --metric optimality --metric preference",
+            "ib-callback correlate results.jsonl scores.csv --score mmlu_pro --metric preference/ratio",
             more="SCORES is a table with the columns model, perhaps revision, and one for each score; a results_*.json "
             "of lm-eval; or a folder of these.",
         ),
@@ -62,7 +62,7 @@ def add_correlate_command(commands: Any) -> None:
     parser.add_argument("--sort", choices=SORTS, default="pearson", help="by the size of what")
     parser.add_argument("--top", type=positive, default=20, metavar="N", help="how many the table on the screen has")
     add_picture_arguments(parser)
-    add_table_arguments(parser)
+    add_table_arguments(parser, row="a metric")
     parser.set_defaults(run=guarded(_correlate))
 
 
@@ -108,36 +108,26 @@ def _sorted(found: Sequence[MetricCorrelation], by: str) -> list[MetricCorrelati
 
 
 def _table(found: Sequence[MetricCorrelation], number: int) -> str:
-    heads = ["metric", "n", "Pearson r", "95 %", "p", "p Holm", "FDR", "Spearman", "95 %", "p", "pairs", "95 %",
-             "given loss", "given size", "within", "across"]  # fmt: skip
-    lines = [heads]
+    """Two tables: the correlations, and what is left of them given other things. All in one would be too wide."""
+    plain = [["metric", "n", "Pearson r", "95 %", "p", "Holm", "FDR", "Spearman", "95 %", "p", "pairs", "95 %"]]
+    given = [["Pearson r", "given loss", "given size", "given both", "within", "across"]]
     for each in found:
         r, rho, accuracy = each.pearson, each.spearman, each.accuracy
-        lines.append(
-            [
-                each.metric,
-                str(each.num_models),
-                _short(r.value),
-                _interval(r),
-                _p(r.p),
-                _p(each.p_holm),
-                _p(each.p_fdr),
-                _short(rho.value),
-                _interval(rho),
-                _p(rho.p),
-                _share(accuracy.value),
-                _interval(accuracy, _share),
-                _with_p(each.given_loss),
-                _with_p(each.given_size),
-                _with_p(each.within),
-                _with_p(each.across),
-            ]
-        )
-    few = [each for each in found if each.num_models < number]
-    note = [
-        f"{len(few)} of these are undefined for some models, and left out there: n says for how many they are known"
-    ]
-    return "\n".join([*aligned(lines, [str.ljust, *[str.rjust] * 15]), *(note if few else [])])
+        plain.append([each.metric, str(each.num_models), _short(r.value), _interval(r), _p(r.p), _p(each.p_holm),
+                      _p(each.p_fdr), _short(rho.value), _interval(rho), _p(rho.p), _share(accuracy.value),
+                      _interval(accuracy, _share)])  # fmt: skip
+        others = (each.given_loss, each.given_size, each.given_both, each.within, each.across)
+        given.append([each.metric, *map(_with_p, others)])
+    few = sum(each.num_models < number for each in found)
+    note = [f"{few} of these are undefined for some models, which are left out there: n says how many are not."]
+    return "\n".join(
+        [
+            *aligned(plain, [str.ljust, *[str.rjust] * 11]),
+            *(note if few else []),
+            "",
+            *aligned(given, [str.ljust, *[str.rjust] * 5]),
+        ]
+    )
 
 
 def _short(value: float | None) -> str:
