@@ -239,9 +239,10 @@ def compared(entries: Sequence[Entry], *, order: str | None = None, by: str | No
         raise ValueError(f"--order: expected one among {', '.join(first.orders)}, got {primary!r}")
     known = list(dict.fromkeys(name for entry in entries for name in metrics_of(entry.point)))
     by = resolve_metric(by or f"{primary}/distance_to_bound", known)
-    values = {entry.name: entry.point.scalars().get(by) for entry in entries}
+    values = [entry.point.scalars().get(by) for entry in entries]
     sign = -1.0 if better_direction(by) == "max" else 1.0
-    ranked = sorted(entries, key=lambda e: (values[e.name] is None, sign * (values[e.name] or 0.0)))
+    places = sorted(range(len(entries)), key=lambda i: (values[i] is None, sign * (values[i] or 0.0)))
+    ranked = [entries[place] for place in places]
     rows = []
     for rank, (entry, below) in enumerate(itertools.zip_longest(ranked, ranked[1:]), 1):
         scalars = entry.point.scalars()
@@ -252,7 +253,7 @@ def compared(entries: Sequence[Entry], *, order: str | None = None, by: str | No
             if name == by:
                 numbers.setdefault(f"{by}_se", scalars.get(f"{by}_se"))
         apart = None if below is None else _apart(entry, below, by)
-        rank_or_none = None if values[entry.name] is None else rank
+        rank_or_none = None if scalars.get(by) is None else rank
         rows.append({"rank": rank_or_none, "model": entry.name, **head, **numbers, "differs from the next": apart})
     return Comparison(by=by, rows=rows, cautions=cautions, conclusion=_conclusion(ranked, rows, by, primary))
 

@@ -226,9 +226,10 @@ def _course_of(model: str, courses: Sequence[Course]) -> tuple[Course | None, st
 
 
 def _names_of(course: Course) -> list[str]:
-    """What a course may be called: its own name, and that of its model if no stage was told from others."""
+    """What a course may be called: its own name, that of its model, and of a run each folder of its name."""
     models = {head.get("model") for head, _ in course.points}
-    return list(dict.fromkeys(_plain(str(name)) for name in (course.name, *models) if name))
+    folders = course.name.split("/") if course.path is not None else []
+    return list(dict.fromkeys(_plain(str(name)) for name in (course.name, *models, *folders) if name))
 
 
 def _plain(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,10 @@ def test_what_is_unmatched_is_listed() -> None:
         "thing (may be a/thing or b/thing)",
     ]  # fmt: skip
     assert found.without_score == ["EleutherAI/pythia-70m", "org/twin", "a/thing", "b/thing"]
+
+
+def test_a_run_is_known_by_its_folder() -> None:
+    runs = [replace(course(f"{name}/novels", model(0.5, 0.4)), path=Path(name)) for name in ("small", "large")]
+    found = match_scores(runs, [score("large"), score("novels")])
+    assert [each.name for each in found.entries] == ["large/novels"]
+    assert found.without_point == ["novels (may be small/novels or large/novels)"]
