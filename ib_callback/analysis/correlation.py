@@ -93,7 +93,7 @@ class MetricCorrelation:
 def pearson(x: Array, y: Array) -> Coefficient:
     """Pearson's r with Fisher's interval, which takes 4 points; p by Student's t.
 
-    >>> pearson(np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 1.0, 4.0, 3.0])).value
+    >>> round(pearson(np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 1.0, 4.0, 3.0])).value, 9)
     0.6
     """
     return _from_residuals(x - x.mean(), y - y.mean(), 0) if len(x) else UNDEFINED
@@ -378,9 +378,12 @@ def conclusion_of(found: Sequence[MetricCorrelation], entries: Sequence[Entry], 
         return f"{number} models, {tests} metrics that vary: nothing can be concluded about what goes with {score}."
     corrected = smallest_significant(number, ALPHA / tests)
     power = power_of(PUBLISHED_R, number)
-    told = [f"With {number} models an |r| below {least:.2f} cannot be told from 0 (p < .05), below {corrected:.2f} not "
-            f"if it is the largest of {tests} metrics tested; a true r of {PUBLISHED_R:.2f}, published for optimality "
-            f"and MMLU-Pro, would be found with a probability of {power:.2f} in a single test."]  # fmt: skip
+    several = f", below {corrected:.2f} not if it is the largest of {tests} tested" if tests > 1 else ""
+    told = [
+        f"With {number} models an |r| below {least:.2f} cannot be told from 0 (p < .05){several}; a true r of "
+        f"{PUBLISHED_R:.2f}, published for optimality and MMLU-Pro, would be found with a probability of {power:.2f} in "
+        "a single test."
+    ]
     told += _of_tests(found, score, loss_control(entries).replace("_", " "))
     of_course = {entry.course.name for entry in entries}
     if len(of_course) < number:

@@ -61,7 +61,7 @@ def test_metrics_of_choice_and_their_order(results: Path, capsys: pytest.Capture
     assert main.main([*arguments, "--top", "1", "--sort", "name"]) == 0
     told = capsys.readouterr().out
     assert "… and 1 more" in told
-    assert "it is the largest of 2 metrics tested" in told
+    assert "it is the largest of 2 tested" in told
 
 
 @pytest.mark.parametrize(
