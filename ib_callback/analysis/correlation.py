@@ -381,8 +381,8 @@ def conclusion_of(found: Sequence[MetricCorrelation], entries: Sequence[Entry], 
     several = f", below {corrected:.2f} not if it is the largest of {tests} tested" if tests > 1 else ""
     told = [
         f"With {number} models an |r| below {least:.2f} cannot be told from 0 (p < .05){several}; a true r of "
-        f"{PUBLISHED_R:.2f}, published for optimality and MMLU-Pro, would be found with a probability of {power:.2f} in "
-        "a single test."
+        f"{PUBLISHED_R:.2f}, published for optimality and MMLU-Pro, would be found with a probability of {power:.2f} "
+        "in a single test."
     ]
     told += _of_tests(found, score, loss_control(entries).replace("_", " "))
     of_course = {entry.course.name for entry in entries}
