@@ -78,11 +78,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", action="append", metavar="NAME", help="of a file of results; repeatable")
 
 
-def add_table_arguments(parser: argparse.ArgumentParser, row: str = "point") -> None:
-    """`--csv` and `--json`; `row` is what a row of the table is of."""
-    parser.add_argument(
-        "--csv", metavar="FILE", help=f"write the numbers as a table, one row a {row} (-: to the screen)"
-    )
+def add_table_arguments(parser: argparse.ArgumentParser, row: str = "a point") -> None:
+    """`--csv` and `--json`; `row` is what a row of them is of."""
+    parser.add_argument("--csv", metavar="FILE", help=f"write the numbers as a table, one row {row} (-: to the screen)")
     parser.add_argument("--json", metavar="FILE", help="the same as a list of objects (-: to the screen)")
 
 
@@ -98,6 +96,34 @@ def write_tables(options: argparse.Namespace, rows: list[dict[str, Any]]) -> lis
     return written
 
 
+def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
+    """`-o` and `--theme`, for one picture that is drawn if it is asked for."""
+    parser.add_argument("-o", "--output", metavar="FILE", help="draw it; .png, .svg or .pdf")
+    parser.add_argument("--theme", choices=("light", "dark"), default="light", help="on white, or on dark grey")
+
+
+def write_picture(options: argparse.Namespace, draw: Callable[[], Figure]) -> list[Path]:
+    """Draw and write the picture, if one was asked for, and return its file.
+
+    Raises:
+        ValueError: there is no such directory, or another file that no command made.
+    """
+    if options.output is None:
+        return []
+    from ib_callback.plot import may_be_replaced, save
+
+    path = Path(options.output)
+    if not path.parent.is_dir():
+        raise ValueError(f"-o {path}: there is no directory {path.parent}. Make it, or give another path")
+    if path.is_dir() or not may_be_replaced(path):
+        raise ValueError(
+            f"{path}: expected no file, or a picture that ib-callback made, got something else, which is left as it "
+            "is. Give another -o, or move it away"
+        )
+    save(draw(), path)
+    return [path]
+
+
 def report(options: argparse.Namespace, text: str, rows: list[dict[str, Any]], figure: Figure | None) -> None:
     """Write the picture and the tables that were asked for; the text, unless a table goes to the screen.
 
@@ -105,21 +131,13 @@ def report(options: argparse.Namespace, text: str, rows: list[dict[str, Any]], f
         ValueError: in the place of the picture is a file that no command made, or Matplotlib writes no such format.
         OSError: a file cannot be written.
     """
-    from ib_callback.plot import may_be_replaced, save
-
-    if figure is not None:
-        if not may_be_replaced(options.output):
-            raise ValueError(
-                f"{options.output}: expected no file, or a picture that ib-callback made, got another file, which is "
-                "left as it is. Give another -o, or move it away"
-            )
-        save(figure, options.output)
+    pictures = [] if figure is None else write_picture(options, lambda: figure)
     written = write_tables(options, rows)
     # A table on the screen is to be piped into other programs.
     piped = "-" in (options.csv, options.json)
     if not piped:
         print(text)
-    for path in [*([] if figure is None else [options.output]), *written]:
+    for path in [*pictures, *written]:
         print(path, file=sys.stderr if piped else sys.stdout)
 
 

@@ -38,7 +38,7 @@ def add_context_command(commands: Any) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="draw the courses, one plane panel an order (.png, .svg, .pdf)"
     )
-    add_table_arguments(parser, "model and order")
+    add_table_arguments(parser, "a model and order")
     parser.set_defaults(run=guarded(_context))
 
 

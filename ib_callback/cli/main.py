@@ -19,7 +19,9 @@ from ib_callback.cli._command import (
     positive,
     write_tables,
 )
+from ib_callback.cli.compare import add_compare_command
 from ib_callback.cli.context import add_context_command
+from ib_callback.cli.correlate import add_correlate_command
 from ib_callback.cli.measure import add_measure_command
 from ib_callback.cli.phases import add_phases_command
 from ib_callback.cli.plot import add_arguments as add_plot_arguments
@@ -166,6 +168,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add_plot_arguments(plot)
     plot.set_defaults(run=guarded(_plot))
+    add_compare_command(commands)
+    add_correlate_command(commands)
     add_probe_command(commands)
     add_phases_command(commands)
     add_context_command(commands)

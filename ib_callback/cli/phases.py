@@ -46,7 +46,7 @@ def add_phases_command(commands: Any) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="draw all courses in one plane, each turn marked (.png, .svg, .pdf)"
     )
-    add_table_arguments(parser, "model")
+    add_table_arguments(parser, "a model")
     parser.set_defaults(run=guarded(_phases))
 
 

@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ib_callback.analysis.comparison import point_at
 from ib_callback.analysis.courses import Course, load_courses
 from ib_callback.cli._command import add_run_arguments, add_table_arguments, write_tables
 from ib_callback.plot import compare, information_plane, may_be_replaced, over_steps, plane_by_layer, save
-from ib_callback.results.measurement import Measurement
 from ib_callback.results.tidy import rows_of
-from ib_callback.results.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,36 +92,12 @@ def _pictures(runs: Sequence[Course], options: argparse.Namespace) -> Iterator[t
             in_order = {**in_planes, **along}
             yield f"{prefix}plane", partial(information_plane, trajectory, curve=curve, title=run.name, **in_order)
         if kind in (None, "layers"):
-            point = _point(trajectory, options.step)
+            point = point_at(run, options.step)
             title = run.name if point.step is None else f"{run.name}, step {point.step:,}"
             yield f"{prefix}layers", partial(plane_by_layer, point, curve=curve, title=title, **common)
         if kind == "steps" or (kind is None and len([point for point in trajectory if point.orders]) > 1):
             log = options.log or None
             yield f"{prefix}steps", partial(over_steps, trajectory, log=log, title=run.name, **common, **along)
-
-
-def _point(trajectory: Trajectory, step: str) -> Measurement:
-    measured = [point for point in trajectory if point.orders]
-    if step == "last":
-        return measured[-1]
-    if step == "best":
-        best = trajectory.best(by="optimality")
-        if best is None:
-            raise ValueError(
-                "--step best: no point can be selected, for the compression phase was not recognised or has no "
-                "measured point. Give --step last or a number"
-            )
-        return best
-    try:
-        number = int(step.replace(",", ""))  # as steps are printed
-    except ValueError:
-        raise ValueError(f"--step: expected a number, last or best, got {step!r}") from None
-    for point in measured:
-        if point.step == number:
-            return point
-    steps = [point.step for point in measured if point.step is not None]
-    near = sorted(sorted(steps, key=lambda other: abs(other - number))[:5])
-    raise ValueError(f"--step {number}: no such point was measured; the nearest are {', '.join(map(str, near))}")
 
 
 def _paths(names: Sequence[str], output: str | None) -> list[Path]:

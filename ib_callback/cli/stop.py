@@ -49,7 +49,7 @@ def add_stop_command(commands: Any) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="draw loss and monitored number with the stops (.png, .svg, .pdf)"
     )
-    add_table_arguments(parser, "run and rule")
+    add_table_arguments(parser, "a run and rule")
     parser.set_defaults(run=guarded(_stop))
 
 

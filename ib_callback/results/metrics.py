@@ -334,6 +334,8 @@ TRAINING = (
     ),
 )
 # fmt: on
+# Names that a message lists where it has close ones to offer; a measurement has hundreds.
+_SHOWN = 40
 # Logged as well, but of no use to a rule.
 BOOKKEEPING = ("seconds", "overhead", "tokens_seen")
 
@@ -492,7 +494,8 @@ def resolve_metric(name: str, available: Iterable[str]) -> str:
         available: the names that exist.
 
     Raises:
-        ValueError: there is no such metric; the message lists those that exist, and names those that are close.
+        ValueError: there is no such metric; the message names those that are close, and lists those that exist, of
+            hundreds the first where some are close.
     """
     names = list(available)
     for candidate in (name, f"{name}/information"):
@@ -510,7 +513,9 @@ def resolve_metric(name: str, available: Iterable[str]) -> str:
             f'; {last} may take loss=True, null=True, baseline=True, weighting="empirical" (no preset has these), '
             "sequences of at least 48 valid positions (what is local), or Probe.num_bytes (bits per byte)"
         )
-    those = f"those measured: {', '.join(names) or 'none'}{did_you_mean(name, names)}"
+    close = did_you_mean(name, names)
+    shown = [*names[:_SHOWN], f"… ({len(names)} in all)"] if close and len(names) > _SHOWN else names
+    those = f"those measured: {', '.join(shown) or 'none'}{close}"
     raise ValueError(f"no metric {name!r} is measured{hint}; {those}")
 
 

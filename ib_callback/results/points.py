@@ -259,6 +259,8 @@ class FeaturePoint:
     `information_se`, with `Meter(standard_errors=...)`, is the standard error of the information's expected value.
     `ratio` is information / complexity of the primary order, and `ratio_above_null` that of both above their nulls: the
     plain one of an untrained model is often higher than that of a trained one. None where undefined.
+    `information_jackknife`, likewise, are the [2 G - 1] values without groups of sequences of the feature's own probe,
+    as those of `PlanePoint`: two models can be compared group by group.
     """
 
     information: float | None
@@ -270,6 +272,7 @@ class FeaturePoint:
     information_se: float | None = None
     information_p_value: float | None = None
     ratio_above_null: float | None = None
+    information_jackknife: tuple[float, ...] = ()
 
     @classmethod
     def from_layers(
@@ -280,6 +283,7 @@ class FeaturePoint:
         complexity: float | None = None,
         complexity_above_null: float | None = None,
         complexity_null_se: float | None = None,
+        information_jackknife: Sequence[float] = (),
         **measured: float | None,
     ) -> FeaturePoint:
         """Derive the mean over layers and its ratios to `complexity`, that of the main probe's primary order.
@@ -290,6 +294,7 @@ class FeaturePoint:
             complexity: in the same unit.
             complexity_above_null: likewise, what of it is above its null.
             complexity_null_se: standard error of that null, by which it is resolved.
+            information_jackknife: the information without each omission, where errors were asked for.
             **measured: other fields by name: `information_null`, `information_p_value` and so on.
 
         Raises:
@@ -304,7 +309,10 @@ class FeaturePoint:
         errors: dict[str, Any] = {name: values.get(name) for name in FEATURE_ERRORS}
         above = {"complexity_above_null": complexity_above_null, "complexity_null_se": complexity_null_se}
         quantities = derived(FEATURE, values | {"complexity": complexity} | above)
-        return cls(**layers, **quantities, **errors, num_positions=operator.index(num_positions))
+        return cls(
+            **layers, **quantities, **errors, num_positions=operator.index(num_positions),
+            information_jackknife=tuple(map(float, information_jackknife)),
+        )  # fmt: skip
 
 
 def _means(by_layer: Mapping[str, Sequence[float]]) -> tuple[dict[str, Any], dict[str, float | None]]:

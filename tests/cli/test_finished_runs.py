@@ -68,7 +68,7 @@ def test_results_of_many_models(command, files, capsys):
 def test_no_other_file_is_touched(command, files, capsys):
     Path("a.png").write_text("not ours")
     assert main.main([command, str(files / "one"), "-o", "a.png"]) == 2
-    assert "got another file" in capsys.readouterr().err
+    assert "got something else" in capsys.readouterr().err
     assert Path("a.png").read_text() == "not ours"
 
 

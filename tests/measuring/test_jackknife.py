@@ -187,6 +187,7 @@ def test_features_have_an_error_and_pairs_stay_together():
             values.append(np.mean([bf.mutual_information(rows[:, i], labels) for i in range(2)]))
         feature = measured.features[name]
         assert feature.information_se == pytest.approx(error_by_hand(feature.information, values), rel=1e-3)
+        assert feature.information_jackknife == pytest.approx(values, abs=1e-6)
     assert measured.metrics()["ib/topic/information_se"] == measured.features["topic"].information_se
 
 
@@ -195,7 +196,9 @@ def test_a_feature_that_one_group_has_alone_has_no_error():
     topic[0] = torch.arange(14) % 2
     probe = make_probe(labels={"topic": topic})
     plan = make_plan(probe, ORDERS, ("topic",), batch_size=2, null=True, seed=0, num_groups=GROUPS)
-    assert measurement_of(plan, sums_of(plan, table_of(probe))).features["topic"].information_se is None
+    feature = measurement_of(plan, sums_of(plan, table_of(probe))).features["topic"]
+    assert feature.information_se is None
+    assert feature.information_jackknife == ()
 
 
 # --- groups

@@ -101,7 +101,7 @@ def test_the_points_have_a_field_for_all_that_the_table_names_and_no_other():
         *fields_of(PLANE, replicates=True),
         "num_positions_local",
     }
-    features = {f.name for f in dataclasses.fields(FeaturePoint)} - {"num_positions"}
+    features = {f.name for f in dataclasses.fields(FeaturePoint)} - {"num_positions", "information_jackknife"}
     assert features == fields_of(FEATURE, replicates=False)
     whole = {f.name for f in dataclasses.fields(Measurement)}
     assert {*fields_of(WHOLE, replicates=False), *fields_of(TRAINING, replicates=False), *BOOKKEEPING} <= whole

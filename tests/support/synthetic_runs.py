@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import recorded_runs
 
+from ib_callback.analysis.comparison import Entry
+from ib_callback.analysis.courses import Course
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.points import FeaturePoint, PlanePoint
 from ib_callback.results.stopping import StopReason
@@ -261,3 +263,53 @@ CASES = [
     # .0160 at step 0, 9 % more at step 1, .0205 at 24; complexity .0287, .0274, .0332 from 6, and .0296 at 18.
     Case("demonstration, no warm-up", recorded(recorded_runs.NO_WARM_UP), fit=7),
 ]  # fmt: skip
+
+
+# --- models, each a point or a course with the name, family and size that results have
+
+MODEL_SETTINGS = {"primary": "token", "num_bins": 100, "probe": "a" * 64, "documents": "d" * 64, "bound": "diagonal"}
+
+
+def model(
+    complexity: float,
+    expressivity: float,
+    *,
+    step: int | None = None,
+    layers: Sequence[str] = ("h.0", "h.1:final"),
+    jackknife: tuple[Sequence[float], Sequence[float]] = ((), ()),
+    preference: FeaturePoint | None = None,
+    settings: dict[str, Any] | None = None,
+    **more: Any,
+) -> Measurement:
+    """A point of a model, at the token order; `jackknife` holds complexity and expressivity without each omission."""
+    depth = len(layers)
+    point = PlanePoint.from_layers(
+        [complexity] * depth, [expressivity] * depth, complexity_null=0.125, complexity_null_se=0.001,
+        expressivity_null=0.0625, expressivity_null_se=0.001,
+        complexity_null_by_layer=[0.125] * depth, expressivity_null_by_layer=[0.0625] * depth,
+        complexity_baseline_by_layer=[0.25] * depth, expressivity_baseline_by_layer=[0.125] * depth,
+    )  # fmt: skip
+    without = {
+        f"{name}_jackknife": tuple(values)
+        for name, values in zip(("complexity", "expressivity"), jackknife, strict=True)
+    }
+    return Measurement(
+        step=step, entropy=0.75, ceiling=0.8, orders={"token": replace(point, **without)},
+        features={} if preference is None else {"preference": preference}, layers=tuple(layers),
+        entropy_by_layer=(0.75,) * depth, num_positions=1000, seconds=1.0,
+        settings={**MODEL_SETTINGS, "layers": list(layers)} | (settings or {}), **more,
+    )  # fmt: skip
+
+
+def course(name: str, *points: Measurement, **head: Any) -> Course:
+    """A course of results, with what goes before its numbers."""
+    heads = [{"model": name, "revision": None, "step": point.step, **head} for point in points]
+    return Course(
+        name=name, trajectory=Trajectory(points), curve=None, points=list(zip(heads, points, strict=True)), path=None
+    )
+
+
+def entry(name: str, point: Measurement, **head: Any) -> Entry:
+    """A point of a model that has no other."""
+    of = course(name, point, **head)
+    return Entry(name=name, course=of, point=point, head=of.points[0][0])

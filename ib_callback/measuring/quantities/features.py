@@ -88,8 +88,11 @@ class Feature:
             counts = readings.plan.counts[self.number]
             mean, spread = curve.null(counts)[0], curve.spread_of_null(counts)
         error = None
+        omitted: tuple[float, ...] = ()
         if readings.left_out is not None:
             error = readings.left_out.error(self.number, self.total, float(information.mean()))
+            if error is not None:
+                omitted = tuple(readings.left_out.information(self.number, self.total).tolist())
         found.features[self.labels.name] = FeaturePoint.from_layers(
             information.tolist(),
             num_positions=readings.plan.label_sets[self.number].num_positions,
@@ -97,6 +100,7 @@ class Feature:
             information_null_std=spread,
             information_p_value=p_value,
             information_se=error,
+            information_jackknife=omitted,
             **found.complexities,
         )
 

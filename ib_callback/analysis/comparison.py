@@ -1,0 +1,295 @@
+"""Several models side by side: which points are compared, whether they can be, and who lies nearest to the bound."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ib_callback.analysis.courses import Course
+from ib_callback.common.messages import warn
+from ib_callback.results.measurement import ADVICE, Measurement, incomparable_settings, metrics_of
+from ib_callback.results.metrics import better_direction, resolve_metric
+from ib_callback.results.trajectory import aligned, cell
+from ib_callback.results.uncertainty import difference
+
+# Settings by which models differ because they are different models.
+_OF_THE_MODEL = ("layers", "dtype", "loss")
+_COLUMNS = ("loss", "bits_per_byte")
+_OF_ORDER = ("complexity", "expressivity", "optimality", "distance_to_bound", "optimality_null", "optimality_local")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Entry:
+    """One point of one model.
+
+    Attributes:
+        name: as it is shown; with the step where a model has several points in the comparison.
+        course: that it is a point of.
+        point: the measurement.
+        head: of it, what goes before its numbers in a table: model, revision, family, num_parameters, tokens, step.
+    """
+
+    name: str
+    course: Course
+    point: Measurement
+    head: dict[str, Any]
+
+    @property
+    def family(self) -> str:
+        """That of the model, or its own name where none is known."""
+        return self.head.get("family") or self.course.name
+
+
+def point_at(course: Course, step: str) -> Measurement:
+    """One measured point of a course.
+
+    Args:
+        course: a run or a model.
+        step: "last", "best" (by optimality, among those that can be selected; of a single point, that), or a number.
+
+    Raises:
+        ValueError: there is no such point, or it was not measured.
+    """
+    measured = [point for point in course.trajectory if point.orders]
+    if step == "last":
+        return measured[-1]
+    if step == "best":
+        best = measured[0] if len(measured) == 1 else course.trajectory.best(by="optimality")
+        if best is None:
+            raise ValueError(
+                "--step best: no point can be selected, for the compression phase was not recognised or has no "
+                "measured point. Give --step last or a number"
+            )
+        return best
+    try:
+        number = int(step.replace(",", ""))  # as steps are printed
+    except ValueError:
+        raise ValueError(f"--step: expected a number, last or best, got {step!r}") from None
+    for point in measured:
+        if point.step == number:
+            return point
+    steps = [point.step for point in measured if point.step is not None]
+    near = sorted(sorted(steps, key=lambda other: abs(other - number))[:5])
+    raise ValueError(f"--step {number}: no such point was measured; the nearest are {', '.join(map(str, near))}")
+
+
+def entries_of(courses: Sequence[Course], steps: Sequence[str] = ("last",)) -> list[Entry]:
+    """The points that are compared: of each course one for each of the steps that it has.
+
+    Args:
+        courses: runs and models.
+        steps: as for `point_at`.
+
+    Raises:
+        ValueError: no course has any of these steps.
+
+    Warns:
+        RuntimeWarning: a course that has not one of them, and why.
+    """
+    found: list[Entry] = []
+    reasons = []
+    for course in courses:
+        points: list[Measurement] = []
+        for step in dict.fromkeys(steps):
+            try:
+                points.append(point_at(course, step))
+            except ValueError as error:
+                reasons.append(f"{course.name} has no such point: {error}")
+        points = list({id(point): point for point in points}.values())
+        for point in points:
+            head = next(head for head, other in course.points if other is point)
+            found.append(Entry(name=_name(course, point, len(points)), course=course, point=point, head=head))
+    if not found:
+        raise ValueError(reasons[0])
+    for reason in reasons:
+        warn(reason)
+    return found
+
+
+def _name(course: Course, point: Measurement, number: int) -> str:
+    if number == 1:
+        return course.name
+    if point.step == 0:
+        return f"{course.name}, untrained"
+    return course.name if point.step is None else f"{course.name}, step {point.step:,}"
+
+
+def check_comparable(entries: Sequence[Entry]) -> list[str]:
+    """That all were measured on the same documents with the same settings.
+
+    Args:
+        entries: to be compared.
+
+    Returns:
+        What to beware of: other tokenizers, numbers of layers, precisions.
+
+    Raises:
+        ValueError: other documents or settings; the message names the first two that differ, and the cure.
+    """
+    first = entries[0]
+    cautions: dict[str, None] = {}
+    retokenised: dict[str, None] = {}
+    for other in entries[1:]:
+        differing = incomparable_settings(first.point, other.point)
+        documents = [entry.point.settings.get("documents") for entry in (first, other)]
+        if "probe" in differing and (None in documents or documents[0] != documents[1]):
+            raise ValueError(
+                f"expected measurements of the same documents, got {first.name} on {_probe_of(first)} and "
+                f"{other.name} on {_probe_of(other)}. Measure both with one command, ib-callback measure MODEL MODEL "
+                "--documents FILE, or leave one out with --model"
+            )
+        if differing.pop("probe", None):
+            retokenised[other.course.name] = None
+            # Texts of a feature are tokenised anew as well, which is part of the same caution.
+            differing = {name: text for name, text in differing.items() if not name.startswith("feature_probes")}
+        of_model = [name for name in differing if re.split(r"[.\[]", name)[0] in _OF_THE_MODEL]
+        of_feature = [name for name in differing if name.startswith("feature_probes")]
+        hard = [text for name, text in differing.items() if name not in (*of_model, *of_feature)]
+        if _behind_norm(first) != _behind_norm(other):
+            hard.append(f"layers: {_kind(first)} vs {_kind(other)}")
+        if hard:
+            raise ValueError(
+                f"expected measurements with the same settings, got {first.name} and {other.name} with other ones: "
+                f"{'; '.join(hard)}. Measure both with the same ib-callback measure, or leave one out with --model"
+            )
+        numbers = [len(entry.point.layers) for entry in (first, other)]
+        if numbers[0] != numbers[1]:
+            cautions["Models have other numbers of layers: means over all of them are compared."] = None
+        if any(name.startswith("dtype") for name in of_model):
+            cautions["Models were measured in other precisions (dtype)."] = None
+        for name in of_feature:
+            feature = name.partition(".")[2]
+            cautions[f"Information about {feature} was measured on other texts, and cannot be compared."] = None
+    if not retokenised:
+        return list(cautions)
+    others = [*retokenised]
+    names = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+    told = f"The same documents under other tokenizers, or cut at other lengths: {first.course.name} and {names}. "
+    told += f"{ADVICE}."
+    return [told, *cautions]
+
+
+def _probe_of(entry: Entry) -> str:
+    settings = entry.point.settings
+    documents = settings.get("documents")
+    probe = f"probe {str(settings.get('probe'))[:8]}…"
+    return probe if documents is None else f"{probe} (documents {str(documents)[:8]}…)"
+
+
+def _behind_norm(entry: Entry) -> bool:
+    """Whether the last layer is what hidden_states has: behind the final norm."""
+    return bool(entry.point.layers) and entry.point.layers[-1].endswith(":final")
+
+
+def _kind(entry: Entry) -> str:
+    return "hidden_states" if _behind_norm(entry) else f"{', '.join(entry.point.layers[-2:])}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Models ranked by a number.
+
+    Attributes:
+        by: its name.
+        rows: one a model, the best first, those without the number last.
+        cautions: what to beware of.
+        conclusion: what may be concluded.
+    """
+
+    by: str
+    rows: list[dict[str, Any]]
+    cautions: list[str]
+    conclusion: str
+
+    def table(self) -> str:
+        """As aligned text."""
+        names = [name for name in self.rows[0] if any(row[name] is not None for row in self.rows)]
+        texts = ("model", "family", "stage", "differs from the next")
+        lines = [[name.rpartition("/")[2].replace("_", " ") for name in names]]
+        lines += [[_text(row[name]) for name in names] for row in self.rows]
+        return "\n".join(aligned(lines, [str.ljust if name in texts else str.rjust for name in names]))
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else cell(value)
+
+
+def compared(entries: Sequence[Entry], *, order: str | None = None, by: str | None = None) -> Comparison:
+    """Rank models by their distance to the bound, or another number.
+
+    Args:
+        entries: that can be compared (`check_comparable`).
+        order: n-gram order of the columns, by default the primary one of the first.
+        by: what to rank by, as logged; by default the distance to the bound of that order.
+
+    Raises:
+        ValueError: settings or documents that forbid it, or no such number.
+    """
+    cautions = check_comparable(entries)
+    first = entries[0].point
+    primary = order or first.primary or ""
+    if not any(primary in entry.point for entry in entries):
+        raise ValueError(f"--order: expected one among {', '.join(first.orders)}, got {primary!r}")
+    known = list(dict.fromkeys(name for entry in entries for name in metrics_of(entry.point)))
+    by = resolve_metric(by or f"{primary}/distance_to_bound", known)
+    values = [entry.point.scalars().get(by) for entry in entries]
+    sign = -1.0 if better_direction(by) == "max" else 1.0
+    places = sorted(range(len(entries)), key=lambda i: (values[i] is None, sign * (values[i] or 0.0)))
+    ranked = [entries[place] for place in places]
+    rows = []
+    for rank, (entry, below) in enumerate(itertools.zip_longest(ranked, ranked[1:]), 1):
+        scalars = entry.point.scalars()
+        head = {name: entry.head.get(name) for name in ("family", "stage", "num_parameters", "tokens", "step")}
+        numbers = {}
+        for name in (*_COLUMNS, *(f"{primary}/{each}" for each in _OF_ORDER), by):
+            numbers[name] = scalars.get(name)
+            if name == by:
+                numbers.setdefault(f"{by}_se", scalars.get(f"{by}_se"))
+        apart = None if below is None else _apart(entry, below, by)
+        rank_or_none = None if scalars.get(by) is None else rank
+        rows.append({"rank": rank_or_none, "model": entry.name, **head, **numbers, "differs from the next": apart})
+    return Comparison(by=by, rows=rows, cautions=cautions, conclusion=_conclusion(ranked, rows, by, primary))
+
+
+def _apart(entry: Entry, below: Entry, by: str) -> str | None:
+    """Whether two neighbours in the ranking differ beyond their errors; None where errors are not known."""
+    try:
+        found = difference(entry.point, below.point, by)
+    except ValueError:
+        return None
+    if found.contradicted_by:
+        return "not above chance"
+    return "yes" if found.significant else "not resolved"
+
+
+def _conclusion(ranked: Sequence[Entry], rows: Sequence[dict[str, Any]], by: str, order: str) -> str:
+    placed = [row for row in rows if row["rank"] is not None]
+    if len(placed) < 2:
+        return "One model: nothing can be compared."
+    first = placed[0]
+    told = [f"Of {len(placed)} models {first['model']} comes first by {by} ({cell(first[by])})."]
+    apart = [row["differs from the next"] for row in placed[:-1]]
+    if all(each is None for each in apart):
+        told.append("No errors were measured (--standard-errors), so that nobody can tell which ranks are real.")
+    elif unresolved := sum(each not in (None, "yes") for each in apart):
+        told.append(f"{unresolved} of {len(apart)} pairs of neighbours are not resolved, or not above chance.")
+    untrained = [entry.name for entry in ranked if entry.point.step == 0]
+    local = {row["model"]: row[f"{order}/optimality_local"] for row in placed}
+    trained_best = max((row["rank"] for row in placed if row["model"] not in untrained), default=0)
+    if any(row["model"] in untrained and row["rank"] < trained_best for row in placed):
+        told.append(
+            "An untrained model comes before a trained one: this number alone does not say which model is good "
+            "(what is local, above the document baseline, does: docs/reading-the-numbers.md)."
+        )
+    elif all(value is not None for value in local.values()):
+        best = max(local, key=lambda name: local[name] or 0.0)
+        if best != first["model"]:
+            told.append(f"By local optimality {best} comes first: what chance and the document add decides here.")
+    return " ".join(told)

@@ -1,0 +1,165 @@
+"""`ib-callback compare`: many models in one plane, what changed between two, and their layers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ib_callback.analysis.comparison import Entry, check_comparable, compared, entries_of, point_at
+from ib_callback.analysis.courses import Course, load_courses
+from ib_callback.analysis.pairs import changes, conclusion_of_changes, table_of_changes
+from ib_callback.analysis.profile import conclusion_of_profiles, rows_of_profiles, table_of_profiles
+from ib_callback.cli._command import (
+    DONE,
+    add_picture_arguments,
+    add_run_arguments,
+    add_table_arguments,
+    examples,
+    guarded,
+    write_picture,
+    write_tables,
+)
+from ib_callback.plot.models import Placed, models_in_plane
+from ib_callback.plot.profile import layer_profile
+
+
+def add_compare_command(commands: Any) -> None:
+    """Add `compare` to the parser of `ib-callback`."""
+    parser = commands.add_parser(
+        "compare",
+        help="many models side by side: ranked, paired, or layer by layer",
+        description="Compare models that were measured on the same documents with the same settings: who lies nearest "
+        "to the bound; with --pair what changed from one to another, with intervals; with --profile their layers.",
+        **examples(
+            "ib-callback compare results.jsonl -o models.png",
+            "ib-callback compare results.jsonl --pair OLMo-2-1B:OLMo-2-1B-DPO --metric preference/ratio",
+            "ib-callback compare results.jsonl --profile --step 0 --step last --order token -o layers.png",
+            "ib-callback compare results.jsonl --pair SmolLM2@0:SmolLM2",
+        ),
+    )
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--step", action="append", metavar="N|last|best",
+        help="which point of each model, by default the last; may be given several times (best: by optimality)",
+    )  # fmt: skip
+    parser.add_argument("--order", action="append", metavar="NAME", help="an n-gram order; may be given several times")
+    parser.add_argument(
+        "--plane", action="append", metavar="NAME", help="of the picture: prediction, readout, local, plain"
+    )
+    parser.add_argument("--by", metavar="METRIC", help="what to rank by, by default the distance to the bound")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--pair", action="append", metavar="BASE:POST",
+        help="what changed from one model to another; MODEL@STEP is one of its points; may be given several times",
+    )  # fmt: skip
+    what.add_argument("--profile", action="store_true", help="entropy, information and ratio by layer")
+    parser.add_argument(
+        "--metric", action="append", metavar="NAME",
+        help="of --pair, as logged; may be given several times; by default ratio and information of each feature, and "
+        "the main numbers of the primary order",
+    )  # fmt: skip
+    add_picture_arguments(parser)
+    add_table_arguments(parser, row="a model, a change or a layer")
+    parser.set_defaults(run=guarded(_compare))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    if options.metric and not options.pair:
+        raise ValueError("--metric is for --pair, got none. Give --pair BASE:POST, or --by METRIC to rank by it")
+    courses = load_courses(options.runs, options.model)
+    if options.pair:
+        return _pairs(options, courses)
+    entries = entries_of(courses, options.step or ("last",))
+    return _profile(options, entries) if options.profile else _rank(options, entries)
+
+
+def _rank(options: argparse.Namespace, entries: Sequence[Entry]) -> int:
+    found = compared(entries, order=options.order[0] if options.order else None, by=options.by)
+    _show(options, [found.table(), *_beware(found.cautions), found.conclusion], found.rows, entries, found.cautions)
+    return DONE
+
+
+def _pairs(options: argparse.Namespace, courses: Sequence[Course]) -> int:
+    told, rows, cautions, entries = [], [], [], []
+    for text in options.pair:
+        base, post = _pair(text, courses)
+        found, beware = changes(base, post, options.metric)
+        told += [f"{base.name} -> {post.name}", table_of_changes(found), *_beware(beware)]
+        told += [conclusion_of_changes(base.name, post.name, found), ""]
+        rows += [{"pair": text, "model_base": base.name, "model_post": post.name, **asdict(each)} for each in found]
+        cautions += beware
+        entries += [base, post]
+    _show(options, told[:-1], rows, entries, cautions)
+    return DONE
+
+
+def _profile(options: argparse.Namespace, entries: Sequence[Entry]) -> int:
+    cautions = check_comparable(entries)
+    rows = rows_of_profiles(entries, options.order)
+    by_model = {entry.name: [row for row in rows if row["model"] == entry.name] for entry in entries}
+    told = [table_of_profiles(entries, options.order), *_beware(cautions)]
+    told.append(conclusion_of_profiles(entries, options.order))
+    written = write_picture(options, lambda: layer_profile(by_model, notes=cautions, theme=options.theme))
+    _end(options, told, rows, written)
+    return DONE
+
+
+def _pair(text: str, courses: Sequence[Course]) -> tuple[Entry, Entry]:
+    """Both sides of BASE:POST, of which either may have a colon in its name."""
+    known = {course.name: course for course in courses}
+    for place in [index for index, letter in enumerate(text) if letter == ":"]:
+        sides = [_side(side, known) for side in (text[:place], text[place + 1 :])]
+        if None not in sides:
+            base, post = (_entry(*side) for side in sides if side)
+            return base, post
+    raise ValueError(
+        f"--pair: expected BASE:POST, two of {', '.join(known)}, each with @STEP behind it for another point than the "
+        f"last, got {text!r}"
+    )
+
+
+def _side(text: str, known: dict[str, Course]) -> tuple[Course, str] | None:
+    name, _, step = text.rpartition("@")
+    if text in known:
+        return known[text], "last"
+    return (known[name], step) if name in known and step else None
+
+
+def _entry(course: Course, step: str) -> Entry:
+    point = point_at(course, step)
+    head = next(head for head, other in course.points if other is point)
+    return Entry(name=course.name if step == "last" else f"{course.name}@{step}", course=course, point=point, head=head)
+
+
+def _show(
+    options: argparse.Namespace,
+    told: Sequence[str],
+    rows: list[dict[str, Any]],
+    entries: Sequence[Entry],
+    cautions: Sequence[str],
+) -> None:
+    models = [
+        Placed(name=entry.name, family=entry.family, point=entry.point, course=list(entry.course.trajectory))
+        for entry in {entry.name: entry for entry in entries}.values()
+    ]
+    written = write_picture(
+        options,
+        lambda: models_in_plane(
+            models, orders=options.order, planes=options.plane, notes=list(dict.fromkeys(cautions)), theme=options.theme
+        ),
+    )
+    _end(options, told, rows, written)
+
+
+def _end(options: argparse.Namespace, told: Sequence[str], rows: list[dict[str, Any]], written: list[Any]) -> None:
+    if "-" not in (options.csv, options.json):
+        print("\n".join(told))
+    for path in [*written, *write_tables(options, rows)]:
+        print(f"ib-callback: written: {path}", file=sys.stderr)
+
+
+def _beware(cautions: Sequence[str]) -> list[str]:
+    return [f"Beware: {caution}" for caution in cautions]
