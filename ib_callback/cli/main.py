@@ -22,6 +22,7 @@ from ib_callback.cli._command import (
 from ib_callback.cli.measure import add_measure_command
 from ib_callback.cli.plot import add_arguments as add_plot_arguments
 from ib_callback.cli.probe import add_probe_command
+from ib_callback.cli.report import add_report_command
 from ib_callback.common.version import __version__
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_plot_arguments(plot)
     plot.set_defaults(run=guarded(_plot))
+    add_report_command(commands)
     add_probe_command(commands)
     return parser
 
