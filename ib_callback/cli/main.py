@@ -19,6 +19,7 @@ from ib_callback.cli._command import (
     positive,
     write_tables,
 )
+from ib_callback.cli.log import add_log_command
 from ib_callback.cli.measure import add_measure_command
 from ib_callback.cli.plot import add_arguments as add_plot_arguments
 from ib_callback.cli.probe import add_probe_command
@@ -165,6 +166,7 @@ def parser() -> argparse.ArgumentParser:
     add_plot_arguments(plot)
     plot.set_defaults(run=guarded(_plot))
     add_report_command(commands)
+    add_log_command(commands)
     add_probe_command(commands)
     return parser
 
