@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,18 @@ from typing import Any
 
 from ib_callback.checkpoints.load import Loading
 from ib_callback.checkpoints.place import Checkpoint, Tell
-from ib_callback.checkpoints.tokenizers import load_tokenizer, tokenizer_of
+from ib_callback.checkpoints.tokenizers import len_of, load_tokenizer, quick_tokenizer_of, tokenizer_of
 from ib_callback.common.errors import ProbeError
+from ib_callback.common.messages import warn
 from ib_callback.measuring.settings import FeatureProbes
 from ib_callback.probe.probe import Probe
 from ib_callback.probe.several_tokenizers import texts_of
 
 _TULU = "tulu"
+# How far the bytes of a probe may be from those that its ids are decoded to: tokenizers leave out spaces at an edge,
+# and a character that is cut there becomes three bytes.
+_BYTES_OFF, _BYTES_A_SEQUENCE = 0.02, 4
+_ENTRIES = re.compile(r"(\d+) entries")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,8 @@ def material_for(checkpoints: Iterable[Checkpoint], asked: Asked, loading: Loadi
     for checkpoint in checkpoints:
         first.setdefault(checkpoint.model, []).append(checkpoint)
     whole = None if asked.probe is None else Probe.load(asked.probe)
+    if whole is not None:
+        _check_tokenizers(whole, first, asked, loading)
     sources = dict.fromkeys(map(_source, asked.features))
     loaded = {source: Probe.load(source) for source in sources if Path(source).suffix == ".safetensors"}
     if whole is not None and len(loaded) == len(sources):
@@ -90,6 +98,54 @@ def material_for(checkpoints: Iterable[Checkpoint], asked: Asked, loading: Loadi
                 made[source] = _pairs(source, tokenizer, asked)
         found[key] = Material(probes[key], _together(asked.features, made))
     return {model: found[key] for model, key in of_model.items()}
+
+
+def _check_tokenizers(probe: Probe, models: dict[str, list[Checkpoint]], asked: Asked, loading: Loading) -> None:
+    """That the token ids of a probe are those of each model's tokenizer, as far as there is one to ask.
+
+    Texts that were made of the ids by a wrong tokenizer have another number of bytes. Where the probe does not know
+    how many it has, the number of entries is compared, of which base models and what was made of them may differ.
+
+    Raises:
+        ProbeError: they are of another tokenizer.
+
+    Warns:
+        RuntimeWarning: they may be.
+    """
+    for model, checkpoints in models.items():
+        try:
+            tokenizer = (
+                quick_tokenizer_of(checkpoints[0], trust_remote_code=loading.trust_remote_code)
+                if asked.tokenizer is None
+                else load_tokenizer(asked.tokenizer)
+            )
+            decoded = None if tokenizer is None else _bytes_of(probe, tokenizer)
+        except Exception:  # nobody to ask: a probe of ids needs no tokenizer
+            continue
+        if decoded is None:
+            continue
+        if probe.num_bytes is not None:
+            if abs(decoded - probe.num_bytes) > max(_BYTES_OFF * probe.num_bytes, _BYTES_A_SEQUENCE * len(probe)):
+                raise ProbeError(
+                    f"--probe {asked.probe}: expected ids of the tokenizer of {model}, by which they would be "
+                    f"{decoded:,} bytes of text, got those of another one ({probe.tokenizer}), {probe.num_bytes:,} "
+                    "bytes. Give --documents FILE, of which each model's tokenizer makes its own, or with --tokenizer "
+                    "the one that is right for the model"
+                )
+            continue
+        entries = _ENTRIES.search(probe.tokenizer or "")
+        if entries is not None and int(entries[1]) != len_of(tokenizer):
+            warn(
+                f"--probe {asked.probe} is of a tokenizer of {entries[1]} entries ({probe.tokenizer}), and that of "
+                f"{model} has {len_of(tokenizer)}: if its ids mean other tokens, all numbers are of no use."
+            )
+
+
+def _bytes_of(probe: Probe, tokenizer: Any) -> int:
+    """UTF-8 bytes of the text that a tokenizer makes of all ids of a probe but the first of each sequence."""
+    rows = [ids[mask].tolist()[1:] for ids, mask in zip(probe.input_ids, probe.attention_mask, strict=True)]
+    more = {"clean_up_tokenization_spaces": False} if hasattr(tokenizer, "name_or_path") else {}
+    return sum(len(tokenizer.decode(row, skip_special_tokens=True, **more).encode()) for row in rows)
 
 
 def _tokenizers(

@@ -31,6 +31,24 @@ def load_tokenizer(name: str, **keywords: Any) -> Any:
         raise ValueError(f"--tokenizer {name}: cannot be loaded ({error})") from error
 
 
+def len_of(tokenizer: Any) -> int:
+    """How many entries it has."""
+    return tokenizer.get_vocab_size() if hasattr(tokenizer, "get_vocab_size") else len(tokenizer)
+
+
+def quick_tokenizer_of(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any | None:
+    """The tokenizer that lies with a checkpoint in files of its own; None without one, or if it is in a GGUF file.
+
+    To read it out of a GGUF file takes long, and all of it would be downloaded.
+    """
+    if any(name.endswith(".gguf") for name in getattr(checkpoint.place, "weights", ())):
+        return None
+    for folder in checkpoint.place.fetch_tokenizer():
+        if any((folder / name).is_file() for name in _FILES):
+            return load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
+    return None
+
+
 def tokenizer_of(checkpoint: Checkpoint, *, gguf: str | None = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer that lies with a checkpoint, or with the run that it is of.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ib_callback.cli._command import (
     DONE,
@@ -38,6 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ib-callback: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def command() -> NoReturn:
+    """The process `ib-callback`: `main`, and its end."""
+    status = main()
+    if status == INTERRUPTED:
+        # Python would wait for all threads, and so for a download to come to its end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -199,4 +211,4 @@ def _minutes(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()
