@@ -75,12 +75,19 @@ OPTIONS = [
 ]  # fmt: skip
 
 
+# As `python -m ib_callback`; what runs in the background inherits that it ignores Ctrl-C.
+_AS_A_MODULE = (
+    "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('ib_callback', run_name='__main__')"
+)
+
+
 def started(folder: Path, hub: Hub, *arguments: str) -> subprocess.Popen[str]:
     # tests/conftest.py turns the network off; what is tested here is the way there.
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     inherited |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "ib_callback", "measure", *arguments, *OPTIONS],
+        [sys.executable, "-c", _AS_A_MODULE, "measure", *arguments, *OPTIONS],
         env=inherited | {"PYTHONPATH": str(ROOT)}, cwd=folder, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )  # fmt: skip
