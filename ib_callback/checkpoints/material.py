@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ib_callback.checkpoints.load import Loading
 from ib_callback.checkpoints.place import Checkpoint, Tell
-from ib_callback.checkpoints.tokenizers import len_of, load_tokenizer, quick_tokenizer_of, tokenizer_of
+from ib_callback.checkpoints.tokenizers import (
+    load_tokenizer,
+    quick_tokenizer_of,
+    special_ids,
+    there_and_back,
+    tokenizer_of,
+)
 from ib_callback.common.errors import ProbeError
-from ib_callback.common.messages import warn
 from ib_callback.measuring.settings import FeatureProbes
 from ib_callback.probe.probe import Probe
 from ib_callback.probe.several_tokenizers import texts_of
 
 _TULU = "tulu"
-# How far the bytes of a probe may be from those that its ids are decoded to: tokenizers leave out spaces at an edge,
-# and a character that is cut there becomes three bytes.
-_BYTES_OFF, _BYTES_A_SEQUENCE = 0.02, 4
-_ENTRIES = re.compile(r"(\d+) entries")
+# Of 40 texts, with three tokenizers: 99.9 to 100 % of the neighbours came back from their own, 46 to 88 % from another.
+_COMES_BACK = 0.95
+_SEQUENCES_ASKED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +108,11 @@ def material_for(checkpoints: Iterable[Checkpoint], asked: Asked, loading: Loadi
 def _check_tokenizers(probe: Probe, models: dict[str, list[Checkpoint]], asked: Asked, loading: Loading) -> None:
     """That the token ids of a probe are those of each model's tokenizer, as far as there is one to ask.
 
-    Texts that were made of the ids by a wrong tokenizer have another number of bytes. Where the probe does not know
-    how many it has, the number of entries is compared, of which base models and what was made of them may differ.
+    A text that a tokenizer makes of ids of its own comes back as the same ids. That of ids of another one does not:
+    tokens that were next to each other are put together in another way.
 
     Raises:
         ProbeError: they are of another tokenizer.
-
-    Warns:
-        RuntimeWarning: they may be.
     """
     for model, checkpoints in models.items():
         try:
@@ -119,33 +121,32 @@ def _check_tokenizers(probe: Probe, models: dict[str, list[Checkpoint]], asked: 
                 if asked.tokenizer is None
                 else load_tokenizer(asked.tokenizer)
             )
-            decoded = None if tokenizer is None else _bytes_of(probe, tokenizer)
+            share = None if tokenizer is None else _share_that_comes_back(probe, tokenizer)
         except Exception:  # nobody to ask: a probe of ids needs no tokenizer
             continue
-        if decoded is None:
-            continue
-        if probe.num_bytes is not None:
-            if abs(decoded - probe.num_bytes) > max(_BYTES_OFF * probe.num_bytes, _BYTES_A_SEQUENCE * len(probe)):
-                raise ProbeError(
-                    f"--probe {asked.probe}: expected ids of the tokenizer of {model}, by which they would be "
-                    f"{decoded:,} bytes of text, got those of another one ({probe.tokenizer}), {probe.num_bytes:,} "
-                    "bytes. Give --documents FILE, of which each model's tokenizer makes its own, or with --tokenizer "
-                    "the one that is right for the model"
-                )
-            continue
-        entries = _ENTRIES.search(probe.tokenizer or "")
-        if entries is not None and int(entries[1]) != len_of(tokenizer):
-            warn(
-                f"--probe {asked.probe} is of a tokenizer of {entries[1]} entries ({probe.tokenizer}), and that of "
-                f"{model} has {len_of(tokenizer)}: if its ids mean other tokens, all numbers are of no use."
+        if share is not None and share < _COMES_BACK:
+            raise ProbeError(
+                f"--probe {asked.probe}: expected ids of the tokenizer of {model}, got those of another one "
+                f"({probe.tokenizer}): only {share:.0%} of their neighbours come back from the text that it makes of "
+                "them. Give --documents FILE, of which each model's tokenizer makes its own probe, or with "
+                "--tokenizer the one that is right for the model"
             )
 
 
-def _bytes_of(probe: Probe, tokenizer: Any) -> int:
-    """UTF-8 bytes of the text that a tokenizer makes of all ids of a probe but the first of each sequence."""
-    rows = [ids[mask].tolist()[1:] for ids, mask in zip(probe.input_ids, probe.attention_mask, strict=True)]
-    more = {"clean_up_tokenization_spaces": False} if hasattr(tokenizer, "name_or_path") else {}
-    return sum(len(tokenizer.decode(row, skip_special_tokens=True, **more).encode()) for row in rows)
+def _share_that_comes_back(probe: Probe, tokenizer: Any) -> float | None:
+    """Of all pairs of neighbouring ids of some sequences, the share that is there after decoding and encoding them.
+
+    None where there are no pairs, or where the probe is not of a text: nothing is known of ids that were made up.
+    """
+    if probe.tokenizer is None:
+        return None
+    special, same, total = special_ids(tokenizer), 0, 0
+    for ids, mask in list(zip(probe.input_ids, probe.attention_mask, strict=True))[:_SEQUENCES_ASKED]:
+        row = [token for token in ids[mask].tolist() if token not in special]
+        before, after = (Counter(pairwise(each)) for each in (row, there_and_back(tokenizer, row)))
+        same += (before & after).total()
+        total += before.total()
+    return same / total if total else None
 
 
 def _tokenizers(

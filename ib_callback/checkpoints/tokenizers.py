@@ -31,9 +31,19 @@ def load_tokenizer(name: str, **keywords: Any) -> Any:
         raise ValueError(f"--tokenizer {name}: cannot be loaded ({error})") from error
 
 
-def len_of(tokenizer: Any) -> int:
-    """How many entries it has."""
-    return tokenizer.get_vocab_size() if hasattr(tokenizer, "get_vocab_size") else len(tokenizer)
+def special_ids(tokenizer: Any) -> set[int]:
+    """The ids of tokens that are no text, of a tokenizer of transformers or a `tokenizers.Tokenizer`."""
+    if hasattr(tokenizer, "all_special_ids"):
+        return set(tokenizer.all_special_ids)
+    return {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+
+
+def there_and_back(tokenizer: Any, ids: list[int]) -> list[int]:
+    """The ids of the text that a tokenizer makes of ids."""
+    if hasattr(tokenizer, "all_special_ids"):
+        text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer.encode(tokenizer.decode(ids), add_special_tokens=False).ids
 
 
 def quick_tokenizer_of(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any | None:
