@@ -1,7 +1,5 @@
 """`python -m ib_callback`: the same as `ib-callback`."""
 
-import sys
+from ib_callback.cli.main import command
 
-from ib_callback.cli.main import main
-
-sys.exit(main())
+command()

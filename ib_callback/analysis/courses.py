@@ -39,12 +39,15 @@ class Course:
     path: Path | None
 
 
-def load_courses(paths: Sequence[str | os.PathLike[str]], models: Sequence[str] | None = None) -> list[Course]:
+def load_courses(
+    paths: Sequence[str | os.PathLike[str]], models: Sequence[str] | None = None, *, unmeasured: bool = False
+) -> list[Course]:
     """Runs, each by itself, and the models of all files of results, which may be of several shards.
 
     Args:
         paths: directories of runs, or above one; trajectory files; files of results.
         models: names of those wanted; None: all.
+        unmeasured: whether those come too of which no point could be measured.
 
     Raises:
         TrajectoryError: a run that is not there, or cannot be read.
@@ -70,6 +73,8 @@ def load_courses(paths: Sequence[str | os.PathLike[str]], models: Sequence[str] 
         if unknown := [name for name in models if name not in known]:
             raise ValueError(f"--model: expected names among {', '.join(known)}, got {unknown[0]!r}")
         runs = [known[name] for name in dict.fromkeys(models)]
+    if unmeasured:
+        return runs
     empty = [run for run in runs if not any(point.orders for point in run.trajectory)]
     if len(empty) == len(runs) or any(run.name not in results for run in empty):
         run = empty[0]

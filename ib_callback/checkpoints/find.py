@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ib_callback.checkpoints import hub
-from ib_callback.checkpoints.local import find_local, gguf_in
+from ib_callback.checkpoints.local import find_runs, gguf_in
 from ib_callback.checkpoints.names import thinned
 from ib_callback.checkpoints.place import Checkpoint, Local, Tell
 from ib_callback.common.errors import ModelError
@@ -50,7 +50,11 @@ def find_checkpoints(wanted: Wanted, tell: Tell) -> tuple[list[Checkpoint], list
     found: list[Checkpoint] = []
     for source, name in zip(wanted.models, _names(wanted), strict=True):
         if Path(source).exists():
-            found += find_local(Path(source), name)
+            each = find_runs(Path(source), name)
+            several = dict.fromkeys(checkpoint.model for checkpoint in each)
+            if len(several) > 1 and wanted.name is None:
+                tell(f"{source} holds several runs, each a model: {', '.join(several)}; --name makes them one")
+            found += each if wanted.name is None else [replace(checkpoint, model=name) for checkpoint in each]
         elif hub.is_id(source):
             found += hub.find_on_hub(source, name, wanted.revisions)
         else:

@@ -94,7 +94,7 @@ class OnHub:
     def evict(self) -> None:
         """Remove it from the cache, if it was not there before."""
         if self.commit in self._fetched:
-            _hub().scan_cache_dir().delete_revisions(self.commit).execute()
+            _hub().scan_cache_dir(_hub().constants.HF_HUB_CACHE).delete_revisions(self.commit).execute()
             self._fetched.clear()
 
 
@@ -119,11 +119,18 @@ def find_on_hub(name: str, model: str, globs: Sequence[str]) -> list[Checkpoint]
     try:
         refs = _hub().HfApi().list_repo_refs(repository)
     except Exception as error:
-        if _is_plain(wanted) and all(_is_cached(repository, name) for name in wanted):
-            return [_checkpoint(model, repository, name, OnHub(repository, name, name), len(wanted)) for name in wanted]
+        cached = _in_cache(repository, wanted)
+        if cached:
+            return _in_order(
+                replace(
+                    _checkpoint(model, repository, name, OnHub(repository, name, commit), len(cached)), weights=weights
+                )
+                for name, (commit, weights) in cached.items()
+            )
         raise ModelError(
-            f"{repository}: is no path here, and the hub cannot be asked for it ({_shortened(error)}). Check the name, "
-            "the network (HF_ENDPOINT, HF_HUB_OFFLINE), and whether the repository asks for a login"
+            f"{repository}: is no path here, and the hub cannot be asked for it ({_shortened(error)}), nor has its "
+            f"cache a revision that matches {' or '.join(map(repr, wanted))}. Check the name, the network "
+            "(HF_ENDPOINT, HF_HUB_OFFLINE), and whether the repository asks for a login"
         ) from error
     commits = {ref.name: ref.target_commit for ref in (*refs.branches, *refs.tags)}
     chosen = [name for name in commits if any(fnmatch.fnmatchcase(name, glob) for glob in wanted)]
@@ -135,10 +142,36 @@ def find_on_hub(name: str, model: str, globs: Sequence[str]) -> list[Checkpoint]
             f"{repository}: expected a revision that matches {' or '.join(map(repr, wanted))}, got none among "
             f"{len(commits)}: {some}"
         )
-    found = [
+    return _in_order(
         _checkpoint(model, repository, name, OnHub(repository, name, commits[name]), len(chosen)) for name in chosen
-    ]
-    return sorted(found, key=lambda each: (each.step is None, each.step or 0))
+    )
+
+
+def _in_order(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    return sorted(checkpoints, key=lambda each: (each.step is None, each.step or 0))
+
+
+def _in_cache(repository: str, wanted: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """What the cache has of a repository where there is no network: names that match, with commits and hashes.
+
+    A name without a wildcard has to be there. Hashes are those of the files of weights, by which the cache calls them.
+    """
+    if _is_plain(wanted):
+        return {name: (name, ()) for name in wanted} if all(_is_cached(repository, name) for name in wanted) else {}
+    hub = _hub()
+    try:
+        repositories = hub.scan_cache_dir(hub.constants.HF_HUB_CACHE).repos
+    except hub.CacheNotFound:
+        return {}
+    found = {}
+    for each in repositories:
+        for revision in each.revisions if (each.repo_id, each.repo_type) == (repository, "model") else ():
+            files = [f for f in revision.files if any(re.fullmatch(pattern, f.file_name) for pattern in _WEIGHTS)]
+            hashes = tuple(sorted(file.blob_path.name for file in files))
+            for name in revision.refs if files else ():
+                if any(fnmatch.fnmatchcase(name, glob) for glob in wanted):
+                    found[name] = (revision.commit_hash, hashes)
+    return found
 
 
 def with_files(checkpoint: Checkpoint, gguf: str | None = None) -> Checkpoint:
@@ -193,6 +226,7 @@ def _checkpoint(model: str, repository: str, revision: str, place: OnHub, number
         revision=None if alone else revision,
         step=said.step,
         tokens=said.tokens,
+        rounded=said.tokens is not None,
         stage=said.stage or (stage_of_repository(repository) if said.step is None else None),
         place=place,
     )

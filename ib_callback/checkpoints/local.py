@@ -4,17 +4,47 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from ib_callback.checkpoints.names import said_by
 from ib_callback.checkpoints.place import Checkpoint, Local
 from ib_callback.common.errors import ModelError
+from ib_callback.common.files import told_apart
 from ib_callback.run import checkpoints
 
 # Files that torch.save may have written; of those in a folder only such as say their step in their name.
 _TORCH_FILES = (".ckpt", ".pt", ".pth")
 _FSDP = "pytorch_model_fsdp_0"
+
+
+def find_runs(path: Path, model: str) -> list[Checkpoint]:
+    """As `find_local`, but each of several runs of Lightning below a directory is a model, with its own folder's name.
+
+    Runs are folders `version_N`, or such as hold a folder `checkpoints`; but what a callback has recorded as one run
+    is one.
+    """
+    whole = find_local(path, model)
+    if not path.is_dir() or (path / checkpoints.FILENAME).is_file():
+        return whole
+    files = sorted(file.resolve() for file in path.glob("**/*.ckpt"))
+    roots = dict.fromkeys(root for file in files if (root := _lightning_root(file, path)) is not None)
+    if len(roots) < 2:
+        return whole
+    found = [c for c in whole if _lightning_root(Path(c.place.source), path) is None]
+    for root, name in zip(roots, told_apart([root.parts for root in roots]), strict=True):
+        found += [replace(c, place=Local(Path(c.place.source), path)) for c in find_local(root, f"{model}/{name}")]
+    return found
+
+
+def _lightning_root(checkpoint: Path, path: Path) -> Path | None:
+    """The folder of a run of Lightning, below a directory, that a checkpoint is of; None if there is none."""
+    inside = [folder for folder in checkpoint.parents if path.resolve() in folder.parents]
+    versions = [folder for folder in inside if re.fullmatch(r"version_\d+", folder.name)]
+    above = [folder.parent for folder in inside if folder.name == "checkpoints" and folder.parent in inside]
+    return next(iter([*versions, *above]), None)
 
 
 def find_local(path: Path, model: str) -> list[Checkpoint]:
@@ -117,12 +147,13 @@ def _checkpoint(
 ) -> Checkpoint:
     said = said_by(path.stem if path.is_file() else path.name)
     seen = _trainer_state(path).get("num_input_tokens_seen")
+    counted = type(seen) is int and seen > 0  # trainers that do not count them write 0
     return Checkpoint(
         model=model,
         revision=None if alone else path.name,
         step=step_of(path) if step is None else step,
-        # Trainers that do not count them write 0.
-        tokens=seen if type(seen) is int and seen > 0 else said.tokens,
+        tokens=seen if counted else said.tokens,  # type: ignore[arg-type]
+        rounded=not counted and said.tokens is not None,
         stage=said.stage,
         place=Local(path, run),
     )

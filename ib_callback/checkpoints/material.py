@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ib_callback.checkpoints.load import Loading
 from ib_callback.checkpoints.place import Checkpoint, Tell
-from ib_callback.checkpoints.tokenizers import load_tokenizer, tokenizer_of
+from ib_callback.checkpoints.tokenizers import (
+    load_tokenizer,
+    quick_tokenizer_of,
+    special_ids,
+    there_and_back,
+    tokenizer_of,
+)
 from ib_callback.common.errors import ProbeError
 from ib_callback.measuring.settings import FeatureProbes
 from ib_callback.probe.probe import Probe
 from ib_callback.probe.several_tokenizers import texts_of
 
 _TULU = "tulu"
+# Of 40 texts, with three tokenizers: 99.9 to 100 % of the neighbours came back from their own, 46 to 88 % from another.
+_COMES_BACK = 0.95
+_SEQUENCES_ASKED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +77,8 @@ def material_for(checkpoints: Iterable[Checkpoint], asked: Asked, loading: Loadi
     for checkpoint in checkpoints:
         first.setdefault(checkpoint.model, []).append(checkpoint)
     whole = None if asked.probe is None else Probe.load(asked.probe)
+    if whole is not None:
+        _check_tokenizers(whole, first, asked, loading)
     sources = dict.fromkeys(map(_source, asked.features))
     loaded = {source: Probe.load(source) for source in sources if Path(source).suffix == ".safetensors"}
     if whole is not None and len(loaded) == len(sources):
@@ -90,6 +103,50 @@ def material_for(checkpoints: Iterable[Checkpoint], asked: Asked, loading: Loadi
                 made[source] = _pairs(source, tokenizer, asked)
         found[key] = Material(probes[key], _together(asked.features, made))
     return {model: found[key] for model, key in of_model.items()}
+
+
+def _check_tokenizers(probe: Probe, models: dict[str, list[Checkpoint]], asked: Asked, loading: Loading) -> None:
+    """That the token ids of a probe are those of each model's tokenizer, as far as there is one to ask.
+
+    A text that a tokenizer makes of ids of its own comes back as the same ids. That of ids of another one does not:
+    tokens that were next to each other are put together in another way.
+
+    Raises:
+        ProbeError: they are of another tokenizer.
+    """
+    for model, checkpoints in models.items():
+        try:
+            tokenizer = (
+                quick_tokenizer_of(checkpoints[0], trust_remote_code=loading.trust_remote_code)
+                if asked.tokenizer is None
+                else load_tokenizer(asked.tokenizer)
+            )
+            share = None if tokenizer is None else _share_that_comes_back(probe, tokenizer)
+        except Exception:  # nobody to ask: a probe of ids needs no tokenizer
+            continue
+        if share is not None and share < _COMES_BACK:
+            raise ProbeError(
+                f"--probe {asked.probe}: expected ids of the tokenizer of {model}, got those of another one "
+                f"({probe.tokenizer}): only {share:.0%} of their neighbours come back from the text that it makes of "
+                "them. Give --documents FILE, of which each model's tokenizer makes its own probe, or with "
+                "--tokenizer the one that is right for the model"
+            )
+
+
+def _share_that_comes_back(probe: Probe, tokenizer: Any) -> float | None:
+    """Of all pairs of neighbouring ids of some sequences, the share that is there after decoding and encoding them.
+
+    None where there are no pairs, or where the probe is not of a text: nothing is known of ids that were made up.
+    """
+    if probe.tokenizer is None:
+        return None
+    special, same, total = special_ids(tokenizer), 0, 0
+    for ids, mask in list(zip(probe.input_ids, probe.attention_mask, strict=True))[:_SEQUENCES_ASKED]:
+        row = [token for token in ids[mask].tolist() if token not in special]
+        before, after = (Counter(pairwise(each)) for each in (row, there_and_back(tokenizer, row)))
+        same += (before & after).total()
+        total += before.total()
+    return same / total if total else None
 
 
 def _tokenizers(

@@ -24,7 +24,7 @@ class Said:
 
     Attributes:
         step: optimizer steps.
-        tokens: that were trained on, as exactly as the name says.
+        tokens: that were trained on, rounded as the name says them: OLMo 2's "step150-tokens1B" are .63 billion.
         stage: of the training.
     """
 

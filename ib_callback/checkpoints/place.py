@@ -85,6 +85,7 @@ class Checkpoint:
         revision: its own name within the model; None if there is one alone.
         step, tokens, stage: see `ib_callback.results.lines.Origin`.
         place: where its files are.
+        rounded: whether the tokens are those that its name says, "tokens5B", which are rounded.
         untrained: whether weights are drawn anew, and only the configuration is that of the place.
         weights: hashes of all files of weights, where they are known without reading them.
         number: among all that were found, whether or not they are measured; by it shards share the work.
@@ -96,6 +97,7 @@ class Checkpoint:
     tokens: int | None
     stage: str | None
     place: Place = field(repr=False)
+    rounded: bool = False
     untrained: bool = False
     weights: tuple[str, ...] = ()
     number: int = 0

@@ -44,7 +44,7 @@ class Sweep:
         meter: keywords of `Meter`.
         loading: how models are loaded.
         family: of all models; None: what their configuration says.
-        tokens_per_step: by which tokens follow from steps where nothing else says them.
+        tokens_per_step: by which tokens follow from steps, unless the trainer counted them: names round them.
         evict: whether to remove each from the cache when it is measured.
         tell: what is told to whoever watches.
     """
@@ -155,7 +155,7 @@ class Measuring:
             folder: where it lies, or why it does not.
         """
         sweep, tokens = self._sweep, checkpoint.tokens
-        if tokens is None and checkpoint.step is not None and sweep.tokens_per_step is not None:
+        if (tokens is None or checkpoint.rounded) and checkpoint.step is not None and sweep.tokens_per_step is not None:
             tokens = checkpoint.step * sweep.tokens_per_step
         origin = Origin(
             model=checkpoint.model, revision=checkpoint.revision, family=sweep.family, stage=checkpoint.stage,

@@ -31,6 +31,34 @@ def load_tokenizer(name: str, **keywords: Any) -> Any:
         raise ValueError(f"--tokenizer {name}: cannot be loaded ({error})") from error
 
 
+def special_ids(tokenizer: Any) -> set[int]:
+    """The ids of tokens that are no text, of a tokenizer of transformers or a `tokenizers.Tokenizer`."""
+    if hasattr(tokenizer, "all_special_ids"):
+        return set(tokenizer.all_special_ids)
+    return {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+
+
+def there_and_back(tokenizer: Any, ids: list[int]) -> list[int]:
+    """The ids of the text that a tokenizer makes of ids."""
+    if hasattr(tokenizer, "all_special_ids"):
+        text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer.encode(tokenizer.decode(ids), add_special_tokens=False).ids
+
+
+def quick_tokenizer_of(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any | None:
+    """The tokenizer that lies with a checkpoint in files of its own; None without one, or if it is in a GGUF file.
+
+    To read it out of a GGUF file takes long, and all of it would be downloaded.
+    """
+    if any(name.endswith(".gguf") for name in getattr(checkpoint.place, "weights", ())):
+        return None
+    for folder in checkpoint.place.fetch_tokenizer():
+        if any((folder / name).is_file() for name in _FILES):
+            return load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
+    return None
+
+
 def tokenizer_of(checkpoint: Checkpoint, *, gguf: str | None = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer that lies with a checkpoint, or with the run that it is of.
 

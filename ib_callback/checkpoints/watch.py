@@ -12,13 +12,12 @@ from ib_callback.checkpoints.local import find_local
 from ib_callback.checkpoints.place import Checkpoint
 from ib_callback.checkpoints.sweep import Measuring, Sweep
 from ib_callback.common.errors import ModelError
-from ib_callback.common.optional import require
 from ib_callback.results.measurement import Measurement, incomparable_settings
 from ib_callback.results.trajectory import Trajectory, append_line
 from ib_callback.run import checkpoints
 from ib_callback.run.lock import RunLock
 from ib_callback.run.trajectory_file import TrajectoryFile
-from ib_callback.run.wandb_log import WandbLog
+from ib_callback.run.wandb_log import AXIS, WandbLog, own_run
 
 # How often a checkpoint that cannot be measured is tried, one look apart: it may be half-written.
 _TRIES = 3
@@ -153,13 +152,9 @@ def wandb_log(project: str, group: str | None, name: str) -> Iterator[Log]:
     Raises:
         ImportError: W&B is not installed.
     """
-    wandb = require("wandb", extra="wandb", purpose="Logging to Weights & Biases")
-    run = wandb.init(project=project, group=group, name=name, job_type="ib")
-    rows = WandbLog("ib/step")
-    try:
+    rows = WandbLog(AXIS)
+    with own_run(project=project, group=group, name=name, job_type="ib") as run:
         yield lambda measurement: rows.log(run, measurement.metrics(), step=measurement.step or 0)
-    finally:
-        run.finish()
 
 
 def _is_complete(path: Path) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ib_callback.cli._command import (
     DONE,
@@ -22,10 +23,12 @@ from ib_callback.cli._command import (
 from ib_callback.cli.compare import add_compare_command
 from ib_callback.cli.context import add_context_command
 from ib_callback.cli.correlate import add_correlate_command
+from ib_callback.cli.log import add_log_command
 from ib_callback.cli.measure import add_measure_command
 from ib_callback.cli.phases import add_phases_command
 from ib_callback.cli.plot import add_arguments as add_plot_arguments
 from ib_callback.cli.probe import add_probe_command
+from ib_callback.cli.report import add_report_command
 from ib_callback.cli.stop import add_stop_command
 from ib_callback.common.version import __version__
 
@@ -41,6 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ib-callback: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def command() -> NoReturn:
+    """The process `ib-callback`: `main`, and its end."""
+    status = main()
+    if status == INTERRUPTED:
+        # Python would wait for all threads, and so for a download to come to its end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -168,12 +182,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add_plot_arguments(plot)
     plot.set_defaults(run=guarded(_plot))
-    add_compare_command(commands)
-    add_correlate_command(commands)
-    add_probe_command(commands)
+    add_report_command(commands)
     add_phases_command(commands)
     add_context_command(commands)
+    add_compare_command(commands)
+    add_correlate_command(commands)
     add_stop_command(commands)
+    add_log_command(commands)
+    add_probe_command(commands)
     return parser
 
 
@@ -205,4 +221,4 @@ def _minutes(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

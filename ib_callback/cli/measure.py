@@ -83,9 +83,18 @@ def add_measure_command(commands: Any) -> None:
     which.add_argument("--initial", action="store_true", help="add the untrained model of the configuration, as step 0")
     which.add_argument("--initial-seed", type=int, default=0, metavar="N", help="of its weights")
     which.add_argument("--name", help="one name for all that is given, which so is one course of training")
-    which.add_argument("--family", help="of these models; by default their architecture")
-    which.add_argument("--stage", help="of their training, such as dpo; by default what names say")
-    which.add_argument("--tokens-per-step", type=positive, metavar="N", help="where names do not say how many tokens")
+    which.add_argument(
+        "--family", help="of these models; by default their architecture. Lines already written keep theirs"
+    )
+    which.add_argument(
+        "--stage", help="of their training, such as dpo; by default what names say. Lines already written keep theirs"
+    )
+    which.add_argument(
+        "--tokens-per-step",
+        type=positive,
+        metavar="N",
+        help="tokens = steps × N, exactly, where names round them (tokens5B) or say none",
+    )
     which.add_argument("--shard", type=_shard, metavar="I/N", help="the I-th of N shares, for a job array")
 
     live = parser.add_argument_group(
@@ -181,6 +190,8 @@ def _measure(options: argparse.Namespace) -> int:
     checkpoints, equal = find_checkpoints(wanted, _tell)
     for left_out, kept in equal:
         _tell(f"{left_out.name} holds the same weights as {kept.revision or kept.name}, and is left out")
+    if options.tokens_per_step is None and any(c.rounded for c in checkpoints):
+        _tell("tokens are as names say them, which are rounded; --tokens-per-step N gives exact ones")
     material = material_for(checkpoints, _asked(options), loading, _tell)
     output = Path(options.output)
     report = run_sweep(shard_of(checkpoints, options.shard), output, _sweep(options, material, loading))

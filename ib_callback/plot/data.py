@@ -44,6 +44,19 @@ def given(measurements: Measurement | Iterable[Measurement]) -> list[Measurement
     return points
 
 
+def placed(points: Sequence[Measurement]) -> tuple[list[Measurement], list[Note]]:
+    """The points that have a place along the training, and what is to be said of the others.
+
+    A point without a step, such as the final model beside its checkpoints, has none among two that have one.
+    """
+    without = [point for point in points if point.step is None]
+    if not without or sum(bool(point.orders) for point in points if point.step is not None) < 2:
+        return [*points], []
+    many = f"{len(without)} points have" if len(without) > 1 else "1 point has"
+    note = Note(f"Not drawn: {many} no step, and so no place among those that do.")
+    return [point for point in points if point.step is not None], [note]
+
+
 def orders_of(points: Sequence[Measurement], asked: Sequence[str] | None) -> list[str]:
     """The orders to draw: those asked for, by default all that were measured, the primary one first.
 

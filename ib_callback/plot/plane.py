@@ -83,7 +83,7 @@ def information_plane(
             theme; or tokens are asked for and not known.
         ImportError: Matplotlib is not installed.
     """
-    points = data.given(measurements)
+    points, left_out = data.placed(data.given(measurements))
     shown = data.orders_of(points, orders)
     chosen = planes_of(points, shown, planes)
     if orders is None and len(chosen) > 1:
@@ -115,7 +115,7 @@ def information_plane(
                 of_plane = curve_in_plane(curve, picture.order, drawn[-1]) if plane is PLAIN else None
                 picture.draw(of_plane, baseline=baseline)
         colours.draw_bar(sheet)
-        sheet.notes += [*data.notes_of_run(points), *why_not_drawn(curve, drawn[-1])]
+        sheet.notes += [*data.notes_of_run(points), *left_out, *why_not_drawn(curve, drawn[-1])]
         sheet.finish(title)
     return sheet.figure
 

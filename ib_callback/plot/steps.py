@@ -63,7 +63,7 @@ def over_steps(
             tokens are asked for and not known.
         ImportError: Matplotlib is not installed.
     """
-    points = data.given(measurements)
+    points, left_out = data.placed(data.given(measurements))
     shown = data.orders_of(points, [data.primary_of(points)] if orders is None else orders)
     look = theme_of(theme)
     with drawing(look, "Drawing the numbers over steps"):
@@ -100,7 +100,7 @@ def over_steps(
             panel.tick_params(labelbottom=False)
         for panel in sheet.panels[-2:]:
             panel.set_xlabel(name + (", logarithmic" if logarithmic else ""))
-        sheet.notes += data.notes_of_run(points)
+        sheet.notes += [*data.notes_of_run(points), *left_out]
         sheet.finish(title)
     return sheet.figure
 

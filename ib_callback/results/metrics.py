@@ -461,7 +461,7 @@ def spelled(name: str, available: Iterable[str]) -> str | None:
     ['optimality', 'optimality', 'token/complexity_null']
     """
     names = list(available)
-    plain = _without_prefix(name)
+    plain = without_prefix(name)
     for candidate in (name, plain):
         if candidate in names:
             return candidate
@@ -471,9 +471,22 @@ def spelled(name: str, available: Iterable[str]) -> str | None:
     return next((other for other in names if other.replace("/", "_") == flat), None)
 
 
-def _without_prefix(name: str) -> str:
+def without_prefix(name: str) -> str:
+    """A name without what loggers put in front of it; of a name that has nothing in front, itself."""
     short = name.removeprefix("eval_")
     return next((short[len(prefix) :] for prefix in ("ib/", "ib_") if short.startswith(prefix)), name)
+
+
+def feature_of(name: str, features: Iterable[str]) -> str | None:
+    """The feature that a metric is of, however a logger spells it; None if it is of none of these.
+
+    >>> [feature_of(name, ["preference"]) for name in ("preference", "ib/preference/ratio", "eval_ib_preference_ratio")]
+    ['preference', 'preference', 'preference']
+    >>> feature_of("preferences/ratio", ["preference"])
+    """
+    plain = without_prefix(name)
+    ends = ("/",) if plain == name or "/" in plain else ("/", "_")
+    return next((f for f in features if plain == f or plain.startswith(tuple(f + end for end in ends))), None)
 
 
 def did_you_mean(name: str, available: Iterable[str]) -> str:
@@ -482,7 +495,7 @@ def did_you_mean(name: str, available: Iterable[str]) -> str:
     >>> did_you_mean("optimallity", ["optimality", "complexity"])
     '. Did you mean optimality?'
     """
-    close = difflib.get_close_matches(_without_prefix(name), list(available), n=3)
+    close = difflib.get_close_matches(without_prefix(name), list(available), n=3)
     return f". Did you mean {' or '.join(close)}?" if close else ""
 
 
@@ -502,7 +515,8 @@ def resolve_metric(name: str, available: Iterable[str]) -> str:
         full = spelled(candidate, names)
         if full is not None:
             return full
-    hint, view, last = "", name.partition("/")[0], name.rpartition("/")[2]
+    plain = without_prefix(name)
+    hint, view, last = "", plain.partition("/")[0], plain.rpartition("/")[2]
     quantity = PLANE_BY_NAME.get(last)
     if view in ("readout", "prediction") and not any(other.startswith(f"{view}/") for other in names):
         hint = f"; {view}/… takes {view}=True, which no preset has"
@@ -527,7 +541,7 @@ def better_direction(name: str) -> Mode | None:
     >>> [better_direction(name) for name in ("ib/distance_to_bound", "eval_ib_bigram_distance_to_bound", "preference")]
     ['min', 'min', 'max']
     """
-    plain = _without_prefix(name)
+    plain = without_prefix(name)
     last = plain.rpartition("/")[2]
     if plain != name and "/" not in plain and plain not in _DIRECTIONS:
         # As HuggingFace's Trainer spells "bigram/distance_to_bound".

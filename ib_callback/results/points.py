@@ -22,6 +22,7 @@ from ib_callback.results.metrics import (
     PLANE_BY_NAME,
     Quantity,
     derived,
+    did_you_mean,
 )
 
 Array = npt.NDArray[np.float64]
@@ -215,7 +216,7 @@ def replicates_of(
     """
     known = [quantity.name for quantity in PLANE if quantity.has_error]
     if metric not in known:
-        raise ValueError(f"metric: expected one of {', '.join(known)}, got {metric!r}")
+        raise ValueError(f"metric: expected one of {', '.join(known)}, got {metric!r}{did_you_mean(metric, known)}")
     complexities = getattr(point, f"complexity_{of}")
     if not complexities or getattr(point, metric) is None:
         return None

@@ -8,7 +8,14 @@ from typing import Literal
 
 from ib_callback.results.guard import Guard, check_guard, tolerance_of
 from ib_callback.results.measurement import Measurement, metrics_of
-from ib_callback.results.metrics import Mode, better_direction, check_direction, check_metric, resolve_metric
+from ib_callback.results.metrics import (
+    Mode,
+    better_direction,
+    check_direction,
+    check_metric,
+    feature_of,
+    resolve_metric,
+)
 from ib_callback.results.noise import MIN_VALUES, scatter
 from ib_callback.results.phases import (
     DEFAULT_RULE,
@@ -182,7 +189,7 @@ class Selection:
             measurement: a point of the run.
             trained: whether the run began from trained weights.
         """
-        by_feature = self.by.partition("/")[0] in measurement.features
+        by_feature = feature_of(self.by, measurement.features) is not None
         return None if self.guard == "loss" and (trained or by_feature) else tolerance_of(self.guard)
 
     def value(self, measurement: Measurement) -> float | None:

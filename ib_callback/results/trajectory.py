@@ -128,7 +128,10 @@ class Trajectory(Sequence[Measurement]):
         if not self._measurements:
             return "Trajectory(empty)"
         points, steps = f"{len(self)} point{'' if len(self) == 1 else 's'}", [s for s in self.steps if s is not None]
-        return f"Trajectory({points}, steps {steps[0]} to {steps[-1]})" if steps else f"Trajectory({points})"
+        if not steps:
+            return f"Trajectory({points})"
+        between = f"steps {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"step {steps[0]}"
+        return f"Trajectory({points}, {between})"
 
     @property
     def steps(self) -> list[int | None]:

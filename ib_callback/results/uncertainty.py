@@ -28,7 +28,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from ib_callback.results.measurement import Measurement, same_layers, settings_differences
-from ib_callback.results.metrics import PLANE, PLANE_BY_NAME, is_unresolved
+from ib_callback.results.metrics import PLANE, PLANE_BY_NAME, is_unresolved, spelled, without_prefix
 from ib_callback.results.points import Array, PlanePoint, draws_error, replicates_of
 
 # Groups where the user does not say how many: t is then 2.13 for 95 %, and half the groups would make it 2.36.
@@ -176,7 +176,8 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
         metric: any number of an order that has a standard error (docs/quantities.md): complexity, expressivity,
             optimality, distance_to_bound, one of these above the null (`complexity_above_null`, …,
             `distance_above_null`) or local (`complexity_local`, …, `distance_local`, `score_local`);
-            `"bigram/optimality"` names the order too. Or `"loss"` or `"bits_per_byte"`, which are of no order.
+            `"bigram/optimality"` names the order too, and a logger's prefix may stand in front. Or `"loss"` or
+            `"bits_per_byte"`, which are of no order.
         order: n-gram order, by default the primary one of `a`; of a view, `"centred/late/token"`, or `"centred/late"`
             for that of the primary order.
 
@@ -192,6 +193,9 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
     for name, measurement in (("a", a), ("b", b)):
         if measurement.error is not None:
             raise ValueError(f"{name}: expected a measured point, got one that is missing: {measurement.error}")
+    names = dict.fromkeys((*a.scalars(), *b.scalars()))
+    # Not every number of a view is logged.
+    metric = spelled(metric, names) or without_prefix(metric)
     if metric in OF_LOSS:
         return _difference_of_loss(a, b, metric)
     if "/" in metric:

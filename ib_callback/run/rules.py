@@ -7,7 +7,14 @@ from typing import Any
 
 from ib_callback.results.guard import TOLERANCE, tolerance_of
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.metrics import PRIMARY_SCALARS, VIEWS, better_direction, metric_names, resolve_metric
+from ib_callback.results.metrics import (
+    PRIMARY_SCALARS,
+    VIEWS,
+    better_direction,
+    feature_of,
+    metric_names,
+    resolve_metric,
+)
 from ib_callback.results.phases import Phases, PhaseTracker
 from ib_callback.results.selection import Choice
 from ib_callback.results.stopping import StopDecision, guarded_rule
@@ -60,7 +67,7 @@ class LiveRules:
             _check_exists(config.select, self.metrics)
         self.selection = config.selection
         self.phase_rule = self.selection.rule
-        self._selects_feature = self.selection.by.partition("/")[0] in features
+        self._selects_feature = feature_of(self.selection.by, features) is not None
         self._selected_by = _check_exists(self.selection.by, self.metrics) if self.selects else ""
         self._directions = {name: mode for name in self.metrics if (mode := better_direction(name)) is not None}
         # Those of the primary order and of the features are for people, all of them for stock callbacks.

@@ -4,22 +4,53 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ib_callback.common.messages import describe, warn
+from ib_callback.common.optional import require
 from ib_callback.results.trajectory import Trajectory
 
 PICTURES = "ib/"
 PLANE_KEY = "ib/plane"
 TABLE_KEY = "ib/trajectory"
+# The axis of runs that no trainer writes: optimizer steps. Behind the step of a live run nobody else may write.
+AXIS = "ib/step"
 
 
 def open_run() -> Any | None:
     """The W&B run that is open in this process, or None; W&B is not imported to find out."""
     wandb = sys.modules.get("wandb")
     return getattr(wandb, "run", None)
+
+
+@contextmanager
+def own_run(**settings: Any) -> Iterator[Any]:
+    """A run of Weights & Biases that this process opens and finishes, whose axis is `ib/step`.
+
+    Args:
+        **settings: of `wandb.init`: project, entity, group, and so on.
+
+    Raises:
+        ImportError: W&B is not installed.
+        ValueError: the run cannot be opened: no login, no network, no such project.
+    """
+    wandb = require("wandb", extra="wandb", purpose="Logging to Weights & Biases")
+    try:
+        run = wandb.init(**settings)
+    except wandb.Error as error:
+        raise ValueError(
+            f"Weights & Biases cannot open the run ({_describe(error)}). Log in with wandb login, or set "
+            "WANDB_MODE=offline"
+        ) from error
+    try:
+        yield run
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
 
 
 class WandbLog:
@@ -30,10 +61,12 @@ class WandbLog:
 
     Args:
         step_metric: name of that column, which the trainer's own rows have too.
+        strict: whether what goes wrong is an error, as where logging is all that is done, and not a warning.
     """
 
-    def __init__(self, step_metric: str) -> None:
+    def __init__(self, step_metric: str, *, strict: bool = False) -> None:
         self.step_metric = step_metric
+        self._strict = strict
         self.config: dict[str, Any] = {}  # what goes into the configuration of a run
         self._described: list[Any] = []  # runs that know which column is the step
         self._warned: set[str] = set()
@@ -47,7 +80,7 @@ class WandbLog:
         plane: Path | None = None,
         pictures: Mapping[str, bytes] | None = None,
     ) -> None:
-        """One row; whatever goes wrong is a warning, for a run must not die of its log.
+        """One row; unless this is strict, whatever goes wrong is a warning, for a run must not die of its log.
 
         Args:
             run: the open run.
@@ -67,6 +100,8 @@ class WandbLog:
                     run.config.update(self.config, allow_val_change=True)
             run.log({**row, self.step_metric: step})
         except Exception as error:
+            if self._strict:
+                raise
             self._warn(f"The information plane could not be logged to Weights & Biases: {_describe(error)}")
 
     def finish(
@@ -79,7 +114,7 @@ class WandbLog:
         plane: Path | None = None,
         pictures: Mapping[str, bytes] | None = None,
     ) -> None:
-        """The whole trajectory as a table, the last plane, and the summary of the run; failures are warnings.
+        """The whole trajectory as a table, the last plane, and the summary of the run; failures as in `log`.
 
         Args:
             run: the open run.
@@ -99,6 +134,8 @@ class WandbLog:
                 run.log({**row, self.step_metric: step})
             run.summary.update(dict(summary))
         except Exception as error:
+            if self._strict:
+                raise
             self._warn(f"The trajectory could not be logged to Weights & Biases: {_describe(error)}")
 
     def _images(self, plane: Path | None, pictures: Mapping[str, bytes] | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,14 +75,28 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-def in_a_process(folder: Path, hub: Hub, *arguments: str) -> subprocess.CompletedProcess[str]:
+# As `python -m ib_callback`; what runs in the background inherits that it ignores Ctrl-C.
+_AS_A_MODULE = (
+    "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('ib_callback', run_name='__main__')"
+)
+
+
+def started(folder: Path, hub: Hub, *arguments: str) -> subprocess.Popen[str]:
     # tests/conftest.py turns the network off; what is tested here is the way there.
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     inherited |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "ib_callback", "measure", *arguments, *OPTIONS],
-        env=inherited | {"PYTHONPATH": str(ROOT)}, cwd=folder, text=True, capture_output=True, check=False,
+    return subprocess.Popen(
+        [sys.executable, "-c", _AS_A_MODULE, "measure", *arguments, *OPTIONS],
+        env=inherited | {"PYTHONPATH": str(ROOT)}, cwd=folder, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def in_a_process(folder: Path, hub: Hub, *arguments: str) -> subprocess.CompletedProcess[str]:
+    process = started(folder, hub, *arguments)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.fixture
@@ -181,6 +196,50 @@ def test_a_model_in_the_cache_needs_no_network(hub: Hub, tmp_path: Path, monkeyp
     assert measure(LATE) == 0
     assert hub.requests == []
     assert Results.load(tmp_path / "results.jsonl")[LATE][0].orders == first[0].orders
+
+
+def test_globs_of_revisions_are_matched_against_the_cache_without_a_network(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.models[LATE]["stage1-step12-tokens12B"] = hub.models[LATE]["stage1-step8-tokens8B"]
+    for step in (4, 8, 12):
+        assert measure(f"{LATE}@stage1-step{step}-tokens{step}B", output=f"{step}.jsonl") == 0
+    del hub.models[LATE]["stage1-step12-tokens12B"]
+    hub.requests.clear()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert measure(LATE, "--revisions", "stage1-*") == 0
+    assert hub.requests == []
+    results = Results.load(tmp_path / "results.jsonl")
+    assert results[LATE].steps == [4, 8]
+    assert results.origins(LATE)[0].source == f"{LATE}@{commit_of(LATE, BRANCHES[0])}"
+    assert f"equal weights: {LATE} stage1-step12-tokens12B is stage1-step8-tokens8B" in capsys.readouterr().err
+    assert measure(LATE, "--revisions", "stage7-*") == 2
+    assert "nor has its cache a revision that matches 'stage7-*'" in capsys.readouterr().err
+
+
+def test_tokens_in_names_are_rounded_and_steps_tell_better(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = f"{LATE}@{BRANCHES[0]}"
+    assert measure(where, output="named.jsonl") == 0
+    assert "tokens are as names say them, which are rounded; --tokens-per-step N" in capsys.readouterr().err
+    assert measure(where, "--tokens-per-step", "700", output="counted.jsonl") == 0
+    assert "rounded" not in capsys.readouterr().err
+    tokens = [Results.load(tmp_path / f"{name}.jsonl")[LATE][0].tokens_seen for name in ("named", "counted")]
+    assert tokens == [4 * 10**9, 4 * 700]
+
+
+def test_control_c_does_not_wait_for_a_download(models: Any, tmp_path: Path, documents: Path) -> None:
+    stalled = f"{LATE}@{BRANCHES[0]}/model.safetensors"
+    with Hub(models=models) as hub:
+        hub.stalls.add(stalled)
+        process = started(tmp_path, hub, f"{LATE}@{BRANCHES[0]}")
+        assert hub.stalled.wait(240)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+        assert process.returncode == 130
+        assert err.splitlines()[-1] == "ib-callback: interrupted"
+        assert downloaded(hub) == [f"{LATE}@{BRANCHES[0]}"], "it was not asked for again, as when it had timed out"
 
 
 def test_stages_are_courses_and_long_ones_are_thinned(hub: Hub, tmp_path: Path) -> None:

@@ -66,6 +66,32 @@ def test_lightnings_files_know_their_step(tmp_path):
     assert found(tmp_path / "checkpoints") == [("epoch=0-step=5.ckpt", 5), ("best.ckpt", 20)]
 
 
+def test_several_runs_of_lightning_in_one_folder_are_not_merged(tmp_path, capsys):
+    logs = tmp_path / "lightning_logs"
+    for version, steps in (("version_0", (5, 10)), ("version_1", (5,))):
+        for step in steps:
+            lightning(logs / version / "checkpoints" / f"epoch=0-step={step}.ckpt", step)
+    expected = [("version_0", 5), ("version_0", 10), ("version_1", 5)]
+    for path, before in ((logs, "lightning_logs/"), (tmp_path, f"{tmp_path.name}/")):
+        assert [(model, step) for model, _, step in wanted(path)] == [(before + name, step) for name, step in expected]
+    assert "holds several runs, each a model: " in capsys.readouterr().out
+    assert [(model, step) for model, _, step in wanted(logs / "version_0")] == [("version_0", 5), ("version_0", 10)]
+    assert [model for model, _, _ in wanted(logs, name="one")] == ["one"] * 3
+    # Of other loggers; and what a callback has recorded as one run is one.
+    for run, step in (("abc", 5), ("xyz", 20)):
+        lightning(tmp_path / "other" / run / "checkpoints" / f"step={step}.ckpt", step)
+    assert [model for model, _, _ in wanted(tmp_path / "other")] == ["other/abc", "other/xyz"]
+    record = [{"step": step, "path": f"{run}/checkpoints/step={step}.ckpt"} for run, step in (("abc", 5), ("xyz", 20))]
+    (tmp_path / "other" / "ib_checkpoints.jsonl").write_text("".join(json.dumps(line) + "\n" for line in record))
+    assert [(model, step) for model, _, step in wanted(tmp_path / "other")] == [("other", 5), ("other", 20)]
+
+
+def test_several_callbacks_of_one_run_of_lightning_are_one_run(tmp_path):
+    for folder, step in (("best", 5), ("all", 10)):
+        lightning(tmp_path / "version_3" / "checkpoints" / folder / f"step={step}.ckpt", step)
+    assert [(model, step) for model, _, step in wanted(tmp_path / "version_3")] == [("version_3", 5), ("version_3", 10)]
+
+
 def test_files_of_own_loops_are_taken_by_the_step_in_their_name(tmp_path):
     for name in ("step_5.pt", "step_50.pt", "optimizer.pt", "log.txt"):
         (tmp_path / name).write_bytes(b"x")

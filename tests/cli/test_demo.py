@@ -12,11 +12,11 @@ import pytest
 from tiny_hf import tiny_callback, tiny_trainer
 from wandb_offline import read_offline_runs
 
-from ib_callback import Measurement, PlanePoint, Trajectory
-from ib_callback.cli.demo import _deadline, reading
+from ib_callback import Trajectory
+from ib_callback.analysis.report import report
+from ib_callback.cli.demo import _deadline
+from ib_callback.cli.report import told
 from ib_callback.results.trajectory import FILENAME
-
-# --- a very short demonstration ---
 
 
 @dataclass
@@ -94,73 +94,14 @@ def test_it_says_where_everything_is(ran: Demo) -> None:
     assert "wandb sync ib_demo" in ran.out
 
 
+def test_it_prints_the_report_of_its_run(ran: Demo) -> None:
+    whole = report(Trajectory.load(ran.directory))
+    assert " ".join(told([whole]).split()) in " ".join(ran.out.split())
+
+
 def test_its_training_ends_in_time(tmp_path: Path) -> None:
     callback = tiny_callback(every_n_steps=100)
     tiny_trainer(tmp_path, [callback, _deadline(time.perf_counter() + 3600)], steps=3).train()
     assert callback.trajectory.steps == [0, 3]
     tiny_trainer(tmp_path, [callback, _deadline(time.perf_counter() - 1)], steps=3).train()
     assert callback.trajectory.steps == [0, 1]
-
-
-# --- the reading ---
-
-
-def point(step: int, complexity: float, expressivity: float, *, entropy: float = 0.8, null: float = 0.1) -> Measurement:
-    """A token and a quadgram order, the second with nearly all of it null."""
-
-    def order(c: float, e: float, n: float) -> PlanePoint:
-        return PlanePoint.from_layers(
-            [c], [e], complexity_null=n, expressivity_null=n, complexity_null_se=0.0, expressivity_null_se=0.0
-        )
-
-    return Measurement(
-        step=step,
-        entropy=entropy,
-        ceiling=0.7,
-        orders={
-            "token": order(complexity, expressivity, null * complexity),
-            "quadgram": order(0.5, 0.49, 0.45),
-        },
-        features={},
-        layers=("only",),
-        entropy_by_layer=(entropy,),
-        num_positions=1000,
-        seconds=2.0,
-        settings={"primary": "token"},
-        overhead=0.25,
-    )
-
-
-def test_a_run_that_collapses_and_fits() -> None:
-    untrained, collapse, fit, end, cost = reading(
-        Trajectory(
-            [
-                point(0, 0.30, 0.15),
-                point(10, 0.02, 0.01, entropy=0.4),
-                Measurement.failed(20, "NaN", settings={}),
-                point(30, 0.20, 0.16),
-                point(40, 0.40, 0.24),
-            ]
-        )
-    )
-    assert "at quadgrams: complexity 0.500, expressivity 0.490, optimality 0.980" in untrained
-    assert "already give 0.450, 90% of that complexity" in untrained
-    assert collapse.startswith("Collapse, step 10:")
-    assert "H(Z) fell from 0.800 to 0.400, complexity from 0.300 to 0.020" in collapse
-    assert "lowest of the run, and so is the distance to the bound" in collapse
-    assert fit.startswith("Fitting, from step 30:")
-    assert "before training, 0.120, and reaches 0.200 at the end" in fit
-    assert "complexity 0.400, of at most 0.700" in end
-    assert "between 0.360 and 0.400 for complexity, 0.200 and 0.240 for expressivity" in end
-    assert "Optimality above the null: 0.556" in end
-    assert cost == "4 measurements took 8 s, 2.0 s each; with files and pictures 25% of this short run."
-
-
-def test_a_run_without_a_collapse_that_does_not_fit() -> None:
-    _, collapse, fit, _, _ = reading(Trajectory([point(0, 0.30, 0.15), point(10, 0.29, 0.14)]))
-    assert collapse.startswith("No collapse was seen: the lowest complexity, 0.290 at step 10")
-    assert fit.startswith("Fitting has not begun")
-
-
-def test_nothing_to_read() -> None:
-    assert reading(Trajectory([point(0, 0.3, 0.15), Measurement.failed(5, "NaN", settings={})])) == []

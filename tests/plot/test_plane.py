@@ -175,6 +175,15 @@ def test_colours_follow_the_step_logarithmically_over_decades(steps, logarithmic
     assert lightness[-1] - lightness[0] > 0.5
 
 
+def test_a_final_model_without_a_step_has_no_place_among_checkpoints_and_is_said_to_be_left_out():
+    points = [measurement(5), measurement(10), measurement(None)]
+    for figure in (information_plane(points), over_steps(points)):
+        assert "Not drawn: 1 point has no step, and so no place among those that do." in notes(figure)
+    assert information_plane(points).axes[-1].get_ylabel() == "training step"
+    assert over_steps(points).axes[2].get_xlabel() == "training step"
+    assert len(artist(information_plane(points).axes[0], "fitting").get_offsets()) == 2
+
+
 def test_points_without_steps_are_numbered():
     figure = information_plane([measurement(None), measurement(None), measurement(5)])
     assert figure.axes[-1].get_ylabel() == "measurement"

@@ -126,6 +126,9 @@ def test_a_selection_by_a_feature_is_not_guarded_unless_it_is_told():
     # The information rises to the end, and the loss from 2000 on.
     points = [replace(m, loss=3.0 + 0.01 * max(i - 20, 0)) for i, m in enumerate(informed(0.01))]
     assert Selection("preference").best(points).step == 3000
+    # However it is spelled, a feature has no guard unless it is a number.
+    for name in ("ib/preference", "ib_preference", "eval_ib_preference_information"):
+        assert Selection(name).best(points).step == 3000
     assert Selection("preference", guard=0.055).best(points).step == 2500
 
 

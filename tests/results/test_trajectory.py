@@ -78,6 +78,7 @@ def test_a_trajectory_is_a_sequence_of_measurements():
     assert trajectory[1:] == Trajectory(points[1:])
     assert trajectory != Trajectory(points[1:])
     assert repr(trajectory) == "Trajectory(3 points, steps 0 to 20)"
+    assert repr(trajectory[:1]) == "Trajectory(1 point, step 0)"
     assert not Trajectory()
 
 

@@ -110,6 +110,16 @@ def test_views_by_their_logged_names():
         ib.difference(*with_view, "averaged/token/complexity")
 
 
+@pytest.mark.parametrize("prefix", ["ib/", "ib_", "eval_ib_"])
+def test_numbers_may_be_spelled_as_loggers_do(prefix):
+    a, b = measured(groups(1)), measured(groups(2))
+    for name in ("optimality", "token/complexity_above_null"):
+        spelled = prefix + (name if prefix == "ib/" else name.replace("/", "_"))
+        assert ib.difference(a, b, spelled) == ib.difference(a, b, name)
+    with pytest.raises(ValueError, match=r"got 'optimallity'\. Did you mean optimality"):
+        ib.difference(a, b, f"{prefix}optimallity")
+
+
 def test_other_layers_are_said():
     text = groups(0)
     a, b = measured(text + 0.01), dataclasses.replace(measured(text), layers=("h.1",))
