@@ -33,6 +33,7 @@ pass included in both, and a bare forward pass beside them.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import tempfile
@@ -129,7 +130,12 @@ def inferrer(folder: Path, model: Any, tokenizer: Any, texts: list[str], options
     """Theirs, made as published from a folder with these weights and one with these texts."""
     from soft_entropy.llm import LLMInferrer
 
-    model.save_pretrained(folder / "model")
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):  # of a GGUF file, with which a model is not saved
+        del config.quantization_config
+    plain = type(model)(config)
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "texts").mkdir()
     lines = (json.dumps({"text": text}) for text in texts)

@@ -320,7 +320,7 @@ def train(
         weight_decay=0.1,
         adam_beta2=0.95,
         logging_steps=10,
-        save_steps=max(SAVE_EVERY, config.steps // 4),
+        save_steps=config.steps if save_measured else max(SAVE_EVERY, config.steps // 4),
         save_total_limit=None if save_measured else 1,
         report_to=[],
         seed=config.seed,
@@ -423,8 +423,8 @@ def as_options(keywords: Mapping[str, Any]) -> list[str]:
     return found
 
 
-# What a measurement says of itself that is not of the model.
-_OF_THE_MEASURING = ("seconds", "overhead", "tokens_seen")
+# What a line says that was not measured of the model: of the measuring, and what the loop has told.
+_NOT_MEASURED = ("seconds", "overhead", "tokens_seen", "train_loss")
 
 
 def compared(followed: ib.Trajectory, retraced: ib.Trajectory) -> Retraced:
@@ -437,9 +437,10 @@ def compared(followed: ib.Trajectory, retraced: ib.Trajectory) -> Retraced:
         raise ValueError(f"expected the same steps, got {followed.steps} and {retraced.steps}")
     numbers, equal, largest, where = 0, 0, 0.0, "nowhere"
     for own, other in zip(followed, retraced, strict=True):
-        mine, theirs = (
-            _flat({k: v for k, v in p.to_dict().items() if k not in _OF_THE_MEASURING}) for p in (own, other)
-        )
+        mine, theirs = (_flat(point.to_dict()) for point in (own, other))
+        for name in _NOT_MEASURED:
+            mine.pop(name, None)
+            theirs.pop(name, None)
         if unlike := [k for k in mine.keys() | theirs.keys() if type(mine.get(k)) is not type(theirs.get(k))]:
             raise ValueError(f"step {own.step}: expected the same numbers, got others as {sorted(unlike)[0]}")
         for name, value in mine.items():
