@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         verdict = "agrees" if difference <= TOLERANCE else "DISAGREES"
         print(f"{name:24} {verdict}: greatest |difference| {difference:.2e}, allowed {TOLERANCE:.0e}")
     print(f"{number} numbers compared")
-    print("\ninformation over entropy, by layer from the embeddings: before / after, as theirs has them")
+    print("\ninformation by layer, from the embeddings on, as theirs has it, and the ratio of both sides")
     for order, label in ORDERS.items():
         for side in SIDES.values():
             ratios = [row[f"I(X;Z)/{side}_{label}"] for row in results["per_layer"]]
