@@ -41,7 +41,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import ib_callback as ib
 from _common import HEADING, ModelFolder, Times, describe_machine, read_texts, whole_sequences
@@ -166,8 +165,9 @@ def give_points(theirs: Any, options: argparse.Namespace) -> None:
         theirs.accs[layer].temp = ib.calibrated_temperature(dim, options.num_bins)
 
 
-def embedding_name(model: nn.Module) -> str:
-    table = model.get_input_embeddings()  # type: ignore[operator]
+def embedding_name(model: Any) -> str:
+    """Of the module that embeds token ids."""
+    table = model.get_input_embeddings()
     return next(name for name, module in model.named_modules() if module is table)
 
 
