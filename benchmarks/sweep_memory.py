@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     probe = ib.Probe.builtin(num_sequences=options.sequences, max_length=128)
     config = tf.GPT2Config(
         vocab_size=int(probe.input_ids.max()) + 1, n_embd=options.width, n_layer=options.layers, n_head=4,
-        n_positions=128, architectures=["GPT2LMHeadModel"],
+        n_positions=128, bos_token_id=0, eos_token_id=0, architectures=["GPT2LMHeadModel"],
     )  # fmt: skip
     branches = {f"step{step}": repository(config, step) for step in range(1, options.checkpoints + 1)}
     size = len(branches["step1"]["model.safetensors"])
