@@ -7,6 +7,8 @@ import gzip
 import json
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -280,10 +282,22 @@ def weights_of(base: Path) -> dict[str, Tensor]:
     return torch.load(path, weights_only=True)
 
 
-def train(config: Config, data: Data, folder: Path, task: Task | None = None) -> dict[str, Any]:
+class SaveMeasured(tf.TrainerCallback):
+    """A checkpoint of the Trainer at every measured step."""
+
+    def __init__(self, config: Config) -> None:
+        self._steps = set(config.measured_steps())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save |= state.global_step in self._steps
+
+
+def train(
+    config: Config, data: Data, folder: Path, task: Task | None = None, *, save_measured: bool = False
+) -> dict[str, Any]:
     """Train and measure on both probes; what the study keeps of it. A run that was finished is not run again.
 
-    A run that was killed goes on from its last checkpoint.
+    A run that was killed goes on from its last checkpoint. With `save_measured` there is one of every measured step.
     """
     task = task or Task(Sequences(data.training, config))
     steps = set(config.measured_steps())
@@ -309,8 +323,8 @@ def train(config: Config, data: Data, folder: Path, task: Task | None = None) ->
         weight_decay=0.1,
         adam_beta2=0.95,
         logging_steps=10,
-        save_steps=max(SAVE_EVERY, config.steps // 4),
-        save_total_limit=1,
+        save_steps=config.steps if save_measured else max(SAVE_EVERY, config.steps // 4),
+        save_total_limit=None if save_measured else 1,
         report_to=[],
         seed=config.seed,
         disable_tqdm=True,
@@ -327,7 +341,7 @@ def train(config: Config, data: Data, folder: Path, task: Task | None = None) ->
         model,
         arguments,
         train_dataset=task.dataset,
-        callbacks=[held_out, *callbacks],
+        callbacks=[held_out, *callbacks, *([SaveMeasured(config)] if save_measured else [])],
         optimizers=(optimizer, rates),
     )
     trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
@@ -362,6 +376,96 @@ def result(
         next((training[s] for s in reversed(logged) if s <= max(step, logged[0])), None) for step in found["step"]
     ]
     return found
+
+
+@dataclass(frozen=True)
+class Retraced:
+    """A run's trajectory as its callback has it, against that from its checkpoints alone.
+
+    Attributes:
+        points: compared, step 0 among them.
+        numbers: compared, of all points.
+        equal: of these, how many bit for bit.
+        largest: the greatest difference, and `where`.
+    """
+
+    points: int
+    numbers: int
+    equal: int
+    largest: float
+    where: str
+
+
+def retrace(config: Config, data: Data, folder: Path) -> Retraced:
+    """Train with a checkpoint at every measured step, and measure these by `ib-callback measure` in another process.
+
+    Step 0, of which no trainer leaves a checkpoint, is the untrained model of the configuration, with the run's seed.
+
+    Raises:
+        ValueError: the two have other steps, settings or names of numbers.
+        subprocess.CalledProcessError: the command has failed.
+    """
+    train(config, data, folder, save_measured=True)
+    probe, results = folder / "novels.safetensors", folder / "retraced.jsonl"
+    ib.Probe.from_tokens(data.probe[::4], name="novels").save(probe)
+    options = [str(folder / "checkpoints"), "--probe", str(probe), "--name", config.name, "-o", str(results)]
+    options += ["--initial", "--initial-seed", str(config.seed), *as_options(meter_keywords())]
+    subprocess.run([sys.executable, "-m", "ib_callback", "measure", *options], check=True)
+    followed = ib.Trajectory.load(folder / "novels")
+    return compared(followed, ib.Results.load(results)[config.name])
+
+
+def as_options(keywords: Mapping[str, Any]) -> list[str]:
+    """Keywords of `Meter` as options of `ib-callback measure`."""
+    singular = {"orders": "order", "companions": "companion"}
+    found = []
+    for name, value in keywords.items():
+        flag = f"--{singular.get(name, name).replace('_', '-')}"
+        for each in value if isinstance(value, tuple) else [value]:
+            found += [flag] if each is True else [flag, str(each)]
+    return found
+
+
+# What a line says that was not measured of the model: of the measuring, and what the loop has told.
+_NOT_MEASURED = ("seconds", "overhead", "tokens_seen", "train_loss")
+
+
+def compared(followed: ib.Trajectory, retraced: ib.Trajectory) -> Retraced:
+    """All numbers of two trajectories that should be the same.
+
+    Raises:
+        ValueError: they have other steps, settings or names of numbers.
+    """
+    if followed.steps != retraced.steps:
+        raise ValueError(f"expected the same steps, got {followed.steps} and {retraced.steps}")
+    numbers, equal, largest, where = 0, 0, 0.0, "nowhere"
+    for own, other in zip(followed, retraced, strict=True):
+        mine, theirs = (_flat(point.to_dict()) for point in (own, other))
+        for name in _NOT_MEASURED:
+            mine.pop(name, None)
+            theirs.pop(name, None)
+        if unlike := [k for k in mine.keys() | theirs.keys() if type(mine.get(k)) is not type(theirs.get(k))]:
+            raise ValueError(f"step {own.step}: expected the same numbers, got others as {sorted(unlike)[0]}")
+        for name, value in mine.items():
+            if isinstance(value, (str, bool)) or value is None:
+                if value != theirs[name]:
+                    raise ValueError(f"step {own.step}, {name}: expected the same, got {value!r} and {theirs[name]!r}")
+                continue
+            numbers += 1
+            difference = abs(value - theirs[name])
+            equal += difference == 0
+            if not difference <= largest:
+                largest, where = difference, f"step {own.step}, {name}"
+    return Retraced(len(followed), numbers, equal, largest, where)
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Whatever lies in nested dicts and lists, by its path."""
+    if isinstance(value, dict):
+        return {k: v for key, each in value.items() for k, v in _flat(each, f"{name}/{key}").items()}
+    if isinstance(value, (list, tuple)):
+        return {k: v for key, each in enumerate(value) for k, v in _flat(each, f"{name}/{key}").items()}
+    return {name.removeprefix("/"): value}
 
 
 def _rounded(value: float | None) -> float | None:

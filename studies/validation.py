@@ -2,6 +2,7 @@
 
 python studies/validation.py                                   # tables and figure from the committed results, seconds
 python studies/validation.py --data FOLDER --work FOLDER       # trains what is missing: some four hours on one core
+python studies/validation.py --data FOLDER --work FOLDER --retrace    # two short runs, measured from their checkpoints
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from _ranking import APART, filled, interval_over_runs, nats_lost, pairs_right, partial_spearman, spearman
-from _runs import Config, run_all
+from _runs import Config, Data, retrace, run_all
 from _tables import heading, prose, table
 
 HERE = Path(__file__).parent
@@ -67,6 +69,9 @@ RUNS = [
     _run("llama_4x128", seed=2, steps=800),
     _run("gpt2_3x96", seed=2, steps=800),
 ]
+
+# Trained with a checkpoint at every measured step, from which the callback's trajectory is to come out again.
+RETRACED = [_run(size, "retraced", steps=300, points=5, halves=False) for size in ("llama_2x64", "gpt2_2x64")]
 
 # Points after this step count: the collapse at the beginning is no choice that anybody has.
 AFTER = 100
@@ -545,6 +550,19 @@ def train(data: Path, work: Path, only: str = "") -> None:
     run_all([run for run in RUNS if only in run.name], data, work, RESULTS)
 
 
+def retraced(data: Path, work: Path) -> bool:
+    """Print how far trajectories from checkpoints are from the callbacks'; whether all of them are within 1e-6."""
+    loaded, met = Data.load(data, work), True
+    for run in RETRACED:
+        found = retrace(run, loaded, work / run.name)
+        met &= found.largest <= 1e-6
+        print(
+            f"{run.name}: {found.points} points, {found.numbers} numbers, {found.equal} of them bitwise equal; "
+            f"greatest difference {found.largest:.1e} ({found.where})"
+        )
+    return met
+
+
 def report() -> Iterator[str]:
     """Every table, as markdown; the figure on the way."""
     runs = Run.load_all()
@@ -568,7 +586,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="train what is missing")
     parser.add_argument("--work", type=Path, default=Path("study-work"))
     parser.add_argument("--only", default="", help="train only runs whose name contains this")
+    parser.add_argument("--retrace", action="store_true", help="measure two short runs again, from their checkpoints")
     options = parser.parse_args()
+    if options.retrace:
+        if options.data is None:
+            parser.error("--retrace: expected --data as well, to train on")
+        sys.exit(0 if retraced(options.data, options.work) else 1)
     if options.data is not None:
         train(options.data, options.work, options.only)
     for part in report():

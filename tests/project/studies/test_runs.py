@@ -7,6 +7,7 @@ import gzip
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,23 @@ def test_a_run_that_another_process_is_at_is_left_alone(
         fcntl.flock(lock, fcntl.LOCK_EX)
         runs.run_all([CONFIG], data, tmp_path, tmp_path)
     assert not (tmp_path / "tiny.json").exists()
+
+
+def test_a_run_comes_out_again_of_its_checkpoints(data: Path, tmp_path: Path) -> None:
+    found = runs.retrace(CONFIG, runs.Data.load(data, tmp_path), tmp_path / "tiny")
+    assert found.points == len(MEASURED)
+    assert found.numbers > 1000
+    assert found.largest <= 1e-6
+
+
+def test_what_differs_between_two_trajectories_is_found() -> None:
+    probe = ib.Probe.from_tokens(runs.torch.arange(96).view(4, 24) % 50)
+    points = [
+        ib.measure(runs.Config("tiny", "llama", 1, 16, heads=2, seed=seed).model(), probe, orders="token", num_bins=8)
+        for seed in (0, 0, 1)
+    ]
+    first, same, other = (ib.Trajectory([replace(point, step=0)]) for point in points)
+    assert runs.compared(first, same).largest == 0
+    assert runs.compared(first, other).largest > 1e-3
+    with pytest.raises(ValueError, match="expected the same steps"):
+        runs.compared(first, ib.Trajectory([replace(points[0], step=1)]))
