@@ -44,7 +44,7 @@ KEPT = 0.5
 _ERRORS = 2.0
 # A model that begins so much better than token frequencies, in nats, was trained before: random weights never are.
 _TRAINED = 0.5
-# Without step 0 a model has begun to learn, for all that is known, once its loss has fallen by so much, in nats.
+# A model has begun to learn once its loss has fallen by so much, in nats: in the first steps it may well rise.
 LEARNED = 0.5
 # Measured points in which a plane that the first one lacks may still turn up.
 _EARLY = 3
@@ -232,8 +232,8 @@ class PhaseTracker:
         worse_since: step of the minimum before these.
         train_loss_falls: whether the training loss of these points is lower than at the minimum of the held-out loss;
             None where it is not known.
-        begun: whether the model has begun to learn: its fit has begun and, where it was not seen from step 0 on, the
-            loss has fallen by half a nat or is below that of token frequencies.
+        begun: whether the model has begun to learn: its fit has begun, and the loss, where known, has fallen by half a
+            nat or is below that of token frequencies.
     """
 
     def __init__(self, rule: PhaseRule = DEFAULT_RULE) -> None:
@@ -295,7 +295,7 @@ class PhaseTracker:
             return False
         first, lowest = self._first_loss, self._lowest_of_all
         fallen = first is not None and lowest is not None and first - lowest > LEARNED
-        return bool(self._from_start) or first is None or fallen or self._predicts
+        return first is None or fallen or self._predicts
 
     def update(self, measurement: Measurement) -> Phase | None:
         """Take the next measurement; the phase as known by it."""

@@ -197,11 +197,12 @@ class PlateauStopping:
         self._broken = 0  # number of points in succession whose states were not finite
         self._decision = self._go_on(StopReason.WAITING, "no point of the schedule has been measured")
 
-    def check(self, available: Measurement | Iterable[str]) -> str:
+    def check(self, available: Measurement | Iterable[str], *, has_loss: bool = True) -> str:
         """The full name of the monitored metric, if it is among those measured; a warning if `mode` is the wrong way.
 
         Args:
             available: a measured point, or names such as `metric_names` gives.
+            has_loss: whether points have a loss, where names are given.
 
         Raises:
             ValueError: it is not; the message lists those that are.
@@ -218,7 +219,8 @@ class PlateauStopping:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        has_loss = not isinstance(available, Measurement) or available.loss is not None
+        if isinstance(available, Measurement):
+            has_loss = available.loss is not None
         if self.arm == "fit" and metric.endswith("distance_to_bound") and (self.guard is None or not has_loss):
             cure = "" if self.guard is not None else 'the guard (guard="loss", the default), or '
             warnings.warn(
@@ -235,7 +237,8 @@ class PlateauStopping:
         points = list(measurements)
         # The first ones, of an earlier version or with other settings, may lack what later ones have.
         names = dict.fromkeys(name for point in points if point.error is None for name in metrics_of(point))
-        self.reset(self.check(names) if names else None)
+        has_loss = any(point.loss is not None for point in points)
+        self.reset(self.check(names, has_loss=has_loss) if names else None)
         decision = None
         for measurement in points:
             decision = self.update(measurement)
