@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from enum import IntEnum
 from typing import Any
 
@@ -44,6 +44,10 @@ KEPT = 0.5
 _ERRORS = 2.0
 # A model that begins so much better than token frequencies, in nats, was trained before: random weights never are.
 _TRAINED = 0.5
+# A model has begun to learn once its loss has fallen by so much, in nats: in the first steps it may well rise.
+LEARNED = 0.5
+# Measured points in which a plane that the first one lacks may still turn up.
+_EARLY = 3
 
 
 class Phase(IntEnum):
@@ -224,7 +228,12 @@ class PhaseTracker:
         trained: whether the run began from trained weights; None as long as that is not known.
         plane: on which phases are read; None before the first measurement.
         worse_for: number of scheduled points in succession, up to the last, whose held-out loss is above its minimum by
-            more than the tolerance.
+            more than the tolerance; 0 before the model has begun to learn.
+        worse_since: step of the minimum before these.
+        train_loss_falls: whether the training loss of these points is lower than at the minimum of the held-out loss;
+            None where it is not known.
+        begun: whether the model has begun to learn: its fit has begun, and the loss, where known, has fallen by half a
+            nat or is below that of token frequencies.
     """
 
     def __init__(self, rule: PhaseRule = DEFAULT_RULE) -> None:
@@ -232,6 +241,12 @@ class PhaseTracker:
         self.plane: str | None = rule.plane
         self.trained: bool | None = rule.from_trained
         self.worse_for = 0
+        self.worse_since: int | None = None
+        self.train_loss_falls: bool | None = None
+        self._early: list[Measurement] = []  # the first points, should a better plane turn up
+        self._lacking = 0  # number of points in succession, up to the last, without the plane
+        self._first_loss: float | None = None
+        self._predicts = False  # whether a point was better than token frequencies
         self._steps: list[int | None] = []
         self._known: list[Phase | None] = []
         self._collapsed: list[bool] = []
@@ -271,9 +286,24 @@ class PhaseTracker:
         """Whether the last measurement is a collapsed point."""
         return bool(self._collapsed) and self._collapsed[-1]
 
+    @property
+    def begun(self) -> bool:
+        """Whether the model has begun to learn."""
+        if self.trained:
+            return True
+        if self._fit is None:
+            return False
+        first, lowest = self._first_loss, self._lowest_of_all
+        fallen = first is not None and lowest is not None and first - lowest > LEARNED
+        return first is None or fallen or self._predicts
+
     def update(self, measurement: Measurement) -> Phase | None:
         """Take the next measurement; the phase as known by it."""
+        if self._finds_better_plane(measurement):
+            return self._begin_again(measurement)
         index, step = len(self._steps), measurement.step
+        if len(self._early) <= _EARLY:
+            self._early.append(measurement)
         self._steps.append(step)
         self._collapsed.append(False)
         if step is not None:
@@ -285,6 +315,22 @@ class PhaseTracker:
                 self._look_at(index, measurement)
         self._known.append(self.phase)
         return self.phase
+
+    def _finds_better_plane(self, measurement: Measurement) -> bool:
+        """Whether one of the first points has a plane that is to be preferred to that of those before."""
+        if self.rule.plane is not None or self.plane is None or measurement.error is not None:
+            return False
+        if sum(point.error is None for point in self._early) >= _EARLY:
+            return False
+        return next(p for p in PLANES if p == self.plane or plane_values(measurement, p)) != self.plane
+
+    def _begin_again(self, measurement: Measurement) -> Phase | None:
+        plane = next(p for p in PLANES if plane_values(measurement, p))
+        new = PhaseTracker(replace(self.rule, plane=plane))
+        for point in self._early:
+            new.update(point)
+        self.__dict__.update(new.__dict__, rule=self.rule, _early=self._early)
+        return self.update(measurement)
 
     def _look_at(self, index: int, measurement: Measurement) -> None:
         if self.trained is None:
@@ -300,12 +346,16 @@ class PhaseTracker:
                 )
         values = plane_values(measurement, self.plane)
         if measurement.loss is not None:
-            self._lowest_of_all = min(measurement.loss, self._lowest_of_all or math.inf)
+            lowest = self._lowest_of_all
+            self._lowest_of_all = measurement.loss if lowest is None else min(measurement.loss, lowest)
+            self._first_loss = measurement.loss if self._first_loss is None else self._first_loss
+        self._predicts = self._predicts or (measurement.predictive_information or 0.0) > 0
         if not measurement.scheduled:
             if values is not None:
                 self._off_schedule[index] = values[1]
                 self._collapsed[index] = self._is_collapsed(values[1])
             return
+        self._lacking = 0 if values is not None else self._lacking + 1
         if values is not None:
             point = _plane_point(measurement, self.plane)
             assert point is not None
@@ -402,14 +452,15 @@ class PhaseTracker:
         if loss <= self._losses[self._lowest][1]:
             self._lowest = len(self._losses) - 1
         at, lowest, trained_to = self._losses[self._lowest]
-        self.worse_for = self.worse_for + 1 if loss > lowest + tolerance else 0
+        self.worse_since = self._steps[at]
+        self.worse_for = self.worse_for + 1 if loss > lowest + tolerance and self.begun else 0
         if not self.worse_for:
             if self._memorising is not None and self._memorising[0] != at:
                 self._memorising = None
             return
         told = [told for _, _, told in self._losses[-self.worse_for :] if told is not None]
-        is_known = trained_to is not None and told
-        learns = statistics.fmean(told) < (trained_to or 0.0) if is_known else not self._collapsed[index]
+        self.train_loss_falls = None if trained_to is None or not told else statistics.fmean(told) < trained_to
+        learns = not self._collapsed[index] if self.train_loss_falls is None else self.train_loss_falls
         fits = self._fit is not None and not self.trained
         if fits and learns and self.worse_for >= PERSISTENCE and self._memorising is None:
             self._memorising = (at, index)
@@ -425,15 +476,6 @@ class PhaseTracker:
     def lowest_loss(self) -> float | None:
         """The lowest held-out loss so far, nats a token; None without one."""
         return self._lowest_of_all
-
-    @property
-    def train_loss_known(self) -> bool:
-        """Whether the loss of the training is known at the minimum of the held-out loss and after it."""
-        return (
-            bool(self._losses)
-            and self._losses[self._lowest][2] is not None
-            and any(told is not None for _, _, told in self._losses[self._lowest + 1 :])
-        )
 
     # --- what has been found
 
@@ -488,10 +530,16 @@ class PhaseTracker:
             yield (
                 f"From step {self._steps[self._off_bound]} on the complexity has fallen by {share:.0%} on the "
                 f"{self._plane_text}, but expressivity with it"
-                f", by {lost:.0%}: the run leaves the bound, which is no compression."
+                f", by {lost:.0%}: the run leaves the bound, which is no compression. So did the 1B model of "
+                "Conklin et al., ICLR 2026, late in its training."
             )
         if self._memorising is not None:
             yield self.memorising_note()
+        if self._lacking >= PERSISTENCE:
+            yield (
+                f"The last {self._lacking} points have no number on the {self._plane_text}, on which phases are read: "
+                "they cannot change."
+            )
 
     @property
     def _plane_text(self) -> str:
@@ -501,7 +549,8 @@ class PhaseTracker:
         """Since when the model memorises, and what the plane did meanwhile, in a sentence."""
         at, lowest, _ = self._losses[self._lowest]
         loss = self._losses[-1][1]
-        known = "the training loss falls" if self.train_loss_known else "the training loss is not known"
+        falls = self.train_loss_falls
+        known = f"the training loss {'is not known' if falls is None else 'falls' if falls else 'has risen since'}"
         text = (
             f"The model memorises since step {self._steps[at]}: the held-out loss is {loss - lowest:.2f} nats above "
             f"its minimum of {lowest:.2f} there, and {known}."

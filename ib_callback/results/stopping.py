@@ -11,17 +11,28 @@ from enum import Enum
 from typing import Literal
 
 from ib_callback.common.checks import check_integer
+from ib_callback.common.errors import RepresentationError
 from ib_callback.results.guard import TOLERANCE, Guard, check_guard, tolerance_of
 from ib_callback.results.measurement import Measurement, metrics_of
 from ib_callback.results.metrics import Mode, better_direction, check_direction, check_metric, resolve_metric
 from ib_callback.results.noise import scatter
-from ib_callback.results.phases import DEFAULT_RULE, Phase, PhaseRule, PhaseTracker, check_number
+from ib_callback.results.phases import (
+    DEFAULT_RULE,
+    LEARNED,
+    PERSISTENCE,
+    Phase,
+    PhaseRule,
+    PhaseTracker,
+    check_number,
+)
 
 _ARMED_FROM = {"compression": Phase.COMPRESSION, "fit": Phase.FITTING, "immediately": Phase.INITIAL}
 # The measurements over which a loss must be flat cover at least this share of the steps taken: five of a dense schedule
 # say nothing of where a slow fall leads. Three recorded runs that fall to their end are not stopped before it, and one
 # that becomes flat is 7 measurements later.
 _COVERED = 1 / 8
+# A model that has learned token frequencies and nothing more for this share of its steps is dead.
+_DEAD = 1 / 2
 # A monitored quantity still improves if it does so by more than this many standard deviations of its noise.
 _CLEAR = 2.0
 
@@ -70,12 +81,15 @@ class PlateauStopping:
     if since the fit both are flat, the loss and the monitored metric. Over the last `patience` measurements, and over
     the last eighth of the steps, the lowest loss is less than the tolerance under the lowest before, and the best value
     of the metric no better than in as many measurements before these, beyond its noise and `min_delta`; `arm` does not
-    matter then. It *memorises*, *diverges* or has *collapsed* if for `patience` measurements the loss was above its
-    minimum by more than the tolerance: it memorises if its phase says so, has collapsed if its expressivity has, and
-    diverges otherwise.
+    matter then. It *memorises*, *diverges* or has *collapsed* if for `patience` measurements (3 at least), and an
+    eighth of the steps, the loss was above its minimum by more than the tolerance: it memorises if its phase says so,
+    has collapsed if its expressivity has, and diverges otherwise. Nothing of this acts before the model has begun to
+    learn (`PhaseTracker.begun`). It has *collapsed*, too, if its loss has fallen and then stands still for half of the
+    run without a fit; and *diverges* if for `patience` measurements its representations are not finite.
 
     Without a loss, which is said once, and of runs from trained weights: when the metric has not improved for
-    `patience` measurements. By default that waits for the compression phase: while a model fits, its distance to the
+    `patience` measurements; from trained weights a plateau counts only if the training loss, where known, does not
+    fall either. By default that waits for the compression phase: while a model fits, its distance to the
     bound grows or wanders, and in the collapse it is the smallest of the whole run. Many models never compress.
 
     With `guard=None` exactly the published rule: a plateau of the metric from `arm` on, phases read on the plain plane,
@@ -89,9 +103,9 @@ class PlateauStopping:
     The reasons, of which the last four stop the run:
 
     - *not armed*: the phase has not been reached. Values before that count for nothing, as best neither.
-    - *missing*: the point could not be measured, or the metric is undefined there (None) though the point is neither
-      collapsed nor of complexity 0, as those of a dead model are. It is no improvement and does not count towards the
-      patience: nothing was learned about the run.
+    - *missing*: the point could not be measured, lacks the loss that others have, or the metric is undefined (None)
+      though the point is neither collapsed nor of complexity 0, as those of a dead model are. It is no improvement and
+      does not count towards the patience: nothing was learned about the run.
     - *improving*: the value is better than the best by more than `min_delta`; with the guard also: the loss falls.
     - *waiting*: it is not, but fewer than `patience` points were so in succession; or points are still needed
       for the first smoothed value. A collapsed point (see `PhaseRule.collapse`) is never an improvement.
@@ -178,13 +192,17 @@ class PlateauStopping:
         self.best: float | None = None
         self.best_step: int | None = None
         self._worse: list[float | None] = []  # since the best; None for collapsed points
+        self._all_losses: list[tuple[int, float]] = []  # of all points of the schedule: step, held-out loss
+        self._train_losses: list[float] = []
+        self._broken = 0  # number of points in succession whose states were not finite
         self._decision = self._go_on(StopReason.WAITING, "no point of the schedule has been measured")
 
-    def check(self, available: Measurement | Iterable[str]) -> str:
+    def check(self, available: Measurement | Iterable[str], *, has_loss: bool = True) -> str:
         """The full name of the monitored metric, if it is among those measured; a warning if `mode` is the wrong way.
 
         Args:
             available: a measured point, or names such as `metric_names` gives.
+            has_loss: whether points have a loss, where names are given.
 
         Raises:
             ValueError: it is not; the message lists those that are.
@@ -201,11 +219,14 @@ class PlateauStopping:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        if self.guard is None and self.arm == "fit" and metric.endswith("distance_to_bound"):
+        if isinstance(available, Measurement):
+            has_loss = available.loss is not None
+        if self.arm == "fit" and metric.endswith("distance_to_bound") and (self.guard is None or not has_loss):
+            cure = "" if self.guard is not None else 'the guard (guard="loss", the default), or '
             warnings.warn(
-                f"{self!r}: the distance to the bound grows while a model fits, so that this rule stops soon. A "
-                "recorded run was stopped at step 400 of 3,600 so, at a loss of 5.11; it reaches 4.21. Cure: the guard "
-                '(guard="loss", the default), or arm="compression"',
+                f"{self!r}: the distance to the bound grows while a model fits, so that without a guard by the loss "
+                "this rule stops soon. A recorded run was stopped at step 400 of 3,500 so, at a loss of 5.11; it "
+                f'reaches 4.21. Cure: {cure}arm="compression"',
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -216,7 +237,8 @@ class PlateauStopping:
         points = list(measurements)
         # The first ones, of an earlier version or with other settings, may lack what later ones have.
         names = dict.fromkeys(name for point in points if point.error is None for name in metrics_of(point))
-        self.reset(self.check(names) if names else None)
+        has_loss = any(point.loss is not None for point in points)
+        self.reset(self.check(names, has_loss=has_loss) if names else None)
         decision = None
         for measurement in points:
             decision = self.update(measurement)
@@ -242,17 +264,23 @@ class PlateauStopping:
         return self._decision
 
     def _decide(self, measurement: Measurement, phases: PhaseTracker | None) -> StopDecision:
+        self._note(measurement)
+        if self._broken >= self.patience:
+            return self._stop(
+                StopReason.DIVERGING,
+                f"representations are not finite for {self._broken} measurements: {measurement.error}",
+            )
         collapsed = False
         # Bare patience needs no phases, which could not be found without a null.
-        needs = self.arm != "immediately" or (self.guard is not None and measurement.loss is not None)
+        needs = self.arm != "immediately" or (self.guard is not None and bool(self._all_losses))
         if needs and phases is None:
             phases = self._phases
             phases.update(measurement)
         trained = phases is not None and bool(phases.trained)
-        guarded = self.guard is not None and (not trained or self.guard != "loss")
-        if measurement.error is not None and guarded and self._history:
+        guarded = self.guard is not None and (not trained or self.guard != "loss") and bool(self._all_losses)
+        if measurement.error is not None and guarded:
             return self._go_on(StopReason.MISSING, f"the point could not be measured ({measurement.error})")
-        if guarded and measurement.loss is not None:
+        if guarded:
             assert phases is not None
             return self._judge_guarded(measurement, phases)
         if self.arm != "immediately" and not trained:
@@ -273,33 +301,82 @@ class PlateauStopping:
             return self._judge(measurement.step, None)
         if undefined:
             return self._go_on(StopReason.MISSING, f"{self._metric} is undefined at this point")
-        return self._judge(measurement.step, value)
+        decision = self._judge(measurement.step, value)
+        if decision.reason is StopReason.PLATEAU and trained and self.guard is not None:
+            fallen = self._training_fell()
+            if fallen > TOLERANCE:
+                told = f"the training loss has fallen by {fallen:.3f} nats in {self.patience} measurements"
+                return self._go_on(StopReason.IMPROVING, f"{self._metric} stands still, but {told}")
+        return decision
+
+    def _note(self, measurement: Measurement) -> None:
+        """What is kept of every point of the schedule."""
+        if measurement.error is not None:
+            is_broken = self.guard is not None and measurement.error.startswith(RepresentationError.__name__)
+            self._broken = self._broken + 1 if is_broken else 0
+            return
+        self._broken = 0
+        if measurement.loss is not None and measurement.step is not None:
+            self._all_losses.append((measurement.step, measurement.loss))
+        if measurement.train_loss is not None:
+            self._train_losses.append(measurement.train_loss)
+
+    def _training_fell(self) -> float:
+        """By how many nats the training loss is lower than before, in the mean of so many points as the patience."""
+        now, before = self._train_losses[-self.patience :], self._train_losses[: -self.patience][-self.patience :]
+        return statistics.fmean(before) - statistics.fmean(now) if before else 0.0
 
     # --- with the guard
 
     def _judge_guarded(self, measurement: Measurement, phases: PhaseTracker) -> StopDecision:
         loss, step = measurement.loss, measurement.step
-        assert loss is not None
+        if loss is None:
+            return self._go_on(StopReason.MISSING, "the point has no loss on held-out text, as others have")
         if step is None:
             return self._go_on(StopReason.MISSING, "the point has no step")
         if phases.worse_for:
-            return self._judge_worse(phases)
-        if not phases.trained and phases.phase in (None, Phase.INITIAL):
-            return self._go_on(StopReason.NOT_ARMED, "the fitting phase has not been recognised yet")
+            return self._judge_worse(step, phases)
+        if not phases.begun:
+            return self._judge_before(step, phases)
         value = measurement.scalars().get(self._metric or "")
         self._history.append((step, loss, value if value is not None and math.isfinite(value) else None))
         return self._judge_flat(step)
 
-    def _judge_worse(self, phases: PhaseTracker) -> StopDecision:
-        count = phases.worse_for
+    def _judge_before(self, step: int, phases: PhaseTracker) -> StopDecision:
+        """Before the model has begun to learn more than the frequencies of tokens: whether it is dead."""
+        earlier = [loss for at, loss in self._all_losses if at <= step * (1 - _DEAD)]
+        lately = [loss for at, loss in self._all_losses if at > step * (1 - _DEAD)]
+        if earlier and len(lately) >= 2 * self.patience:
+            learned = self._all_losses[0][1] - min(earlier)
+            fallen = min(earlier) - min(lately)
+            # A model whose loss has not fallen at all may be warming up.
+            if learned > LEARNED and fallen < (tolerance_of(self.guard) or TOLERANCE):
+                return self._stop(
+                    StopReason.COLLAPSED,
+                    f"the held-out loss has fallen by {learned:.2f} nats and then stands still for {len(lately)} "
+                    "measurements, half of the run, and the fit has not begun: representations have collapsed",
+                )
+        waits_for = "the fitting phase has not been recognised yet"
+        if phases.phase not in (None, Phase.INITIAL):
+            waits_for = f"the held-out loss has not fallen by {LEARNED:g} nats yet"
+        return self._go_on(StopReason.NOT_ARMED, waits_for)
+
+    def _judge_worse(self, step: int, phases: PhaseTracker) -> StopDecision:
+        count, needed = phases.worse_for, max(self.patience, PERSISTENCE)
         told = f"the held-out loss is above its minimum for {count} measurements"
-        if count < self.patience:
-            return self._go_on(StopReason.WAITING, f"{told}, of {self.patience}")
-        if phases.phase is Phase.MEMORISING:
+        if count < needed:
+            return self._go_on(StopReason.WAITING, f"{told}, of {needed}")
+        if step - (phases.worse_since or 0) < _COVERED * step:
+            return self._go_on(StopReason.WAITING, f"{told}, but for less than an eighth of the steps")
+        if phases.phase is Phase.MEMORISING or (phases.trained and phases.train_loss_falls):
             return self._stop(StopReason.MEMORISING, phases.memorising_note())
         if phases.collapsed:
             return self._stop(StopReason.COLLAPSED, f"{told}: representations have collapsed")
-        return self._stop(StopReason.DIVERGING, f"{told}, and the training loss does not fall: diverging")
+        training = {True: "though that of the training falls", False: "and that of the training rises"}
+        how = "and that of the training is not known"
+        if phases.train_loss_falls is not None:
+            how = training[phases.train_loss_falls]
+        return self._stop(StopReason.DIVERGING, f"{told}, {how}: diverging")
 
     def _judge_flat(self, step: int) -> StopDecision:
         """Whether loss and metric both stand still; of the metric as many measurements before are looked at."""
@@ -381,4 +458,4 @@ def guarded_rule(rule: PhaseRule, guard: Guard) -> PhaseRule:
     """The rule of phases under a guard: with its tolerance, or without one on the plain plane, as published."""
     if guard is None:
         return replace(rule, tolerance=None, plane=rule.plane or "plain")
-    return rule if guard == "loss" else replace(rule, tolerance=tolerance_of(guard))
+    return replace(rule, tolerance=tolerance_of(guard))

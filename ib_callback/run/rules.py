@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from ib_callback.results.guard import TOLERANCE, tolerance_of
+from ib_callback.results.guard import TOLERANCE, Guard, tolerance_of
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.metrics import (
     PRIMARY_SCALARS,
@@ -15,7 +15,7 @@ from ib_callback.results.metrics import (
     metric_names,
     resolve_metric,
 )
-from ib_callback.results.phases import Phases, PhaseTracker
+from ib_callback.results.phases import LEARNED, Phases, PhaseTracker
 from ib_callback.results.selection import Choice
 from ib_callback.results.stopping import StopDecision, guarded_rule
 from ib_callback.results.trajectory import Trajectory
@@ -96,6 +96,7 @@ class LiveRules:
         self._tracker = PhaseTracker(self.phase_rule)
         self._told: set[str] = set()
         self._first: Measurement | None = None
+        self._begins_late = self._has_loss = self._lacks_loss = False
         self._numbers: dict[str, float | int | None] = dict.fromkeys(self.names)
         if self.stopping is not None:
             # Points of an earlier part of the run, with other settings, may lack it.
@@ -110,7 +111,10 @@ class LiveRules:
             follows = guarded_rule(self.phase_rule, self.stopping.guard) == self._tracker.rule
             self.decision = self.stopping.update(point, self._tracker if follows else None)
         if point.error is None:
+            self._begins_late = self._begins_late or (self._first is None and bool(point.step))
             self._first = self._first or point
+            self._has_loss = self._has_loss or point.loss is not None
+            self._lacks_loss = self._lacks_loss or (self._has_loss and point.loss is None)
             eligible = self.selection.eligible(point, self._tracker)
             values = point.scalars()
             selectable = {SELECTABLE + name: values.get(name) if eligible else None for name in self._directions}
@@ -152,7 +156,9 @@ class LiveRules:
             rule_of, start = self.selection, self.selection.select_from
             where = f"from step {start} on" if isinstance(start, int) else _since(start)
             text = f"selection: the checkpoint with the best {rule_of.by} {where} is kept"
-            if rule_of.guard is not None:
+            if rule_of.guard == "loss" and self._selects_feature:
+                text += f", whatever the loss, for it is a feature (guard={TOLERANCE} counts)"
+            elif rule_of.guard is not None:
                 text += f", of those whose held-out loss is within {tolerance_of(rule_of.guard):g} nats of the lowest"
                 text += "; until there is one, that of the lowest loss"
             parts.append(text)
@@ -165,37 +171,56 @@ class LiveRules:
         guards += [self.selection.guard] if self.selects else []
         if None not in guards:
             return ""
+        given_up = []
+        if self.selects and self.selection.guard is None:
+            given_up.append(
+                "in recorded runs that overfit, plain optimality selected the last checkpoint, 1.0 to 2.3 nats above "
+                "the best, and the plain distance an early one, .6 to 1.5 nats above it"
+            )
+        if self.stopping is not None and self.stopping.guard is None:
+            given_up.append("a plateau may end a run whose loss still falls, and nothing ends one that memorises")
         return (
-            "guard=None: the published rule, which does not look at the loss. In recorded runs that overfit it "
-            "selected the last checkpoint, 1.0 to 2.3 nats above the best; a plateau may end a run whose loss still "
-            "falls, and collapsed models are not told from compressed ones"
+            f"guard=None: the published rule, which does not look at the loss: {'; '.join(given_up)}. Collapsed models "
+            "are not told from compressed ones"
         )
 
     def remarks(self) -> list[str]:
         """What is new to say by the last point; each once."""
-        found = []
-        if self._first is not None and (self.stopping is not None or self.selects):
-            guards = [rule.guard for rule in (self.stopping, self.selection if self.selects else None) if rule]
-            if self._tracker.trained:
-                off = ", without the guard: its loss on this text may well rise" if "loss" in guards else ""
-                cure = f" (guard={TOLERANCE} turns it on)" if off else ""
-                found.append(
-                    f"the run begins from trained weights: no phases, rules act from the first point{off}{cure}"
+        found: dict[str, str] = {}
+        guards = [rule.guard for rule in (self.stopping, self.selection if self.selects else None) if rule]
+        if self._first is not None and guards:
+            found |= self._on_the_guard(self._first, guards)
+            better = self._first.predictive_information or 0.0
+            if self._begins_late and not self._tracker.trained and better > LEARNED:
+                found["late"] = (
+                    f"the first point that could be measured, at step {self._first.step}, already predicts better than "
+                    f"token frequencies, by {better:.1f} nats: if the run began from trained weights, say so "
+                    "(from_trained=True)"
                 )
-            elif self._first.loss is None and set(guards) != {None}:
-                found.append("points have no loss on held-out text: rules run unguarded")
-            elif self.selects and self._selects_feature and self.selection.guard == "loss":
-                found.append(
-                    f"checkpoints are selected by the feature {self.selection.by}, without the guard "
-                    f"(guard={TOLERANCE} turns it on)"
-                )
-        found += [note for note in self._tracker.phases().notes if note.startswith("The model memorises")]
+        found |= {note[:16]: note for note in self._tracker.phases().notes if not self._tracker.trained}
         if self.decision is not None and self.decision.would_stop and not self.decision.stop:
-            found.append(f"training would stop: {self.decision.message}")
-        # Of those that hold numbers, the first words tell them apart.
-        new = [text for text in found if text[:24] not in self._told]
-        self._told.update(text[:24] for text in new)
-        return new
+            found[self.decision.reason.value] = f"training would stop: {self.decision.message}"
+        new = {name: text for name, text in found.items() if name not in self._told}
+        self._told.update(new)
+        return [*new.values()]
+
+    def _on_the_guard(self, first: Measurement, guards: list[Guard]) -> dict[str, str]:
+        """Why rules that were to be guarded are not."""
+        if set(guards) == {None}:
+            return {}
+        found = {}
+        if self._tracker.trained:
+            off = ", without the guard: its loss on this text may well rise" if "loss" in guards else ""
+            cure = f" (guard={TOLERANCE} turns it on)" if off else ""
+            found["trained"] = (
+                f"the run begins from trained weights: no phases, rules act from the first point{off}{cure}"
+            )
+        by_loss = not self._tracker.trained or not set(guards) <= {"loss", None}
+        if by_loss and not self._has_loss:
+            found["no loss"] = "points have no loss on held-out text: rules run unguarded"
+        elif by_loss and self._lacks_loss:
+            found["loss lacks"] = "some points have no loss on held-out text: they count for no rule that it guards"
+        return found
 
     def phases(self) -> Phases:
         """The phases of the run as far as they have been recognised, by its own rule."""

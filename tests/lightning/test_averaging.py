@@ -28,7 +28,7 @@ from ib_callback.lightning._averaging import same_weights as same_bits
 from ib_callback.results.measurement import settings_differences
 
 # Always at a checkpoint; the entropy rises all along, so that the latest is the best one.
-SELECT = ib.Selection("entropy", mode="max", select_from=0)
+SELECT = ib.Selection("entropy", mode="max", select_from=0, guard=None)
 
 
 class ByEpoch(WeightAveraging):

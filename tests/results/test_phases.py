@@ -310,3 +310,22 @@ def test_a_fall_within_its_own_errors_is_not_sure():
 
     assert find_phases(with_replicates(run(C, E), 1e-4)).compression_start == 1000
     assert find_phases(with_replicates(run(C, E), 0.1)).compression_start is None
+
+
+def test_a_plane_may_turn_up_in_the_first_points():
+    """Undefined at step 0, as where all states are equal: the same phases as without that point on the plane."""
+    whole = real("healthy_4x128")
+    for lacking in (1, 2):
+        points = [replace(m, views={}) if n < lacking else m for n, m in enumerate(whole)]
+        phases = find_phases(points)
+        assert phases.plane == "readout"
+        assert phases.compression_start == find_phases(whole).compression_start == 160
+    late = [replace(m, views={}) if n < 5 else m for n, m in enumerate(whole)]
+    assert find_phases(late).plane == "above_null"
+
+
+def test_points_that_lack_the_plane_are_said():
+    points = [m if n < 5 else replace(m, views={}) for n, m in enumerate(real("healthy_4x128"))]
+    phases = find_phases(points)
+    assert phases.plane == "readout"
+    assert phases.notes[-1].startswith(f"The last {len(points) - 5} points have no number on the readout plane")

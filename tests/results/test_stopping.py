@@ -486,3 +486,140 @@ def test_the_wrong_direction_is_a_warning(monitor, mode):
     rule = PlateauStopping(monitor, mode=mode)
     with pytest.warns(RuntimeWarning, match=f"'{monitor}'.*did you mean mode='{'max' if mode == 'min' else 'min'}'"):
         rule.check(metric_names(["token", "bigram"], ["preference"]))
+
+
+# --- when there is nothing to judge yet, or nothing to save any more
+
+# Fit from 100 on (the record of the expressivity is passed at 300).
+_C = [0.3, 0.02, *curve((0, 0.2), (20, 0.5))]
+_E = [0.03, 0.002, *curve((0, 0.1), (20, 0.3))]
+
+
+def course(losses: Sequence[float], *, steps: Sequence[int] | None = None, first: int = 0, **told: Any) -> Trajectory:
+    """Of these losses, from a point of the course on."""
+    part = slice(first, first + len(losses))
+    return with_loss(run(_C[part], _E[part], steps=steps), losses, **told)
+
+
+@pytest.mark.parametrize(
+    "trajectory",
+    [
+        # The loss rises in the first steps, and falls then.
+        course([8.30, 8.36, 8.40, 8.41, 8.40, 8.38, 8.36, 8.2, 7.8], steps=[0, 1, 2, 3, 4, 5, 6, 8, 10]),
+        with_loss(run([0.3] * 9, [0.03] * 9, steps=range(9)), [8.3, 8.36, 8.4, 8.4, 8.4, 8.4, 8.4, 8.3, 7.9]),
+        # Without step 0: it warms up, or its loss rises first.
+        course([8.30 - 0.0005 * n for n in range(9)], steps=range(1, 10), first=5),
+        course([8.30, *[8.40] * 8], steps=range(1, 10), first=5),
+        # Too short a stretch for how long the run is: a restart of the learning rate.
+        course([8.0, 6.0, 5.0, 4.5, 4.2, 4.0, *[4.2] * 8], steps=[*range(0, 6000, 1000), *range(5010, 5090, 10)]),
+    ],
+    ids=["a bump", "a bump before the fit", "warming up", "a bump, step 0 missing", "a short stretch"],
+)
+def test_a_run_that_has_hardly_begun_or_was_briefly_worse_is_not_stopped(trajectory):
+    assert first_stop(PlateauStopping(), trajectory)[0] is None
+
+
+def test_a_restart_of_the_learning_rate_may_last_an_eighth_of_the_steps():
+    worse = course([8.0, 6.0, 5.0, 4.5, 4.2, 4.0, *[4.2] * 8], steps=[*range(0, 600, 100), *range(550, 950, 50)])
+    assert first_stop(PlateauStopping(), worse) == (750, MEMORISING)
+
+
+NOT_FINITE = "RepresentationError: representations that are zero, NaN or infinite (…): h.0: 7"
+
+
+@pytest.mark.parametrize(
+    ("error", "guard", "reason"),
+    [
+        (NOT_FINITE, "loss", DIVERGING),
+        (NOT_FINITE, 0.1, DIVERGING),
+        ("OutOfMemoryError: 3 GiB", "loss", MISSING),
+    ],
+)
+@pytest.mark.parametrize("losses", [[8.0 - 0.3 * n for n in range(8)], None], ids=["a loss", "none"])
+def test_a_run_whose_states_are_not_finite_any_more_is_stopped(losses, error, guard, reason):
+    good = run(_C[:8], _E[:8]) if losses is None else course(losses)
+    points = [*good, *(replace(failed(100 * n), error=error) for n in range(8, 20))]
+    rule = PlateauStopping(guard=guard, patience=4)
+    stop, found = first_stop(rule, points)
+    assert stop == (1100 if reason is DIVERGING else None)
+    if stop is not None:
+        assert found is DIVERGING
+        assert "not finite for 4 measurements" in rule.replay(points[:12]).message
+    assert first_stop(PlateauStopping(guard=None, patience=4), points)[0] is None
+
+
+def test_a_run_that_has_learned_token_frequencies_alone_is_dead():
+    """Its fit never begins: complexity and expressivity stay where the collapse left them."""
+    losses = [8.3, 7.5, 6.5, *[6.1] * 40]
+    dead = with_loss(run([0.3, 0.1, *[0.02] * 41], [0.03, 0.01, *[0.002] * 41]), losses)
+    rule = PlateauStopping()
+    stop, reason = first_stop(rule, dead)
+    # Ten measurements in the last half of the steps, the first of them after the loss has come to stand still.
+    assert reason is COLLAPSED
+    assert 1000 <= stop <= 2500
+    # A loss that has not fallen at all may be that of a long warm-up.
+    warming = with_loss(run([0.3] * 43, [0.03] * 43), [8.3] * 43)
+    assert first_stop(PlateauStopping(), warming)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("train", "trained", "told"),
+    [
+        (None, True, "and that of the training is not known: diverging"),
+        ([8.0, 6.0, 5.0, 4.5, 4.2, 4.0, *[4.3] * 8], None, "and that of the training rises: diverging"),
+    ],
+)
+def test_a_message_claims_of_the_training_loss_what_is_known(train, trained, told):
+    trajectory = course([8.0, 6.0, 5.0, 4.5, 4.2, 4.0, *[4.4] * 8], train=train)
+    rule = PlateauStopping(guard=0.03, phase_rule=PhaseRule(from_trained=trained))
+    stop, reason = first_stop(rule, trajectory)
+    assert reason is DIVERGING
+    assert rule.replay(trajectory[: trajectory.steps.index(stop) + 1]).message.endswith(told)
+
+
+def test_from_trained_weights_a_numeric_guard_knows_memorising():
+    losses = [4.0, 3.8, 3.7, *[3.9] * 8]
+    train = [4.0, 3.5, 3.0, *[2.5 - 0.1 * n for n in range(8)]]
+    rule = PlateauStopping(guard=0.03, phase_rule=PhaseRule(from_trained=True))
+    assert first_stop(rule, course(losses, train=train, first=5))[1] is MEMORISING
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_little_patience_does_not_make_memorising_something_else(patience):
+    assert first_stop(PlateauStopping(patience=patience), real("overfit_160"))[1] in (MEMORISING, PLATEAU)
+
+
+@pytest.mark.parametrize("tolerance", [None, 0.5])
+def test_the_guard_counts_and_no_tolerance_of_the_phase_rule(tolerance):
+    rule = PlateauStopping(phase_rule=PhaseRule(tolerance=tolerance))
+    assert first_stop(rule, real("overfit")) == first_stop(PlateauStopping(), real("overfit"))
+
+
+def test_from_trained_weights_a_plateau_counts_only_if_the_training_loss_is_flat():
+    """Without the guard: the metric stands still from the first point on."""
+    still = run([0.5] * 20, [0.25] * 20)
+    falling = with_loss(still, [4.0] * 20, train=[3.0 - 0.05 * n for n in range(20)])
+    flat = with_loss(still, [4.0] * 20, train=[3.0 - 0.05 * min(n, 8) for n in range(20)])
+    trained = {"phase_rule": PhaseRule(from_trained=True)}
+    rule = PlateauStopping(**trained)
+    assert first_stop(rule, falling)[0] is None
+    assert rule.replay(falling).reason is IMPROVING
+    assert first_stop(PlateauStopping(**trained), flat)[1] is PLATEAU
+    assert first_stop(PlateauStopping(**trained), with_loss(still, [4.0] * 20))[0] == 500
+
+
+def test_once_points_had_a_loss_those_without_one_decide_nothing():
+    points = [m if n % 8 == 0 else replace(m, loss=None) for n, m in enumerate(real("healthy_4x128"))]
+    rule = PlateauStopping(arm="fit")
+    decisions = [rule.update(point) for point in points]
+    assert not any(decision.stop for decision in decisions)
+    assert [d.reason for d, m in zip(decisions, points, strict=True) if m.loss is None] == [MISSING] * sum(
+        m.loss is None for m in points
+    )
+
+
+def test_armed_by_the_fit_without_a_loss_it_warns_with_the_cure():
+    with pytest.warns(RuntimeWarning, match=r"reaches 4\.21\. Cure: arm=\"compression\""):
+        PlateauStopping(arm="fit").replay(real("small", loss=False)[:3])
+    with pytest.warns(RuntimeWarning, match=r"Cure: the guard .* or arm=\"compression\""):
+        PlateauStopping(arm="fit", guard=None).replay(real("small")[:3])

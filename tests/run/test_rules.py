@@ -237,6 +237,22 @@ def test_a_run_from_trained_weights_logs_no_phase_and_selects_from_the_first_poi
             ["have no loss", "training would stop: .*"],
         ),
         ({}, real("overfit"), ["The model memorises since step 140"]),
+        ({}, real("small"), ["leaves the bound, which is no compression. So did the 1B model"]),
+        (
+            {"early_stopping": PlateauStopping()},
+            [m if n % 2 else replace(m, loss=4.0) for n, m in enumerate(run(C, E))][:9],
+            ["some points have no loss"],
+        ),
+        (
+            {"select": "optimality"},
+            [replace(m, predictive_information=2.0, loss=4.0) for m in run(C, E)][3:9],
+            [r"at step 300, already predicts better .* by 2\.0 nats: .*from_trained=True"],
+        ),
+        (
+            {"select": "optimality", "from_trained": True, "guard": 0.1},
+            run(C, E)[:5],
+            ["begins from trained weights", "points have no loss on held-out text: rules run unguarded"],
+        ),
     ],
 )
 def test_what_is_said_of_a_run_is_said_once(settings, points, said):

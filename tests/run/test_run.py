@@ -525,7 +525,7 @@ def test_until_something_can_be_selected_the_lowest_loss_is_kept(
     assert not followed.keeps(tmp_path / "weights-12.ckpt")
     assert followed.trajectory.best() is None
     followed.end(12)
-    told = "Kept instead, as a fallback: the checkpoint of the lowest held-out loss, 2.000, of step 8"
+    told = "Kept instead, as a fallback: the checkpoint of the lowest held-out loss (2.000), of step 8"
     assert told in capsys.readouterr().err
 
 
