@@ -24,7 +24,7 @@ from _tables import heading, prose, table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "output_codebooks"
-FIGURE = HERE.parent / "docs" / "output_codebooks.png"
+FIGURE = HERE.parent / "docs" / "images" / "output_codebooks.png"
 AIMED = ("readout", "prediction")
 QUANTITIES = ("complexity_local", "expressivity_local", "optimality_local", "score_local")
 NAMES = {

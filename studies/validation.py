@@ -24,7 +24,7 @@ from _tables import heading, prose, table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "validation"
-FIGURE = HERE.parent / "docs" / "evidence.png"
+FIGURE = HERE.parent / "docs" / "images" / "evidence.png"
 
 _SIZES: dict[str, dict[str, Any]] = {
     "llama_2x64": {"architecture": "llama", "layers": 2, "width": 64, "rate": 2e-3},
