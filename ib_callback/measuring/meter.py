@@ -163,7 +163,7 @@ class Meter:
         progress: whether to show a bar when a measurement takes more than two seconds.
         feature_probes: further probes of which the labels alone are measured, with all other settings as given here,
             at positions that have as many tokens on both sides. The label's name is the feature's; of a mapping
-            `{name: probe}`, name, underscore and label's name.
+            `{name: probe}`, name, underscore and label's name, unless both are the same.
         standard_errors: whether to estimate them, by leaving out groups of sequences in turn; True for 16 groups, or
             their number. Batches then never cross a group. Needs memory for shares of labels (see `preflight`).
         loss: whether to measure the next-token loss on the probe, with the model's own head and in the same pass. True:

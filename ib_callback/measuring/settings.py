@@ -147,6 +147,8 @@ def named_features(
     [{'preference': 'preference'}]
     >>> [names for _, names in named_features({"tulu": pairs}, ["token"], ["preference"])]
     [{'preference': 'tulu_preference'}]
+    >>> [names for _, names in named_features({"preference": pairs}, ["token"], [])]
+    [{'preference': 'preference'}]
     """
     taken = dict.fromkeys(orders, "an n-gram order") | dict.fromkeys(features, "a label of the main probe")
     found = []
@@ -161,7 +163,7 @@ def named_features(
                 f"feature_probes: expected probes with labels, got {probe!r}, which has none. Only features of these "
                 "probes are measured; pass labels= to Probe.from_texts, or leave the probe out."
             )
-        names = {label: f"{prefix}_{label}" if prefix else label for label in probe.labels}
+        names = {label: label if prefix in ("", label) else f"{prefix}_{label}" for label in probe.labels}
         for name in names.values():
             if name in taken:
                 raise ValueError(

@@ -508,7 +508,7 @@ def resolve_metric(name: str, available: Iterable[str]) -> str:
 
     Raises:
         ValueError: there is no such metric; the message names those that are close, and lists those that exist, of
-            hundreds the first where some are close.
+            hundreds the first.
     """
     names = list(available)
     for candidate in (name, f"{name}/information"):
@@ -528,7 +528,7 @@ def resolve_metric(name: str, available: Iterable[str]) -> str:
             "sequences of at least 48 valid positions (what is local), or Probe.num_bytes (bits per byte)"
         )
     close = did_you_mean(name, names)
-    shown = [*names[:_SHOWN], f"… ({len(names)} in all)"] if close and len(names) > _SHOWN else names
+    shown = [*names[:_SHOWN], f"… ({len(names)} in all)"] if len(names) > _SHOWN else names
     those = f"those measured: {', '.join(shown) or 'none'}{close}"
     raise ValueError(f"no metric {name!r} is measured{hint}; {those}")
 
