@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from numbers import Real
+from typing import Any, Literal, cast
 
 Guard = Literal["loss"] | float | None
 # Two measurements of one run on one probe differ by noise of at most .008 nats each late in training (eight recorded
@@ -11,15 +12,30 @@ Guard = Literal["loss"] | float | None
 TOLERANCE = 0.03
 
 
+class _LeftOpen(str):
+    """The default of a rule: "loss" in every respect, but known not to have been given."""
+
+    __slots__ = ()
+
+
+LEFT_OPEN = cast(Literal["loss"], _LeftOpen("loss"))
+
+
+def is_left_open(guard: Guard) -> bool:
+    """Whether nobody gave this guard, so that the one of the run counts."""
+    return isinstance(guard, _LeftOpen)
+
+
 def check_guard(guard: Any) -> Guard:
-    """Raise a ValueError for what is no guard.
+    """The guard, a tolerance as a float.
 
     Raises:
         ValueError: neither "loss", nor a tolerance in nats, nor None.
     """
-    is_number = isinstance(guard, (int, float)) and not isinstance(guard, bool)
-    if guard in ("loss", None) or (is_number and 0 < guard < math.inf):
-        return guard
+    if guard is None or (isinstance(guard, str) and guard == "loss"):
+        return cast(Guard, guard)
+    if isinstance(guard, Real) and not isinstance(guard, bool) and 0 < float(guard) < math.inf:
+        return float(guard)
     raise ValueError(
         f'guard: expected "loss", a tolerance in nats a token such as {TOLERANCE}, or None for the published rule, '
         f"got {guard!r}"

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Literal
 
 from ib_callback.common.checks import check_integer
-from ib_callback.results.guard import TOLERANCE, Guard, check_guard, tolerance_of
+from ib_callback.results.guard import LEFT_OPEN, TOLERANCE, Guard, check_guard, tolerance_of
 from ib_callback.results.measurement import Measurement, metrics_of
 from ib_callback.results.metrics import Mode, better_direction, check_direction, check_metric, resolve_metric
 from ib_callback.results.noise import scatter
@@ -140,7 +140,7 @@ class PlateauStopping:
     smoothing: int = 1
     divergence: float = 0.1
     floor: float = 0.01
-    guard: Guard = "loss"
+    guard: Guard = LEFT_OPEN
     act: bool = True
     phase_rule: PhaseRule = DEFAULT_RULE
 
@@ -153,7 +153,7 @@ class PlateauStopping:
             check_integer(name, getattr(self, name), minimum=1, cure="it is a number of measurements")
         for name in ("min_delta", "divergence", "floor"):
             check_number(name, getattr(self, name))
-        check_guard(self.guard)
+        self.guard = check_guard(self.guard)
         if not isinstance(self.act, bool):
             raise TypeError(f"act: expected True or False, got {self.act!r}.")
         self.reset()
