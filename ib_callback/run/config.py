@@ -35,7 +35,9 @@ class RunConfig:
             own `select_from` and `guard` then count. As long as nothing can be selected, the checkpoint of the lowest
             held-out loss is kept (`.selected.fallback`).
         select_from: from when on points can be selected: "compression", "fit" or a step. Also that of the
-            `ib/selectable/...` numbers.
+            `ib/selectable/...` numbers, which hold what could be selected when they were logged: a stock callback that
+            keeps the best of them cannot let go of it when the loss falls later. `ib/selectable/loss` from step 0 on
+            (lower is better) has no such trouble.
         guard: "loss", by which no run is stopped as converged, and no checkpoint selected, against the loss on held-out
             text; or the same with a tolerance in nats a token; or None for exactly the published rules. One that is
             given to `early_stopping` or `select` itself, "loss" too, counts for that rule instead.

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import recorded_runs
 from synthetic_runs import COLLAPSE_AT_THE_END, STOPPING, C, E, failed, measured, real, run
 
 from ib_callback.results.selection import Selection
@@ -28,6 +29,15 @@ def along(live: LiveRules, trajectory: Trajectory, name: str) -> list[float]:
         live.update(point)
         logged.append(live.shown()[name])
     return logged
+
+
+def along_all(live: LiveRules, trajectory: Trajectory, name: str) -> list[float | None]:
+    """What stock callbacks get under a name at each point."""
+    found = []
+    for point in trajectory:
+        live.update(point)
+        found.append(live.numbers()[name])
+    return found
 
 
 def same(found: list[float], expected: list[float]) -> bool:
@@ -215,6 +225,17 @@ def test_a_guard_that_was_given_to_a_rule_counts_for_it(of_run, of_stopping, of_
     alone = PlateauStopping(guard=of_stopping)
     assert live.decision == alone.replay(points)
     assert rules(guard=of_run).selection.guard == rules(early_stopping=PlateauStopping(), guard=of_run).stopping.guard
+
+
+@pytest.mark.parametrize("name", [name for name, run in recorded_runs.REAL.items() if "loss" in run])
+def test_the_loss_from_the_first_step_on_is_a_safe_key_for_stock_callbacks(name):
+    """Which keep the best of what was logged, and cannot let go of it: of the loss that is the lowest."""
+    live, points = rules(select_from=0), real(name)
+    assert live.directions["selectable/loss"] == "min"
+    found = along_all(live, points, "selectable/loss")
+    losses = [point.loss for point in points]
+    assert min(value for value in found if value is not None) == min(losses)
+    assert found.index(min(losses)) == losses.index(min(losses))
 
 
 def test_a_guard_that_nobody_gave_is_the_loss_all_the_same():
