@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal
 
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.results.guard import Guard
@@ -61,7 +60,7 @@ def select_report(
     by: str = "optimality",
     select_from: SelectFrom = "compression",
     mode: Mode | None = None,
-    guard: Guard | Literal["run"] = "run",
+    guard: Guard = "run",
 ) -> SelectReport:
     """Choose among the checkpoints of a run, in HuggingFace's layout or in Lightning's, by the run's own phase rule.
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ib_callback.results.guard import LEFT_OPEN, Guard, check_guard, tolerance_of
+from ib_callback.results.guard import Guard, check_guard, tolerance_of
 from ib_callback.results.measurement import Measurement, metrics_of
 from ib_callback.results.metrics import Mode, better_direction, check_direction, check_metric, resolve_metric
 from ib_callback.results.noise import MIN_VALUES, scatter
@@ -143,7 +143,8 @@ class Selection:
         phase_rule: when a phase is recognised.
         least_learned: share of the highest expressivity of the run so far that a point must have, unless `select_from`
             is a step.
-        guard: "loss", a tolerance in nats a token, or None for the published choice.
+        guard: "loss", a tolerance in nats a token, or None for the published choice; by default that of the run,
+            outside of one "loss".
 
     Raises:
         ValueError: no default exists for `mode`, or another setting is out of range.
@@ -155,7 +156,7 @@ class Selection:
     select_from: SelectFrom = "compression"
     phase_rule: PhaseRule = DEFAULT_RULE
     least_learned: float = 0.5
-    guard: Guard = LEFT_OPEN
+    guard: Guard = "run"
 
     def __post_init__(self) -> None:
         check_metric("by", self.by)

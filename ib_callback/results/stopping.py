@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Literal
 
 from ib_callback.common.checks import check_integer
-from ib_callback.results.guard import LEFT_OPEN, TOLERANCE, Guard, check_guard, tolerance_of
+from ib_callback.results.guard import TOLERANCE, Guard, check_guard, tolerance_of
 from ib_callback.results.measurement import Measurement, metrics_of
 from ib_callback.results.metrics import Mode, better_direction, check_direction, check_metric, resolve_metric
 from ib_callback.results.noise import scatter
@@ -113,7 +113,8 @@ class PlateauStopping:
         smoothing: number of measurements in the running median that is compared; 1 takes values as they are.
         divergence: share of max(|best|, floor) by which values are worse than the best if they diverge.
         floor: in the unit of the metric; a distance may cross zero, where a share of the best value is nothing.
-        guard: "loss", a tolerance in nats a token, or None for the published rule.
+        guard: "loss", a tolerance in nats a token, or None for the published rule; by default that of the run, outside
+            of one "loss".
         act: False decides, and says so (`StopDecision.would_stop`, `ib/would_stop`), but never stops.
         phase_rule: when a phase is recognised.
 
@@ -140,7 +141,7 @@ class PlateauStopping:
     smoothing: int = 1
     divergence: float = 0.1
     floor: float = 0.01
-    guard: Guard = LEFT_OPEN
+    guard: Guard = "run"
     act: bool = True
     phase_rule: PhaseRule = DEFAULT_RULE
 

@@ -21,7 +21,7 @@ from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import write_atomically
 from ib_callback.common.messages import describe, warn
 from ib_callback.results.correlation import Correlation, correlations
-from ib_callback.results.guard import LEFT_OPEN, TOLERANCE, Guard, check_guard, is_left_open
+from ib_callback.results.guard import TOLERANCE, Guard, check_guard, is_left_open
 from ib_callback.results.measurement import Measurement, incomparable_settings
 from ib_callback.results.metrics import FIRST_SHOWN, FIRST_VIEW, PLANE, WHOLE, Mode
 from ib_callback.results.phases import DEFAULT_RULE, PhaseRule, Phases, find_phases
@@ -211,7 +211,7 @@ class Trajectory(Sequence[Measurement]):
         *,
         mode: Mode | None = None,
         phase_rule: PhaseRule | None = None,
-        guard: Guard = LEFT_OPEN,
+        guard: Guard = "run",
     ) -> Measurement | None:
         """The best point of the run, or None if none can be selected; see `ib_callback.results.selection.Selection`.
 
@@ -221,12 +221,12 @@ class Trajectory(Sequence[Measurement]):
             mode: "min" or "max"; by default what is known to be better for the metric.
             phase_rule: when a phase is recognised; by default the run's own rule.
             guard: "loss" or a tolerance in nats: a point whose held-out loss is above the lowest by more cannot be the
-                best. None: exactly the published choice. By default the run's own.
+                best. None: exactly the published choice. "run": the run's own.
 
         Raises:
             ValueError: no point has such a metric, or a setting is out of range.
         """
-        guard = self.guard if is_left_open(guard) else guard
+        guard = self.guard if is_left_open(check_guard(guard)) else guard
         return Selection(by, mode, select_from, phase_rule or self.phase_rule, guard=guard).best(self)
 
     def correlations(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import math
 import pickle
 import re
@@ -236,6 +237,14 @@ def test_the_loss_from_the_first_step_on_is_a_safe_key_for_stock_callbacks(name)
     losses = [point.loss for point in points]
     assert min(value for value in found if value is not None) == min(losses)
     assert found.index(min(losses)) == losses.index(min(losses))
+
+
+@pytest.mark.parametrize("rule", [PlateauStopping, Selection])
+def test_a_guard_that_a_command_line_passes_on_as_the_default_is_given_by_nobody(rule):
+    default = inspect.signature(rule).parameters["guard"].default
+    assert type(default) is str  # which every file format can hold
+    config = RunConfig(early_stopping=PlateauStopping(guard=default), select=Selection(guard=default), guard=None)
+    assert config.stopping.guard is config.selection.guard is None
 
 
 def test_a_guard_that_nobody_gave_is_the_loss_all_the_same():
