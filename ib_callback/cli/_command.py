@@ -34,7 +34,10 @@ def guarded(action: Callable[[argparse.Namespace], int], failed: int = 2) -> Cal
 
 def positive(text: str) -> int:
     """An integer of at least 1."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
     return value

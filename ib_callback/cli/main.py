@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from ib_callback.cli._command import guarded, positive
 from ib_callback.cli.plot import add_arguments as add_plot_arguments
 from ib_callback.cli.probe import add_probe_command
 from ib_callback.common.version import __version__
+from ib_callback.results.guard import TOLERANCE, check_guard
 
 if TYPE_CHECKING:
     from ib_callback.results.selection import SelectFrom
@@ -125,7 +127,12 @@ def _parser() -> argparse.ArgumentParser:
 def _guard(text: str) -> str | float | None:
     if text in ("run", "loss"):
         return text
-    return None if text == "none" else float(text)
+    try:
+        return None if text == "none" else check_guard(float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected loss, none, run or a tolerance in nats a token such as {TOLERANCE}, got {text!r}"
+        ) from None
 
 
 def _select_from(text: str) -> SelectFrom:
@@ -143,9 +150,12 @@ def _select_from(text: str) -> SelectFrom:
 
 
 def _minutes(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"expected more than 0, got {text}")
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of minutes above 0, got {text!r}")
     return value
 
 
