@@ -217,7 +217,9 @@ class Selection:
             return False
         margin = self.margin(measurement, trained=trained)
         lowest = tracker.lowest_loss
-        return margin is None or lowest is None or measurement.loss is None or measurement.loss <= lowest + margin
+        if margin is None or lowest is None:
+            return True
+        return measurement.loss is not None and measurement.loss <= lowest + margin
 
     def best(self, measurements: Sequence[Measurement]) -> Measurement | None:
         """The best point of a run; None if none can be selected."""
@@ -257,7 +259,9 @@ class Selection:
                 margin = self.margin(m, trained=trained)
                 exists = available is None or m.step in available
                 lowest = of_existing if exists else of_all
-                if margin is not None and m.loss is not None and m.loss > lowest + margin:
+                if margin is not None and m.loss is None and measured:
+                    rejected = "no loss on held-out text, as others have"
+                elif margin is not None and m.loss is not None and m.loss > lowest + margin:
                     rejected = f"loss {m.loss - lowest:.2f} nats above the lowest"
                 elif not exists:
                     rejected = NO_CHECKPOINT

@@ -861,7 +861,7 @@ class Run:
                     loss = self.selected.value
                     which = "the latest checkpoint"
                     if loss is not None:
-                        which = f"the checkpoint of the lowest held-out loss, {loss:.3f}"
+                        which = f"the checkpoint of the lowest held-out loss ({loss:.3f})"
                     self.announce(
                         f"{choice.describe()} Kept instead, as a fallback: {which}, of step {self.selected.step}"
                     )

@@ -344,3 +344,15 @@ def test_nothing_is_called_chance_without_reason(by, p_value):
     choice = Selection(by).choose(informed(p_value))
     assert not choice.may_be_chance
     assert "chance" not in choice.describe()
+
+
+def test_a_point_without_the_loss_that_others_have_is_not_chosen_under_the_guard():
+    points = [replace(m, loss=4.0) for m in run(C, E)]
+    best = Selection().choose(points).best.measurement.step
+    lacking = [replace(m, loss=None) if m.step == best else m for m in points]
+    choice = Selection().choose(lacking)
+    assert choice.best.measurement.step != best
+    assert {c.measurement.step: c.rejected for c in choice.candidates}[
+        best
+    ] == "no loss on held-out text, as others have"
+    assert Selection(guard=None, select_from=0).choose(lacking).best is not None
