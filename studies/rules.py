@@ -5,6 +5,8 @@
 
 The guard sees the loss on the probe. Checkpoints are judged by losses that it does not see: on the other half of the
 probe where that was measured, else on other novels, and on C4. Every measured point counts as a checkpoint.
+
+Runs from trained weights, those of `fine_tuning.py`, are in tables of their own: nothing is demanded of them.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,15 @@ from _tables import heading, prose, table
 from ib_callback.results.guard import TOLERANCE
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.points import PlanePoint
-from ib_callback.results.selection import Selection
+from ib_callback.results.selection import SelectFrom, Selection
 from ib_callback.results.stopping import StopReason
+from ib_callback.run.config import RunConfig
+from ib_callback.run.rules import SELECTABLE, LiveRules
 
 HERE = Path(__file__).parent
 VALIDATION = HERE / "results" / "validation"
 RESULTS = HERE / "results" / "rules"
+FINE_TUNING = HERE / "results" / "fine_tuning"
 # Older runs: columns by name, by run.
 RECORDED = HERE.parent / "tests" / "results" / "real_runs.json"
 # Its loss is flat from a quarter of it on, for its rate has decayed to a hundredth by then.
@@ -48,6 +53,15 @@ METRICS = (
 )
 # A loss is flat from the first measurement on that stays so near its minimum, in nats.
 FLAT = 0.05
+_PROBES = {"novels": "novels", "c4": "C4"}
+# What a stock callback can monitor: of the metric, and from when on.
+STOCK = (
+    ("optimality", "compression"),
+    ("optimality", "fit"),
+    ("distance_to_bound", "compression"),
+    ("distance_to_bound", "fit"),
+    ("loss", 0),
+)
 WITHIN = 8  # measurements
 
 
@@ -66,7 +80,9 @@ class Course:
 
     @property
     def kind(self) -> str:
-        """Of the run, by its name."""
+        """Of the run, by its name, or because it begins from trained weights."""
+        if self.points.phase_rule.from_trained:
+            return "fine-tuning"
         return next((kind for kind in ("overfit", "spike", "wsd") if kind in self.name), "healthy")
 
     @property
@@ -132,6 +148,26 @@ def of_study(path: Path) -> Course:
     return Course(run["config"]["name"], points, unseen)
 
 
+def of_fine_tuning(path: Path, probe: str = "novels") -> Course:
+    """A run of `fine_tuning.py`, from trained weights, as a probe of novels or of C4 sees it.
+
+    Judged by the loss on other novels, on C4, and of preferred answers that were not trained on, where they are.
+    """
+    run = json.loads(path.read_text())
+    columns = {**run[probe], "train_loss": run["train_loss"]}
+    points = ib.Trajectory(
+        (
+            measurement(step, {name: values[number] for name, values in columns.items()})
+            for number, step in enumerate(run["step"])
+        ),
+        phase_rule=ib.PhaseRule(from_trained=True),
+    )
+    unseen = {"novels": run["val_loss"], "c4": run["c4_loss"]}
+    if "held_chosen_loss" in run:
+        unseen["answers"] = run["held_chosen_loss"]
+    return Course(f"{run['config']['name']}, probe of {_PROBES[probe]}", points, unseen)
+
+
 def of_recorded(path: Path) -> list[Course]:
     """Runs with their columns by name; those without a held-out loss say nothing here."""
     courses = []
@@ -162,7 +198,8 @@ def of_recorded(path: Path) -> list[Course]:
 
 def chosen(course: Course, metric: str, **settings: Any) -> tuple[int | None, bool]:
     """The number of the point that is kept, and whether only as a fallback."""
-    choice = Selection(metric, **settings).choose(course.points, available=set(course.points.steps))
+    selection = Selection(metric, phase_rule=course.points.phase_rule, **settings)
+    choice = selection.choose(course.points, available=set(course.points.steps))
     kept = choice.best or choice.fallback
     return (None, False) if kept is None else (choice.candidates.index(kept), choice.best is None)
 
@@ -190,11 +227,29 @@ def selection_rows(course: Course) -> dict[str, dict[str, float]]:
     return rows
 
 
+def best_of_selectable(course: Course, metric: str, select_from: SelectFrom) -> int | None:
+    """The point that a stock callback has in the end, which monitors `ib/selectable/<metric>`; None if it has none.
+
+    It takes the best of what is logged while the run goes on, and cannot let go of it when the loss falls later.
+    """
+    config = RunConfig(select=metric, select_from=select_from, phase_rule=course.points.phase_rule)
+    views = dict.fromkeys(view for point in course.points for view in point.views)
+    live = LiveRules(["token"], config=config, views=tuple(views))
+    best: tuple[int, float] | None = None
+    for number, point in enumerate(course.points):
+        live.update(point)
+        value = live.numbers()[f"{SELECTABLE}{metric}"]
+        if value is not None and (best is None or live.selection.better(value, than=best[1])):
+            best = (number, value)
+    return None if best is None else best[0]
+
+
 # --- stopping
 
 
 def stopped(course: Course, rule: ib.PlateauStopping) -> tuple[int | None, StopReason | None]:
     """The number of the point at which a rule stops, and its reason."""
+    rule = replace(rule, phase_rule=course.points.phase_rule)
     for number, point in enumerate(course.points):
         decision = rule.update(point)
         if decision.stop:
@@ -351,6 +406,58 @@ def _selection(courses: Sequence[Course], found: Mapping[str, Mapping[str, dict[
     yield table(["", "healthy", "overfit", "spike", "wsd"], rows)
 
 
+def _stock(courses: Sequence[Course]) -> Iterator[str]:
+    yield heading("What a stock callback keeps: nats lost", 2)
+    yield prose("""EarlyStopping, ModelCheckpoint and load_best_model_at_end take the best that `ib/selectable/<metric>`
+        has had, as it was logged, and cannot let go of it when the loss falls later. Nats by which that checkpoint is
+        above the best one, on other novels / C4 (of recorded runs: on the probe); -: nothing was ever selectable.""")
+    lost = {
+        key: [course.lost(best_of_selectable(course, metric, start)) for course in courses]
+        for metric, start in STOCK
+        for key in [f"{metric}, {start if isinstance(start, str) else f'step {start}'}"]
+    }
+    rows = [[course.name, *(_lost(values[i]) for values in lost.values())] for i, course in enumerate(courses)]
+    yield table(("run", *lost), rows)
+    yield prose("Over all runs, on novels or the probe:")
+    rows = []
+    for key, told in lost.items():
+        first = [next(iter(values.values())) for values in told if values]
+        row = [f"{statistics.median(first):.3f}", f"{max(first):.3f}"] if first else ["-", "-"]
+        rows.append([key, *row, f"{len(told) - len(first)} of {len(told)}"])
+    yield table(("metric, from", "median", "most", "never selectable"), rows)
+
+
+def _fine_tuning(courses: Sequence[Course]) -> Iterator[str]:
+    yield heading("From trained weights", 2)
+    yield prose("""Declared by `from_trained=True`: no phases, rules act from the first point, and the guard is off
+        unless it is a number. First where training ends, and each loss there; in the first and the last row of a run
+        at its beginning and at its end.""")
+    rows = []
+    for course in courses:
+        names = list(course.unseen)
+        for what, number, reason in (
+            ("begin", 0, None),
+            ("defaults", *stopped(course, ib.PlateauStopping())),
+            ("guard=0.03", *stopped(course, ib.PlateauStopping(guard=TOLERANCE))),
+            ("end", len(course.points) - 1, None),
+        ):
+            step = "goes on" if number is None else f"{course.points[number].step}"
+            losses = ["-" if number is None else f"{course.unseen[name][number]:.2f}" for name in names]
+            rows.append([course.name, what, step, _name(reason) or "-", *losses, *["-"] * (3 - len(names))])
+    yield table(("run", "rule", "step", "reason", "novels", "C4", "answers"), rows)
+    yield prose("""Step of the checkpoint that is kept, and in brackets the nats by which it is above the best one, on
+        novels / C4 / answers. Loss: of the probe, lowest.""")
+    rows = []
+    for course in courses:
+        for metric in ("optimality", "distance_to_bound", "prediction/token/score_local", "loss"):
+            row = [course.name, metric]
+            for settings in ({}, {"guard": TOLERANCE}):
+                kept, _ = chosen(course, metric, **settings)
+                row.append("-" if kept is None else f"{course.points[kept].step} ({_lost(course.lost(kept))})")
+            rows.append(row)
+    yield table(("run", "by", "defaults", "guard=0.03"), rows)
+
+
 def _stopping(courses: Sequence[Course]) -> Iterator[str]:
     yield heading("Stopping", 2)
     yield prose("""Step (share of the steps saved; nats, on other novels or the probe, by which the best checkpoint
@@ -390,8 +497,11 @@ def report() -> Iterator[str]:
         yield heading("Rules: phases, stopping, selection", 1)
         yield from _phases(courses)
         yield from _selection(courses, {course.name: selection_rows(course) for course in courses})
+        yield from _stock(courses)
         yield from _stopping(courses)
         yield from _checks(courses)
+        files = sorted(FINE_TUNING.glob("llama_*.json"))
+        yield from _fine_tuning([of_fine_tuning(path, probe) for path in files for probe in _PROBES])
 
 
 def train(data: Path, work: Path) -> None:

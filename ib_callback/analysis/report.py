@@ -305,7 +305,7 @@ class _Telling:
         yield self._compression(known, complexity, expressivity, plane)
         gone = [p for p, collapsed in zip(self._all, phases.collapsed, strict=True) if collapsed and p.error is None]
         if gone:
-            share = self._all.phase_rule.collapse
+            share = self._all.rule.collapse
             text = (
                 f"At {len(gone)} {'points' if len(gone) > 1 else 'point'} the expressivity is below {share:.0%} of its "
                 "highest before: representations have collapsed there, and a low complexity means nothing."
@@ -443,11 +443,11 @@ class _Telling:
         phases, losses = self._phases, [point for point in self._losses if point.step is not None and point.scheduled]
         if phases is None or len(losses) < 2:
             return
-        if self._all.phase_rule.tolerance is None:
+        if self._all.rule.tolerance is None:
             text = f"The rule of the run does not look at the loss: {_NOTHING} on memorising or divergence."
             yield Sentence(topic="generalisation", text=text, numbers=(_whole("phase_rule.tolerance", None),))
             return
-        tolerance = self._all.phase_rule.tolerance
+        tolerance = self._all.rule.tolerance
         lowest, last = min(losses, key=lambda p: p.loss or 0.0), losses[-1]
         above = (last.loss or 0.0) - (lowest.loss or 0.0)
         worse = next((n for n, p in enumerate(reversed(losses)) if (p.loss or 0) <= (lowest.loss or 0) + tolerance), 0)
@@ -655,7 +655,7 @@ class _Telling:
             )
             yield Sentence(topic="conclusion", text=text, numbers=(*self._cite("loss", *self._ends()),))
             return
-        tolerance = self._all.phase_rule.tolerance or TOLERANCE
+        tolerance = self._all.rule.tolerance or TOLERANCE
         lowest, last = self._lowest_loss(), self._losses[-1]
         equal = [p for p in self._losses if (p.loss or 0.0) <= (lowest.loss or 0.0) + tolerance]
         text = f"Let the loss choose: {self._where(lowest)} is the best point"

@@ -308,7 +308,7 @@ def _turn(course: Course, order: str | None, plane: str | None, x: str, *, log: 
 
 
 def _like(trajectory: Trajectory, points: Sequence[Measurement]) -> Trajectory:
-    return Trajectory(points, phase_rule=trajectory.phase_rule, mixed=True)
+    return Trajectory(points, phase_rule=trajectory.phase_rule, guard=trajectory.guard, mixed=True)
 
 
 def numbers_of(course: Course, points: Sequence[Measurement], x: str) -> list[float]:

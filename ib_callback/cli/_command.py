@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ib_callback.common.files import write_atomically
 from ib_callback.results import tidy
+from ib_callback.results.guard import TOLERANCE, Guard, check_guard
 from ib_callback.results.trajectory import FILENAME
 
 if TYPE_CHECKING:
@@ -143,7 +144,20 @@ def report(options: argparse.Namespace, text: str, rows: list[dict[str, Any]], f
 
 def positive(text: str) -> int:
     """An integer of at least 1."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
     return value
+
+
+def guard(text: str) -> Guard:
+    """A guard by the held-out loss: "loss", a tolerance in nats a token, or "none"."""
+    try:
+        return "loss" if text == "loss" else None if text == "none" else check_guard(float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected loss, none or a tolerance in nats a token such as {TOLERANCE}, got {text!r}"
+        ) from None

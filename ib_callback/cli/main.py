@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from ib_callback.cli._command import (
     NOT_ALL,
     add_table_arguments,
     examples,
+    guard,
     guarded,
     positive,
     write_tables,
@@ -194,9 +196,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _guard(text: str) -> str | float | None:
-    if text in ("run", "loss"):
-        return text
-    return None if text == "none" else float(text)
+    return text if text == "run" else guard(text)
 
 
 def _select_from(text: str) -> SelectFrom:
@@ -214,9 +214,12 @@ def _select_from(text: str) -> SelectFrom:
 
 
 def _minutes(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"expected more than 0, got {text}")
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of minutes above 0, got {text!r}")
     return value
 
 

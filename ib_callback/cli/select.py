@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ib_callback.common.errors import TrajectoryError
-from ib_callback.results.guard import TOLERANCE, Guard
+from ib_callback.results.guard import Guard
 from ib_callback.results.lines import read_rows
 from ib_callback.results.measurement import Measurement, metrics_of
 from ib_callback.results.metrics import Mode, chance_of, resolve_metric, spelled
@@ -66,7 +66,7 @@ def select_report(
     select_from: SelectFrom = "compression",
     mode: Mode | None = None,
     model: str | None = None,
-    guard: Guard | Literal["run"] = "run",
+    guard: Guard = "run",
 ) -> SelectReport:
     """Choose among the checkpoints of a run, in HuggingFace's layout or in Lightning's, by the run's own phase rule.
 
@@ -92,12 +92,10 @@ def select_report(
         # Before Selection asks for the mode of a metric that does not exist.
         resolve_metric(by, names)
         by = spelled(by, names) or by
-    if guard == "run":
-        tolerance = trajectory.phase_rule.tolerance
-        guard = "loss" if tolerance == TOLERANCE else tolerance
+    guard = trajectory.guard if guard == "run" else guard
     selection = Selection(by, mode, select_from, trajectory.phase_rule, guard=guard)
     choice = selection.choose(trajectory, available=existing)
-    phases = trajectory.phases()
+    phases = trajectory.phases(selection.rule)
     # Points that lack nothing but a checkpoint, with why there is none.
     ranked = selection.ranked(c for c in choice.candidates if c.rejected in (None, NO_CHECKPOINT))
     remarks = [_remark(choice, candidate, missing or {}) for candidate in choice.candidates]

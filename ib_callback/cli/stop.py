@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from ib_callback.analysis.courses import Course, load_courses
 from ib_callback.analysis.replay import Replay, replay_runs, replays_text
-from ib_callback.cli._command import DONE, add_run_arguments, add_table_arguments, examples, guarded, positive, report
+from ib_callback.cli._command import (
+    DONE,
+    add_run_arguments,
+    add_table_arguments,
+    examples,
+    guard,
+    guarded,
+    positive,
+    report,
+)
 from ib_callback.results.metrics import better_direction
 from ib_callback.results.stopping import PlateauStopping
 
@@ -42,7 +51,7 @@ def add_stop_command(commands: Any) -> None:
         help="from when on, where the guard does not decide",
     )  # fmt: skip
     parser.add_argument(
-        "--guard", type=_guard, default="loss", metavar="loss|NATS|none",
+        "--guard", type=guard, default="loss", metavar="loss|NATS|none",
         help="the loss must be flat too, within so many nats; none: the published rule",
     )  # fmt: skip
     parser.add_argument("--x", choices=("step", "tokens"), default="step", help="the axis of the picture")
@@ -73,10 +82,3 @@ def _picture(courses: Sequence[Course], replays: Sequence[Replay], x: str) -> Fi
     runs = {each.name: [p for p in by_name[each.name].trajectory if p.step is not None] for each in drawn}
     stops = {each.name: {stop.rule: stop.step for stop in each.stops[:-1]} for each in drawn}
     return stops_over_steps(runs, {each.name: each.monitor or "" for each in drawn}, stops, x=x)
-
-
-def _guard(text: str) -> str | float | None:
-    try:
-        return None if text == "none" else text if text == "loss" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected loss, a number of nats or none, got {text!r}") from None

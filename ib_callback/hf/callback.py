@@ -69,7 +69,9 @@ class IBCallback(Follows, TrainerCallback):
     work; if the Trainer judges by one of them, every evaluation is measured, whatever the schedule. A number that is
     undefined, or not selectable yet, is missing there, and in `state.log_history`; only the one by which the Trainer
     judges is NaN then, which it never takes for the best. The table of a notebook, and the objective of a
-    hyperparameter search, are what they are without this callback, unless that one is in it. After the training,
+    hyperparameter search, are what they are without this callback, unless that one is in it. What stock callbacks hold
+    for the best they keep, though the loss may fall far below it later: use `select`, or let them judge by
+    `"ib_selectable_loss"` (`greater_is_better=False`) with `select_from=0`. After the training,
     `trainer.evaluate()` has the numbers of the model as it then is.
 
     With `early_stopping` training ends when the rule says so, with a last checkpoint under `save_strategy="steps"`.

@@ -108,7 +108,8 @@ class IBCallback(Follows, Callback):
     as a ratio to nothing, is NaN there and missing in the loggers. As long as a metric cannot be selected, its
     `ib/selectable/...` is NaN in the loggers; in `callback_metrics` it is a huge number on the worse side that
     gets better with every batch, for NaN makes stock `EarlyStopping` stop at once and `ModelCheckpoint` hold on to the
-    first checkpoint.
+    first checkpoint. What a stock callback holds for the best it keeps, though the loss may fall far below it later:
+    use `select`, or let it monitor `"ib/selectable/loss"` (`mode="min"`) with `select_from=0`.
 
     A resumed run (`ckpt_path=`) continues its trajectory and finds its last values in `callback_metrics`. Where
     loggers give the resumed run a directory of its own, the files of the earlier part are copied there.

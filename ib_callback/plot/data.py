@@ -136,7 +136,7 @@ def phases_of(measurements: object, points: Sequence[Measurement]) -> Phases | N
 
     None where its points are no run: a single one, without steps, or out of order; and of one from trained weights.
     """
-    rule = measurements.phase_rule if isinstance(measurements, Trajectory) else DEFAULT_RULE
+    rule = measurements.rule if isinstance(measurements, Trajectory) else DEFAULT_RULE
     steps = [point.step for point in points if point.step is not None]
     if len(steps) < len(points) or len(points) < 2 or any(b <= a for a, b in itertools.pairwise(steps)):
         return None

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from numbers import Real
+from typing import Any, Literal, cast
 
-Guard = Literal["loss"] | float | None
+# "run": that of the run, for a rule to which nobody gave one; "loss" outside of a run.
+Guard = Literal["run", "loss"] | float | None
 # Two measurements of one run on one probe differ by noise of at most .008 nats each late in training (eight recorded
 # runs, scatter of their last 12 losses: .0001 to .008, while the loss falls). Four of these are a difference.
 TOLERANCE = 0.03
 
 
+class _LeftOpen(str):
+    """What becomes of "run": "loss" in every respect, but known not to have been given."""
+
+    __slots__ = ()
+
+
+def is_left_open(guard: Guard) -> bool:
+    """Whether nobody gave this guard, so that the one of the run counts."""
+    return isinstance(guard, _LeftOpen)
+
+
 def check_guard(guard: Any) -> Guard:
-    """Raise a ValueError for what is no guard.
+    """The guard as it is kept: a tolerance as a float, "run" as a "loss" of which `is_left_open` is true.
 
     Raises:
         ValueError: neither "loss", nor a tolerance in nats, nor None.
     """
-    is_number = isinstance(guard, (int, float)) and not isinstance(guard, bool)
-    if guard in ("loss", None) or (is_number and 0 < guard < math.inf):
-        return guard
+    if isinstance(guard, str) and guard == "run":
+        return cast(Guard, _LeftOpen("loss"))
+    if guard is None or (isinstance(guard, str) and guard == "loss"):
+        return cast(Guard, guard)
+    if isinstance(guard, Real) and not isinstance(guard, bool) and 0 < float(guard) < math.inf:
+        return float(guard)
     raise ValueError(
         f'guard: expected "loss", a tolerance in nats a token such as {TOLERANCE}, or None for the published rule, '
         f"got {guard!r}"
@@ -28,4 +44,4 @@ def check_guard(guard: Any) -> Guard:
 
 def tolerance_of(guard: Guard) -> float | None:
     """By how many nats the loss may be above its lowest; None: it is not looked at."""
-    return TOLERANCE if guard == "loss" else None if guard is None else float(guard)
+    return TOLERANCE if isinstance(guard, str) else None if guard is None else float(guard)

@@ -101,7 +101,7 @@ class PhaseRule:
             check_number(name, getattr(self, name), below=1.0)
         if self.tolerance is not None:
             check_number("tolerance", self.tolerance)
-        if self.from_trained not in (True, False, None):
+        if self.from_trained is not None and not isinstance(self.from_trained, bool):
             raise TypeError(f"from_trained must be True, False or None, got {self.from_trained!r}")
 
     def to_dict(self) -> dict[str, Any]:

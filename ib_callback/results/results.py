@@ -13,7 +13,7 @@ from ib_callback.common.files import told_apart, write_atomically
 from ib_callback.results import tidy
 from ib_callback.results.lines import Origin, courses_of, read_rows, to_line
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.trajectory import FILENAME, Trajectory, aligned, read_phase_rule
+from ib_callback.results.trajectory import FILENAME, Trajectory, aligned, read_run_file
 
 # Columns of a table that go before the numbers.
 _COLUMNS = ("model", "revision", "family", "stage", "num_parameters", "tokens")
@@ -60,7 +60,7 @@ class Results(Mapping[str, Trajectory]):
             run = Trajectory()
             found = read_rows(file, run.append)
             if any(origin is None for origin, _ in found):
-                rules[name] = read_phase_rule(file.parent)
+                rules[name] = read_run_file(file.parent)
             # A file that names models in some of its lines alone is nobody's.
             of_run = all(origin is None for origin, _ in found)
             for origin, measurement in found:
@@ -73,7 +73,7 @@ class Results(Mapping[str, Trajectory]):
         results._set(courses_of(rows, ", ".join(map(str, paths)) or "these results"))
         for name, rule in rules.items():
             if name in results:
-                results[name].phase_rule = rule
+                results[name].phase_rule, results[name].guard = rule
         return results
 
     def __getitem__(self, model: str) -> Trajectory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -149,7 +150,8 @@ class Selection:
         phase_rule: when a phase is recognised.
         least_learned: share of the highest expressivity of the run so far that a point must have, unless `select_from`
             is a step.
-        guard: "loss", a tolerance in nats a token, or None for the published choice.
+        guard: "loss", a tolerance in nats a token, or None for the published choice; by default that of the run,
+            outside of one "loss".
 
     Raises:
         ValueError: no default exists for `mode`, or another setting is out of range.
@@ -161,7 +163,7 @@ class Selection:
     select_from: SelectFrom = "compression"
     phase_rule: PhaseRule = DEFAULT_RULE
     least_learned: float = 0.5
-    guard: Guard = "loss"
+    guard: Guard = "run"
 
     def __post_init__(self) -> None:
         check_metric("by", self.by)
@@ -175,7 +177,7 @@ class Selection:
         if start not in _FROM_PHASE and (isinstance(start, (bool, str)) or not isinstance(start, int) or start < 0):
             raise ValueError(f'select_from must be "compression", "fit" or a step (0 or more), got {start!r}')
         check_number("least_learned", self.least_learned, below=1.0)
-        check_guard(self.guard)
+        object.__setattr__(self, "guard", check_guard(self.guard))
 
     @property
     def rule(self) -> PhaseRule:
@@ -222,7 +224,9 @@ class Selection:
             return False
         margin = self.margin(measurement, trained=trained)
         lowest = tracker.lowest_loss
-        return margin is None or lowest is None or measurement.loss is None or measurement.loss <= lowest + margin
+        if margin is None or lowest is None:
+            return True
+        return measurement.loss is not None and measurement.loss <= lowest + margin
 
     def best(self, measurements: Sequence[Measurement]) -> Measurement | None:
         """The best point of a run; None if none can be selected."""
@@ -241,32 +245,33 @@ class Selection:
         """
         names = dict.fromkeys(name for m in measurements if m.error is None for name in metrics_of(m))
         by = resolve_metric(self.by, names) if names else self.by
-        # A step needs no phases, which could not be found without a null.
-        phases = None if isinstance(self.select_from, int) else find_phases(measurements, self.rule)
-        trained = phases.trained if phases is not None else starts_trained(measurements, self.rule)
-        exist = [m for m in measurements if m.error is None and (available is None or m.step in available)]
-        losses = [m.loss for m in exist if m.loss is not None]
+        reasons, trained = self.reasons(measurements)
+        measured = [m for m in measurements if m.error is None and m.loss is not None]
+        # A checkpoint is compared with those that exist; whether one is missed, with all that might.
+        of_all, of_existing = (
+            min((m.loss for m in points if m.loss is not None), default=math.inf)
+            for points in (measured, [m for m in measured if available is None or m.step in available])
+        )
         candidates: list[Candidate] = []
         values: list[float] = []
         steps: list[int] = []
-        for index, m in enumerate(measurements):
+        for m, rejected in zip(measurements, reasons, strict=True):
             # A metric that only some points have is undefined at the others.
             value = m.scalars().get(by)
-            if phases is None:
-                rejected = self._rejected(m, Phase.INITIAL, False, None, trained)
-            else:
-                phase = _before_memorising(phases.phases[index], phases.compression_start is not None)
-                rejected = self._rejected(m, phase, phases.collapsed[index], phases.learned[index], trained)
             if rejected is None and value is None:
                 rejected = "the metric is undefined"
             if rejected is None and value is not None and m.step is not None:
                 values.append(value)
                 steps.append(m.step)
                 margin = self.margin(m, trained=trained)
-                if available is not None and m.step not in available:
+                exists = available is None or m.step in available
+                lowest = of_existing if exists else of_all
+                if margin is not None and m.loss is None and measured:
+                    rejected = "no loss on held-out text, as others have"
+                elif margin is not None and m.loss is not None and m.loss > lowest + margin:
+                    rejected = f"loss {m.loss - lowest:.2f} nats above the lowest"
+                elif not exists:
                     rejected = NO_CHECKPOINT
-                elif margin is not None and losses and m.loss is not None and m.loss > min(losses) + margin:
-                    rejected = f"loss {m.loss - min(losses):.2f} nats above the lowest"
             candidates.append(Candidate(measurement=m, value=value, rejected=rejected))
         best, runner_up, *_ = [*self.ranked(c for c in candidates if c.rejected is None), None, None]
         return Choice(
@@ -277,6 +282,24 @@ class Selection:
             by=by,
             fallback=None if best is not None or self.guard is None else self._fallback(candidates, available),
         )
+
+    def reasons(self, measurements: Sequence[Measurement]) -> tuple[list[str | None], bool]:
+        """Why each point cannot be selected, None if it can; values, losses and checkpoints are not looked at.
+
+        Returns:
+            That, and whether the run began from trained weights.
+        """
+        # A step needs no phases, which could not be found without a null.
+        if isinstance(self.select_from, int):
+            trained = starts_trained(measurements, self.rule)
+            return [self._rejected(m, Phase.INITIAL, False, None, trained) for m in measurements], trained
+        found = find_phases(measurements, self.rule)
+        has_compressed = found.compression_start is not None
+        told = zip(measurements, found.phases, found.collapsed, found.learned, strict=True)
+        return [
+            self._rejected(m, _before_memorising(phase, has_compressed), collapsed, learned, found.trained)
+            for m, phase, collapsed, learned in told
+        ], found.trained
 
     @staticmethod
     def _fallback(candidates: Iterable[Candidate], available: Collection[int] | None) -> Candidate | None:

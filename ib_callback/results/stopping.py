@@ -127,7 +127,8 @@ class PlateauStopping:
         smoothing: number of measurements in the running median that is compared; 1 takes values as they are.
         divergence: share of max(|best|, floor) by which values are worse than the best if they diverge.
         floor: in the unit of the metric; a distance may cross zero, where a share of the best value is nothing.
-        guard: "loss", a tolerance in nats a token, or None for the published rule.
+        guard: "loss", a tolerance in nats a token, or None for the published rule; by default that of the run, outside
+            of one "loss".
         act: False decides, and says so (`StopDecision.would_stop`, `ib/would_stop`), but never stops.
         phase_rule: when a phase is recognised.
 
@@ -154,7 +155,7 @@ class PlateauStopping:
     smoothing: int = 1
     divergence: float = 0.1
     floor: float = 0.01
-    guard: Guard = "loss"
+    guard: Guard = "run"
     act: bool = True
     phase_rule: PhaseRule = DEFAULT_RULE
 
@@ -167,7 +168,7 @@ class PlateauStopping:
             check_integer(name, getattr(self, name), minimum=1, cure="it is a number of measurements")
         for name in ("min_delta", "divergence", "floor"):
             check_number(name, getattr(self, name))
-        check_guard(self.guard)
+        self.guard = check_guard(self.guard)
         if not isinstance(self.act, bool):
             raise TypeError(f"act: expected True or False, got {self.act!r}.")
         self.reset()

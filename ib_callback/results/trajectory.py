@@ -19,12 +19,13 @@ from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import write_atomically
 from ib_callback.common.messages import describe, warn
 from ib_callback.results.correlation import Correlation, correlations
-from ib_callback.results.guard import Guard
+from ib_callback.results.guard import TOLERANCE, Guard, check_guard, is_left_open
 from ib_callback.results.lines import checksum, courses_of, read_rows, to_line
 from ib_callback.results.measurement import Measurement, incomparable_settings
 from ib_callback.results.metrics import FIRST_SHOWN, FIRST_VIEW, PLANE, WHOLE, Mode, did_you_mean, spelled
 from ib_callback.results.phases import DEFAULT_RULE, PhaseRule, Phases, find_phases
 from ib_callback.results.selection import SelectFrom, Selection
+from ib_callback.results.stopping import guarded_rule
 from ib_callback.results.tidy import rows_of, to_csv, to_pandas
 
 FILENAME = "ib_trajectory.jsonl"
@@ -37,10 +38,11 @@ class Trajectory(Sequence[Measurement]):
     Args:
         measurements: with increasing steps.
         phase_rule: when a phase of this run is recognised.
+        guard: by which its checkpoints are selected; phases are read with its tolerance or, with None, as published.
         mixed: whether points of other settings are meant to be among them; then nothing is said of them.
 
     Attributes:
-        phase_rule: taken by `phases`, `best`, pictures and tables, unless they are told otherwise.
+        phase_rule, guard: taken by `phases`, `best`, pictures and tables, unless they are told otherwise.
 
     >>> trajectory = Trajectory([Measurement.failed(step, "collapsed", settings={}) for step in (0, 500)])
     >>> trajectory.steps
@@ -52,9 +54,11 @@ class Trajectory(Sequence[Measurement]):
         measurements: Iterable[Measurement] = (),
         *,
         phase_rule: PhaseRule = DEFAULT_RULE,
+        guard: Guard = "loss",
         mixed: bool = False,
     ) -> None:
         self.phase_rule = phase_rule
+        self.guard: Guard = check_guard(guard)
         self._mixed = mixed
         self._told: set[str] = set()  # settings in which points differ from the first one that was measured
         self._measurements: list[Measurement] = []
@@ -113,7 +117,7 @@ class Trajectory(Sequence[Measurement]):
     def __getitem__(self, index: int | slice) -> Measurement | Trajectory:
         if isinstance(index, slice):
             # What there is to say of these points has been said.
-            return Trajectory(self._measurements[index], phase_rule=self.phase_rule, mixed=True)
+            return Trajectory(self._measurements[index], phase_rule=self.phase_rule, guard=self.guard, mixed=True)
         return self._measurements[index]
 
     def __len__(self) -> int:
@@ -212,14 +216,19 @@ class Trajectory(Sequence[Measurement]):
         """When the phases of the run began, and the phase of each point; see `ib_callback.results.phases.find_phases`.
 
         Args:
-            rule: when a phase is recognised; by default the run's own rule, `phase_rule`.
+            rule: when a phase is recognised; by default the run's own rule, `phase_rule` under its `guard`.
             **changes: parameters of the rule that are to be others, such as `drop` or `persistence`.
 
         Raises:
             TypeError: an unknown parameter.
             ValueError: a parameter out of range.
         """
-        return find_phases(self, replace(rule or self.phase_rule, **changes))
+        return find_phases(self, replace(rule or self.rule, **changes))
+
+    @property
+    def rule(self) -> PhaseRule:
+        """How the phases of this run are read: by `phase_rule` and what follows from `guard`."""
+        return guarded_rule(self.phase_rule, self.guard)
 
     def best(
         self,
@@ -228,7 +237,7 @@ class Trajectory(Sequence[Measurement]):
         *,
         mode: Mode | None = None,
         phase_rule: PhaseRule | None = None,
-        guard: Guard = "loss",
+        guard: Guard = "run",
     ) -> Measurement | None:
         """The best point of the run, or None if none can be selected; see `ib_callback.results.selection.Selection`.
 
@@ -238,11 +247,12 @@ class Trajectory(Sequence[Measurement]):
             mode: "min" or "max"; by default what is known to be better for the metric.
             phase_rule: when a phase is recognised; by default the run's own rule.
             guard: "loss" or a tolerance in nats: a point whose held-out loss is above the lowest by more cannot be the
-                best. None: exactly the published choice.
+                best. None: exactly the published choice. "run": the run's own.
 
         Raises:
             ValueError: no point has such a metric, or a setting is out of range.
         """
+        guard = self.guard if is_left_open(check_guard(guard)) else guard
         return Selection(by, mode, select_from, phase_rule or self.phase_rule, guard=guard).best(self)
 
     def correlations(
@@ -260,8 +270,10 @@ class Trajectory(Sequence[Measurement]):
         """
         if select_from is None:
             select_from = self.phases().fit_recognised or 0
-        selection = Selection("complexity", None, select_from, self.phase_rule, least_learned=0.0, guard="loss")
-        return correlations([c.measurement for c in selection.choose(self).candidates if c.rejected is None], scores)
+        # By the phases alone: points of a high loss are no less a part of what hangs together.
+        selection = Selection("complexity", None, select_from, self.rule, least_learned=0.0, guard="loss")
+        reasons, _ = selection.reasons(self)
+        return correlations([m for m, reason in zip(self, reasons, strict=True) if reason is None], scores)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one JSON object a line, atomically: a reader sees the old file or the new one, never a part.
@@ -274,7 +286,7 @@ class Trajectory(Sequence[Measurement]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: str | None = None) -> Trajectory:
-        """Read a trajectory file, or the one in a run's output directory, and the phase rule of the run beside it.
+        """Read a trajectory file, or the one in a run's output directory, and the rules of the run beside it.
 
         A torn last line, left by a crash in the middle of a write, is dropped with a warning.
 
@@ -300,40 +312,51 @@ class Trajectory(Sequence[Measurement]):
             trajectory = cls(measurement for _, measurement in courses[name])
         elif model is not None:
             raise TrajectoryError(f"{file}: expected lines that name a model, got those of a run. Leave model= out")
-        trajectory.phase_rule = read_phase_rule(file.parent)
+        trajectory.phase_rule, trajectory.guard = read_run_file(file.parent)
         return trajectory
 
 
-def write_run_file(directory: str | os.PathLike[str], *, phase_rule: PhaseRule) -> None:
+def write_run_file(
+    directory: str | os.PathLike[str], *, phase_rule: PhaseRule, guards: Mapping[str, Guard] | None = None
+) -> None:
     """Write what holds for a whole run into its output directory, atomically.
+
+    Args:
+        directory: of the run.
+        phase_rule: as given, without what follows from a guard.
+        guards: of its rules, "stopping" where it has one and "selection".
 
     Raises:
         TrajectoryError: the file cannot be written.
     """
     path = Path(directory) / RUN_FILENAME
     with json_lines.explained(path, "written"):
-        content = {"phase_rule": phase_rule.to_dict(), "crc32": _seal_of(phase_rule.to_dict())}
+        content: dict[str, Any] = {"phase_rule": phase_rule.to_dict(), "guard": dict(guards or {"selection": "loss"})}
+        content["crc32"] = _seal_of(content)
         write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
 
 
-def _seal_of(values: Mapping[str, Any]) -> str:
-    return checksum(json.dumps(values).encode()).decode()
+def _seal_of(content: Mapping[str, Any]) -> str:
+    """Of all but the seal; files without a guard, of an earlier version, have that of their rule alone."""
+    sealed = {name: value for name, value in content.items() if name != "crc32"}
+    return checksum(json.dumps(sealed if "guard" in sealed else sealed["phase_rule"]).encode()).decode()
 
 
-def read_phase_rule(directory: str | os.PathLike[str]) -> PhaseRule:
-    """The phase rule of the run in a directory; the default one of a run that has none in its files.
+def read_run_file(directory: str | os.PathLike[str]) -> tuple[PhaseRule, Guard]:
+    """The phase rule of the run in a directory, and what selection is guarded by; the defaults of a run without them.
 
     Warns:
-        RuntimeWarning: the file is damaged, and the default is taken.
+        RuntimeWarning: the file is damaged, and the defaults are taken.
     """
     path = Path(directory) / RUN_FILENAME
     try:
         content = json.loads(path.read_bytes())
-        if content.get("crc32") not in (None, _seal_of(content["phase_rule"])):  # None: of an earlier version
+        if content.get("crc32") not in (None, _seal_of(content)):  # None: of an earlier version
             raise ValueError("its checksum is not that of its content")
-        return PhaseRule.from_dict(content["phase_rule"])
+        rule = PhaseRule.from_dict(content["phase_rule"])
+        return rule, check_guard(content["guard"]["selection"] if "guard" in content else _guard_of(rule))
     except FileNotFoundError:
-        return DEFAULT_RULE
+        return DEFAULT_RULE, "loss"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         warnings.warn(
             f"{path}: the run's phase rule cannot be read ({describe(error)}); phases are found by the "
@@ -341,7 +364,12 @@ def read_phase_rule(directory: str | os.PathLike[str]) -> PhaseRule:
             RuntimeWarning,
             stacklevel=3,
         )
-        return DEFAULT_RULE
+        return DEFAULT_RULE, "loss"
+
+
+def _guard_of(rule: PhaseRule) -> Guard:
+    """What a rule was guarded by that has a tolerance, but no guard beside it."""
+    return "loss" if rule.tolerance in (TOLERANCE, 0) else rule.tolerance
 
 
 def append_line(path: str | os.PathLike[str], measurement: Measurement) -> None:

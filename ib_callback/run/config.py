@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from types import NoneType
 from typing import Any, TypeVar, get_type_hints
 
 from ib_callback.common.checks import check_integer
 from ib_callback.measuring.meter import Meter
-from ib_callback.results.guard import Guard, check_guard
+from ib_callback.results.guard import Guard, check_guard, is_left_open
 from ib_callback.results.phases import DEFAULT_RULE, PhaseRule
 from ib_callback.results.selection import SelectFrom, Selection
-from ib_callback.results.stopping import PlateauStopping, guarded_rule
-from ib_callback.run.schedule import Schedule, as_schedule
+from ib_callback.results.stopping import PlateauStopping
+from ib_callback.run.schedule import Schedule, as_schedule, as_steps, is_list
 
 Init = TypeVar("Init", bound=Callable[..., Any])
 
@@ -26,17 +26,21 @@ class RunConfig:
 
     Args:
         every_n_steps: an int, a list of steps, `ib.logarithmic()`, or any callable step -> bool.
-        at_start: whether to measure the first step besides, of which phases make use.
+        at_start: whether to measure the model as the run begins, at step 0 or where it is resumed; phases make use of
+            it. False leaves that step out, unless `every_n_steps` is a list or a callable of yours that names it. With
+            `select` it is measured all the same, which is said once.
         at_finish: whether to measure the last step besides.
         early_stopping: a rule such as `ib.PlateauStopping()`; None never stops.
         select: by what to select checkpoints: `"optimality"`, another metric, a feature, or an `ib.Selection`, whose
             own `select_from` and `guard` then count. As long as nothing can be selected, the checkpoint of the lowest
             held-out loss is kept (`.selected.fallback`).
         select_from: from when on points can be selected: "compression", "fit" or a step. Also that of the
-            `ib/selectable/...` numbers.
+            `ib/selectable/...` numbers, which hold what could be selected when they were logged: a stock callback that
+            keeps the best of them cannot let go of it when the loss falls later. `ib/selectable/loss` from step 0 on
+            (lower is better) has no such trouble.
         guard: "loss", by which no run is stopped as converged, and no checkpoint selected, against the loss on held-out
-            text; or the same with a tolerance in nats a token; or None for exactly the published rules. That of
-            `early_stopping` or `select`, if it is given there, counts for these.
+            text; or the same with a tolerance in nats a token; or None for exactly the published rules. One that is
+            given to `early_stopping` or `select` itself, "loss" too, counts for that rule instead.
         from_trained: whether the run begins from trained weights, as fine-tuning does: then it has no phases, and rules
             act from the first point, without the guard unless that is a tolerance. None: what step 0 tells.
         phase_rule: when a phase is recognised, for stopping, selection, summary, tables and pictures alike. By default
@@ -56,7 +60,7 @@ class RunConfig:
         ValueError: a value out of range, or two rules for phases.
     """
 
-    every_n_steps: int | Sequence[int] | Schedule = 500
+    every_n_steps: int | Iterable[int] | Schedule = 500
     at_start: bool = True
     at_finish: bool = True
     early_stopping: PlateauStopping | None = None
@@ -73,12 +77,15 @@ class RunConfig:
     check_overlap: int = 0
 
     def __post_init__(self) -> None:
+        if is_list(self.every_n_steps):
+            # Read once: of a generator nothing would be left for the schedule.
+            object.__setattr__(self, "every_n_steps", as_steps(self.every_n_steps))
         as_schedule(self.every_n_steps)
-        check_guard(self.guard)
+        object.__setattr__(self, "guard", check_guard(self.guard))
         for name in ("at_start", "at_finish"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}.")
-        if self.from_trained not in (True, False, None):
+        if not isinstance(self.from_trained, (bool, NoneType)):
             raise TypeError(f"from_trained: expected True, False or None, got {self.from_trained!r}.")
         if self.early_stopping is not None and not isinstance(self.early_stopping, PlateauStopping):
             raise TypeError(
@@ -115,7 +122,7 @@ class RunConfig:
         return as_schedule(self.every_n_steps)
 
     def rule_of_phases(self) -> PhaseRule:
-        """The one rule of the run.
+        """The one rule of the run, as given: what follows from a guard is for each of its rules to add.
 
         Raises:
             ValueError: `early_stopping`, `select` and `phase_rule` were given different ones.
@@ -133,8 +140,7 @@ class RunConfig:
                 "it once, as phase_rule="
             )
         rule = next((rule for rule in chosen.values() if rule is not None), DEFAULT_RULE)
-        rule = rule if self.from_trained is None else replace(rule, from_trained=self.from_trained)
-        return guarded_rule(rule, self.guard)
+        return rule if self.from_trained is None else replace(rule, from_trained=self.from_trained)
 
     @property
     def stopping(self) -> PlateauStopping | None:
@@ -142,7 +148,7 @@ class RunConfig:
         rule = self.early_stopping
         if rule is None:
             return None
-        guard, phases = self.guard if rule.guard == "loss" else rule.guard, self.rule_of_phases()
+        guard, phases = self._guard_of(rule), self.rule_of_phases()
         # The object that was given stays, for its user may look into it.
         kept = guard == rule.guard and phases == rule.phase_rule
         return rule if kept else replace(rule, guard=guard, phase_rule=phases)
@@ -153,8 +159,16 @@ class RunConfig:
         chosen = self.select
         if not isinstance(chosen, Selection):
             chosen = Selection(chosen or "optimality", select_from=self.select_from)
-        guard = self.guard if chosen.guard == "loss" else chosen.guard
-        return replace(chosen, guard=guard, phase_rule=self.rule_of_phases())
+        return replace(chosen, guard=self._guard_of(chosen), phase_rule=self.rule_of_phases())
+
+    @property
+    def guards(self) -> dict[str, Guard]:
+        """What each rule of the run is guarded by, by its name; that of selection says what could be selected."""
+        stopping = self.stopping
+        return {**({} if stopping is None else {"stopping": stopping.guard}), "selection": self.selection.guard}
+
+    def _guard_of(self, rule: PlateauStopping | Selection) -> Guard:
+        return self.guard if is_left_open(rule.guard) else rule.guard
 
 
 def takes_keywords_of(*owners: type) -> Callable[[Init], Init]:

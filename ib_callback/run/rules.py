@@ -108,7 +108,7 @@ class LiveRules:
         """Take the next point of the run."""
         self._tracker.update(point)
         if self.stopping is not None:
-            follows = guarded_rule(self.phase_rule, self.stopping.guard) == self._tracker.rule
+            follows = guarded_rule(self.stopping.phase_rule, self.stopping.guard) == self._tracker.rule
             self.decision = self.stopping.update(point, self._tracker if follows else None)
         if point.error is None:
             self._begins_late = self._begins_late or (self._first is None and bool(point.step))

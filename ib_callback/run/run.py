@@ -37,7 +37,7 @@ from ib_callback.run.lock import FILENAME as LOCK_FILENAME
 from ib_callback.run.lock import RunLock
 from ib_callback.run.ranks import first_different, first_failure, is_rank_zero, of_rank_zero
 from ib_callback.run.rules import LiveRules
-from ib_callback.run.schedule import never_fires
+from ib_callback.run.schedule import Every, Logarithmic, never_fires
 from ib_callback.run.summary import Cost, Selected, summarise
 from ib_callback.run.training_data import look_for_probes
 from ib_callback.run.trajectory_file import TrajectoryFile
@@ -159,7 +159,8 @@ class Run:
             views=meter.view_names,
             without=meter.unmeasured,
         )
-        self.trajectory = Trajectory(phase_rule=self.rules.phase_rule)
+        self._phase_rule = self.config.rule_of_phases()
+        self.trajectory = Trajectory(phase_rule=self._phase_rule, guard=self.rules.selection.guard)
         self.wandb_runs = [] if wandb is None else [wandb]
         self._wandb = WandbLog(x_axis)
         self._working_since: float | None = None
@@ -415,7 +416,14 @@ class Run:
                 tell(told)
             if self.rules.given_up:
                 _warn(f"{self.rules.given_up}.")
-        self._wandb.config = {"ib_guard": str(self.config.guard), "ib_rules": self.rules.describe()}
+            if self.rules.selects and not self.config.at_start:
+                _warn(
+                    f"at_start=False: the first point, at step {step}, is measured all the same, for select= needs it: "
+                    "it tells the phases, whether the weights were trained before, and how good a checkpoint is from "
+                    "which a run is resumed."
+                )
+        guards = {f"ib_guard_{name}": str(guard) for name, guard in self.config.guards.items()}
+        self._wandb.config = {**guards, "ib_rules": self.rules.describe()}
         self._check_schedule(step, max_steps)
 
         def open_files() -> Trajectory:
@@ -439,11 +447,11 @@ class Run:
                 )
             self._compare_settings(file)
             _set_aside_foreign(directory / RUN_FILENAME)
-            write_run_file(directory, phase_rule=self.rules.phase_rule)
+            self._write_run_file(directory)
             return file.trajectory
 
         self.trajectory = _from_writer(open_files, writes=state.writes)
-        self.trajectory.phase_rule = self.rules.phase_rule
+        self.trajectory.phase_rule, self.trajectory.guard = self._phase_rule, self.rules.selection.guard
         self.rules.replay(self.trajectory)
         state.not_compared = of_rank_zero(self._not_compared())
         curve = self.meter.curve()
@@ -459,6 +467,9 @@ class Run:
                     f"{PLANE_FILENAME} will not be drawn, for Matplotlib is not installed. Install it with: "
                     'pip install "ib-callback[plot]", or pass log_plane=False.'
                 )
+
+    def _write_run_file(self, directory: Path) -> None:
+        write_run_file(directory, phase_rule=self._phase_rule, guards=self.config.guards)
 
     def _files(self) -> list[str]:
         """Names of all that will be written."""
@@ -560,9 +571,10 @@ class Run:
     def measures_at_start(self, step: int) -> bool:
         """Whether the model is measured as a run begins or resumes."""
         must = self.rules.selects or all(point.error is not None for point in self.trajectory)
-        # Only a point that can be left out is asked of the schedule, which counts those that it skips.
         if not self.config.at_start and not self.rules.selects:
-            return self.due(step)
+            # Every n steps, and so on a logarithmic axis, means those after the first; a step that is named is meant.
+            return not isinstance(self.schedule, (Every, Logarithmic)) and self.due(step)
+        # Only a point that can be left out is asked of the schedule, which counts those that it skips.
         return step == 0 or (must and not self.recorded(step)) or self.due(step)
 
     def due(self, step: int, *, since: int | None = None) -> bool:
@@ -939,7 +951,7 @@ class Run:
         moved = json_lines.set_aside(file)
         self.trajectory.save(file)
         state.unsaved.clear()
-        write_run_file(file.parent, phase_rule=self.rules.phase_rule)
+        self._write_run_file(file.parent)
         if state.checkpoints is not None:
             state.checkpoints.write_anew()
         what = "was gone" if size is None else "had lost points"

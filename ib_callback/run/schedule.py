@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from ib_callback.common.checks import check_integer
 
@@ -97,6 +98,32 @@ def never_fires(schedule: Schedule, step: int, max_steps: int) -> bool:
     return not any(schedule(s) for s in range(step + 1, min(max_steps, step + 1_000_000) + 1))
 
 
+def is_list(schedule: object) -> TypeGuard[Iterable[int]]:
+    """Whether a schedule was given as a list of steps, or as anything else to go through."""
+    return isinstance(schedule, Iterable) and not callable(schedule) and not isinstance(schedule, (str, bytes))
+
+
+def as_steps(steps: Iterable[int]) -> tuple[int, ...]:
+    """A list of steps, checked.
+
+    Raises:
+        TypeError: not a list of integers.
+        ValueError: no step, or one less than 0.
+    """
+    cure = "it is a number of optimizer steps taken"
+    try:
+        given = iter(steps)
+    except TypeError:  # an array without a dimension
+        raise TypeError(
+            f"every_n_steps: expected an integer, a list of steps or a callable step -> bool, got {steps!r}; "
+            "of a single number pass int(…)."
+        ) from None
+    found = tuple(check_integer("every_n_steps", step, minimum=0, cure=cure) for step in given)
+    if not found:
+        raise ValueError("every_n_steps: expected at least one step, got none; [0] measures before the first step.")
+    return found
+
+
 def as_schedule(schedule: int | Iterable[int] | Schedule) -> Schedule:
     """A number of steps becomes `every(n)`, a list of steps these; a callable step → bool stays what it is.
 
@@ -105,15 +132,14 @@ def as_schedule(schedule: int | Iterable[int] | Schedule) -> Schedule:
 
     Raises:
         TypeError: neither an integer, nor a list of integers, nor such a callable.
-        ValueError: an integer less than 1, or a step less than 0.
+        ValueError: an integer less than 1, a step less than 0, or an empty list.
     """
     for name, function in (("every", every), ("logarithmic", logarithmic)):
         if schedule is function:
             raise TypeError(f"every_n_steps expects a schedule, got the function {name} itself; call it: {name}(…).")
     if callable(schedule):
         return schedule
-    if isinstance(schedule, Iterable) and not isinstance(schedule, (str, bytes)):
-        cure = "it is a number of optimizer steps taken"
-        return At(frozenset(check_integer("every_n_steps", step, minimum=0, cure=cure) for step in schedule))
+    if is_list(schedule):
+        return At(frozenset(as_steps(schedule)))
     cure = "or pass a list of steps, or a callable step -> bool such as ib.logarithmic()"
     return every(check_integer("every_n_steps", schedule, minimum=1, cure=cure))

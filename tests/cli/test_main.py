@@ -167,6 +167,26 @@ def test_a_mistake_in_an_option_of_select(
     assert len(captured.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "value", "expected"),
+    [
+        *[("select", "--guard", value, "loss, none, run or a tolerance in nats") for value in
+          ("abc", "-1", "0", "inf", "nan", "None")],
+        ("demo", "--steps", "many", "1 or more"),
+        ("demo", "--minutes", "soon", "a number of minutes above 0"),
+        ("demo", "--minutes", "inf", "a number of minutes above 0"),
+    ],
+)  # fmt: skip
+def test_a_value_of_the_wrong_kind_is_told_with_what_was_expected(
+    command: str, option: str, value: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main.main([command, *(["."] if command == "select" else []), f"{option}={value}"])
+    told = capsys.readouterr().err
+    assert f"argument {option}: expected {expected}" in told
+    assert value in told.splitlines()[-1].partition("got ")[2]
+
+
 def test_select_without_a_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["select", str(finished / "checkpoint-500")]) == 2
     assert "no ib_trajectory.jsonl in" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import tiny_hf
 import tiny_lightning
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from synthetic_runs import COLLAPSE_AT_THE_END, C, E, measured, recorded, run
+from synthetic_runs import COLLAPSE_AT_THE_END, C, E, measured, real, recorded, run
 
 import ib_callback as ib
 from ib_callback.cli.select import SelectReport, select_report
@@ -115,6 +116,29 @@ def test_the_phases_are_those_of_the_run(tmp_path):
     assert strict.path is None
     assert rows(strict)["1,600"][0][1] == "fitting"
     assert "The compression phase was not recognised in this run" in strict.verdict
+
+
+def test_a_point_that_overfits_is_not_recommended_for_a_checkpoint(tmp_path):
+    save(tmp_path, real("overfit_1000"), (256, 560, 620, 1220))
+    report = select_report(tmp_path, guard="loss")
+    assert "1,160" not in report.verdict
+    assert re.fullmatch(r"loss \d\.\d\d nats above the lowest", remarks(report)["1,160"])
+
+
+@pytest.mark.parametrize(("of_run", "guard"), [(None, "loss"), (0.2, "loss"), ("loss", None), ("loss", 0.2)])
+def test_another_guard_than_that_of_the_run_has_its_own_phases(tmp_path, of_run, guard):
+    steps = (256, 560, 620, 1220)
+    told = {}
+    for name, recorded_with in (("other", of_run), ("same", guard)):
+        save(tmp_path / name, real("overfit_1000"), steps)
+        write_run_file(tmp_path / name, phase_rule=ib.PhaseRule(), guards={"selection": recorded_with})
+        told[name] = select_report(tmp_path / name, guard=guard, select_from="fit").table
+    assert told["other"] == told["same"]
+    read = [Trajectory.load(tmp_path / name) for name in ("other", "same")]
+    assert read[0].best(select_from="fit", guard=guard) == read[1].best(select_from="fit")
+    assert [trajectory.guard for trajectory in read] == [of_run, guard]
+    # By default that of the run.
+    assert read[0].best(select_from="fit") == real("overfit_1000").best(select_from="fit", guard=of_run)
 
 
 def test_columns_are_aligned(tmp_path):

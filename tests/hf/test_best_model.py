@@ -56,6 +56,7 @@ def kept(by_step: Weights) -> TrainerCallback:
         ("eval_ib_expressivity", "expressivity", 2, 4, {}),
         ("ib_distance_to_bound", "distance_to_bound", 3, 2, {"greater_is_better": False}),
         ("ib_selectable_expressivity", "expressivity", 5, 2, {}),
+        ("ib_selectable_loss", "loss", 4, 2, {"greater_is_better": False}),
         ("ib_selectable_token_complexity", "token/complexity", 100, 3, {"greater_is_better": False}),
     ],
 )

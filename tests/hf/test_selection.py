@@ -109,7 +109,8 @@ def test_saving_only_what_is_better_by_a_callback_of_ones_own(tmp_path: Path) ->
     class SavesTheBetter(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             best = callback.trajectory.best(by="loss", select_from=0)
-            control.should_save = best is not None and best.step == state.global_step
+            if best is not None and best.step == state.global_step:
+                control.should_save = True
 
     tiny_trainer(tmp_path, [callback, SavesTheBetter()], steps=20, save_strategy="no").train()
     losses = [point.loss for point in callback.trajectory]

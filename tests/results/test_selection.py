@@ -9,7 +9,7 @@ from synthetic_runs import CASES, COLLAPSE_AT_THE_END, TABLE_TOKEN, C, Case, E, 
 
 from ib_callback.results.phases import PhaseRule, PhaseTracker
 from ib_callback.results.points import FeaturePoint
-from ib_callback.results.selection import Selection
+from ib_callback.results.selection import NO_CHECKPOINT, Selection
 from ib_callback.results.trajectory import Trajectory
 
 
@@ -114,6 +114,11 @@ def test_no_point_is_selected_against_the_loss():
     # Of points equal in loss the better by the metric.
     assert step_of(losses, guard=0.05) == 2000
     assert step_of(losses, guard=None) == 2000
+    # A point without a checkpoint is not missed where the loss excludes it, as from 1900 on.
+    choice = Selection().choose(losses, available={1500, 1600})
+    missed = [c.measurement.step for c in choice.candidates if c.rejected == NO_CHECKPOINT]
+    assert missed == [1700, 1800]
+    assert choice.best.measurement.step == 1600
     # The lowest of those that can be had: 1800 has no checkpoint.
     assert Selection().choose(losses, available={1700, 2000, 2100}).best.measurement.step == 2000
 
@@ -342,3 +347,15 @@ def test_nothing_is_called_chance_without_reason(by, p_value):
     choice = Selection(by).choose(informed(p_value))
     assert not choice.may_be_chance
     assert "chance" not in choice.describe()
+
+
+def test_a_point_without_the_loss_that_others_have_is_not_chosen_under_the_guard():
+    points = [replace(m, loss=4.0) for m in run(C, E)]
+    best = Selection().choose(points).best.measurement.step
+    lacking = [replace(m, loss=None) if m.step == best else m for m in points]
+    choice = Selection().choose(lacking)
+    assert choice.best.measurement.step != best
+    assert {c.measurement.step: c.rejected for c in choice.candidates}[
+        best
+    ] == "no loss on held-out text, as others have"
+    assert Selection(guard=None, select_from=0).choose(lacking).best is not None

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import warnings
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -15,13 +16,14 @@ from ib_callback.common.files import write_atomically
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.phases import DEFAULT_RULE, PhaseRule
 from ib_callback.results.points import FeaturePoint, PlanePoint
+from ib_callback.results.stopping import guarded_rule
 from ib_callback.results.trajectory import (
     FILENAME,
     RUN_FILENAME,
     Trajectory,
     append_line,
     check_writable,
-    read_phase_rule,
+    read_run_file,
     write_run_file,
 )
 from ib_callback.run.trajectory_file import TrajectoryFile
@@ -403,6 +405,34 @@ def test_the_rule_lies_beside_the_trajectory(tmp_path):
     assert Trajectory.load(tmp_path).phases() == run(C, E).phases(RULE)
 
 
+@pytest.mark.parametrize(
+    ("rule", "guard"),
+    [({"drop": 0.1}, "loss"), ({"tolerance": 0.2}, 0.2), ({"tolerance": None, "plane": "plain"}, None)],
+)
+def test_a_run_file_of_an_earlier_version_has_the_rule_alone(tmp_path, rule, guard):
+    content = {"phase_rule": {"persistence": 3, **rule}}  # a setting that there is no more
+    content["crc32"] = f"{zlib.crc32(json.dumps(content['phase_rule']).encode()):08x}"
+    (tmp_path / RUN_FILENAME).write_text(json.dumps(content))
+    assert read_run_file(tmp_path) == (PhaseRule(**rule), guard)
+
+
+@pytest.mark.parametrize("guard", ["loss", 0.2, None])
+def test_a_guard_lies_beside_the_trajectory(tmp_path, guard):
+    saved = Trajectory(run(C, E), phase_rule=RULE, guard=guard)
+    saved.save(tmp_path / FILENAME)
+    write_run_file(tmp_path, phase_rule=RULE, guards={"stopping": 0.5, "selection": guard})
+    read = Trajectory.load(tmp_path)
+    assert (read.guard, read.phase_rule, read[:3].guard) == (guard, RULE, guard)
+    assert read.rule == guarded_rule(RULE, guard)
+    assert read.phases() == saved.phases() == run(C, E).phases(read.rule)
+
+
+def test_correlations_are_taken_over_points_of_every_loss():
+    points = Trajectory(dataclasses.replace(m, loss=4.0 - 0.1 * i) for i, m in enumerate(run(C, E)))
+    found = points.correlations({m.step: m.loss for m in points}, select_from=0)
+    assert found["complexity", "score"].num_points == 31
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"phase_rule": 3}', '{"phase_rule": {"drop": 2}}', "{"])
 def test_a_damaged_run_file_is_a_warning(tmp_path, content):
     run(C, E).save(tmp_path / FILENAME)
@@ -445,14 +475,14 @@ def test_no_flip_of_a_bit_in_a_line_changes_a_point(tmp_path):
 
 def test_no_flip_of_a_bit_changes_the_rule(tmp_path):
     run(C, E).save(tmp_path / FILENAME)
-    write_run_file(tmp_path, phase_rule=RULE)
+    write_run_file(tmp_path, phase_rule=RULE, guards={"selection": 0.25})
     path = tmp_path / RUN_FILENAME
     for damaged in flips(path.read_bytes()):
         path.write_bytes(damaged)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            rule = read_phase_rule(tmp_path)
-        assert rule == (DEFAULT_RULE if told else RULE)
+            rule = read_run_file(tmp_path)
+        assert rule == ((DEFAULT_RULE, "loss") if told else (RULE, 0.25))
 
 
 @pytest.mark.parametrize("change", [str.upper, lambda seal: seal[:-1], lambda seal: "", lambda seal: "#" * 8])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import fields
-from typing import get_type_hints
+from dataclasses import fields, replace
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 
 import ib_callback as ib
 from ib_callback import hf, lightning
@@ -61,6 +62,47 @@ def test_values_of_the_wrong_type() -> None:
         RunConfig(phase_rule=3)
     with pytest.raises(TypeError, match="output_dir: expected a path or None, got 5"):
         RunConfig(output_dir=5)
+    for value in (1, 0, "yes", np.True_):
+        with pytest.raises(TypeError, match="from_trained: expected True, False or None, got"):
+            RunConfig(from_trained=value)
+
+
+@pytest.mark.parametrize("taker", [RunConfig, ib.PlateauStopping, ib.Selection, ib.Trajectory])
+def test_a_guard_is_a_word_a_number_or_none(taker: type) -> None:
+    for given in (0.03, 1, np.float64(0.25), np.float32(0.5), np.int64(2)):
+        guard = taker(guard=given).guard
+        assert (type(guard), guard) == (float, given)
+    for wrong in (0, -1, float("inf"), float("nan"), True, np.float32("nan"), "los", [], np.array([1.0, 2.0])):
+        with pytest.raises(ValueError, match=r'guard: expected "loss", a tolerance in nats .*, got'):
+            taker(guard=wrong)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [[0, 100], (100, 0), {0, 100}, range(0, 200, 100), np.array([0, 100]), (x for x in (0, 100)), iter([0, 100])],
+    ids=lambda steps: type(steps).__name__,
+)
+def test_a_list_of_steps_may_be_whatever_can_be_gone_through(steps: Any) -> None:
+    config = RunConfig(every_n_steps=steps)
+    for _ in range(2):  # a generator gives its steps once
+        assert [step for step in range(201) if config.schedule(step)] == [0, 100]
+    assert replace(config, select="loss").schedule == config.schedule
+
+
+@pytest.mark.parametrize(
+    ("steps", "error", "message"),
+    [
+        ([], ValueError, "every_n_steps: expected at least one step, got none"),
+        ((x for x in ()), ValueError, "every_n_steps: expected at least one step, got none"),
+        (np.array(500), TypeError, r"every_n_steps: expected an integer, a list of steps .* got array\(500\)"),
+        (torch.tensor(500), TypeError, r"every_n_steps: expected an integer, a list of steps .* got tensor\(500\)"),
+        ("500", TypeError, "every_n_steps: expected an integer of at least 1, got '500'"),
+        ([5.0], TypeError, r"every_n_steps: expected an integer of at least 0, got 5\.0"),
+    ],
+)
+def test_what_is_no_schedule(steps: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        RunConfig(every_n_steps=steps)
 
 
 def test_no_keyword_is_of_both() -> None:

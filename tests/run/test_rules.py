@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import inspect
 import math
+import pickle
 import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import recorded_runs
 from synthetic_runs import COLLAPSE_AT_THE_END, STOPPING, C, E, failed, measured, real, run
 
 from ib_callback.results.selection import Selection
-from ib_callback.results.stopping import PlateauStopping, StopReason
+from ib_callback.results.stopping import PlateauStopping, StopReason, guarded_rule
 from ib_callback.results.trajectory import Trajectory
 from ib_callback.run.config import RunConfig
 from ib_callback.run.rules import LiveRules
@@ -27,6 +30,15 @@ def along(live: LiveRules, trajectory: Trajectory, name: str) -> list[float]:
         live.update(point)
         logged.append(live.shown()[name])
     return logged
+
+
+def along_all(live: LiveRules, trajectory: Trajectory, name: str) -> list[float | None]:
+    """What stock callbacks get under a name at each point."""
+    found = []
+    for point in trajectory:
+        live.update(point)
+        found.append(live.numbers()[name])
+    return found
 
 
 def same(found: list[float], expected: list[float]) -> bool:
@@ -194,10 +206,56 @@ def test_one_guard_for_the_run_unless_a_rule_has_its_own():
     both = rules(early_stopping=stopping, select=selection, guard=None)
     assert (both.stopping.guard, both.selection.guard) == (None, None)
     assert (both.phase_rule.plane, both.phase_rule.tolerance) == ("plain", None)
-    assert both.stopping.phase_rule == both.phase_rule
+    assert guarded_rule(both.stopping.phase_rule, both.stopping.guard) == both.phase_rule
     own = rules(early_stopping=PlateauStopping(guard=0.1), select=selection, guard=0.2)
     assert (own.stopping.guard, own.selection.guard, own.phase_rule.tolerance) == (0.1, 0.2, 0.2)
     assert rules(early_stopping=stopping).stopping is stopping
+
+
+@pytest.mark.parametrize("of_run", ["loss", None, 0.2])
+@pytest.mark.parametrize("of_stopping", ["loss", None, 0.1])
+@pytest.mark.parametrize("of_selection", ["loss", None, 0.3])
+def test_a_guard_that_was_given_to_a_rule_counts_for_it(of_run, of_stopping, of_selection):
+    live = rules(early_stopping=PlateauStopping(guard=of_stopping), select=Selection(guard=of_selection), guard=of_run)
+    assert (live.stopping.guard, live.selection.guard) == (of_stopping, of_selection)
+    # And each reads phases by its own: without a guard as published, else by the loss, whatever the others do.
+    assert live.phase_rule.plane == ("plain" if of_selection is None else None)
+    points = real("overfit")
+    for point in points:
+        live.update(point)
+    alone = PlateauStopping(guard=of_stopping)
+    assert live.decision == alone.replay(points)
+    assert rules(guard=of_run).selection.guard == rules(early_stopping=PlateauStopping(), guard=of_run).stopping.guard
+
+
+@pytest.mark.parametrize("name", [name for name, run in recorded_runs.REAL.items() if "loss" in run])
+def test_the_loss_from_the_first_step_on_is_a_safe_key_for_stock_callbacks(name):
+    """Which keep the best of what was logged, and cannot let go of it: of the loss that is the lowest."""
+    live, points = rules(select_from=0), real(name)
+    assert live.directions["selectable/loss"] == "min"
+    found = along_all(live, points, "selectable/loss")
+    losses = [point.loss for point in points]
+    assert min(value for value in found if value is not None) == min(losses)
+    assert found.index(min(losses)) == losses.index(min(losses))
+
+
+@pytest.mark.parametrize("rule", [PlateauStopping, Selection])
+def test_a_guard_that_a_command_line_passes_on_as_the_default_is_given_by_nobody(rule):
+    default = inspect.signature(rule).parameters["guard"].default
+    assert type(default) is str  # which every file format can hold
+    config = RunConfig(early_stopping=PlateauStopping(guard=default), select=Selection(guard=default), guard=None)
+    assert config.stopping.guard is config.selection.guard is None
+
+
+def test_a_guard_that_nobody_gave_is_the_loss_all_the_same():
+    for rule in (PlateauStopping(), Selection()):
+        assert rule.guard == "loss"
+        assert replace(rule, guard="loss").guard == "loss"
+    assert Selection() == Selection(guard="loss")
+    assert repr(Selection()) == repr(Selection(guard="loss"))
+    assert repr(PlateauStopping()) == repr(PlateauStopping(guard="loss"))
+    copied = pickle.loads(pickle.dumps(RunConfig(select=Selection(), guard=None)))
+    assert copied.selection.guard is None
 
 
 def test_a_rule_that_does_not_act_is_logged():

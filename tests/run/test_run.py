@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import json
 import random
 import re
 import warnings
@@ -17,10 +18,11 @@ from scripted import BEST, COURSE, follow
 from synthetic_runs import STOPPING
 from tiny_hf import random_states, tiny_model, tiny_probe
 
-from ib_callback import Meter, Trajectory, every, ib_curve
+from ib_callback import Meter, PhaseRule, Trajectory, every, ib_curve, logarithmic
 from ib_callback import plot as plot_module
 from ib_callback.bound.curve import FILENAME as CURVE
 from ib_callback.common.errors import ModelError, TrajectoryError
+from ib_callback.results.selection import Selection
 from ib_callback.results.stopping import PlateauStopping
 from ib_callback.results.trajectory import FILENAME, RUN_FILENAME
 from ib_callback.run import run as module
@@ -543,16 +545,46 @@ def test_without_a_loss_the_latest_is_kept(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("settings", "steps"),
-    [({}, [0, 2, 4, 5]), ({"at_start": False}, [2, 4, 5]), ({"at_finish": False}, [0, 2, 4])],
+    [
+        ({}, [0, 2, 4, 5]),
+        ({"at_start": False}, [2, 4, 5]),
+        ({"at_finish": False}, [0, 2, 4]),
+        ({"at_start": False, "every_n_steps": 2}, [2, 4, 5]),
+        ({"at_start": False, "every_n_steps": logarithmic(2)}, [1, 3, 5]),
+        # A step that is named is meant.
+        ({"at_start": False, "every_n_steps": [0, 4]}, [0, 4, 5]),
+        ({"at_start": False, "every_n_steps": lambda step: step in (0, 3)}, [0, 3, 5]),
+        ({"at_start": False, "every_n_steps": lambda step: step == 3}, [3, 5]),
+    ],
 )
 def test_the_first_and_the_last_step_can_be_left_out(
     settings: dict[str, Any], steps: list[int], tmp_path: Path
 ) -> None:
     meter = Meter(tiny_probe(), orders="token", num_bins=12)
-    with Run(meter, output_dir=tmp_path, every_n_steps=[2, 4], log_plane=False, **settings) as followed:
+    keywords = {"every_n_steps": [2, 4], **settings}
+    with Run(meter, output_dir=tmp_path, log_plane=False, **keywords) as followed:
         for step in range(6):
             followed.step(tiny_model(), step)
     assert followed.trajectory.steps == steps
+
+
+def test_a_resumed_run_may_leave_out_its_first_step(tmp_path: Path) -> None:
+    meter = Meter(tiny_probe(), orders="token", num_bins=12)
+    for steps in (range(3), range(4, 9)):
+        with Run(meter, output_dir=tmp_path, every_n_steps=4, at_start=False, log_plane=False) as followed:
+            for step in steps:
+                followed.step(tiny_model(), step)
+    assert followed.trajectory.steps == [2, 8]
+
+
+def test_selection_needs_the_first_point_and_says_so(tmp_path: Path) -> None:
+    meter = Meter(tiny_probe(), orders="token", num_bins=12)
+    with (
+        pytest.warns(RuntimeWarning, match="at_start=False: the first point, at step 0, is measured all the same"),
+        Run(meter, output_dir=tmp_path, select="loss", at_start=False, log_plane=False) as followed,
+    ):
+        followed.step(tiny_model(), 0)
+    assert followed.trajectory.steps == [0]
 
 
 def test_a_rule_that_does_not_act_says_so_and_ends_nothing(
@@ -570,10 +602,37 @@ def test_a_rule_that_does_not_act_says_so_and_ends_nothing(
 def test_the_published_rule_is_warned_of_and_stands_beside_the_trajectory(tmp_path: Path, monkeypatch: Any) -> None:
     follow(monkeypatch)
     with pytest.warns(RuntimeWarning, match="guard=None: the published rule"):
-        followed = along(tmp_path, 0, select="optimality", guard=None)
-    rule = Trajectory.load(tmp_path).phase_rule
-    assert (rule.plane, rule.tolerance) == ("plain", None)
-    assert followed._wandb.config["ib_guard"] == "None"
+        along(tmp_path, 0, select="optimality", guard=None)
+    read = Trajectory.load(tmp_path)
+    assert (read.rule.plane, read.rule.tolerance) == ("plain", None)
+    assert (read.guard, read.phase_rule) == (None, PhaseRule())
+
+
+@pytest.mark.parametrize(
+    ("settings", "guards"),
+    [
+        ({}, {"selection": "loss"}),
+        ({"guard": 0.2, "early_stopping": PlateauStopping()}, {"stopping": 0.2, "selection": 0.2}),
+        (
+            {"early_stopping": PlateauStopping(guard=None), "select": Selection("loss", guard=0.5)},
+            {"stopping": None, "selection": 0.5},
+        ),
+        (
+            {"guard": None, "early_stopping": PlateauStopping(guard="loss"), "select": "loss"},
+            {"stopping": "loss", "selection": None},
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:guard=None:RuntimeWarning")
+def test_the_guard_of_each_rule_is_told(settings: Any, guards: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    follow(monkeypatch)
+    followed = along(tmp_path, 0, **settings)
+    assert json.loads((tmp_path / "ib_run.json").read_text())["guard"] == guards
+    assert Trajectory.load(tmp_path).guard == guards["selection"]
+    config, summary = followed._wandb.config, followed._summary()
+    for name in ("stopping", "selection"):
+        told = str(guards[name]) if name in guards else None
+        assert config.get(f"ib_guard_{name}") == summary.get(f"ib/guard_{name}") == told
 
 
 def test_a_summary_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

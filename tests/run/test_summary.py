@@ -36,7 +36,13 @@ def test_a_summary_has_what_there_is() -> None:
 def test_a_summary_of_nothing() -> None:
     cost = Cost(points=0, seconds=0.0, share=0.0, skipped=0)
     summary = summarise(Trajectory(), LiveRules(["token"]), cost, None)
-    assert sorted(summary) == ["ib/best_by", "ib/cost_seconds", "ib/cost_share", "ib/guard", "ib/skipped_points"]
+    assert sorted(summary) == [
+        "ib/best_by",
+        "ib/cost_seconds",
+        "ib/cost_share",
+        "ib/guard_selection",
+        "ib/skipped_points",
+    ]
 
 
 def test_a_summary_ends_with_the_plane_that_is_shown_first() -> None:

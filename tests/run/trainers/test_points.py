@@ -90,6 +90,14 @@ def test_schedules(
     assert made == outcome.followed.trajectory.steps == expected
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [(5, [5, 10, 12]), (ib.logarithmic(2), [1, 3, 10, 12]), ([0, 7], [0, 7, 12])]
+)
+def test_a_run_that_leaves_out_its_start(loop: Loop, schedule: Any, expected: list[int], tmp_path: Path) -> None:
+    outcome = loop.train(tmp_path, every_n_steps=schedule, at_start=False, orders="token")
+    assert outcome.followed.trajectory.steps == expected
+
+
 def test_a_schedule_that_never_fires_is_a_warning(trainer: Loop, tmp_path: Path) -> None:
     with pytest.warns(RuntimeWarning, match=r"The schedule .* never fires between step 0 and the last one, 4: only"):
         outcome = trainer.train(tmp_path, steps=4, every_n_steps=lambda step: step == 5, orders="token")
