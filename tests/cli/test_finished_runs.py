@@ -126,6 +126,6 @@ def test_stop(files, capsys):
     assert "guard=0.2" in ran(capsys, "stop", files / "one", "--guard", "0.2")
     with pytest.raises(SystemExit):
         main.main(["stop", str(files / "one"), "--guard", "much"])
-    assert "expected loss, a number of nats or none" in capsys.readouterr().err
+    assert "expected loss, none or a tolerance in nats" in capsys.readouterr().err
     assert main.main(["stop", str(files / "one"), "--monitor", "optimallity"]) == 2
     assert "Did you mean optimality" in capsys.readouterr().err

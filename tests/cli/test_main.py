@@ -170,7 +170,7 @@ def test_a_mistake_in_an_option_of_select(
 @pytest.mark.parametrize(
     ("command", "option", "value", "expected"),
     [
-        *[("select", "--guard", value, "loss, none, run or a tolerance in nats") for value in
+        *[("select", "--guard", value, "loss, none or a tolerance in nats") for value in
           ("abc", "-1", "0", "inf", "nan", "None")],
         ("demo", "--steps", "many", "1 or more"),
         ("demo", "--minutes", "soon", "a number of minutes above 0"),
