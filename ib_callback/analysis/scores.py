@@ -93,6 +93,11 @@ def _from_csv(file: Path, name: str) -> tuple[list[Score], list[str]]:
                 value = float(text)
             except ValueError:
                 raise ValueError(f"{file}:{number}: expected a number as {name}, got {text!r}") from None
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"{file}:{number}: expected a finite number as {name}, got {text!r}. Leave the cell empty where "
+                    "there is no score"
+                )
             scores.append(
                 Score(
                     model=(row["model"] or "").strip(),

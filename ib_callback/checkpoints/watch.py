@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ib_callback.checkpoints.local import find_local
 from ib_callback.checkpoints.place import Checkpoint
@@ -19,6 +20,8 @@ from ib_callback.run.lock import RunLock
 from ib_callback.run.trajectory_file import TrajectoryFile
 from ib_callback.run.wandb_log import AXIS, WandbLog, own_run
 
+# Settings of W&B by which a further process writes to a run: not as its primary one, and without ending it.
+SHARED = {"mode": "shared", "x_primary": False, "x_label": "ib", "x_update_finish_state": False}
 # How often a checkpoint that cannot be measured is tried, one look apart: it may be half-written.
 _TRIES = 3
 
@@ -152,9 +155,33 @@ def wandb_log(project: str, group: str | None, name: str) -> Iterator[Log]:
     Raises:
         ImportError: W&B is not installed.
     """
-    rows = WandbLog(AXIS)
     with own_run(project=project, group=group, name=name, job_type="ib") as run:
-        yield lambda measurement: rows.log(run, measurement.metrics(), step=measurement.step or 0)
+        yield _rows(run)
+
+
+@contextmanager
+def shared_wandb_log(run_id: str, project: str | None = None, entity: str | None = None) -> Iterator[Log]:
+    """What logs points into the live run of Weights & Biases itself, for as long as the body runs.
+
+    That works if the live run was opened with `wandb.Settings(mode="shared")`: only then may a second process write to
+    it. The points have `ib/step` as their axis, and the end of this process does not end the run.
+
+    Args:
+        run_id: that of the live run.
+        project: of W&B; None: the default one of this machine.
+        entity: likewise.
+
+    Raises:
+        ImportError: W&B is not installed.
+        ValueError: the run cannot be opened.
+    """
+    with own_run(id=run_id, project=project, entity=entity, settings=SHARED) as run:
+        yield _rows(run)
+
+
+def _rows(run: Any) -> Log:
+    rows = WandbLog(AXIS)
+    return lambda measurement: rows.log(run, measurement.metrics(), step=measurement.step or 0)
 
 
 def _is_complete(path: Path) -> bool:

@@ -75,6 +75,8 @@ def test_a_folder_of_both(tmp_path: Path) -> None:
         ("s.csv", TABLE, "mmlu", "expected one among mmlu_pro, gsm8k, got 'mmlu'. Did you mean mmlu_pro"),
         ("s.csv", "name,x\na,1\n", "x", "expected a column model, got name, x"),
         ("s.csv", "model,x\na,good\n", "x", "s.csv:2: expected a number as x, got 'good'"),
+        ("s.csv", "model,x\na,1\nb,inf\n", "x", "s.csv:3: expected a finite number as x, got 'inf'. Leave the cell"),
+        ("s.csv", "model,x\na,-NaN\n", "x", "s.csv:2: expected a finite number as x, got '-NaN'"),
         ("results_1.json", "[]", "x", "expected results of lm-eval"),
         ("results_1.json", json.dumps({"results": {"t": {"f1,none": 1.0, "em,none": 2.0}}, "model_name": "a"}), "t",
          "expected --score TASK/METRIC with one of f1,none, em,none"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from filelock import FileLock, Timeout
 from tiny_hf import Each, tiny_callback, tiny_model, tiny_probe, tiny_trainer
 from wandb_offline import read_offline_runs
@@ -130,3 +131,58 @@ def test_it_is_a_command(tmp_path, monkeypatch, capsys):
     assert "--idle: is of use with --watch alone. Leave it out" in capsys.readouterr().err
     assert main(["measure", *on]) == 2
     assert "expected at least one MODEL and -o FILE, or --watch RUN_DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "where"),
+    [
+        ("abc123", {"entity": None, "project": None}),
+        ("p/abc123", {"entity": None, "project": "p"}),
+        ("us/p/abc123", {"entity": "us", "project": "p"}),
+    ],
+)
+def test_points_go_into_a_shared_live_run(tmp_path, monkeypatch, given, where):
+    class Run:
+        """Stands in for the run of a server that this machine has not."""
+
+        def __init__(self) -> None:
+            self.calls: list[tuple[Any, ...]] = []
+
+        def define_metric(self, name: str, *, step_metric: str) -> None:
+            self.calls.append(("axis", name, step_metric))
+
+        def log(self, row: dict[str, Any]) -> None:
+            self.calls.append(("log", row))
+
+        def finish(self) -> None:
+            self.calls.append(("finish",))
+
+    run, opened = Run(), []
+    monkeypatch.setattr(wandb, "init", lambda **settings: opened.append(settings) or run)
+    monkeypatch.chdir(tmp_path)
+    checkpoint(tmp_path / "run", 5)
+    tiny_probe().save("probe.safetensors")
+    on = ["--probe", "probe.safetensors", "--num-bins", "12", "--until", "5", "--wandb-shared-run", given]
+    assert main(["measure", "--watch", "run", *on]) == 0
+    (settings,) = opened
+    shared = wandb.Settings(**settings.pop("settings"))  # which knows all of these names
+    assert (shared.mode, shared.x_primary, shared.x_update_finish_state) == ("shared", False, False)
+    assert shared.x_label == "ib"
+    assert settings == {"id": "abc123", **where}
+    row = {**Trajectory.load("run")[0].metrics(), "ib/step": 5}
+    assert run.calls == [("axis", "ib/*", "ib/step"), ("log", row), ("finish",)]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--wandb-shared-run", "a", "--wandb-project", "p"], "got one of them as well. Name its project as PROJECT/a"),
+        (["--wandb-shared-run", "a//b"], "expected ID, PROJECT/ID or ENTITY/PROJECT/ID, got 'a//b'"),
+    ],
+)
+def test_a_shared_run_that_cannot_be_meant(tmp_path, capsys, more, message):
+    checkpoint(tmp_path / "run", 5)
+    tiny_probe().save(tmp_path / "probe.safetensors")
+    watch_it = ["measure", "--watch", str(tmp_path / "run"), "--probe", str(tmp_path / "probe.safetensors")]
+    assert main([*watch_it, *more]) == 2
+    assert message in capsys.readouterr().err
