@@ -1,7 +1,8 @@
 """How often the interval of a turn holds the true one, and how often p-values of no trend are small, by simulation.
 
-`python benchmarks/turn_coverage.py`, about MINUTES minutes; `--only p` prints the p-values alone. Courses rise and then fall by 15 % of their height: in two
-lines, in a steep bend and a line, or in two bends (flat about the maximum). Their turn lies anywhere between a quarter
+`python benchmarks/turn_coverage.py`, about six minutes; `--only p`, the p-values alone, 45 seconds. Courses rise and
+then fall by 15 % of their height: in two lines, in a steep bend and a line, or in two bends (flat about the maximum).
+Their turn lies anywhere between a quarter
 and three fifths of the points. Noise, in shares of the height, is independent (AR 0) or has an autocorrelation of .5.
 A cell is the share of intervals that hold the turn, and their median width as a share of the course.
 Of p-values a cell is the share of series without a trend with p < .05, for r and for ρ: .05 were exact.

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ib_callback.analysis.courses import Course
-from ib_callback.results.measurement import Measurement
+from ib_callback.results.measurement import CHANCE, Measurement
 from ib_callback.results.metrics import SIGNIFICANT_STANDARD_ERRORS
-from ib_callback.results.points import PlanePoint, replicates_of
+from ib_callback.results.points import OrderIncrement, PlanePoint, replicates_of
 from ib_callback.results.trajectory import aligned, cell
 from ib_callback.results.uncertainty import adjusted_information, jackknife_error
 
@@ -41,12 +41,15 @@ class Width:
             there is none that above null, is over three of its standard errors. None where no error is known.
         resolved_by: the number that decided, "complexity_local" or "complexity_above_null".
         increment: complexity less that of the next narrower order; None of the narrowest.
-        increment_chance: what that would be by `chance_increment`.
+        increment_chance: what that would be by permutation of the labels, where the point has `increments`
+            (`ib-callback measure --increments`), else by `chance_increment`.
         increment_excess: increment less increment_chance.
-        increment_se: the standard error of the difference of both above null: of the text, where groups of sequences
-            have been left out, and of the estimates of the nulls.
-        exceeds: true if the excess is over three of these and 15 % of increment_chance; None if not: then the numbers
-            of a point cannot tell, and `ib.model_increments`, which permutes labels of the model's states, can.
+        increment_se: with permutations their standard deviation. Else the standard error of the difference of both
+            above null: of the text, where groups of sequences have been left out, and of the estimates of the nulls.
+        increment_p_value: of the permutations; None without them.
+        exceeds: with permutations whether p < .05; None if no position could be permuted. Else true if the excess is
+            over three standard errors and 15 % of increment_chance, and None if not: then the numbers cannot tell.
+        expressivity: the same test of the expressivity; None without permutations.
     """
 
     order: str
@@ -59,7 +62,9 @@ class Width:
     increment_chance: float | None
     increment_excess: float | None
     increment_se: float | None
+    increment_p_value: float | None
     exceeds: bool | None
+    expressivity: OrderIncrement | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +94,17 @@ class Context:
                 "step": self.step,
                 "order": width.order,
                 **{name: getattr(point, name) for name in _SHOWN},
-                **{name: getattr(width, name) for name in Width.__dataclass_fields__ if name not in ("order", "point")},
+                **{name: getattr(width, name) for name in Width.__dataclass_fields__ if name not in _NO_CELLS},
+                **{
+                    f"expressivity_increment{column}": getattr(width.expressivity, name, None)
+                    for name, column in _OF_EXPRESSIVITY.items()
+                },
                 "is_widest_resolved": width.order == self.widest,
             }
 
 
+_NO_CELLS = ("order", "point", "expressivity")
+_OF_EXPRESSIVITY = {"information": "", "null": "_chance", "null_std": "_se", "p_value": "_p_value"}
 _SHOWN = (
     "complexity", "expressivity", "optimality", "distance_to_bound", "complexity_null", "complexity_null_se",
     "expressivity_null", "optimality_null", "distance_null", "complexity_above_null", "expressivity_above_null",
@@ -126,6 +137,7 @@ def orders_of(points: Iterable[Measurement]) -> list[str]:
 def widths_of(measurement: Measurement) -> tuple[Width, ...]:
     """Every order of a measurement, the narrowest first."""
     found: list[Width] = []
+    tested = measurement.increments or {}
     for order in orders_of([measurement]):
         point, narrower = measurement.orders[order], found[-1] if found else None
         null, ceiling = point.complexity_null, measurement.ceiling
@@ -137,7 +149,12 @@ def widths_of(measurement: Measurement) -> tuple[Width, ...]:
         before = None if narrower is None else narrower.point
         increment = _minus(point.complexity, getattr(before, "complexity", None))
         chance = None if before is None or not ceiling else chance_increment(before, point, ceiling)
-        excess, its_error = _minus(increment, chance), None if before is None else _error(point, before)
+        its_error = None if before is None else _error(point, before)
+        exceeds = _exceeds(_minus(increment, chance), its_error, chance)
+        permuted = tested.get("complexity", {}).get(order)
+        if permuted is not None:
+            increment, chance, its_error = permuted.information, permuted.null, permuted.null_std
+            exceeds = permuted.p_value < CHANCE if permuted.num_positions else None
         found.append(
             Width(
                 order=order,
@@ -148,9 +165,11 @@ def widths_of(measurement: Measurement) -> tuple[Width, ...]:
                 resolved_by=by,
                 increment=increment,
                 increment_chance=chance,
-                increment_excess=excess,
+                increment_excess=_minus(increment, chance),
                 increment_se=its_error,
-                exceeds=_exceeds(excess, its_error, chance),
+                increment_p_value=None if permuted is None else permuted.p_value,
+                exceeds=exceeds,
+                expressivity=tested.get("expressivity", {}).get(order),
             )
         )
     return tuple(found)
@@ -193,17 +212,24 @@ def contexts_text(contexts: Sequence[Context]) -> str:
             lines += [f"{context.name}{at}: {context.note}", ""]
             continue
         lines += [f"{context.name}{at}", *aligned(_table(context), (str.ljust, *[str.rjust] * (len(_HEADS) - 1))), ""]
-    return "\n".join([*lines, _LEGEND, *conclusions(contexts)])
+    wider = [width for context in contexts for width in context.widths[1:]]
+    of_chance = [_PERMUTED] if any(width.increment_p_value is not None for width in wider) else []
+    of_chance += [_ESTIMATED] if any(width.increment_p_value is None for width in wider) else []
+    return "\n".join([*lines, " ".join([_LEGEND, *of_chance]), *conclusions(contexts)])
 
 
 _HEADS = (
-    "order", "complexity", "null", "of ceiling", "above null", "local", "resolved", "adds", "by chance", "± se",
-    "more", "distance", "of null", "optimality", "of null", "above null", "local",
+    "order", "complexity", "null", "of ceiling", "above null", "local", "resolved", "adds", "by chance", "beyond",
+    "±", "p", "more", "distance", "of null", "optimality", "of null", "above null", "local",
 )  # fmt: skip
 _LEGEND = (
     "adds: complexity less that of the order above it; by chance: what a wider label would add that tells nothing "
-    "more; more: adds surely more than that (?: these numbers cannot tell, ib.model_increments can); resolved: by over "
-    "3 standard errors."
+    "more; more: adds more than that; resolved: by over 3 standard errors."
+)
+_PERMUTED = "With p, chance is the mean of permutations, ± their standard deviation, and more is p < .05."
+_ESTIMATED = (
+    "Without p, chance is estimated from both nulls, ± a standard error, and more is yes or ?: these numbers cannot "
+    "tell. For a test measure the model again with ib-callback measure … --increments 20."
 )
 
 
@@ -216,7 +242,8 @@ def _table(context: Context) -> list[tuple[str, ...]]:
                 width.order, cell(point.complexity), cell(point.complexity_null),
                 "-" if width.null_share is None else f"{width.null_share:.0%}", cell(point.complexity_above_null),
                 cell(point.complexity_local), _yes(width.resolved), cell(width.increment), cell(width.increment_chance),
-                cell(width.increment_se), "-" if width.increment is None else _yes(width.exceeds),
+                cell(width.increment_excess), cell(width.increment_se), _p(width.increment_p_value),
+                "-" if width.increment is None else _yes(width.exceeds),
                 cell(point.distance_to_bound), cell(point.distance_null), cell(point.optimality),
                 cell(point.optimality_null), cell(point.optimality_above_null), cell(point.optimality_local),
             )
@@ -235,6 +262,10 @@ def conclusions(contexts: Sequence[Context]) -> Iterator[str]:
         last = context.widths[-1]
         adds = [f"{w.order} {_yes(w.exceeds)}" for w in context.widths[1:]]
         told += f"; adds more than chance would: {', '.join(adds)}"
+        following = [(w.order, w.expressivity) for w in context.widths[1:] if w.expressivity is not None]
+        if following:
+            by_order = [f"{o} {_yes(i.p_value < CHANCE if i.num_positions else None)}" for o, i in following]
+            told += f" (of what follows, the expressivity: {', '.join(by_order)})"
         if last.null_share is not None and last.adjusted is None:
             told += f"; of the {last.order} {last.null_share:.0%} of the ceiling is null: its size cannot be read"
         yield f"{told}."
@@ -348,6 +379,10 @@ def _is_clear(value: float | None, error: float | None) -> bool | None:
 
 def _minus(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}".lstrip("0") if value < 1 else "1"
 
 
 def _yes(value: bool | None) -> str:

@@ -24,6 +24,7 @@ from ib_callback.checkpoints.place import Checkpoint, Tell
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import size_of
 from ib_callback.common.messages import describe
+from ib_callback.measuring.increments import mean_increments
 from ib_callback.measuring.meter import Meter
 from ib_callback.results.lines import Origin, Row, read_rows
 from ib_callback.results.measurement import Measurement
@@ -46,6 +47,7 @@ class Sweep:
         family: of all models; None: what their configuration says.
         tokens_per_step: by which tokens follow from steps, unless the trainer counted them: names round them.
         evict: whether to remove each from the cache when it is measured.
+        increments: number of permutations that test what each order adds (`Measurement.increments`); 0: none.
         tell: what is told to whoever watches.
     """
 
@@ -55,6 +57,7 @@ class Sweep:
     family: str | None = None
     tokens_per_step: int | None = None
     evict: bool = False
+    increments: int = 0
     tell: Tell = lambda _: None
 
 
@@ -167,7 +170,11 @@ class Measuring:
             with loaded(folder, sweep.loading, untrained=checkpoint.untrained) as model:
                 known: dict[str, Any] = {"num_parameters": num_parameters(model)}
                 known["family"] = sweep.family or family_of(model)
-                measurement = self._meter_of(checkpoint.model).measure(model, step=checkpoint.step)
+                meter = self._meter_of(checkpoint.model)
+                measurement = meter.measure(model, step=checkpoint.step)
+                if sweep.increments:
+                    tested = mean_increments(meter, model, num_permutations=sweep.increments)
+                    measurement = replace(measurement, increments=tested)
                 del model
             return replace(origin, **known), replace(measurement, tokens_seen=tokens)
         except Exception as error:
@@ -224,7 +231,10 @@ def _brief(measurement: Measurement) -> str:
 
 
 def _meter(material: Material, sweep: Sweep) -> Meter:
-    return Meter(material.probe, feature_probes=material.features, **sweep.meter)
+    meter = Meter(material.probe, feature_probes=material.features, **sweep.meter)
+    if sweep.increments and len(meter.orders) < 2:
+        raise ValueError(f"--increments: expected two orders or more, got {', '.join(meter.orders)} alone. Add --order")
+    return meter
 
 
 def _request(material: Material, sweep: Sweep) -> str:
@@ -238,6 +248,8 @@ def _request(material: Material, sweep: Sweep) -> str:
         "features": [[str(name), probe.fingerprint] for name, probe in named],
         "meter": {name: value for name, value in meter.items() if value != _plain(_DEFAULTS.get(name))},
         "dtype": sweep.loading.dtype,
+        # Not where it is not asked for, so that digests in files stay.
+        **({"increments": sweep.increments} if sweep.increments else {}),
     }
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -6,7 +6,7 @@ import argparse
 import inspect
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ib_callback.checkpoints.load import Loading
 from ib_callback.checkpoints.material import Asked, Material, material_for
 from ib_callback.checkpoints.place import Checkpoint, Local
 from ib_callback.checkpoints.sweep import Sweep, run_sweep
-from ib_callback.checkpoints.watch import wandb_log, watch
+from ib_callback.checkpoints.watch import Log, shared_wandb_log, wandb_log, watch
 from ib_callback.cli._command import DONE, NOT_ALL, add_table_arguments, examples, guarded, positive, write_tables
 from ib_callback.common.optional import is_installed
 from ib_callback.measuring.meter import Meter
@@ -23,9 +23,10 @@ from ib_callback.results.measurement import Measurement
 from ib_callback.results.results import Results
 
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Meter).parameters.items()}
+_LEAST_PERMUTATIONS = 20
 # Options of a sweep that a sidecar does not have, and the other way round.
 _NOT_WATCHING = ("revisions", "max_points", "initial", "name", "stage", "shard", "evict", "csv", "json")
-_WATCHING = ("until", "idle", "wandb_project", "wandb_group")
+_WATCHING = ("until", "idle", "wandb_project", "wandb_group", "wandb_shared_run")
 
 
 def add_measure_command(commands: Any) -> None:
@@ -112,6 +113,11 @@ def add_measure_command(commands: Any) -> None:
 
     live.add_argument("--wandb-project", metavar="NAME", help="log the points to a W&B run of its own, over ib/step")
     live.add_argument("--wandb-group", metavar="NAME", help="of that run, such as the live run's")
+    live.add_argument(
+        "--wandb-shared-run", metavar="[[ENTITY/]PROJECT/]ID",
+        help="log the points into the live run itself, over ib/step; it must have been opened with "
+        'wandb.Settings(mode="shared")',
+    )  # fmt: skip
 
     load = parser.add_argument_group("how they are loaded")
     load.add_argument("--device", default="auto", help="cuda where there is one, else cpu; or a name of torch's")
@@ -125,6 +131,11 @@ def add_measure_command(commands: Any) -> None:
     load.add_argument("--trust-remote-code", action="store_true", help="run code that comes with models of the hub")
 
     _add_meter_arguments(parser.add_argument_group("how they are measured, as the keywords of Meter"))
+    parser.add_argument(
+        "--increments", type=_permutations, default=0, metavar="N",
+        help="test by N permutations, 20 or more, whether each order adds more than chance to the one before, which "
+        "context shows; a further pass, and each permutation takes as long as the sums of one order",
+    )  # fmt: skip
     add_table_arguments(parser)
     parser.set_defaults(run=guarded(_measure))
 
@@ -219,11 +230,26 @@ def _watch(options: argparse.Namespace, loading: Loading) -> int:
     name = run.resolve().name
     stand_in = Checkpoint(model=name, revision=None, step=None, tokens=None, stage=None, place=Local(run, run))
     material = material_for([stand_in], _asked(options), loading, _tell)
-    project, group = options.wandb_project, options.wandb_group
-    with nullcontext(_no_log) if project is None else wandb_log(project, group, f"{name} ib") as log:
+    with _log(options, f"{name} ib") as log:
         sweep = _sweep(options, material, loading)
         failed = watch(run, sweep, every=options.every, until=options.until, idle=options.idle, log=log)
     return _end(failed)
+
+
+def _log(options: argparse.Namespace, name: str) -> AbstractContextManager[Log]:
+    project, group, shared = options.wandb_project, options.wandb_group, options.wandb_shared_run
+    if shared is not None:
+        if project is not None or group is not None:
+            raise ValueError(
+                "--wandb-shared-run: expected to be given without --wandb-project and --wandb-group, for that run is "
+                f"there already, got one of them as well. Name its project as PROJECT/{shared}, or leave it out"
+            )
+        *where, run_id = shared.split("/")
+        if len(where) > 2 or not all((*where, run_id)):
+            raise ValueError(f"--wandb-shared-run: expected ID, PROJECT/ID or ENTITY/PROJECT/ID, got {shared!r}")
+        entity, project = [None, None, *where][-2:]
+        return shared_wandb_log(run_id, project, entity)
+    return nullcontext(_no_log) if project is None else wandb_log(project, group, name)
 
 
 def _asked(options: argparse.Namespace) -> Asked:
@@ -240,7 +266,7 @@ def _sweep(options: argparse.Namespace, material: dict[str, Material], loading: 
         meter["layers"] = meter["layers"][0]
     return Sweep(
         material=material, meter={"progress": sys.stderr.isatty(), **meter}, loading=loading, family=options.family,
-        tokens_per_step=options.tokens_per_step, evict=options.evict, tell=_tell,
+        tokens_per_step=options.tokens_per_step, evict=options.evict, increments=options.increments, tell=_tell,
     )  # fmt: skip
 
 
@@ -271,6 +297,13 @@ def _seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected more than 0, got {text}")
     return value
+
+
+def _permutations(text: str) -> int:
+    if not text.isdigit() or 0 < int(text) < _LEAST_PERMUTATIONS:
+        least = f"{_LEAST_PERMUTATIONS} permutations or more, for with fewer no p can be below .05, or 0 for none"
+        raise argparse.ArgumentTypeError(f"expected {least}; got {text}")
+    return int(text)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -94,6 +95,16 @@ def increment_of(
     assignments: Tensor, narrow: Tensor, wide: Tensor, within: Tensor | None, *, num_permutations: int, seed: int
 ) -> Increment:
     """`information_increment` of soft assignments [T, num_bins], in float64; the labels are checked already."""
+    return increment_from(*permuted_increments(assignments, narrow, wide, within, num_permutations, seed))
+
+
+def permuted_increments(
+    assignments: Tensor, narrow: Tensor, wide: Tensor, within: Tensor | None, num_permutations: int, seed: int
+) -> tuple[npt.NDArray[np.float64], int]:
+    """Plain increments, [1 + R], of the labels as they are and of each permutation, and how many positions count.
+
+    The permutations depend on the labels and the seed alone, so that values of several layers can be averaged.
+    """
     narrow, wide = narrow.to(assignments.device), wide.to(assignments.device)
     joint = _joint(narrow, wide)
     stratum = narrow if within is None else _joint(narrow, within.to(assignments.device))
@@ -118,10 +129,15 @@ def increment_of(
             moved[order] = rows[source]
         given, count = _entropies(torch.cat([moved, fixed_rows]), torch.cat([labels, fixed_labels]))
         values.append(base - float((count * given).sum()) / len(assignments))
-    information, permuted = values[0], np.array(values[1:])
+    return np.array(values), len(labels)
+
+
+def increment_from(values: npt.NDArray[np.float64], num_positions: int) -> Increment:
+    """The test that `permuted_increments`, or their mean over layers, come to."""
+    information, permuted = float(values[0]), values[1:]
     std = float(permuted.std(ddof=1))
     above = information - float(permuted.mean())
-    if not len(labels):
+    if not num_positions:
         std, above = 0.0, 0.0
     return Increment(
         information=information,
@@ -130,9 +146,9 @@ def increment_of(
         above_null=above,
         z_score=above / std if std > 1e-12 else None,
         # Rounding must not tell a permutation that changes nothing from the labels as they are.
-        p_value=(1 + int((permuted >= information - 1e-12).sum())) / (num_permutations + 1),
-        num_permutations=num_permutations,
-        num_positions=len(labels),
+        p_value=(1 + int((permuted >= information - 1e-12).sum())) / len(values),
+        num_permutations=len(permuted),
+        num_positions=num_positions,
     )
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from ib_callback.common.checks import check_integer
-from ib_callback.estimator.increment import Increment, increment_of
+from ib_callback.estimator.increment import Increment, increment_from, increment_of, permuted_increments
 from ib_callback.measuring.meter import Meter
 from ib_callback.measuring.plan.batches import ranges
 from ib_callback.probe.ngrams import context_segments, parse_orders, valid_positions
 from ib_callback.probe.probe import Probe
+from ib_callback.results.points import OrderIncrement
 
 
 def ngram_labels(
@@ -95,3 +99,55 @@ def model_increments(
         name: increment_of(table.double(), labels, further, within, num_permutations=num_permutations, seed=meter.seed)
         for name, table in meter.assignments(model)
     }
+
+
+def mean_increments(
+    meter: Meter, model: nn.Module, *, num_permutations: int = 100
+) -> dict[str, dict[str, OrderIncrement]]:
+    """What each order adds to the next narrower one, in the mean over layers, tested as `model_increments` does.
+
+    A permutation is the same one in every layer, so that its increment can be averaged over layers like the measured
+    one: the mean is tested as a whole.
+
+    Memory: the soft assignments of as many layers as `memory_budget` (by default 1 GiB) holds, 4 bytes × positions ×
+    bins each, twice while they are put together, and about six times that of one layer for its permutations. Hidden
+    states are not kept.
+
+    Args:
+        meter: its orders are held against each other; the rest as for `model_increments`.
+        model: as for `Meter.measure`.
+        num_permutations: R; the least p value is 1 / (R + 1).
+
+    Returns:
+        By quantity, "complexity" and "expressivity", and by name of the wider order; nothing of a single order.
+
+    Raises:
+        ModelError, ProbeError, RepresentationError: as `Meter.measure`.
+    """
+    check_integer("num_permutations", num_permutations, minimum=2, cure="100 is the default")
+    orders = sorted(meter.orders, key=meter.orders.__getitem__)
+    labels = {
+        (quantity, order): ngram_labels(meter.probe, order, side=side, widest=orders[-1])[1]
+        for quantity, side in (("complexity", "preceding"), ("expressivity", "trailing"))
+        for order in orders
+    }
+    pairs = [(q, *pair) for q in ("complexity", "expressivity") for pair in itertools.pairwise(orders)]
+    sums: dict[tuple[str, str, str], npt.NDArray[np.float64]] = dict.fromkeys(pairs, np.zeros(num_permutations + 1))
+    counts: dict[tuple[str, str, str], int] = {}
+    layers = 0
+    for _, table in meter.assignments(model) if pairs else ():
+        layers += 1
+        assignments = table.double()
+        for pair in pairs:
+            narrow, wide = (labels[pair[0], order] for order in pair[1:])
+            values, counts[pair] = permuted_increments(assignments, narrow, wide, None, num_permutations, meter.seed)
+            sums[pair] = sums[pair] + values
+    found: dict[str, dict[str, OrderIncrement]] = {"complexity": {}, "expressivity": {}}
+    for pair in pairs:
+        quantity, narrow_order, wide_order = pair
+        tested = increment_from(sums[pair] / layers, counts[pair])
+        found[quantity][wide_order] = OrderIncrement(
+            narrower=narrow_order, information=tested.information, null=tested.null, null_std=tested.null_std,
+            p_value=tested.p_value, num_permutations=tested.num_permutations, num_positions=tested.num_positions,
+        )  # fmt: skip
+    return found

@@ -24,12 +24,12 @@ from ib_callback.results.metrics import (
     plane_scalars,
     view_scalars,
 )
-from ib_callback.results.points import FeaturePoint, PlanePoint
+from ib_callback.results.points import FeaturePoint, OrderIncrement, PlanePoint
 
 # Of a p-value: what says nothing is below it in so many cases.
 CHANCE = 0.05
 
-_Point = TypeVar("_Point", "PlanePoint", "FeaturePoint", "Measurement")
+_Point = TypeVar("_Point", "PlanePoint", "FeaturePoint", "OrderIncrement", "Measurement")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,8 @@ class Measurement:
         scheduled: whether the schedule asked for this point. One that was measured for a checkpoint, or because the
             training ended there, can be selected; it counts for no phase and no patience, since an interruption or
             other checkpoints would change both.
+        increments: what each order adds to the next narrower one, tested by permutation: by quantity, "complexity" and
+            "expressivity", and by name of the wider order. None unless `ib-callback measure --increments` asked for it.
     """
 
     step: int | None
@@ -101,6 +103,7 @@ class Measurement:
     bits_per_byte: float | None = None
     predictive_information: float | None = None
     loss_jackknife: tuple[float, ...] = ()
+    increments: dict[str, dict[str, OrderIncrement]] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         # Lists for tuples, so that settings equal what a file gives back.
@@ -290,6 +293,8 @@ class Measurement:
             del rest["companions"]
         if not self.loss_jackknife:
             del rest["loss_jackknife"]
+        if self.increments is None:
+            del rest["increments"]
         first = {name: rest.pop(name) for name in ("step", "entropy")}
         return {**first, **{name: getattr(self, name) for name in PRIMARY_SCALARS}, **rest}
 
@@ -507,6 +512,8 @@ _EXPECTED = {
     "dict[str, dict[str, PlanePoint]]": "an object with one entry per name, of one entry per name each",
     "dict[str, dict[str, float]]": "an object with one entry per name, of a number per name each",
     "dict[str, FeaturePoint]": "an object with one entry per name",
+    "dict[str, dict[str, OrderIncrement]]": "an object with one entry per name, of one entry per name each",
+    "dict[str, OrderIncrement]": "an object with one entry per name",
 }
 
 
@@ -528,13 +535,15 @@ def _value(value: Any, annotation: str, name: str) -> Any:
         return tuple(value)
     if kind == "dict[str, PlanePoint]" and isinstance(value, Mapping):
         return {key: _read(PlanePoint, point, f"{name}.{key}") for key, point in value.items()}
-    if kind in ("dict[str, dict[str, PlanePoint]]", "dict[str, dict[str, float]]") and isinstance(value, Mapping):
+    if kind.startswith("dict[str, dict[str, ") and isinstance(value, Mapping):
         inner = kind.removeprefix("dict[str, ").removesuffix("]")
         return {key: _value(each, inner, f"{name}.{key}") for key, each in value.items()}
     if kind == "dict[str, float]" and isinstance(value, Mapping):
         return {key: _value(each, "float", f"{name}.{key}") for key, each in value.items()}
     if kind == "dict[str, FeaturePoint]" and isinstance(value, Mapping):
         return {key: _read(FeaturePoint, point, f"{name}.{key}") for key, point in value.items()}
+    if kind == "dict[str, OrderIncrement]" and isinstance(value, Mapping):
+        return {key: _read(OrderIncrement, point, f"{name}.{key}") for key, point in value.items()}
     if kind == "dict[str, Any]" and isinstance(value, Mapping):
         return value
     raise ValueError(f"{name} must be {_EXPECTED[kind]}{' or None' if none else ''}, got {value!r}")

@@ -316,6 +316,29 @@ class FeaturePoint:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class OrderIncrement:
+    """What an order adds to the next narrower one, in the mean over layers, tested by permuting its labels within that.
+
+    Attributes:
+        narrower: name of that order.
+        information: what it adds, a fraction of log(num_bins), plain.
+        null: mean of that over permutations.
+        null_std: their standard deviation.
+        p_value: share of permutations, the measured labels counted as one, that reach it; at least 1 / (R + 1).
+        num_permutations: their number R.
+        num_positions: those whose label a permutation can change; the others say nothing about it.
+    """
+
+    narrower: str
+    information: float
+    null: float
+    null_std: float
+    p_value: float
+    num_permutations: int
+    num_positions: int
+
+
 def _means(by_layer: Mapping[str, Sequence[float]]) -> tuple[dict[str, Any], dict[str, float | None]]:
     """The fields by layer, and the mean of each."""
     layers: dict[str, Any] = {}

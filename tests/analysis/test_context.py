@@ -14,7 +14,7 @@ from ib_callback.analysis.context import chance_increment, contexts_text, find_c
 from ib_callback.analysis.courses import Course
 from ib_callback.estimator.increment import increment_of
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.points import PlanePoint
+from ib_callback.results.points import OrderIncrement, PlanePoint
 from ib_callback.results.trajectory import Trajectory
 from ib_callback.results.uncertainty import jackknife_error
 
@@ -96,6 +96,40 @@ def test_chance_is_about_what_permuting_wide_labels_within_narrow_ones_gives(dep
     assert found == pytest.approx(exact.null, rel=0.15)
     excess = exact.information - found
     assert excess > 0.2 * exact.null if depends else abs(excess) < 0.15 * exact.null
+
+
+def permuted(p_value: float, positions: int = 500) -> OrderIncrement:
+    return OrderIncrement(
+        narrower="token", information=0.3, null=0.26, null_std=0.01, p_value=p_value, num_permutations=20,
+        num_positions=positions,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tested", "exceeds", "shown"),
+    [(permuted(0.04), True, "yes"), (permuted(0.3), False, "no"), (permuted(1.0, 0), None, "?")],
+)
+def test_permutations_decide_where_they_were_made(tested, exceeds, shown):
+    # The estimate would say yes of all of them.
+    orders = {"token": plane(0.5, 0.2), "bigram": plane(0.8, 0.6)}
+    point = replace(
+        with_orders(**orders), increments={"complexity": {"bigram": tested}, "expressivity": {"bigram": permuted(0.9)}}
+    )
+    (found,) = find_contexts([course([point])])
+    token, wide = found.widths
+    assert (token.exceeds, token.increment_p_value) == (None, None)
+    assert (wide.increment, wide.increment_chance, wide.increment_se) == (0.3, 0.26, 0.01)
+    assert wide.increment_excess == pytest.approx(0.04)
+    assert (wide.exceeds, wide.increment_p_value) == (exceeds, tested.p_value)
+    row = [*found.rows()][1]
+    assert (row["increment_p_value"], row["expressivity_increment_chance"]) == (tested.p_value, 0.26)
+    assert row["expressivity_increment_p_value"] == 0.9
+    text = contexts_text([found])
+    assert f"adds more than chance would: bigram {shown} (of what follows, the expressivity: bigram no)" in text
+    assert "--increments" not in text
+    assert "measure the model again with ib-callback measure … --increments 20" in contexts_text(
+        find_contexts([course([with_orders(**orders)])])
+    )
 
 
 @pytest.mark.parametrize(

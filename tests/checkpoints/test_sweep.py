@@ -19,6 +19,7 @@ from ib_callback.checkpoints.material import Material
 from ib_callback.checkpoints.place import Checkpoint
 from ib_callback.checkpoints.sweep import Report, Sweep, run_sweep
 from ib_callback.common.errors import TrajectoryError
+from ib_callback.measuring.increments import mean_increments
 
 METER = {"num_bins": 12, "orders": ("token",), "loss": False, "readout": False}
 
@@ -237,3 +238,16 @@ def test_nobody_else_may_write_the_file(tmp_path):
     ):
         swept(path, checkpoint(1))
     assert swept(path, checkpoint(1)) == Report(1, 0, ())
+
+
+def test_increments_are_tested_where_they_are_asked_for_which_is_another_request(tmp_path):
+    orders = {"meter": {**METER, "orders": ("token", "bigram")}}
+    assert swept(tmp_path / "r.jsonl", checkpoint(1), **orders).measured == 1
+    assert Results.load(tmp_path / "r.jsonl")["m"][0].increments is None
+    assert swept(tmp_path / "r.jsonl", checkpoint(1), **orders, increments=20) == Report(1, 0, ())
+    assert swept(tmp_path / "r.jsonl", checkpoint(1), **orders, increments=20) == Report(0, 1, ())
+    (point,) = Results.load(tmp_path / "r.jsonl")["m"]
+    meter = Meter(tiny_probe(), **orders["meter"])
+    assert point.increments == mean_increments(meter, tiny_model(1), num_permutations=20)
+    with pytest.raises(ValueError, match="--increments: expected two orders or more, got token alone"):
+        swept(tmp_path / "other.jsonl", checkpoint(1), increments=20)

@@ -168,6 +168,7 @@ def test_a_broken_checkpoint_is_named_at_the_end(models, capsys):
         (["bare", *DOCUMENTS], "bare: has no tokenizer in bare, .*Name one with --tokenizer"),
         (["a", *DOCUMENTS, "--text-column", "body"], "expected a column 'body', got the columns text"),
         (["a", *DOCUMENTS, "--documents", "nothing.jsonl"], "nothing.jsonl: no such file"),
+        (["a", *DOCUMENTS, "--increments", "20"], "--increments: expected two orders or more, got token alone"),
         (["a", *DOCUMENTS, "--num-bins", "1"], "num_bins: expected an integer of at least 2"),
     ],
 )  # fmt: skip

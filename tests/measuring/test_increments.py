@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
+
 import brute_force as bf
 import pytest
 import torch
 from tiny_hf import tiny_model, tiny_probe
 
 import ib_callback as ib
-from ib_callback.measuring.increments import ngram_labels
+from ib_callback.measuring.increments import mean_increments, ngram_labels
 
 BINS = 8
 
@@ -52,6 +55,31 @@ def test_what_a_bigram_of_a_model_adds_is_found_and_what_it_cannot_add_is_not():
     assert with_link.p_value == within.p_value == 0.05
     assert with_link.information == within.information
     assert with_link.z_score > 5
+
+
+def test_the_mean_over_layers_is_that_of_what_each_layer_gives():
+    model, meter = tiny_model(), ib.Meter(tiny_probe(), num_bins=BINS, orders=("token", "trigram", "bigram"))
+    found = mean_increments(meter, model, num_permutations=5)
+    sides = {"complexity": "preceding", "expressivity": "trailing"}
+    assert [*found] == [*sides]
+    assert all([*orders] == ["bigram", "trigram"] for orders in found.values())
+    for quantity, (narrow, wide) in itertools.product(sides, [("token", "bigram"), ("bigram", "trigram")]):
+        tested = found[quantity][wide]
+        by_layer = ib.model_increments(meter, model, narrow, wide, side=sides[quantity], num_permutations=5)
+        assert tested.narrower == narrow
+        assert tested.information == pytest.approx(statistics.fmean(i.information for i in by_layer.values()), abs=1e-9)
+        assert tested.null == pytest.approx(statistics.fmean(i.null for i in by_layer.values()), abs=1e-9)
+        assert {tested.num_positions} == {i.num_positions for i in by_layer.values()}
+        assert tested.null_std <= statistics.fmean(i.null_std for i in by_layer.values()) + 1e-9
+
+
+def test_the_mean_of_one_layer_is_that_layer():
+    model = tiny_model()
+    meter = ib.Meter(tiny_probe(), num_bins=BINS, layers=["transformer.h.1"], orders=("token", "bigram"))
+    tested = mean_increments(meter, model, num_permutations=5)["expressivity"]["bigram"]
+    (alone,) = ib.model_increments(meter, model, side="trailing", num_permutations=5).values()
+    for name in ("information", "null", "null_std", "p_value", "num_permutations", "num_positions"):
+        assert getattr(tested, name) == pytest.approx(getattr(alone, name), abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 
 from ib_callback.results.measurement import Measurement, settings_differences
 from ib_callback.results.metrics import FEATURE_SCALARS, PLANE_ERRORS
-from ib_callback.results.points import FeaturePoint, PlanePoint
+from ib_callback.results.points import FeaturePoint, OrderIncrement, PlanePoint
 
 NULLS = {
     "complexity_null": 0.125, "expressivity_null": 0.0625,
@@ -520,3 +520,22 @@ def test_long_settings_are_shortened():
     (difference,) = settings_differences({"layers": ["h"] * 100}, {"layers": ["h"] * 99})
     assert difference.startswith('layers: ["h", "h"')
     assert len(difference) < 160
+
+
+# --- increments
+
+
+def test_increments_are_in_the_file_where_they_were_tested_alone():
+    tested = OrderIncrement(
+        narrower="token", information=0.3, null=0.26, null_std=0.01, p_value=0.04, num_permutations=20,
+        num_positions=500,
+    )  # fmt: skip
+    point = measurement(increments={"complexity": {"bigram": tested}, "expressivity": {}})
+    data = json.loads(json.dumps(point.to_dict()))
+    assert Measurement.from_dict(data) == point
+    assert "increments" not in measurement().to_dict()
+    assert Measurement.from_dict(measurement().to_dict()).increments is None
+    assert not settings_differences(point, measurement())
+    data["increments"]["complexity"]["bigram"]["null"] = "much"
+    with pytest.raises(ValueError, match=r"increments.complexity.bigram.null must be a finite number, got 'much'"):
+        Measurement.from_dict(data)
