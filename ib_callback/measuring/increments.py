@@ -110,7 +110,7 @@ def mean_increments(
     one: the mean is tested as a whole.
 
     Memory: the soft assignments of as many layers as `memory_budget` (by default 1 GiB) holds, 4 bytes × positions ×
-    bins each, twice while they are put together, and about six times that of one layer for its permutations. Hidden
+    bins each, twice while they are put together, and up to twelve times that of one layer for permutations. Hidden
     states are not kept.
 
     Args:
