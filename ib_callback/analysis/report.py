@@ -601,8 +601,12 @@ class _Telling:
             return Sentence(topic="noise", text=text, numbers=(*self._cite(name, *(steps.values() or [last])),))
         parts, numbers = [], []
         if error is not None:
-            parts.append(f"Over other probes of this size {name} varies by {error:.2g} (standard error).")
-            numbers += self._cite(f"{name}_se", last)
+            where = f"At {self._where(last)}" if last.step is not None else f"Of {self._where(last)}"
+            parts.append(
+                f"{where}, {name} is {_f(self._value(last, name))}; over other probes of this size {name} varies by "
+                f"{error:.2g} (standard error)."
+            )
+            numbers += self._cite(name, last) + self._cite(f"{name}_se", last)
         if noise is not None:
             least = _CLEAR * 2**0.5 * noise
             parts.append(
