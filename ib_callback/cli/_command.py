@@ -30,6 +30,8 @@ EXIT_CODES = (
     "nothing to select, a model, point or picture had to be left out, or a checkpoint failed, as the last lines or "
     "those on standard error say; 2 it could not be done, and the line on standard error says why."
 )
+# Of a file, in bytes: file systems take 255, and it is written under a name longer by 42 first (`write_atomically`).
+_LONGEST_NAME = 213
 
 
 class Help(argparse.HelpFormatter):
@@ -143,6 +145,8 @@ def check_place(option: str, text: str, taken: dict[object, str], *, makes_folde
         ValueError: not so; the message says what was expected, what was given, and the cure.
     """
     path, said = Path(text), f"{option} {text or repr(text)}"
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise ValueError(f"{said}: expected a name of at most {_LONGEST_NAME} bytes. Give a shorter one")
     folder = Path(os.path.realpath(path)).parent
     if path.is_dir() or text.endswith(("/", os.sep)):
         raise ValueError(f"{said}: expected a file, got a directory. Give the path of a file")

@@ -108,6 +108,7 @@ def test_a_table_never_replaces_what_is_read(command, option, work, capsys):
         ("nowhere/x", "there is no directory nowhere"),
         ("notes/x", "there is no directory notes"),
         ("/dev/null", "expected a file, got a device"),
+        ("x" * 214, "expected a name of at most 213 bytes"),
     ],
 )
 @pytest.mark.parametrize("option", ["--csv", "--json"])
