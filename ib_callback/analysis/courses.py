@@ -73,18 +73,30 @@ def load_courses(
         if unknown := [name for name in models if name not in known]:
             raise ValueError(f"--model: expected names among {', '.join(known)}, got {unknown[0]!r}")
         runs = [known[name] for name in dict.fromkeys(models)]
-    if unmeasured:
-        return runs
-    empty = [run for run in runs if not any(point.orders for point in run.trajectory)]
-    if len(empty) == len(runs) or any(run.name not in results for run in empty):
-        run = empty[0]
-        raise ValueError(
-            f"{run.name} has nothing to draw: expected at least one measured point, got none among "
-            f"{len(run.trajectory)}. Give a run that was measured"
+    return runs if unmeasured else measured_courses(runs)
+
+
+def measured_courses(courses: Sequence[Course]) -> list[Course]:
+    """Those of which a point was measured.
+
+    Raises:
+        ValueError: there is none, or one that was given as a run, and not as one model of several, is none.
+
+    Warns:
+        RuntimeWarning: a model that is left out.
+    """
+    empty = [course for course in courses if not any(point.orders for point in course.trajectory)]
+    if len(empty) == len(courses) or any(course.path is not None for course in empty):
+        name, number = next(
+            (course.name, len(course.trajectory)) for course in empty if len(empty) == len(courses) or course.path
         )
-    for run in empty:
-        warn(f"{run.name} is left out: none of its {len(run.trajectory)} points could be measured.")
-    return [run for run in runs if run not in empty]
+        raise ValueError(
+            f"{name} has nothing that was measured: expected at least one measured point, got none among {number}. "
+            "Give a run that was measured"
+        )
+    for course in empty:
+        warn(f"{course.name} is left out: none of its {len(course.trajectory)} points could be measured.")
+    return [course for course in courses if course not in empty]
 
 
 def _names(files: Sequence[Path]) -> list[str]:

@@ -66,6 +66,7 @@ class Replay:
         last: its last step; None without steps.
         stops: of each rule that could be replayed.
         notes: what there is to say, in sentences.
+        failed: whether it lacks the monitored number, and so is left out.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Replay:
     last: int | None
     stops: tuple[Stop, ...]
     notes: tuple[str, ...]
+    failed: bool = False
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row a rule, for a table."""
@@ -111,7 +113,7 @@ def replay_runs(courses: Sequence[Course], rule: PlateauStopping) -> list[Replay
             found.append(replay_run(course, rule))
         except ValueError as error:
             failed.append(error)
-            found.append(Replay(name=course.name, monitor=None, last=None, stops=(), notes=(str(error),)))
+            found.append(Replay(name=course.name, monitor=None, last=None, stops=(), notes=(str(error),), failed=True))
     if len(failed) == len(courses):
         raise failed[0]
     return found

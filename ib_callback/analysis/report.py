@@ -589,7 +589,9 @@ class _Telling:
     def _noise(self, name: str) -> Sentence:
         start = -1 if self._phases is None or self._phases.fit_start is None else self._phases.fit_start
         known = [p for p in self._having(name) if p.step is None or p.step >= start]
-        last = (known or self._having(name))[-1]
+        having = known or self._having(name)
+        # The last whose own error is known: that of another one is none of its number.
+        last = next((p for p in reversed(having) if self._value(p, f"{name}_se") is not None), having[-1])
         steps = {p.step: p for p in known if p.step is not None and p.scheduled}
         noise = scatter([self._value(p, name) or 0.0 for p in steps.values()], [*steps])
         error = self._value(last, f"{name}_se")
@@ -601,8 +603,12 @@ class _Telling:
             return Sentence(topic="noise", text=text, numbers=(*self._cite(name, *(steps.values() or [last])),))
         parts, numbers = [], []
         if error is not None:
-            parts.append(f"Over other probes of this size {name} varies by {error:.2g} (standard error).")
-            numbers += self._cite(f"{name}_se", last)
+            where = f"At {self._where(last)}" if last.step is not None else f"Of {self._where(last)}"
+            parts.append(
+                f"{where}, {name} is {_f(self._value(last, name))}; over other probes of this size {name} varies by "
+                f"{error:.2g} (standard error)."
+            )
+            numbers += self._cite(name, last) + self._cite(f"{name}_se", last)
         if noise is not None:
             least = _CLEAR * 2**0.5 * noise
             parts.append(

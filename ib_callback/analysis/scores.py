@@ -54,13 +54,10 @@ def load_scores(path: Path, name: str) -> list[Score]:
         ValueError: nothing of that name, or a file that is none of these.
         OSError: it cannot be read.
     """
-    if path.is_dir():
-        files = sorted([*path.rglob("*.csv"), *path.rglob("results_*.json")], key=lambda file: (file.name, file))
-        if not files:
-            raise ValueError(f"{path}: expected tables .csv or lm-eval's results_*.json in the folder, got none")
-    elif path.suffix in (".csv", ".json"):
-        files = [path]
-    else:
+    files = files_of_scores(path)
+    if not files:
+        raise ValueError(f"{path}: expected tables .csv or lm-eval's results_*.json in the folder, got none")
+    if not path.is_dir() and path.suffix not in (".csv", ".json"):
         raise ValueError(f"{path}: expected a table .csv, a results_*.json of lm-eval, or a folder of these")
     found: list[Score] = []
     known: dict[str, None] = {}
@@ -75,6 +72,13 @@ def load_scores(path: Path, name: str) -> list[Score]:
         )
     # A model that was evaluated again: names of lm-eval's files end in the time.
     return list({(score.model, score.revision): score for score in found}.values())
+
+
+def files_of_scores(path: Path) -> list[Path]:
+    """The files that `load_scores` reads: of a folder all that it knows, else the path itself."""
+    if not path.is_dir():
+        return [path]
+    return sorted([*path.rglob("*.csv"), *path.rglob("results_*.json")], key=lambda file: (file.name, file))
 
 
 def _from_csv(file: Path, name: str) -> tuple[list[Score], list[str]]:

@@ -273,7 +273,9 @@ def p_text(p: float | None) -> str:
 def _turn(course: Course, order: str | None, plane: str | None, x: str, *, log: bool) -> Turn:
     points = [point for point in course.trajectory if point.step is not None]
     notes = []
-    if len(points) < len(course.trajectory):
+    if not points and any(point.error is None for point in course.trajectory):
+        notes.append("No point has a step, so that it has no course, of which anything could be said.")
+    elif len(points) < len(course.trajectory):
         notes.append(f"{len(course.trajectory) - len(points)} points without a step are left out.")
     trajectory = _like(course.trajectory, points)
     trajectory = trajectory if order is None else with_order(trajectory, order)
@@ -287,6 +289,8 @@ def _turn(course: Course, order: str | None, plane: str | None, x: str, *, log: 
     flat, of_loss = _flat(measured, at)
     turn, notes_of_turn = _interval(measured, phases, table, at)
     notes += [*notes_of_turn, *of_loss]
+    if not measured and points:
+        notes.append("No point was measured, so that nothing can be said of it.")
     together = None if turn is None or flat is None else _together(turn, flat)
     stages = tuple(_stages(measured, phases, table, at, flat, log=log))
     sizes = [head["num_parameters"] for head, _ in course.points if head.get("num_parameters") is not None]
@@ -345,7 +349,7 @@ def _interval(
 ) -> tuple[When | None, list[str]]:
     steps = [point.step for point in points]
     if not points:
-        return None, ["No point was measured, so that nothing can be said of it."]
+        return None, []
     if all(values is None for values in table):
         return None, [f"It was not measured on the {phases.plane} plane."]
     if len(points) == 1:

@@ -1,19 +1,24 @@
-"""What the commands have in common: how they end, what their help looks like, tables, and types of their arguments."""
+"""What the commands have in common: how they end, their help, what they read and write, and types of arguments."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ib_callback.analysis.courses import Course, load_courses, measured_courses
+from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import write_atomically
+from ib_callback.common.messages import warn
 from ib_callback.results import tidy
 from ib_callback.results.guard import TOLERANCE, Guard, check_guard
 from ib_callback.results.trajectory import FILENAME
+from ib_callback.run.trajectory_file import find_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,9 +26,12 @@ if TYPE_CHECKING:
 # Every command ends with one of these.
 DONE, NOT_ALL, FAILED, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = (
-    "Exit status: 0 all was done; 1 it was done, and the answer is none or a part of it failed, as the last lines say; "
-    "2 it could not be done, and the line on standard error says why."
+    "Exit status: 0 all was done, and that nothing can be concluded is an answer too; 1 it was done, but there is "
+    "nothing to select, a model, point or picture had to be left out, or a checkpoint failed, as the last lines or "
+    "those on standard error say; 2 it could not be done, and the line on standard error says why."
 )
+# Of a file, in bytes: file systems take 255, and it is written under a name longer by 42 first (`write_atomically`).
+_LONGEST_NAME = 213
 
 
 class Help(argparse.HelpFormatter):
@@ -35,7 +43,9 @@ class Help(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text, default = action.help, action.default
-        if text is None or "%(default)" in text or default in (None, False, argparse.SUPPRESS, [], ()):
+        if text is None or default in (None, False, argparse.SUPPRESS, [], ()):
+            return text
+        if "%(default)" in text or "by default" in text:
             return text
         named = action.option_strings or action.nargs in (argparse.OPTIONAL, argparse.ZERO_OR_MORE)
         return f"{text} (default: %(default)s)" if named else text
@@ -85,14 +95,169 @@ def add_table_arguments(parser: argparse.ArgumentParser, row: str = "a point") -
     parser.add_argument("--json", metavar="FILE", help="the same as a list of objects (-: to the screen)")
 
 
-def write_tables(options: argparse.Namespace, rows: list[dict[str, Any]]) -> list[Path]:
-    """Write the tables that were asked for, and return their files; those for the screen are printed."""
+def courses_of(options: argparse.Namespace) -> tuple[list[Course], int]:
+    """The measured runs and models that were asked for, and how the command ends: `NOT_ALL` if one is left out.
+
+    Raises:
+        ValueError: as `load_courses`.
+    """
+    every = load_courses(options.runs, options.model, unmeasured=True)
+    measured = measured_courses(every)
+    return measured, DONE if len(measured) == len(every) else NOT_ALL
+
+
+def check_outputs(
+    options: argparse.Namespace, inputs: Iterable[str | Path], *, pictures: Sequence[Path] | None = None
+) -> None:
+    """That what is to be written can be, and replaces nothing but what was written so before; before any work.
+
+    Args:
+        options: with `csv` and `json`, and perhaps `output`.
+        inputs: files and directories that are read; of the directory of a run its trajectory is.
+        pictures: by default that of `output`.
+
+    Raises:
+        ValueError: a path that is read, or given twice; no directory for it; a directory, or a file of another kind.
+        ImportError: a picture is asked for, and Matplotlib is not installed.
+        OSError: nobody can tell.
+    """
+    if pictures is None:
+        pictures = [Path(options.output)] if getattr(options, "output", None) is not None else []
+    tables = [(f"--{name}", getattr(options, name)) for name in ("csv", "json")]
+    taken = {_identity(file): "a file that is read" for path in inputs for file in _read_of(Path(path))}
+    for option, text in [*(("-o", str(path)) for path in pictures), *tables]:
+        if text is not None and (text != "-" or option == "-o"):
+            check_place(option, text, taken)
+            check = _check_picture if option == "-o" else _check_table
+            check(option, Path(text))
+
+
+def check_place(option: str, text: str, taken: dict[object, str], *, makes_folders: bool = False) -> None:
+    """That a file can be written where an option says, and is no other one; it is added to those that are taken.
+
+    Args:
+        option: as it is given.
+        text: the path.
+        taken: by `_identity`, what each is.
+        makes_folders: whether missing directories are made.
+
+    Raises:
+        ValueError: not so; the message says what was expected, what was given, and the cure.
+    """
+    path, said = Path(text), f"{option} {text or repr(text)}"
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise ValueError(f"{said}: expected a name of at most {_LONGEST_NAME} bytes. Give a shorter one")
+    folder = Path(os.path.realpath(path)).parent
+    if path.is_dir() or text.endswith(("/", os.sep)):
+        raise ValueError(f"{said}: expected a file, got a directory. Give the path of a file")
+    if not makes_folders and not folder.is_dir():
+        raise ValueError(f"{said}: there is no directory {path.parent}. Make it, or give another path")
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise ValueError(f"{said}: expected a directory that can be written, got {path.parent}. Give another path")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{said}: expected a file, got a device. Give the path of a file")
+    key = _identity(path)
+    if key in taken:
+        raise ValueError(f"{said}: expected a file of its own, got {taken[key]}. Give another path")
+    taken[key] = f"that of {option}"
+
+
+def read_files(*paths: str | Path | None) -> dict[object, str]:
+    """For `check_place`: what these paths, and the runs in those that are directories, are."""
+    return {_identity(file): "a file that is read" for path in paths if path for file in _read_of(Path(path))}
+
+
+def _read_of(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        try:
+            yield find_run(path) / FILENAME
+        except (TrajectoryError, OSError):
+            return  # that there is none is told where it is looked for
+    else:
+        yield path
+
+
+def _identity(path: Path) -> object:
+    """The same for all spellings of a path, and links to it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
+
+
+def is_measured(path: Path) -> bool:
+    """Whether a file holds lines of results or of a trajectory."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        first = file.readline()
+    return first.startswith(b"{") and (b'"crc32"' in first or b'"orders"' in first)
+
+
+def _check_picture(option: str, path: Path) -> None:
+    from ib_callback.plot import check_format, may_be_replaced
+
+    if not may_be_replaced(path):
+        raise ValueError(
+            f"{option} {path}: expected no file, or a picture that ib-callback made, got something else, which is left "
+            "as it is. Give another path, or move it away"
+        )
+    try:
+        check_format(path)
+    except ValueError as error:
+        raise ValueError(f"{option} {path}: {error}. Give another suffix") from None
+
+
+def _check_table(option: str, path: Path) -> None:
+    """That at most a table is replaced: of CSV has a comma in its first line, of JSON begins with a list."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        first = file.readline(1 << 20)
+    is_table = first.startswith(b"[") if option == "--json" else b"," in first and first[:1] not in b"{[<%"
+    if first and (not is_table or b"\0" in first):
+        what = "measurements" if is_measured(path) else "something else"
+        raise ValueError(
+            f"{option} {path}: expected no file, or a table that can be replaced, got {what}, which is left as it is. "
+            "Give another path, or move it away"
+        )
+
+
+def check_useless(options: argparse.Namespace, names: Sequence[str], without: str, cure: str) -> None:
+    """That no option was given that would be ignored.
+
+    Args:
+        options: whose default is None, or false.
+        names: of these.
+        without: why they are of no use, such as "is of the picture, and there is none without -o".
+        cure: what to give instead.
+
+    Raises:
+        ValueError: one was given.
+    """
+    for name in names:
+        if getattr(options, name) not in (None, False, []):
+            raise ValueError(f"--{name.replace('_', '-')} {without}. {cure}, or leave it out")
+
+
+def write_tables(
+    options: argparse.Namespace, rows: list[dict[str, Any]], objects: list[dict[str, Any]] | None = None
+) -> list[Path]:
+    """Write the tables that were asked for, and return their files; those for the screen are printed.
+
+    Args:
+        options: with `csv` and `json`.
+        rows: of the table.
+        objects: of JSON, by default the rows.
+    """
     written = []
-    for name, make in ((options.csv, tidy.to_csv), (options.json, tidy.to_json)):
+    made = ((options.csv, tidy.to_csv, rows), (options.json, tidy.to_json, rows if objects is None else objects))
+    for name, make, content in made:
         if name == "-":
-            print(make(rows), end="")
+            print(make(content), end="")
         elif name is not None:
-            write_atomically(name, make(rows).encode())
+            write_atomically(name, make(content).encode())
             written.append(Path(name))
     return written
 
@@ -103,43 +268,52 @@ def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--theme", choices=("light", "dark"), default="light", help="on white, or on dark grey")
 
 
-def write_picture(options: argparse.Namespace, draw: Callable[[], Figure]) -> list[Path]:
-    """Draw and write the picture, if one was asked for, and return its file.
+def finish(
+    options: argparse.Namespace,
+    text: str,
+    rows: list[dict[str, Any]],
+    draw: Callable[[], Figure],
+    status: int = DONE,
+    *,
+    objects: list[dict[str, Any]] | None = None,
+) -> int:
+    """Print the text, unless a table goes to the screen; write tables, and then the picture, if one was asked for.
+
+    What cannot be drawn is an answer all the same, which says that there is no picture.
+
+    Args:
+        options: that `check_outputs` has seen.
+        text: for the screen.
+        rows: of the tables.
+        draw: makes the picture; a ValueError says why there can be none.
+        status: how the command ends, if all can be drawn.
+        objects: of JSON, by default the rows.
+
+    Returns:
+        The exit status.
 
     Raises:
-        ValueError: there is no such directory, or another file that no command made.
-    """
-    if options.output is None:
-        return []
-    from ib_callback.plot import may_be_replaced, save
-
-    path = Path(options.output)
-    if not path.parent.is_dir():
-        raise ValueError(f"-o {path}: there is no directory {path.parent}. Make it, or give another path")
-    if path.is_dir() or not may_be_replaced(path):
-        raise ValueError(
-            f"{path}: expected no file, or a picture that ib-callback made, got something else, which is left as it "
-            "is. Give another -o, or move it away"
-        )
-    save(draw(), path)
-    return [path]
-
-
-def report(options: argparse.Namespace, text: str, rows: list[dict[str, Any]], figure: Figure | None) -> None:
-    """Write the picture and the tables that were asked for; the text, unless a table goes to the screen.
-
-    Raises:
-        ValueError: in the place of the picture is a file that no command made, or Matplotlib writes no such format.
         OSError: a file cannot be written.
     """
-    pictures = [] if figure is None else write_picture(options, lambda: figure)
-    written = write_tables(options, rows)
     # A table on the screen is to be piped into other programs.
     piped = "-" in (options.csv, options.json)
     if not piped:
         print(text)
-    for path in [*pictures, *written]:
+    written = write_tables(options, rows, objects)
+    if options.output is not None:
+        from ib_callback.plot import save
+
+        try:
+            figure = draw()
+        except ValueError as error:
+            warn(f"no picture: {error}")
+            status = NOT_ALL
+        else:
+            save(figure, options.output)
+            written.insert(0, Path(options.output))
+    for path in written:
         print(path, file=sys.stderr if piped else sys.stdout)
+    return status
 
 
 def positive(text: str) -> int:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ib_callback.analysis.comparison import Entry, check_comparable, compared, entries_of, point_at
-from ib_callback.analysis.courses import Course, load_courses
+from ib_callback.analysis.courses import Course
 from ib_callback.analysis.pairs import changes, conclusion_of_changes, table_of_changes
 from ib_callback.analysis.profile import conclusion_of_profiles, rows_of_profiles, table_of_profiles
 from ib_callback.cli._command import (
-    DONE,
+    NOT_ALL,
     add_picture_arguments,
     add_run_arguments,
     add_table_arguments,
+    check_outputs,
+    check_useless,
+    courses_of,
     examples,
+    finish,
     guarded,
-    write_picture,
-    write_tables,
 )
 from ib_callback.plot.models import Placed, models_in_plane
+from ib_callback.plot.planes import NAMES
 from ib_callback.plot.profile import layer_profile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def add_compare_command(commands: Any) -> None:
@@ -46,9 +51,7 @@ def add_compare_command(commands: Any) -> None:
         help="which point of each model, by default the last; may be given several times (best: by optimality)",
     )  # fmt: skip
     parser.add_argument("--order", action="append", metavar="NAME", help="an n-gram order; may be given several times")
-    parser.add_argument(
-        "--plane", action="append", metavar="NAME", help="of the picture: prediction, readout, local, plain"
-    )
+    parser.add_argument("--plane", action="append", choices=NAMES, help="of the picture; may be given several times")
     parser.add_argument("--by", metavar="METRIC", help="what to rank by, by default the distance to the bound")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -67,22 +70,40 @@ def add_compare_command(commands: Any) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    if options.metric and not options.pair:
-        raise ValueError("--metric is for --pair, got none. Give --pair BASE:POST, or --by METRIC to rank by it")
-    courses = load_courses(options.runs, options.model)
+    _check_options(options)
+    check_outputs(options, options.runs)
+    courses, status = courses_of(options)
     if options.pair:
-        return _pairs(options, courses)
+        return _pairs(options, courses, status)
     entries = entries_of(courses, options.step or ("last",))
-    return _profile(options, entries) if options.profile else _rank(options, entries)
+    if len({entry.course.name for entry in entries}) < len(courses):
+        status = NOT_ALL
+    return (_profile if options.profile else _rank)(options, entries, status)
 
 
-def _rank(options: argparse.Namespace, entries: Sequence[Entry]) -> int:
+def _check_options(options: argparse.Namespace) -> None:
+    """That none is given that would be ignored."""
+    if not options.pair:
+        check_useless(options, ["metric"], "is for --pair, got none", "Give --pair BASE:POST, or --by to rank by it")
+    if options.pair or options.profile:
+        what = "pair" if options.pair else "profile"
+        check_useless(options, ["by"], f"is for the ranking, and --{what} has none", f"Leave --{what} out")
+    if options.pair:
+        check_useless(options, ["step"], "is of no use with --pair", "Name points there, as MODEL@STEP")
+    if options.profile:
+        check_useless(options, ["plane"], "is of no use with --profile, of layers", "Leave --profile out")
+    if options.output is None:
+        of_picture = ["plane", "order"] if options.pair else ["plane"]
+        check_useless(options, of_picture, "is of the picture alone, got no -o", "Give -o FILE")
+
+
+def _rank(options: argparse.Namespace, entries: Sequence[Entry], status: int) -> int:
     found = compared(entries, order=options.order[0] if options.order else None, by=options.by)
-    _show(options, [found.table(), *_beware(found.cautions), found.conclusion], found.rows, entries, found.cautions)
-    return DONE
+    told = [found.table(), *_beware(found.cautions), found.conclusion]
+    return finish(options, "\n".join(told), found.rows, _planes(options, entries, found.cautions), status)
 
 
-def _pairs(options: argparse.Namespace, courses: Sequence[Course]) -> int:
+def _pairs(options: argparse.Namespace, courses: Sequence[Course], status: int) -> int:
     told, rows, cautions, entries = [], [], [], []
     for text in options.pair:
         base, post = _pair(text, courses)
@@ -92,19 +113,18 @@ def _pairs(options: argparse.Namespace, courses: Sequence[Course]) -> int:
         rows += [{"pair": text, "model_base": base.name, "model_post": post.name, **asdict(each)} for each in found]
         cautions += beware
         entries += [base, post]
-    _show(options, told[:-1], rows, entries, cautions)
-    return DONE
+    return finish(options, "\n".join(told[:-1]), rows, _planes(options, entries, cautions), status)
 
 
-def _profile(options: argparse.Namespace, entries: Sequence[Entry]) -> int:
+def _profile(options: argparse.Namespace, entries: Sequence[Entry], status: int) -> int:
     cautions = check_comparable(entries)
     rows = rows_of_profiles(entries, options.order)
     by_model = {entry.name: [row for row in rows if row["model"] == entry.name] for entry in entries}
     told = [table_of_profiles(entries, options.order), *_beware(cautions)]
     told.append(conclusion_of_profiles(entries, options.order))
-    written = write_picture(options, lambda: layer_profile(by_model, notes=cautions, theme=options.theme))
-    _end(options, told, rows, written)
-    return DONE
+    return finish(
+        options, "\n".join(told), rows, lambda: layer_profile(by_model, notes=cautions, theme=options.theme), status
+    )
 
 
 def _pair(text: str, courses: Sequence[Course]) -> tuple[Entry, Entry]:
@@ -134,31 +154,13 @@ def _entry(course: Course, step: str) -> Entry:
     return Entry(name=course.name if step == "last" else f"{course.name}@{step}", course=course, point=point, head=head)
 
 
-def _show(
-    options: argparse.Namespace,
-    told: Sequence[str],
-    rows: list[dict[str, Any]],
-    entries: Sequence[Entry],
-    cautions: Sequence[str],
-) -> None:
+def _planes(options: argparse.Namespace, entries: Sequence[Entry], cautions: Sequence[str]) -> Callable[[], Figure]:
     models = [
         Placed(name=entry.name, family=entry.family, point=entry.point, course=list(entry.course.trajectory))
         for entry in {entry.name: entry for entry in entries}.values()
     ]
-    written = write_picture(
-        options,
-        lambda: models_in_plane(
-            models, orders=options.order, planes=options.plane, notes=list(dict.fromkeys(cautions)), theme=options.theme
-        ),
-    )
-    _end(options, told, rows, written)
-
-
-def _end(options: argparse.Namespace, told: Sequence[str], rows: list[dict[str, Any]], written: list[Any]) -> None:
-    if "-" not in (options.csv, options.json):
-        print("\n".join(told))
-    for path in [*written, *write_tables(options, rows)]:
-        print(f"ib-callback: written: {path}", file=sys.stderr)
+    notes = list(dict.fromkeys(cautions))
+    return lambda: models_in_plane(models, orders=options.order, planes=options.plane, notes=notes, theme=options.theme)
 
 
 def _beware(cautions: Sequence[str]) -> list[str]:

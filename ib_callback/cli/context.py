@@ -6,8 +6,19 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ib_callback.analysis.context import contexts_text, find_contexts, orders_of
-from ib_callback.analysis.courses import Course, load_courses
-from ib_callback.cli._command import DONE, add_run_arguments, add_table_arguments, examples, guarded, report
+from ib_callback.analysis.courses import Course
+from ib_callback.cli._command import (
+    NOT_ALL,
+    add_run_arguments,
+    add_table_arguments,
+    check_outputs,
+    check_useless,
+    courses_of,
+    examples,
+    finish,
+    guarded,
+)
+from ib_callback.plot.planes import NAMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,10 +42,7 @@ def add_context_command(commands: Any) -> None:
     parser.add_argument(
         "--step", default="last", metavar="N|last|best", help="which point of each model (best: by optimality)"
     )
-    parser.add_argument(
-        "--plane", action="append", metavar="NAME",
-        help="of the picture: prediction, readout, local or plain, by default plain; repeatable",
-    )  # fmt: skip
+    parser.add_argument("--plane", action="append", choices=NAMES, help="of the picture, by default plain; repeatable")
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="draw the courses, one plane panel an order (.png, .svg, .pdf)"
     )
@@ -43,11 +51,15 @@ def add_context_command(commands: Any) -> None:
 
 
 def _context(options: argparse.Namespace) -> int:
-    courses = load_courses(options.runs, options.model)
+    if options.output is None:
+        check_useless(options, ["plane"], "is of the picture alone, got no -o", "Give -o FILE")
+    check_outputs(options, options.runs)
+    courses, status = courses_of(options)
     contexts = find_contexts(courses, options.step)
-    figure = None if options.output is None else _picture(courses, options)
-    report(options, contexts_text(contexts), [row for context in contexts for row in context.rows()], figure)
-    return DONE
+    if any(context.note is not None for context in contexts):
+        status = NOT_ALL
+    rows = [row for context in contexts for row in context.rows()]
+    return finish(options, contexts_text(contexts), rows, lambda: _picture(courses, options), status)
 
 
 def _picture(courses: list[Course], options: argparse.Namespace) -> Figure:

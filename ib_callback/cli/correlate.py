@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,17 @@ import numpy as np
 
 from ib_callback.analysis.comparison import Entry, check_comparable
 from ib_callback.analysis.correlation import Coefficient, MetricCorrelation, conclusion_of, correlate, loss_control
-from ib_callback.analysis.courses import load_courses
-from ib_callback.analysis.scores import load_scores, match_scores
+from ib_callback.analysis.scores import files_of_scores, load_scores, match_scores
 from ib_callback.cli._command import (
-    DONE,
     add_picture_arguments,
     add_run_arguments,
     add_table_arguments,
+    check_outputs,
+    courses_of,
     examples,
+    finish,
     guarded,
     positive,
-    write_picture,
-    write_tables,
 )
 from ib_callback.plot.scatter import Panel, scatter
 from ib_callback.results.trajectory import aligned
@@ -67,7 +65,8 @@ def add_correlate_command(commands: Any) -> None:
 
 
 def _correlate(options: argparse.Namespace) -> int:
-    courses = load_courses(options.runs, options.model)
+    check_outputs(options, [*options.runs, *files_of_scores(Path(options.scores))])
+    courses, status = courses_of(options)
     matched = match_scores(courses, load_scores(Path(options.scores), options.score))
     if not matched.entries:
         raise ValueError(
@@ -87,12 +86,10 @@ def _correlate(options: argparse.Namespace) -> int:
         told.append(f"… and {len(found) - options.top} more: --top {len(found)}, --csv or --json")
     told += [f"Beware: {caution}" for caution in cautions]
     told += ["", *_explained(matched.entries), conclusion_of(found, matched.entries, options.score)]
-    written = write_picture(options, lambda: _picture(options, found, matched.entries, matched.values, cautions))
-    if "-" not in (options.csv, options.json):
-        print("\n".join(told))
-    for path in [*written, *write_tables(options, [each.row() for each in found])]:
-        print(f"ib-callback: written: {path}", file=sys.stderr)
-    return DONE
+    return finish(
+        options, "\n".join(told), [each.row() for each in found],
+        lambda: _picture(options, found, matched.entries, matched.values, cautions), status,
+    )  # fmt: skip
 
 
 def _sorted(found: Sequence[MetricCorrelation], by: str) -> list[MetricCorrelation]:

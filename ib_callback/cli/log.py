@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ib_callback.analysis.courses import load_courses
-from ib_callback.cli._command import DONE, NOT_ALL, add_run_arguments, examples, guarded
+from ib_callback.cli._command import NOT_ALL, add_run_arguments, courses_of, examples, guarded
 from ib_callback.run.backfill import to_tensorboard, to_wandb
 
 
@@ -44,7 +43,8 @@ def add_log_command(commands: Any) -> None:
 def _log(options: argparse.Namespace) -> int:
     if options.group is not None and options.wandb is None:
         raise ValueError("--group: is of use with --wandb alone. Leave it out")
-    courses = [(course.name, course.trajectory) for course in load_courses(options.runs, options.model)]
+    measured, status = courses_of(options)
+    courses = [(course.name, course.trajectory) for course in measured]
     pictures = not options.no_plane
     if options.tensorboard is not None:
         results = to_tensorboard(courses, Path(options.tensorboard), pictures=pictures)
@@ -54,8 +54,8 @@ def _log(options: argparse.Namespace) -> int:
             raise ValueError(f"--wandb: expected ID, PROJECT/ID or ENTITY/PROJECT/ID, got {options.wandb!r}")
         entity, project = [None, None, *where][-2:]
         results = to_wandb(courses, run_id, project=project, entity=entity, group=options.group, pictures=pictures)
-    complete = True
     for result in results:
         print(result)
-        complete &= not result.without_step
-    return DONE if complete else NOT_ALL
+        if result.without_step:
+            status = NOT_ALL
+    return status

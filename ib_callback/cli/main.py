@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -16,6 +17,7 @@ from ib_callback.cli._command import (
     INTERRUPTED,
     NOT_ALL,
     add_table_arguments,
+    check_outputs,
     examples,
     guard,
     guarded,
@@ -37,15 +39,26 @@ from ib_callback.common.version import __version__
 if TYPE_CHECKING:
     from ib_callback.results.selection import SelectFrom
 
+_AS_IT_IS = ("surrogateescape", "utf-8")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
+    _print_anything()
     options = parser().parse_args(argv)
     try:
         return options.run(options)
     except KeyboardInterrupt:
         print("ib-callback: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _print_anything() -> None:
+    """What a terminal's encoding lacks, such as ρ or ±, is a question mark there, and no error."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files that are no text pass UTF-8 as they are.
+        if isinstance(stream, io.TextIOWrapper) and (stream.errors, stream.encoding.lower()) != _AS_IT_IS:
+            stream.reconfigure(errors="replace")
 
 
 def command() -> NoReturn:
@@ -80,6 +93,7 @@ def _demo(options: argparse.Namespace) -> int:
 def _select(options: argparse.Namespace) -> int:
     from ib_callback.cli.select import select_report
 
+    check_outputs(options, [options.run_dir])
     report = select_report(
         options.run_dir,
         by=options.by,
@@ -105,9 +119,10 @@ def _plot(options: argparse.Namespace) -> int:
 
     # A table on the screen is to be piped into other programs.
     where = sys.stderr if "-" in (options.csv, options.json) else sys.stdout
-    for path in plot.draw(options):
+    paths, status = plot.draw(options)
+    for path in paths:
         print(path, file=where)
-    return DONE
+    return status
 
 
 def parser() -> argparse.ArgumentParser:

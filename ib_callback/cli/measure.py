@@ -16,7 +16,20 @@ from ib_callback.checkpoints.material import Asked, Material, material_for
 from ib_callback.checkpoints.place import Checkpoint, Local
 from ib_callback.checkpoints.sweep import Sweep, run_sweep
 from ib_callback.checkpoints.watch import Log, shared_wandb_log, wandb_log, watch
-from ib_callback.cli._command import DONE, NOT_ALL, add_table_arguments, examples, guarded, positive, write_tables
+from ib_callback.cli._command import (
+    DONE,
+    NOT_ALL,
+    add_table_arguments,
+    check_outputs,
+    check_place,
+    examples,
+    guarded,
+    is_measured,
+    positive,
+    read_files,
+    write_tables,
+)
+from ib_callback.common.files import size_of
 from ib_callback.common.optional import is_installed
 from ib_callback.measuring.meter import Meter
 from ib_callback.results.measurement import Measurement
@@ -33,8 +46,8 @@ def add_measure_command(commands: Any) -> None:
     """Add `measure` to the parser of `ib-callback`."""
     parser = commands.add_parser(
         "measure",
-        usage="%(prog)s MODEL [MODEL …] -o FILE (--documents FILE|c4|tulu|builtin | --probe FILE) [options]\n"
-        "       %(prog)s --watch RUN_DIR (--documents … | --probe FILE) [options]",
+        usage="%(prog)s MODEL [MODEL ...] -o FILE (--documents FILE|c4|tulu|builtin | --probe FILE) [options]\n"
+        "       %(prog)s --watch RUN_DIR (--documents ... | --probe FILE) [options]",
         help="measure trained models, or every checkpoint of a run, into a file of results",
         description="Measure trained models and checkpoints, one after another, and append each to a file of results "
         "as soon as it is measured. What the file holds already, of the same probe and settings, is left out, so that "
@@ -194,6 +207,7 @@ def _measure(options: argparse.Namespace) -> int:
     _check_unused(options, _WATCHING, "is of use with --watch alone")
     if not options.models or options.output is None:
         raise ValueError("expected at least one MODEL and -o FILE, or --watch RUN_DIR; see ib-callback measure --help")
+    _check_files(options)
     wanted = Wanted(
         models=options.models, revisions=options.revisions, name=options.name, stage=options.stage,
         max_points=options.max_points, untrained=options.initial, seed=options.initial_seed, gguf=options.gguf,
@@ -214,6 +228,18 @@ def _measure(options: argparse.Namespace) -> int:
     for left_out, kept in equal:
         _tell(f"equal weights: {left_out.name} is {kept.revision or kept.name}")
     return _end(report.failed)
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """That the results can be appended to, and the tables be written."""
+    features = [text.rpartition("=")[2] for text in options.feature_probe]
+    given = (options.probe, options.documents, options.tokenizer, options.config)
+    read = [path for path in (*options.models, *features, *given) if path is not None and Path(path).exists()]
+    check_place("-o", options.output, read_files(*read))
+    output = Path(options.output)
+    if size_of(output) and not is_measured(output):
+        raise ValueError(f"-o {output}: expected no file, or one of results, got something else. Give another path")
+    check_outputs(options, [*read, output], pictures=[])
 
 
 def _check_unused(options: argparse.Namespace, names: Sequence[str], why: str) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ib_callback.analysis.courses import Course, load_courses
+from ib_callback.analysis.courses import Course
 from ib_callback.analysis.turns import Turn, find_turns, turns_text, with_order
 from ib_callback.cli._command import (
-    DONE,
     add_run_arguments,
     add_table_arguments,
+    check_outputs,
+    courses_of,
     examples,
+    finish,
     guarded,
-    report,
 )
 from ib_callback.results.phases import PLANES
 
@@ -51,19 +52,18 @@ def add_phases_command(commands: Any) -> None:
 
 
 def _phases(options: argparse.Namespace) -> int:
-    courses = load_courses(options.runs, options.model)
+    if options.output is not None and options.plane == "above_null":
+        raise ValueError("-o: there is no picture of the plane above_null. Give --plane plain or local")
+    check_outputs(options, options.runs)
+    courses, status = courses_of(options)
     turns = find_turns(courses, order=options.order, plane=options.plane, x=options.x, log=options.log)
-    figure = None if options.output is None else _picture(courses, turns, options)
     text = turns_text(turns, "training step" if options.x == "step" else "training tokens")
-    report(options, text, [turn.row() for turn in turns], figure)
-    return DONE
+    return finish(options, text, [turn.row() for turn in turns], lambda: _picture(courses, turns, options), status)
 
 
 def _picture(courses: list[Course], turns: list[Turn], options: argparse.Namespace) -> Figure:
     from ib_callback.plot import compare
 
-    if options.plane == "above_null":
-        raise ValueError("-o: there is no picture of the plane above_null. Give --plane plain or local")
     planes = [options.plane] if options.plane else list(dict.fromkeys(turn.plane for turn in turns if turn.plane))
     drawn = [plane for plane in planes if plane != "above_null"] or ["plain"]
     marks = {turn.name: turn.step for turn in turns if turn.step is not None}

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ib_callback.analysis.comparison import point_at
-from ib_callback.analysis.courses import Course, load_courses
-from ib_callback.cli._command import add_run_arguments, add_table_arguments, write_tables
-from ib_callback.plot import compare, information_plane, may_be_replaced, over_steps, plane_by_layer, save
+from ib_callback.analysis.courses import Course
+from ib_callback.cli._command import add_run_arguments, add_table_arguments, check_outputs, courses_of, write_tables
+from ib_callback.plot import compare, information_plane, over_steps, plane_by_layer, save
 from ib_callback.results.tidy import rows_of
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_table_arguments(parser)
 
 
-def draw(options: argparse.Namespace) -> list[Path]:
-    """Draw what the options ask for, and return the files.
+def draw(options: argparse.Namespace) -> tuple[list[Path], int]:
+    """Draw what the options ask for, and return the files and the exit status.
 
     Raises:
         TrajectoryError: a run that is not there, or cannot be read.
@@ -54,21 +54,18 @@ def draw(options: argparse.Namespace) -> list[Path]:
         ImportError: Matplotlib is not installed.
         OSError: a file cannot be written.
     """
-    runs = load_courses(options.runs, options.model)
+    _check_folder(options.output)
+    check_outputs(options, options.runs, pictures=[])
+    runs, status = courses_of(options)
     pictures = dict(_pictures(runs, options))
     paths = _paths(list(pictures), options.output)
+    check_outputs(options, options.runs, pictures=paths)
     # All are drawn before any is written: a mistake leaves no half of the files.
     figures = [picture() for picture in pictures.values()]
-    for path in paths:
-        if not may_be_replaced(path):
-            raise ValueError(
-                f"{path}: expected no file, or a picture that ib-callback made, got another file, which is left as it "
-                "is. Give another -o, or move it away"
-            )
     for figure, path in zip(figures, paths, strict=True):
         save(figure, path)
     rows = rows_of(point for run in runs for point in run.points)
-    return [*paths, *write_tables(options, rows)]
+    return [*paths, *write_tables(options, rows)], status
 
 
 def _pictures(runs: Sequence[Course], options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Figure]]]:
@@ -100,13 +97,17 @@ def _pictures(runs: Sequence[Course], options: argparse.Namespace) -> Iterator[t
             yield f"{prefix}steps", partial(over_steps, trajectory, log=log, title=run.name, **common, **along)
 
 
+def _check_folder(output: str | None) -> None:
+    if output is not None and not os.path.isdir(output):
+        missing = Path(output) if output.endswith(("/", os.sep)) else Path(output).parent
+        if not missing.is_dir():
+            raise ValueError(f"-o {output}: there is no directory {missing}. Make it, or give another path")
+
+
 def _paths(names: Sequence[str], output: str | None) -> list[Path]:
     if output is None or os.path.isdir(output):
         return [Path(output or ".") / f"{name}{_DEFAULT_SUFFIX}" for name in names]
     path = Path(output)
-    missing = path if output.endswith(("/", os.sep)) else path.parent
-    if not missing.is_dir():
-        raise ValueError(f"-o {output}: there is no directory {missing}. Make it, or give another path")
     if len(names) == 1:
         return [path]
     return [path.with_name(f"{path.stem}_{name}{path.suffix or _DEFAULT_SUFFIX}") for name in names]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ib_callback.checkpoints.tokenizers import load_tokenizer
-from ib_callback.cli._command import examples, guarded, positive
+from ib_callback.cli._command import check_place, examples, guarded, is_measured, positive, read_files
 from ib_callback.cli._probe_lines import read_lines, write_lines
 from ib_callback.measuring.statistics import DIM, ProbeStatistics, probe_statistics
 from ib_callback.probe.probe import Probe
@@ -150,6 +150,7 @@ def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
 def _build(options: argparse.Namespace) -> int:
     if Path(options.output).suffix == ".jsonl" or Path(options.output).is_dir():
         raise ValueError(f"-o: expected a .safetensors file, got {options.output} (probe convert makes .jsonl of it)")
+    _check_file("-o", options.output, options.dataset, options.tokenizer)
     if options.preferences and options.dataset in ("c4", "builtin"):
         raise ValueError(f"--preferences: expected to be left out with --dataset {options.dataset}, which has no pairs")
     known: dict[str, Callable[..., Probe]] = {"builtin": Probe.builtin, "c4": Probe.from_c4, "tulu": Probe.from_tulu}
@@ -187,6 +188,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
+    _check_file("OUT", options.output, options.input)
     kinds = [Path(name).suffix for name in (options.input, options.output)]
     if kinds == [".safetensors", ".jsonl"]:
         write_lines(options.output, Probe.load(options.input))
@@ -199,6 +201,13 @@ def _convert(options: argparse.Namespace) -> int:
         )
     print(options.output)
     return 0
+
+
+def _check_file(option: str, text: str, *read: str) -> None:
+    """That a probe can be written, and replaces no measurements and nothing that is read."""
+    check_place(option, text, read_files(*(path for path in read if Path(path).exists())), makes_folders=True)
+    if is_measured(Path(text)):
+        raise ValueError(f"{option} {text}: expected no file, or a probe, got measurements. Give another path")
 
 
 def _row(*cells: str) -> str:

@@ -6,14 +6,23 @@ import argparse
 import shutil
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ib_callback.analysis.courses import load_courses
+from ib_callback.analysis.courses import Course, load_courses
 from ib_callback.analysis.report import Report, report
-from ib_callback.cli._command import DONE, NOT_ALL, add_run_arguments, examples, guarded
-from ib_callback.common.files import write_atomically
-from ib_callback.results import tidy
+from ib_callback.cli._command import (
+    DONE,
+    NOT_ALL,
+    add_picture_arguments,
+    add_run_arguments,
+    check_outputs,
+    examples,
+    finish,
+    guarded,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _WIDEST = 100
 
@@ -30,10 +39,11 @@ def add_report_command(commands: Any) -> None:
         **examples(
             "ib-callback report RUN_DIR",
             "ib-callback report results.jsonl --model pythia-14m",
-            "ib-callback report RUN_DIR OTHER_RUN_DIR --json report.json",
+            "ib-callback report RUN_DIR OTHER_RUN_DIR --json report.json -o planes.png",
         ),
     )
     add_run_arguments(parser)
+    add_picture_arguments(parser)
     parser.add_argument(
         "--csv", metavar="FILE", help="write a row for each number that a sentence rests on (-: to the screen)"
     )
@@ -54,21 +64,31 @@ def told(reports: Sequence[Report]) -> str:
 
 
 def _report(options: argparse.Namespace) -> int:
+    check_outputs(options, options.runs)
     courses = load_courses(options.runs, options.model, unmeasured=True)
     reports = [
         report(course.trajectory, model=course.name, names=[head.get("revision") for head, _ in course.points])
         for course in courses
     ]
-    made = (
-        (options.csv, lambda: tidy.to_csv([row for each in reports for row in each.rows()])),
-        (options.json, lambda: tidy.to_json([row for each in reports for row in each.objects()])),
+    without = [course.name for course in courses if all(point.error is not None for point in course.trajectory)]
+    return finish(
+        options,
+        told(reports),
+        [row for each in reports for row in each.rows()],
+        lambda: _picture(courses, options.theme),
+        NOT_ALL if without else DONE,
+        objects=[row for each in reports for row in each.objects()],
     )
-    if "-" not in (options.csv, options.json):
-        print(told(reports))
-    for name, make in made:
-        if name == "-":
-            print(make(), end="")
-        elif name is not None:
-            write_atomically(Path(name), make().encode())
-    is_measured = any(point.error is None for course in courses for point in course.trajectory)
-    return DONE if is_measured else NOT_ALL
+
+
+def _picture(courses: Sequence[Course], theme: Any) -> Figure:
+    """The planes in which the runs are told of."""
+    from ib_callback.plot import compare, information_plane
+
+    measured = [course for course in courses if any(point.orders for point in course.trajectory)]
+    if not measured:
+        raise ValueError("no point was measured")
+    first = measured[0]
+    if len(measured) == 1:
+        return information_plane(first.trajectory, curve=first.curve, title=first.name, theme=theme)
+    return compare({course.name: course.trajectory for course in measured}, curve=first.curve, theme=theme)

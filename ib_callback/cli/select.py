@@ -253,8 +253,10 @@ def _cure(select_from: SelectFrom, phases: Phases) -> list[str]:
     starts = {"compression": phases.compression_start, "fit": phases.fit_start}
     if isinstance(select_from, int) or starts[select_from] is not None:
         return []
-    fit = "" if phases.fit_start is None else "--from fit, or "
+    told = f"The {select_from} phase was not recognised in this run"
+    if phases.fit_start is None:
+        return [f"{told}, nor that it fits at all. Choose among the points from a step on with --from STEP."]
     return [
-        f"The {select_from} phase was not recognised in this run; many small models never compress. Choose among "
-        f"earlier points with {fit}from a step on with --from STEP."
+        f"{told}; many small models never compress. Choose among earlier points with --from fit, or from a step on "
+        "with --from STEP."
     ]

@@ -6,18 +6,22 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ib_callback.analysis.courses import Course, load_courses
+from ib_callback.analysis.courses import Course
 from ib_callback.analysis.replay import Replay, replay_runs, replays_text
 from ib_callback.cli._command import (
-    DONE,
+    NOT_ALL,
     add_run_arguments,
     add_table_arguments,
+    check_outputs,
+    check_useless,
+    courses_of,
     examples,
+    finish,
     guard,
     guarded,
     positive,
-    report,
 )
+from ib_callback.common.messages import warn
 from ib_callback.results.metrics import better_direction
 from ib_callback.results.stopping import PlateauStopping
 
@@ -54,31 +58,45 @@ def add_stop_command(commands: Any) -> None:
         "--guard", type=guard, default="loss", metavar="loss|NATS|none",
         help="the loss must be flat too, within so many nats; none: the published rule",
     )  # fmt: skip
-    parser.add_argument("--x", choices=("step", "tokens"), default="step", help="the axis of the picture")
+    parser.add_argument("--x", choices=("step", "tokens"), help="the axis of the picture, by default step")
     parser.add_argument(
-        "-o", "--output", metavar="FILE", help="draw loss and monitored number with the stops (.png, .svg, .pdf)"
-    )
+        "-o", "--output", metavar="FILE",
+        help="draw loss and monitored number with the stops, of the first 8 runs (.png, .svg, .pdf)",
+    )  # fmt: skip
     add_table_arguments(parser, "a run and rule")
     parser.set_defaults(run=guarded(_stop))
 
 
 def _stop(options: argparse.Namespace) -> int:
-    courses = load_courses(options.runs, options.model)
+    if options.output is None:
+        check_useless(options, ["x"], "is of the picture alone, got no -o", "Give -o FILE")
+    check_outputs(options, options.runs)
+    courses, status = courses_of(options)
     rule = PlateauStopping(
         options.monitor, mode=options.mode or better_direction(options.monitor) or "min", patience=options.patience,
         min_delta=options.min_delta, arm=options.arm, guard=options.guard,
     )  # fmt: skip
     replays = replay_runs(courses, rule)
-    figure = None if options.output is None else _picture(courses, replays, options.x)
-    report(options, replays_text(replays, rule), [row for each in replays for row in each.rows()], figure)
-    return DONE
+    if any(replay.failed for replay in replays):
+        status = NOT_ALL
+    rows = [row for each in replays for row in each.rows()]
+    return finish(
+        options, replays_text(replays, rule), rows, lambda: _picture(courses, replays, options.x or "step"), status
+    )
 
 
 def _picture(courses: Sequence[Course], replays: Sequence[Replay], x: str) -> Figure:
-    from ib_callback.plot.stops import stops_over_steps
+    from ib_callback.plot.stops import MOST_RUNS, stops_over_steps
 
     by_name = {course.name: course for course in courses}
     drawn = [each for each in replays if each.monitor is not None]
+    if not drawn:
+        raise ValueError("no run has two points with steps, of which a rule could have seen one")
+    notes = []
+    if left_out := len(drawn) - MOST_RUNS if len(drawn) > MOST_RUNS else 0:
+        notes.append(f"{left_out} more runs are not drawn: {MOST_RUNS} are the most.")
+        warn(f"the picture has the first {MOST_RUNS} runs; {left_out} more are not drawn. Choose with --model or RUN")
+        drawn = drawn[:MOST_RUNS]
     runs = {each.name: [p for p in by_name[each.name].trajectory if p.step is not None] for each in drawn}
     stops = {each.name: {stop.rule: stop.step for stop in each.stops[:-1]} for each in drawn}
-    return stops_over_steps(runs, {each.name: each.monitor or "" for each in drawn}, stops, x=x)
+    return stops_over_steps(runs, {each.name: each.monitor or "" for each in drawn}, stops, x=x, notes=notes)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ib_callback.common.files import write_atomically
+from ib_callback.common.optional import require
 from ib_callback.plot.comparison import compare
 from ib_callback.plot.layers import plane_by_layer
 from ib_callback.plot.plane import information_plane
@@ -54,16 +55,34 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
         ValueError: Matplotlib writes no such format.
         OSError: the file cannot be written.
     """
-    write_atomically(path, encoded(figure, Path(path).suffix.lstrip(".").lower() or "png"))
+    write_atomically(path, encoded(figure, _suffix_of(path)))
+
+
+def check_format(path: str | os.PathLike[str]) -> None:
+    """That Matplotlib writes pictures in the format of a path.
+
+    Raises:
+        ValueError: it does not.
+        ImportError: Matplotlib is not installed.
+    """
+    backends = require("matplotlib.backend_bases", extra="plot", purpose="Drawing a picture")
+    _check_suffix(_suffix_of(path), backends.FigureCanvasBase.get_supported_filetypes())
+
+
+def _suffix_of(path: str | os.PathLike[str]) -> str:
+    return Path(path).suffix.lstrip(".").lower() or "png"
+
+
+def _check_suffix(suffix: str, known: Iterable[str]) -> None:
+    if suffix not in known:
+        raise ValueError(f"expected a picture file in one of the formats {', '.join(sorted(known))}, got .{suffix}")
 
 
 def encoded(figure: Figure, suffix: str = "png") -> bytes:
     """The content of the file that `save` writes."""
     from matplotlib import rc_context
 
-    known = figure.canvas.get_supported_filetypes()
-    if suffix not in known:
-        raise ValueError(f"expected a picture file in one of the formats {', '.join(sorted(known))}, got .{suffix}")
+    _check_suffix(suffix, figure.canvas.get_supported_filetypes())
     content = io.BytesIO()
     with rc_context(_SAVING):
         figure.savefig(

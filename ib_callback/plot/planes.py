@@ -43,6 +43,8 @@ _FORMS = {
     "local": (Plane("local", is_local=True),),
     "plain": (PLAIN,),
 }
+# As asked for.
+NAMES = tuple(_FORMS)
 
 
 def planes_of(points: Sequence[Measurement], orders: Sequence[str], asked: Sequence[str] | None) -> list[Plane]:

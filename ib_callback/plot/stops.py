@@ -27,6 +27,7 @@ def stops_over_steps(
     stops: Mapping[str, Mapping[str, int | None]],
     *,
     x: str = "step",
+    notes: Sequence[str] = (),
     theme: ThemeName = "light",
     title: str | None = None,
 ) -> Figure:
@@ -37,6 +38,7 @@ def stops_over_steps(
         monitors: the monitored number of each, by its full name.
         stops: of each, by name of the rule, the step at which it stops; None: it does not.
         x: what training is counted in: "step", or "tokens", which it had seen.
+        notes: what to say above the panels.
         theme: "light" or "dark".
         title: of the whole figure.
 
@@ -51,6 +53,7 @@ def stops_over_steps(
     look = theme_of(theme)
     with drawing(look, "Drawing where runs would have been stopped"):
         sheet = Sheet(2 * len(runs), 2, size=(3.5, 2.1), theme=look, across=0.95, down=0.8)
+        sheet.notes += [Note(text) for text in notes]
         rules = list(dict.fromkeys(rule for of_run in stops.values() for rule in of_run))
         for index, (name, points) in enumerate(runs.items()):
             steps, what = data.numbered(points, x)

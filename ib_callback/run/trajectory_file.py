@@ -117,7 +117,9 @@ def find_run(run_dir: Path) -> Path:
     if run_dir.name == FILENAME and run_dir.is_file():
         return run_dir.parent
     if not run_dir.is_dir():
-        raise TrajectoryError(f"there is no directory {run_dir}. Give the output directory of a run, or one above it")
+        raise TrajectoryError(
+            f"there is no file or directory {run_dir}. Give the output directory of a run, or one above it"
+        )
     if (run_dir / FILENAME).is_file():
         return run_dir
     found = list(_search(run_dir, _LEVELS, {run_dir.resolve()}))

@@ -234,6 +234,20 @@ def test_the_noise_allows_what_the_scatter_does() -> None:
     assert "loss varies by 0.04 (standard error)" in texts(report(Trajectory([smooth, other])), "noise")
 
 
+@pytest.mark.parametrize("errors", [(0.05, 0.04, 0.03), (0.05, 0.04, None), (0.05, None, None)])
+def test_a_standard_error_is_told_with_the_number_of_its_own_point(errors: tuple[float | None, ...]) -> None:
+    points = [
+        replace(measured(step, 0.4, 0.3), loss=4.0 - step, loss_se=error, scheduled=step < 2)
+        for step, error in enumerate(errors)
+    ]
+    (told,) = (s for s in report(Trajectory(points)).sentences if s.topic == "noise" and "of this size loss" in s.text)
+    step, error = max((step, error) for step, error in enumerate(errors) if error is not None)
+    assert f"At step {step}, loss is {4 - step:.3f}; over other probes of this size loss varies by {error}" in told.text
+    cited = {(number.name, number.step): number.value for number in told.numbers}
+    assert cited["loss_se", step] == error
+    assert cited["loss", step] == 4.0 - step
+
+
 @pytest.mark.parametrize(
     ("trajectory", "expected"),
     [

@@ -46,7 +46,7 @@ def test_models_are_ranked_and_drawn(results: Path, capsys: pytest.CaptureFixtur
     output = capsys.readouterr()
     assert output.out.splitlines()[1].split()[:3] == ["1", "smol", "llama"]
     assert "smol comes first by token/distance_to_bound" in output.out
-    assert "written: models.svg" in output.err
+    assert output.out.splitlines()[-2:] == ["models.svg", "table.csv"]
     rows = list(csv.DictReader(io.StringIO(Path("table.csv").read_text())))
     assert [row["model"] for row in rows] == ["smol", "olmo", "olmo-dpo"]
     assert "olmo-dpo (olmo2)" in Path("models.svg").read_text()
@@ -102,7 +102,7 @@ def test_runs_can_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--step", "7"], "no such point was measured"),
         (["--model", "gpt3"], "--model: expected names among"),
         (["-o", "no/where.png"], "there is no directory"),
-        (["-o", "results.jsonl"], "something else, which is left as it is"),
+        (["-o", "results.jsonl"], "-o results.jsonl: expected a file of its own, got a file that is read"),
     ],
 )
 def test_what_cannot_be_done(

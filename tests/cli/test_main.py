@@ -191,7 +191,7 @@ def test_select_without_a_run(finished: Path, capsys: pytest.CaptureFixture[str]
     assert main.main(["select", str(finished / "checkpoint-500")]) == 2
     assert "no ib_trajectory.jsonl in" in capsys.readouterr().err
     assert main.main(["select", str(finished / "nowhere")]) == 2
-    assert "there is no directory" in capsys.readouterr().err
+    assert "there is no file or directory" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main.main(["select"])
     assert "RUN" in capsys.readouterr().err

@@ -160,7 +160,7 @@ def results(runs: Path) -> Path:
 
 
 def test_models_of_a_file_of_results_are_compared_and_written_as_a_table(results, runs, capsys):
-    assert main.main(["plot", str(results), "-o", "both.svg", "--csv", "both.csv", "--json", "-"]) == 0
+    assert main.main(["plot", str(results), "-o", "both.svg", "--csv", "both.csv", "--json", "-"]) == 1  # c is left out
     assert {"a", "b"} <= texts("both.svg")
     output = capsys.readouterr()
     assert "ib-callback: c is left out: none of its 1 points could be measured" in output.err
@@ -171,7 +171,7 @@ def test_models_of_a_file_of_results_are_compared_and_written_as_a_table(results
     assert output.err.split()[:2] == ["both.svg", "both.csv"]
     assert [row["revision"] for row in json.loads(output.out)] == [f"step{s}" for _ in "ab" for s in (0, 10, 100)]
     # Beside a run, and of one model alone.
-    assert main.main(["plot", str(results), str(runs / "small"), "-o", "both.svg"]) == 0
+    assert main.main(["plot", str(results), str(runs / "small"), "-o", "both.svg"]) == 1
     assert {"a", "b", "small"} <= texts("both.svg")
     capsys.readouterr()
     assert main.main(["plot", str(results), "--model", "b", "-o", "one.svg"]) == 0
@@ -199,7 +199,7 @@ def test_a_run_is_a_table_too(runs):
     ("arguments", "message"),
     [
         (["--model", "d"], r"--model: expected names among a, b, c, got 'd'"),
-        (["--model", "c"], r"c has nothing to draw: expected at least one measured point, got none among 1"),
+        (["--model", "c"], r"c has nothing that was measured: expected at least one measured point, got none among 1"),
         (["--model", "b", "--x", "tokens"], r"expected points whose tokens are known, got 2 of 3 without"),
     ],
 )
@@ -210,7 +210,7 @@ def test_mistakes_about_results(results, capsys, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{}/nowhere"], r"there is no directory .*nowhere\. Give the output directory of a run"),
+        (["{}/nowhere"], r"there is no file or directory .*nowhere\. Give the output directory of a run"),
         (["{}"], "has several runs; give the directory of one of them: .*large .*small"),
         (["{}/small", "--kind=compare"], "compare needs two runs or more, got one"),
         (["{}/small", "{}/small"], "expected different runs, got .*small.* twice"),
@@ -240,7 +240,7 @@ def test_mistakes_are_one_line_and_status_2(runs, capsys, arguments, message):
 def test_files_that_cannot_be_drawn_or_read(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Trajectory([failed(0)]).save("ib_trajectory.jsonl")
-    assert "nothing to draw: expected at least one measured point, got none among 1" in failing(["."], capsys)
+    assert "nothing that was measured: expected at least one measured point, got none among 1" in failing(["."], capsys)
     Path("ib_trajectory.jsonl").write_text("no json\n{}\n")
     assert "ib_trajectory.jsonl" in failing(["."], capsys)
 

@@ -359,7 +359,7 @@ def test_how_far_is_looked(tmp_path):
 
 
 def test_a_directory_that_is_none_or_cannot_be_searched(tmp_path, monkeypatch):
-    with pytest.raises(ib.TrajectoryError, match=r"there is no directory .*nowhere\. Give the output directory"):
+    with pytest.raises(ib.TrajectoryError, match=r"there is no file or directory .*nowhere\. Give the output"):
         select_report(tmp_path / "nowhere")
 
     def refused(directory: Path) -> None:
