@@ -413,7 +413,7 @@ def test_terminals_of_any_encoding_show_every_answer(encoding, work):
     assert done.returncode == 0, done.stderr
     shown = done.stdout.decode(encoding)
     assert "r and ?: of the training step" in shown
-    assert ("± se" if encoding != "ascii" else "? se") in shown
+    assert ("± a standard error" if encoding != "ascii" else "? a standard error") in shown
     assert "The best checkpoint: " in shown
     assert "fingerprint" in shown
 
