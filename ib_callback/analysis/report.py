@@ -118,8 +118,10 @@ def _cited(numbers: Iterable[Number]) -> str:
 
 
 def _places(points: Sequence[str]) -> str:
-    steps = [point.removeprefix("step ") for point in points]
     is_step = all(point.startswith("step ") for point in points)
+    if is_step:  # a sentence may name its last point first
+        points = sorted(points, key=lambda point: int(point.removeprefix("step ").replace(",", "")))
+    steps = [point.removeprefix("step ") for point in points]
     if len(points) > 3:
         return f"at {len(points)} points from {points[0]} to {points[-1]}"
     listed = _listed(steps if is_step else points)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -270,7 +271,8 @@ def test_points_without_a_step_are_called_by_their_names() -> None:
 @pytest.mark.parametrize(
     "trajectory",
     [run(C, E), run(C, E, without=range(31)), run(C[4:], E[4:], steps=range(1000, 3700, 100)), Trajectory(),
-     with_losses(run([0.5] * 7, [0.1] * 7), OVERFIT), Trajectory([measured(None, 0.4, 0.3, null=None)])],
+     with_losses(run([0.5] * 7, [0.1] * 7), OVERFIT), Trajectory([measured(None, 0.4, 0.3, null=None)]),
+     Trajectory(replace(m, loss_se=0.04) for m in with_losses(run(C, E), [5 - n / 9 + n % 3 / 99 for n in range(31)]))],
 )  # fmt: skip
 def test_every_sentence_names_numbers_that_the_run_has(trajectory: Trajectory, tmp_path: Path) -> None:
     told = report(trajectory, model="a run")
@@ -281,5 +283,7 @@ def test_every_sentence_names_numbers_that_the_run_has(trajectory: Trajectory, t
             assert number.name in str(sentence)
             if number.point != "the run" and number.name not in ("step", "error"):
                 assert values.get((number.step, number.name)) == number.value, number
+        for first, last in re.findall(r"points from step ([\d,]+) to step ([\d,]+)", str(sentence)):
+            assert int(first.replace(",", "")) < int(last.replace(",", ""))
     assert {row["model"] for row in told.rows()} == {"a run"}
     assert len(told.rows()) == sum(len(each["numbers"]) for each in told.objects())
