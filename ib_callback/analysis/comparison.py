@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ib_callback.analysis.courses import Course
+from ib_callback.analysis.courses import Course, point_at
 from ib_callback.common.messages import warn
 from ib_callback.results.measurement import ADVICE, Measurement, incomparable_settings, metrics_of
 from ib_callback.results.metrics import better_direction, resolve_metric
@@ -41,39 +41,6 @@ class Entry:
     def family(self) -> str:
         """That of the model, or its own name where none is known."""
         return self.head.get("family") or self.course.name
-
-
-def point_at(course: Course, step: str) -> Measurement:
-    """One measured point of a course.
-
-    Args:
-        course: a run or a model.
-        step: "last", "best" (by optimality, among those that can be selected; of a single point, that), or a number.
-
-    Raises:
-        ValueError: there is no such point, or it was not measured.
-    """
-    measured = [point for point in course.trajectory if point.orders]
-    if step == "last":
-        return measured[-1]
-    if step == "best":
-        best = measured[0] if len(measured) == 1 else course.trajectory.best(by="optimality")
-        if best is None:
-            raise ValueError(
-                "--step best: no point can be selected, for the compression phase was not recognised or has no "
-                "measured point. Give --step last or a number"
-            )
-        return best
-    try:
-        number = int(step.replace(",", ""))  # as steps are printed
-    except ValueError:
-        raise ValueError(f"--step: expected a number, last or best, got {step!r}") from None
-    for point in measured:
-        if point.step == number:
-            return point
-    steps = [point.step for point in measured if point.step is not None]
-    near = sorted(sorted(steps, key=lambda other: abs(other - number))[:5])
-    raise ValueError(f"--step {number}: no such point was measured; the nearest are {', '.join(map(str, near))}")
 
 
 def entries_of(courses: Sequence[Course], steps: Sequence[str] = ("last",)) -> list[Entry]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ib_callback.analysis.courses import Course
+from ib_callback.analysis.courses import Course, NoPointError, point_at
 from ib_callback.results.measurement import CHANCE, Measurement
 from ib_callback.results.metrics import SIGNIFICANT_STANDARD_ERRORS
 from ib_callback.results.points import OrderIncrement, PlanePoint, replicates_of
@@ -293,8 +293,8 @@ def _nearer(contexts: Sequence[Context]) -> Iterator[str]:
 def _context(course: Course, step: str) -> Context:
     try:
         point = point_at(course, step)
-    except LookupError as error:
-        return Context(name=course.name, step=None, widths=(), widest=None, note=str(error.args[0]))
+    except NoPointError as error:
+        return Context(name=course.name, step=None, widths=(), widest=None, note=str(error))
     widths = widths_of(point)
     widest = None
     for width in widths:
@@ -302,35 +302,6 @@ def _context(course: Course, step: str) -> Context:
             break
         widest = width.order
     return Context(name=course.name, step=point.step, widths=widths, widest=widest)
-
-
-def point_at(course: Course, step: str) -> Measurement:
-    """The last, the best, or the point at a step.
-
-    Raises:
-        LookupError: there is none; the message says why.
-        ValueError: no number of a step.
-    """
-    measured = [point for point in course.trajectory if point.orders]
-    if step == "last":
-        if not measured:
-            raise LookupError("no point was measured.")
-        return measured[-1]
-    if step == "best":
-        best = course.trajectory.best()
-        if best is None:
-            raise LookupError("no point can be selected as the best; take --step last or a number.")
-        return best
-    try:
-        number = int(step.replace(",", ""))  # as steps are printed
-    except ValueError:
-        raise ValueError(f"--step: expected a number, last or best, got {step!r}") from None
-    for point in measured:
-        if point.step == number:
-            return point
-    steps = sorted((p.step for p in measured if p.step is not None), key=lambda other: abs(other - number))
-    near = ", ".join(map(str, sorted(steps[:5]))) or "none"
-    raise LookupError(f"no point was measured at step {number}; the nearest are {near}.")
 
 
 def _width_of(order: str) -> tuple[int, str]:

@@ -109,3 +109,47 @@ def _names(files: Sequence[Path]) -> list[str]:
         twice = next(file for file, path in zip(files, parts, strict=True) if parts.count(path) > 1)
         raise ValueError(f"expected different runs, got {twice} twice. Leave one of them out")
     return told_apart(parts)
+
+
+class NoPointError(ValueError):
+    """A course has no such measured point; other courses may have it."""
+
+
+def point_at(course: Course, step: str) -> Measurement:
+    """One measured point of a course.
+
+    Args:
+        course: a run or a model.
+        step: "last", "best" (by optimality, among those that can be selected; of a single point, that), or a number.
+
+    Raises:
+        NoPointError: there is none, or it was not measured; the message says why.
+        ValueError: none of these.
+    """
+    measured = [point for point in course.trajectory if point.orders]
+    number = None
+    if step not in ("last", "best"):
+        try:
+            number = int(step.replace(",", ""))  # as steps are printed
+        except ValueError:
+            raise ValueError(f"--step: expected a number, last or best, got {step!r}") from None
+    if not measured:
+        raise NoPointError("no point was measured.")
+    if step == "last":
+        return measured[-1]
+    if step == "best":
+        best = measured[0] if len(measured) == 1 else course.trajectory.best(by="optimality")
+        if best is None:
+            raise NoPointError(
+                "no point can be selected as the best, for the compression phase was not recognised or has no measured "
+                "point; give --step last or a number."
+            )
+        return best
+    for point in measured:
+        if point.step == number:
+            return point
+    steps = [point.step for point in measured if point.step is not None]
+    near = sorted(sorted(steps, key=lambda other: abs(other - (number or 0)))[:5])
+    raise NoPointError(
+        f"no point was measured at step {number}; the nearest are {', '.join(map(str, near)) or 'none'}."
+    )

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ib_callback.analysis.comparison import Entry, point_at
-from ib_callback.analysis.courses import Course
+from ib_callback.analysis.comparison import Entry
+from ib_callback.analysis.courses import Course, point_at
 from ib_callback.results.metrics import did_you_mean
 
 # The main branch of the hub is what a name without a revision means.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ib_callback.analysis.comparison import Entry, check_comparable, compared, entries_of, point_at
-from ib_callback.analysis.courses import Course
+from ib_callback.analysis.comparison import Entry, check_comparable, compared, entries_of
+from ib_callback.analysis.courses import Course, point_at
 from ib_callback.analysis.pairs import changes, conclusion_of_changes, table_of_changes
 from ib_callback.analysis.profile import conclusion_of_profiles, rows_of_profiles, table_of_profiles
 from ib_callback.cli._command import (

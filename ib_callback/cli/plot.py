@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ib_callback.analysis.comparison import point_at
-from ib_callback.analysis.courses import Course
+from ib_callback.analysis.courses import Course, NoPointError, point_at
 from ib_callback.cli._command import add_run_arguments, add_table_arguments, check_outputs, courses_of, write_tables
 from ib_callback.plot import compare, information_plane, over_steps, plane_by_layer, save
 from ib_callback.results.tidy import rows_of
@@ -89,7 +88,10 @@ def _pictures(runs: Sequence[Course], options: argparse.Namespace) -> Iterator[t
             in_order = {**in_planes, **along}
             yield f"{prefix}plane", partial(information_plane, trajectory, curve=curve, title=run.name, **in_order)
         if kind in (None, "layers"):
-            point = point_at(run, options.step)
+            try:
+                point = point_at(run, options.step)
+            except NoPointError as error:
+                raise ValueError(f"--step {options.step}: {error}") from None
             title = run.name if point.step is None else f"{run.name}, step {point.step:,}"
             yield f"{prefix}layers", partial(plane_by_layer, point, curve=curve, title=title, **common)
         if kind == "steps" or (kind is None and len([point for point in trajectory if point.orders]) > 1):

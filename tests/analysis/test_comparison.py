@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from synthetic_runs import C, E, course, entry, model, run
 
-from ib_callback.analysis.comparison import check_comparable, compared, entries_of, point_at
-from ib_callback.analysis.courses import Course
+from ib_callback.analysis.comparison import check_comparable, compared, entries_of
+from ib_callback.analysis.courses import Course, point_at
 
 
 def test_the_point_of_a_model() -> None:

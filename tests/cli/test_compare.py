@@ -99,7 +99,7 @@ def test_runs_can_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--pair", "olmo:gpt3"], "--pair: expected BASE:POST, two of olmo, olmo-dpo, smol"),
         (["--metric", "loss"], "--metric is for --pair"),
         (["--by", "optimallity"], "Did you mean optimality"),
-        (["--step", "7"], "no such point was measured"),
+        (["--step", "7"], "no point was measured at step 7"),
         (["--model", "gpt3"], "--model: expected names among"),
         (["-o", "no/where.png"], "there is no directory"),
         (["-o", "results.jsonl"], "-o results.jsonl: expected a file of its own, got a file that is read"),

@@ -74,7 +74,7 @@ def test_no_other_file_is_touched(command, files, capsys):
 
 @pytest.mark.parametrize("command", ["phases", "context", "stop"])
 def test_help_has_examples_and_what_is_not_there_is_one_line(command, files, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main.main([command, "--help"])
     shown = capsys.readouterr().out
     assert f"ib-callback {command} " in shown
@@ -124,7 +124,7 @@ def test_stop(files, capsys):
     shown = ran(capsys, "stop", files / "one", "--monitor", "optimality", "--guard", "none", "--arm", "fit")
     assert shown.startswith("PlateauStopping('optimality', mode='max', patience=5, arm='fit', guard=None)")
     assert "guard=0.2" in ran(capsys, "stop", files / "one", "--guard", "0.2")
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main.main(["stop", str(files / "one"), "--guard", "much"])
     assert "expected loss, none or a tolerance in nats" in capsys.readouterr().err
     assert main.main(["stop", str(files / "one"), "--monitor", "optimallity"]) == 2

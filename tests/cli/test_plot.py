@@ -220,7 +220,10 @@ def test_mistakes_about_results(results, capsys, arguments, message):
             ["{}/small", "--kind=layers", "--plane=plain"],
             "--plane is for the kinds plane and compare, got --kind layers",
         ),
-        (["{}/small", "--kind=layers", "--step=7"], "--step 7: no such point was measured; the nearest are 0, 10, 100"),
+        (
+            ["{}/small", "--kind=layers", "--step=7"],
+            "--step 7: no point was measured at step 7; the nearest are 0, 10, 100",
+        ),
         (["{}/small", "--kind=layers", "--step=first"], "--step: expected a number, last or best, got 'first'"),
         (["{}/small", "--kind=layers", "--step=best"], "--step best: no point can be selected"),
         (["{}/small", "-o", "no/such.png"], "-o no/such.png: there is no directory no"),
