@@ -101,7 +101,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 def transformers_models(module: nn.Module, name: str = "") -> dict[str, nn.Module]:
     """The transformers models inside a module by name, those that are part of another one left out."""
-    if _is_transformers_model(module) or _is_transformers_model(bare(module)):
+    if is_transformers_model(module) or is_transformers_model(bare(module)):
         # A sharded one has to be called through its wrapper.
         return {name: without_parallelism(module)}
     found: dict[str, nn.Module] = {}
@@ -110,7 +110,8 @@ def transformers_models(module: nn.Module, name: str = "") -> dict[str, nn.Modul
     return found
 
 
-def _is_transformers_model(module: nn.Module) -> bool:
+def is_transformers_model(module: nn.Module) -> bool:
+    """Whether a module is a model of transformers or peft."""
     # By name, so that neither package is imported for a model that has nothing to do with it.
     bases = {(base.__module__.split(".")[0], base.__name__) for base in type(module).__mro__}
     return ("transformers", "PreTrainedModel") in bases or ("peft", "PeftModel") in bases
@@ -176,7 +177,7 @@ def _matching(model: nn.Module, pattern: str) -> list[Layer]:
     if not found:
         raise ModelError(
             f"layers: no module of {type(model).__name__} is called {pattern!r}. Expected names or globs such as "
-            f"{_some(named)}."
+            f"{some(named)}."
         )
     return found
 
@@ -211,6 +212,9 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
         stack = _stack(trunk, number)
         if stack is not None:
             name = names[stack]
+            if trunk is base and named_by_model(model, "get_output_embeddings") is not None:
+                # It has a head, and a name for the rest that does not hold: its trunk is the part with the blocks.
+                trunk = next((part for part in base.children() if stack in part.modules() and part is not stack), base)
             return trunk, [Layer(f"{name}.{i}" if name else str(i), block) for i, block in enumerate(stack)]
     expected = f"a list of {number} blocks (config.num_hidden_layers)" if number else "config.num_hidden_layers"
     raise ModelError(
@@ -249,10 +253,11 @@ def _candidates(model: nn.Module) -> str:
     ]
     if lists:
         return "candidates " + ", ".join(lists[:8])
-    return f"modules {_some(dict.fromkeys(name for name, _ in named_modules(model) if name))}"
+    return f"modules {some(dict.fromkeys(name for name, _ in named_modules(model) if name))}"
 
 
-def _some(names: Iterable[str], limit: int = 12) -> str:
+def some(names: Iterable[str], limit: int = 12) -> str:
+    """The first of the names, and how many there are."""
     names = list(names)
     return ", ".join(map(repr, names[:limit])) + (f" … ({len(names)} in all)" if len(names) > limit else "")
 

@@ -173,16 +173,22 @@ def takes_few_logits(module: nn.Module) -> bool:
     return "logits_to_keep" in _arguments(module)[0]
 
 
-def default_forward(module: nn.Module, *, all_logits: bool = False) -> Forward:
+def takes(module: nn.Module, argument: str) -> bool:
+    """Whether a model's forward takes an argument by this name, or hands it on to something that may."""
+    names, open_ended = _arguments(module)
+    return argument in names or open_ended
+
+
+def default_forward(module: nn.Module, *, all_logits: bool = False, **further: Any) -> Forward:
     """The call of `module` itself with ids and mask: no cache, and the logits of one token where it allows that.
 
     Arguments go by name where the class takes the name, or hands `**kwargs` on to something that takes it. A model that
     takes no `attention_mask` is called with the ids alone, and refuses sequences with padding. With `all_logits` it is
-    not asked for those of one token.
+    not asked for those of one token; `further` arguments are handed on as they are.
     """
     names, open_ended = _arguments(module)
     known = {"use_cache": False} | ({} if all_logits else {"logits_to_keep": 1})
-    options = {name: value for name, value in known.items() if name in names}
+    options = {name: value for name, value in known.items() if name in names} | further
     if "attention_mask" in names or open_ended:
         return lambda model, input_ids, attention_mask: model(input_ids, attention_mask=attention_mask, **options)
 

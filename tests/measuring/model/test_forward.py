@@ -100,8 +100,9 @@ def test_a_model_without_logits_to_keep_runs_as_it_is():
     calls = []
     model.register_forward_hook(lambda module, inputs, keywords, output: calls.append(set(keywords)), with_kwargs=True)
     measured = ib.Meter(make_probe(), batch_size=4).measure(model)
-    # Two for what its attention sees, three batches.
-    assert calls == [{"attention_mask"}] * 5
+    # Two for its hidden states, two for what its attention sees, three batches.
+    plain = {"attention_mask"}
+    assert calls == [plain, plain | {"output_hidden_states", "return_dict"}, *[plain] * 5]
     whole = ib.Meter(make_probe(), batch_size=4, forward=lambda m, ids, mask: m(ids, attention_mask=mask))
     assert numbers(whole.measure(model)) == numbers(measured)
 
