@@ -29,7 +29,14 @@ from ib_callback.measuring.model import access, bidirectional, crosscheck
 from ib_callback.measuring.model.access import Layer, Layers
 from ib_callback.measuring.model.capture import Moments, Quantiser
 from ib_callback.measuring.model.codebook import KEPT, NUMBER, Outcome, Prediction, Readout, frequent_tokens
-from ib_callback.measuring.model.forward import Forward, ProbeForward, check_fit, free_memory, is_out_of_memory
+from ib_callback.measuring.model.forward import (
+    Forward,
+    ProbeForward,
+    accident,
+    check_fit,
+    free_memory,
+    is_out_of_memory,
+)
 from ib_callback.measuring.model.guard import is_sharded, resharded, untouched
 from ib_callback.measuring.model.loss import (
     Distributions,
@@ -641,11 +648,29 @@ class Meter:
 
     def _layers(self, root: nn.Module) -> list[Layer]:
         """The layers to measure, after checking that the probe fits the model."""
-        layers = access.resolve_layers(root, self.layers)
         if self.forward is None:
             access.refuse_encoder_decoder(root)
+        try:
+            layers = access.resolve_layers(root, self.layers)
+        except ModelError as error:
+            raise ModelError(f"{error}{self._suggestion(root)}") from None
         check_fit(root, self.probe)
         return layers
+
+    def _suggestion(self, root: nn.Module) -> str:
+        """What to pass as layers= for a model in which they were not found."""
+        if self.layers != "hidden_states" or self.forward is not None:
+            return ""
+        check_fit(root, self.probe)
+        told = ""
+
+        def ask() -> None:
+            nonlocal told
+            with self._visit(root):
+                told = crosscheck.suggestion(self._forward(root), self.plan().batches)
+
+        accident(ask)
+        return told
 
     def _captured(self, root: nn.Module, layers: list[Layer]) -> list[Layer]:
         """The layers, and the last block before the final norm where it is wanted."""

@@ -38,24 +38,25 @@ _HOOKS = (
 
 def check_hidden_states(
     forward: ProbeForward, batches: Iterable[Batch], layers: Sequence[Layer], *, called: bool = False
-) -> None:
+) -> bool:
     """Compare the layers that `layers="hidden_states"` found with the model's `output_hidden_states=True`.
 
-    Models that do not return hidden states are believed. A model that has not been `called` in this mode is called
-    before, so that nothing is set up in the pass that counts but what hidden states need, and is taken down.
+    Models that do not return hidden states are believed; returns whether this one does. A model that has not been
+    `called` in this mode is called before, so that nothing is set up in the pass that counts but what hidden states
+    need, and is taken down.
 
     Raises:
         ModelError: they differ; says where, and the `layers=` that measures what the model returns.
     """
     inputs = _first_tokens(forward.longest(batches))
     if not returns_hidden_states(forward.model):
-        return
+        return False
     if not called:
         default_forward(forward.model)(forward.model, inputs.ids, inputs.mask)
     seen: dict[nn.Module, list[Tensor | None]] = {}
     expected = hidden_states(forward.model, inputs, [layer.module for layer in layers], keep_in(seen))
     if expected is None:
-        return
+        return False
     found = [states[0] if len(states := seen.get(layer.module, [])) == 1 else None for layer in layers]
     # Most return the embeddings first; some, such as Mamba, the last block before the final norm too, or neither.
     choices = [[*expected[: len(layers) - 1], expected[-1]], expected[-len(layers) :]]
@@ -64,7 +65,8 @@ def check_hidden_states(
         for choice in choices
     ]
     if not 0 <= len(expected) - len(layers) <= 1 or all(wrong):
-        raise ModelError(_explanation(forward.model, inputs, layers, wrong[-1], expected))
+        raise ModelError(_explanation(forward.model, inputs, layers, wrong[-1], expected, found[-1]))
+    return True
 
 
 def returns_hidden_states(model: nn.Module) -> bool:
@@ -154,9 +156,9 @@ def _first_tokens(inputs: Inputs) -> Inputs:
 
 
 def modules_that_put_out(model: nn.Module, inputs: Inputs, number: int) -> list[list[str]]:
-    """For each of the last `number` hidden states of a model, names of modules that run once and put it out.
+    """For each of the last `number` hidden states of a model, but its embeddings, names of modules that put it out.
 
-    Another two passes, the second with hooks on all modules.
+    Another two passes, the second with hooks on all modules. Modules that run more than once are left out.
     """
     parts: dict[str, nn.Module] = {}
     for name, module in access.named_modules(model):
@@ -177,7 +179,10 @@ def modules_that_put_out(model: nn.Module, inputs: Inputs, number: int) -> list[
                 found.append(name)
 
     hidden_states(model, inputs, names, look)
-    return [[name for name in found if times[name] == 1] for found in matches]
+    embedding = access.input_embeddings(model)  # what it puts out is no layer
+    embeddings = None if embedding is None else names.get(embedding)
+    once = [[name for name in found if times[name] == 1] for found in matches]
+    return [found for found in once if embeddings is None or embeddings not in found]
 
 
 def names_for_layers(model: nn.Module, matches: list[list[str]]) -> list[str]:
@@ -203,7 +208,12 @@ def _chosen(matches: list[list[str]], names: list[str]) -> list[str]:
 
 
 def _explanation(
-    model: nn.Module, inputs: Inputs, layers: Sequence[Layer], wrong: list[str], expected: list[Tensor]
+    model: nn.Module,
+    inputs: Inputs,
+    layers: Sequence[Layer],
+    wrong: list[str],
+    expected: list[Tensor],
+    last: Tensor | None,
 ) -> str:
     kind = type(access.bare(model)).__name__
     found = f"{layers[0].name!r} … {layers[-1].name!r}"
@@ -215,11 +225,24 @@ def _explanation(
     number = len(layers) if len(expected) == len(layers) else len(expected) - 1
     matches = modules_that_put_out(model, inputs, number)
     named = names_for_layers(model, matches)
-    if all(matches):
+    if matches and all(matches):
         return f"{text} Pass layers={named!r}, which puts out what the model returns."
-    shapes = sorted({str(tuple(states.shape[2:])) for states in expected if states.ndim != 3})
+    shapes = sorted({str(tuple(states.shape)) for states in expected if states.ndim != 3})
     why = "Not all of its own are outputs of modules that run once"
     if shapes:
-        why = f"Its own states have no one vector for a token, but {' and '.join(shapes)}"
+        why = f"Its own states are no [sequences, tokens, dim], but {' and '.join(shapes)}"
+    if not named and last is not None:
+        named = [name for name, module in access.named_modules(model) if module is layers[-1].module and name]
     left = f"layers={named!r} measures those that are" if named else "Name modules that put out one with layers=[...]"
     return f"{text} {why}. {left}."
+
+
+def suggestion(forward: ProbeForward, batches: Iterable[Batch]) -> str:
+    """What would measure the states that a model returns in which no blocks were found; "" if it is not known."""
+    if not returns_hidden_states(forward.model):
+        return ""
+    inputs = _first_tokens(forward.longest(batches))
+    states = hidden_states(forward.model, inputs, [], lambda module, states: None)
+    matches = modules_that_put_out(forward.model, inputs, len(states)) if states else []
+    named = names_for_layers(forward.model, matches)
+    return f" Of what it returns as hidden states, layers={named!r} measures what modules put out." if named else ""

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 import transformers as tf
-from architectures import bert, gpt2, modernbert
+from architectures import bert, causal_classes, gpt2, modernbert, tiny_model
 from tiny_models import llama, make_probe
 from torch import nn
 from two_ranks import on_two_ranks
@@ -150,6 +150,43 @@ def test_no_graph_is_compiled(in_place):
     ib.Meter(make_probe()).preflight(model)
     model(ids)
     assert len(graphs) == number > 0
+
+
+KINDS = {kind.__name__: (config, kind) for config, kind in causal_classes()}
+
+
+def built(name):
+    torch.manual_seed(0)
+    return tiny_model(*KINDS[name]).eval()
+
+
+@pytest.mark.parametrize(
+    "name", ["BloomForCausalLM", "FalconH1ForCausalLM", "Gemma2ForCausalLM", "Llama4ForCausalLM", "Qwen3MoeForCausalLM"]
+)
+def test_a_sample_of_the_classes_that_agree(name):
+    model, probe = built(name), make_probe()
+    names = ib.Meter(probe).preflight(model).layers
+    outputs, expected = outputs_of(model, "hidden_states", probe.input_ids[:1])
+    assert len(names) == len(outputs) == 3
+    for output, own in zip(outputs, expected[1:], strict=True):
+        assert torch.equal(output if isinstance(output, torch.Tensor) else output[0], own)
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("CpmAntForCausalLM", ["cpmant"]),
+        ("DeepseekV4ForCausalLM", ["model"]),
+        ("HrmTextForCausalLM", ["model"]),
+        ("LongcatFlashForCausalLM", ["model.layers.0", "model.layers.1", "model"]),
+        ("XLNetLMHeadModel", ["transformer"]),
+    ],
+)
+def test_a_sample_of_the_classes_that_are_refused_with_a_cure_that_works(name, cure):
+    model, probe = built(name), make_probe()
+    with pytest.raises(ib.ModelError, match=re.escape(f"layers={cure!r}")):
+        ib.Meter(probe).preflight(model)
+    assert len(ib.Meter(probe, layers=cure).preflight(model).layers) == len(cure)
 
 
 SHARDED = """
