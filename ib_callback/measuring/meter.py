@@ -410,7 +410,11 @@ class Meter:
         _warn_if_short(access.device_of(root), memory, waiting)
         with unchanged_parameters(root, copied=True), untouched(root), resharded(root):
             forward = self._forward(root)
-            with self._told_which_layers(forward, layers), nullcontext() if readout is None else readout:
+            with (
+                self._told_which_layers(forward, layers),
+                self._check_norm(root, layers),
+                nullcontext() if readout is None else readout,
+            ):
                 forward.once(forward.longest(plan.batches), layers)
             self._check_layers(forward, layers, called=True)
             self._warn_if_bidirectional(forward, layers)
@@ -467,7 +471,8 @@ class Meter:
                 self._check_layers(self._forward(root), layers)
                 self._warn_if_bidirectional(self._forward(root), layers)
             losses = self._loss_pass(root)
-            plan, sums, moments, aimed = self._sums(root, self._captured(root, layers), losses)
+            with self._check_norm(root, layers):
+                plan, sums, moments, aimed = self._sums(root, self._captured(root, layers), losses)
             others = [meter._sums(root, layers)[:2] for meter in further]
         dispersion = [part.dispersion(index) for part in moments for index in range(len(part.unit))]
         outcome = None if losses is None else self._routes.note(root, self._told_of(losses.outcome()))
@@ -844,6 +849,10 @@ class Meter:
             return
         crosscheck.check_hidden_states(forward, self.plan().batches, layers, called=called)
         self._cross_checked.add(kind)
+
+    def _check_norm(self, root: nn.Module, layers: list[Layer]) -> Any:
+        found = self._planes and self.layers == "hidden_states"
+        return crosscheck.final_norm_reads_the_last_block(root, layers) if found else nullcontext()
 
     @contextmanager
     def _told_which_layers(self, forward: ProbeForward, layers: list[Layer]) -> Iterator[None]:

@@ -142,8 +142,9 @@ def resolve_layers(model: nn.Module, layers: Layers) -> list[Layer]:
         model: unwrapped model.
         layers: `"hidden_states"` (output of every block, the last after the final norm, as in
             `output_hidden_states=True` without the embeddings), `"blocks"` (raw block outputs), module names or
-            globs, or a callable model → modules. Names are those of the model without wrappers; those with them are
-            understood, and reported without.
+            globs, or a callable model → modules. In a model without a configuration the blocks are the one
+            outermost list of modules that have parts, and the final norm is the last one behind it. Names are those
+            of the model without wrappers; those with them are understood, and reported without.
 
     Raises:
         ModelError: nothing was found; lists candidates.
@@ -216,11 +217,64 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
                 # It has a head, and a name for the rest that does not hold: its trunk is the part with the blocks.
                 trunk = next((part for part in base.children() if stack in part.modules() and part is not stack), base)
             return trunk, [Layer(f"{name}.{i}" if name else str(i), block) for i, block in enumerate(stack)]
+    if number is None:
+        lists = _lists_of_blocks(model)
+        if len(lists) == 1:
+            return _plain_trunk(model, *lists[0])
+        if lists:
+            told = " or ".join(f"layers={_layers_of(model, *each)!r}" for each in lists)
+            raise ModelError(
+                f"layers: {type(model).__name__} has {len(lists)} lists of blocks, so say which is meant. Pass {told}; "
+                "their last is the norm behind the blocks, where there is one."
+            )
     expected = f"a list of {number} blocks (config.num_hidden_layers)" if number else "config.num_hidden_layers"
     raise ModelError(
         f"layers: the blocks of {type(model).__name__} could not be found. Expected {expected}, got "
         f"{_candidates(model)}. Name them with layers=[...] (module names or globs) or layers=callable."
     )
+
+
+def _lists_of_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Lists of modules that have parts themselves, by name; not those inside another one, such as heads in a block."""
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in named_modules(model):
+        inside = any(module in set(other.modules()) for _, other in found)
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1 and not inside:
+            whole = all(any(part.children()) for part in module)
+            alike = isinstance(module, nn.ModuleList) or len({type(part) for part in module}) == 1
+            if name and whole and alike:
+                found.append((name, module))
+    return found
+
+
+def _norm_behind(model: nn.Module, name: str, stack: nn.Module) -> tuple[str, nn.Module] | None:
+    """The last norm beside a list of blocks, or else beside what holds it; None without one."""
+    named = dict(named_modules(model))
+    while name:
+        name = name.rpartition(".")[0]
+        after, seen = None, False
+        for part_name, part in named[name].named_children():
+            seen = seen or stack in set(part.modules())
+            if seen and "norm" in type(part).__name__.lower():
+                after = (f"{name}.{part_name}" if name else part_name, part)
+        if after is not None:
+            return after
+    return None
+
+
+def _plain_trunk(model: nn.Module, name: str, stack: nn.Module) -> tuple[nn.Module, list[Layer]]:
+    """The blocks of a list, and the norm behind them, or without one the last block."""
+    blocks = [Layer(f"{name}.{i}", block) for i, block in enumerate(stack.children())]
+    norm = _norm_behind(model, name, stack)
+    return blocks[-1].module if norm is None else norm[1], blocks
+
+
+def _layers_of(model: nn.Module, name: str, stack: nn.Module) -> list[str]:
+    """The same as names to pass."""
+    norm = _norm_behind(model, name, stack)
+    if norm is None:
+        return [f"{name}.*"]
+    return [*(f"{name}.{i}" for i in range(len(list(stack.children())) - 1)), norm[0]]
 
 
 def refuse_encoder_decoder(model: nn.Module) -> None:

@@ -69,6 +69,45 @@ def check_hidden_states(
     return True
 
 
+@contextmanager
+def final_norm_reads_the_last_block(model: nn.Module, layers: Sequence[Layer]) -> Iterator[None]:
+    """Check in the body's first forward the norm that was found as the last layer of a model not of transformers.
+
+    Raises:
+        ModelError: what it is given is not what the last block put out; says what to pass.
+    """
+    blocks = access.resolve_layers(model, "blocks")
+    norm, last = layers[-1].module, blocks[-1].module
+    if access.is_transformers_model(access.bare(model)) or norm is last or last in set(norm.modules()):
+        yield
+        return
+    put_out: list[Any] = []
+    reads: list[bool] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        put_out[:] = [output[0] if isinstance(output, (tuple, list)) and output else output]
+
+    def compare(module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+        if not reads:
+            given, block = next(iter((*inputs, *named.values())), None), put_out.pop() if put_out else None
+            same = isinstance(given, Tensor) and isinstance(block, Tensor) and alike(given, block)
+            reads.append(same)
+
+    hooks = [last.register_forward_hook(keep), norm.register_forward_pre_hook(compare, with_kwargs=True)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not all(reads):
+        name = next(name for name, module in access.named_modules(model) if module is norm)
+        names = [block.name for block in blocks]
+        raise ModelError(
+            f'layers="hidden_states": {name!r} was taken for the final norm, but it is not given what {names[-1]!r} '
+            f"puts out. Pass layers={names!r} for the blocks as they are, or name what comes behind them last."
+        )
+
+
 def returns_hidden_states(model: nn.Module) -> bool:
     """Whether a model may know `output_hidden_states=True`."""
     return access.is_transformers_model(access.bare(model)) and takes(model, "output_hidden_states")
