@@ -203,7 +203,7 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
     """What makes the hidden states, which is the decoder, the base model or the model itself, and its blocks."""
     refuse_encoder_decoder(model)
     base: Any = bare(model)
-    number = getattr(_text_config(model), "num_hidden_layers", None)
+    number = getattr(text_config(model), "num_hidden_layers", None)
     names = {module: name for name, module in named_modules(model)}
     decoder = getattr(base, "get_decoder", None)
     inside = getattr(base, getattr(base, "base_model_prefix", ""), None)
@@ -279,7 +279,7 @@ def _layers_of(model: nn.Module, name: str, stack: nn.Module) -> list[str]:
 
 def refuse_encoder_decoder(model: nn.Module) -> None:
     """Raise a ModelError for a model with two stacks, each with tokens of its own; its encoder alone is none."""
-    configs: tuple[Any, ...] = (getattr(bare(model), "config", None), _text_config(model))
+    configs: tuple[Any, ...] = (getattr(bare(model), "config", None), text_config(model))
     if any(getattr(config, "is_encoder_decoder", False) is True for config in configs):
         raise ModelError(
             f"{type(model).__name__} is an encoder-decoder: it reads one text and writes another, while complexity and "
@@ -316,7 +316,8 @@ def some(names: Iterable[str], limit: int = 12) -> str:
     return ", ".join(map(repr, names[:limit])) + (f" … ({len(names)} in all)" if len(names) > limit else "")
 
 
-def _text_config(model: nn.Module) -> Any:
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the part that reads text; None without one."""
     config: Any = getattr(bare(model), "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
@@ -342,13 +343,13 @@ def input_embeddings(model: nn.Module) -> nn.Module | None:
 def vocabulary_size(model: nn.Module) -> int | None:
     """Number of token ids that the model can embed, if it says."""
     rows = getattr(input_embeddings(model), "num_embeddings", None)
-    size = rows if isinstance(rows, int) else getattr(_text_config(model), "vocab_size", None)
+    size = rows if isinstance(rows, int) else getattr(text_config(model), "vocab_size", None)
     return size if isinstance(size, int) else None
 
 
 def position_limit(model: nn.Module) -> int | None:
     """Longest sequence that the model takes, if it says."""
-    limit = getattr(_text_config(model), "max_position_embeddings", None)
+    limit = getattr(text_config(model), "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:
         return None
     for name, module in model.named_modules():
@@ -357,6 +358,18 @@ def position_limit(model: nn.Module) -> int | None:
         if name.endswith("position_embeddings") and isinstance(padding, int):
             return limit - padding - 1
     return limit
+
+
+def tokens_ahead(model: nn.Module) -> int:
+    """How many learnt tokens a model puts before every text: those of PEFT's prompt tuning and p-tuning."""
+    inside: nn.Module | None = model
+    while inside is not None:
+        config = getattr(inside, "active_peft_config", None) if is_transformers_model(inside) else None
+        kind = str(getattr(config, "peft_type", "")).rpartition(".")[2]
+        if kind in ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING"):
+            return int(getattr(config, "num_virtual_tokens", 0))
+        inside = wrapped(inside)
+    return 0
 
 
 def device_of(model: nn.Module) -> torch.device:

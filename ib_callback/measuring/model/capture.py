@@ -131,6 +131,7 @@ class Capture:
         quantiser: makes assignments; None: only the moments are wanted.
         centers: [dim] of each layer, what is taken off its unit states in further variants.
         moments: to add the states to.
+        ahead: tokens that the model puts before every text, whose states are left out.
     """
 
     def __init__(
@@ -140,8 +141,10 @@ class Capture:
         *,
         centers: Sequence[Tensor] | None = None,
         moments: Moments | None = None,
+        ahead: int = 0,
     ) -> None:
         self._layers = layers
+        self._ahead = ahead
         self._quantiser = quantiser
         self._centers = centers
         self._moments = moments
@@ -243,7 +246,7 @@ class Capture:
         return norms
 
     def _states(self, index: int, output: Any) -> Tensor:
-        states = states_of(output, self._shape)
+        states = states_of(output, self._shape, self._ahead)
         if states is None:
             z = _main_part(output)
             got = f"{z.dtype} {tuple(z.shape)}" if isinstance(z, Tensor) else type(output).__name__
@@ -273,12 +276,17 @@ class Capture:
             )
 
 
-def states_of(output: Any, shape: tuple[int, int]) -> Tensor | None:
-    """The states [B, S, dim] that a module put out for B, S tokens; None if it put out something else."""
+def states_of(output: Any, shape: tuple[int, int], ahead: int = 0) -> Tensor | None:
+    """The states [B, S, dim] that a module put out for B, S tokens; None if it put out something else.
+
+    Of what has so many tokens `ahead` of the text, the states of the text.
+    """
     z = _main_part(output)
-    if not isinstance(z, Tensor) or z.ndim != 3 or z.shape[:2] != shape or not z.is_floating_point():
+    if not isinstance(z, Tensor) or z.ndim != 3 or not z.is_floating_point():
         return None
-    return z.detach()
+    if z.shape[:2] == (shape[0], shape[1] + ahead):
+        return z.detach()[:, ahead:]
+    return z.detach() if z.shape[:2] == shape else None
 
 
 def _main_part(output: Any) -> Any:

@@ -125,10 +125,10 @@ def hidden_states(
         look: is given each of them with its states, or None where it has no [B, S, dim], whenever it runs.
     """
     options = {"output_hidden_states": True} | ({"return_dict": True} if takes(model, "return_dict") else {})
-    shape = (inputs.ids.shape[0], inputs.ids.shape[1])
+    shape, ahead = (inputs.ids.shape[0], inputs.ids.shape[1]), access.tokens_ahead(model)
 
     def hook(module: nn.Module, _: Any, output: Any) -> None:
-        look(module, states_of(output, shape))
+        look(module, states_of(output, shape, ahead))
 
     with without_new_hooks(model):
         for module in modules:
@@ -142,7 +142,7 @@ def hidden_states(
     states = getattr(output, "hidden_states", None)
     if not isinstance(states, (tuple, list)) or not all(isinstance(each, Tensor) for each in states):
         return None
-    return list(states) or None
+    return [each[:, ahead:] if ahead else each for each in states] or None
 
 
 @contextmanager
