@@ -25,11 +25,18 @@ from ib_callback.estimator.functional import check_weighting
 from ib_callback.estimator.quantise import check_seed, check_temperature
 from ib_callback.measuring.accumulate import Accumulator, Sums
 from ib_callback.measuring.companions import COMPANIONS
-from ib_callback.measuring.model import access, bidirectional
+from ib_callback.measuring.model import access, bidirectional, crosscheck
 from ib_callback.measuring.model.access import Layer, Layers
 from ib_callback.measuring.model.capture import Moments, Quantiser
 from ib_callback.measuring.model.codebook import KEPT, NUMBER, Outcome, Prediction, Readout, frequent_tokens
-from ib_callback.measuring.model.forward import Forward, ProbeForward, check_fit, free_memory, is_out_of_memory
+from ib_callback.measuring.model.forward import (
+    Forward,
+    ProbeForward,
+    accident,
+    check_fit,
+    free_memory,
+    is_out_of_memory,
+)
 from ib_callback.measuring.model.guard import is_sharded, resharded, untouched
 from ib_callback.measuring.model.loss import (
     Distributions,
@@ -272,6 +279,7 @@ class Meter:
         self._refused: tuple[int, str] | None = None  # a model by its id, and why
         self._told_equal: set[str] = set()  # names of layers with equal states
         self._read_ahead: dict[str, bool] = {}  # by the names of the kinds of models that have been looked at
+        self._cross_checked: set[str] = set()  # the same
         self._routes = Routes()
         self._told: set[str] = set()
         self._further = [
@@ -402,8 +410,13 @@ class Meter:
         _warn_if_short(access.device_of(root), memory, waiting)
         with unchanged_parameters(root, copied=True), untouched(root), resharded(root):
             forward = self._forward(root)
-            with nullcontext() if readout is None else readout:
+            with (
+                self._told_which_layers(forward, layers),
+                self._check_norm(root, layers),
+                nullcontext() if readout is None else readout,
+            ):
                 forward.once(forward.longest(plan.batches), layers)
+            self._check_layers(forward, layers, called=True)
             self._warn_if_bidirectional(forward, layers)
             self._autocast = forward.autocast
             route = self._find_route(root)
@@ -455,9 +468,11 @@ class Meter:
             layers = meter._layers(root)
         with self._visit(root):
             if self.forward is None:
+                self._check_layers(self._forward(root), layers)
                 self._warn_if_bidirectional(self._forward(root), layers)
             losses = self._loss_pass(root)
-            plan, sums, moments, aimed = self._sums(root, self._captured(root, layers), losses)
+            with self._check_norm(root, layers):
+                plan, sums, moments, aimed = self._sums(root, self._captured(root, layers), losses)
             others = [meter._sums(root, layers)[:2] for meter in further]
         dispersion = [part.dispersion(index) for part in moments for index in range(len(part.unit))]
         outcome = None if losses is None else self._routes.note(root, self._told_of(losses.outcome()))
@@ -572,6 +587,7 @@ class Meter:
             parts.append(assignments[:, : len(layers)].to("cpu", copy=True))
 
         with self._visit(root):
+            self._check_layers(self._forward(root), layers)
             self._forward(root).over(self._bar(plan.batches), layers, keep)
         return torch.cat(parts)
 
@@ -637,11 +653,29 @@ class Meter:
 
     def _layers(self, root: nn.Module) -> list[Layer]:
         """The layers to measure, after checking that the probe fits the model."""
-        layers = access.resolve_layers(root, self.layers)
         if self.forward is None:
             access.refuse_encoder_decoder(root)
+        try:
+            layers = access.resolve_layers(root, self.layers)
+        except ModelError as error:
+            raise ModelError(f"{error}{self._suggestion(root)}") from None
         check_fit(root, self.probe)
         return layers
+
+    def _suggestion(self, root: nn.Module) -> str:
+        """What to pass as layers= for a model in which they were not found."""
+        if self.layers != "hidden_states" or self.forward is not None:
+            return ""
+        check_fit(root, self.probe)
+        told = ""
+
+        def ask() -> None:
+            nonlocal told
+            with self._visit(root):
+                told = crosscheck.suggestion(self._forward(root), self.plan().batches)
+
+        accident(ask)
+        return told
 
     def _captured(self, root: nn.Module, layers: list[Layer]) -> list[Layer]:
         """The layers, and the last block before the final norm where it is wanted."""
@@ -799,6 +833,35 @@ class Meter:
         self._read_ahead[kind] = bidirectional.sees_what_follows(forward, self.plan().batches, layers)
         if self._read_ahead[kind]:
             warn(bidirectional.explanation(forward.model), stacklevel=3)
+
+    def _check_layers(self, forward: ProbeForward, layers: list[Layer], *, called: bool = False) -> None:
+        """Cross-check layers that were found with what the model returns, once for each kind of model.
+
+        `called`: whether the model has been called in this mode already.
+        """
+        kind = _kind_of(access.bare(forward.model))
+        if (
+            not self._planes
+            or self.layers != "hidden_states"
+            or self.forward is not None
+            or kind in self._cross_checked
+        ):
+            return
+        crosscheck.check_hidden_states(forward, self.plan().batches, layers, called=called)
+        self._cross_checked.add(kind)
+
+    def _check_norm(self, root: nn.Module, layers: list[Layer]) -> Any:
+        found = self._planes and self.layers == "hidden_states"
+        return crosscheck.final_norm_reads_the_last_block(root, layers) if found else nullcontext()
+
+    @contextmanager
+    def _told_which_layers(self, forward: ProbeForward, layers: list[Layer]) -> Iterator[None]:
+        """Where layers that were found cannot be captured, the error of the cross-check, which has a cure, if any."""
+        try:
+            yield
+        except ModelError:
+            self._check_layers(forward, layers)
+            raise
 
     def _bar(self, batches: tuple[Batch, ...]) -> Iterator[Batch]:
         with progress_bar("information", total=len(batches), unit="batch", shown=self.progress, delay=2.0) as done:

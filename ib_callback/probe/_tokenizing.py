@@ -97,7 +97,6 @@ class Encoder:
             padding=False,
             add_special_tokens=special_tokens,
             return_attention_mask=False,
-            return_token_type_ids=False,
             return_offsets_mapping=places and self.has_offsets,
             return_special_tokens_mask=places,
             verbose=False,

@@ -101,13 +101,13 @@ def test_probe_that_does_not_fit_the_model(check, changes, message):
         getattr(ib.Meter(make_probe()), check)(llama(**changes))
 
 
-def test_preflight_reports_and_runs_one_forward_and_one_for_the_loss():
+def test_preflight_reports_and_runs_one_forward_and_one_each_for_the_cross_check_and_the_loss():
     model = llama()
     calls = []
     handle = model.register_forward_hook(lambda module, inputs, output: calls.append(inputs[0].shape))
     report = ib.Meter(make_probe(), batch_size=4).preflight(model)
     handle.remove()
-    assert calls == [(1, 16), (2, 16)]
+    assert calls == [(1, 16), (1, 16), (2, 16)]
     assert report.num_sequences == 10
     assert report.passes == 1
     assert "2 layers (model.layers.0 … model.layers.1:final), 10 sequences" in report.describe()

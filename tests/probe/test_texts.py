@@ -44,6 +44,27 @@ def test_a_slow_tokenizer() -> None:
     assert probe.attention_mask.tolist() == [[True] * 4 + [False], [True] * 5]
 
 
+class LikeMistrals(PreTrainedTokenizerFast):
+    """Refuses what the tokenizer of mistral-common refuses."""
+
+    is_fast = False
+    backend_tokenizer = None
+
+    def __call__(self, text: Any, return_offsets_mapping: bool = False, **kwargs: Any) -> Any:
+        known = {"add_special_tokens", "padding", "truncation", "max_length", "return_attention_mask"}
+        if unknown := {*kwargs} - known - {"return_special_tokens_mask", "verbose"}:
+            raise ValueError(f"Kwargs {sorted(unknown)} are not supported.")
+        if return_offsets_mapping:
+            raise ValueError("`return_offsets_mapping` is not supported.")
+        return super().__call__(text, **kwargs)
+
+
+def test_a_tokenizer_that_takes_few_arguments() -> None:
+    fast = PreTrainedTokenizerFast(tokenizer_object=word_tokenizer())
+    probe = Probe.from_texts(["a b c", "c d"], LikeMistrals(tokenizer_object=word_tokenizer()), min_length=2)
+    assert torch.equal(probe.input_ids, Probe.from_texts(["a b c", "c d"], fast, min_length=2).input_ids)
+
+
 def test_texts_are_consumed_no_further_than_needed() -> None:
     read = []
 

@@ -101,7 +101,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 def transformers_models(module: nn.Module, name: str = "") -> dict[str, nn.Module]:
     """The transformers models inside a module by name, those that are part of another one left out."""
-    if _is_transformers_model(module) or _is_transformers_model(bare(module)):
+    if is_transformers_model(module) or is_transformers_model(bare(module)):
         # A sharded one has to be called through its wrapper.
         return {name: without_parallelism(module)}
     found: dict[str, nn.Module] = {}
@@ -110,7 +110,8 @@ def transformers_models(module: nn.Module, name: str = "") -> dict[str, nn.Modul
     return found
 
 
-def _is_transformers_model(module: nn.Module) -> bool:
+def is_transformers_model(module: nn.Module) -> bool:
+    """Whether a module is a model of transformers or peft."""
     # By name, so that neither package is imported for a model that has nothing to do with it.
     bases = {(base.__module__.split(".")[0], base.__name__) for base in type(module).__mro__}
     return ("transformers", "PreTrainedModel") in bases or ("peft", "PeftModel") in bases
@@ -141,8 +142,9 @@ def resolve_layers(model: nn.Module, layers: Layers) -> list[Layer]:
         model: unwrapped model.
         layers: `"hidden_states"` (output of every block, the last after the final norm, as in
             `output_hidden_states=True` without the embeddings), `"blocks"` (raw block outputs), module names or
-            globs, or a callable model → modules. Names are those of the model without wrappers; those with them are
-            understood, and reported without.
+            globs, or a callable model → modules. In a model without a configuration the blocks are the one
+            outermost list of modules that have parts, and the final norm is the last one behind it. Names are those
+            of the model without wrappers; those with them are understood, and reported without.
 
     Raises:
         ModelError: nothing was found; lists candidates.
@@ -176,7 +178,7 @@ def _matching(model: nn.Module, pattern: str) -> list[Layer]:
     if not found:
         raise ModelError(
             f"layers: no module of {type(model).__name__} is called {pattern!r}. Expected names or globs such as "
-            f"{_some(named)}."
+            f"{some(named)}."
         )
     return found
 
@@ -201,7 +203,7 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
     """What makes the hidden states, which is the decoder, the base model or the model itself, and its blocks."""
     refuse_encoder_decoder(model)
     base: Any = bare(model)
-    number = getattr(_text_config(model), "num_hidden_layers", None)
+    number = getattr(text_config(model), "num_hidden_layers", None)
     names = {module: name for name, module in named_modules(model)}
     decoder = getattr(base, "get_decoder", None)
     inside = getattr(base, getattr(base, "base_model_prefix", ""), None)
@@ -211,7 +213,20 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
         stack = _stack(trunk, number)
         if stack is not None:
             name = names[stack]
+            if trunk is base and named_by_model(model, "get_output_embeddings") is not None:
+                # It has a head, and a name for the rest that does not hold: its trunk is the part with the blocks.
+                trunk = next((part for part in base.children() if stack in part.modules() and part is not stack), base)
             return trunk, [Layer(f"{name}.{i}" if name else str(i), block) for i, block in enumerate(stack)]
+    if number is None:
+        lists = _lists_of_blocks(model)
+        if len(lists) == 1:
+            return _plain_trunk(model, *lists[0])
+        if lists:
+            told = " or ".join(f"layers={_layers_of(model, *each)!r}" for each in lists)
+            raise ModelError(
+                f"layers: {type(model).__name__} has {len(lists)} lists of blocks, so say which is meant. Pass {told}; "
+                "their last is the norm behind the blocks, where there is one."
+            )
     expected = f"a list of {number} blocks (config.num_hidden_layers)" if number else "config.num_hidden_layers"
     raise ModelError(
         f"layers: the blocks of {type(model).__name__} could not be found. Expected {expected}, got "
@@ -219,9 +234,52 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
     )
 
 
+def _lists_of_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Lists of modules that have parts themselves, by name; not those inside another one, such as heads in a block."""
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in named_modules(model):
+        inside = any(module in set(other.modules()) for _, other in found)
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1 and not inside:
+            whole = all(any(part.children()) for part in module)
+            alike = isinstance(module, nn.ModuleList) or len({type(part) for part in module}) == 1
+            if name and whole and alike:
+                found.append((name, module))
+    return found
+
+
+def _norm_behind(model: nn.Module, name: str, stack: nn.Module) -> tuple[str, nn.Module] | None:
+    """The last norm beside a list of blocks, or else beside what holds it; None without one."""
+    named = dict(named_modules(model))
+    while name:
+        name = name.rpartition(".")[0]
+        after, seen = None, False
+        for part_name, part in named[name].named_children():
+            seen = seen or stack in set(part.modules())
+            if seen and "norm" in type(part).__name__.lower():
+                after = (f"{name}.{part_name}" if name else part_name, part)
+        if after is not None:
+            return after
+    return None
+
+
+def _plain_trunk(model: nn.Module, name: str, stack: nn.Module) -> tuple[nn.Module, list[Layer]]:
+    """The blocks of a list, and the norm behind them, or without one the last block."""
+    blocks = [Layer(f"{name}.{i}", block) for i, block in enumerate(stack.children())]
+    norm = _norm_behind(model, name, stack)
+    return blocks[-1].module if norm is None else norm[1], blocks
+
+
+def _layers_of(model: nn.Module, name: str, stack: nn.Module) -> list[str]:
+    """The same as names to pass."""
+    norm = _norm_behind(model, name, stack)
+    if norm is None:
+        return [f"{name}.*"]
+    return [*(f"{name}.{i}" for i in range(len(list(stack.children())) - 1)), norm[0]]
+
+
 def refuse_encoder_decoder(model: nn.Module) -> None:
     """Raise a ModelError for a model with two stacks, each with tokens of its own; its encoder alone is none."""
-    configs: tuple[Any, ...] = (getattr(bare(model), "config", None), _text_config(model))
+    configs: tuple[Any, ...] = (getattr(bare(model), "config", None), text_config(model))
     if any(getattr(config, "is_encoder_decoder", False) is True for config in configs):
         raise ModelError(
             f"{type(model).__name__} is an encoder-decoder: it reads one text and writes another, while complexity and "
@@ -249,15 +307,17 @@ def _candidates(model: nn.Module) -> str:
     ]
     if lists:
         return "candidates " + ", ".join(lists[:8])
-    return f"modules {_some(dict.fromkeys(name for name, _ in named_modules(model) if name))}"
+    return f"modules {some(dict.fromkeys(name for name, _ in named_modules(model) if name))}"
 
 
-def _some(names: Iterable[str], limit: int = 12) -> str:
+def some(names: Iterable[str], limit: int = 12) -> str:
+    """The first of the names, and how many there are."""
     names = list(names)
     return ", ".join(map(repr, names[:limit])) + (f" … ({len(names)} in all)" if len(names) > limit else "")
 
 
-def _text_config(model: nn.Module) -> Any:
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the part that reads text; None without one."""
     config: Any = getattr(bare(model), "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
@@ -283,13 +343,13 @@ def input_embeddings(model: nn.Module) -> nn.Module | None:
 def vocabulary_size(model: nn.Module) -> int | None:
     """Number of token ids that the model can embed, if it says."""
     rows = getattr(input_embeddings(model), "num_embeddings", None)
-    size = rows if isinstance(rows, int) else getattr(_text_config(model), "vocab_size", None)
+    size = rows if isinstance(rows, int) else getattr(text_config(model), "vocab_size", None)
     return size if isinstance(size, int) else None
 
 
 def position_limit(model: nn.Module) -> int | None:
     """Longest sequence that the model takes, if it says."""
-    limit = getattr(_text_config(model), "max_position_embeddings", None)
+    limit = getattr(text_config(model), "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:
         return None
     for name, module in model.named_modules():
@@ -298,6 +358,18 @@ def position_limit(model: nn.Module) -> int | None:
         if name.endswith("position_embeddings") and isinstance(padding, int):
             return limit - padding - 1
     return limit
+
+
+def tokens_ahead(model: nn.Module) -> int:
+    """How many learnt tokens a model puts before every text: those of PEFT's prompt tuning and p-tuning."""
+    inside: nn.Module | None = model
+    while inside is not None:
+        config = getattr(inside, "active_peft_config", None) if is_transformers_model(inside) else None
+        kind = str(getattr(config, "peft_type", "")).rpartition(".")[2]
+        if kind in ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING"):
+            return int(getattr(config, "num_virtual_tokens", 0))
+        inside = wrapped(inside)
+    return 0
 
 
 def device_of(model: nn.Module) -> torch.device:

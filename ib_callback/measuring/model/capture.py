@@ -131,6 +131,7 @@ class Capture:
         quantiser: makes assignments; None: only the moments are wanted.
         centers: [dim] of each layer, what is taken off its unit states in further variants.
         moments: to add the states to.
+        ahead: tokens that the model puts before every text, whose states are left out.
     """
 
     def __init__(
@@ -140,8 +141,10 @@ class Capture:
         *,
         centers: Sequence[Tensor] | None = None,
         moments: Moments | None = None,
+        ahead: int = 0,
     ) -> None:
         self._layers = layers
+        self._ahead = ahead
         self._quantiser = quantiser
         self._centers = centers
         self._moments = moments
@@ -243,19 +246,16 @@ class Capture:
         return norms
 
     def _states(self, index: int, output: Any) -> Tensor:
-        z = output
-        if not isinstance(z, Tensor):
-            z = getattr(z, "last_hidden_state", None)
-            if z is None and isinstance(output, (tuple, list)) and output:
-                z = output[0]
-        if not isinstance(z, Tensor) or z.ndim != 3 or z.shape[:2] != self._shape or not z.is_floating_point():
+        states = states_of(output, self._shape, self._ahead)
+        if states is None:
+            z = _main_part(output)
             got = f"{z.dtype} {tuple(z.shape)}" if isinstance(z, Tensor) else type(output).__name__
             raise ModelError(
                 f"layer {self._layers[index].name!r}: expected an output of floats "
                 f"[{self._shape[0]}, {self._shape[1]}, dim] (sequences, tokens, dim), got {got}. "
                 "Name modules that put out one vector for each token with layers=."
             )
-        return z.detach()
+        return states
 
     def _check_fired(self) -> None:
         for layer, times in zip(self._layers, self._fired, strict=True):
@@ -274,6 +274,24 @@ class Capture:
                 f"the {len(self._positions)} valid positions in this batch: {where}. Such vectors have no direction to "
                 "quantise; look for a diverged run, or a layer that is not in use yet and leave it out with layers=."
             )
+
+
+def states_of(output: Any, shape: tuple[int, int], ahead: int = 0) -> Tensor | None:
+    """The states [B, S, dim] that a module put out for B, S tokens; None if it put out something else.
+
+    Of what has so many tokens `ahead` of the text, the states of the text.
+    """
+    z = _main_part(output)
+    if not isinstance(z, Tensor) or z.ndim != 3 or not z.is_floating_point():
+        return None
+    if z.shape[:2] == (shape[0], shape[1] + ahead):
+        return z.detach()[:, ahead:]
+    return z.detach() if z.shape[:2] == shape else None
+
+
+def _main_part(output: Any) -> Any:
+    z = output if isinstance(output, Tensor) else getattr(output, "last_hidden_state", None)
+    return output[0] if z is None and isinstance(output, (tuple, list)) and output else z
 
 
 def _chosen(table: Tensor, positions: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class ProbeForward:
         if isinstance(self._call, OwnForward) and losses is not None and losses.all_logits:
             self._call = self._call.every
         self._device = access.device_of(model)
+        self._ahead = access.tokens_ahead(model)
         self.autocast = ""  # under which the last pass ran, e.g. ", autocast bfloat16"
 
     def over(
@@ -83,7 +84,7 @@ class ProbeForward:
         moments: Moments | None = None,
     ) -> None:
         """Run the batches, and hand each one's assignments (`Capture.run`) on; the next batch overwrites them."""
-        with Capture(layers, self._quantiser, centers=centers, moments=moments) as capture:
+        with Capture(layers, self._quantiser, centers=centers, moments=moments, ahead=self._ahead) as capture:
             for batch in batches:
                 inputs = self._inputs(batch.sequences, batch.width, batch.positions)
                 use(batch, self._run(capture, inputs, batch.sequences))
@@ -108,7 +109,7 @@ class ProbeForward:
     def moments(self, batches: Iterable[Batch], layers: Sequence[Layer]) -> Moments:
         """Run the batches for the moments of states alone."""
         moments = Moments(len(layers))
-        with Capture(layers, None, moments=moments) as capture:
+        with Capture(layers, None, moments=moments, ahead=self._ahead) as capture:
             for batch in batches:
                 self._run(capture, self._inputs(batch.sequences, batch.width, batch.positions))
         return moments
@@ -120,7 +121,7 @@ class ProbeForward:
 
     def once(self, inputs: Inputs, layers: Sequence[Layer]) -> Tensor:
         """Assignments [T, L, num_bins] from a pass of its own."""
-        with Capture(layers, self._quantiser) as capture:
+        with Capture(layers, self._quantiser, ahead=self._ahead) as capture:
             return self._run(capture, inputs)
 
     def longest(self, batches: Iterable[Batch]) -> Inputs:
@@ -173,16 +174,48 @@ def takes_few_logits(module: nn.Module) -> bool:
     return "logits_to_keep" in _arguments(module)[0]
 
 
-def default_forward(module: nn.Module, *, all_logits: bool = False) -> Forward:
+def takes(module: nn.Module, argument: str) -> bool:
+    """Whether a model's forward takes an argument by this name, or hands it on to something that may."""
+    names, open_ended = _arguments(module)
+    return argument in names or open_ended
+
+
+def default_forward(module: nn.Module, *, all_logits: bool = False, **further: Any) -> Forward:
     """The call of `module` itself with ids and mask: no cache, and the logits of one token where it allows that.
 
     Arguments go by name where the class takes the name, or hands `**kwargs` on to something that takes it. A model that
     takes no `attention_mask` is called with the ids alone, and refuses sequences with padding. With `all_logits` it is
-    not asked for those of one token.
+    not asked for those of one token; `further` arguments are handed on as they are.
     """
+    if _needs_padding_token(module):
+        inside = _default_forward(module, all_logits, further)
+        return lambda model, input_ids, attention_mask: _with_padding_token(inside, model, input_ids, attention_mask)
+    return _default_forward(module, all_logits, further)
+
+
+def _needs_padding_token(module: nn.Module) -> bool:
+    """Whether a model refuses batches because it does not know which token to classify in a padded sequence."""
+    kind, config = type(access.bare(module)), access.text_config(module)
+    classifies = access.is_transformers_model(access.bare(module)) and kind.__name__.endswith(
+        "ForSequenceClassification"
+    )
+    return classifies and getattr(config, "pad_token_id", 0) is None
+
+
+def _with_padding_token(call: Forward, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
+    """The call while the configuration names a padding token that no text has: only the class depends on it."""
+    config = access.text_config(model)
+    config.pad_token_id = -1
+    try:
+        return call(model, input_ids, attention_mask)
+    finally:
+        config.pad_token_id = None
+
+
+def _default_forward(module: nn.Module, all_logits: bool, further: dict[str, Any]) -> Forward:
     names, open_ended = _arguments(module)
     known = {"use_cache": False} | ({} if all_logits else {"logits_to_keep": 1})
-    options = {name: value for name, value in known.items() if name in names}
+    options = {name: value for name, value in known.items() if name in names} | further
     if "attention_mask" in names or open_ended:
         return lambda model, input_ids, attention_mask: model(input_ids, attention_mask=attention_mask, **options)
 

@@ -37,10 +37,28 @@ def untouched(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_eager())
         stack.enter_context(_unobserved(model))
+        stack.enter_context(_padded(model))
         for module in model.modules():
             # Not module.eval(): subclasses may override it, and train(mode) recurses.
             module.training = False
         yield
+
+
+@contextmanager
+def _padded(model: nn.Module) -> Iterator[None]:
+    """Without the nested tensors that torch's encoder makes of padded sequences in evaluation mode, by itself."""
+    nesting = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False)
+    ]
+    for module in nesting:
+        module.use_nested_tensor = False
+    try:
+        yield
+    finally:
+        for module in nesting:
+            module.use_nested_tensor = True
 
 
 @contextmanager

@@ -99,6 +99,8 @@ def logits_in(output: Any, model: nn.Module, shape: tuple[int, int], highest: in
         found = output[0] if isinstance(output, (tuple, list)) and output else output
     if not isinstance(found, Tensor) or not found.is_floating_point():
         return f"{type(access.bare(model)).__name__} puts out no logits"
+    if (ahead := access.tokens_ahead(model)) and found.ndim == 3 and found.shape[1] == shape[1] + ahead:
+        found = found[:, ahead:]
     size = list(found.shape)
     if found.ndim != 3 or tuple(size[:2]) != shape:
         return f"the logits, {size}, are not those of every token, [{shape[0]}, {shape[1]}, vocabulary]"

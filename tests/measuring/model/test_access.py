@@ -1,5 +1,8 @@
 """Finding blocks and limits in real architectures."""
 
+import ast
+import re
+
 import pytest
 import torch
 import transformers as tf
@@ -20,10 +23,11 @@ from architectures import (
     roberta,
     t5,
 )
-from tiny_models import Engine, PeftForCausalLM, compiled, in_blocks
+from tiny_models import Engine, PeftForCausalLM, compiled, in_blocks, make_probe
 from tiny_models import llama as tiny
 from torch import nn
 
+import ib_callback as ib
 from ib_callback.common.errors import ModelError
 from ib_callback.measuring.model import access
 from ib_callback.measuring.model.forward import default_forward
@@ -190,3 +194,92 @@ def test_models_made_by_torchscript_are_refused(wrap):
     model = wrap(torch.jit.script(nn.Linear(2, 2)))
     with pytest.raises(ModelError, match=r"made by TorchScript, which runs outside Python.*Measure the model that"):
         access.unwrap(model)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(16)
+        self.heads = nn.ModuleList(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 8)) for _ in range(2))
+
+    def forward(self, states):
+        return states + torch.cat([head(self.norm(states)) for head in self.heads], -1)
+
+
+class NanoGPT(nn.Module):
+    """Laid out like nanoGPT; `rescaled`: something is done between the blocks and the norm."""
+
+    def __init__(self, blocks=nn.ModuleList, rescaled=False):
+        super().__init__()
+        listed = [Block() for _ in range(3)]
+        h = blocks(listed) if blocks is nn.ModuleList else blocks(*listed)
+        self.transformer = nn.ModuleDict({"wte": nn.Embedding(40, 16), "norm_in": nn.LayerNorm(16), "h": h})
+        self.transformer["ln_f"] = nn.LayerNorm(16)
+        self.lm_head = nn.Linear(16, 40, bias=False)
+        self.rescaled = rescaled
+
+    def trunk(self, ids):
+        states = [self.transformer.norm_in(self.transformer.wte(ids))]
+        for block in self.transformer.h:
+            states.append(block(states[-1]))
+        last = states[-1] * (2 if self.rescaled else 1)
+        return [*states[1:-1], self.transformer.ln_f(last)]
+
+    def forward(self, ids, targets=None):
+        return self.lm_head(self.trunk(ids)[-1]), None
+
+
+@pytest.mark.parametrize("blocks", [nn.ModuleList, nn.Sequential])
+def test_plain_models_with_one_list_of_blocks_are_measured_behind_their_final_norm(blocks):
+    torch.manual_seed(0)
+    model, probe = NanoGPT(blocks), ib.Probe.from_tokens(torch.randint(0, 40, (4, 12)))
+    measured = ib.measure(model, probe)
+    assert list(measured.layers) == ["transformer.h.0", "transformer.h.1", "transformer.h.2:final"]
+    seen = {}
+    for layer in access.resolve_layers(model, "hidden_states"):
+        layer.module.register_forward_hook(lambda module, inputs, output, name=layer.name: seen.update({name: output}))
+    expected = model.trunk(probe.input_ids)
+    assert all(torch.equal(*pair) for pair in zip(seen.values(), expected, strict=True))
+
+
+@pytest.mark.parametrize("check", ["preflight", "measure"])
+def test_a_norm_that_does_not_read_the_last_block_is_refused_with_a_cure(check):
+    model, probe = NanoGPT(rescaled=True), ib.Probe.from_tokens(torch.randint(0, 40, (4, 12)))
+    names = [f"transformer.h.{i}" for i in range(3)]
+    with pytest.raises(
+        ModelError, match=r"'transformer\.ln_f' was taken for the final norm.*" + re.escape(repr(names))
+    ):
+        getattr(ib.Meter(probe), check)(model)
+    assert ib.Meter(probe, layers=names).preflight(model).layers == tuple(names)
+
+
+def test_of_several_lists_of_blocks_the_layers_to_pass_are_told():
+    model = nn.ModuleDict({"one": NanoGPT(), "other": NanoGPT()})
+    with pytest.raises(ModelError, match="has 2 lists of blocks") as raised:
+        access.resolve_layers(model, "hidden_states")
+    told = [ast.literal_eval(each) for each in re.findall(r"layers=(\[[^\]]*\])", str(raised.value))]
+    for name, layers in zip(("one", "other"), told, strict=True):
+        assert [layer.module for layer in access.resolve_layers(model, layers)] == [
+            *list(model[name].transformer.h)[:-1],
+            model[name].transformer.ln_f,
+        ]
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(40, 16)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 3, norm=nn.LayerNorm(16))
+
+    def forward(self, ids, attention_mask):
+        return self.encoder(self.embed(ids), src_key_padding_mask=attention_mask == 0)
+
+
+def test_encoders_of_torch_are_measured_with_padding():
+    """In evaluation mode they would make nested tensors of it."""
+    torch.manual_seed(0)
+    model, probe = Encoder(), make_probe()
+    layers = ib.measure(model, probe).layers
+    assert list(layers) == ["encoder.layers.0", "encoder.layers.1", "encoder.layers.2:final"]
+    assert model.encoder.use_nested_tensor

@@ -1,10 +1,14 @@
 """How models are called: one row of logits and no cache wherever that can be asked for, else as they are."""
 
+import types
+
+import accelerate
 import pytest
 import torch
 import transformers as tf
 from architectures import SMALL, bert, gpt2, llama
-from tiny_models import WRAPPERS, Engine, make_probe, numbers
+from tiny_models import WRAPPERS, Engine, PeftForCausalLM, make_probe, numbers
+from tiny_models import llama as tiny_llama
 from torch import nn
 
 import ib_callback as ib
@@ -100,8 +104,9 @@ def test_a_model_without_logits_to_keep_runs_as_it_is():
     calls = []
     model.register_forward_hook(lambda module, inputs, keywords, output: calls.append(set(keywords)), with_kwargs=True)
     measured = ib.Meter(make_probe(), batch_size=4).measure(model)
-    # Two for what its attention sees, three batches.
-    assert calls == [{"attention_mask"}] * 5
+    # Two for its hidden states, two for what its attention sees, three batches.
+    plain = {"attention_mask"}
+    assert calls == [plain, plain | {"output_hidden_states", "return_dict"}, *[plain] * 5]
     whole = ib.Meter(make_probe(), batch_size=4, forward=lambda m, ids, mask: m(ids, attention_mask=mask))
     assert numbers(whole.measure(model)) == numbers(measured)
 
@@ -117,3 +122,68 @@ def test_a_model_without_logits_to_keep_runs_as_it_is():
 )
 def test_what_means_that_memory_ran_out(error, expected):
     assert is_out_of_memory(error) is expected
+
+
+@pytest.mark.parametrize("kind", [accelerate.cpu_offload, accelerate.disk_offload])
+def test_models_that_accelerate_offloads_measure_like_the_whole(kind, tmp_path):
+    expected = numbers(ib.measure(tiny_llama().eval(), make_probe()))
+    model = tiny_llama().eval()
+    where = {"offload_dir": str(tmp_path)} if kind is accelerate.disk_offload else {}
+    kind(model, execution_device=torch.device("cpu"), **where)
+    meter = ib.Meter(make_probe())
+    meter.preflight(model)
+    assert numbers(meter.measure(model)) == expected
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("make", [
+    lambda: tf.LlamaForSequenceClassification(tf.LlamaConfig(**SMALL)),
+    lambda: tf.GPT2ForSequenceClassification(tf.GPT2Config(vocab_size=40, n_embd=16, n_layer=3, n_head=2)),
+], ids=["llama", "gpt2"])  # fmt: skip
+def test_reward_models_without_a_padding_token_measure_like_their_trunk(make):
+    torch.manual_seed(0)
+    model = make().eval()
+    measured, trunk = (ib.measure(each, make_probe(), batch_size=4, loss=False) for each in (model, model.base_model))
+    assert measured["token"].complexity_by_layer == trunk["token"].complexity_by_layer
+    assert model.config.pad_token_id is None
+
+
+class PeftModel(PeftForCausalLM):
+    """Prompt tuning: learnt vectors stand before the embeddings of every text."""
+
+    __module__ = "peft.peft_model"
+
+    def __init__(self, base, number):
+        super().__init__(base)
+        self.active_peft_config = types.SimpleNamespace(peft_type="PeftType.PROMPT_TUNING", num_virtual_tokens=number)
+        self.prompt = nn.Parameter(torch.randn(number, 16))
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        prompt = self.prompt.expand(len(input_ids), -1, -1)
+        embeds = torch.cat([prompt, self.get_base_model().get_input_embeddings()(input_ids)], 1)
+        mask = torch.cat([attention_mask.new_ones(prompt.shape[:2]), attention_mask], 1)
+        return self.get_base_model()(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+
+
+def test_learnt_tokens_ahead_of_the_text_are_left_out():
+    torch.manual_seed(0)
+    ids = torch.randint(2, 40, (6, 12))
+    model = PeftModel(tiny_llama().eval(), 4).eval()
+    layers, seen = [], {}
+    for name, states in ib.Meter(ib.Probe.from_tokens(ids), orders="token").assignments(model):
+        seen[name] = states
+        layers.append(name)
+    assert layers == ["model.layers.0", "model.layers.1:final"]
+    # The last token of a text has no next one, and so no valid position.
+    with torch.no_grad():
+        expected = model(ids, torch.ones_like(ids), output_hidden_states=True).hidden_states[1:]
+    for states, own in zip(seen.values(), expected, strict=True):
+        points = ib.reference_points(16, 100)
+        temperature = ib.calibrated_temperature(16, 100)
+        torch.testing.assert_close(
+            states, ib.soft_assign(own[:, 4:-1].flatten(0, 1), points, temperature), rtol=0, atol=1e-6
+        )
+    measured = ib.measure(model, ib.Probe.from_tokens(ids), loss="all")
+    logits = model(ids, torch.ones_like(ids)).logits[:, 4:]
+    loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert measured.loss == pytest.approx(float(loss), abs=1e-5)

@@ -459,9 +459,10 @@ def test_bad_settings(loss):
 
 def test_without_it_nothing_more_is_run():
     model = llama()
-    calls = []
+    meter, calls = ib.Meter(PROBE, loss=False, batch_size=5), []
+    meter.preflight(model)
     model.register_forward_hook(lambda module, inputs, output: calls.append(output.logits.shape[1]))
-    measured = ib.Meter(PROBE, loss=False, batch_size=5).measure(model)
+    measured = meter.measure(model)
     assert calls == [1, 1] and measured.loss is None and "loss" not in measured.settings
     with_it = ib.measure(model, PROBE, batch_size=5)
     assert not settings_differences(measured, with_it)

@@ -1,0 +1,287 @@
+"""Whether the layers that were found by rule put out what the model itself returns as its hidden states.
+
+The blocks of a model are found as the shallowest list of the right length, which in some architectures is something
+else, such as the attention of every layer. A model of transformers can be asked: it is, once, on a few tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ib_callback.common.errors import ModelError
+from ib_callback.measuring.model import access
+from ib_callback.measuring.model.access import Layer
+from ib_callback.measuring.model.capture import states_of
+from ib_callback.measuring.model.forward import Inputs, ProbeForward, default_forward, is_out_of_memory, takes
+from ib_callback.measuring.plan.plan import Batch
+
+# Tokens that the model is asked about: enough to tell any two modules apart.
+TOKENS = 32
+
+# Where a module keeps its hooks.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def check_hidden_states(
+    forward: ProbeForward, batches: Iterable[Batch], layers: Sequence[Layer], *, called: bool = False
+) -> bool:
+    """Compare the layers that `layers="hidden_states"` found with the model's `output_hidden_states=True`.
+
+    Models that do not return hidden states are believed; returns whether this one does. A model that has not been
+    `called` in this mode is called before, so that nothing is set up in the pass that counts but what hidden states
+    need, and is taken down.
+
+    Raises:
+        ModelError: they differ; says where, and the `layers=` that measures what the model returns.
+    """
+    inputs = _first_tokens(forward.longest(batches))
+    if not returns_hidden_states(forward.model):
+        return False
+    if not called:
+        default_forward(forward.model)(forward.model, inputs.ids, inputs.mask)
+    seen: dict[nn.Module, list[Tensor | None]] = {}
+    expected = hidden_states(forward.model, inputs, [layer.module for layer in layers], keep_in(seen))
+    if expected is None:
+        return False
+    found = [states[0] if len(states := seen.get(layer.module, [])) == 1 else None for layer in layers]
+    # Most return the embeddings first; some, such as Mamba, the last block before the final norm too, or neither.
+    choices = [[*expected[: len(layers) - 1], expected[-1]], expected[-len(layers) :]]
+    wrong = [
+        [layer.name for layer, states, own in zip(layers, found, choice, strict=False) if not alike(states, own)]
+        for choice in choices
+    ]
+    if not 0 <= len(expected) - len(layers) <= 1 or all(wrong):
+        raise ModelError(_explanation(forward.model, inputs, layers, wrong[-1], expected, found[-1]))
+    return True
+
+
+@contextmanager
+def final_norm_reads_the_last_block(model: nn.Module, layers: Sequence[Layer]) -> Iterator[None]:
+    """Check in the body's first forward the norm that was found as the last layer of a model not of transformers.
+
+    Raises:
+        ModelError: what it is given is not what the last block put out; says what to pass.
+    """
+    blocks = access.resolve_layers(model, "blocks")
+    norm, last = layers[-1].module, blocks[-1].module
+    if access.is_transformers_model(access.bare(model)) or norm is last or last in set(norm.modules()):
+        yield
+        return
+    put_out: list[Any] = []
+    reads: list[bool] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        put_out[:] = [output[0] if isinstance(output, (tuple, list)) and output else output]
+
+    def compare(module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+        if not reads:
+            given, block = next(iter((*inputs, *named.values())), None), put_out.pop() if put_out else None
+            same = isinstance(given, Tensor) and isinstance(block, Tensor) and alike(given, block)
+            reads.append(same)
+
+    hooks = [last.register_forward_hook(keep), norm.register_forward_pre_hook(compare, with_kwargs=True)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not all(reads):
+        name = next(name for name, module in access.named_modules(model) if module is norm)
+        names = [block.name for block in blocks]
+        raise ModelError(
+            f'layers="hidden_states": {name!r} was taken for the final norm, but it is not given what {names[-1]!r} '
+            f"puts out. Pass layers={names!r} for the blocks as they are, or name what comes behind them last."
+        )
+
+
+def returns_hidden_states(model: nn.Module) -> bool:
+    """Whether a model may know `output_hidden_states=True`."""
+    return access.is_transformers_model(access.bare(model)) and takes(model, "output_hidden_states")
+
+
+def hidden_states(
+    model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module], look: Callable[[nn.Module, Tensor | None], None]
+) -> list[Tensor] | None:
+    """The model's own hidden states [B, S, dim], the embeddings included where it does; None if it does not return any.
+
+    Args:
+        model: unwrapped.
+        inputs: what it is given.
+        modules: of which outputs are looked at in the same pass.
+        look: is given each of them with its states, or None where it has no [B, S, dim], whenever it runs.
+    """
+    options = {"output_hidden_states": True} | ({"return_dict": True} if takes(model, "return_dict") else {})
+    shape, ahead = (inputs.ids.shape[0], inputs.ids.shape[1]), access.tokens_ahead(model)
+
+    def hook(module: nn.Module, _: Any, output: Any) -> None:
+        look(module, states_of(output, shape, ahead))
+
+    with without_new_hooks(model):
+        for module in modules:
+            module.register_forward_hook(hook)
+        try:
+            output = default_forward(model, **options)(model, inputs.ids, inputs.mask)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return None  # it runs without being asked, which is all that a measurement needs
+    states = getattr(output, "hidden_states", None)
+    if not isinstance(states, (tuple, list)) or not all(isinstance(each, Tensor) for each in states):
+        return None
+    return [each[:, ahead:] if ahead else each for each in states] or None
+
+
+@contextmanager
+def without_new_hooks(model: nn.Module) -> Iterator[None]:
+    """At the end, modules have the hooks, and the names of attributes, that they had.
+
+    transformers 5 hooks a model for good when it is first asked for hidden states, and notes on it that it did.
+    """
+    before = [
+        (module, {name: [*vars(module).get(name, {})] for name in _HOOKS}, set(vars(module)))
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+    ]
+    try:
+        yield
+    finally:
+        for module, hooks, names in before:
+            for kind, numbers in hooks.items():
+                table = vars(module).get(kind, {})
+                for number in set(table).difference(numbers):
+                    del table[number]
+            for name in set(vars(module)).difference(names):
+                del vars(module)[name]
+
+
+def keep_in(seen: dict[nn.Module, list[Tensor | None]]) -> Callable[[nn.Module, Tensor | None], None]:
+    """Keeps copies of states by module: what comes later in the model may write into them."""
+
+    def look(module: nn.Module, states: Tensor | None) -> None:
+        seen.setdefault(module, []).append(None if states is None else states.clone())
+
+    return look
+
+
+def alike(states: Tensor | None, expected: Tensor) -> bool:
+    """Whether states are the expected ones, but for a change of their precision on the way out of the model."""
+    if states is None or states.shape != expected.shape:
+        return False
+    precision = 8 * max(torch.finfo(states.dtype).eps, torch.finfo(expected.dtype).eps)
+    own = expected.to(states.device, torch.float32)
+    # Of what is NaN, the measurement tells.
+    return not bool((states.float() - own).norm() > precision * own.norm())
+
+
+def _first_tokens(inputs: Inputs) -> Inputs:
+    """The first few real tokens of a sequence [1, S]."""
+    first = int(inputs.mask[0].argmax())
+    part = slice(first, first + TOKENS)
+    return Inputs(inputs.ids[:, part], inputs.mask[:, part], inputs.positions[:0])
+
+
+def modules_that_put_out(model: nn.Module, inputs: Inputs, number: int) -> list[list[str]]:
+    """For each of the last `number` hidden states of a model, but its embeddings, names of modules that put it out.
+
+    Another two passes, the second with hooks on all modules. Modules that run more than once are left out.
+    """
+    parts: dict[str, nn.Module] = {}
+    for name, module in access.named_modules(model):
+        if name:
+            parts.setdefault(name, module)  # of a wrapper and its inside, what is called
+    names = {module: name for name, module in parts.items()}
+    expected = hidden_states(model, inputs, [], lambda module, states: None)
+    if expected is None:
+        return [[]] * number
+    times: dict[str, int] = {}
+    matches: list[list[str]] = [[] for _ in range(number)]
+
+    def look(module: nn.Module, states: Tensor | None) -> None:
+        name = names[module]
+        times[name] = times.get(name, 0) + 1
+        for own, found in zip(expected[-number:], matches, strict=True):
+            if alike(states, own):
+                found.append(name)
+
+    hidden_states(model, inputs, names, look)
+    embedding = access.input_embeddings(model)  # what it puts out is no layer
+    embeddings = None if embedding is None else names.get(embedding)
+    once = [[name for name in found if times[name] == 1] for found in matches]
+    return [found for found in once if embeddings is None or embeddings not in found]
+
+
+def names_for_layers(model: nn.Module, matches: list[list[str]]) -> list[str]:
+    """A name for each of the states that some module puts out, in order; one glob where that means the same."""
+    names = [name for name, _ in access.named_modules(model)]
+    found = [each for each in matches if each]
+    return _chosen(found, [*dict.fromkeys(names)]) if found else []
+
+
+def _chosen(matches: list[list[str]], names: list[str]) -> list[str]:
+    """One name for each state, of one list where that is possible; as one glob if that means the same."""
+    patterns = [re.sub(r"(^|\.)0(?=\.|$)", r"\g<1>{}", name, count=1) for name in matches[0]]
+    for pattern in sorted((each for each in patterns if "{}" in each), key=lambda each: each.count(".")):
+        numbered = [pattern.format(i) for i in range(len(matches))]
+        head, last = numbered[:-1], numbered[-1]
+        if all(name in found for name, found in zip(head, matches, strict=False)):
+            if last not in matches[-1]:
+                return [*head, min(matches[-1], key=lambda name: name.count("."))]
+            glob = pattern.format("*")
+            same = [name for name in names if re.fullmatch(re.escape(pattern).replace(r"\{\}", r"[^.]*"), name)]
+            return [glob] if same == numbered else numbered
+    return [min(found, key=lambda name: name.count(".")) for found in matches]
+
+
+def _explanation(
+    model: nn.Module,
+    inputs: Inputs,
+    layers: Sequence[Layer],
+    wrong: list[str],
+    expected: list[Tensor],
+    last: Tensor | None,
+) -> str:
+    kind = type(access.bare(model)).__name__
+    found = f"{layers[0].name!r} … {layers[-1].name!r}"
+    if not 0 <= len(expected) - len(layers) <= 1:
+        differ = f"are {len(layers)}, but output_hidden_states=True of {kind} returns {len(expected)} states"
+    else:
+        differ = f"put out other states than output_hidden_states=True of {kind} returns (at {access.some(wrong, 4)})"
+    text = f'layers="hidden_states": the layers that were found, {found}, {differ}.'
+    number = len(layers) if len(expected) == len(layers) else len(expected) - 1
+    matches = modules_that_put_out(model, inputs, number)
+    named = names_for_layers(model, matches)
+    if matches and all(matches):
+        return f"{text} Pass layers={named!r}, which puts out what the model returns."
+    shapes = sorted({str(tuple(states.shape)) for states in expected if states.ndim != 3})
+    why = "Not all of its own are outputs of modules that run once"
+    if shapes:
+        why = f"Its own states are no [sequences, tokens, dim], but {' and '.join(shapes)}"
+    if not named and last is not None:
+        named = [name for name, module in access.named_modules(model) if module is layers[-1].module and name]
+    left = f"layers={named!r} measures those that are" if named else "Name modules that put out one with layers=[...]"
+    return f"{text} {why}. {left}."
+
+
+def suggestion(forward: ProbeForward, batches: Iterable[Batch]) -> str:
+    """What would measure the states that a model returns in which no blocks were found; "" if it is not known."""
+    if not returns_hidden_states(forward.model):
+        return ""
+    inputs = _first_tokens(forward.longest(batches))
+    states = hidden_states(forward.model, inputs, [], lambda module, states: None)
+    matches = modules_that_put_out(forward.model, inputs, len(states)) if states else []
+    named = names_for_layers(forward.model, matches)
+    return f" Of what it returns as hidden states, layers={named!r} measures what modules put out." if named else ""
