@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from ib_callback.common.cache import build_once, user_cache_directory
+from ib_callback.common.cache import build_once, cache_file
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError
 from ib_callback.common.optional import require
@@ -197,7 +197,7 @@ def cached_content(
     what = f"probe {probe_name!r} of {rows.what}"
     path = None
     if rows.identity is not None and cache:
-        path = _path(request | rows.identity, probe_name, cache_dir)
+        path = _path(request | rows.identity, probe_name, cache_dir, what)
 
     def built() -> Content:
         try:
@@ -215,8 +215,8 @@ def cached_content(
     return build_once(path, built, write=_file.write, read=_file.read, what=what)
 
 
-def _path(request: Mapping[str, str], name: str, directory: str | os.PathLike[str] | None) -> Path:
-    """The file of the probe that these arguments give.
+def _path(request: Mapping[str, str], name: str, directory: str | os.PathLike[str] | None, what: str) -> Path | None:
+    """The file of the probe that these arguments give; None where there is no cache, which is said.
 
     Args:
         request: everything that decides its content, as it was asked for: what a hub would answer is no part of
@@ -224,12 +224,15 @@ def _path(request: Mapping[str, str], name: str, directory: str | os.PathLike[st
             one that was frozen first; the revision it is of is in its `source`.
         name: of the probe; a part of the file's name, for people.
         directory: of the cache; None: `probes` in the user's cache directory.
+        what: is built, for messages.
     """
     everything = {**request, "name": name, "format": str(_file.FORMAT_VERSION), "rules": str(BUILD_RULES)}
     key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
-    folder = user_cache_directory() / "probes" if directory is None else Path(directory)
     readable = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")[:40] or "probe"
-    return folder / f"{readable}-{key[:32]}.safetensors"
+    file = f"{readable}-{key[:32]}.safetensors"
+    if directory is None:
+        return cache_file("probes", file, what=what)
+    return Path(os.path.expanduser(directory)) / file
 
 
 def _ways_out(path: Path | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ def rows_of(
     if isinstance(dataset, (str, Path)):
         if not str(dataset):  # as a path it would be the current folder
             raise ProbeError("dataset: expected a file, a folder or a name on the hub, got an empty string.")
-        path = Path(dataset).expanduser()
+        path = Path(os.path.expanduser(dataset))  # not by Path, which raises where there is no home
         if path.is_file():
             _no_options("a file", config=config, split=split, revision=revision)
             return _file(path, columns)
@@ -114,6 +115,11 @@ def rows_of(
         kind = type(dataset).__name__
     else:
         _no_options(kind, split=split)
+    if ours and not isinstance(dataset, Mapping) and not hasattr(dataset, "select_columns"):
+        raise TypeError(
+            f"dataset: expected a datasets.Dataset or IterableDataset, got {kind}, one column of it. Pass the "
+            "dataset itself and the name, text_column=; or the texts alone, Probe.from_texts(dataset[name], tokenizer)."
+        )
     if isinstance(dataset, Mapping) or not isinstance(dataset, Iterable):
         raise TypeError(
             "dataset: expected a datasets.Dataset or IterableDataset, a name on the hub, a file or folder, or an "

@@ -181,7 +181,7 @@ class CheckpointFile:
                 return []
         entries = []
         for number, line in json_lines.intact_lines(data, self.path):
-            entry = json.loads(line)
+            entry = json_lines.parsed(line)
             try:
                 step = check_integer("step", entry["step"], minimum=0, cure="a step is a number of optimizer steps")
                 path = Path(os.path.abspath(self._base / entry["path"]))
@@ -223,7 +223,7 @@ def is_checkpoint_folder(path: Path) -> bool:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_bytes())
+        json_lines.parsed(path.read_bytes())
     except ValueError:
         return False
     return True

@@ -169,6 +169,10 @@ class Run:
         self._entered = False
         self._last: _Seen | None = None  # of the block
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies, by copy or pickle, log to the run of Weights & Biases that is open where they are, if any."""
+        return {**vars(self), "wandb_runs": []}
+
     # --- for a loop of your own
 
     def __enter__(self) -> Run:
