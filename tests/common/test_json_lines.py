@@ -186,7 +186,7 @@ def test_other_errors_are_passed_on_as_they_are():
     "text", ["[" * 100_000 + "]" * 100_000, b'{"a": ' * 100_000, "9" * 5000, "nothing", b"\xff", ""]
 )
 def test_what_is_no_json_is_a_value_error_whatever_it_is(text):
-    with pytest.raises(ValueError, match="nested too deep|Exceeds the limit|Expecting value|can't decode"):
+    with pytest.raises(ValueError, match=r"nested too deep|Exceeds the limit|Expecting value|can't decode"):
         json_lines.parsed(text)
 
 
