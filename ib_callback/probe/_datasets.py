@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from ib_callback.common.cache import build_once, cache_file
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError
+from ib_callback.common.network import trouble
 from ib_callback.common.optional import require
 from ib_callback.common.progress import progress_bar
 from ib_callback.probe import _file
 from ib_callback.probe._labels import LabelReader
 from ib_callback.probe._preferences import COLUMNS, REASONS, collect_pairs
-from ib_callback.probe._rows import Rows, is_network_error, rows_of
+from ib_callback.probe._rows import Rows, rows_of
 from ib_callback.probe._texts import Document, Sizes, check_group, collect
 from ib_callback.probe._tokenizing import Encoder, template_hash, tokenizer_hash
 from ib_callback.probe.content import Content, check_name
@@ -204,9 +205,10 @@ def cached_content(
             with progress_bar(what, total=sizes.num_sequences, unit="seq", shown=progress) as advance:
                 content = build(rows, islice(rows, skip, None), name=probe_name, source=request, progress=advance)
         except ProbeError as error:
-            if is_network_error(error):
-                raise ProbeError(f"{error} {_ways_out(path)}") from error
-            raise
+            in_the_way = trouble(error)
+            if in_the_way is None:
+                raise
+            raise ProbeError(f"{error} {_ways_out(in_the_way, path)}") from error
         return replace(content, source={**content.source, **rows.source})
 
     if path is None:
@@ -235,10 +237,10 @@ def _path(request: Mapping[str, str], name: str, directory: str | os.PathLike[st
     return Path(os.path.expanduser(directory)) / file
 
 
-def _ways_out(path: Path | None) -> str:
+def _ways_out(in_the_way: str, path: Path | None) -> str:
     where = f"the cache has no probe of these arguments ({path})" if path is not None else "the cache was not asked"
     return (
-        f"Without a network (or in offline mode, HF_HUB_OFFLINE=1): {where}; build it where there is a network, with "
+        f"{in_the_way}: {where}; build it where there is a network, with "
         "`ib-callback probe build` and the same arguments, and pass the file to Probe.load; or take local files, "
         "Probe.from_dataset('held_out.jsonl', tokenizer); or Probe.builtin(tokenizer)."
     )

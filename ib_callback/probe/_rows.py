@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -15,6 +14,7 @@ from typing import Any
 
 from ib_callback.common.errors import ProbeError
 from ib_callback.common.messages import describe
+from ib_callback.common.network import patiently
 from ib_callback.common.optional import require
 
 C4 = "allenai/c4"
@@ -135,16 +135,6 @@ def rows_of(
     )
 
 
-def is_network_error(error: BaseException) -> bool:
-    """Whether a server cannot be reached, or must not be (offline mode): that, or what caused it."""
-    cause = error.__cause__ or error.__context__
-    return (
-        isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
-        or type(error).__name__ == "RemoteProtocolError"
-        or (cause is not None and is_network_error(cause))
-    )
-
-
 def _hub(name: str, columns: Sequence[str], config: str | None, split: str | None, revision: str | None) -> Rows:
     asked = {"dataset": name, "config": str(config), "split": str(split)}
 
@@ -154,7 +144,7 @@ def _hub(name: str, columns: Sequence[str], config: str | None, split: str | Non
         import huggingface_hub
 
         # One commit for all files, so that a change on the hub in the meantime cannot mix two versions.
-        info = huggingface_hub.HfApi().dataset_info(name, revision=revision)
+        info = patiently(lambda: huggingface_hub.HfApi().dataset_info(name, revision=revision), name)
         commit = rows.source["revision"] = info.sha or revision or "main"
         pattern = _SHARDS.get((name, config), "").format(split=split)
         shards = sorted(file.rfilename for file in info.siblings or () if fnmatchcase(file.rfilename, pattern))
