@@ -33,7 +33,8 @@ def trouble(error: BaseException) -> str | None:
     if _TOO_MANY in statuses:
         seconds = next((s for each in chain if (s := _asked_to_wait(each)) is not None), None)
         wait = "" if seconds is None else f" for {seconds:.0f} s"
-        return f"The hub limits how often it is asked (429): wait{wait} and try again, or log in (HF_TOKEN); or as without a network"
+        cures = f"wait{wait} and try again, or log in (HF_TOKEN); or as without a network"
+        return f"The hub limits how often it is asked (429): {cures}"
     if any(status >= 500 for status in statuses):
         return f"The hub has a fault of its own ({statuses[0]}): try again later; or as without a network"
     if any(type(each).__name__ in _CUT for each in chain):
