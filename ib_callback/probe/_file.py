@@ -47,6 +47,7 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
     if content.label_names:
         metadata["label_names"] = json.dumps(content.label_names, sort_keys=True)
     metadata[_CHECKSUM] = _checksum(metadata)
+    path = os.path.expanduser(path)  # else a folder named ~ would be made
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, safetensors.save(tensors, metadata))
 
@@ -60,6 +61,7 @@ def read(path: str | os.PathLike[str]) -> Content:
         OSError: it may not be read.
     """
     safetensors = require("safetensors", extra="hf", purpose="Loading a probe")
+    path = os.path.expanduser(path)
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):  # opening a pipe would wait for whoever writes to it

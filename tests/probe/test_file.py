@@ -311,3 +311,10 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
         Probe.load(tmp_path / "pipe")
     with pytest.raises(ProbeError, match="it is a device or a socket, and not a file"):
         Probe.load(os.devnull)
+
+
+def test_a_home_in_a_path_is_that_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    small_probe().save("~/folder/probe.safetensors")
+    assert (tmp_path / "folder" / "probe.safetensors").is_file()
+    assert Probe.load("~/folder/probe.safetensors").fingerprint == small_probe().fingerprint
