@@ -335,7 +335,7 @@ def test_what_is_selected_stays_while_the_disk_does_not_answer(
     assert run.certain
 
 
-def fail_to_look(path: Path) -> bool:
+def fail_to_look(path: Path, read_before: Any = None) -> bool:
     raise OSError(errno.EIO, "Input/output error")
 
 
