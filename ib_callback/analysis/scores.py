@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from ib_callback.analysis.comparison import Entry
 from ib_callback.analysis.courses import Course, point_at
+from ib_callback.common import json_lines
 from ib_callback.results.metrics import did_you_mean
 
 # The main branch of the hub is what a name without a revision means.
@@ -115,7 +115,7 @@ def _from_csv(file: Path, name: str) -> tuple[list[Score], list[str]]:
 
 def _from_lm_eval(file: Path, name: str) -> tuple[list[Score], list[str]]:
     try:
-        content = json.loads(file.read_bytes())
+        content = json_lines.parsed(file.read_bytes())
         results = {**content["results"], **(content.get("groups") or {})}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{file}: expected results of lm-eval, {{"results": {{task: …}}}}, got {error!r}') from error

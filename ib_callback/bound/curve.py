@@ -21,6 +21,7 @@ import torch
 
 from ib_callback.bound._anneal import MANY_ROWS, Effort, anneal, envelope
 from ib_callback.bound._joint import Joint
+from ib_callback.common import json_lines
 from ib_callback.common.checks import check_integer
 from ib_callback.common.files import write_atomically
 from ib_callback.common.messages import describe
@@ -163,7 +164,7 @@ class IBCurve:
         with open(path, "rb") as file:
             data = file.read()
         try:
-            content = json.loads(data)
+            content = json_lines.parsed(data)
             number, unit = content.pop("format"), content.pop("unit")
             if number not in (1, FORMAT) or unit != "nats":
                 raise ValueError(f"format {number!r} in {unit!r} is none that this version of ib_callback knows")

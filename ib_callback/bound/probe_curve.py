@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ib_callback.bound.curve import FORMAT, IBCurve, ib_curve
-from ib_callback.common.cache import build_once, user_cache_directory
+from ib_callback.common.cache import build_once, cache_file
 from ib_callback.common.checks import check_integer
 from ib_callback.common.messages import note
 from ib_callback.probe.ngrams import ORDER_NAMES, parse_orders, valid_positions
@@ -134,10 +134,8 @@ def probe_curve(
         return build()
     # What was kept in an earlier format has no checksum, and is computed anew.
     name = f"{probe.fingerprint}-{order}-K{max(widths.values())}-{num_codewords}-v{ALGORITHM}.{FORMAT}.json"
-    return build_once(
-        user_cache_directory() / "ib_curves" / name,
-        build,
-        write=lambda path, curve: curve.save(path),
-        read=read,
-        what=f"the IB curve of probe {probe.name!r}",
-    )
+    what = f"the IB curve of probe {probe.name!r}"
+    path = cache_file("ib_curves", name, what=what)
+    if path is None:
+        return build()
+    return build_once(path, build, write=lambda path, curve: curve.save(path), read=read, what=what)

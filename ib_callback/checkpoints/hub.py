@@ -6,6 +6,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ib_callback.checkpoints.names import said_by, stage_of_repository
 from ib_callback.checkpoints.place import Broken, Checkpoint, Place
 from ib_callback.common.errors import ModelError
 from ib_callback.common.messages import describe
+from ib_callback.common.network import patiently, trouble
 from ib_callback.common.optional import require
 
 MAIN = "main"
@@ -30,6 +32,10 @@ _WEIGHTS = (
 )
 # Of a file that stops in the middle huggingface_hub takes up the rest itself; so often it is asked once more.
 _TRIES = 3
+_WAYS = (
+    "download it where there is one, `hf download {name}`, and copy the cache (HF_HOME), or name a folder instead; "
+    "HF_ENDPOINT names another hub"
+)
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,11 @@ class OnHub:
         for last_try in (*[False] * (_TRIES - 1), True):
             try:
                 return self._download(list(map(_literally, self.files)))
-            except (OSError, RuntimeError):
+            except Exception as error:
                 # Of the connection, or a file that is shorter than it should be. What has arrived is kept.
-                if last_try:
+                known = isinstance(error, (OSError, RuntimeError)) or trouble(error) is not None
+                if last_try or not known:
+                    _explain(self.source, self.repository, error)
                     raise
         raise AssertionError
 
@@ -81,12 +89,18 @@ class OnHub:
         """Its folder in the cache, with the tokenizer alone; of a GGUF file that is in the file."""
         if any(name.endswith(".gguf") for name in self.weights):
             return [self.fetch()]
-        return [self._download([*_TOKENIZER, "config.json"]) if self.files else _cached(self.repository, self.commit)]
+        try:
+            wanted = [*_TOKENIZER, "config.json"]
+            return [self._download(wanted) if self.files else _cached(self.repository, self.commit)]
+        except Exception as error:
+            _explain(f"{self.source}: its tokenizer", self.repository, error)
+            raise
 
     def _download(self, patterns: list[str]) -> Path:
         # By name, so that it is found by its name without a network later on.
         for revision in (self.revision, self.commit):
-            path = Path(_hub().snapshot_download(self.repository, revision=revision, allow_patterns=patterns))
+            keywords = {"revision": revision, "allow_patterns": patterns}
+            path = Path(patiently(partial(_hub().snapshot_download, self.repository, **keywords), self.source))
             if path.name == self.commit:
                 break  # else the branch has moved in the meantime
         return path
@@ -117,7 +131,7 @@ def find_on_hub(name: str, model: str, globs: Sequence[str]) -> list[Checkpoint]
     repository, _, revision = name.partition("@")
     wanted = [revision] if revision else list(globs) or [MAIN]
     try:
-        refs = _hub().HfApi().list_repo_refs(repository)
+        refs = patiently(lambda: _hub().HfApi().list_repo_refs(repository), repository)
     except Exception as error:
         cached = _in_cache(repository, wanted)
         if cached:
@@ -129,8 +143,7 @@ def find_on_hub(name: str, model: str, globs: Sequence[str]) -> list[Checkpoint]
             )
         raise ModelError(
             f"{repository}: is no path here, and the hub cannot be asked for it ({_shortened(error)}), nor has its "
-            f"cache a revision that matches {' or '.join(map(repr, wanted))}. Check the name, the network "
-            "(HF_ENDPOINT, HF_HUB_OFFLINE), and whether the repository asks for a login"
+            f"cache a revision that matches {' or '.join(map(repr, wanted))}. {ways_out(repository, error)}"
         ) from error
     commits = {ref.name: ref.target_commit for ref in (*refs.branches, *refs.tags)}
     chosen = [name for name in commits if any(fnmatch.fnmatchcase(name, glob) for glob in wanted)]
@@ -145,6 +158,22 @@ def find_on_hub(name: str, model: str, globs: Sequence[str]) -> list[Checkpoint]
     return _in_order(
         _checkpoint(model, repository, name, OnHub(repository, name, commits[name]), len(chosen)) for name in chosen
     )
+
+
+def ways_out(repository: str, error: BaseException) -> str:
+    """What to do where a hub does not give what is asked of it."""
+    in_the_way = trouble(error)
+    if in_the_way is None:
+        return "Check the name, HF_ENDPOINT, and whether the repository asks for a login"
+    return f"{in_the_way}: {_WAYS.format(name=repository)}"
+
+
+def _explain(what: str, repository: str, error: Exception) -> None:
+    """Raise a ModelError with the ways out if an error is one of the network."""
+    if trouble(error) is not None:
+        raise ModelError(
+            f"{what}: cannot be downloaded ({_shortened(error)}). {ways_out(repository, error)}"
+        ) from error
 
 
 def _in_order(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
@@ -194,7 +223,8 @@ def with_files(checkpoint: Checkpoint, gguf: str | None = None) -> Checkpoint:
     except Exception as error:
         if _is_cached(place.repository, place.commit):
             return checkpoint
-        return replace(checkpoint, place=Broken(place.source, f"its files cannot be listed: {_shortened(error)}"))
+        why = f"its files cannot be listed: {_shortened(error)}. {ways_out(place.repository, error)}"
+        return replace(checkpoint, place=Broken(place.source, why))
     hashes = tuple(sorted(f.lfs.sha256 if f.lfs is not None else f.blob_id for f in weights))
     there = replace(place, files=tuple(needed), weights=tuple(f.path for f in weights))
     return replace(checkpoint, place=there, weights=hashes)

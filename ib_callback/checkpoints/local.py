@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from contextlib import suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from ib_callback.checkpoints.names import said_by
 from ib_callback.checkpoints.place import Checkpoint, Local
+from ib_callback.common import json_lines
 from ib_callback.common.errors import ModelError
 from ib_callback.common.files import told_apart
 from ib_callback.run import checkpoints
@@ -161,6 +161,6 @@ def _checkpoint(
 
 def _trainer_state(path: Path) -> dict[str, object]:
     with suppress(OSError, ValueError):
-        state = json.loads((path / "trainer_state.json").read_bytes())
+        state = json_lines.parsed((path / "trainer_state.json").read_bytes())
         return state if isinstance(state, dict) else {}
     return {}

@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ib_callback.common import json_lines
 from ib_callback.common.errors import ProbeError
 from ib_callback.common.files import write_atomically
 from ib_callback.probe.content import NO_LABEL, Content
 from ib_callback.probe.probe import Probe
 
 _HEADER = "probe"
+_MOST = 2**27  # positions, padding included
 
 
 def write_lines(path: str | os.PathLike[str], probe: Probe) -> None:
@@ -56,7 +58,7 @@ def read_lines(path: str | os.PathLike[str]) -> Probe:
             if not text.strip():
                 continue
             try:
-                line = json.loads(text)
+                line = json_lines.parsed(text)
             except ValueError as error:
                 raise ProbeError(f"{path}:{number}: expected one JSON object a line ({error}).") from error
             if number == 1 and isinstance(line, dict) and isinstance(line.get(_HEADER), dict):
@@ -94,7 +96,15 @@ def _check_row(row: Any, where: str) -> None:
 
 
 def _content(path: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> Content:
-    length = max(header.get("length", 0), *(row.get("padding", 0) + len(row["input_ids"]) for row in rows))
+    asked = header.get("length", 0)
+    if type(asked) is not int:
+        raise ProbeError(f"length: expected an integer, got {asked!r}.")
+    length = max(asked, *(row.get("padding", 0) + len(row["input_ids"]) for row in rows))
+    if length * len(rows) > _MOST:  # checked, for of a list too long the memory is gone before there is an error
+        raise ProbeError(
+            f"length and padding: expected at most {_MOST:,} positions in all, got {len(rows):,} sequences of "
+            f"{length:,}."
+        )
 
     def padded(values: list[Any], row: dict[str, Any], by: int) -> list[Any]:
         before = [by] * row.get("padding", 0)

@@ -20,21 +20,44 @@ Content = TypeVar("Content")
 SAY_WAITING_SECONDS = (5.0, 60.0)  # first after so long, then every so long
 
 
-def user_cache_directory() -> Path:
+def user_cache_directory() -> Path | None:
     """Where this package keeps what can be built again: `ib_callback` below the user's cache directory.
 
     That is `$XDG_CACHE_HOME` where it is set, otherwise what is customary: `~/.cache`, `~/Library/Caches` on
-    macOS, `%LOCALAPPDATA%` on Windows. It need not exist.
+    macOS, `%LOCALAPPDATA%` on Windows. It need not exist. None where the user has no home, as in a container of a
+    user that it does not know, and `$XDG_CACHE_HOME` names no folder.
     """
     # By the XDG specification relative paths are to be ignored.
     asked = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(asked):
         return Path(asked, "ib_callback")
-    if sys.platform == "darwin":
-        return Path("~/Library/Caches/ib_callback").expanduser()
+    folder = "~/Library/Caches/ib_callback" if sys.platform == "darwin" else "~/.cache/ib_callback"
     if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
         return Path(os.environ["LOCALAPPDATA"], "ib_callback")
-    return Path("~/.cache/ib_callback").expanduser()
+    # Not by Path.expanduser, which raises where there is no home.
+    expanded = os.path.expanduser(folder)
+    return Path(expanded) if os.path.isabs(expanded) else None
+
+
+def cache_file(*names: str, what: str) -> Path | None:
+    """A file in the user's cache directory; None if there is no such directory, so that nothing can be kept.
+
+    Args:
+        names: folders and the file, below the directory.
+        what: would be kept there, for the message.
+
+    Warns:
+        RuntimeWarning: nothing can be kept.
+    """
+    folder = user_cache_directory()
+    if folder is None:
+        warn(
+            f"{what}: it cannot be kept, for this user has no home directory, so every run and rank builds it anew. "
+            "Set HOME, or XDG_CACHE_HOME to a directory that can be written, or pass cache_dir= where there is one",
+            stacklevel=3,
+        )
+        return None
+    return folder.joinpath(*names)
 
 
 def build_once(

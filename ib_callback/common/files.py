@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -26,6 +28,36 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+_REMOTE = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+:(//|:.*://)")
+
+
+def is_remote(path: object) -> bool:
+    """Whether a path is an address on a file system that is not this machine's, as fsspec has them ("s3://…")."""
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    return isinstance(text, str) and _REMOTE.match(text) is not None
+
+
+def on_this_machine(name: str, path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """A path with `~` for the user's home, and without `file://`; any other one as it is.
+
+    Args:
+        name: of the argument, for the message.
+        path: of a file or a folder.
+
+    Raises:
+        ValueError: it is on another file system, under which name a local folder would be made.
+    """
+    if is_remote(path):
+        raise ValueError(
+            f"{name}: expected a folder of this machine, got {os.fspath(path)}, where nothing can be appended or "
+            "locked. Pass output_dir= a local folder, and copy it there when the run has ended"
+        )
+    text = os.fspath(path)
+    if text.startswith("file:"):
+        return url2pathname(urlsplit(text).path)
+    return os.path.expanduser(text) if text.startswith("~") else path
 
 
 def remove_partial_files(directory: Path, names: str) -> None:

@@ -8,11 +8,25 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import size_of
 from ib_callback.common.messages import warn
+
+
+def parsed(data: str | bytes) -> Any:
+    """What a text in JSON says, as `json.loads` has it; any text that it cannot read is a ValueError.
+
+    Of a nesting too deep it raises a RecursionError, which no reader of a file expects, and of a list too long for the
+    memory a MemoryError.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None
+    except (MemoryError, OverflowError) as error:
+        raise ValueError("what it says does not fit into the memory") from error
 
 
 def append(path: Path, line: bytes) -> None:
@@ -116,7 +130,7 @@ def explained(path: Path, done: str) -> Iterator[None]:
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line.decode())
+        parsed(line.decode())
     except ValueError:
         return False
     return True

@@ -14,6 +14,7 @@ from typing import Any, cast
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ib_callback.common import json_lines
 from ib_callback.common.files import first_of
 from ib_callback.hf._trainer import callers
 
@@ -46,7 +47,7 @@ def is_resumed(checkpoint: Path, state: TrainerState, key: str) -> bool:
         key: of its `stateful_callbacks` that are compared.
     """
     try:
-        saved = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
+        saved = json_lines.parsed((checkpoint / TRAINER_STATE_NAME).read_bytes())
     except (OSError, ValueError):
         return True  # which says nothing
     then, callbacks = saved.get("log_history", []), cast(dict[str, Any], state.stateful_callbacks or {})

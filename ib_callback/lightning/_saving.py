@@ -12,8 +12,9 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from ib_callback.common.files import first_of, size_of
+from ib_callback.common.files import first_of, is_remote, size_of
 from ib_callback.common.messages import describe, warn
+from ib_callback.run.checkpoints import is_complete
 
 _WATCHED = {"save_checkpoint": "_save_and_tell", "remove_checkpoint": "_remove_unless_kept", "teardown": "_tear_down"}
 
@@ -23,7 +24,8 @@ class SavingWatch:
 
     Lightning tells callbacks neither where a checkpoint goes nor when it is complete, and `ModelCheckpoint` removes
     its own by its own rules. All of them go through two public methods of the strategy, which are put in
-    front here, on this one object.
+    front here, on this one object. A plugin that writes in a thread of its own (`AsyncCheckpointIO`) returns before the
+    file is there: such a checkpoint waits, kept from removal, until `settle` finds it whole.
 
     Nothing is removed that Lightning has not asked for. What it asked of an earlier part of the run is removed if it
     lies in a directory of a `ModelCheckpoint` of this Trainer, and the record of this very run says that it wrote it.
@@ -31,7 +33,8 @@ class SavingWatch:
     Args:
         trainer: whose strategy saves and whose checkpoint callbacks decide what to remove.
         before: called with what is going to be written and its path, on every rank; it may still be changed.
-        after: called with step and path when it is complete, on every rank.
+        after: called with step and path when it is complete, on every rank; where it is written in the background,
+            within `settle`.
         copied: called with step and path of a copy, on rank 0: the checkpoint to keep is about to be overwritten.
         directory: of the run, to which paths in `state_dict()` are relative.
         own_step: the step of a checkpoint that the record of this run says it wrote; None for any other path.
@@ -67,6 +70,7 @@ class SavingWatch:
         self._kept: Path | None = None
         self._kept_step = 0
         self._certain = True
+        self._pending: dict[Path, tuple[int, _Version]] = {}  # being written: the step, and what was there before
         self._removable = False  # whether a callback might remove what is kept, when it was chosen
         # By absolute path: as the strategy was given it.
         self._withheld: dict[Path, Any] = {}
@@ -123,7 +127,8 @@ class SavingWatch:
             self._removable = kept in self._may_be_removed()
         self._kept, self._kept_step, self._certain = kept, step, certain
         failure: Exception | None = None
-        for withheld in [path for path in self._withheld if path != kept] if certain else []:
+        waiting = self._pending.keys() | {kept}
+        for withheld in [path for path in self._withheld if path not in waiting] if certain else []:
             try:
                 self._remove(withheld)
             except Exception as error:
@@ -132,6 +137,40 @@ class SavingWatch:
                 del self._withheld[withheld]
         if failure is not None:
             raise failure
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Tell of the checkpoints that were being written and are complete by now; on every rank.
+
+        Args:
+            wait: until all that are being written in the background are.
+        """
+        if not self._pending:
+            return
+        if wait:
+            for plugin in self._background():
+                with suppress(Exception):  # which the strategy raises as well, at its end
+                    plugin.teardown()  # it starts anew when it is needed again
+        complete: list[Path] = []
+        if self._trainer.is_global_zero:
+            complete = [path for path, (_, before) in self._pending.items() if self._is_written(path, before)]
+        for path in self._strategy.broadcast(complete):
+            step, _ = self._pending.pop(path)
+            self._after(step, path)
+
+    def _is_written(self, path: Path, before: _Version) -> bool:
+        try:
+            return _version_of(path) != before and is_complete(path)
+        except OSError:
+            return True  # nobody can tell; the record says so when it is asked
+
+    def _background(self) -> list[Any]:
+        """The plugins that write in the background, of either package."""
+        found, plugin = [], getattr(self._strategy, "checkpoint_io", None)
+        while plugin is not None:  # they may be in one another
+            if any(base.__name__ == "AsyncCheckpointIO" for base in type(plugin).__mro__):
+                found.append(plugin)
+            plugin = getattr(plugin, "checkpoint_io", None)
+        return found
 
     def close(self) -> None:
         """Give the strategy its own methods back."""
@@ -143,23 +182,39 @@ class SavingWatch:
                 setattr(self._strategy, name, earlier)
 
     def _save_and_tell(self, checkpoint: dict[str, Any], filepath: Any, *args: Any, **kwargs: Any) -> None:
+        if is_remote(filepath):  # nothing of it can be kept, copied or looked for by the means of a disk
+            self._original["save_checkpoint"](checkpoint, filepath, *args, **kwargs)
+            return
+        self.settle()
         step, path = int(checkpoint["global_step"]), _absolute(filepath)
+        if path in self._pending or (path == self._kept and self._background()):
+            self.settle(wait=True)  # what is there must be whole before it is copied or written over
         held = self._lasting.get(path, self._kept_step if path == self._kept else step)
         if held != step:
             self._copy_held(path, held)
         # Written again, it is no longer what was to be removed.
         self._withheld.pop(path, None)
         self._unproven.discard(path)
+        background = bool(self._background())
+        there = _version_of(path) if background else None
         with self._unexchanged():
             self._before(checkpoint, path)
             self._original["save_checkpoint"](checkpoint, filepath, *args, **kwargs)
-        self._after(step, path)
+        if background:
+            self._pending[path] = (step, there)
+            self.settle()
+        else:
+            self._after(step, path)
 
     def _remove_unless_kept(self, filepath: Any) -> None:
+        if is_remote(filepath):
+            self._original["remove_checkpoint"](filepath)
+            return
         path = _absolute(filepath)
         if path in self._lasting:
             return
-        if path == self._kept or not self._certain:
+        # One that is still being written may be the best; nor would anything be found to be removed.
+        if path == self._kept or not self._certain or path in self._pending:
             self._withheld[path] = filepath
             self._unproven.discard(path)
         else:
@@ -167,7 +222,10 @@ class SavingWatch:
 
     def _tear_down(self) -> None:
         self.close()
-        self._original["teardown"]()
+        try:
+            self._original["teardown"]()
+        finally:
+            self.settle()
 
     def _remove(self, withheld: Path) -> None:
         if withheld in self._lasting or size_of(withheld) is None:
@@ -290,6 +348,18 @@ def _may_exist(path: Path) -> bool:
         return size_of(path) is not None
     except OSError:
         return True
+
+
+_Version = frozenset[tuple[str, int, int, int]] | None
+
+
+def _version_of(path: Path) -> _Version:
+    """What changes when a file, or what is in a folder, is written anew; None where nothing is."""
+    try:
+        files = [path, *path.rglob("*")]
+        return frozenset((str(f), (s := f.stat()).st_ino, s.st_size, s.st_mtime_ns) for f in files)
+    except OSError:
+        return None
 
 
 def _absolute(path: Any) -> Path:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ib_callback.common.files import is_remote, on_this_machine
 from ib_callback.common.messages import describe, warn
 from ib_callback.common.optional import is_installed, require
 from ib_callback.lightning._averaging import Averaging, fingerprints, same_weights
@@ -282,6 +283,7 @@ class IBCallback(Follows, Callback):
         """Measure if the optimizer has made a step that the schedule wants, or if this is known to be the last."""
         if not self._running:
             return
+        self._settle()
         self._losses.add(outputs, trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1)
         self._publish_stand_ins(trainer)
         before, step = self._step, trainer.global_step
@@ -330,6 +332,7 @@ class IBCallback(Follows, Callback):
                 self._record(trainer, pl_module)
         if self._averaging and not self._is_measured(trainer, pl_module):
             self._record_final(trainer, pl_module)
+        self._settle(wait=True)
         self._choose()
         self._finish(trainer)
 
@@ -472,6 +475,13 @@ class IBCallback(Follows, Callback):
                 f'select="{rules.selection.by}" chooses among checkpoints, but nothing saves any: add a '
                 "ModelCheckpoint(every_n_train_steps=…) to the Trainer's callbacks."
             )
+        remote = [c.dirpath for c in trainer.checkpoint_callbacks if is_remote(getattr(c, "dirpath", None))]
+        if rules.selects and remote:
+            _warn(
+                f'select="{rules.selection.by}" chooses among checkpoints on the disks of this machine, and keeps the '
+                f"best one; those at {remote[0]} are left to ModelCheckpoint. Give it a local dirpath=, or leave "
+                "select= out and let it monitor ib/selectable/…."
+            )
         steps = (trainer.min_steps or 0) >= trainer.max_steps > 0
         epochs = (trainer.min_epochs or 0) >= (trainer.max_epochs or -1) > 0
         if rules.stopping is not None and (steps or epochs):
@@ -540,6 +550,11 @@ class IBCallback(Follows, Callback):
             self._run.note_checkpoint(step, path, holds=self._held)
             self._choose()
 
+    def _settle(self, *, wait: bool = False) -> None:
+        """Take note of checkpoints that were being written in the background."""
+        if self._saving is not None:
+            self._saving.settle(wait=wait)
+
     def _choose(self) -> None:
         """Select among the checkpoints that exist, and keep the best one."""
         if self._run.rules.selects and self._saving is not None:
@@ -565,7 +580,7 @@ class IBCallback(Follows, Callback):
                 logger = trainer.loggers[0]
                 version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
                 directory = os.path.join(logger.save_dir or directory, str(logger.name), version)
-        return Path(trainer.strategy.broadcast(os.fspath(directory)))
+        return Path(on_this_machine("the Trainer's directory", trainer.strategy.broadcast(os.fspath(directory))))
 
     def _shows_progress(self, trainer: Any) -> bool:
         if self._progress is not None:

@@ -12,15 +12,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from ib_callback.common.cache import build_once, user_cache_directory
+from ib_callback.common.cache import build_once, cache_file
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError
+from ib_callback.common.network import trouble
 from ib_callback.common.optional import require
 from ib_callback.common.progress import progress_bar
 from ib_callback.probe import _file
 from ib_callback.probe._labels import LabelReader
 from ib_callback.probe._preferences import COLUMNS, REASONS, collect_pairs
-from ib_callback.probe._rows import Rows, is_network_error, rows_of
+from ib_callback.probe._rows import Rows, rows_of
 from ib_callback.probe._texts import Document, Sizes, check_group, collect
 from ib_callback.probe._tokenizing import Encoder, template_hash, tokenizer_hash
 from ib_callback.probe.content import Content, check_name
@@ -197,16 +198,17 @@ def cached_content(
     what = f"probe {probe_name!r} of {rows.what}"
     path = None
     if rows.identity is not None and cache:
-        path = _path(request | rows.identity, probe_name, cache_dir)
+        path = _path(request | rows.identity, probe_name, cache_dir, what)
 
     def built() -> Content:
         try:
             with progress_bar(what, total=sizes.num_sequences, unit="seq", shown=progress) as advance:
                 content = build(rows, islice(rows, skip, None), name=probe_name, source=request, progress=advance)
         except ProbeError as error:
-            if is_network_error(error):
-                raise ProbeError(f"{error} {_ways_out(path)}") from error
-            raise
+            in_the_way = trouble(error)
+            if in_the_way is None:
+                raise
+            raise ProbeError(f"{error} {_ways_out(in_the_way, path)}") from error
         return replace(content, source={**content.source, **rows.source})
 
     if path is None:
@@ -215,8 +217,8 @@ def cached_content(
     return build_once(path, built, write=_file.write, read=_file.read, what=what)
 
 
-def _path(request: Mapping[str, str], name: str, directory: str | os.PathLike[str] | None) -> Path:
-    """The file of the probe that these arguments give.
+def _path(request: Mapping[str, str], name: str, directory: str | os.PathLike[str] | None, what: str) -> Path | None:
+    """The file of the probe that these arguments give; None where there is no cache, which is said.
 
     Args:
         request: everything that decides its content, as it was asked for: what a hub would answer is no part of
@@ -224,18 +226,21 @@ def _path(request: Mapping[str, str], name: str, directory: str | os.PathLike[st
             one that was frozen first; the revision it is of is in its `source`.
         name: of the probe; a part of the file's name, for people.
         directory: of the cache; None: `probes` in the user's cache directory.
+        what: is built, for messages.
     """
     everything = {**request, "name": name, "format": str(_file.FORMAT_VERSION), "rules": str(BUILD_RULES)}
     key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
-    folder = user_cache_directory() / "probes" if directory is None else Path(directory)
     readable = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")[:40] or "probe"
-    return folder / f"{readable}-{key[:32]}.safetensors"
+    file = f"{readable}-{key[:32]}.safetensors"
+    if directory is None:
+        return cache_file("probes", file, what=what)
+    return Path(os.path.expanduser(directory)) / file
 
 
-def _ways_out(path: Path | None) -> str:
+def _ways_out(in_the_way: str, path: Path | None) -> str:
     where = f"the cache has no probe of these arguments ({path})" if path is not None else "the cache was not asked"
     return (
-        f"Without a network (or in offline mode, HF_HUB_OFFLINE=1): {where}; build it where there is a network, with "
+        f"{in_the_way}: {where}; build it where there is a network, with "
         "`ib-callback probe build` and the same arguments, and pass the file to Probe.load; or take local files, "
         "Probe.from_dataset('held_out.jsonl', tokenizer); or Probe.builtin(tokenizer)."
     )

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ib_callback.common import json_lines
 from ib_callback.common.errors import ProbeError
 from ib_callback.common.files import write_atomically
 from ib_callback.common.optional import require
-from ib_callback.probe.content import Content, fingerprint
+from ib_callback.probe.content import Content, fingerprint, normalised
 
 FORMAT_VERSION = 1
 _LABELS = "labels/"
@@ -44,6 +47,7 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
     if content.label_names:
         metadata["label_names"] = json.dumps(content.label_names, sort_keys=True)
     metadata[_CHECKSUM] = _checksum(metadata)
+    path = os.path.expanduser(path)  # else a folder named ~ would be made
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, safetensors.save(tensors, metadata))
 
@@ -57,13 +61,15 @@ def read(path: str | os.PathLike[str]) -> Content:
         OSError: it may not be read.
     """
     safetensors = require("safetensors", extra="hf", purpose="Loading a probe")
+    path = os.path.expanduser(path)
     try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for whoever writes to it
+            raise _refusal(path, f"it is {_kind(mode)}, and not a file")
         with open(path, "rb"):  # safetensors would say of a file that may not be read that there is none
             pass
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such probe file. Make a probe and save it: probe.save(path).") from None
-    except IsADirectoryError:
-        raise _refusal(path, "it is a folder") from None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -78,17 +84,47 @@ def read(path: str | os.PathLike[str]) -> Content:
     expected, found = metadata["fingerprint"], fingerprint(ids, mask, labels)
     if found != expected:
         raise _refusal(path, f"it was damaged or changed: expected fingerprint {expected}, got {found}")
-    return Content(
+    content = Content(
         input_ids=ids,
         attention_mask=mask,
         labels=labels,
-        label_names=json.loads(metadata.get("label_names", "{}")),
-        groups=json.loads(metadata["groups"]) if "groups" in metadata else None,
-        name=metadata["name"],
-        source=json.loads(metadata["source"]),
+        label_names=_entry(path, metadata, "label_names"),
+        groups=_entry(path, metadata, "groups"),
+        name=metadata.get("name", ""),
+        source=_source(path, metadata),
         tokenizer=metadata.get("tokenizer"),
-        num_bytes=int(metadata["num_bytes"]) if "num_bytes" in metadata else None,
+        num_bytes=_entry(path, metadata, "num_bytes"),
     )
+    try:
+        return normalised(content)
+    except (ValueError, TypeError) as error:
+        raise _refusal(path, f"its content is not a probe: {str(error).rstrip('.')}") from error
+
+
+def _entry(path: str | os.PathLike[str], metadata: dict[str, str], name: str) -> Any:
+    """An entry of the header that is JSON; None if there is none.
+
+    The checksum tells that the header is what somebody wrote, and not that this package did.
+    """
+    if name not in metadata:
+        return None
+    try:
+        return json_lines.parsed(metadata[name])
+    except ValueError as error:
+        raise _refusal(path, f"{name} in its header cannot be read ({error})") from error
+
+
+def _source(path: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str, str]:
+    source = _entry(path, metadata, "source")
+    if not isinstance(source, dict):
+        raise _refusal(path, f"source in its header: expected strings by name, got {type(source).__name__}")
+    return source
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
 
 
 def _checksum(metadata: dict[str, str]) -> str:

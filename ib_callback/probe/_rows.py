@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -14,6 +14,7 @@ from typing import Any
 
 from ib_callback.common.errors import ProbeError
 from ib_callback.common.messages import describe
+from ib_callback.common.network import patiently
 from ib_callback.common.optional import require
 
 C4 = "allenai/c4"
@@ -96,7 +97,7 @@ def rows_of(
     if isinstance(dataset, (str, Path)):
         if not str(dataset):  # as a path it would be the current folder
             raise ProbeError("dataset: expected a file, a folder or a name on the hub, got an empty string.")
-        path = Path(dataset).expanduser()
+        path = Path(os.path.expanduser(dataset))  # not by Path, which raises where there is no home
         if path.is_file():
             _no_options("a file", config=config, split=split, revision=revision)
             return _file(path, columns)
@@ -114,6 +115,11 @@ def rows_of(
         kind = type(dataset).__name__
     else:
         _no_options(kind, split=split)
+    if ours and not isinstance(dataset, Mapping) and not hasattr(dataset, "select_columns"):
+        raise TypeError(
+            f"dataset: expected a datasets.Dataset or IterableDataset, got {kind}, one column of it. Pass the "
+            "dataset itself and the name, text_column=; or the texts alone, Probe.from_texts(dataset[name], tokenizer)."
+        )
     if isinstance(dataset, Mapping) or not isinstance(dataset, Iterable):
         raise TypeError(
             "dataset: expected a datasets.Dataset or IterableDataset, a name on the hub, a file or folder, or an "
@@ -129,16 +135,6 @@ def rows_of(
     )
 
 
-def is_network_error(error: BaseException) -> bool:
-    """Whether a server cannot be reached, or must not be (offline mode): that, or what caused it."""
-    cause = error.__cause__ or error.__context__
-    return (
-        isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
-        or type(error).__name__ == "RemoteProtocolError"
-        or (cause is not None and is_network_error(cause))
-    )
-
-
 def _hub(name: str, columns: Sequence[str], config: str | None, split: str | None, revision: str | None) -> Rows:
     asked = {"dataset": name, "config": str(config), "split": str(split)}
 
@@ -148,7 +144,7 @@ def _hub(name: str, columns: Sequence[str], config: str | None, split: str | Non
         import huggingface_hub
 
         # One commit for all files, so that a change on the hub in the meantime cannot mix two versions.
-        info = huggingface_hub.HfApi().dataset_info(name, revision=revision)
+        info = patiently(lambda: huggingface_hub.HfApi().dataset_info(name, revision=revision), name)
         commit = rows.source["revision"] = info.sha or revision or "main"
         pattern = _SHARDS.get((name, config), "").format(split=split)
         shards = sorted(file.rfilename for file in info.siblings or () if fnmatchcase(file.rfilename, pattern))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ib_callback.common.errors import ProbeError
+from ib_callback.common.network import trouble
 from ib_callback.probe import builtin_text
 from ib_callback.probe._preferences import CHOSEN, COLUMNS, written_out
 from ib_callback.probe._rows import C4, TULU, rows_of
@@ -85,6 +86,19 @@ def texts_of(source: str, *, text_column: str = "text") -> Iterator[str]:
     Raises:
         ProbeError: it cannot be reached or read, or a row has no text.
     """
+    try:
+        yield from _texts_of(source, text_column)
+    except ProbeError as error:
+        in_the_way = trouble(error)
+        if in_the_way is None:
+            raise
+        raise ProbeError(
+            f"{error} {in_the_way}: take texts of a file (.jsonl, .parquet, .csv, .txt), or those that every "
+            'installation has, "builtin"; or copy the cache of the hub (HF_HOME) from where there is a network.'
+        ) from error
+
+
+def _texts_of(source: str, text_column: str) -> Iterator[str]:
     if source == "builtin":
         yield from builtin_text.split()[1]
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -43,23 +44,45 @@ def correlations(
 
     Args:
         measurements: the points to use; those that could not be measured are left out.
-        scores: by step, such as the loss or the result of a benchmark.
+        scores: by step, such as the loss or the result of a benchmark; None, or a step left out: not known.
 
     Returns:
         By pair of names. With scores: every metric with `"score"`. Without: training step, the metrics of the
         primary order, the entropy and the information on each feature, each with each.
+
+    Raises:
+        TypeError: scores that are no numbers by step.
     """
+    known = None if scores is None else _by_step(scores)
     points = [m for m in measurements if m.error is None]
     warn_of_other_tokenizers(points)
     columns: dict[str, list[float | None]] = {}
     for name in dict.fromkeys(name for m in points for name in metrics_of(m)):
         columns[name] = [m.scalars().get(name) for m in points]
-    if scores is not None:
-        by_step = [None if m.step is None else scores.get(m.step) for m in points]
+    if known is not None:
+        by_step = [None if m.step is None else known.get(m.step) for m in points]
         return {(name, SCORE): correlation(values, by_step) for name, values in columns.items()}
     main = [name for name in columns if name in (*PRIMARY_SCALARS, "entropy") or name.endswith("/information")]
     columns["step"] = [m.step for m in points]
     return {(a, b): correlation(columns[a], columns[b]) for a, b in combinations(["step", *main], 2)}
+
+
+def _by_step(scores: Any) -> dict[int, float | None]:
+    """A mapping of numbers to numbers as it is, or a series of pandas; anything else is a TypeError."""
+    cure = "Pass {step: score}: dict(zip(trajectory.steps, scores)) of a list with one for each point."
+    if not hasattr(scores, "items"):
+        raise TypeError(f"scores: expected a number by step, got {type(scores).__name__} {scores!r:.80}. {cure}")
+    found = {}
+    for step, score in scores.items():
+        try:
+            if isinstance(step, str) or isinstance(score, str):
+                raise TypeError
+            found[int(step)] = None if score is None else float(score)
+        except (TypeError, ValueError, OverflowError):
+            raise TypeError(
+                f"scores: expected a number by step, got {score!r:.80} at step {step!r:.80}. {cure}"
+            ) from None
+    return found
 
 
 def correlation(x: Iterable[float | None], y: Iterable[float | None]) -> Correlation:

@@ -122,7 +122,7 @@ def _parsed(
     for number, line in json_lines.intact_lines(data, path):
         try:
             _check_line(line)
-            values = json.loads(line)
+            values = json_lines.parsed(line)
             measurement = Measurement.from_dict(values)
             origin = Origin.from_dict(values)
             if origin is None:

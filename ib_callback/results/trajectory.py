@@ -267,6 +267,9 @@ class Trajectory(Sequence[Measurement]):
 
         Returns:
             By pair of names: `(metric, "score")` with scores, else every two of the main metrics and `"step"`.
+
+        Raises:
+            TypeError: scores that are no numbers by step.
         """
         if select_from is None:
             select_from = self.phases().fit_recognised or 0
@@ -350,7 +353,7 @@ def read_run_file(directory: str | os.PathLike[str]) -> tuple[PhaseRule, Guard]:
     """
     path = Path(directory) / RUN_FILENAME
     try:
-        content = json.loads(path.read_bytes())
+        content = json_lines.parsed(path.read_bytes())
         if content.get("crc32") not in (None, _seal_of(content)):  # None: of an earlier version
             raise ValueError("its checksum is not that of its content")
         rule = PhaseRule.from_dict(content["phase_rule"])

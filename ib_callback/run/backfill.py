@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ib_callback.common import json_lines
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.messages import describe
 from ib_callback.common.optional import is_installed, require
@@ -247,7 +248,7 @@ def _recorded(folder: Path, key: str) -> There:
     for record in sorted(folder.parent.glob(f"*/{_RECORD}")):
         for line in record.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):  # torn
-                point = json.loads(line)
+                point = json_lines.parsed(line)
                 if point["run"] == key:
                     found[point["step"]] = point["metrics"]
     return found

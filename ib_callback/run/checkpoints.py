@@ -32,6 +32,10 @@ _LIGHTNING_REST = "meta.pt"
 _LONGEST_ZIP_END = 22 + 0xFFFF  # its record with the longest comment there can be
 
 
+# What tells the version of a file that was JSON when it was read: its inode, size and time of change.
+Read = dict[Path, tuple[int, int, int]]
+
+
 class CheckpointFile:
     """`ib_checkpoints.jsonl`: the step and the path of every checkpoint of a run, added once it is complete.
 
@@ -59,6 +63,7 @@ class CheckpointFile:
         self._exchanged: set[tuple[int, Path]] = set()  # those that hold other weights than were measured
         self._own: set[Path] = set()
         self._there: dict[Path, bool] = {}  # as it was when that could be told
+        self._read_before: Read = {}
         self._unsaved: list[bytes] = []
         if start_step == 0:
             with json_lines.explained(self.path, "moved"):
@@ -137,7 +142,7 @@ class CheckpointFile:
             if step in found or any(step_of.get(p, step) != step or (step, p) in self._exchanged for p in places):
                 continue
             with suppress(OSError):
-                self._there[path] = is_complete(path)
+                self._there[path] = is_complete(path, self._read_before)
             if path not in self._there:
                 unknown.add(step)
             elif self._there[path]:
@@ -181,7 +186,7 @@ class CheckpointFile:
                 return []
         entries = []
         for number, line in json_lines.intact_lines(data, self.path):
-            entry = json.loads(line)
+            entry = json_lines.parsed(line)
             try:
                 step = check_integer("step", entry["step"], minimum=0, cure="a step is a number of optimizer steps")
                 path = Path(os.path.abspath(self._base / entry["path"]))
@@ -198,10 +203,15 @@ class CheckpointFile:
         return entries
 
 
-def is_complete(path: Path) -> bool:
+def is_complete(path: Path, read_before: Read | None = None) -> bool:
     """Whether a checkpoint is there and neither half-written nor half-deleted, as far as its files tell.
 
     HuggingFace's Trainer writes `trainer_state.json` last, and Lightning moves a file into place when it is whole.
+
+    Args:
+        path: of the file or folder.
+        read_before: what earlier calls have read, to which this one adds: a state has the whole history of the run, and
+            reading that of every checkpoint again at every save takes longer and longer.
 
     Raises:
         OSError: it cannot be looked at, so that nobody knows.
@@ -210,7 +220,7 @@ def is_complete(path: Path) -> bool:
         if not _is_folder(path):
             return os.stat(path).st_size > 0 and not _is_torn(path)
         if _HF_FOLDER.fullmatch(path.name):
-            return _is_json(path / "trainer_state.json") and _has_all_weights(path)
+            return _is_json(path / "trainer_state.json", read_before) and _has_all_weights(path)
         return _is_whole_folder(path) and (path.suffix != ".ckpt" or _has_rest(path))
     except (FileNotFoundError, NotADirectoryError):
         return False
@@ -221,11 +231,18 @@ def is_checkpoint_folder(path: Path) -> bool:
     return path.name == "checkpoints" or path.suffix == ".ckpt" or _HF_FOLDER.fullmatch(path.name) is not None
 
 
-def _is_json(path: Path) -> bool:
+def _is_json(path: Path, read_before: Read | None) -> bool:
+    """Whether a file is JSON; one that has not been written since it was read is not read again."""
+    found = os.stat(path)
+    version = (found.st_ino, found.st_size, found.st_mtime_ns)
+    if read_before is not None and read_before.get(path) == version:
+        return True
     try:
-        json.loads(path.read_bytes())
+        json_lines.parsed(path.read_bytes())
     except ValueError:
         return False
+    if read_before is not None:
+        read_before[path] = version
     return True
 
 

@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any, TypeVar, get_type_hints
 
 from ib_callback.common.checks import check_integer
+from ib_callback.common.files import on_this_machine
 from ib_callback.measuring.meter import Meter
 from ib_callback.results.guard import Guard, check_guard, is_left_open
 from ib_callback.results.phases import DEFAULT_RULE, PhaseRule
@@ -48,7 +49,9 @@ class RunConfig:
         output_dir: where the files go; of a callback by default where the trainer's own go.
         log_plane: draw the plane, as a file and for Weights & Biases, which gets two more; needs matplotlib.
         overhead_budget: skip scheduled points while more than this share of the wall-clock time went into measuring.
-            Which ones depends on the clock, so that a run that was interrupted may differ in its points.
+            It is no limit to what is measured for another reason: the first and the last step, every checkpoint with
+            `select`, and evaluations by which a trainer judges. They may cost more, which is said at the end. Which
+            points are skipped depends on the clock, so that a run that was interrupted may differ in its points.
         tokens_per_step: training tokens of one optimizer step, all devices and accumulated batches together, for
             `ib/tokens_seen`, where the trainer does not count them.
         mix_settings: continue the trajectory of a resumed run although its settings have changed.
@@ -114,6 +117,8 @@ class RunConfig:
             raise TypeError(f"phase_rule: expected an ib.PhaseRule or None, got {self.phase_rule!r}.")
         if not isinstance(self.output_dir, (str, os.PathLike, NoneType)):
             raise TypeError(f"output_dir: expected a path or None, got {self.output_dir!r}.")
+        if self.output_dir is not None:
+            object.__setattr__(self, "output_dir", on_this_machine("output_dir", self.output_dir))
         self.rule_of_phases()
 
     @property

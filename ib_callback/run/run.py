@@ -77,6 +77,8 @@ class _State:
     seconds_at_work: float = 0.0
     points: int = 0
     skipped: int = 0
+    within_budget: int | None = None  # the step that the schedule was last allowed
+    exempt: int = 0  # points that no budget is asked for
     selected: Selected | None = None
     final: Measurement | None = None
     certain: bool = True  # whether no checkpoint that may be a better one could not be looked for
@@ -168,6 +170,10 @@ class Run:
         self._lock: RunLock | None = None
         self._entered = False
         self._last: _Seen | None = None  # of the block
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies, by copy or pickle, log to the run of Weights & Biases that is open where they are, if any."""
+        return {**vars(self), "wandb_runs": []}
 
     # --- for a loop of your own
 
@@ -588,6 +594,7 @@ class Run:
             return False
         budget = self.config.overhead_budget
         if budget is None or of_rank_zero(self._share() <= budget):
+            self._state.within_budget = step
             return True
         self._state.skipped += 1
         return False
@@ -638,6 +645,7 @@ class Run:
             scheduled = self._wanted(step, since) or scheduled or not self.trajectory
             point = self._measure(model, step, scheduled, tokens_seen, train_loss, at_start)
             self._state.points += 1
+            self._state.exempt += self._state.within_budget != step
             self.trajectory.append(point)
             if self._state.file is not None:
                 self._state.unsaved.append(point)
@@ -890,6 +898,13 @@ class Run:
         plane = self.draw(final=True)
         if state.file is not None and state.points:
             self.announce(str(self.cost))
+            budget = self.config.overhead_budget
+            if budget is not None and self.cost.share > budget and state.exempt:
+                self.announce(
+                    f"overhead_budget={budget} was exceeded: {state.exempt} of the {state.points} measurements were of "
+                    "checkpoints, evaluations, the first or the last step, which no budget leaves out. To have fewer, "
+                    "save or evaluate less often, or leave select= out"
+                )
         self._release()
         return plane
 

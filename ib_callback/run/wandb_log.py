@@ -71,6 +71,10 @@ class WandbLog:
         self._described: list[Any] = []  # runs that know which column is the step
         self._warned: set[str] = set()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies, by copy or pickle, know no run: W&B refuses to pickle one, and it is of this process alone."""
+        return {**vars(self), "_described": []}
+
     def log(
         self,
         run: Any,

@@ -328,3 +328,70 @@ def test_known_corpora_are_documents(tmp_path: Path, monkeypatch: pytest.MonkeyP
         turn_to(served, tmp_path, monkeypatch)
         assert list(texts_of("c4")) == ["document 0", "document 1", "document 2"]
         assert list(texts_of("tulu")) == ["User: why\n\nAssistant: because"]
+
+
+IN_THE_WAY = {
+    "no network": ("ConnectError", "Without a network (or in offline mode, HF_HUB_OFFLINE=1): "),
+    "offline": ("OfflineModeIsEnabled", "Without a network (offline mode, HF_HUB_OFFLINE=1): "),
+    "too many": ("429", "The hub limits how often it is asked (429): wait for 1 s and try again, or log in (HF_TOKEN)"),
+    "cut": ("RemoteProtocolError", "The download was cut off: try again; without a steady network: "),
+}
+ASKING = {
+    "a model": (["measure", LATE, *OPTIONS], "hf download made/tiny"),
+    "a tokenizer": (
+        ["probe", "build", "--tokenizer", LATE, "--dataset", "documents.jsonl", "-o", "p.safetensors"],
+        "--tokenizer tokenizer.json",
+    ),
+    "documents": (["measure", "model", *OPTIONS, "--documents", "c4"], '"builtin"'),
+    "a dataset": (
+        ["probe", "build", "--tokenizer", "tokenizer.json", "--dataset", "c4", "-o", "p.safetensors"],
+        "Probe.builtin(",
+    ),
+}
+
+
+@pytest.mark.parametrize("asking", ASKING)
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+def test_what_is_in_the_way_of_the_network_is_one_line_with_the_ways_out(
+    kind: str,
+    asking: str,
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    shard = gzip.compress(b'{"text": "a b c d e f g h"}\n' * 4)
+    hub.repositories["allenai/c4"] = {"en/c4-validation.00000-of-00001.json.gz": shard}
+    (tmp_path / "tokenizer.json").write_text(word_tokenizer().to_str())
+    tiny_model().save_pretrained(tmp_path / "model")
+    if kind == "no network":
+        hub.endpoint = "http://127.0.0.1:9"  # where nobody listens
+        turn_to(hub, tmp_path, monkeypatch)
+    elif kind == "offline":
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    elif kind == "too many":
+        hub.refusals["/"] = 10**6
+    else:
+        for path in (f"{LATE}@main/tokenizer.json", "allenai/c4/en/c4-validation.00000-of-00001.json.gz"):
+            hub.drops[path] = 10**6
+    arguments, way_out = ASKING[asking]
+    assert main(arguments) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("ib-callback: ")
+    for part in (*IN_THE_WAY[kind], way_out):
+        assert part in line
+    if kind in ("no network", "offline"):
+        assert waits == []
+
+
+def test_a_hub_that_asks_to_come_again_is_asked_again_after_as_long(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    hub.refusals[f"api/models/{LATE}/refs"] = 2
+    assert measure(LATE) == 0
+    assert waits == [1.0, 1.0]
+    assert f"{LATE}: the hub limits how often it is asked (429), and is asked again in 1 s" in capsys.readouterr().err

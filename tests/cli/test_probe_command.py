@@ -189,6 +189,15 @@ LINES = {
         '"labels": {name: [as many]}, "padding": 0 or more}',
     ),
     "padding": ('{"input_ids": [1], "padding": -1}\n', '"padding": 0 or more}, the first at least'),
+    "nested too deep": ("[" * 100_000 + "\n", "bad.jsonl:1: expected one JSON object a line (its brackets are nested"),
+    "padding beyond all memory": (
+        '{"input_ids": [1], "padding": 1000000000000000}\n',
+        "bad.jsonl: its content is not a probe: length and padding: expected at most 134,217,728 positions",
+    ),
+    "a length of no integer": (
+        '{"probe": {"length": 1e999}}\n{"input_ids": [1]}\n',
+        "bad.jsonl: its content is not a probe: length: expected an integer, got inf",
+    ),
     "changed": (
         '{"probe": {"fingerprint": "00"}}\n{"input_ids": [1]}\n',
         "its lines were changed: expected fingerprint 00",

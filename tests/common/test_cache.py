@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ib_callback.common import cache
-from ib_callback.common.cache import build_once, user_cache_directory
+from ib_callback.common.cache import build_once, cache_file, user_cache_directory
 
 # The module alone: importing the package with torch in every process would take most of the time.
 BUILD = f"""
@@ -71,6 +71,16 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
         assert user_cache_directory() == tmp_path / ".cache" / "ib_callback"
     monkeypatch.setattr("sys.platform", "darwin")
     assert user_cache_directory() == tmp_path / "Library" / "Caches" / "ib_callback"
+
+
+def test_without_a_home_there_is_no_cache_and_the_ways_out_are_named(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it gives where nobody knows the user
+    assert user_cache_directory() is None
+    with pytest.warns(RuntimeWarning, match="a thing: it cannot be kept, .* no home directory.* HOME, .*cache_dir="):
+        assert cache_file("things", "thing", what="a thing") is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_file("things", "thing", what="a thing") == tmp_path / "ib_callback" / "things" / "thing"
 
 
 def test_built_the_first_time_and_read_the_second(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import warnings
 from pathlib import Path
@@ -179,3 +180,20 @@ def test_an_error_of_the_system_says_what_cannot_be_done():
 def test_other_errors_are_passed_on_as_they_are():
     with pytest.raises(KeyError, match="mine"), json_lines.explained(Path("t.jsonl"), "read"):
         raise KeyError("mine")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000 + "]" * 100_000, b'{"a": ' * 100_000, "9" * 5000, "nothing", b"\xff", ""]
+)
+def test_what_is_no_json_is_a_value_error_whatever_it_is(text):
+    with pytest.raises(ValueError, match=r"nested too deep|Exceeds the limit|Expecting value|can't decode"):
+        json_lines.parsed(text)
+
+
+def test_a_list_that_is_too_long_for_the_memory_is_a_value_error(monkeypatch):
+    def too_long(_):
+        raise MemoryError
+
+    monkeypatch.setattr(json, "loads", too_long)
+    with pytest.raises(ValueError, match="does not fit into the memory"):
+        json_lines.parsed("[]")

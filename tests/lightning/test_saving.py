@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import threading
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
@@ -11,9 +12,12 @@ from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
+import fsspec
 import pytest
-from lightning.pytorch.callbacks import LambdaCallback
-from tiny_lightning import saving, tiny_callback, tiny_module, tiny_trainer
+import torch
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
+from tiny_lightning import saved_steps, saving, tiny_callback, tiny_module, tiny_trainer
 
 from ib_callback.lightning._saving import SavingWatch
 from ib_callback.run.checkpoints import CheckpointFile
@@ -524,3 +528,86 @@ def test_a_trainer_has_its_strategy_back_and_callbacks_fit_again(fails_in: str |
     assert callback.trajectory.steps == [0, 2, 4, 6, 8]
     assert callback.selected is not None
     assert not set(WATCHED) & set(vars(trainer.strategy))
+
+
+# --- in the background, and elsewhere
+
+
+class Late(TorchCheckpointIO):
+    """Writes nothing until `go`; or never, with an error."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.go, self.failure = threading.Event(), failure
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        if self.failure is not None:
+            raise self.failure
+        assert self.go.wait(60)
+        super().save_checkpoint(*args, **kwargs)
+
+
+def test_a_checkpoint_written_in_the_background_counts_once_it_is_there(tmp_path: Path) -> None:
+    late, seen = Late(), []
+    callback = tiny_callback(select="optimality", select_from=0)
+
+    def before_the_end(trainer: Any, _: Any) -> None:
+        seen.append((CheckpointFile(tmp_path).recorded(), callback.selected))
+        late.go.set()
+
+    first, kept = LambdaCallback(on_train_end=before_the_end), saving(tmp_path, 3, save_top_k=1)
+    plugins = [AsyncCheckpointIO(late)]
+    trainer = tiny_trainer(tmp_path, [first, callback, kept], plugins=plugins, enable_checkpointing=True)
+    trainer.fit(tiny_module())
+    assert seen == [(set(), None)], "none was there until then"
+    assert CheckpointFile(tmp_path).recorded() == {3, 6, 9, 12}
+    best = max((point for point in callback.trajectory if point.step in (3, 6, 9, 12)), key=lambda p: p.optimality)
+    assert callback.selected is not None
+    assert callback.selected.step == best.step
+    assert saved_steps(tmp_path) == {f"step={best.step}", "step=12"}, "as without a plugin"
+    found = torch.load(callback.selected.path, weights_only=False)
+    assert found["global_step"] == best.step
+
+
+def test_a_checkpoint_that_could_not_be_written_in_the_background_is_not_recorded(tmp_path: Path) -> None:
+    callback = tiny_callback()
+    plugins = [AsyncCheckpointIO(Late(OSError("the disk is full")))]
+    trainer = tiny_trainer(tmp_path, [callback, saving(tmp_path, 12)], plugins=plugins, enable_checkpointing=True)
+    with pytest.raises(OSError, match="the disk is full"):
+        trainer.fit(tiny_module())
+    assert CheckpointFile(tmp_path).recorded() == set()
+
+
+def test_one_file_that_is_written_in_the_background_again_and_again(tmp_path: Path) -> None:
+    """What is there when the next one begins is that of an earlier step, and does not count for the next."""
+    late = Late()
+    late.go.set()
+    callback = tiny_callback(select="optimality", select_from=0)
+    always = saving(tmp_path, 3, save_top_k=1, filename="one", enable_version_counter=False)
+    trainer = tiny_trainer(tmp_path, [callback, always], plugins=[AsyncCheckpointIO(late)], enable_checkpointing=True)
+    trainer.fit(tiny_module())
+    for step, path in CheckpointFile(tmp_path).existing().items():
+        assert torch.load(path, weights_only=False)["global_step"] == step
+    assert callback.selected is not None
+    assert torch.load(callback.selected.path, weights_only=False)["global_step"] == callback.selected.step
+
+
+def test_a_directory_on_another_file_system_is_refused_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = tiny_module()
+    with pytest.raises(ValueError, match=r"a folder of this machine, got memory://runs.*output_dir="):
+        tiny_trainer("memory://runs", [tiny_callback()]).fit(module)
+    assert module.losses == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_on_another_file_system_are_left_to_lightning(tmp_path: Path) -> None:
+    remote = f"memory://{tmp_path.name}"
+    keeping = ModelCheckpoint(remote, every_n_train_steps=3, save_top_k=1, filename="{step}")
+    callback = tiny_callback(select="optimality", select_from=0, output_dir=tmp_path)
+    with pytest.warns(RuntimeWarning, match=rf"those at {remote} are left to ModelCheckpoint.*dirpath="):
+        tiny_trainer(remote, [callback, keeping], enable_checkpointing=True).fit(tiny_module())
+    assert CheckpointFile(tmp_path).recorded() == set()
+    names = fsspec.filesystem("memory").ls(f"/{tmp_path.name}", detail=False)
+    assert [Path(name).name for name in names] == ["step=12.ckpt"]

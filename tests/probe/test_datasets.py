@@ -357,6 +357,24 @@ def test_a_place_for_the_cache_and_none(tmp_path: Path, own_cache: Path) -> None
     assert Probe.load(file).fingerprint == expected().fingerprint
 
 
+def test_without_a_home_a_probe_is_built_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = json_lines(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.warns(RuntimeWarning, match=r"it cannot be kept, for this user has no home directory.*cache_dir="):
+        probe = Probe.from_dataset(str(path), word_tokenizer(), **SETTINGS)
+    assert probe.fingerprint == expected().fingerprint
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["Column", "IterableColumn"])
+@pytest.mark.parametrize("constructor", [Probe.from_dataset, Probe.from_preferences])
+def test_a_column_of_a_dataset_is_refused_with_what_to_pass_instead(constructor: Any, streamed: bool) -> None:
+    dataset = datasets.Dataset.from_list(ROWS)
+    column = dataset.to_iterable_dataset()["text"] if streamed else dataset["text"]
+    with pytest.raises(TypeError, match=r"got (Iterable)?Column, one column of it.*text_column=.*Probe\.from_texts\("):
+        constructor(column, word_tokenizer())
+
+
 def test_the_cache_needs_safetensors_and_says_so_before_it_builds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

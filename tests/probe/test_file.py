@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import struct
 import sys
@@ -282,3 +283,38 @@ def test_files_need_safetensors_and_say_how_to_get_it(saved: Path, monkeypatch: 
         Probe.load(saved)
     with pytest.raises(ImportError, match=r'Saving a probe needs .*pip install "ib-callback\[hf\]"'):
         small_probe().save(saved)
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("entry", ["source", "label_names", "groups", "num_bytes"])
+@pytest.mark.parametrize("text", [DEEP, "9" * 5000, "1e999", "[1e999]", "nothing", '"text"'])
+def test_a_header_that_somebody_made_up_is_refused_in_words(entry: str, text: str, saved: Path) -> None:
+    edit_header(saved, **{entry: text})
+    with pytest.raises(ProbeError, match=rf"probe.safetensors: cannot be loaded as a probe: .*{entry}"):
+        Probe.load(saved)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"name": None}, {"num_bytes": "-4"}, {"groups": "[0]"}, {"groups": "[null, 0, 0]"}]
+)
+def test_a_header_that_does_not_fit_its_tensors_is_refused(changed: dict[str, str | None], saved: Path) -> None:
+    edit_header(saved, **changed)
+    with pytest.raises(ProbeError, match=r"probe.safetensors: cannot be loaded as a probe: its content is not a probe"):
+        Probe.load(saved)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ProbeError, match="pipe: cannot be loaded as a probe: it is a pipe, and not a file"):
+        Probe.load(tmp_path / "pipe")
+    with pytest.raises(ProbeError, match="it is a device or a socket, and not a file"):
+        Probe.load(os.devnull)
+
+
+def test_a_home_in_a_path_is_that_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    small_probe().save("~/folder/probe.safetensors")
+    assert (tmp_path / "folder" / "probe.safetensors").is_file()
+    assert Probe.load("~/folder/probe.safetensors").fingerprint == small_probe().fingerprint

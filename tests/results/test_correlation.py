@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from synthetic_runs import C, E, run
 
 from ib_callback.results.correlation import Correlation, correlation
+from ib_callback.results.trajectory import Trajectory
 
 
 def test_correlation_of_values_and_of_ranks():
@@ -47,3 +50,9 @@ def test_correlations_with_scores():
     # .20, .208, .22 against 4, 3.5, 3.25.
     assert found["expressivity", "score"].spearman == pytest.approx(-1.0)
     assert found["expressivity", "score"].num_points == 3
+
+
+@pytest.mark.parametrize("scores", [[1, 2], 3, "ab", object(), {"0": 1.0}, {0: "high"}, {0: [1.0]}, {None: 1.0}])
+def test_scores_that_are_no_numbers_by_step_are_refused(scores: Any) -> None:
+    with pytest.raises(TypeError, match=r"scores: expected a number by step, got .*Pass \{step: score\}"):
+        Trajectory().correlations(scores)

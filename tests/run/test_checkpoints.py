@@ -426,3 +426,18 @@ def test_checkpoints_of_huggingface_in_the_order_of_their_steps(tmp_path):
     found = find_checkpoints(tmp_path)
     assert found == folders
     assert list(found) == [20, 900, 1000]
+
+
+def test_the_state_of_a_checkpoint_is_read_once_for_as_long_as_it_is_the_same(tmp_path, monkeypatch):
+    read = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.parent.name) or read_bytes(path))
+    record = CheckpointFile(tmp_path, start_step=0)
+    for step in (10, 20, 30):
+        record.add(step, hf_checkpoint(tmp_path, step))
+        record.existing()
+    assert read == ["checkpoint-10", "checkpoint-20", "checkpoint-30"]
+    (tmp_path / "checkpoint-20" / "trainer_state.json").write_bytes(b'{"torn')
+    assert set(record.existing()) == set(record.existing()) == {10, 30}
+    (tmp_path / "checkpoint-20" / "trainer_state.json").write_bytes(b'{"whole": "again"}')
+    assert set(record.existing()) == {10, 20, 30}

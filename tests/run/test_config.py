@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_subclasses_take_what_they_like() -> None:
 def test_values_of_the_wrong_type() -> None:
     with pytest.raises(TypeError, match=r"phase_rule: expected an ib\.PhaseRule or None, got 3"):
         RunConfig(phase_rule=3)
-    with pytest.raises(TypeError, match="output_dir: expected a path or None, got 5"):
+    with pytest.raises(TypeError, match=r"output_dir: expected a path or None, got 5"):
         RunConfig(output_dir=5)
     for value in (1, 0, "yes", np.True_):
         with pytest.raises(TypeError, match="from_trained: expected True, False or None, got"):
@@ -140,3 +141,18 @@ def test_the_number_of_examples_to_look_at() -> None:
         RunConfig(check_overlap=-1)
     with pytest.raises(TypeError, match="check_overlap: expected an integer of at least 0, got True"):
         RunConfig(check_overlap=True)
+
+
+def test_a_home_in_a_path_is_that_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.expanduser", lambda path: path.replace("~", "/home/somebody"))
+    assert RunConfig(output_dir="~/out").output_dir == "/home/somebody/out"
+    assert RunConfig(output_dir=Path("~/out")).output_dir == "/home/somebody/out"
+    for kept in ("out", Path("a~b"), None, "C:/out"):
+        assert RunConfig(output_dir=kept).output_dir is kept
+    assert RunConfig(output_dir="file:///a%20b/c").output_dir == "/a b/c"
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/run", "gs://b", "hdfs://a/b", "memory://x", "simplecache::s3://b"])
+def test_an_address_on_another_file_system_is_no_folder(address: str) -> None:
+    with pytest.raises(ValueError, match=r"output_dir: expected a folder of this machine, got .*a local folder"):
+        RunConfig(output_dir=address)

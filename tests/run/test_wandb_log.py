@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,13 +15,15 @@ from PIL import Image
 from scripted import follow
 from synthetic_runs import STOPPING, C, E, failed, measured
 from synthetic_runs import run as made_up_run
-from tiny_hf import LENGTH, Each, tiny_callback, tiny_trainer
+from tiny_hf import LENGTH, Each, tiny_callback, tiny_model, tiny_probe, tiny_trainer
 from wandb_offline import OfflineRun, read_offline_runs
 
+from ib_callback.measuring.meter import Meter
 from ib_callback.plot import encoded, plane_by_layer
 from ib_callback.results.metrics import PRIMARY_SCALARS
 from ib_callback.results.stopping import PlateauStopping
 from ib_callback.results.trajectory import Trajectory
+from ib_callback.run.run import Run
 from ib_callback.run.wandb_log import WandbLog, open_run
 
 
@@ -72,7 +76,10 @@ def test_rows_of_an_offline_run_of_the_trainer(offline: Path) -> None:
     callback = tiny_callback(every_n_steps=5, log_plane=True)
     settings = {"report_to": "wandb", "run_name": "tiny", "include_num_input_tokens_seen": "all"}
     tiny_trainer(offline / "run", [callback], steps=12, **settings).train()
+    for copied in (pickle.loads(pickle.dumps(callback)), copy.deepcopy(callback)):  # W&B refuses to pickle a run
+        assert copied.trajectory == callback.trajectory
     wandb.finish()
+    assert pickle.loads(pickle.dumps(callback)).trajectory == callback.trajectory
 
     (run,) = read_offline_runs(offline)
     rows, last = of_ours(run)
@@ -253,3 +260,14 @@ def test_a_run_without_points_has_a_summary_and_no_table(fake_wandb: None) -> No
 def test_an_end_that_fails_is_a_warning(broken: str, fake_wandb: None) -> None:
     with pytest.warns(RuntimeWarning, match="The trajectory could not be logged to Weights & Biases: ConnectionError"):
         WandbLog("train/global_step").finish(FakeRun(broken), Trajectory([failed(0)]), {"ib/a": 1.0}, step=3)
+
+
+def test_copies_of_a_run_that_was_given_one_of_wandb_have_none(offline: Path) -> None:
+    import wandb
+
+    with wandb.init() as given, Run(Meter(tiny_probe(), num_bins=12), output_dir=offline, wandb=given) as run:
+        run.step(tiny_model(), 0)
+        for copied in (pickle.loads(pickle.dumps(run)), copy.deepcopy(run)):
+            assert copied.wandb_runs == []
+            assert copied.trajectory == run.trajectory
+        assert run.wandb_runs == [given]

@@ -20,6 +20,7 @@ class Hub:
         lists the SHA-256, as of those in Git LFS.
     unlisted: "id@branch" of models whose files it refuses to list.
     drops: {"id/path" of a file: number of requests for its content that are cut off half-way}; counted down.
+    refusals: {part of an address: number of requests of it that are answered with 429 and `Retry-After: 1`}.
     stalls: "id/path" of files whose content stops half-way, with the connection left open; `stalled` is set then.
     requests: "METHOD path" of all that was asked.
     """
@@ -33,6 +34,7 @@ class Hub:
         self.models = models or {}
         self.unlisted: set[str] = set()
         self.drops: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
         self.stalls: set[str] = set()
         self.stalled = threading.Event()
         self._closing = threading.Event()
@@ -80,6 +82,11 @@ class Hub:
 
             def _answer(self, body: bool) -> None:
                 hub.requests.append(f"{self.command} {self.path}")
+                address = unquote(self.path)
+                for part in [part for part, left in hub.refusals.items() if left > 0 and part in address]:
+                    hub.refusals[part] -= 1
+                    self._come_again()
+                    return
                 parts = unquote(urlsplit(self.path).path).strip("/").split("/")
                 if parts[:2] == ["api", "datasets"]:
                     self._api("/".join(parts[2:4]), parts[4:])
@@ -202,6 +209,12 @@ class Hub:
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(data)
+
+            def _come_again(self) -> None:
+                self.send_response(429)
+                self.send_header("Retry-After", "1")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
 
             def _refuse(self, code: str) -> None:
                 self.send_response(404)

@@ -1,0 +1,99 @@
+"""What keeps a download from coming through, in words, and patience with a server that asks for it."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+from ib_callback.common.messages import tell
+
+Answer = TypeVar("Answer")
+
+_TRIES = 4
+_LONGEST_WAIT = 120.0  # seconds; whoever is to wait longer is told so, and decides
+_TOO_MANY = 429
+# By name, for neither httpx nor huggingface_hub need be there. Of a connection that broke off, and of none.
+_CUT = {"RemoteProtocolError", "ReadError", "IncompleteRead", "ChunkedEncodingError", "ProtocolError"}
+_NO_ANSWER = {"ConnectError", "ConnectTimeout", "ReadTimeout", "PoolTimeout", "ProxyError", "LocalEntryNotFoundError"}
+
+
+def trouble(error: BaseException) -> str | None:
+    """What is in the way of the network, by an error or by what caused it; None if it is something else.
+
+    It begins a sentence that goes on with the ways out.
+    """
+    chain = list(_chain(error))
+    if any(type(each).__name__ == "OfflineModeIsEnabled" for each in chain):
+        return "Without a network (offline mode, HF_HUB_OFFLINE=1)"
+    statuses = [status for each in chain if (status := _status(each)) is not None]
+    if _TOO_MANY in statuses:
+        seconds = next((s for each in chain if (s := _asked_to_wait(each)) is not None), None)
+        wait = "" if seconds is None else f" for {seconds:.0f} s"
+        cures = f"wait{wait} and try again, or log in (HF_TOKEN); or as without a network"
+        return f"The hub limits how often it is asked (429): {cures}"
+    if any(status >= 500 for status in statuses):
+        return f"The hub has a fault of its own ({statuses[0]}): try again later; or as without a network"
+    if any(type(each).__name__ in _CUT for each in chain):
+        return "The download was cut off: try again; without a steady network"
+    if any(
+        isinstance(each, (ConnectionError, TimeoutError, socket.gaierror)) or type(each).__name__ in _NO_ANSWER
+        for each in chain
+    ):
+        return "Without a network (or in offline mode, HF_HUB_OFFLINE=1)"
+    return None
+
+
+def patiently(ask: Callable[[], Answer], what: str) -> Answer:
+    """The answer of a server, asked again when it says to (429 with `Retry-After`); each wait is told.
+
+    Args:
+        ask: raises where there is no answer.
+        what: is asked for, for the message.
+
+    Raises:
+        Exception: that of the last try, or of one after which the server wants to be left alone for long.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            return ask()
+        except Exception as error:
+            seconds = next((s for each in _chain(error) if (s := _asked_to_wait(each)) is not None), None)
+            if seconds is None or seconds > _LONGEST_WAIT:
+                raise
+            tell(f"{what}: the hub limits how often it is asked (429), and is asked again in {seconds:.0f} s")
+            time.sleep(seconds)
+    return ask()
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or each.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _asked_to_wait(error: BaseException) -> float | None:
+    """Seconds until the server wants to be asked again; None if it has said nothing of it."""
+    if _status(error) != _TOO_MANY:
+        return None
+    response: Any = getattr(error, "response", None)
+    said = response.headers.get("Retry-After")
+    try:
+        return max(0.0, float(said))
+    except (TypeError, ValueError):
+        pass
+    try:  # a date
+        return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None
