@@ -17,3 +17,7 @@ class RepresentationError(RuntimeError):
 
 class TrajectoryError(ValueError):
     """A trajectory file that cannot be read or written."""
+
+
+class RanksError(RuntimeError):
+    """The ranks of a distributed training have lost each other, so that none can go on; nothing survives it."""

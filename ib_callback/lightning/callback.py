@@ -23,6 +23,7 @@ import torch
 from ib_callback.common.files import is_remote, on_this_machine
 from ib_callback.common.messages import describe, warn
 from ib_callback.common.optional import is_installed, require
+from ib_callback.common.ranks import of_rank_zero
 from ib_callback.lightning._averaging import Averaging, fingerprints, same_weights
 from ib_callback.lightning._model import Losses, Target, find_target
 from ib_callback.lightning._saving import SavingWatch
@@ -33,7 +34,6 @@ from ib_callback.measuring.model.guard import resharded, untouched
 from ib_callback.measuring.model.parameters import unchanged_parameters
 from ib_callback.probe.probe import Probe
 from ib_callback.run.config import RunConfig, split_keywords, takes_keywords_of
-from ib_callback.run.ranks import of_rank_zero
 from ib_callback.run.run import Follows, Run, survives
 from ib_callback.run.summary import Selected
 from ib_callback.run.trajectory_file import bring_along

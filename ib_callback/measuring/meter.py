@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from ib_callback.bound.curve import IBCurve
 from ib_callback.bound.probe_curve import probe_curve
 from ib_callback.common.checks import check_integer
-from ib_callback.common.errors import ModelError, ProbeError, RepresentationError
+from ib_callback.common.errors import ModelError, ProbeError, RanksError, RepresentationError
 from ib_callback.common.messages import warn
 from ib_callback.common.progress import progress_bar
+from ib_callback.common.ranks import Kept, Ranks
 from ib_callback.common.version import __version__
 from ib_callback.estimator.functional import check_weighting
 from ib_callback.estimator.quantise import check_seed, check_temperature
-from ib_callback.measuring.accumulate import Accumulator, Sums
+from ib_callback.measuring.accumulate import Sums
 from ib_callback.measuring.companions import COMPANIONS
 from ib_callback.measuring.model import access, bidirectional, crosscheck
 from ib_callback.measuring.model.access import Layer, Layers
@@ -66,9 +67,11 @@ from ib_callback.measuring.settings import (
     choose_layers,
     choose_loss,
     choose_primary,
+    choose_process_group,
     label_names,
     named_features,
 )
+from ib_callback.measuring.team import Round, SharedAccumulator, Team
 from ib_callback.measuring.thinning import pairs_for_loss, positions_for_prediction
 from ib_callback.measuring.views import Views
 from ib_callback.probe.ngrams import Positions, parse_orders, valid_positions
@@ -171,6 +174,9 @@ class Meter:
         feature_probes: further probes of which the labels alone are measured, with all other settings as given here,
             at positions that have as many tokens on both sides. The label's name is the feature's; of a mapping
             `{name: probe}`, name, underscore and label's name, unless both are the same.
+        process_group: the ranks that share each measurement, of `torch.distributed`; None: all there are. Every one of
+            them calls `measure`, runs its part of the batches, sums up layers of its own, and returns the same point.
+            "alone": this process measures by itself, as where only one rank calls `measure` (no model that is sharded).
         standard_errors: whether to estimate them, by leaving out groups of sequences in turn; True for 16 groups, or
             their number. Batches then never cross a group. Needs memory for shares of labels (see `preflight`).
         loss: whether to measure the next-token loss on the probe, with the model's own head and in the same pass. True:
@@ -216,6 +222,7 @@ class Meter:
         forward: Forward | None = None,
         progress: bool = False,
         feature_probes: FeatureProbes = (),
+        process_group: Any = None,
         standard_errors: bool | int = False,
         loss: bool | str = True,
         readout: bool = True,
@@ -265,6 +272,7 @@ class Meter:
             raise TypeError(f"forward: expected callable(model, input_ids, attention_mask), got {forward!r}.")
         self.forward = forward
         self.progress = bool(progress)
+        self.process_group = choose_process_group(process_group)
         self.standard_errors = choose_groups(standard_errors, weighting)
         self.loss = choose_loss(loss)
         self.readout = bool(readout)
@@ -399,27 +407,41 @@ class Meter:
         """
         root = access.unwrap(model)
         self._refused = None
+        team = self._join(root)
+        kept = Kept()
+        found = kept(lambda: self._preflight(model, root, team))
+        team.ranks.agree_on(kept)
+        assert found is not None
+        return found
+
+    def _preflight(self, model: nn.Module, root: nn.Module, team: Team) -> Preflight:
         layers = self._layers(root)
         plan = self.plan()
-        groups = self._groups(plan, self._captured(root, layers))
+        groups = self._groups(plan, self._captured(root, layers), team)
         memory = plan.memory(len(groups[0]) * self._views(1).num_variants, self.num_bins)
         memory += self._predicted_plan().memory(1, NUMBER) if self.prediction else 0
-        readout = self._readout(root, plan) if self.readout else None
+        readout = self._readout(root, plan, team, len(groups[0])) if self.readout else None
         waiting = 0 if readout is None else readout.waiting()
         memory += waiting + (0 if readout is None else readout.memory())
         _warn_if_short(access.device_of(root), memory, waiting)
         with unchanged_parameters(root, copied=True), untouched(root), resharded(root):
-            forward = self._forward(root)
-            with (
-                self._told_which_layers(forward, layers),
-                self._check_norm(root, layers),
-                nullcontext() if readout is None else readout,
-            ):
-                forward.once(forward.longest(plan.batches), layers)
-            self._check_layers(forward, layers, called=True)
-            self._warn_if_bidirectional(forward, layers)
+            forward = self._forward(root, team)
+
+            def try_out() -> None:
+                with (
+                    self._told_which_layers(forward, layers),
+                    self._check_norm(root, layers),
+                    nullcontext() if readout is None else readout,
+                ):
+                    forward.once(forward.longest(plan.batches), layers)
+                self._check_layers(forward, layers, called=True)
+                self._warn_if_bidirectional(forward, layers)
+
+            kept = Kept()
+            kept(try_out)
+            team.ranks.agree_on(kept)
             self._autocast = forward.autocast
-            route = self._find_route(root)
+            route = self._find_route(root, team)
         missing = {} if readout is None or not readout.why else {"readout": readout.why}
         if route.kind == "none" and self.prediction:
             missing["prediction"] = route.why
@@ -457,73 +479,152 @@ class Meter:
         Returns:
             The point; information in fractions of log(num_bins), as Conklin et al. (ICLR 2026) plot it.
         """
-        curve = self.curve()
-        started = time.perf_counter()
         if step is not None:
             check_integer("step", step, minimum=0, cure="None is for a model outside training")
         root = access.unwrap(model)
+        team = self._join(root)
+        started = time.perf_counter()
+        failure: Exception | None = None
+        found: _Found | None = None
+        try:
+            found = self._found(root, team)
+        except RanksError:
+            raise
+        except Exception as error:
+            failure = error
+        team.ranks.agree(failure)
+        assert found is not None
+        by_rank = team.ranks.to_first(found.sums)
+        point: Measurement | None = None
+        if team.ranks.is_first:
+            try:
+                point = self._read(root, team, found, by_rank, step, started)
+            except Exception as error:
+                failure = error
+        team.ranks.agree(failure)
+        point = team.ranks.of_first(point)
+        assert point is not None
+        self._tell_of_equal_states(point)
+        return point
+
+    def _found(self, root: nn.Module, team: Team) -> _Found:
+        """What the own part of the passes comes to. Collective: fails on all ranks, or else after the last of them."""
         further = self._further_meters()
-        for meter in (self, *further):
-            meter.probe.verify()
-            layers = meter._layers(root)
+        layers = self._layers(root)
         with self._visit(root):
             if self.forward is None:
-                self._check_layers(self._forward(root), layers)
-                self._warn_if_bidirectional(self._forward(root), layers)
-            losses = self._loss_pass(root)
+                self._check_layers(self._forward(root, team), layers)
+                self._warn_if_bidirectional(self._forward(root, team), layers)
+            losses = self._loss_pass(root, team)
             with self._check_norm(root, layers):
-                plan, sums, moments, aimed = self._sums(root, self._captured(root, layers), losses)
-            others = [meter._sums(root, layers)[:2] for meter in further]
-        dispersion = [part.dispersion(index) for part in moments for index in range(len(part.unit))]
+                of_main = self._sums(root, self._captured(root, layers), team, losses)
+            others = [meter._sums(root, layers, team) for meter in further]
         outcome = None if losses is None else self._routes.note(root, self._told_of(losses.outcome()))
+        sums = ([of_main.parts, *(other.parts for other in others)], {k: v.sums for k, v in of_main.aimed.items()})
+        return _Found(layers, [of_main, *others], losses, outcome, sums)
+
+    def _read(
+        self, root: nn.Module, team: Team, found: _Found, by_rank: list[_Parts], step: int | None, started: float
+    ) -> Measurement:
+        """The point, from what all ranks found."""
+        layers, main = found.layers, found.passes[0]
+        views = self._views(len(layers))
+        sums = [
+            _joined([parts[number] for parts, _ in by_rank], each, team, views.num_variants if number == 0 else 1)
+            for number, each in enumerate(found.passes)
+        ]
+        aimed = {
+            name: replace(each, sums=next((own[name] for _, own in by_rank if own[name] is not None), None))
+            for name, each in main.aimed.items()
+        }
+        moments = main.moments
+        dispersion = [part.dispersion(index) for part in moments for index in range(len(part.unit))]
         settings = self.settings(root)
-        if outcome is not None and self.loss:
-            settings["loss"]["path"] = str(outcome)
+        if found.loss is not None and self.loss:
+            settings["loss"]["path"] = str(found.loss)
         settings |= {name: each.told for name, each in aimed.items()}
+        curve = self.curve()
         measurement = read_out(
-            plan,
-            sums,
+            main.plan,
+            sums[0],
             step=step,
             layers=[layer.name for layer in layers],
             weighting=self.weighting,
             primary=self.primary,
             settings=settings,
             seconds=time.perf_counter() - started,
-            others=[(names, *sums) for (_, names), sums in zip(self._further, others, strict=True)],
+            others=[
+                (names, other.plan, each)
+                for (_, names), other, each in zip(self._further, found.passes[1:], sums[1:], strict=True)
+            ],
             curve=None if curve is None else curve.to_efficiency(self.num_bins),
-            views=self._views(len(layers)),
+            views=views,
             dispersion=dispersion[: len(layers)],
             companions=self._companions(layers, moments),
             aimed={
-                name: (each.plan, each.sums, self._curve_of(plan, each))
+                name: (each.plan, each.sums, self._curve_of(main.plan, each))
                 for name, each in aimed.items()
                 if each.sums is not None
             },
         )
-        self._tell_of_equal_states(measurement)
-        if losses is None or not self.loss:
+        if found.losses is None or not self.loss:
             return measurement
-        bounds = None if plan.jackknife is None else plan.jackknife.sequence_bounds
-        return replace(measurement, **loss_numbers(losses, self.probe, bounds))
+        bounds = None if main.plan.jackknife is None else main.plan.jackknife.sequence_bounds
+        return replace(measurement, **loss_numbers(found.losses, self.probe, bounds))
+
+    def _join(self, root: nn.Module) -> Team:
+        """The ranks that share the measurement, once it is sure that they mean the same one."""
+        ranks = Ranks.alone() if self.process_group == "alone" else Ranks(self.process_group)
+        meters = (self, *self._further_meters())
+        failure: Exception | None = None
+        mine: tuple[dict[str, str], tuple[int, ...], bool] | None = None
+        try:
+            if ranks.is_first:
+                self.curve()
+            for meter in meters:
+                meter.probe.verify()
+                meter._layers(root)
+            mine = (self._agreed_settings(root), (), is_sharded(root))
+        except Exception as error:
+            failure = error
+        if ranks.size == 1:
+            if failure is not None:
+                raise failure
+            return Team.alone()
+        with ranks.awaited('a measurement, which all ranks make (process_group="alone" is for one alone)'):
+            ranks.agree(failure)
+        every = [each for each in ranks.of_every(mine) if each is not None]
+        _check_alike([settings for settings, _, _ in every])
+        return Team(ranks, in_step=any(in_step for _, _, in_step in every))
+
+    def _agreed_settings(self, root: nn.Module) -> dict[str, str]:
+        """What ranks that share a measurement must have alike, by name, as texts to be compared."""
+        settings = {k: v for k, v in self.settings(root).items() if k not in ("dtype", "loss")}
+        settings |= {"batch_size": self.batch_size, "memory_budget": self.memory_budget, "loss": self.loss}
+        settings |= {"readout": self.readout, "prediction": self.prediction, "null": self.null}
+        settings |= {"baseline": str(self.baseline), "standard_errors": self.standard_errors}
+        settings["probe"] = [probe.fingerprint for probe in self.probes]
+        return {name: repr(value) for name, value in settings.items()}
 
     def _curve_of(self, plan: Plan, outcome: Outcome) -> IBCurve | None:
         """The curve in efficiencies of other assignments, if it bounds them: of all positions, by no more bins."""
         fits = outcome.num_bins <= self.num_bins and outcome.plan.num_positions == plan.num_positions
         return self._curve.to_efficiency(outcome.num_bins) if self._curve is not None and fits else None
 
-    def _find_route(self, root: nn.Module) -> Route:
+    def _find_route(self, root: nn.Module, team: Team) -> Route:
         """How the loss of the model can be had; found out anew."""
         if not self.loss and not self.prediction:
             return Route("none")
         known = self._read_ahead.get(_kind_of(root))
         route = reads_ahead(root) if known else find_route(root, self.probe, self.forward)
-        return self._routes.note(root, self._told_of(route))
+        elsewhere = team.ranks.first_failure(route if route.is_failure else None)
+        return self._routes.note(root, self._told_of(route if elsewhere is None else elsewhere[1]))
 
-    def _loss_pass(self, root: nn.Module) -> LossPass | None:
+    def _loss_pass(self, root: nn.Module, team: Team) -> LossPass | None:
         """What adds up the losses of a pass, and makes distributions; None if neither are wanted."""
         if not self.loss and not self.prediction:
             return None
-        route = self._routes.get(root) or self._find_route(root)
+        route = self._routes.get(root) or self._find_route(root, team)
         number = number_of_pairs(self.probe, root, every=self.loss == "all") if self.loss else 0
         pairs = pairs_for_loss(self.probe, number, self.seed)
         if self.prediction and self._distributions is None:  # a function of the probe, which is sorted for it
@@ -582,13 +683,15 @@ class Meter:
         """[T, L, num_bins] of all valid positions in the order of the probe, on the CPU."""
         parts: list[Tensor] = []
 
-        def keep(_: Batch, assignments: Tensor) -> None:
+        def keep(_: Round[Batch], assignments: Tensor | None) -> None:
             # The next batch overwrites them, and of several draws the first is meant.
+            assert assignments is not None
             parts.append(assignments[:, : len(layers)].to("cpu", copy=True))
 
         with self._visit(root):
             self._check_layers(self._forward(root), layers)
-            self._forward(root).over(self._bar(plan.batches), layers, keep)
+            rounds = self._bar(Team.alone(), plan)
+            self._forward(root).over(rounds, layers, keep, Kept())
         return torch.cat(parts)
 
     @contextmanager
@@ -700,11 +803,11 @@ class Meter:
         views = self._views(num_layers).layers
         return list(range(num_layers)) if self.companion_layers == "all" else views[self.companion_layers]
 
-    def _forward(self, root: nn.Module, losses: LossPass | None = None) -> ProbeForward:
-        return ProbeForward(root, self.probe, self._quantiser, self.forward, losses)
+    def _forward(self, root: nn.Module, team: Team | None = None, losses: LossPass | None = None) -> ProbeForward:
+        return ProbeForward(root, self.probe, self._quantiser, self.forward, losses, team)
 
-    def _groups(self, plan: Plan, layers: list[Layer]) -> list[list[Layer]]:
-        """Layers cut into groups that fit the memory budget."""
+    def _groups(self, plan: Plan, layers: list[Layer], team: Team) -> list[list[Layer]]:
+        """Layers cut into groups that fit the memory budget of each rank."""
         if self.memory_budget is None:
             return [layers]
         each = plan.memory(self._views(1).num_variants, self.num_bins)
@@ -714,23 +817,21 @@ class Meter:
                 f"memory_budget: one layer needs {each:,} bytes for probe {self.probe.name!r}, got "
                 f"{self.memory_budget:,}. Raise it, or use fewer sequences, orders or bins."
             )
+        size *= team.ranks.size
         return [layers[i : i + size] for i in range(0, len(layers), size)]
 
-    def _sums(
-        self, root: nn.Module, layers: list[Layer], losses: LossPass | None = None
-    ) -> tuple[Plan, Sums, list[Moments], dict[str, Outcome]]:
-        """The sums and moments of whole passes, and the plan that they follow; smaller batches if memory runs out.
-
-        What codebooks that are aimed at the output come to is there by name.
-        """
+    def _sums(self, root: nn.Module, layers: list[Layer], team: Team, losses: LossPass | None = None) -> _Passes:
+        """What whole passes come to, on every rank its part; with smaller batches if memory runs out."""
         while True:
             try:
-                return self._passes(root, layers, losses)
+                return self._passes(root, layers, team, losses)
             except RepresentationError as error:
                 if self._planes:
                     raise
                 # The main probe may be fine.
-                raise RepresentationError(f"feature probe {self.probe.name!r}: {error}") from error
+                of_probe: Any = RepresentationError(f"feature probe {self.probe.name!r}: {error}")
+                of_probe.of_all_ranks = True
+                raise of_probe from error
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.batch_size == 1:
                     raise
@@ -743,32 +844,41 @@ class Meter:
                 stacklevel=3,
             )
 
-    def _passes(
-        self, root: nn.Module, layers: list[Layer], losses: LossPass | None
-    ) -> tuple[Plan, Sums, list[Moments], dict[str, Outcome]]:
+    def _passes(self, root: nn.Module, layers: list[Layer], team: Team, losses: LossPass | None) -> _Passes:
         """The same with the batch size as it is. What it holds is let go of before a smaller batch is tried."""
-        plan = self.plan()
-        centers = self._mean_states(root, plan, layers) if self.center else None
+        kept = Kept()
+        plan = kept(self.plan)
+        team.ranks.agree_on(kept)
+        assert plan is not None
+        centers = self._mean_states(root, plan, layers, team) if self.center else None
         accompanied = self._accompanied(len(layers) - self.last_block)
-        aimed = self._aimed(root, plan, losses)
-        parts, start = [], 0
-        for group in self._groups(plan, layers):
+        groups = kept(lambda: self._groups(plan, layers, team))
+        aimed = kept(lambda: self._aimed(root, plan, team, losses, len(groups[0]) if groups else 0))
+        team.ranks.agree_on(kept)
+        assert groups is not None
+        assert aimed is not None
+        parts, moments, start = [], [], 0
+        for group in groups:
             stop = start + len(group)
             second = [number - start for number in accompanied if start <= number < stop]
             of_first = (None, {}) if start else (losses, aimed)
-            parts.append(self._pass(root, plan, group, centers and centers[start:stop], second, *of_first))
+            sums, of_group = self._pass(root, plan, group, team, centers and centers[start:stop], second, *of_first)
+            parts.append(sums)
+            moments.append(of_group)
             start = stop
-        sums, moments = zip(*parts, strict=True)
         outcomes = {name: codebook.outcome() for name, codebook in aimed.items()}
         of_loss = self.loss and losses is not None and losses.outcome().is_failure  # which tells of itself
         for name, outcome in outcomes.items():
             if outcome.is_failure and not (name == "prediction" and of_loss):
                 self._tell_of(name, outcome.why)
-        return plan, Sums.join(sums, self._views(1).num_variants), list(moments), outcomes
+        return _Passes(plan, [len(group) for group in groups], parts, moments, outcomes)
 
-    def _mean_states(self, root: nn.Module, plan: Plan, layers: list[Layer]) -> list[Tensor]:
+    def _mean_states(self, root: nn.Module, plan: Plan, layers: list[Layer], team: Team) -> list[Tensor]:
         """[dim] of each layer, the mean unit state, by a pass of its own."""
-        moments = self._forward(root).moments(self._bar(plan.batches), layers)
+        kept = Kept()
+        moments = self._forward(root, team).moments(self._bar(team, plan), layers, kept)
+        team.ranks.agree_on(kept)
+        moments.share(team.peers)
         return [moments.mean(index).float() for index in range(len(layers))]
 
     def _pass(
@@ -776,46 +886,71 @@ class Meter:
         root: nn.Module,
         plan: Plan,
         layers: list[Layer],
+        team: Team,
         centers: list[Tensor] | None,
         second: list[int],
         losses: LossPass | None,
         aimed: Mapping[str, Readout | Prediction],
-    ) -> tuple[Sums, Moments]:
+    ) -> tuple[Sums | None, Moments]:
         """One pass over the probe for some of the layers, and for losses and codebooks if they are wanted of it."""
         if losses is not None:
             losses.begin()
-        forward = self._forward(root, losses)
-        columns = len(layers) * self._views(1).num_variants
+        forward = self._forward(root, team, losses)
+        columns = [
+            [variant * len(layers) + layer for variant in range(self._views(1).num_variants) for layer in share]
+            for share in team.shares(len(layers))
+        ]
         device = access.device_of(root)
-        accumulator = Accumulator(plan, columns, self.num_bins, weighting=self.weighting, device=device)
+        kept = Kept()
+        accumulator = kept(
+            lambda: SharedAccumulator(
+                plan, columns, self.num_bins, weighting=self.weighting, device=device, team=team, kept=kept
+            )
+        )
+        team.ranks.agree_on(kept)
+        assert accumulator is not None
         moments = Moments(len(layers), second)
 
-        def use(batch: Batch, assignments: Tensor) -> None:
-            accumulator.add(batch, assignments)
+        def use(batches: Round[Batch], assignments: Tensor | None) -> None:
+            accumulator.add(batches, assignments)
             for codebook in aimed.values():
-                codebook.take(batch)
+                codebook.take(batches, assignments is not None)
 
         with ExitStack() as hooks:
             for codebook in aimed.values():
                 hooks.enter_context(codebook)
                 codebook.look(forward.alone)
-            forward.over(self._bar(plan.batches), layers, use, centers=centers, moments=moments)
-        forward.beside(plan.batches, self.batch_size)
+            forward.over(self._bar(team, plan), layers, use, kept, centers=centers, moments=moments)
+        team.ranks.agree_on(kept)
+        if losses is not None:
+            losses.agree(team.ranks)
+            forward.beside(plan.batches, self.batch_size, kept)
+            team.ranks.agree_on(kept)
+            losses.agree(team.ranks)
+            losses.share(team.peers)
+        moments.share(team.peers)
         self._autocast = forward.autocast
-        return accumulator.sums(), moments
+        sums = kept(accumulator.sums)
+        team.ranks.agree_on(kept)
+        return sums, moments
 
-    def _readout(self, root: nn.Module, plan: Plan) -> Readout:
+    def _readout(self, root: nn.Module, plan: Plan, team: Team, num_layers: int) -> Readout:
         limit = min(KEPT, self.memory_budget or KEPT)
-        return Readout(root, plan, frequent_tokens(self.probe, NUMBER), weighting=self.weighting, limit=limit)
+        tokens = frequent_tokens(self.probe, NUMBER)
+        return Readout(root, plan, tokens, weighting=self.weighting, limit=limit, team=team, num_layers=num_layers)
 
-    def _aimed(self, root: nn.Module, plan: Plan, losses: LossPass | None) -> dict[str, Readout | Prediction]:
-        """What takes part in a pass beside the layers, by the name of the view."""
+    def _aimed(
+        self, root: nn.Module, plan: Plan, team: Team, losses: LossPass | None, num_layers: int
+    ) -> dict[str, Readout | Prediction]:
+        """What takes part in a pass beside so many layers, by the name of the view."""
         found: dict[str, Readout | Prediction] = {}
         if self.readout:
-            found["readout"] = self._readout(root, plan)
+            found["readout"] = self._readout(root, plan, team, num_layers)
         if self.prediction and losses is not None:
-            device = access.device_of(root)
-            found["prediction"] = Prediction(self._predicted_plan(), losses, weighting=self.weighting, device=device)
+            found["prediction"] = Prediction(
+                self._predicted_plan(), losses,
+                weighting=self.weighting, device=access.device_of(root), team=team, num_layers=num_layers,
+            )  # fmt: skip
         return found
 
     def _tell_of(self, view: str, why: str) -> None:
@@ -863,11 +998,72 @@ class Meter:
             self._check_layers(forward, layers)
             raise
 
-    def _bar(self, batches: tuple[Batch, ...]) -> Iterator[Batch]:
-        with progress_bar("information", total=len(batches), unit="batch", shown=self.progress, delay=2.0) as done:
-            for number, batch in enumerate(batches, start=1):
-                yield batch
+    def _bar(self, team: Team, plan: Plan) -> Iterator[Round[Batch]]:
+        """The rounds of a pass."""
+        rounds = list(team.rounds(plan.batches))
+        shown = self.progress and team.ranks.is_first
+        with progress_bar("information", total=len(rounds), unit="batch", shown=shown, delay=2.0) as done:
+            for number, batches in enumerate(rounds, start=1):
+                yield batches
                 done(number)
+
+
+# By rank: the own sums of each group of layers, of each probe, and those of codebooks.
+_Parts = tuple[list[list[Sums | None]], dict[str, Sums | None]]
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """What passes over one probe come to.
+
+    groups: how many layers were in each pass.
+    parts: sums of the own columns of each pass.
+    moments: of each, over all ranks.
+    aimed: what codebooks that are aimed at the output come to, by name, with the own sums.
+    """
+
+    plan: Plan
+    groups: list[int]
+    parts: list[Sums | None]
+    moments: list[Moments]
+    aimed: dict[str, Outcome]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What all passes of a measurement come to on one rank: `passes` of the main probe, then of further ones."""
+
+    layers: list[Layer]
+    passes: list[_Passes]
+    losses: LossPass | None
+    loss: Route | None
+    sums: _Parts
+
+
+def _joined(by_rank: list[list[Sums | None]], passes: _Passes, team: Team, variants: int) -> Sums:
+    """The sums of all layers, of the parts of all ranks in each pass."""
+    parts = []
+    for number, num_layers in enumerate(passes.groups):
+        of_ranks = (by_rank[rank][number] for rank in team.by_layer(num_layers))
+        parts += [part for part in of_ranks if part is not None]
+    return Sums.join(parts, variants)
+
+
+def _check_alike(settings: list[dict[str, str]]) -> None:
+    """Raise a ProbeError if ranks were asked for different measurements."""
+    for rank, other in enumerate(settings):
+        if other["probe"] != settings[0]["probe"]:
+            raise ProbeError(
+                f"expected the same probes on every rank, got others on rank {rank} than on rank 0. A stream that is "
+                "split between the ranks gives each its own rows: build the probe once (ib-callback probe build, or "
+                "Probe.save), and load it on every rank with Probe.load."
+            )
+        differing = [name for name, value in settings[0].items() if other.get(name) != value]
+        if differing:
+            told = "; ".join(
+                f"{name}: {settings[0][name]} on rank 0, {other.get(name)} on rank {rank}" for name in differing
+            )
+            raise ProbeError(f"expected the same settings on every rank that shares a measurement, got {told}.")
 
 
 def _warn_if_short(device: torch.device, memory: int, waiting: int) -> None:

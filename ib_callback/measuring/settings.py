@@ -32,6 +32,15 @@ def choose_layers(layers: Any) -> Layers:
     return names
 
 
+def choose_process_group(group: Any) -> Any:
+    """The ranks that share a measurement. Raises a TypeError for what is no process group."""
+    if group is None or (isinstance(group, str) and group == "alone") or hasattr(group, "size"):
+        return group
+    raise TypeError(
+        f'process_group: expected a group of torch.distributed, None for all ranks, or "alone", got {group!r}.'
+    )
+
+
 def choose_primary(primary: str | None, orders: dict[str, int]) -> str:
     """The order that the headline numbers refer to."""
     if primary is None:

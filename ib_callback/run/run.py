@@ -22,6 +22,7 @@ from ib_callback.common.errors import ProbeError, TrajectoryError
 from ib_callback.common.files import remove_partial_files, size_of
 from ib_callback.common.messages import describe, note, tell, warn
 from ib_callback.common.optional import is_installed
+from ib_callback.common.ranks import first_different, first_failure, is_rank_zero, of_rank_zero
 from ib_callback.measuring.meter import Meter
 from ib_callback.measuring.model.forward import is_out_of_memory
 from ib_callback.measuring.model.guard import preserved_rng
@@ -35,7 +36,6 @@ from ib_callback.run.checkpoints import CheckpointFile, is_complete
 from ib_callback.run.config import RunConfig, run_config, takes_keywords_of
 from ib_callback.run.lock import FILENAME as LOCK_FILENAME
 from ib_callback.run.lock import RunLock
-from ib_callback.run.ranks import first_different, first_failure, is_rank_zero, of_rank_zero
 from ib_callback.run.rules import LiveRules
 from ib_callback.run.schedule import Every, Logarithmic, never_fires
 from ib_callback.run.summary import Cost, Selected, summarise

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ib_callback.common.errors import ModelError, RepresentationError
+from ib_callback.common.ranks import Kept, Ranks
 from ib_callback.estimator.quantise import assign, exact_float32, reference_points, resolve_temperature, usable
 from ib_callback.measuring.model.access import Layer
 
@@ -106,6 +107,19 @@ class Moments:
         self._pending = []
         self.count += count
 
+    def share(self, ranks: Ranks) -> None:
+        """Add what the other ranks have; on each of them."""
+        tables = [self.first, self.second]
+        numbers = sorted(self._second)
+        values = [*self.unit, *(table.get(index) for table in tables for index in numbers), torch.tensor(self.count)]
+        *sums, count = ranks.sums(values)
+        self.unit = sums[: len(self.unit)]
+        further = iter(sums[len(self.unit) :])
+        for table in tables:
+            table.update({index: value for index in numbers if (value := next(further)) is not None})
+        assert count is not None
+        self.count = int(count)
+
     def mean(self, index: int) -> Tensor:
         """[dim] mean unit state of a layer."""
         total = self.unit[index]
@@ -154,6 +168,7 @@ class Capture:
         self._shape: tuple[int, int] = (0, 0)
         self._table: Tensor | None = None
         self._buffer = torch.empty(0)
+        self._kept = Kept()  # of the hooks, for an error amid a forward that ranks make together would part them
         self.autocast = ""  # e.g. ", autocast bfloat16" once a layer has run under it
         self._fired: list[int] = []
         self._bad: dict[int, Tensor] = {}  # how many states of a layer cannot be quantised
@@ -195,12 +210,16 @@ class Capture:
             sizes = (len(positions), self._num_variants * len(self._layers), num_bins)
             self._buffer = torch.empty(sizes, device=positions.device, dtype=torch.float32)
         self._table = self._buffer[: len(positions)]
-        forward()
+        self._kept = Kept()
+        try:
+            forward()
+        finally:
+            table, self._table = self._table, None
+        self._kept.release()
         self._check_fired()
         self._check_usable()
         if self._moments is not None:
             self._moments.finish(len(positions))
-        table, self._table = self._table, None
         return table
 
     def _hook(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
@@ -208,24 +227,27 @@ class Capture:
             if self._table is None:
                 return  # a forward pass that `run` did not make
             self._fired[index] += 1
-            if self._fired[index] > 1:
-                return
-            rows = self._states(index, output).flatten(0, 1)
-            if torch.is_autocast_enabled(rows.device.type):
-                dtype = torch.get_autocast_dtype(rows.device.type)
-                self.autocast = f", autocast {str(dtype).removeprefix('torch.')}"
-            positions = self._positions.to(rows.device)
-            if len(positions) < _SPARSE * len(rows):
-                rows, positions = rows.index_select(0, positions), torch.arange(len(positions), device=rows.device)
-            # Rows of assignments are shorter than rows of states: else quantise all, then drop the few not wanted.
-            rows = rows.float()
-            norms = self._write(index, rows, positions)
-            # Counted on the device and read after the pass, so that no hook waits for the device.
-            self._bad[index] = (~usable(norms[positions])).sum()
-            if self._moments is not None:
-                self._moments.add(index, rows, norms, positions)
+            if self._fired[index] == 1 and self._kept.error is None:
+                self._kept(lambda: self._take(index, output))
 
         return quantise
+
+    def _take(self, index: int, output: Any) -> None:
+        """Quantise what a layer put out."""
+        rows = self._states(index, output).flatten(0, 1)
+        if torch.is_autocast_enabled(rows.device.type):
+            dtype = torch.get_autocast_dtype(rows.device.type)
+            self.autocast = f", autocast {str(dtype).removeprefix('torch.')}"
+        positions = self._positions.to(rows.device)
+        if len(positions) < _SPARSE * len(rows):
+            rows, positions = rows.index_select(0, positions), torch.arange(len(positions), device=rows.device)
+        # Rows of assignments are shorter than rows of states: else quantise all, then drop the few not wanted.
+        rows = rows.float()
+        norms = self._write(index, rows, positions)
+        # Counted on the device and read after the pass, so that no hook waits for the device.
+        self._bad[index] = (~usable(norms[positions])).sum()
+        if self._moments is not None:
+            self._moments.add(index, rows, norms, positions)
 
     def _write(self, index: int, rows: Tensor, positions: Tensor) -> Tensor:
         """Quantise the states [R, dim] of a layer in every variant; the norms of all of them."""

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ib_callback.common.messages import describe
+from ib_callback.common.ranks import Kept
 from ib_callback.estimator.quantise import assign, resolve_temperature
-from ib_callback.measuring.accumulate import Accumulator, Sums
+from ib_callback.measuring.accumulate import Sums
 from ib_callback.measuring.model import access, head
-from ib_callback.measuring.model.forward import accident
+from ib_callback.measuring.model.forward import accident, is_out_of_memory
 from ib_callback.measuring.model.loss import LossPass, rows_at_a_time
 from ib_callback.measuring.plan.plan import Batch, Plan
+from ib_callback.measuring.team import Round, SharedAccumulator, Team
 from ib_callback.probe.probe import Probe
 
 # Reference points, and with them bins.
@@ -168,6 +171,8 @@ class Readout:
         tokens: [G] ids, at least 2.
         weighting: of labels.
         limit: bytes of states that may wait.
+        team: the ranks that share the passes; None: this process alone.
+        num_layers: that are accumulated beside it, which says on which rank it is.
 
     Attributes:
         why: the reason that there is no readout; "" if there is none.
@@ -175,7 +180,20 @@ class Readout:
         mean: [dim] float64, of the states; None until it is known.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, tokens: Tensor, *, weighting: str, limit: int = KEPT) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        tokens: Tensor,
+        *,
+        weighting: str,
+        limit: int = KEPT,
+        team: Team | None = None,
+        num_layers: int = 0,
+    ) -> None:
+        self._team = team or Team.alone()
+        self._columns = self._team.beside(num_layers)
+        self._kept = Kept()
         self._model, self._plan, self._tokens, self._weighting, self._limit = model, plan, tokens, weighting, limit
         self._trunk, self._head = head.trunk_of(model), head.output_head(model)
         self.why, self.is_failure = "", False
@@ -188,10 +206,10 @@ class Readout:
         self._points: Tensor | None = None
         self._hooks = ExitStack()
         self._output: list[Any] = []
-        self._waiting: list[tuple[Batch, Tensor]] = []
+        self._waiting: list[tuple[Round[Batch], Tensor | None]] = []
         self._total: Tensor | None = None
         self._count = 0
-        self._accumulator: Accumulator | None = None
+        self._accumulator: SharedAccumulator | None = None
         self._mean_of = "all positions"
         self.mean: Tensor | None = None
 
@@ -206,7 +224,7 @@ class Readout:
     def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._output.append(output)
         if self._points is None and not self.why:
-            self._survived(partial(self._find_points, output))
+            self._kept(lambda: self._survived(partial(self._find_points, output)))
 
     def _find_points(self, output: Any) -> None:
         assert self._head is not None
@@ -237,14 +255,54 @@ class Readout:
         offset = torch.cat([batch.positions % batch.width for batch in batches])
         width = max(batch.width for batch in batches)
         size = max(batch.sequences.stop - batch.sequences.start for batch in batches)
-        for some in sequence.unique()[::EVERY].contiguous().split(size):
-            run(some, width)
+
+        def run_own(round_: Round[Tensor]) -> None:
+            some, first = round_[self._team.crew], round_[0]
+            assert first is not None
+            run(first if some is None else some, width)
+            if some is None:
+                self._output = []
+                return
             here = torch.isin(sequence, some)
             rows = self._states((len(some), width), torch.searchsorted(some, sequence[here]) * width + offset[here])
             if rows is not None:
                 self._add_to_mean(rows)
-        if self._total is not None:
+
+        for some in self._team.rounds(sequence.unique()[::EVERY].contiguous().split(size)):
+            self._kept(partial(run_own, some))
+            if self._team.is_alone:
+                self._kept.release()
+        self._settle()
+        self._share_mean()
+        if self._total is not None and not self.why:
             self.mean, self._mean_of = self._total / self._count, f"{self._count:,} positions"
+            self._begin()
+
+    def _agree(self) -> None:
+        """What failed on one rank failed on all; a lack of memory is raised."""
+        self._team.ranks.agree_on(self._kept)
+        found = self._team.ranks.first_failure((self.why, self.is_failure) if self.why else None)
+        self.why, self.is_failure = ("", False) if found is None else found[1]
+
+    def _share_mean(self) -> None:
+        self._total, count = self._team.peers.sums([self._total, torch.tensor(self._count)])
+        assert count is not None
+        self._count = int(count)
+
+    def _begin(self) -> None:
+        """Make room for histograms, on all ranks."""
+        self._accumulator = self._kept(
+            lambda: SharedAccumulator(
+                self._plan,
+                self._columns,
+                len(self._tokens),
+                weighting=self._weighting,
+                device=access.device_of(self._model) if self._points is None else self._points.device,
+                team=self._team,
+                kept=self._kept,
+            )
+        )
+        self._team.ranks.agree_on(self._kept)
 
     def memory(self) -> int:
         """Bytes of histograms."""
@@ -263,16 +321,28 @@ class Readout:
         itemsize = 2 if access.dtype_of(self._model) in ("float16", "bfloat16") else 4
         return self._plan.num_positions * _dim_of(self._head) * itemsize
 
-    def take(self, batch: Batch) -> None:
-        """The states of the forward pass of this batch."""
-        rows = self._states((batch.sequences.stop - batch.sequences.start, batch.width), batch.positions)
-        if rows is None:
-            return
+    def take(self, batches: Round[Batch], ran: bool) -> None:
+        """The states of the forward pass of the own batch of a round; or not, where it did not run."""
+        batch = batches[self._team.crew]
+        rows = None
+        if batch is not None and ran:
+            rows = self._kept(partial(self._rows, batch))
+        self._output = []
         if self.mean is None:
-            self._add_to_mean(rows)
-            self._waiting.append((batch, rows.to("cpu")))
+            self._waiting.append((batches, rows))
         else:
-            self._survived(partial(self._add, batch, rows))
+            self._add(batches, rows)
+        self._survive()
+        if self._team.is_alone:
+            self._kept.release()
+
+    def _rows(self, batch: Batch) -> Tensor | None:
+        """Those of a batch; on the host, where they wait for the mean."""
+        rows = self._states((batch.sequences.stop - batch.sequences.start, batch.width), batch.positions)
+        if rows is None or self.mean is not None:
+            return rows
+        self._add_to_mean(rows)
+        return rows.to("cpu")
 
     def _states(self, shape: tuple[int, int], positions: Tensor) -> Tensor | None:
         outputs, self._output = self._output, []
@@ -295,18 +365,24 @@ class Readout:
         self._total = total if self._total is None else self._total + total
         self._count += len(rows)
 
-    def _add(self, batch: Batch, rows: Tensor) -> None:
+    def _add(self, batches: Round[Batch], rows: Tensor | None) -> None:
+        assert self._accumulator is not None
+        assignments = None
+        if rows is not None and not self.why:
+            assignments = self._kept(partial(self._assigned, rows))
+        self._accumulator.add(batches, assignments)
+
+    def _assigned(self, rows: Tensor) -> Tensor:
+        """[T_b, 1, G]."""
         assert self._points is not None
         assert self.mean is not None
         device = self._points.device
-        if self._accumulator is None:
-            self._accumulator = Accumulator(self._plan, 1, len(self._tokens), weighting=self._weighting, device=device)
         rows = rows.to(device).float()
         away = rows - self.mean.to(device, torch.float32)
         temperature = resolve_temperature("calibrated", rows.shape[-1], len(self._tokens))
         assignments, norms = assign(away, self._points, temperature)
         assignments[norms <= _AT_THE_MEAN * torch.linalg.vector_norm(rows, dim=-1)] = 1.0 / len(self._tokens)
-        self._accumulator.add(batch, assignments[:, None])
+        return assignments[:, None]
 
     def outcome(self) -> Outcome:
         """After the last batch; to be asked for once."""
@@ -315,21 +391,34 @@ class Readout:
         return Outcome(self._plan, len(self._tokens), sums, self.why, self.is_failure, told)
 
     def _sums(self) -> Sums | None:
-        if not self.why and self.mean is None and self._total is not None:
-            self.mean = self._total / self._count
-        if not self.why and (self.mean is None or not bool(self.mean.isfinite().all())):
-            self.why, self.is_failure = "states are not finite", True
+        self._settle()
+        if not self.why and self.mean is None:
+            self._share_mean()
+            self.mean = None if self._total is None else self._total / self._count
+            if self.mean is None or not bool(self.mean.isfinite().all()):
+                self.why, self.is_failure = "states are not finite", True
         waiting, self._waiting = self._waiting, []
-        for batch, rows in waiting:
-            if not self.why:
-                self._survived(partial(self._add, batch, rows))
+        if not self.why and waiting:
+            self._begin()
+            for batches, rows in waiting:
+                self._add(batches, rows)
+            self._settle()
         if self.why or self._accumulator is None:
             return None
-        sums = self._accumulator.sums()
-        if not bool(sums.kept[self._plan.total].isfinite().all()):
+        sums = self._kept(self._accumulator.sums)
+        if sums is not None and not bool(sums.kept[self._plan.total].isfinite().all()):
             self.why, self.is_failure = "states are not finite", True
-            return None
-        return sums
+        self._settle()
+        return None if self.why else sums
+
+    def _settle(self) -> None:
+        self._survive()
+        self._agree()
+
+    def _survive(self) -> None:
+        if (error := self._kept.error) is not None and not is_out_of_memory(error):
+            self._kept.error = None
+            self.why, self.is_failure = self.why or describe(error), True
 
     def _survived(self, body: Callable[[], object]) -> None:
         """Nothing but a lack of memory ends the measurement for the readout's sake."""
@@ -345,14 +434,29 @@ class Prediction:
         losses: makes them, in each forward pass.
         weighting: of labels.
         device: where to accumulate.
+        team, num_layers: as of `Readout`.
 
     Attributes:
         why, is_failure: as of `Readout`.
     """
 
-    def __init__(self, plan: Plan, losses: LossPass, *, weighting: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        losses: LossPass,
+        *,
+        weighting: str,
+        device: torch.device,
+        team: Team | None = None,
+        num_layers: int = 0,
+    ) -> None:
         self._plan, self._losses, self._device = plan, losses, device
-        self._accumulator = Accumulator(plan, 1, losses.num_groups, weighting=weighting, device=device)
+        self._team = team or Team.alone()
+        self._kept = Kept()
+        self._accumulator = SharedAccumulator(
+            plan, self._team.beside(num_layers), losses.num_groups,
+            weighting=weighting, device=device, team=self._team, kept=self._kept,
+        )  # fmt: skip
         self._batches = {batch.sequences.start: batch for batch in plan.batches}
         self._bad = ""
 
@@ -375,20 +479,33 @@ class Prediction:
         """Whether that is an accident rather than a property of the model."""
         return bool(self._bad) or (self._losses.failed is not None and self._losses.failed.is_failure)
 
-    def take(self, batch: Batch) -> None:
-        """The distributions of the forward pass of this batch."""
-        own = self._batches.get(batch.sequences.start)
-        if own is None or self.why:
-            return
-        grouped = self._losses.grouped.to(self._device)
-        if not bool(grouped.isfinite().all()):
-            self._bad = "logits are not finite"
-            return
-        self._bad = accident(partial(self._accumulator.add, own, grouped[:, None]))
+    def take(self, batches: Round[Batch], ran: bool) -> None:
+        """The distributions of the forward pass of the own batch of a round; or not, where it did not run."""
+        own = [None if batch is None else self._batches.get(batch.sequences.start) for batch in batches]
+        assignments = None
+        if ran and own[self._team.crew] is not None and not self.why:
+            grouped = self._losses.grouped.to(self._device)
+            if bool(grouped.isfinite().all()):
+                assignments = grouped[:, None]
+            else:
+                self._bad = "logits are not finite"
+        self._accumulator.add(own, assignments)
+        self._settle()
+        if self._team.is_alone:
+            self._kept.release()
+
+    def _settle(self) -> None:
+        if (error := self._kept.error) is not None and not is_out_of_memory(error):
+            self._kept.error = None
+            self._bad = self._bad or describe(error)
 
     def outcome(self) -> Outcome:
         """After the last batch; to be asked for once."""
-        why = self.why
-        sums = None if why else self._accumulator.sums()
+        ranks = self._team.ranks
+        ranks.agree_on(self._kept)  # of a lack of memory
+        found = ranks.first_failure((self.why, self.is_failure) if self.why else None)
+        why, is_failure = ("", False) if found is None else found[1]
+        sums = None if why else self._kept(self._accumulator.sums)
+        ranks.agree_on(self._kept)
         told = {"why": why} if why else {"positions": self._plan.num_positions, "groups": self._losses.num_groups}
-        return Outcome(self._plan, self._losses.num_groups, sums, why, self.is_failure, told)
+        return Outcome(self._plan, self._losses.num_groups, sums, why, is_failure, told)

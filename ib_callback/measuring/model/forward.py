@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from ib_callback.common.errors import ModelError
 from ib_callback.common.messages import describe
+from ib_callback.common.ranks import Kept
 from ib_callback.measuring.model import access
 from ib_callback.measuring.model.access import Layer
 from ib_callback.measuring.model.capture import Capture, Moments, Quantiser
 from ib_callback.measuring.plan.plan import Batch
+from ib_callback.measuring.team import Round, Team
 from ib_callback.probe.probe import Probe
 
 Forward = Callable[[nn.Module, Tensor, Tensor], Any]
@@ -55,6 +57,7 @@ class ProbeForward:
         quantiser: makes assignments of states.
         forward: callable(model, input_ids, attention_mask) that runs the model; None: its own call.
         losses: adds up losses of the passes of `over` and `beside`.
+        team: the ranks that share the passes; None: this process alone makes them.
     """
 
     def __init__(
@@ -64,8 +67,10 @@ class ProbeForward:
         quantiser: Quantiser,
         forward: Forward | None = None,
         losses: Losses | None = None,
+        team: Team | None = None,
     ) -> None:
         self.model = model
+        self._team = team or Team.alone()
         self._probe, self._quantiser, self._losses = probe, quantiser, losses
         self._call = forward or OwnForward.of(model)
         if isinstance(self._call, OwnForward) and losses is not None and losses.all_logits:
@@ -76,20 +81,36 @@ class ProbeForward:
 
     def over(
         self,
-        batches: Iterable[Batch],
+        rounds: Iterable[Round[Batch]],
         layers: Sequence[Layer],
-        use: Callable[[Batch, Tensor], object],
+        use: Callable[[Round[Batch], Tensor | None], object],
+        kept: Kept,
         *,
         centers: Sequence[Tensor] | None = None,
         moments: Moments | None = None,
     ) -> None:
-        """Run the batches, and hand each one's assignments (`Capture.run`) on; the next batch overwrites them."""
-        with Capture(layers, self._quantiser, centers=centers, moments=moments, ahead=self._ahead) as capture:
-            for batch in batches:
-                inputs = self._inputs(batch.sequences, batch.width, batch.positions)
-                use(batch, self._run(capture, inputs, batch.sequences))
+        """Run the own batch of each round, and hand its assignments (`Capture.run`) on; the next one overwrites them.
 
-    def beside(self, batches: Iterable[Batch], batch_size: int) -> None:
+        Every rank makes as many forwards: one that has nothing to run, or has failed, runs the first batch of the round
+        and hands None on. Failures are kept; alone they are raised.
+        """
+        with Capture(layers, self._quantiser, centers=centers, moments=moments, ahead=self._ahead) as capture:
+            for batches in rounds:
+                use(batches, self._own(capture, batches, kept))
+                if self._team.is_alone:
+                    kept.release()
+
+    def _own(self, capture: Capture, batches: Round[Batch], kept: Kept) -> Tensor | None:
+        batch = batches[self._team.crew]
+        if batch is not None and kept.error is None:
+            inputs = self._inputs(batch.sequences, batch.width, batch.positions)
+            return kept(lambda: self._run(capture, inputs, batch.sequences))
+        first = batches[0]
+        assert first is not None
+        kept(lambda: self._call_model(self._inputs(first.sequences, first.width, first.positions)))
+        return None
+
+    def beside(self, batches: Iterable[Batch], batch_size: int, kept: Kept) -> None:
         """Run what these batches leave out, where nothing but the loss is to be had."""
         if self._losses is None:
             return
@@ -97,27 +118,41 @@ class ProbeForward:
         for batch in batches:
             done[batch.sequences] = True
         left = np.flatnonzero(~done)
+        parts = []
         for neighbours in np.split(left, np.flatnonzero(np.diff(left) != 1) + 1):
             for begin in range(0, len(neighbours), batch_size):
                 part = neighbours[begin : begin + batch_size]
                 sequences = slice(int(part[0]), int(part[-1]) + 1)
                 if self._losses.wants(sequences):
-                    width = int(self._probe.attention_mask[sequences].any(0).nonzero().max()) + 1
-                    inputs = self._inputs(sequences, width, torch.empty(0, dtype=torch.long))
-                    self._losses.run(partial(self._call, self.model, inputs.ids, inputs.mask), inputs, sequences)
+                    parts.append(sequences)
+        for some in self._team.rounds(parts):
+            kept(partial(self._beside, self._losses, some[self._team.crew], some[0]))
+            if self._team.is_alone:
+                kept.release()
 
-    def moments(self, batches: Iterable[Batch], layers: Sequence[Layer]) -> Moments:
-        """Run the batches for the moments of states alone."""
+    def _beside(self, losses: Losses, own: slice | None, first: slice | None) -> None:
+        sequences = first if own is None else own
+        assert sequences is not None
+        width = int(self._probe.attention_mask[sequences].any(0).nonzero().max()) + 1
+        inputs = self._inputs(sequences, width, torch.empty(0, dtype=torch.long))
+        if own is None:
+            self._call_model(inputs)
+        else:
+            losses.run(partial(self._call_model, inputs), inputs, sequences)
+
+    def moments(self, rounds: Iterable[Round[Batch]], layers: Sequence[Layer], kept: Kept) -> Moments:
+        """Run the batches for the moments of states alone; those of the own ones."""
         moments = Moments(len(layers))
         with Capture(layers, None, moments=moments, ahead=self._ahead) as capture:
-            for batch in batches:
-                self._run(capture, self._inputs(batch.sequences, batch.width, batch.positions))
+            for batches in rounds:
+                self._own(capture, batches, kept)
+                if self._team.is_alone:
+                    kept.release()
         return moments
 
     def alone(self, sequences: Tensor, width: int) -> None:
         """Run sequences, cut to a width, for hooks of others."""
-        inputs = self._inputs(sequences, width, torch.empty(0, dtype=torch.long))
-        self._call(self.model, inputs.ids, inputs.mask)
+        self._call_model(self._inputs(sequences, width, torch.empty(0, dtype=torch.long)))
 
     def once(self, inputs: Inputs, layers: Sequence[Layer]) -> Tensor:
         """Assignments [T, L, num_bins] from a pass of its own."""
@@ -137,11 +172,15 @@ class ProbeForward:
         mask = self._probe.attention_mask[sequences, :width].to(self._device, torch.long)
         return Inputs(ids, mask, positions.to(self._device))
 
+    def _call_model(self, inputs: Inputs) -> Any:
+        with self._team.forward():
+            return self._call(self.model, inputs.ids, inputs.mask)
+
     def _run(self, capture: Capture, inputs: Inputs, sequences: slice | None = None) -> Tensor:
         shape = (inputs.ids.shape[0], inputs.ids.shape[1])
 
         def forward() -> Any:
-            return self._call(self.model, inputs.ids, inputs.mask)
+            return self._call_model(inputs)
 
         losses = self._losses
         with_losses = (

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ib_callback.common.messages import describe
+from ib_callback.common.ranks import Kept, Ranks
 from ib_callback.measuring.model import access, bidirectional, head
 from ib_callback.measuring.model.forward import (
     Forward,
@@ -173,6 +174,19 @@ class LossPass:
         self.counts = np.zeros(len(self._probe), np.int64)
         self.grouped = torch.empty(0)
         self.failed = self.route if self.route.kind == "none" else None
+        self._kept = Kept()  # a lack of memory amid a forward
+
+    def agree(self, ranks: Ranks) -> None:
+        """After the ranks have run as many passes: what failed on one of them failed on all."""
+        found = ranks.first_failure(self.failed)
+        self.failed = None if found is None else found[1]
+
+    def share(self, ranks: Ranks) -> None:
+        """Add what the other ranks have, each of other sequences; on each of them."""
+        sums, counts = ranks.sums([torch.from_numpy(self.sums), torch.from_numpy(self.counts)])
+        assert sums is not None
+        assert counts is not None
+        self.sums, self.counts = sums.numpy(), counts.to(torch.int64).numpy()
 
     @property
     def num_groups(self) -> int:
@@ -235,14 +249,16 @@ class LossPass:
 
     def _past_the_head(self, call: Callable[[], Any], use: Callable[[Tensor], object], shape: tuple[int, int]) -> Any:
         def take(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._survived(lambda: use(head.states_in(output, shape)))
+            self._kept(lambda: self._survived(lambda: use(head.states_in(output, shape))))
 
         assert self._trunk is not None  # else this were not the route
         handle = self._trunk.register_forward_hook(take)
         try:
-            return call()
+            output = call()
         finally:
             handle.remove()
+        self._kept.release()
+        return output
 
     def _survived(self, body: Callable[[], object]) -> None:
         """Nothing but a lack of memory ends the measurement for the loss's sake."""
@@ -391,6 +407,7 @@ def _tried(model: nn.Module, probe: Probe, forward: Forward, trial: _Trial | Non
             output = call()
         finally:
             handle.remove()
+        trial.raise_lack_of_memory()
     logits = head.logits_in(output, model, (len(batch), length), int(probe.input_ids.max()))
     if isinstance(logits, str):
         return Route("none", logits)
@@ -428,10 +445,13 @@ class _Trial:
             elif not largest > 0.0:
                 raise ValueError("all logits are 0, so that nothing is seen of what becomes of them")
             self._means = [self._slicings(row, ids) for row in states[:2]]
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
+        except Exception as error:  # amid a forward that ranks may make together
             self._error = error
+
+    def raise_lack_of_memory(self) -> None:
+        """After the forward."""
+        if self._error is not None and is_out_of_memory(self._error):
+            raise self._error
 
     def _slicings(self, states: Tensor, ids: Tensor) -> list[float]:
         """As a measurement slices the states, and in other ways."""

@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from ib_callback import Measurement
-from ib_callback.run.ranks import first_different, first_failure, of_rank_zero
+from ib_callback.common.ranks import first_different, first_failure, of_rank_zero
 
 # What two processes make of it: tests/run/trainers/test_ranks.py.
 

@@ -1,0 +1,280 @@
+"""Agreement between the processes (ranks) of a distributed training."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ib_callback.common.errors import RanksError
+from ib_callback.common.messages import describe, tell
+
+Value = TypeVar("Value")
+
+# Seconds after which whoever waits for the other ranks says so.
+_PATIENCE = 60.0
+
+
+class Kept:
+    """What failed first, kept until all ranks can agree on it.
+
+    Attributes:
+        error: None as long as nothing failed.
+    """
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def __call__(self, body: Callable[[], Value]) -> Value | None:
+        """What the body returns; None if it failed."""
+        try:
+            return body()
+        except RanksError:
+            raise
+        except Exception as error:
+            # Its frames hold tensors, and memory may be what is lacking.
+            traceback.clear_frames(error.__traceback__)
+            self.error = self.error or error
+            return None
+
+    def release(self) -> None:
+        """Raise what was kept, once."""
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+
+class Ranks:
+    """Some processes that do the same things in the same order: each must ask at the same points.
+
+    Objects go over the CPU, so that no GPU is waited for: by a gloo group of their own where the group has no backend
+    for the CPU.
+
+    Args:
+        group: of torch.distributed; None: all processes, or this one alone where there are no others.
+
+    Attributes:
+        rank: of this process among them.
+        size: their number.
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        self.group = group
+        if group is None and is_distributed():
+            self.group = dist.group.WORLD
+        self.rank = 0 if self.group is None else dist.get_rank(self.group)
+        self.size = 1 if self.group is None else dist.get_world_size(self.group)
+
+    @classmethod
+    def alone(cls) -> Ranks:
+        """This process, whatever others there are."""
+        ranks = cls.__new__(cls)
+        ranks.group, ranks.rank, ranks.size = None, 0, 1
+        return ranks
+
+    @classmethod
+    def of(cls, members: Sequence[int]) -> Ranks:
+        """Those with these numbers among all processes, in this order; only they may ask for it."""
+        if len(members) == 1:
+            return cls.alone()
+        key = (dist.group.WORLD, tuple(members))
+        if key not in _made:
+            _made[key] = dist.new_group(list(members), use_local_synchronization=True)
+        return cls(_made[key])
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that speaks and writes for all."""
+        return self.rank == 0
+
+    def numbers(self) -> list[int]:
+        """Their numbers among all processes."""
+        return [0] if self.group is None else dist.get_process_group_ranks(self.group)
+
+    def of_every(self, value: Value) -> list[Value]:
+        """The values of all of them, on each."""
+        if self.group is None:
+            return [value]
+        values: list[Any] = [value] * self.size
+        with self._in_touch():
+            dist.all_gather_object(values, value, group=_control(self.group))
+        return values
+
+    def of_first(self, value: Value) -> Value:
+        """The first one's value, on each."""
+        box = [value]
+        if self.group is not None:
+            with self._in_touch():
+                dist.broadcast_object_list(box, src=self.numbers()[0], group=_control(self.group))
+        return box[0]
+
+    def to_first(self, value: Value) -> list[Value]:
+        """The values of all of them, on the first; nothing on others."""
+        if self.group is None:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_first else None
+        with self._in_touch():
+            dist.gather_object(value, values, dst=self.numbers()[0], group=_control(self.group))
+        return values or []
+
+    def first_failure(self, reason: Value | None) -> tuple[int, Value] | None:
+        """The lowest rank that has a reason, and its reason, on each; None if none has."""
+        return next(((rank, found) for rank, found in enumerate(self.of_every(reason)) if found is not None), None)
+
+    def first_different(self, value: Value) -> int | None:
+        """The lowest rank whose value is not the first one's, on each; None if all are equal."""
+        values = self.of_every(value)
+        return next((rank for rank, found in enumerate(values) if found != values[0]), None)
+
+    def agree(self, failure: Exception | None) -> None:
+        """Raise on each, with the same text, what failed on one of them."""
+        if self.group is None:
+            if failure is not None:
+                raise failure
+            return
+        found = self.first_failure(
+            None
+            if failure is None
+            else (type(failure), str(failure), describe(failure), getattr(failure, "of_all_ranks", False))
+        )
+        if found is None:
+            return
+        rank, (kind, text, described, is_of_all) = found
+        where = "" if is_of_all else f"rank {rank}: "
+        error: Any
+        try:
+            error = kind(where + text)
+        except Exception:  # a kind that takes other arguments
+            error = RuntimeError(where + described)
+        error.of_all_ranks = True
+        raise error from failure
+
+    def agree_on(self, kept: Kept) -> None:
+        """The same of what was kept; nothing is kept any more."""
+        failure, kept.error = kept.error, None
+        self.agree(failure)
+
+    def sums(self, values: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The sums of their tensors, float64 on the CPU, on each, bit for bit the same; None where no rank has one."""
+        if self.group is None:
+            return list(values)
+        shapes = self.of_every([None if value is None else tuple(value.shape) for value in values])
+        found = [
+            next((shape for shape in of_value if shape is not None), None) for of_value in zip(*shapes, strict=True)
+        ]
+        flat = [
+            torch.zeros(shape, dtype=torch.float64) if value is None else value.to("cpu", torch.float64)
+            for value, shape in zip(values, found, strict=True)
+            if shape is not None
+        ]
+        if not flat:
+            return [None] * len(found)
+        total = torch.cat([value.flatten() for value in flat])
+        with self._in_touch():
+            dist.all_reduce(total, group=_control(self.group))
+        parts = iter(total.split([value.numel() for value in flat]))
+        return [None if shape is None else next(parts).view(shape) for shape in found]
+
+    def exchange(self, received: Tensor, sent: Tensor, from_each: Sequence[int], to_each: Sequence[int]) -> None:
+        """One part of each rank to each rank.
+
+        Args:
+            received: flat, to be filled with what the ranks send, one after the other.
+            sent: flat, what the ranks get, one after the other; of the same type and on the same device.
+            from_each: how many numbers each rank sends.
+            to_each: how many each rank gets.
+        """
+        if self.group is None:
+            received.copy_(sent)
+            return
+        group = self.group if received.device.type in _devices(self.group) else _control(self.group)
+        on = received.device if received.device.type in _devices(group) else torch.device("cpu")
+        there = received.to(on)
+        with self._in_touch():
+            dist.all_to_all_single(there, sent.to(on), list(from_each), list(to_each), group=group)
+        if there is not received:
+            received.copy_(there)
+
+    @contextmanager
+    def awaited(self, what: str) -> Iterator[None]:
+        """Say after a minute that the others are waited for: some may never come."""
+        if self.group is None:
+            yield
+            return
+        message = f"{what}: rank {self.rank} has waited {_PATIENCE:.0f} s for the other {self.size - 1} ranks"
+        timer = threading.Timer(_PATIENCE, tell, [message])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    @contextmanager
+    def _in_touch(self) -> Iterator[None]:
+        try:
+            yield
+        except RanksError:
+            raise
+        except (RuntimeError, ValueError) as error:  # a timeout, or a rank that has ended
+            raise RanksError(
+                f"rank {self.rank}: the other ranks could not be reached: {describe(error)}. One of them has ended or "
+                "hangs; its own error says why."
+            ) from error
+
+
+# Process groups that were made here, by all processes that there were and the members: others may be there later.
+_made: dict[tuple[Any, tuple[int, ...]], Any] = {}
+_control_groups: dict[Any, Any] = {}
+
+
+def _devices(group: Any) -> set[str]:
+    return {device.type for device in group._device_types}
+
+
+def _control(group: Any) -> Any:
+    """A group of the same processes that can send what lies on the CPU; the same one if no other can be had."""
+    if "cpu" in _devices(group):
+        return group
+    if group not in _control_groups:
+        members = dist.get_process_group_ranks(group)
+        try:
+            made = dist.new_group(members, backend="gloo", use_local_synchronization=True)
+        except Exception:  # without gloo objects go over the devices
+            made = group
+        _control_groups[group] = made
+    return _control_groups[group]
+
+
+def is_distributed() -> bool:
+    """Whether there is a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+# --- of all processes
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the first of a distributed training, or alone."""
+    return Ranks().is_first
+
+
+def of_rank_zero(value: Value) -> Value:
+    """Rank 0's value on every rank; each must ask at the same point. Alone, the value itself."""
+    return Ranks().of_first(value)
+
+
+def first_failure(reason: str | None) -> tuple[int, str] | None:
+    """The lowest rank that has a reason, and its reason, on every rank; None if none has. Each must ask."""
+    return Ranks().first_failure(reason)
+
+
+def first_different(value: Value) -> int | None:
+    """The lowest rank whose value is not rank 0's, on every rank; None if all are equal. Each must ask."""
+    return Ranks().first_different(value)
