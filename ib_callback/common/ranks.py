@@ -138,15 +138,16 @@ class Ranks:
             if failure is not None:
                 raise failure
             return
-        found = self.first_failure(
+        every = self.of_every(
             None
             if failure is None
             else (type(failure), str(failure), describe(failure), getattr(failure, "of_all_ranks", False))
         )
+        rank, found = next(((rank, found) for rank, found in enumerate(every) if found is not None), (0, None))
         if found is None:
             return
-        rank, (kind, text, described, is_of_all) = found
-        where = "" if is_of_all else f"rank {rank}: "
+        kind, text, described, is_of_all = found
+        where = "" if is_of_all or all(each == found for each in every) else f"rank {rank}: "
         error: Any
         try:
             error = kind(where + text)

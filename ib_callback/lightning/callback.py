@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ib_callback.common.errors import RanksError
 from ib_callback.common.files import is_remote, on_this_machine
 from ib_callback.common.messages import describe, warn
 from ib_callback.common.optional import is_installed, require
@@ -343,6 +344,8 @@ class IBCallback(Follows, Callback):
         try:
             self._begin(trainer, pl_module)
             self.on_train_end(trainer, pl_module)
+        except RanksError:
+            raise
         except Exception as error:  # what was trained is safe, and so is what was measured
             _warn(f"The run was resumed where it ends, and its trajectory could not be taken up. {describe(error)}")
         finally:

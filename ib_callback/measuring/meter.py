@@ -512,6 +512,7 @@ class Meter:
         further = self._further_meters()
         layers = self._layers(root)
         with self._visit(root):
+            team.ranks.agree(None)
             if self.forward is None:
                 self._check_layers(self._forward(root, team), layers)
                 self._warn_if_bidirectional(self._forward(root, team), layers)
@@ -579,6 +580,7 @@ class Meter:
         failure: Exception | None = None
         mine: tuple[dict[str, str], tuple[int, ...], bool] | None = None
         try:
+            self._check_not_refused(root)
             if ranks.is_first:
                 self.curve()
             for meter in meters:
@@ -697,10 +699,7 @@ class Meter:
     @contextmanager
     def _visit(self, root: nn.Module) -> Iterator[None]:
         """Nothing of the model is changed by the body, or the model is not measured again."""
-        if self._refused is not None and self._refused[0] == id(root):
-            raise ModelError(
-                f"an earlier measurement changed the weights of the model, so it is not run again: {self._refused[1]}"
-            )
+        self._check_not_refused(root)
         try:
             with unchanged_parameters(root), untouched(root), resharded(root):
                 yield
@@ -708,6 +707,12 @@ class Meter:
             if not is_sharded(root):  # where it is, a rank that refused would keep the others waiting
                 self._refused = (id(root), str(error))
             raise
+
+    def _check_not_refused(self, root: nn.Module) -> None:
+        if self._refused is not None and self._refused[0] == id(root):
+            raise ModelError(
+                f"an earlier measurement changed the weights of the model, so it is not run again: {self._refused[1]}"
+            )
 
     def settings(self, model: nn.Module) -> dict[str, Any]:
         """All that decides whether two measurements can be compared, as JSON values."""

@@ -18,12 +18,12 @@ import torch
 from ib_callback.bound.curve import FILENAME as CURVE_FILENAME
 from ib_callback.common import json_lines
 from ib_callback.common.checks import check_integer
-from ib_callback.common.errors import ProbeError, TrajectoryError
+from ib_callback.common.errors import ProbeError, RanksError, TrajectoryError
 from ib_callback.common.files import remove_partial_files, size_of
 from ib_callback.common.messages import describe, note, tell, warn
 from ib_callback.common.optional import is_installed
-from ib_callback.common.ranks import first_different, first_failure, is_rank_zero, of_rank_zero
-from ib_callback.measuring.meter import Meter
+from ib_callback.common.ranks import Kept, Ranks, first_different, first_failure, is_rank_zero, of_rank_zero
+from ib_callback.measuring.meter import Meter, Preflight
 from ib_callback.measuring.model.forward import is_out_of_memory
 from ib_callback.measuring.model.guard import preserved_rng
 from ib_callback.results.measurement import Measurement, settings_differences
@@ -37,7 +37,7 @@ from ib_callback.run.config import RunConfig, run_config, takes_keywords_of
 from ib_callback.run.lock import FILENAME as LOCK_FILENAME
 from ib_callback.run.lock import RunLock
 from ib_callback.run.rules import LiveRules
-from ib_callback.run.schedule import Every, Logarithmic, never_fires
+from ib_callback.run.schedule import At, Every, Logarithmic, never_fires
 from ib_callback.run.summary import Cost, Selected, summarise
 from ib_callback.run.training_data import look_for_probes
 from ib_callback.run.trajectory_file import TrajectoryFile
@@ -409,10 +409,19 @@ class Run:
         assert self._working_since is not None
         self._state = state = _State(started=self._working_since, writes=is_rank_zero() if writes is None else writes)
         self._check_same_probes()
-        preflight = self.meter.preflight(model)
-        self.schedule(step)  # a mistake in it shows now
         state.weights = weights
-        state.settings = self._with_weights(self.meter.settings(model), weights)
+
+        def look() -> Preflight:
+            found = self.meter.preflight(model)
+            self.schedule(step)  # a mistake in it shows now
+            state.settings = self._with_weights(self.meter.settings(model), weights)
+            return found
+
+        kept = Kept()
+        found = kept(look)
+        Ranks().agree_on(kept)
+        assert found is not None
+        preflight = found
         if state.writes:
             note(preflight.describe())
             for name in self.rules.needed:
@@ -608,6 +617,8 @@ class Run:
             with self.survived("The schedule failed, and nothing is measured until it answers again"):
                 wanted = any(self.schedule(s) for s in range(step if since is None else since + 1, step + 1))
                 self._state.asked = asked = (step, since, wanted)
+            if not isinstance(self.schedule, (Every, Logarithmic, At)):  # one of somebody's own may read the clock
+                self._state.asked = asked = of_rank_zero(asked)
         return asked[2]
 
     def recorded(self, step: int) -> bool:
@@ -675,6 +686,8 @@ class Run:
         try:
             point = self.meter.measure(model, step=step)
             point = replace(point, settings=self._with_weights(point.settings, self._state.weights))
+        except RanksError:
+            raise
         except Exception as error:
             failure = error
             reason = describe(error)
@@ -978,6 +991,8 @@ class Run:
         """A failure is a warning: one for as long as it lasts, not one for each point."""
         try:
             yield
+        except RanksError:  # each of them would wait for the others
+            raise
         except Exception as error:
             if what not in self._state.outages:
                 self._state.outages.add(what)

@@ -66,7 +66,7 @@ EVERYTHING = {"draws": 2, "center": True, "loss": "all", "standard_errors": 4, "
               "feature_probes": [FURTHER], "companions": "rankme", "companion_layers": "all", "batch_size": 2}
 CASES = {
     "everything": EVERYTHING,
-    "in groups of layers": {"num_bins": 12, "batch_size": 2, "memory_budget": 500_000},
+    "in groups of layers": {"num_bins": 12, "batch_size": 2, "memory_budget": 600_000},
     "more ranks than layers": {"num_bins": 12, "batch_size": 2, "layers": ["model.layers.1"]},
     "plain": {"num_bins": 12, "batch_size": 2, "null": False, "baseline": False, "loss": False, "readout": False},
     "one batch": {"num_bins": 12, "batch_size": 16},

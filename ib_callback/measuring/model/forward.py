@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ib_callback.common.errors import ModelError
+from ib_callback.common.errors import ModelError, RanksError
 from ib_callback.common.messages import describe
 from ib_callback.common.ranks import Kept
 from ib_callback.measuring.model import access
@@ -323,6 +323,8 @@ def accident(body: Callable[[], object]) -> str:
     """
     try:
         body()
+    except RanksError:
+        raise
     except Exception as error:
         if is_out_of_memory(error):
             raise
