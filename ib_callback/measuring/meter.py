@@ -49,6 +49,7 @@ from ib_callback.measuring.model.loss import (
     number_of_pairs,
     reads_ahead,
 )
+from ib_callback.measuring.model.parallel import Parallelism, parallelism
 from ib_callback.measuring.model.parameters import ChangedParametersError, unchanged_parameters
 from ib_callback.measuring.plan.builder import MAX_LABEL_SETS
 from ib_callback.measuring.plan.plan import Batch, Plan
@@ -71,7 +72,7 @@ from ib_callback.measuring.settings import (
     label_names,
     named_features,
 )
-from ib_callback.measuring.team import Round, SharedAccumulator, Team
+from ib_callback.measuring.team import Round, SharedAccumulator, Team, crews_of
 from ib_callback.measuring.thinning import pairs_for_loss, positions_for_prediction
 from ib_callback.measuring.views import Views
 from ib_callback.probe.ngrams import Positions, parse_orders, valid_positions
@@ -578,15 +579,18 @@ class Meter:
         ranks = Ranks.alone() if self.process_group == "alone" else Ranks(self.process_group)
         meters = (self, *self._further_meters())
         failure: Exception | None = None
-        mine: tuple[dict[str, str], tuple[int, ...], bool] | None = None
+        mine: tuple[dict[str, str], Parallelism] | None = None
         try:
             self._check_not_refused(root)
+            how = parallelism(root)
+            if how.refusal:
+                raise ModelError(how.refusal)
             if ranks.is_first:
                 self.curve()
             for meter in meters:
                 meter.probe.verify()
                 meter._layers(root)
-            mine = (self._agreed_settings(root), (), is_sharded(root))
+            mine = (self._agreed_settings(root), how)
         except Exception as error:
             failure = error
         if ranks.size == 1:
@@ -596,8 +600,9 @@ class Meter:
         with ranks.awaited('a measurement, which all ranks make (process_group="alone" is for one alone)'):
             ranks.agree(failure)
         every = [each for each in ranks.of_every(mine) if each is not None]
-        _check_alike([settings for settings, _, _ in every])
-        return Team(ranks, in_step=any(in_step for _, _, in_step in every))
+        _check_alike([settings for settings, _ in every])
+        in_step = any(how.is_sharded for _, how in every)
+        return Team(ranks, crews_of([how.together for _, how in every], ranks.numbers()), in_step=in_step)
 
     def _agreed_settings(self, root: nn.Module) -> dict[str, str]:
         """What ranks that share a measurement must have alike, by name, as texts to be compared."""

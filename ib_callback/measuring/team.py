@@ -1,7 +1,7 @@
 """Who does what of a measurement that several ranks share.
 
 Sums are separate by layer. So each of R ranks runs every R-th batch of the plan, one exchange a round sends each rank
-the assignments of its own layers in all R batches, and it accumulates them in the order of the plan, as one would alone.
+the assignments of its own layers in all R batches, and it accumulates them in the order of the plan, like one alone.
 
 Ranks that make a forward together, as those of a tensor-parallel group do, are a *crew*: they run the same batch, all
 of them hold its states, and so each takes layers of its own without being sent any. Crews run different batches. Where
@@ -114,6 +114,31 @@ class Team:
                 f"rank {self.ranks.rank}: the model failed in a forward pass of the measurement, amid what its ranks "
                 f"do together, so that the others cannot go on: {describe(error)}"
             ) from error
+
+
+def crews_of(together: Sequence[Sequence[int]], members: Sequence[int]) -> list[list[int]]:
+    """The crews, as numbers among the ranks; all ranks in one where they are not of one size.
+
+    Args:
+        together: for each rank, the numbers among all processes of those that make its forwards with it, if any.
+        members: the number of each rank among all processes.
+
+    Raises:
+        ValueError: some that make a forward together are not among the ranks.
+
+    >>> crews_of([(4, 6), (5, 7), (4, 6), (5, 7)], [4, 5, 6, 7])
+    [[0, 2], [1, 3]]
+    """
+    number = {member: rank for rank, member in enumerate(members)}
+    missing = sorted({each for crew in together for each in crew} - number.keys())
+    if missing:
+        raise ValueError(
+            f"process_group: expected all ranks that make the model's forward together, got a group of {members} "
+            f"without {missing}. Leave process_group out, or pass a group with them."
+        )
+    crews = sorted({tuple(sorted(number[each] for each in crew)) or (rank,) for rank, crew in enumerate(together)})
+    evenly = len({len(crew) for crew in crews}) == 1 and sum(map(len, crews)) == len(members)
+    return [list(crew) for crew in crews] if evenly else [list(range(len(members)))]
 
 
 class SharedAccumulator:

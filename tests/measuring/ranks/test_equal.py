@@ -91,7 +91,7 @@ for name, keywords in CASES.items():
         for point in (ours, theirs):
             del point["seconds"]
         worst, where = max(apart(ours, theirs))
-        print(f"{name}, {wrap}: {worst:.1e} at {where}; {len(forwards)} forwards of {len(meter.plan().batches)} batches")
+        print(f"{name}, {wrap}: {worst:.1e} at {where}; {len(forwards)} of {len(meter.plan().batches)} forwards")
         assert worst <= 1e-9, (name, wrap, worst, where)
         if name == "plain":
             assert len(forwards) == math.ceil(len(meter.plan().batches) / size)
