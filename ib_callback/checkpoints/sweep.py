@@ -10,8 +10,9 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from filelock import FileLock, Timeout
 from ib_callback.checkpoints.load import Loading, family_of, loaded, num_parameters
 from ib_callback.checkpoints.material import Material
 from ib_callback.checkpoints.place import Checkpoint, Tell
-from ib_callback.common.errors import TrajectoryError
+from ib_callback.common.errors import RanksError, TrajectoryError
 from ib_callback.common.files import size_of
 from ib_callback.common.messages import describe
+from ib_callback.common.ranks import Kept, Ranks
 from ib_callback.measuring.increments import mean_increments
 from ib_callback.measuring.meter import Meter
 from ib_callback.results.lines import Origin, Row, read_rows
@@ -49,6 +51,7 @@ class Sweep:
         evict: whether to remove each from the cache when it is measured.
         increments: number of permutations that test what each order adds (`Measurement.increments`); 0: none.
         tell: what is told to whoever watches.
+        ranks: the processes that share each measurement; the first one alone reads and writes the file.
     """
 
     material: Mapping[str, Material]
@@ -59,6 +62,7 @@ class Sweep:
     evict: bool = False
     increments: int = 0
     tell: Tell = lambda _: None
+    ranks: Ranks = field(default_factory=Ranks.alone)
 
 
 @dataclass(frozen=True)
@@ -86,22 +90,28 @@ def run_sweep(checkpoints: Sequence[Checkpoint], path: Path, sweep: Sweep) -> Re
         TrajectoryError: the file is damaged, cannot be written, is none of results, or has other checkpoints of these
             names; or another process writes it.
     """
-    measuring = Measuring(sweep)
-    with _alone_with(path):
-        old = read_rows(path) if size_of(path) else []
+    measuring, ranks = Measuring(sweep), sweep.ranks
+    requests = {model: _request(each, sweep) for model, each in sweep.material.items()}
+    old: list[Row] = []
+
+    def left() -> list[Checkpoint]:
+        old.extend(read_rows(path) if size_of(path) else [])
         _check_names(old, checkpoints, path)
-        requests = {model: _request(each, sweep) for model, each in sweep.material.items()}
         # With the step, for a file such as best.ckpt is written again and again.
         done = {(o.model, o.revision, m.step, o.request) for o, m in old if o is not None and m.error is None}
-        todo = [c for c in checkpoints if (c.model, c.revision, c.step, requests[c.model]) not in done]
+        return [c for c in checkpoints if (c.model, c.revision, c.step, requests[c.model]) not in done]
+
+    with ExitStack() as lock:
+        ranks.by_first(lambda: lock.enter_context(_alone_with(path)) and None)
+        todo = ranks.by_first(left)
         if len(todo) < len(checkpoints):
             sweep.tell(f"{len(checkpoints) - len(todo)} of {len(checkpoints)} are in {path} already")
         failed = []
         clock = _Clock(len(todo))
-        for number, (checkpoint, folder) in enumerate(_fetched(todo, evict=sweep.evict), start=1):
+        for number, (checkpoint, folder) in enumerate(_fetched(todo, evict=sweep.evict and ranks.is_local_first), 1):
             origin, measurement = measuring.of(checkpoint, folder)
             origin = replace(origin, request=requests[checkpoint.model])
-            if measurement.error is None or not _is_known(old, origin, measurement):
+            if ranks.is_first and (measurement.error is None or not _is_known(old, origin, measurement)):
                 append_result(path, origin, measurement)
             if measurement.error is not None:
                 failed.append((checkpoint.name, measurement.error))
@@ -164,19 +174,24 @@ class Measuring:
             model=checkpoint.model, revision=checkpoint.revision, family=sweep.family, stage=checkpoint.stage,
             tokens=tokens, source=None if checkpoint.untrained else checkpoint.place.source,
         )  # fmt: skip
+        kept = Kept()
         try:
-            if isinstance(folder, Exception):
-                raise folder
-            with loaded(folder, sweep.loading, untrained=checkpoint.untrained) as model:
+            with ExitStack() as loading:
+                # On every rank, before they measure together.
+                model: Any = kept(lambda: loading.enter_context(self._loaded(checkpoint, folder)))
+                sweep.ranks.agree_on(kept)
                 known: dict[str, Any] = {"num_parameters": num_parameters(model)}
                 known["family"] = sweep.family or family_of(model)
                 meter = self._meter_of(checkpoint.model)
                 measurement = meter.measure(model, step=checkpoint.step)
                 if sweep.increments:
-                    tested = mean_increments(meter, model, num_permutations=sweep.increments)
+                    test = partial(mean_increments, meter, num_permutations=sweep.increments)
+                    tested = sweep.ranks.by_first(partial(test, model))
                     measurement = replace(measurement, increments=tested)
                 del model
             return replace(origin, **known), replace(measurement, tokens_seen=tokens)
+        except RanksError:
+            raise
         except Exception as error:
             reason = " ".join(describe(error).split())[:_LONGEST_REASON]
             return origin, Measurement.failed(checkpoint.step, reason, settings={})
@@ -184,6 +199,11 @@ class Measuring:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _loaded(self, checkpoint: Checkpoint, folder: Path | Exception) -> AbstractContextManager[Any]:
+        if isinstance(folder, Exception):
+            raise folder
+        return loaded(folder, self._sweep.loading, untrained=checkpoint.untrained)
 
     def _meter_of(self, model: str) -> Meter:
         material = self._sweep.material[model]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from ib_callback.cli._command import (
 )
 from ib_callback.common.files import size_of
 from ib_callback.common.optional import is_installed
+from ib_callback.common.ranks import Ranks, is_launched, launched
 from ib_callback.measuring.meter import Meter
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.results import Results
@@ -51,7 +54,7 @@ def add_measure_command(commands: Any) -> None:
         help="measure trained models, or every checkpoint of a run, into a file of results",
         description="Measure trained models and checkpoints, one after another, and append each to a file of results "
         "as soon as it is measured. What the file holds already, of the same probe and settings, is left out, so that "
-        "the same command goes on where it was stopped.",
+        "the same command goes on where it was stopped. Processes that torchrun starts share each measurement.",
         **examples(
             "ib-callback measure RUN_DIR -o results.jsonl --documents held_out.jsonl",
             "ib-callback plot results.jsonl --csv results.csv",
@@ -61,6 +64,7 @@ def add_measure_command(commands: Any) -> None:
             "    --revisions 'stage1-*' -o results.jsonl --documents c4 --feature-probe tulu --evict",
             "ib-callback measure lightning_logs/version_0 --factory my_module:make_model -o results.jsonl \\",
             "    --probe probe.safetensors",
+            "torchrun --nproc-per-node 8 -m ib_callback measure RUN_DIR -o results.jsonl --documents c4",
             "ib-callback measure --watch RUN_DIR --probe probe.safetensors --device cuda:1 --idle 3600",
         ),
     )
@@ -194,8 +198,9 @@ def _measure(options: argparse.Namespace) -> int:
 
         # One bar a model for what takes no time, between lines that are to be read.
         transformers.utils.logging.disable_progress_bar()
+    device = _device(options.device)
     loading = Loading(
-        factory=options.factory, config=options.config, dtype=options.dtype, device=_device(options.device),
+        factory=options.factory, config=options.config, dtype=options.dtype, device=device,
         device_map=options.device_map, gguf=options.gguf, allow_pickle=options.allow_pickle,
         trust_remote_code=options.trust_remote_code, seed=options.initial_seed,
     )  # fmt: skip
@@ -207,26 +212,40 @@ def _measure(options: argparse.Namespace) -> int:
     _check_unused(options, _WATCHING, "is of use with --watch alone")
     if not options.models or options.output is None:
         raise ValueError("expected at least one MODEL and -o FILE, or --watch RUN_DIR; see ib-callback measure --help")
-    _check_files(options)
+    with launched("cuda" if device.startswith("cuda") else "cpu") as ranks:
+        return _measure_all(options, loading, ranks)
+
+
+def _measure_all(options: argparse.Namespace, loading: Loading, ranks: Ranks) -> int:
+    """On every rank; the first one reads, writes and speaks for all."""
+    tell = _tell if ranks.is_first else _say_nothing
     wanted = Wanted(
         models=options.models, revisions=options.revisions, name=options.name, stage=options.stage,
         max_points=options.max_points, untrained=options.initial, seed=options.initial_seed, gguf=options.gguf,
     )  # fmt: skip
-    checkpoints, equal = find_checkpoints(wanted, _tell)
-    for left_out, kept in equal:
-        _tell(f"{left_out.name} holds the same weights as {kept.revision or kept.name}, and is left out")
-    if options.tokens_per_step is None and any(c.rounded for c in checkpoints):
-        _tell("tokens are as names say them, which are rounded; --tokens-per-step N gives exact ones")
-    material = material_for(checkpoints, _asked(options), loading, _tell)
+
+    def found() -> tuple[list[Checkpoint], list[tuple[Checkpoint, Checkpoint]], dict[str, Material]]:
+        _check_files(options)
+        checkpoints, equal = find_checkpoints(wanted, tell)
+        for left_out, kept in equal:
+            tell(f"{left_out.name} holds the same weights as {kept.revision or kept.name}, and is left out")
+        if options.tokens_per_step is None and any(c.rounded for c in checkpoints):
+            tell("tokens are as names say them, which are rounded; --tokens-per-step N gives exact ones")
+        return checkpoints, equal, material_for(checkpoints, _asked(options), loading, tell)
+
+    checkpoints, equal, material = ranks.by_first(found)
     output = Path(options.output)
-    report = run_sweep(shard_of(checkpoints, options.shard), output, _sweep(options, material, loading))
+    sweep = replace(_sweep(options, material, loading), ranks=ranks, tell=tell)
+    report = run_sweep(shard_of(checkpoints, options.shard), output, sweep)
+    if not ranks.is_first:
+        return NOT_ALL if report.failed else DONE
     results = Results.load(output) if output.exists() else Results()
     if "-" not in (options.csv, options.json):
         print(results.table())
     for path in [*([output] if output.exists() else []), *write_tables(options, results.rows())]:
-        _tell(f"written: {path}")
+        tell(f"written: {path}")
     for left_out, kept in equal:
-        _tell(f"equal weights: {left_out.name} is {kept.revision or kept.name}")
+        tell(f"equal weights: {left_out.name} is {kept.revision or kept.name}")
     return _end(report.failed)
 
 
@@ -249,6 +268,8 @@ def _check_unused(options: argparse.Namespace, names: Sequence[str], why: str) -
 
 
 def _watch(options: argparse.Namespace, loading: Loading) -> int:
+    if is_launched():
+        raise ValueError("--watch: expected one process, got several of a launcher. Start it without one")
     run = Path(options.watch)
     if not run.is_dir():
         raise ValueError(f"--watch: expected the directory of a run, got {run}, which is none")
@@ -306,6 +327,10 @@ def _no_log(_: Measurement) -> None:
     pass
 
 
+def _say_nothing(_: str) -> None:
+    pass
+
+
 def _tell(text: str) -> None:
     print(f"ib-callback: {text}", file=sys.stderr, flush=True)
 
@@ -315,7 +340,9 @@ def _device(name: str) -> str:
 
     if name != "auto":
         return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if is_launched() else "cuda"
 
 
 def _seconds(text: str) -> float:

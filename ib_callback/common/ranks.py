@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -93,6 +94,11 @@ class Ranks:
         """Whether this is the process that speaks and writes for all."""
         return self.rank == 0
 
+    @property
+    def is_local_first(self) -> bool:
+        """Whether this is the first one on its machine, as its launcher says."""
+        return self.is_first if self.size == 1 else os.environ.get("LOCAL_RANK", str(self.rank)) == "0"
+
     def numbers(self) -> list[int]:
         """Their numbers among all processes."""
         return [0] if self.group is None else dist.get_process_group_ranks(self.group)
@@ -113,6 +119,15 @@ class Ranks:
             with self._in_touch():
                 dist.broadcast_object_list(box, src=self.numbers()[0], group=_control(self.group))
         return box[0]
+
+    def by_first(self, body: Callable[[], Value]) -> Value:
+        """What the first one finds, on each, or its error."""
+        kept = Kept()
+        value = kept(body) if self.is_first else None
+        if kept.error is not None:
+            kept.error.of_all_ranks = True  # type: ignore[attr-defined]
+        self.agree_on(kept)
+        return self.of_first(value)  # type: ignore[return-value]
 
     def to_first(self, value: Value) -> list[Value]:
         """The values of all of them, on the first; nothing on others."""
@@ -251,6 +266,30 @@ def _control(group: Any) -> Any:
             made = group
         _control_groups[group] = made
     return _control_groups[group]
+
+
+@contextmanager
+def launched(device: str) -> Iterator[Ranks]:
+    """The processes that a launcher such as torchrun has started, while the body runs; this one alone without one.
+
+    Args:
+        device: "cuda" or "cpu", where they compute.
+    """
+    if is_distributed() or not is_launched():
+        yield Ranks()
+        return
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    try:
+        yield Ranks()
+    finally:
+        dist.destroy_process_group()
+
+
+def is_launched() -> bool:
+    """Whether a launcher has started this process as one of several."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 def is_distributed() -> bool:
