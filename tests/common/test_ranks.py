@@ -6,7 +6,8 @@ import pytest
 import torch.distributed as dist
 
 from ib_callback import Measurement
-from ib_callback.common.ranks import first_different, first_failure, of_rank_zero
+from ib_callback.common.errors import RanksError
+from ib_callback.common.ranks import Kept, Ranks, first_different, first_failure, is_launched, of_rank_zero
 
 # What two processes make of it: tests/run/trainers/test_ranks.py.
 
@@ -40,3 +41,38 @@ def test_alone_a_failure_is_that_of_this_process() -> None:
 
 def test_a_single_process_differs_from_nobody(group_of_one: None) -> None:
     assert first_different(["a" * 64]) is None
+
+
+def test_what_the_first_finds_is_found_by_each(group_of_one: None) -> None:
+    assert Ranks().by_first(lambda: 7) == 7
+    with pytest.raises(KeyError, match="lost"):
+        Ranks().by_first(lambda: {}["lost"])
+
+
+def test_what_is_kept_is_the_first_failure_and_is_raised_once() -> None:
+    kept = Kept()
+    assert kept(lambda: 7) == 7
+    assert kept(lambda: 1 / 0) is None
+    kept(lambda: int("x"))
+    with pytest.raises(ZeroDivisionError):
+        kept.release()
+    kept.release()
+    with pytest.raises(RanksError):  # nobody survives it
+        kept(lambda: _lose())
+
+
+def _lose() -> None:
+    raise RanksError("rank 1 is gone")
+
+
+def test_only_a_launcher_of_several_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert not is_launched()
+    monkeypatch.setenv("WORLD_SIZE", "4")  # as a scheduler may, without a launcher
+    assert not is_launched()
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    assert is_launched()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not is_launched()
