@@ -48,6 +48,7 @@ from ib_callback.measuring.model.loss import (
     number_of_pairs,
     reads_ahead,
 )
+from ib_callback.measuring.model.parallel import parallelism
 from ib_callback.measuring.model.parameters import ChangedParametersError, unchanged_parameters
 from ib_callback.measuring.plan.builder import MAX_LABEL_SETS
 from ib_callback.measuring.plan.plan import Batch, Plan
@@ -652,7 +653,9 @@ class Meter:
         }
 
     def _layers(self, root: nn.Module) -> list[Layer]:
-        """The layers to measure, after checking that the probe fits the model."""
+        """The layers to measure, after checking that the model can be, and that the probe fits it."""
+        if refusal := parallelism(root).refusal:
+            raise ModelError(refusal)
         if self.forward is None:
             access.refuse_encoder_decoder(root)
         try:
