@@ -159,6 +159,7 @@ patch.undo()
 LIGHTNING_ALONE = """
 from datetime import timedelta
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from tiny_lightning import tiny_callback, tiny_module, tiny_trainer, two_devices
@@ -193,12 +194,25 @@ def fit(name, module, callbacks, **arguments):
 
 
 fit("logged", tiny_module(), [tiny_callback(every_n_steps=2)], logger=CSVLogger(directory, name="log"))
+
+
+def fit_sharded(name, whole, callbacks):
+    # Its defaults are a data-parallel size of 1 on one machine, which shards nothing.
+    strategy = ModelParallelStrategy(
+        data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo", timeout=timedelta(seconds=60)
+    )
+    module = Sharded(whole)
+    shards = fit(name, module, callbacks, strategy=strategy)
+    parameters = list(module.parameters())
+    assert all(isinstance(p, DTensor) for p in parameters), name
+    assert 2 * sum(p.numel() for p in shards) == sum(p.numel() for p in parameters), name
+    return shards
+
+
 for whole in (False, True):
-    sharding = {"strategy": ModelParallelStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))}
     name = f"sharded_{whole}"
-    with_it = fit(name, Sharded(whole), [tiny_callback(every_n_steps=2)], **sharding)
-    sharding = {"strategy": ModelParallelStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))}
-    assert all(torch.equal(a, b) for a, b in zip(with_it, fit(name, Sharded(whole), [], **sharding), strict=True)), name
+    with_it = fit_sharded(name, whole, [tiny_callback(every_n_steps=2)])
+    assert all(torch.equal(a, b) for a, b in zip(with_it, fit_sharded(name, whole, []), strict=True)), name
 """
 
 BEGIN = """
