@@ -582,15 +582,12 @@ class Meter:
         mine: tuple[dict[str, str], Parallelism] | None = None
         try:
             self._check_not_refused(root)
-            how = parallelism(root)
-            if how.refusal:
-                raise ModelError(how.refusal)
             if ranks.is_first:
                 self.curve()
             for meter in meters:
                 meter.probe.verify()
                 meter._layers(root)
-            mine = (self._agreed_settings(root), how)
+            mine = (self._agreed_settings(root), parallelism(root))
         except Exception as error:
             failure = error
         if ranks.size == 1:
@@ -765,7 +762,9 @@ class Meter:
         }
 
     def _layers(self, root: nn.Module) -> list[Layer]:
-        """The layers to measure, after checking that the probe fits the model."""
+        """The layers to measure, after checking that the model can be, and that the probe fits it."""
+        if refusal := parallelism(root).refusal:
+            raise ModelError(refusal)
         if self.forward is None:
             access.refuse_encoder_decoder(root)
         try:

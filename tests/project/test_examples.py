@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import wandb
+from two_ranks import on_two_ranks
 
 import ib_callback as ib
 
@@ -34,7 +35,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_there_is_no_other() -> None:
-    named = {"hf_trainer.py", "lightning_trainer.py", "plain_loop.py", "fabric_loop.py", "score_checkpoints.py"}
+    named = {"hf_trainer.py", "lightning_trainer.py", "plain_loop.py", "fabric_loop.py", "fsdp2_loop.py"}
+    named |= {"score_checkpoints.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == named
 
 
@@ -89,3 +91,21 @@ def test_a_fabric_loop_that_is_resumed(run: Run, tmp_path: Path, monkeypatch: py
     assert trajectory.steps == [0, 20, 40, 41]
     assert trajectory.table() in out
     assert "The best checkpoint: Selected(step=" in out
+
+
+def test_a_loop_on_fsdp2_on_two_ranks_that_is_resumed(tmp_path: Path) -> None:
+    for steps in ("20", "41"):
+        script = f"""
+import os, runpy, sys
+os.chdir(sys.argv[1])
+sys.argv = ["fsdp2_loop.py", "{steps}"]
+runpy.run_path({str(EXAMPLES / "fsdp2_loop.py")!r}, run_name="__main__")
+"""
+        out, _ = on_two_ranks(script, tmp_path)
+    trajectory = ib.Trajectory.load(tmp_path / "ib_example")
+    assert trajectory.steps == [0, 20, 40, 41], "the second run went on from the checkpoint of step 20"
+    assert trajectory.table() in out
+    assert {point.settings["dtype"] for point in trajectory} == {"bfloat16"}, "the type of FSDP's policy"
+    (best,) = re.findall(r"Selected\(step=(\d+)", out)
+    kept = {int(path.name.removeprefix("step-")) for path in (tmp_path / "ib_example").glob("step-*")}
+    assert kept == {int(best), 40}

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ib_callback.common.errors import ModelError
+from ib_callback.measuring.model.fully_sharded import computed_in, computed_on
 
 # Where wrappers of torch.compile, FSDP, activation checkpointing and Lightning Fabric keep what they wrap.
 _WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
@@ -30,7 +31,8 @@ class Layer:
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside wrappers for data parallelism and compilation, whose forward is that of the inside.
 
-    Calling the inside of DistributedDataParallel needs no communication and gives the same result.
+    Calling the inside of DistributedDataParallel, or of DeepSpeed's engine, needs no communication of theirs and gives
+    the same result.
 
     Raises:
         TypeError: it is no module.
@@ -59,7 +61,7 @@ def is_offloaded(module: nn.Module) -> bool:
 def without_parallelism(model: nn.Module) -> nn.Module:
     """`unwrap` of what is known to be a model with values."""
     while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) or _hands_on(model):
             inside: Any = model.module
         else:
             # Not by getattr: FSDP looks up what it lacks in what it wraps, and must not be bypassed.
@@ -67,6 +69,14 @@ def without_parallelism(model: nn.Module) -> nn.Module:
         if not isinstance(inside, nn.Module):
             return model
         model = inside
+
+
+def _hands_on(model: nn.Module) -> bool:
+    """Whether a model is an engine of DeepSpeed that does nothing in its forward but book-keeping of the training."""
+    if not any(base.__name__ == "DeepSpeedEngine" for base in type(model).__mro__):
+        return False
+    autocasts: Any = getattr(model, "torch_autocast_enabled", None)
+    return not (callable(autocasts) and autocasts())
 
 
 def wrapped(module: nn.Module) -> nn.Module | None:
@@ -373,7 +383,9 @@ def tokens_ahead(model: nn.Module) -> int:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model takes its input: the device of its input embeddings, or of its first parameter."""
+    """Where the model takes its input and computes: where FSDP does, or its input embeddings or first parameter are."""
+    if (device := computed_on(model)) is not None:
+        return device
     weight = getattr(input_embeddings(model), "weight", None)
     first = next(model.parameters(), None) if weight is None else weight
     if first is not None and first.is_meta:  # offloaded: where it is fetched to
@@ -383,6 +395,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def dtype_of(model: nn.Module) -> str:
-    """Name of the dtype of the model's first floating-point parameter."""
-    first = next((p for p in model.parameters() if p.is_floating_point()), None)
-    return "none" if first is None else str(first.dtype).removeprefix("torch.")
+    """Name of the dtype in which the model computes: to which FSDP casts parameters, or of the first floating one."""
+    first = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    dtype = computed_in(model) or first
+    return "none" if dtype is None else str(dtype).removeprefix("torch.")

@@ -17,6 +17,7 @@ from ib_callback.common.errors import ModelError, RepresentationError
 from ib_callback.common.ranks import Kept, Ranks
 from ib_callback.estimator.quantise import assign, exact_float32, reference_points, resolve_temperature, usable
 from ib_callback.measuring.model.access import Layer
+from ib_callback.measuring.model.head import whole
 
 # Below this share of wanted positions, gathering their states costs less than quantising the others.
 _SPARSE = 0.8
@@ -301,11 +302,13 @@ class Capture:
 def states_of(output: Any, shape: tuple[int, int], ahead: int = 0) -> Tensor | None:
     """The states [B, S, dim] that a module put out for B, S tokens; None if it put out something else.
 
-    Of what has so many tokens `ahead` of the text, the states of the text.
+    Of what has so many tokens `ahead` of the text, the states of the text. Of what lies in parts on several ranks, as
+    with sequence parallelism, all of it, for which they all must ask.
     """
     z = _main_part(output)
     if not isinstance(z, Tensor) or z.ndim != 3 or not z.is_floating_point():
         return None
+    z = whole(z)
     if z.shape[:2] == (shape[0], shape[1] + ahead):
         return z.detach()[:, ahead:]
     return z.detach() if z.shape[:2] == shape else None

@@ -19,6 +19,7 @@ from ib_callback.measuring.model import access
 from ib_callback.measuring.model.access import Layer
 from ib_callback.measuring.model.capture import states_of
 from ib_callback.measuring.model.forward import Inputs, ProbeForward, default_forward, is_out_of_memory, takes
+from ib_callback.measuring.model.head import whole
 from ib_callback.measuring.plan.plan import Batch
 
 # Tokens that the model is asked about: enough to tell any two modules apart.
@@ -181,6 +182,7 @@ def alike(states: Tensor | None, expected: Tensor) -> bool:
     """Whether states are the expected ones, but for a change of their precision on the way out of the model."""
     if states is None or states.shape != expected.shape:
         return False
+    states, expected = whole(states), whole(expected)
     precision = 8 * max(torch.finfo(states.dtype).eps, torch.finfo(expected.dtype).eps)
     own = expected.to(states.device, torch.float32)
     # Of what is NaN, the measurement tells.

@@ -6,6 +6,7 @@ the safe way.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,27 @@ def is_fsdp1(module: nn.Module) -> bool:
 def is_fsdp2(module: nn.Module) -> bool:
     """Whether `fully_shard` (or the `replicate` that is made of it) was applied to a module itself."""
     return any(base.__name__ == "FSDPModule" for base in type(module).__mro__)
+
+
+def give_back(model: nn.Module) -> None:
+    """Let FSDP give back what parameters it has gathered.
+
+    The outermost module, and others by their strategy, keep them after a forward for the backward pass that they take
+    to follow, and would go on with them after the next optimizer step.
+    """
+    for module in model.modules():
+        sharded: Any = module
+        if is_fsdp2(module):
+            sharded.reshard()
+        elif is_fsdp1(module) and (handle := getattr(module, "_handle", None)) is not None:
+            has_run = hasattr(handle.flat_param, "_full_param_padded")
+            if has_run and handle.uses_sharded_strategy and not handle.needs_unshard():
+                _runtime()._reshard(sharded, handle, True)
+
+
+def _runtime() -> Any:
+    """Of FSDP1, which has been imported wherever there is a module of it; importing it takes long."""
+    return sys.modules["torch.distributed.fsdp._runtime_utils"]
 
 
 def parameter_groups(model: nn.Module) -> Iterator[Any]:

@@ -15,10 +15,16 @@ import torch
 from torch import nn
 
 from ib_callback.measuring.model.bits import is_plain, same_bits
+from ib_callback.measuring.model.fully_sharded import computed_on, is_fsdp1, is_fsdp2
+from ib_callback.measuring.model.fully_sharded import give_back as reshard
 
 # Packages whose forward hooks only look on, and count each forward as one of the training: `wandb.watch` would log
 # histograms of parameters more often, and the graph of a probe pass.
 OBSERVERS = ("wandb", "comet_ml", "mlflow", "neptune", "swanlab", "aim", "clearml")
+
+# accelerate hooks attention for context parallelism, which works inside `maybe_context_parallel` only: outside, where
+# a rank runs whole texts, all that is left of it is that padding is attended to.
+_OF_CONTEXT_PARALLELISM = "_attach_context_parallel_hooks.<locals>._self_attn_pre_forward_hook"
 
 
 @contextmanager
@@ -63,12 +69,15 @@ def _padded(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _unobserved(model: nn.Module) -> Iterator[None]:
-    """Without the forward hooks of `OBSERVERS`, of modules and of all modules; at the end they are where they were."""
+    """Without the forward hooks of `OBSERVERS`, of modules and of all modules; at the end they are where they were.
+
+    And without accelerate's of context parallelism.
+    """
     tables = [hooks for module in model.modules() for hooks in (module._forward_pre_hooks, module._forward_hooks)]
     tables += [torch.nn.modules.module._global_forward_pre_hooks, torch.nn.modules.module._global_forward_hooks]
     aside = []
     for hooks in tables:
-        if observing := {number: hook for number, hook in hooks.items() if _owner(hook) in OBSERVERS}:
+        if observing := {number: hook for number, hook in hooks.items() if _is_set_aside(hook)}:
             aside.append((hooks, list(hooks), observing))
             for number in observing:
                 del hooks[number]
@@ -80,6 +89,10 @@ def _unobserved(model: nn.Module) -> Iterator[None]:
             numbers = [number for number in order if number in now]
             hooks.clear()  # in place, for handles refer to it
             hooks.update({number: now[number] for number in dict.fromkeys([*numbers, *now])})
+
+
+def _is_set_aside(hook: Any) -> bool:
+    return _owner(hook) in OBSERVERS or getattr(hook, "__qualname__", "") == _OF_CONTEXT_PARALLELISM
 
 
 def _owner(hook: Any) -> str:
@@ -142,8 +155,9 @@ def _preserved_state(model: nn.Module) -> Iterator[None]:
 
 
 def _devices(model: nn.Module) -> set[torch.device]:
-    """Accelerators that hold parameters of the model and have random states of their own."""
-    return {p.device for p in model.parameters() if p.device.type in ("cuda", "mps", "xpu")}
+    """Accelerators that hold parameters of the model, or compute with them, and have random states of their own."""
+    devices = {p.device for p in model.parameters()} | {computed_on(model)}
+    return {device for device in devices if device is not None and device.type in ("cuda", "mps", "xpu")}
 
 
 def _eager() -> Any:
@@ -153,7 +167,7 @@ def _eager() -> Any:
 
 @contextmanager
 def resharded(model: nn.Module) -> Iterator[None]:
-    """At the end, FSDP2 modules give their gathered parameters back: the root would keep stale weights otherwise."""
+    """At the end, FSDP gives its gathered parameters back: it would go on with stale weights otherwise."""
     try:
         yield
     finally:
@@ -162,15 +176,6 @@ def resharded(model: nn.Module) -> Iterator[None]:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether the forward gathers parameters of other ranks: with FSDP or stage 3 of DeepSpeed."""
-    kinds = {base.__name__ for module in model.modules() for base in type(module).__mro__}
-    return bool(kinds & {"FullyShardedDataParallel", "FSDPModule"}) or any(
+    return any(is_fsdp1(module) or is_fsdp2(module) for module in model.modules()) or any(
         hasattr(p, "ds_id") for p in model.parameters()
     )
-
-
-def reshard(model: nn.Module) -> None:
-    """Let FSDP2 modules give back what parameters they have gathered."""
-    for module in model.modules():
-        give_back = getattr(module, "reshard", None)
-        if type(module).__name__.startswith("FSDP") and callable(give_back):
-            give_back()

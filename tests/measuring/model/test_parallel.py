@@ -60,7 +60,8 @@ class Spread(nn.Linear):
 
 
 def of_transformers(model="dense", **sizes):
-    return tf.AutoModelForCausalLM.from_pretrained(f"{directory}/{model}", distributed_config=DistributedConfig(**sizes))
+    config = DistributedConfig(**sizes)
+    return tf.AutoModelForCausalLM.from_pretrained(f"{directory}/{model}", distributed_config=config)
 
 
 def two():

@@ -14,6 +14,7 @@ import pytest
 from loops import checkpoints
 from scripted import BEST
 from tiny_hf import measured, numbers, tiny_model
+from tiny_models import llama
 from two_ranks import on_two_ranks
 
 import ib_callback as ib
@@ -154,11 +155,40 @@ for fails_on in (0, 1):
         }
         (directory / f"{name}_{rank}.json").write_text(json.dumps(found))
 patch.undo()
+
+# Sharded when it is loaded, which is the only way to FSDP2 that the Trainer has on a CPU.
+import torch.distributed as dist
+from tiny_models import llama
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
+
+if rank == 0:
+    llama(vocab_size=60).save_pretrained(directory / "whole")
+dist.barrier()
+
+
+def sharded(callbacks):
+    config = DistributedConfig(fsdp_size=2)
+    model = AutoModelForCausalLM.from_pretrained(directory / "whole", distributed_config=config)
+    trainer = tiny_trainer(directory / "sharded", callbacks, steps=4, model=model)
+    trainer.train()
+    for callback in callbacks:
+        callback.trajectory.save(directory / f"sharded_{rank}.jsonl")
+    parameters = list(trainer.model.parameters())
+    assert all(isinstance(p, DTensor) for p in parameters)
+    shards = [p.to_local().clone() for p in parameters]
+    assert 2 * sum(p.numel() for p in shards) == sum(p.numel() for p in parameters)
+    return shards
+
+
+assert all(map(torch.equal, sharded([tiny_callback(every_n_steps=2)]), sharded([])))
 """
 
 LIGHTNING_ALONE = """
 from datetime import timedelta
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from tiny_lightning import tiny_callback, tiny_module, tiny_trainer, two_devices
@@ -193,12 +223,25 @@ def fit(name, module, callbacks, **arguments):
 
 
 fit("logged", tiny_module(), [tiny_callback(every_n_steps=2)], logger=CSVLogger(directory, name="log"))
+
+
+def fit_sharded(name, whole, callbacks):
+    # Its defaults are a data-parallel size of 1 on one machine, which shards nothing.
+    strategy = ModelParallelStrategy(
+        data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo", timeout=timedelta(seconds=60)
+    )
+    module = Sharded(whole)
+    shards = fit(name, module, callbacks, strategy=strategy)
+    parameters = list(module.parameters())
+    assert all(isinstance(p, DTensor) for p in parameters), name
+    assert 2 * sum(p.numel() for p in shards) == sum(p.numel() for p in parameters), name
+    return shards
+
+
 for whole in (False, True):
-    sharding = {"strategy": ModelParallelStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))}
     name = f"sharded_{whole}"
-    with_it = fit(name, Sharded(whole), [tiny_callback(every_n_steps=2)], **sharding)
-    sharding = {"strategy": ModelParallelStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))}
-    assert all(torch.equal(a, b) for a, b in zip(with_it, fit(name, Sharded(whole), [], **sharding), strict=True)), name
+    with_it = fit_sharded(name, whole, [tiny_callback(every_n_steps=2)])
+    assert all(torch.equal(a, b) for a, b in zip(with_it, fit_sharded(name, whole, []), strict=True)), name
 """
 
 BEGIN = """
@@ -337,6 +380,13 @@ def test_hf_ranks_that_disagree_are_judged_alike_by_the_trainer(
         assert run["best"] == [20, BEST.optimality, str(path)]
         assert [point.step for point in trajectory if point.error is not None] == missing
         assert set(run["phases"]) == {0.0, 1.0, 2.0}
+
+
+def test_hf_sharded(trained_by: Any) -> None:
+    points = trained_by("hf").seen("sharded")
+    assert points.steps == [0, 2, 4]
+    assert all(point.error is None for point in points)
+    assert numbers(points[0]) == measured(llama(vocab_size=60), 0)
 
 
 def test_lightning_sharded_and_with_a_directory_of_its_logger(trained_by: Any) -> None:
