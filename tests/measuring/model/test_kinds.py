@@ -25,7 +25,7 @@ from torch import nn
 from torch.distributed._composable.replicate import replicate
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, MixedPrecision, MixedPrecisionPolicy
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import ShardingStrategy, fully_shard
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.experimental import context_parallel
 from torch.distributed.tensor.parallel import (
@@ -45,6 +45,7 @@ line = init_device_mesh("cpu", (size,), mesh_dim_names=("all",))
 PROBE = make_probe()
 BF16 = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}
 HALF = {"dtype": torch.bfloat16}
+GRADIENTS = {"sharding_strategy": ShardingStrategy.SHARD_GRAD_OP}
 
 
 def loaded(name="dense", parallel=(), **options):
@@ -61,6 +62,10 @@ def sharded(model, mesh=line, **options):
 
 def flat(module, **options):
     return FullyShardedDataParallel(module, device_id=torch.device("cpu"), **options)
+
+
+def of_gradients(module):
+    return flat(module, **GRADIENTS)
 
 
 def in_parts(mesh):
@@ -100,6 +105,7 @@ TWO = {
     "fsdp2 in bfloat16": (lambda: sharded(loaded(), mp_policy=MixedPrecisionPolicy(**BF16)), lambda: loaded(**HALF)),
     "fsdp2 offloaded": (lambda: sharded(loaded(), offload_policy=CPUOffloadPolicy(pin_memory=False)), loaded),
     "fsdp1": (lambda: flat(in_blocks(flat)(loaded())), loaded),
+    "fsdp1 of gradients": (lambda: flat(in_blocks(of_gradients)(loaded()), **GRADIENTS), loaded),
     "fsdp1 in bfloat16": (lambda: flat(loaded(), mixed_precision=MixedPrecision(**BF16)), lambda: loaded(**HALF)),
     "tensor parallel": (lambda: in_parts(line), loaded),
     "sequence parallel": (by_position, loaded),
@@ -214,7 +220,7 @@ BY_ROUNDING = {
     "transformers, fsdp and tensor parallel",
     "transformers, experts over both",
 }
-WHOLE = {"replicate", "fsdp1", "fsdp1 in bfloat16"}  # have no DTensors
+WHOLE = {"replicate", "fsdp1", "fsdp1 of gradients", "fsdp1 in bfloat16"}  # have no DTensors
 
 
 def mixture():
@@ -224,7 +230,7 @@ def mixture():
     return tf.MixtralForCausalLM(tf.MixtralConfig(**sizes, max_position_embeddings=24, pad_token_id=None))
 
 
-@pytest.mark.parametrize(("number", "kinds"), [(2, 13), (4, 4)])
+@pytest.mark.parametrize(("number", "kinds"), [(2, 14), (4, 4)])
 def test_on_several_ranks(number, kinds, tmp_path):
     llama().save_pretrained(tmp_path / "dense")
     mixture().save_pretrained(tmp_path / "experts")
