@@ -42,7 +42,7 @@ def outputs_of(model, layers, ids):
 
 @pytest.mark.parametrize("run", [lambda meter, model: meter.preflight(model), lambda meter, model: meter.measure(model),
                                  lambda meter, model: list(meter.assignments(model))])  # fmt: skip
-@pytest.mark.parametrize("make", [xlm, flaubert])
+@pytest.mark.parametrize("make", [xlm, flaubert, lambda: xlm().bfloat16(), lambda: xlm().half()])
 def test_lists_beside_the_layers_are_refused_and_the_cure_measures_what_the_model_returns(make, run):
     model, probe = make(), make_probe()
     with pytest.raises(ib.ModelError, match=r"'transformer\.attentions\.0' … .*output_hidden_states=True of") as raised:
