@@ -261,10 +261,12 @@ def check_fit(model: nn.Module, probe: Probe) -> None:
         )
     limit = access.position_limit(model)
     length = int(probe.attention_mask.any(0).nonzero().max()) + 1
-    if limit is not None and length > limit:
+    ahead = access.tokens_ahead(model)
+    if limit is not None and length + ahead > limit:
+        learnt = f", of which {ahead} are learnt tokens ahead of the text" if ahead else ""
         raise ModelError(
             f"probe {probe.name!r}: sequences are {length} tokens long, but the model takes at most {limit} "
-            f"(max_position_embeddings). Make the probe with max_length={limit} or less."
+            f"(max_position_embeddings){learnt}. Make the probe with max_length={limit - ahead} or less."
         )
 
 
