@@ -97,10 +97,13 @@ def final_norm_reads_the_last_block(model: nn.Module, layers: Sequence[Layer]) -
     hooks = [last.register_forward_hook(keep), norm.register_forward_pre_hook(compare, with_kwargs=True)]
     try:
         yield
+    except ModelError:
+        if reads or not put_out:
+            raise  # else it did not run
     finally:
         for hook in hooks:
             hook.remove()
-    if not all(reads):
+    if reads != [True]:
         name = next(name for name, module in access.named_modules(model) if module is norm)
         names = [block.name for block in blocks]
         raise ModelError(
@@ -180,7 +183,7 @@ def keep_in(seen: dict[nn.Module, list[Tensor | None]]) -> Callable[[nn.Module, 
 
 
 def alike(states: Tensor | None, expected: Tensor) -> bool:
-    """Whether states are the expected ones, token by token, but for a change of their dtype on the way out of the model.
+    """Whether states are the expected ones, token by token, but for their dtype, which may change on the way out.
 
     Both are of one pass, so that no more is allowed for: in bfloat16 one block moves states by little more than
     their rounding, and a few tokens may have norms in which a sum over all would drown.
@@ -227,7 +230,7 @@ def names_for_layers(model: nn.Module, matches: list[list[str]]) -> list[str]:
 
 
 def _chosen(matches: list[list[str]], names: list[str]) -> list[str]:
-    """One name for each state, of one list where that is possible; as one glob if that means the same."""
+    """One name for each different state, of one list where that is possible; as one glob if that means the same."""
     patterns = [re.sub(r"(^|\.)0(?=\.|$)", r"\g<1>{}", name, count=1) for name in matches[0]]
     for pattern in sorted((each for each in patterns if "{}" in each), key=lambda each: each.count(".")):
         numbered = [pattern.format(i) for i in range(len(matches))]
@@ -238,7 +241,7 @@ def _chosen(matches: list[list[str]], names: list[str]) -> list[str]:
             glob = pattern.format("*")
             same = [name for name in names if re.fullmatch(re.escape(pattern).replace(r"\{\}", r"[^.]*"), name)]
             return [glob] if same == numbered else numbered
-    return [min(found, key=lambda name: name.count(".")) for found in matches]
+    return [*dict.fromkeys(min(found, key=lambda name: name.count(".")) for found in matches)]  # one may be there twice
 
 
 def _explanation(
