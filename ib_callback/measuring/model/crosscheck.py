@@ -134,9 +134,13 @@ def hidden_states(
     def hook(module: nn.Module, _: Any, output: Any) -> None:
         look(module, states_of(output, shape, ahead))
 
-    with without_new_hooks(model):
+    with hooks_put_back(model):
         for module in modules:
+            table: Any = module._forward_hooks
+            recording = [number for number, each in table.items() if _records(each)]
             module.register_forward_hook(hook)
+            for number in recording:  # what hooks of the user's own make of the states goes into both
+                table.move_to_end(number)
         try:
             output = default_forward(model, **options)(model, inputs.ids, inputs.mask)
         except Exception as error:
@@ -150,14 +154,19 @@ def hidden_states(
     return [own if text is None else text for own, text in zip(states, texts, strict=True)] or None
 
 
+def _records(hook: Any) -> bool:
+    """Whether a hook is one of those by which transformers 5 collects hidden states."""
+    return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
+
+
 @contextmanager
-def without_new_hooks(model: nn.Module) -> Iterator[None]:
+def hooks_put_back(model: nn.Module) -> Iterator[None]:
     """At the end, modules have the hooks, and the names of attributes, that they had.
 
     transformers 5 hooks a model for good when it is first asked for hidden states, and notes on it that it did.
     """
     before = [
-        (module, {name: [*vars(module).get(name, {})] for name in _HOOKS}, set(vars(module)))
+        (module, {name: dict(vars(module).get(name, {})) for name in _HOOKS}, set(vars(module)))
         for module in model.modules()
         if not isinstance(module, torch.jit.ScriptModule)
     ]
@@ -165,10 +174,11 @@ def without_new_hooks(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, hooks, names in before:
-            for kind, numbers in hooks.items():
+            for kind, were in hooks.items():
                 table = vars(module).get(kind, {})
-                for number in set(table).difference(numbers):
-                    del table[number]
+                if list(table) != list(were):
+                    table.clear()  # in place, for handles refer to it
+                    table.update(were)
             for name in set(vars(module)).difference(names):
                 del vars(module)[name]
 

@@ -208,7 +208,7 @@ class Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    """Laid out like nanoGPT; `rescaled`: something is done between the blocks and the norm, `unused`: it does not run."""
+    """Laid out like nanoGPT; `rescaled`: something is done between the blocks and the norm, or that is `unused`."""
 
     def __init__(self, blocks=nn.ModuleList, rescaled=False, number=3, unused=False):
         super().__init__()
