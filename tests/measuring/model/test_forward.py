@@ -139,13 +139,16 @@ def test_models_that_accelerate_offloads_measure_like_the_whole(kind, tmp_path):
 @pytest.mark.parametrize("make", [
     lambda: tf.LlamaForSequenceClassification(tf.LlamaConfig(**SMALL)),
     lambda: tf.GPT2ForSequenceClassification(tf.GPT2Config(vocab_size=40, n_embd=16, n_layer=3, n_head=2)),
-], ids=["llama", "gpt2"])  # fmt: skip
-def test_reward_models_without_a_padding_token_measure_like_their_trunk(make):
+    lambda: tf.BioGptForSequenceClassification(tf.BioGptConfig(**SMALL)),
+], ids=["llama", "gpt2", "biogpt"])  # fmt: skip
+@pytest.mark.parametrize("padding", [None, 0])
+def test_reward_models_with_and_without_a_padding_token_measure_like_their_trunk(make, padding):
     torch.manual_seed(0)
     model = make().eval()
+    model.config.pad_token_id = padding
     measured, trunk = (ib.measure(each, make_probe(), batch_size=4, loss=False) for each in (model, model.base_model))
     assert measured["token"].complexity_by_layer == trunk["token"].complexity_by_layer
-    assert model.config.pad_token_id is None
+    assert model.config.pad_token_id is padding
 
 
 class PeftModel(PeftForCausalLM):
