@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from ib_callback.common.files import first_of, is_remote, size_of
+from ib_callback.common.files import expanded, first_of, is_remote, size_of
 from ib_callback.common.messages import describe, warn
 from ib_callback.run.checkpoints import is_complete
 
@@ -364,6 +364,6 @@ def _version_of(path: Path) -> _Version:
 
 def _absolute(path: Any) -> Path:
     try:
-        return Path(os.path.abspath(path))
+        return Path(os.path.abspath(expanded(path)))  # as fsspec does, by which Lightning writes
     except Exception:  # as where the working directory is gone; a checkpoint is saved all the same
         return Path(path)

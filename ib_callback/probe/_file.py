@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import stat
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ib_callback.common import json_lines
 from ib_callback.common.errors import ProbeError
-from ib_callback.common.files import write_atomically
+from ib_callback.common.files import expanded, write_atomically
 from ib_callback.common.optional import require
 from ib_callback.probe.content import Content, fingerprint, normalised
 
@@ -47,8 +46,8 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
     if content.label_names:
         metadata["label_names"] = json.dumps(content.label_names, sort_keys=True)
     metadata[_CHECKSUM] = _checksum(metadata)
-    path = os.path.expanduser(path)  # else a folder named ~ would be made
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path = expanded(path)  # else a folder named ~ would be made
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, safetensors.save(tensors, metadata))
 
 
@@ -61,7 +60,7 @@ def read(path: str | os.PathLike[str]) -> Content:
         OSError: it may not be read.
     """
     safetensors = require("safetensors", extra="hf", purpose="Loading a probe")
-    path = os.path.expanduser(path)
+    path = expanded(path)
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):  # opening a pipe would wait for whoever writes to it

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ib_callback.common.errors import ProbeError
+from ib_callback.common.files import expanded
 from ib_callback.common.messages import describe
 from ib_callback.common.network import patiently
 from ib_callback.common.optional import require
@@ -97,7 +97,7 @@ def rows_of(
     if isinstance(dataset, (str, Path)):
         if not str(dataset):  # as a path it would be the current folder
             raise ProbeError("dataset: expected a file, a folder or a name on the hub, got an empty string.")
-        path = Path(os.path.expanduser(dataset))  # not by Path, which raises where there is no home
+        path = expanded(dataset)
         if path.is_file():
             _no_options("a file", config=config, split=split, revision=revision)
             return _file(path, columns)

@@ -135,6 +135,17 @@ def test_select_writes_its_candidates_as_a_table(finished: Path, capsys: pytest.
     assert len(file.read_text().splitlines()) == 1 + len(candidates) == 32
 
 
+@pytest.mark.parametrize("given", [["report", "~"], ["phases", "~/ib_trajectory.jsonl"], ["select", "~"]], ids=str)
+def test_a_home_in_what_is_given_is_that_of_the_user(
+    given: list[str], finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(finished))
+    monkeypatch.chdir(finished / "checkpoint-500")
+    assert main.main([*given, "--csv=~/t.csv"]) == 0
+    assert (finished / "t.csv").is_file()
+    assert not Path("~").exists()
+
+
 def test_select_says_why_there_is_none(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["select", str(finished), "--from", "2001"]) == 1
     captured = capsys.readouterr()
