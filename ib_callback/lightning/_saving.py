@@ -153,9 +153,13 @@ class SavingWatch:
         complete: list[Path] = []
         if self._trainer.is_global_zero:
             complete = [path for path, (_, before) in self._pending.items() if self._is_written(path, before)]
-        for path in self._strategy.broadcast(complete):
+        complete = self._strategy.broadcast(complete)
+        for path in complete:
             step, _ = self._pending.pop(path)
             self._after(step, path)
+        if complete:  # which may have been withheld for no other reason than that it was being written
+            with suppress(Exception):  # what cannot be removed stays
+                self.keep(self._kept, self._kept_step, certain=self._certain)
 
     def _is_written(self, path: Path, before: _Version) -> bool:
         try:
@@ -225,7 +229,9 @@ class SavingWatch:
         try:
             self._original["teardown"]()
         finally:
-            self.settle()
+            # After an error this may be the only rank that gets here, and would wait for the others.
+            if not self._trainer.interrupted or self._trainer.world_size == 1:
+                self.settle()
 
     def _remove(self, withheld: Path) -> None:
         if withheld in self._lasting or size_of(withheld) is None:
