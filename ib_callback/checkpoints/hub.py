@@ -184,7 +184,7 @@ def by_name(option: str, name: str, load: Callable[..., Any], file: str) -> Any:
         ValueError: it cannot be loaded; the ways out are named if it is the network that is in the way.
         ImportError: it needs a package that is not installed.
     """
-    asks = is_id(name) and not Path(name).exists()
+    asks = is_id(name) and not (Path(name).is_dir() or Path(name).is_file())
     # The file alone would not tell: without a network it is that of the cache.
     questions = (lambda: _hub().HfApi().model_info(name), lambda: _hub().hf_hub_download(name, file))
     in_the_way = next(filter(None, (_in_the_way(ask, name) for ask in questions if asks)), None)
