@@ -23,6 +23,8 @@ def load_tokenizer(name: str, **keywords: Any) -> Any:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # `tokenizers` raises no other class
             raise ValueError(f"--tokenizer {name}: expected a tokenizer.json, got another file ({error})") from error
+    if path.suffix == ".json":
+        raise ValueError(f"--tokenizer {name}: expected a tokenizer.json, a folder or a name on the hub: no such file")
     from transformers import AutoTokenizer
 
     return by_name(

@@ -94,7 +94,7 @@ def _demo(options: argparse.Namespace) -> int:
             seed=options.seed,
             threads=options.threads,
         )
-    except (ImportError, ValueError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         print(f"ib-callback: {error}", file=sys.stderr)
         return FAILED
     return DONE

@@ -72,6 +72,17 @@ def test_a_mistake_is_a_line_and_not_a_traceback(tmp_path: object, capsys: pytes
     assert "Traceback" not in error
 
 
+def test_a_full_disk_ends_the_demonstration_as_it_ends_any_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(**options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(demo, "run_demo", full)
+    assert main.main(["demo"]) == 2
+    assert capsys.readouterr().err == "ib-callback: [Errno 28] No space left on device\n"
+
+
 def test_an_interrupt_is_a_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(**options: object) -> None:
         raise KeyboardInterrupt
