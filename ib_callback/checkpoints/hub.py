@@ -259,7 +259,8 @@ def with_files(checkpoint: Checkpoint, gguf: str | None = None) -> Checkpoint:
     if not isinstance(place, OnHub) or checkpoint.untrained:
         return checkpoint
     try:
-        listed = [f for f in _hub().HfApi().list_repo_tree(place.repository, revision=place.commit) if _is_file(f)]
+        tree = partial(_hub().HfApi().list_repo_tree, place.repository, revision=place.commit)
+        listed = patiently(lambda: [file for file in tree() if _is_file(file)], place.source)
         weights = _weights(listed, gguf)
         needed = [f.path for f in listed if any(fnmatch.fnmatchcase(f.path, p) for p in _CONFIGURATION)]
         needed += [f.path for f in weights]

@@ -405,3 +405,12 @@ def test_a_hub_that_asks_to_come_again_is_asked_again_after_as_long(
     assert measure(LATE) == 0
     assert waits == [1.0, 1.0]
     assert f"{LATE}: the hub limits how often it is asked (429), and is asked again in 1 s" in capsys.readouterr().err
+
+
+def test_a_hub_that_lets_nobody_list_files_for_a_while_is_asked_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    hub.refusals[f"api/models/{LATE}/tree"] = 8  # huggingface_hub itself asks six times
+    assert measure(LATE) == 0
+    assert "and is asked again in 1 s" in capsys.readouterr().err
