@@ -12,12 +12,14 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ib_callback.checkpoints.hub import by_name
 from ib_callback.checkpoints.local import gguf_in, shards_in
 from ib_callback.checkpoints.weights import load_mapping, load_shards
 from ib_callback.common.errors import ModelError
@@ -197,7 +199,8 @@ def _skeleton(path: Path, loading: Loading, hyper_parameters: Any) -> nn.Module:
             f"{path}: has weights and no configuration. Give --factory module:function, which makes the model, or "
             "--config, a folder or a name on the hub that has its config.json"
         )
-    config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=loading.trust_remote_code)
+    load = partial(transformers.AutoConfig.from_pretrained, place, trust_remote_code=loading.trust_remote_code)
+    config = load() if loading.config is None else by_name(f"--config {place}", str(place), load, _CONFIG)
     return _from_config(config, loading)
 
 

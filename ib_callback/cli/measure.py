@@ -29,7 +29,7 @@ from ib_callback.cli._command import (
     read_files,
     write_tables,
 )
-from ib_callback.common.files import size_of
+from ib_callback.common.files import expanded, size_of
 from ib_callback.common.optional import is_installed
 from ib_callback.measuring.meter import Meter
 from ib_callback.results.measurement import Measurement
@@ -232,7 +232,7 @@ def _measure(options: argparse.Namespace) -> int:
 
 def _check_files(options: argparse.Namespace) -> None:
     """That the results can be appended to, and the tables be written."""
-    features = [text.rpartition("=")[2] for text in options.feature_probe]
+    features = [expanded(text.rpartition("=")[2]) for text in options.feature_probe]
     given = (options.probe, options.documents, options.tokenizer, options.config)
     read = [path for path in (*options.models, *features, *given) if path is not None and Path(path).exists()]
     check_place("-o", options.output, read_files(*read))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ib_callback.common.errors import ProbeError
+from ib_callback.common.files import expanded
 from ib_callback.common.messages import describe
 from ib_callback.common.network import patiently
 from ib_callback.common.optional import require
@@ -33,6 +34,9 @@ _LOADERS = {
     ".text": "text",
     ".csv": "csv",
 }
+
+
+_TRIES = {"STREAMING_READ_MAX_RETRIES": 2, "STREAMING_OPEN_MAX_RETRIES": 2}
 
 
 @dataclass
@@ -97,7 +101,7 @@ def rows_of(
     if isinstance(dataset, (str, Path)):
         if not str(dataset):  # as a path it would be the current folder
             raise ProbeError("dataset: expected a file, a folder or a name on the hub, got an empty string.")
-        path = Path(os.path.expanduser(dataset))  # not by Path, which raises where there is no home
+        path = expanded(dataset)
         if path.is_file():
             _no_options("a file", config=config, split=split, revision=revision)
             return _file(path, columns)
@@ -149,12 +153,35 @@ def _hub(name: str, columns: Sequence[str], config: str | None, split: str | Non
         pattern = _SHARDS.get((name, config), "").format(split=split)
         shards = sorted(file.rfilename for file in info.siblings or () if fnmatchcase(file.rfilename, pattern))
         if not shards:
-            loaded = datasets.load_dataset(name, config, split=split, revision=commit, streaming=True)
-            return _opened(_one_split(loaded, split, name), columns, rows)
+            with _few_tries(datasets.config):
+                loaded = datasets.load_dataset(name, config, split=split, revision=commit, streaming=True)
+                opened = _opened(_one_split(loaded, split, name), columns, rows)
+            return _streamed(opened, datasets.config)
         paths = (huggingface_hub.hf_hub_download(name, shard, repo_type="dataset", revision=commit) for shard in shards)
         return chain.from_iterable(_file(Path(path), columns) for path in paths)
 
     return Rows(open_rows, name, identity=asked | {"revision": str(revision)}, source=asked)
+
+
+@contextmanager
+def _few_tries(config: Any) -> Iterator[None]:
+    """`datasets` tries 20 times, each time huggingface_hub six times in 23 s: ten minutes until anything is said."""
+    before = {name: getattr(config, name) for name in _TRIES}
+    vars(config).update({name: min(tries, _TRIES[name]) for name, tries in before.items()})
+    try:
+        yield
+    finally:
+        vars(config).update(before)
+
+
+def _streamed(rows: Iterable[Any], config: Any) -> Iterator[Any]:
+    iterator, end = iter(rows), object()
+    while True:
+        with _few_tries(config):  # not beyond: what the user streams in the meantime is none of ours
+            row = next(iterator, end)
+        if row is end:
+            return
+        yield row
 
 
 def _file(path: Path, columns: Sequence[str]) -> Rows:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ib_callback.common.files import remove_partial_files, size_of, write_atomically
+from ib_callback.common.files import expanded, remove_partial_files, size_of, write_atomically
 
 
 def fail(*args: object, **kwargs: object) -> None:
@@ -23,6 +23,14 @@ def test_what_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(
         with pytest.raises(OSError, match="Input/output error"):
             write_atomically(tmp_path / "a", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
+
+
+def test_a_home_in_a_path_is_that_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_atomically("~/a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert expanded(Path("~/a")) == tmp_path / "a"
+    assert expanded("a~") == Path("a~")
 
 
 def test_what_is_written_does_not_fail_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import datasets
@@ -21,6 +22,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from word_tokenizer import word_tokenizer
 
 from ib_callback import Probe, ProbeError
+from ib_callback.probe import _rows
 from ib_callback.probe._tokenizing import tokenizer_hash
 
 TEXTS = ["a b c d", "e", "f g h", "i j", "a a a a a a"]
@@ -475,3 +477,18 @@ def test_memory_does_not_grow_with_the_dataset() -> None:
 
     peak(100)  # what the first call imports and keeps
     assert peak(5000) < 1.2 * peak(500)
+
+
+def test_of_a_server_that_is_gone_it_is_said_soon_and_nobody_elses_settings_are_changed() -> None:
+    config = SimpleNamespace(STREAMING_READ_MAX_RETRIES=20, STREAMING_OPEN_MAX_RETRIES=1)
+    seen = []
+
+    def rows() -> Iterator[int]:
+        for number in range(2):
+            seen.append((config.STREAMING_READ_MAX_RETRIES, config.STREAMING_OPEN_MAX_RETRIES))
+            yield number
+
+    for _ in _rows._streamed(rows(), config):
+        assert config.STREAMING_READ_MAX_RETRIES == 20
+    assert seen == [(2, 1), (2, 1)]
+    assert config.STREAMING_READ_MAX_RETRIES == 20
