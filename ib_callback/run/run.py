@@ -900,10 +900,11 @@ class Run:
             self.announce(str(self.cost))
             budget = self.config.overhead_budget
             if budget is not None and self.cost.share > budget and state.exempt:
+                cure = ", or leave select= out" if self.rules.selects else ""
                 self.announce(
                     f"overhead_budget={budget} was exceeded: {state.exempt} of the {state.points} measurements were of "
                     "checkpoints, evaluations, the first or the last step, which no budget leaves out. To have fewer, "
-                    "save or evaluate less often, or leave select= out"
+                    f"save or evaluate less often{cure}"
                 )
         self._release()
         return plane
