@@ -204,6 +204,46 @@ def test_a_damaged_local_file_is_an_error(tmp_path: Path) -> None:
         Probe.from_dataset(path, word_tokenizer(), **SETTINGS)
 
 
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("null\n", "null in line 1"),
+        ('null {"text": "a b c d"}\n', "null .* in line 1"),
+        ('\n{"text": "a b c d"}\nnull\n', "null in line 3"),
+        ('{"text": "a b c d"}\n"a b"\n', '"a b" in line 2'),
+        ("nonsense\n", "nonsense in line 1"),
+        ('[\n  null,\n  {"text": "a b c d"}\n]\n', "a list that begins with null in line 1"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["rows.jsonl", "rows.json.gz", "folder"])
+def test_lines_that_are_no_objects_are_named(kind: str, content: str, found: str, tmp_path: Path) -> None:
+    """By pyarrow's reader, null ends the process (a segmentation fault)."""
+    path = tmp_path / kind / "rows.jsonl" if kind == "folder" else tmp_path / kind
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(content.encode()) if kind.endswith(".gz") else content.encode())
+    with pytest.raises(ProbeError, match=rf"{path.name}: expected an object in JSON a line, .*, got {found}"):
+        Probe.from_dataset(tmp_path / kind, word_tokenizer(), **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"text": "a b c d e",\n "n": [\n1,\nnull\n]\n}\n',
+        '\ufeff{"text": "a b c d e"}\n\n',
+        '[{"text": "a b c d e"},\n{"text": null}]',
+        '["a b c d e",\n null]',
+    ],
+)
+def test_other_ways_to_write_objects_in_json_are_read(content: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(content)
+    with pytest.warns(UserWarning, match="asked for 3 sequences, got 1"):
+        probe = Probe.from_dataset(tmp_path / "rows.json", word_tokenizer(), **SETTINGS)
+    assert (
+        probe.input_ids.tolist()
+        == Probe.from_texts(["a b c d e"], word_tokenizer(), min_length=4, max_length=6).input_ids.tolist()
+    )
+
+
 def test_a_file_whose_columns_change_their_kind_is_an_error(tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     folder.mkdir()
