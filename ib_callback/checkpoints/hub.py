@@ -13,6 +13,7 @@ from typing import Any
 from ib_callback.checkpoints.names import said_by, stage_of_repository
 from ib_callback.checkpoints.place import Broken, Checkpoint, Place
 from ib_callback.common.errors import ModelError
+from ib_callback.common.json_lines import is_too_deep
 from ib_callback.common.messages import describe
 from ib_callback.common.network import patiently, trouble
 from ib_callback.common.optional import require
@@ -32,6 +33,7 @@ _WEIGHTS = (
 )
 # Of a file that stops in the middle huggingface_hub takes up the rest itself; so often it is asked once more.
 _TRIES = 3
+TOO_DEEP = "The brackets of a file in JSON there are nested too deep: save the model or download it anew"
 _WAYS = (
     "download it where there is one, `hf download {name}`, and copy the cache (HF_HOME), or name a folder instead; "
     "HF_ENDPOINT names another hub"
@@ -81,7 +83,7 @@ class OnHub:
                 # Of the connection, or a file that is shorter than it should be. What has arrived is kept.
                 known = isinstance(error, (OSError, RuntimeError)) or trouble(error) is not None
                 if last_try or not known:
-                    _explain(self.source, self.repository, error)
+                    _raise_explained(self.source, self.repository, error)
                     raise
         raise AssertionError
 
@@ -93,7 +95,7 @@ class OnHub:
             wanted = [*_TOKENIZER, "config.json"]
             return [self._download(wanted) if self.files else _cached(self.repository, self.commit)]
         except Exception as error:
-            _explain(f"{self.source}: its tokenizer", self.repository, error)
+            _raise_explained(f"{self.source}: its tokenizer", self.repository, error)
             raise
 
     def _download(self, patterns: list[str]) -> Path:
@@ -200,6 +202,8 @@ def by_name(option: str, name: str, load: Callable[..., Any], file: str) -> Any:
                 f"{option}: cannot be loaded ({_shortened(in_the_way)}), and is not whole in the cache. "
                 f"{ways_out(name, in_the_way)}; or a file, {option.split()[0]} {file}"
             ) from error
+        if is_too_deep(error):
+            raise ValueError(f"{option}: cannot be loaded. {TOO_DEEP}") from error
         # Of a damaged file transformers and `tokenizers` raise what comes along.
         raise ValueError(f"{option}: cannot be loaded ({' '.join(str(error).split())})") from error
 
@@ -213,7 +217,7 @@ def _in_the_way(ask: Callable[[], Any], name: str) -> Exception | None:
     return None
 
 
-def _explain(what: str, repository: str, error: Exception) -> None:
+def _raise_explained(what: str, repository: str, error: Exception) -> None:
     """Raise a ModelError with the ways out if an error is one of the network."""
     if trouble(error) is not None:
         raise ModelError(

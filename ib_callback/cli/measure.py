@@ -203,11 +203,13 @@ def _measure(options: argparse.Namespace) -> int:
         if options.models or options.output:
             raise ValueError("--watch: expected to be given alone, got MODEL or -o as well. Leave them out")
         _check_unused(options, _NOT_WATCHING, "is of no use with --watch")
+        loading.check()
         return _watch(options, loading)
     _check_unused(options, _WATCHING, "is of use with --watch alone")
     if not options.models or options.output is None:
         raise ValueError("expected at least one MODEL and -o FILE, or --watch RUN_DIR; see ib-callback measure --help")
     _check_files(options)
+    loading.check()
     wanted = Wanted(
         models=options.models, revisions=options.revisions, name=options.name, stage=options.stage,
         max_points=options.max_points, untrained=options.initial, seed=options.initial_seed, gguf=options.gguf,
