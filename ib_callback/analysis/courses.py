@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ib_callback.bound.curve import IBCurve
-from ib_callback.common.files import told_apart
+from ib_callback.common.files import expanded, told_apart
 from ib_callback.common.messages import warn
 from ib_callback.plot.bound import curve_beside
 from ib_callback.results.lines import read_rows
@@ -53,7 +53,7 @@ def load_courses(
         TrajectoryError: a run that is not there, or cannot be read.
         ValueError: a name that is none of these, one file given twice, or nothing that was measured.
     """
-    files = [path if path.is_file() else find_run(path) / FILENAME for path in map(Path, paths)]
+    files = [path if path.is_file() else find_run(path) / FILENAME for path in map(expanded, paths)]
     runs: list[Course] = []
     of_results = []
     for name, file in zip(_names(files), files, strict=True):

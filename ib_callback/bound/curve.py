@@ -23,7 +23,7 @@ from ib_callback.bound._anneal import MANY_ROWS, Effort, anneal, envelope
 from ib_callback.bound._joint import Joint
 from ib_callback.common import json_lines
 from ib_callback.common.checks import check_integer
-from ib_callback.common.files import write_atomically
+from ib_callback.common.files import expanded, write_atomically
 from ib_callback.common.messages import describe
 from ib_callback.common.progress import progress_bar
 
@@ -161,7 +161,7 @@ class IBCurve:
             ValueError: not such a file, or one that was damaged or changed, or of a newer format.
             FileNotFoundError: there is no such file.
         """
-        with open(path, "rb") as file:
+        with open(expanded(path), "rb") as file:
             data = file.read()
         try:
             content = json_lines.parsed(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from ib_callback.checkpoints.names import said_by, stage_of_repository
 from ib_callback.checkpoints.place import Broken, Checkpoint, Place
 from ib_callback.common.errors import ModelError
+from ib_callback.common.json_lines import is_too_deep
 from ib_callback.common.messages import describe
 from ib_callback.common.network import patiently, trouble
 from ib_callback.common.optional import require
@@ -32,6 +33,7 @@ _WEIGHTS = (
 )
 # Of a file that stops in the middle huggingface_hub takes up the rest itself; so often it is asked once more.
 _TRIES = 3
+TOO_DEEP = "The brackets of a file in JSON there are nested too deep: save the model or download it anew"
 _WAYS = (
     "download it where there is one, `hf download {name}`, and copy the cache (HF_HOME), or name a folder instead; "
     "HF_ENDPOINT names another hub"
@@ -81,7 +83,7 @@ class OnHub:
                 # Of the connection, or a file that is shorter than it should be. What has arrived is kept.
                 known = isinstance(error, (OSError, RuntimeError)) or trouble(error) is not None
                 if last_try or not known:
-                    _explain(self.source, self.repository, error)
+                    _raise_explained(self.source, self.repository, error)
                     raise
         raise AssertionError
 
@@ -93,7 +95,7 @@ class OnHub:
             wanted = [*_TOKENIZER, "config.json"]
             return [self._download(wanted) if self.files else _cached(self.repository, self.commit)]
         except Exception as error:
-            _explain(f"{self.source}: its tokenizer", self.repository, error)
+            _raise_explained(f"{self.source}: its tokenizer", self.repository, error)
             raise
 
     def _download(self, patterns: list[str]) -> Path:
@@ -168,7 +170,54 @@ def ways_out(repository: str, error: BaseException) -> str:
     return f"{in_the_way}: {_WAYS.format(name=repository)}"
 
 
-def _explain(what: str, repository: str, error: Exception) -> None:
+def by_name(option: str, name: str, load: Callable[..., Any], file: str) -> Any:
+    """What transformers loads by a name: of a folder, or of the hub, which is asked here first.
+
+    transformers asks ten times, over a minute, and then does not say what was in the way; of a download that was cut
+    off it says that there is no such file.
+
+    Args:
+        option: by which the name was given, with it, for messages.
+        name: of a folder or a repository.
+        load: by transformers; takes `local_files_only`.
+        file: that is needed of it.
+
+    Raises:
+        ValueError: it cannot be loaded; the ways out are named if it is the network that is in the way.
+        ImportError: it needs a package that is not installed.
+    """
+    asks = is_id(name) and not (Path(name).is_dir() or Path(name).is_file())
+    # The file alone would not tell: without a network it is that of the cache.
+    questions = (lambda: _hub().HfApi().model_info(name), lambda: _hub().hf_hub_download(name, file))
+    in_the_way = next(filter(None, (_in_the_way(ask, name) for ask in questions if asks)), None)
+    try:
+        return load(**({} if in_the_way is None else {"local_files_only": True}))
+    except ImportError:
+        raise
+    except Exception as error:
+        if in_the_way is None and trouble(error) is not None:
+            in_the_way = error
+        if in_the_way is not None:
+            raise ValueError(
+                f"{option}: cannot be loaded ({_shortened(in_the_way)}), and is not whole in the cache. "
+                f"{ways_out(name, in_the_way)}; or a file, {option.split()[0]} {file}"
+            ) from error
+        if is_too_deep(error):
+            raise ValueError(f"{option}: cannot be loaded. {TOO_DEEP}") from error
+        # Of a damaged file transformers and `tokenizers` raise what comes along.
+        raise ValueError(f"{option}: cannot be loaded ({' '.join(str(error).split())})") from error
+
+
+def _in_the_way(ask: Callable[[], Any], name: str) -> Exception | None:
+    """What keeps the hub from answering; None if it does, whatever it says."""
+    try:
+        patiently(ask, name)
+    except Exception as error:
+        return error if trouble(error) is not None else None
+    return None
+
+
+def _raise_explained(what: str, repository: str, error: Exception) -> None:
     """Raise a ModelError with the ways out if an error is one of the network."""
     if trouble(error) is not None:
         raise ModelError(
@@ -214,7 +263,8 @@ def with_files(checkpoint: Checkpoint, gguf: str | None = None) -> Checkpoint:
     if not isinstance(place, OnHub) or checkpoint.untrained:
         return checkpoint
     try:
-        listed = [f for f in _hub().HfApi().list_repo_tree(place.repository, revision=place.commit) if _is_file(f)]
+        tree = partial(_hub().HfApi().list_repo_tree, place.repository, revision=place.commit)
+        listed = patiently(lambda: [file for file in tree() if _is_file(file)], place.source)
         weights = _weights(listed, gguf)
         needed = [f.path for f in listed if any(fnmatch.fnmatchcase(f.path, p) for p in _CONFIGURATION)]
         needed += [f.path for f in weights]

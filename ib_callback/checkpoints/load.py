@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import os
@@ -12,15 +13,18 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ib_callback.checkpoints.hub import TOO_DEEP, by_name
 from ib_callback.checkpoints.local import gguf_in, shards_in
 from ib_callback.checkpoints.weights import load_mapping, load_shards
 from ib_callback.common.errors import ModelError
+from ib_callback.common.json_lines import is_too_deep
 from ib_callback.common.messages import describe
 from ib_callback.common.optional import is_installed, require
 from ib_callback.measuring.model.access import named_by_model, transformers_models
@@ -74,6 +78,25 @@ class Loading:
         """None: that of the weights."""
         return None if self.dtype == "auto" else _dtype(self.dtype)
 
+    @cached_property
+    def given_config(self) -> Any:
+        """What `config` names, asked for once; None if it names nothing. ValueError: it cannot be loaded."""
+        if self.config is None:
+            return None
+        load = partial(_auto_config, self.config, trust_remote_code=self.trust_remote_code)
+        return by_name(f"--config {self.config}", self.config, load, _CONFIG)
+
+    def check(self) -> None:
+        """That what was named is there, or every checkpoint would be fetched and would fail.
+
+        Raises:
+            ValueError: the configuration cannot be loaded, or the factory not be imported.
+            ImportError: a package is needed that is not installed.
+        """
+        _ = self.given_config
+        if self.factory is not None:
+            _imported(self.factory)
+
 
 @contextmanager
 def loaded(path: Path, loading: Loading, *, untrained: bool = False) -> Iterator[nn.Module]:
@@ -85,11 +108,17 @@ def loaded(path: Path, loading: Loading, *, untrained: bool = False) -> Iterator
         untrained: whether only the configuration is taken, and weights are drawn anew, the same for the same seed.
 
     Raises:
-        ModelError: weights that are missing, left over or of another shape; or nothing known lies there.
+        ModelError: weights that are missing, left over or of another shape; nothing known lies there; or the
+            configuration is nested too deep.
         Exception: what transformers and torch raise on damaged files.
     """
     with tempfile.TemporaryDirectory(prefix="ib_callback_offload_") as folder:
-        model = _untrained(path, loading) if untrained else _trained(path, loading, folder)
+        try:
+            model = _untrained(path, loading) if untrained else _trained(path, loading, folder)
+        except RecursionError as error:
+            if is_too_deep(error):
+                raise ModelError(f"{path}: cannot be loaded. {TOO_DEEP}") from error
+            raise
         if loading.device_map is None:
             model.to(loading.device)
         yield _inside(model).eval()
@@ -136,9 +165,7 @@ def _untrained(path: Path, loading: Loading) -> nn.Module:
     with _seeded(loading.seed):
         gguf = gguf_in(path, loading.gguf) if shards_in(path) is None else None
         if gguf is not None:
-            transformers, keywords = _transformers(), {"gguf_file": gguf.name}
-            config = transformers.AutoConfig.from_pretrained(gguf.parent, **keywords)
-            return _from_config(config, loading)
+            return _from_config(_auto_config(gguf.parent, gguf_file=gguf.name), loading)
         content = {} if path.is_dir() else _read(path, allow_pickle=loading.allow_pickle)
         return _skeleton(path, loading, content.get(_HYPER_PARAMETERS))
 
@@ -152,8 +179,7 @@ def _from_transformers(path: Path, loading: Loading, folder: str, **keywords: An
         keywords |= {"device_map": loading.device_map, "offload_folder": folder}
     kind = transformers.AutoModelForCausalLM
     if not keywords.get("gguf_file") and (path / _CONFIG).is_file():
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=loading.trust_remote_code)
-        kind = _class_of(config)
+        kind = _class_of(_auto_config(path, trust_remote_code=loading.trust_remote_code))
     model, found = kind.from_pretrained(path, output_loading_info=True, **keywords)
     wrong = {name: sorted(map(str, found.get(name) or ())) for name in ("missing_keys", "mismatched_keys")}
     if any(wrong.values()):
@@ -188,17 +214,16 @@ def _skeleton(path: Path, loading: Loading, hyper_parameters: Any) -> nn.Module:
     """The model without its trained weights."""
     if loading.factory is not None:
         return _made(loading.factory, hyper_parameters)
-    transformers = _transformers()
     first = path if path.is_dir() else path.parent
     near = [folder for folder in (first, first.parent, first.parent.parent) if (folder / _CONFIG).is_file()]
-    place = loading.config or (near[0] if near else None)
-    if place is None:
+    if loading.config is not None:
+        return _from_config(copy.deepcopy(loading.given_config), loading)
+    if not near:
         raise ModelError(
             f"{path}: has weights and no configuration. Give --factory module:function, which makes the model, or "
             "--config, a folder or a name on the hub that has its config.json"
         )
-    config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=loading.trust_remote_code)
-    return _from_config(config, loading)
+    return _from_config(_auto_config(near[0], trust_remote_code=loading.trust_remote_code), loading)
 
 
 def _from_config(config: Any, loading: Loading) -> nn.Module:
@@ -219,7 +244,20 @@ def _class_of(config: Any) -> Any:
     return found if inspect.isclass(found) else transformers.AutoModelForCausalLM
 
 
+def _auto_config(place: str | Path, **keywords: Any) -> Any:
+    return _transformers().AutoConfig.from_pretrained(place, **keywords)
+
+
 def _made(factory: str, hyper_parameters: Any) -> nn.Module:
+    make = _imported(factory)
+    given = dict(hyper_parameters) if inspect.isclass(make) and isinstance(hyper_parameters, Mapping) else {}
+    model = make(**given)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"--factory {factory}: expected a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _imported(factory: str) -> Any:
     module, _, name = factory.partition(":")
     if not module or not name:
         raise ModelError(f"--factory: expected module:function, got {factory!r}")
@@ -230,13 +268,11 @@ def _made(factory: str, hyper_parameters: Any) -> nn.Module:
         make: Any = importlib.import_module(module)
         for part in name.split("."):
             make = getattr(make, part)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # of the user's module, as it runs
         raise ModelError(f"--factory {factory}: cannot be imported ({describe(error)})") from error
-    given = dict(hyper_parameters) if inspect.isclass(make) and isinstance(hyper_parameters, Mapping) else {}
-    model = make(**given)
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"--factory {factory}: expected a torch.nn.Module, got {type(model).__name__}")
-    return model
+    if not callable(make):
+        raise ModelError(f"--factory {factory}: expected a function or a class, got {type(make).__name__}")
+    return make
 
 
 def _inside(model: nn.Module) -> nn.Module:

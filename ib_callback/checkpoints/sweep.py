@@ -32,7 +32,7 @@ from ib_callback.results.lines import Origin, Row, read_rows
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.results import append_result
 
-_LONGEST_REASON = 300
+_LONGEST_REASON = 800  # room for the ways out, which come last
 # Of a meter's keywords, those that do not change what a number is.
 _HOW = ("batch_size", "memory_budget", "progress")
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Meter).parameters.items()}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ib_callback.checkpoints.hub import is_id, ways_out
+from ib_callback.checkpoints.hub import by_name
 from ib_callback.checkpoints.place import Checkpoint
 from ib_callback.common.errors import ProbeError
-from ib_callback.common.messages import describe
-from ib_callback.common.network import patiently, trouble
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
 
@@ -25,47 +23,13 @@ def load_tokenizer(name: str, **keywords: Any) -> Any:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # `tokenizers` raises no other class
             raise ValueError(f"--tokenizer {name}: expected a tokenizer.json, got another file ({error})") from error
+    if path.suffix == ".json":
+        raise ValueError(f"--tokenizer {name}: expected a file, a folder or a name on the hub, got no such file")
     from transformers import AutoTokenizer
 
-    # Asked here first, for transformers asks ten times, over a minute, and then does not say what was in the way.
-    asks = is_id(name) and not path.exists()
-    unreachable = _in_the_way(_about, name) if asks else None
-    try:
-        return AutoTokenizer.from_pretrained(name, **keywords, **({"local_files_only": True} if unreachable else {}))
-    except ImportError:
-        raise
-    except Exception as error:
-        # Of a download that was cut off transformers says that there is no such file.
-        in_the_way = unreachable or (_in_the_way(_file_of, name) if asks else None) or error
-        if trouble(in_the_way) is not None:
-            said = " ".join(describe(in_the_way).split())[:300]
-            raise ValueError(
-                f"--tokenizer {name}: cannot be loaded ({said}), and is not whole in the cache. "
-                f"{ways_out(name, in_the_way)}; or a file, --tokenizer tokenizer.json"
-            ) from error
-        # Of a damaged file transformers and `tokenizers` raise what comes along.
-        raise ValueError(f"--tokenizer {name}: cannot be loaded ({error})") from error
-
-
-def _in_the_way(ask: Callable[[str], Any], name: str) -> Exception | None:
-    """What keeps the hub from answering; None if it does, whatever it says."""
-    try:
-        patiently(lambda: ask(name), name)
-    except Exception as error:
-        return error if trouble(error) is not None else None
-    return None
-
-
-def _about(name: str) -> Any:
-    import huggingface_hub
-
-    return huggingface_hub.HfApi().model_info(name)
-
-
-def _file_of(name: str) -> Any:
-    import huggingface_hub
-
-    return huggingface_hub.hf_hub_download(name, "tokenizer.json")
+    return by_name(
+        f"--tokenizer {name}", name, partial(AutoTokenizer.from_pretrained, name, **keywords), "tokenizer.json"
+    )
 
 
 def special_ids(tokenizer: Any) -> set[int]:

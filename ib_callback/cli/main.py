@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     _print_anything()
     options = parser().parse_args(argv)
+    _expand(options)
     try:
         return options.run(options)
     except KeyboardInterrupt:
@@ -59,6 +60,15 @@ def _print_anything() -> None:
         # Names of files that are no text pass UTF-8 as they are.
         if isinstance(stream, io.TextIOWrapper) and (stream.errors, stream.encoding.lower()) != _AS_IT_IS:
             stream.reconfigure(errors="replace")
+
+
+def _expand(options: argparse.Namespace) -> None:
+    """`~` is the user's home in whatever is given: shells leave it where it follows "=" or stands in quotes."""
+    for name, value in vars(options).items():
+        if isinstance(value, str):
+            setattr(options, name, os.path.expanduser(value))
+        elif isinstance(value, list):
+            setattr(options, name, [os.path.expanduser(v) if isinstance(v, str) else v for v in value])
 
 
 def command() -> NoReturn:
@@ -84,7 +94,7 @@ def _demo(options: argparse.Namespace) -> int:
             seed=options.seed,
             threads=options.threads,
         )
-    except (ImportError, ValueError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         print(f"ib-callback: {error}", file=sys.stderr)
         return FAILED
     return DONE

@@ -31,7 +31,7 @@ from ib_callback.cli._command import (
     read_files,
     write_tables,
 )
-from ib_callback.common.files import size_of
+from ib_callback.common.files import expanded, size_of
 from ib_callback.common.optional import is_installed
 from ib_callback.common.ranks import Ranks, is_launched, launched
 from ib_callback.measuring.meter import Meter
@@ -208,6 +208,7 @@ def _measure(options: argparse.Namespace) -> int:
         if options.models or options.output:
             raise ValueError("--watch: expected to be given alone, got MODEL or -o as well. Leave them out")
         _check_unused(options, _NOT_WATCHING, "is of no use with --watch")
+        loading.check()
         return _watch(options, loading)
     _check_unused(options, _WATCHING, "is of use with --watch alone")
     if not options.models or options.output is None:
@@ -226,6 +227,7 @@ def _measure_all(options: argparse.Namespace, loading: Loading, ranks: Ranks) ->
 
     def found() -> tuple[list[Checkpoint], list[tuple[Checkpoint, Checkpoint]], dict[str, Material]]:
         _check_files(options)
+        loading.check()
         checkpoints, equal = find_checkpoints(wanted, tell)
         for left_out, kept in equal:
             tell(f"{left_out.name} holds the same weights as {kept.revision or kept.name}, and is left out")
@@ -251,7 +253,7 @@ def _measure_all(options: argparse.Namespace, loading: Loading, ranks: Ranks) ->
 
 def _check_files(options: argparse.Namespace) -> None:
     """That the results can be appended to, and the tables be written."""
-    features = [text.rpartition("=")[2] for text in options.feature_probe]
+    features = [expanded(text.rpartition("=")[2]) for text in options.feature_probe]
     given = (options.probe, options.documents, options.tokenizer, options.config)
     read = [path for path in (*options.models, *features, *given) if path is not None and Path(path).exists()]
     check_place("-o", options.output, read_files(*read))

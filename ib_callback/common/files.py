@@ -12,10 +12,19 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path that a user gives, with `~` for the user's home; as it is where nobody knows the home."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises where there is no home
+
+
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace a file's content in one step: a reader, even after a crash, finds the old or the new."""
+    """Replace a file's content in one step: a reader, even after a crash, finds the old or the new.
+
+    Raises:
+        OSError: it cannot be written; it names this path.
+    """
     # Through a link: the file that it points to is replaced, not the link.
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(expanded(path)))
     # Not by tempfile: its files are readable by their owner alone, and so would be the result.
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -24,9 +33,12 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            # Of the partial file nobody has heard, and an error of writing names none.
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
 
 

@@ -29,6 +29,11 @@ def parsed(data: str | bytes) -> Any:
         raise ValueError("what it says does not fit into the memory") from error
 
 
+def is_too_deep(error: BaseException) -> bool:
+    """Whether an error is that of JSON, read by somebody else, whose brackets are nested too deep."""
+    return isinstance(error, RecursionError) and "JSON" in str(error)
+
+
 def append(path: Path, line: bytes) -> None:
     """Append one line, its line break included, and flush it to the disk; a torn last line is cut off.
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from ib_callback.common.files import first_of, is_remote, size_of
+from ib_callback.common.files import expanded, first_of, is_remote, size_of
 from ib_callback.common.messages import describe, warn
 from ib_callback.run.checkpoints import is_complete
 
@@ -153,9 +153,13 @@ class SavingWatch:
         complete: list[Path] = []
         if self._trainer.is_global_zero:
             complete = [path for path, (_, before) in self._pending.items() if self._is_written(path, before)]
-        for path in self._strategy.broadcast(complete):
+        complete = self._strategy.broadcast(complete)
+        for path in complete:
             step, _ = self._pending.pop(path)
             self._after(step, path)
+        if complete:  # which may have been withheld for no other reason than that it was being written
+            with suppress(Exception):  # what cannot be removed stays
+                self.keep(self._kept, self._kept_step, certain=self._certain)
 
     def _is_written(self, path: Path, before: _Version) -> bool:
         try:
@@ -225,7 +229,9 @@ class SavingWatch:
         try:
             self._original["teardown"]()
         finally:
-            self.settle()
+            # After an error this may be the only rank that gets here, and would wait for the others.
+            if not self._trainer.interrupted or self._trainer.world_size == 1:
+                self.settle()
 
     def _remove(self, withheld: Path) -> None:
         if withheld in self._lasting or size_of(withheld) is None:
@@ -364,6 +370,6 @@ def _version_of(path: Path) -> _Version:
 
 def _absolute(path: Any) -> Path:
     try:
-        return Path(os.path.abspath(path))
+        return Path(os.path.abspath(expanded(path)))  # as fsspec does, by which Lightning writes
     except Exception:  # as where the working directory is gone; a checkpoint is saved all the same
         return Path(path)

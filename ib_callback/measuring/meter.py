@@ -288,7 +288,7 @@ class Meter:
         self._refused: tuple[int, str] | None = None  # a model by its id, and why
         self._told_equal: set[str] = set()  # names of layers with equal states
         self._read_ahead: dict[str, bool] = {}  # by the names of the kinds of models that have been looked at
-        self._cross_checked: set[str] = set()  # the same
+        self._cross_checked: set[tuple[str, ...]] = set()  # likewise, and by the names of the layers
         self._routes = Routes()
         self._told: set[str] = set()
         self._further = [
@@ -983,16 +983,16 @@ class Meter:
 
         `called`: whether the model has been called in this mode already.
         """
-        kind = _kind_of(access.bare(forward.model))
+        checked = (_kind_of(access.bare(forward.model)), *(layer.name for layer in layers))
         if (
             not self._planes
             or self.layers != "hidden_states"
             or self.forward is not None
-            or kind in self._cross_checked
+            or checked in self._cross_checked
         ):
             return
         crosscheck.check_hidden_states(forward, self.plan().batches, layers, called=called)
-        self._cross_checked.add(kind)
+        self._cross_checked.add(checked)
 
     def _check_norm(self, root: nn.Module, layers: list[Layer]) -> Any:
         found = self._planes and self.layers == "hidden_states"

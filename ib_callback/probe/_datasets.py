@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from ib_callback.common.cache import build_once, cache_file
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError
+from ib_callback.common.files import expanded
 from ib_callback.common.network import trouble
 from ib_callback.common.optional import require
 from ib_callback.common.progress import progress_bar
@@ -234,7 +235,7 @@ def _path(request: Mapping[str, str], name: str, directory: str | os.PathLike[st
     file = f"{readable}-{key[:32]}.safetensors"
     if directory is None:
         return cache_file("probes", file, what=what)
-    return Path(os.path.expanduser(directory)) / file
+    return expanded(directory) / file
 
 
 def _ways_out(in_the_way: str, path: Path | None) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ib_callback.common import json_lines
 from ib_callback.common.errors import ProbeError
-from ib_callback.common.files import write_atomically
+from ib_callback.common.files import expanded, is_remote, write_atomically
 from ib_callback.common.optional import require
 from ib_callback.probe.content import Content, fingerprint, normalised
 
@@ -47,8 +47,8 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
     if content.label_names:
         metadata["label_names"] = json.dumps(content.label_names, sort_keys=True)
     metadata[_CHECKSUM] = _checksum(metadata)
-    path = os.path.expanduser(path)  # else a folder named ~ would be made
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path = _local(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, safetensors.save(tensors, metadata))
 
 
@@ -61,7 +61,7 @@ def read(path: str | os.PathLike[str]) -> Content:
         OSError: it may not be read.
     """
     safetensors = require("safetensors", extra="hf", purpose="Loading a probe")
-    path = os.path.expanduser(path)
+    path = _local(path)
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):  # opening a pipe would wait for whoever writes to it
@@ -119,6 +119,16 @@ def _source(path: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str,
     if not isinstance(source, dict):
         raise _refusal(path, f"source in its header: expected strings by name, got {type(source).__name__}")
     return source
+
+
+def _local(path: str | os.PathLike[str]) -> Path:
+    """Not by the name alone: under that of an address a folder would be made."""
+    if is_remote(path):
+        raise ProbeError(
+            f"{os.fspath(path)}: expected a probe file of this machine, got an address. Copy the file from or to there "
+            "by other means, and give its path here."
+        )
+    return expanded(path)
 
 
 def _kind(mode: int) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import hashlib
 import json
-import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -13,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ib_callback.common.errors import ProbeError
+from ib_callback.common.files import expanded
+from ib_callback.common.json_lines import parsed
 from ib_callback.common.messages import describe
 from ib_callback.common.network import patiently
 from ib_callback.common.optional import require
@@ -33,6 +38,11 @@ _LOADERS = {
     ".text": "text",
     ".csv": "csv",
 }
+
+
+_LIST_OF_NULL = re.compile(rb"\[\s*null\b")
+_LOOKED_AT = 1 << 20  # bytes of a file in JSON; pyarrow reads blocks of a third of that
+_TRIES = {"STREAMING_READ_MAX_RETRIES": 2, "STREAMING_OPEN_MAX_RETRIES": 2}
 
 
 @dataclass
@@ -97,7 +107,7 @@ def rows_of(
     if isinstance(dataset, (str, Path)):
         if not str(dataset):  # as a path it would be the current folder
             raise ProbeError("dataset: expected a file, a folder or a name on the hub, got an empty string.")
-        path = Path(os.path.expanduser(dataset))  # not by Path, which raises where there is no home
+        path = expanded(dataset)
         if path.is_file():
             _no_options("a file", config=config, split=split, revision=revision)
             return _file(path, columns)
@@ -149,12 +159,35 @@ def _hub(name: str, columns: Sequence[str], config: str | None, split: str | Non
         pattern = _SHARDS.get((name, config), "").format(split=split)
         shards = sorted(file.rfilename for file in info.siblings or () if fnmatchcase(file.rfilename, pattern))
         if not shards:
-            loaded = datasets.load_dataset(name, config, split=split, revision=commit, streaming=True)
-            return _opened(_one_split(loaded, split, name), columns, rows)
+            with _few_tries(datasets.config):
+                loaded = datasets.load_dataset(name, config, split=split, revision=commit, streaming=True)
+                opened = _opened(_one_split(loaded, split, name), columns, rows)
+            return _streamed(opened, datasets.config)
         paths = (huggingface_hub.hf_hub_download(name, shard, repo_type="dataset", revision=commit) for shard in shards)
         return chain.from_iterable(_file(Path(path), columns) for path in paths)
 
     return Rows(open_rows, name, identity=asked | {"revision": str(revision)}, source=asked)
+
+
+@contextmanager
+def _few_tries(config: Any) -> Iterator[None]:
+    """`datasets` tries 20 times, each time huggingface_hub six times in 23 s: ten minutes until anything is said."""
+    before = {name: getattr(config, name) for name in _TRIES}
+    vars(config).update({name: min(tries, _TRIES[name]) for name, tries in before.items()})
+    try:
+        yield
+    finally:
+        vars(config).update(before)
+
+
+def _streamed(rows: Iterable[Any], config: Any) -> Iterator[Any]:
+    iterator, end = iter(rows), object()
+    while True:
+        with _few_tries(config):  # not beyond: what the user streams in the meantime is none of ours
+            row = next(iterator, end)
+        if row is end:
+            return
+        yield row
 
 
 def _file(path: Path, columns: Sequence[str]) -> Rows:
@@ -166,6 +199,8 @@ def _file(path: Path, columns: Sequence[str]) -> Rows:
 
     def open_rows(rows: Rows) -> Iterable[Any]:
         datasets = require("datasets", extra="hf", purpose=f"Reading {path}")
+        if loader == "json":
+            _check_objects(path)
         # Not resolved: in the hub's cache the name with the ending is a link.
         loaded = datasets.load_dataset(loader, data_files=str(path.absolute()), split="train", streaming=True)
         return _opened(loaded, columns, rows)
@@ -179,12 +214,51 @@ def _folder(path: Path, columns: Sequence[str], config: str | None, split: str |
         if any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(str(path))
         else:
+            for file in files:
+                if _loader(file) == "json":
+                    _check_objects(file)
             loaded = datasets.load_dataset(str(path.resolve()), config, split=split, streaming=True)
         return _opened(_one_split(loaded, split, str(path)), columns, rows)
 
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     asked = {"config": str(config), "split": str(split)}
     return Rows(open_rows, str(path), identity=_of_files(files) | asked, source={"dataset": path.name, **asked})
+
+
+def _check_objects(path: Path) -> None:
+    """That the first lines of a file in JSON are objects: where they are null, pyarrow ends the process.
+
+    A list, or one object over several lines, is left to `datasets`, which reads them, too.
+
+    Raises:
+        ProbeError: a line is no object; it is named.
+        OSError: the file cannot be read.
+    """
+    with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+        start = file.read(_LOOKED_AT) + file.readline()
+    lines = enumerate(start.removeprefix(codecs.BOM_UTF8).splitlines(), start=1)
+    numbered = [(number, text) for number, line in lines if (text := line.strip())]
+    first = numbered[0][1] if numbered else b"{"
+    wrong: tuple[int, bytes] | None = None
+    if not first.startswith((b"{", b"[")):
+        wrong = numbered[0]
+    elif _LIST_OF_NULL.match(b"".join(line for _, line in numbered[:2])):
+        wrong = numbered[0][0], b"a list that begins with null"
+    elif _says(first, dict):
+        wrong = next((each for each in numbered if not each[1].startswith(b"{") and _says(each[1], object)), None)
+    if wrong is not None:
+        number, said = wrong[0], wrong[1][:40].decode(errors="replace")
+        raise ProbeError(
+            f'{path}: expected an object in JSON a line, such as {{"text": "…"}}, got {said} in line {number}. Remove '
+            "such lines."
+        )
+
+
+def _says(line: bytes, kind: type) -> bool:
+    try:
+        return isinstance(parsed(line), kind)
+    except ValueError:
+        return False
 
 
 def _opened(dataset: Any, columns: Sequence[str], rows: Rows) -> Iterable[Any]:

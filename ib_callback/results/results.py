@@ -9,7 +9,7 @@ from typing import Any
 
 from ib_callback.common import json_lines
 from ib_callback.common.errors import TrajectoryError
-from ib_callback.common.files import told_apart, write_atomically
+from ib_callback.common.files import expanded, told_apart, write_atomically
 from ib_callback.results import tidy
 from ib_callback.results.lines import Origin, courses_of, read_rows, to_line
 from ib_callback.results.measurement import Measurement
@@ -55,7 +55,7 @@ class Results(Mapping[str, Trajectory]):
         """
         rows: list[tuple[Origin, Measurement]] = []
         rules = {}
-        files = [path / FILENAME if path.is_dir() else path for path in map(Path, paths)]
+        files = [path / FILENAME if path.is_dir() else path for path in map(expanded, paths)]
         for name, file in zip(told_apart(list(map(_place_of, files))), files, strict=True):
             run = Trajectory()
             found = read_rows(file, run.append)

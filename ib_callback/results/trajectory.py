@@ -16,7 +16,7 @@ from typing import Any, overload
 
 from ib_callback.common import json_lines
 from ib_callback.common.errors import TrajectoryError
-from ib_callback.common.files import write_atomically
+from ib_callback.common.files import expanded, write_atomically
 from ib_callback.common.messages import describe, warn
 from ib_callback.results.correlation import Correlation, correlations
 from ib_callback.results.guard import TOLERANCE, Guard, check_guard, is_left_open
@@ -301,7 +301,7 @@ class Trajectory(Sequence[Measurement]):
             TrajectoryError: the file cannot be read, is damaged elsewhere than in its last line, or has several models
                 of which none was named, or not that one.
         """
-        file = Path(path)
+        file = expanded(path)
         if file.is_dir():
             file = file / FILENAME
         trajectory = cls()

@@ -19,7 +19,7 @@ from ib_callback.bound.curve import FILENAME as CURVE_FILENAME
 from ib_callback.common import json_lines
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError, RanksError, TrajectoryError
-from ib_callback.common.files import remove_partial_files, size_of
+from ib_callback.common.files import expanded, remove_partial_files, size_of
 from ib_callback.common.messages import describe, note, tell, warn
 from ib_callback.common.optional import is_installed
 from ib_callback.common.ranks import Kept, Ranks, first_different, first_failure, is_rank_zero, of_rank_zero
@@ -264,7 +264,7 @@ class Run:
             step: whose weights it holds; it is measured if checkpoints are selected.
             path: of the file or folder. One that the next checkpoint overwrites cannot be kept: give each its own.
         """
-        step = self._within("saved", step)
+        step, path = self._within("saved", step), expanded(path)
         if self._last is None:
             raise RuntimeError("Run.saved: expected a first run.step(model, step), with which the run begins.")
         with self.survived("A checkpoint could not be taken note of"), self.at_work():
@@ -289,7 +289,7 @@ class Run:
         It may be if the disk does not answer, or if it is one of an earlier part of the run with which nothing can be
         compared any more, because settings have changed or the trajectory is gone.
         """
-        absolute = Path(os.path.abspath(path))
+        absolute = Path(os.path.abspath(expanded(path)))
         is_best = self.selected is not None and self.selected.path == absolute
         return is_best or not self.certain or absolute in self._state.not_compared
 
@@ -913,10 +913,11 @@ class Run:
             self.announce(str(self.cost))
             budget = self.config.overhead_budget
             if budget is not None and self.cost.share > budget and state.exempt:
+                cure = ", or leave select= out" if self.rules.selects else ""
                 self.announce(
                     f"overhead_budget={budget} was exceeded: {state.exempt} of the {state.points} measurements were of "
                     "checkpoints, evaluations, the first or the last step, which no budget leaves out. To have fewer, "
-                    "save or evaluate less often, or leave select= out"
+                    f"save or evaluate less often{cure}"
                 )
         self._release()
         return plane

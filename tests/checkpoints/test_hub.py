@@ -342,6 +342,10 @@ ASKING = {
         ["probe", "build", "--tokenizer", LATE, "--dataset", "documents.jsonl", "-o", "p.safetensors"],
         "--tokenizer tokenizer.json",
     ),
+    "a configuration": (
+        ["measure", "weights.pt", *OPTIONS, "--tokenizer", "tokenizer.json", "--config", LATE],
+        "--config config.json",
+    ),
     "documents": (["measure", "model", *OPTIONS, "--documents", "c4"], '"builtin"'),
     "a dataset": (
         ["probe", "build", "--tokenizer", "tokenizer.json", "--dataset", "c4", "-o", "p.safetensors"],
@@ -366,6 +370,7 @@ def test_what_is_in_the_way_of_the_network_is_one_line_with_the_ways_out(
     hub.repositories["allenai/c4"] = {"en/c4-validation.00000-of-00001.json.gz": shard}
     (tmp_path / "tokenizer.json").write_text(word_tokenizer().to_str())
     tiny_model().save_pretrained(tmp_path / "model")
+    torch.save(tiny_model().state_dict(), "weights.pt")
     if kind == "no network":
         hub.endpoint = "http://127.0.0.1:9"  # where nobody listens
         turn_to(hub, tmp_path, monkeypatch)
@@ -374,7 +379,11 @@ def test_what_is_in_the_way_of_the_network_is_one_line_with_the_ways_out(
     elif kind == "too many":
         hub.refusals["/"] = 10**6
     else:
-        for path in (f"{LATE}@main/tokenizer.json", "allenai/c4/en/c4-validation.00000-of-00001.json.gz"):
+        for path in (
+            f"{LATE}@main/tokenizer.json",
+            f"{LATE}@main/config.json",
+            "allenai/c4/en/c4-validation.00000-of-00001.json.gz",
+        ):
             hub.drops[path] = 10**6
     arguments, way_out = ASKING[asking]
     assert main(arguments) == 2
@@ -395,3 +404,12 @@ def test_a_hub_that_asks_to_come_again_is_asked_again_after_as_long(
     assert measure(LATE) == 0
     assert waits == [1.0, 1.0]
     assert f"{LATE}: the hub limits how often it is asked (429), and is asked again in 1 s" in capsys.readouterr().err
+
+
+def test_a_hub_that_lets_nobody_list_files_for_a_while_is_asked_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    hub.refusals[f"api/models/{LATE}/tree"] = 8  # huggingface_hub itself asks six times
+    assert measure(LATE) == 0
+    assert "and is asked again in 1 s" in capsys.readouterr().err

@@ -72,6 +72,17 @@ def test_a_mistake_is_a_line_and_not_a_traceback(tmp_path: object, capsys: pytes
     assert "Traceback" not in error
 
 
+def test_a_full_disk_ends_the_demonstration_as_it_ends_any_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(**options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(demo, "run_demo", full)
+    assert main.main(["demo"]) == 2
+    assert capsys.readouterr().err == "ib-callback: [Errno 28] No space left on device\n"
+
+
 def test_an_interrupt_is_a_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(**options: object) -> None:
         raise KeyboardInterrupt
@@ -133,6 +144,17 @@ def test_select_writes_its_candidates_as_a_table(finished: Path, capsys: pytest.
     best = {"step": 2000, "optimality": 0.8, "phase": "compression", "remark": "best"}
     assert candidates[20] == best | {"checkpoint": str(finished / "checkpoint-2000")}
     assert len(file.read_text().splitlines()) == 1 + len(candidates) == 32
+
+
+@pytest.mark.parametrize("given", [["report", "~"], ["phases", "~/ib_trajectory.jsonl"], ["select", "~"]], ids=str)
+def test_a_home_in_what_is_given_is_that_of_the_user(
+    given: list[str], finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(finished))
+    monkeypatch.chdir(finished / "checkpoint-500")
+    assert main.main([*given, "--csv=~/t.csv"]) == 0
+    assert (finished / "t.csv").is_file()
+    assert not Path("~").exists()
 
 
 def test_select_says_why_there_is_none(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from word_tokenizer import word_tokenizer
 from ib_callback import Probe, Results, Trajectory
 from ib_callback.cli.main import main
 
+TOO_DEEP = '{"a": ' * 100_000 + "1" + "}" * 100_000
 SMALL = ["--num-bins", "12", "--batch-size", "3"]
 
 
@@ -150,6 +151,17 @@ def test_options_are_the_keywords_of_a_meter(models, options, setting, value):
         assert point.settings[setting] == value
 
 
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_a_configuration_that_is_nested_too_deep_has_a_cure(models, capsys, file):
+    Path("a", file).write_text(TOO_DEEP)
+    assert main(["measure", "a", "-o", "r.jsonl", *DOCUMENTS, "--tokenizer", "b/tokenizer.json"]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(
+        "ib-callback: not measured: a: ModelError: a: cannot be loaded. The brackets of a file in JSON"
+    )
+    assert line.endswith("save the model or download it anew")
+
+
 def test_a_broken_checkpoint_is_named_at_the_end(models, capsys):
     for step, seed in ((10, 0), (20, 1)):
         tiny_model(seed).save_pretrained(f"run/checkpoint-{step}")
@@ -170,11 +182,22 @@ def test_a_broken_checkpoint_is_named_at_the_end(models, capsys):
         (["a", *DOCUMENTS, "--documents", "nothing.jsonl"], "nothing.jsonl: no such file"),
         (["a", *DOCUMENTS, "--increments", "20"], "--increments: expected two orders or more, got token alone"),
         (["a", *DOCUMENTS, "--num-bins", "1"], "num_bins: expected an integer of at least 2"),
+        (["a", *DOCUMENTS, "--tokenizer", "./nowhere"], "--tokenizer ./nowhere: cannot be loaded"),
+        (["a", *DOCUMENTS, "--config", "./nowhere"], "--config ./nowhere: cannot be loaded"),
+        (["a", *DOCUMENTS, "--config", "deep"], "--config deep: cannot be loaded.*nested too deep: save the model or"),
+        (["a", *DOCUMENTS, "--factory", "tiny_hf"], "--factory: expected module:function, got 'tiny_hf'"),
+        (["a", *DOCUMENTS, "--factory", "tiny_hf:nothing"], "--factory tiny_hf:nothing: cannot be imported"),
+        (["a", *DOCUMENTS, "--factory", "damaged:make"], "--factory damaged:make: cannot be imported .SyntaxError"),
+        (["a", *DOCUMENTS, "--factory", "tiny_hf:LENGTH"], "--factory tiny_hf:LENGTH: expected a function or a class"),
+        (["--watch", ".", *DOCUMENTS, "--factory", "tiny_hf:nothing"], "--factory tiny_hf:nothing: cannot be imported"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_nothing_is_written(models, capsys, arguments, message):
     save("bare", None)
-    assert main(["measure", *arguments, "-o", "r.jsonl"]) == 2
+    save("deep", None)
+    Path("deep/config.json").write_text(TOO_DEEP)
+    Path("damaged.py").write_text("def make(:")
+    assert main(["measure", *arguments, *([] if "--watch" in arguments else ["-o", "r.jsonl"])]) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert re.search(message, error), error

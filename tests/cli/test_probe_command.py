@@ -228,6 +228,7 @@ def test_lines_that_are_no_probe(case: str, folder: Path, capsys: pytest.Capture
         ("probe build --dataset rows.jsonl --tokenizer nobody/nothing -o p", "nobody/nothing"),
         ("probe build --dataset rows.jsonl --tokenizer damaged -o p", "--tokenizer damaged: cannot be loaded"),
         ("probe build --dataset rows.jsonl --tokenizer rows.jsonl -o p", "expected a tokenizer.json, got another file"),
+        ("probe build --dataset rows.jsonl --tokenizer none.json -o p", "--tokenizer none.json: expected a file"),
         ("probe build --dataset rows.jsonl --tokenizer - -o p", "--tokenizer -: cannot be loaded"),
         ("probe build --dataset rows.jsonl --tokenizer tokenizer -o p.jsonl", "-o: expected a .safetensors file"),
         (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ib_callback.common.files import remove_partial_files, size_of, write_atomically
+from ib_callback.common.files import expanded, remove_partial_files, size_of, write_atomically
 
 
 def fail(*args: object, **kwargs: object) -> None:
@@ -20,9 +20,25 @@ def test_what_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(
     (tmp_path / "a").write_bytes(b"old")
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
-        with pytest.raises(OSError, match="Input/output error"):
+        with pytest.raises(OSError, match=r"Input/output error: '.*/a'$"):
             write_atomically(tmp_path / "a", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
+
+
+def test_an_error_names_the_path_that_was_given(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '~nobody/a\.csv'$"):
+        write_atomically("~nobody/a.csv", b"")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(IsADirectoryError, match=r": '.*/a'$"):
+        write_atomically(tmp_path / "a", b"")
+
+
+def test_a_home_in_a_path_is_that_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_atomically("~/a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert expanded(Path("~/a")) == tmp_path / "a"
+    assert expanded("a~") == Path("a~")
 
 
 def test_what_is_written_does_not_fail_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

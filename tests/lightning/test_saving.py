@@ -74,8 +74,9 @@ class Watched:
         self.arguments = {"own_step": own.get, **arguments}
         self.strategy, self.told = Strategy(), []
         self.trainer = SimpleNamespace(
-            strategy=self.strategy, is_global_zero=True, checkpoint_callbacks=callbacks, ckpt_path=ckpt_path
-        )
+            strategy=self.strategy, is_global_zero=True, checkpoint_callbacks=callbacks, ckpt_path=ckpt_path,
+            interrupted=False, world_size=1,
+        )  # fmt: skip
         self.watch = self.open(state or {})
 
     def open(self, state: dict[str, Any]) -> SavingWatch:
@@ -566,6 +567,35 @@ def test_a_checkpoint_written_in_the_background_counts_once_it_is_there(tmp_path
     assert saved_steps(tmp_path) == {f"step={best.step}", "step=12"}, "as without a plugin"
     found = torch.load(callback.selected.path, weights_only=False)
     assert found["global_step"] == best.step
+
+
+def test_without_a_selection_what_lightning_removes_while_it_is_written_is_removed_when_it_is(tmp_path: Path) -> None:
+    late = Late()
+    last = LambdaCallback(on_train_end=lambda *_: late.go.set())
+    callbacks = [last, tiny_callback(), saving(tmp_path, 3, save_top_k=1)]
+    trainer = tiny_trainer(tmp_path, callbacks, plugins=[AsyncCheckpointIO(late)], enable_checkpointing=True)
+    trainer.fit(tiny_module())
+    assert CheckpointFile(tmp_path).recorded() == {3, 6, 9, 12}
+    assert saved_steps(tmp_path) == {"step=12"}
+
+
+def test_after_an_error_no_rank_waits_for_the_others(tmp_path: Path) -> None:
+    """One rank alone may have failed: the others have no part in a broadcast at the end."""
+    watched = Watched(tmp_path, Checkpoints(tmp_path))
+    watched.trainer.interrupted, watched.trainer.world_size = True, 2
+    watched.watch._pending[tmp_path / "a.ckpt"] = (1, None)
+    watched.strategy.broadcast = lambda _: pytest.fail("it waits")
+    watched.strategy.teardown()
+    assert [name for name, *_ in watched.told] == []
+
+
+def test_a_home_in_the_path_of_a_checkpoint_is_that_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    last = LambdaCallback(on_train_end=lambda trainer, _: trainer.save_checkpoint("~/last.ckpt"))
+    tiny_trainer(tmp_path, [last, tiny_callback()]).fit(tiny_module())
+    assert CheckpointFile(tmp_path).existing() == {12: tmp_path / "last.ckpt"}
 
 
 def test_a_checkpoint_that_could_not_be_written_in_the_background_is_not_recorded(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import datasets
@@ -21,6 +22,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from word_tokenizer import word_tokenizer
 
 from ib_callback import Probe, ProbeError
+from ib_callback.probe import _rows
 from ib_callback.probe._tokenizing import tokenizer_hash
 
 TEXTS = ["a b c d", "e", "f g h", "i j", "a a a a a a"]
@@ -200,6 +202,46 @@ def test_a_damaged_local_file_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ProbeError, match=r"rows.json.gz: cannot be read, at the start \(EOFError"):
         Probe.from_dataset(path, word_tokenizer(), **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("null\n", "null in line 1"),
+        ('null {"text": "a b c d"}\n', "null .* in line 1"),
+        ('\n{"text": "a b c d"}\nnull\n', "null in line 3"),
+        ('{"text": "a b c d"}\n"a b"\n', '"a b" in line 2'),
+        ("nonsense\n", "nonsense in line 1"),
+        ('[\n  null,\n  {"text": "a b c d"}\n]\n', "a list that begins with null in line 1"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["rows.jsonl", "rows.json.gz", "folder"])
+def test_lines_that_are_no_objects_are_named(kind: str, content: str, found: str, tmp_path: Path) -> None:
+    """By pyarrow's reader, null ends the process (a segmentation fault)."""
+    path = tmp_path / kind / "rows.jsonl" if kind == "folder" else tmp_path / kind
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(content.encode()) if kind.endswith(".gz") else content.encode())
+    with pytest.raises(ProbeError, match=rf"{path.name}: expected an object in JSON a line, .*, got {found}"):
+        Probe.from_dataset(tmp_path / kind, word_tokenizer(), **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"text": "a b c d e",\n "n": [\n1,\nnull\n]\n}\n',
+        '\ufeff{"text": "a b c d e"}\n\n',
+        '[{"text": "a b c d e"},\n{"text": null}]',
+        '["a b c d e",\n null]',
+    ],
+)
+def test_other_ways_to_write_objects_in_json_are_read(content: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(content)
+    with pytest.warns(UserWarning, match="asked for 3 sequences, got 1"):
+        probe = Probe.from_dataset(tmp_path / "rows.json", word_tokenizer(), **SETTINGS)
+    assert (
+        probe.input_ids.tolist()
+        == Probe.from_texts(["a b c d e"], word_tokenizer(), min_length=4, max_length=6).input_ids.tolist()
+    )
 
 
 def test_a_file_whose_columns_change_their_kind_is_an_error(tmp_path: Path) -> None:
@@ -475,3 +517,18 @@ def test_memory_does_not_grow_with_the_dataset() -> None:
 
     peak(100)  # what the first call imports and keeps
     assert peak(5000) < 1.2 * peak(500)
+
+
+def test_of_a_server_that_is_gone_it_is_said_soon_and_nobody_elses_settings_are_changed() -> None:
+    config = SimpleNamespace(STREAMING_READ_MAX_RETRIES=20, STREAMING_OPEN_MAX_RETRIES=1)
+    seen = []
+
+    def rows() -> Iterator[int]:
+        for number in range(2):
+            seen.append((config.STREAMING_READ_MAX_RETRIES, config.STREAMING_OPEN_MAX_RETRIES))
+            yield number
+
+    for _ in _rows._streamed(rows(), config):
+        assert config.STREAMING_READ_MAX_RETRIES == 20
+    assert seen == [(2, 1), (2, 1)]
+    assert config.STREAMING_READ_MAX_RETRIES == 20

@@ -313,6 +313,15 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
         Probe.load(os.devnull)
 
 
+@pytest.mark.parametrize("act", [Probe.load, small_probe().save])
+@pytest.mark.parametrize("address", ["https://example.com/probe.safetensors", "s3://bucket/probe.safetensors"])
+def test_an_address_is_no_file(act: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ProbeError, match=f"^{address}: expected a probe file of this machine, got an address. Copy"):
+        act(address)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_home_in_a_path_is_that_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     small_probe().save("~/folder/probe.safetensors")

@@ -207,6 +207,18 @@ def test_what_is_saved_is_read_again(tmp_path):
     assert loaded["b"] == results["b"]
 
 
+def test_a_home_in_a_path_is_that_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    results = Results(entries("a", 0, 10))
+    results.save("~/r.jsonl")
+    results.to_csv("~/r.csv")
+    assert Results.load("~/r.jsonl")["a"] == results["a"]
+    results["a"].save("~/t.jsonl")
+    results["a"].to_csv("~/t.csv")
+    assert Trajectory.load("~/t.jsonl") == results["a"]
+    assert {path.name for path in tmp_path.iterdir()} == {"r.jsonl", "r.csv", "t.jsonl", "t.csv"}
+
+
 # --- as a table
 
 

@@ -712,15 +712,24 @@ def test_a_training_in_between_keeps_the_directory(model: torch.nn.Module, tmp_p
     assert outer.trajectory.steps == [0, 1, 5]
 
 
+@pytest.mark.parametrize(("select", "number"), [("optimality", 4), (None, 2)])
 @pytest.mark.parametrize(("budget", "exceeded"), [(1e-9, True), (1 - 1e-9, False)])
 def test_what_no_budget_leaves_out_is_said_where_it_exceeds_the_budget(
-    budget: float, exceeded: bool, model: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    budget: float,
+    exceeded: bool,
+    select: str | None,
+    number: int,
+    model: torch.nn.Module,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     meter = Meter(tiny_probe(), num_bins=12)
-    with Run(meter, output_dir=tmp_path, select="optimality", overhead_budget=budget, log_plane=False) as followed:
+    with Run(meter, output_dir=tmp_path, select=select, overhead_budget=budget, log_plane=False) as followed:
         for step in range(4):
             followed.step(model, step)
             torch.save(step, tmp_path / f"{step}.pt")
             followed.saved(step, tmp_path / f"{step}.pt")
     said = capsys.readouterr().err
-    assert ("overhead_budget=1e-09 was exceeded: 4 of the 4 measurements were of checkpoints" in said) is exceeded
+    assert (f"overhead_budget=1e-09 was exceeded: {number} of the {number} measurements were" in said) is exceeded
+    assert ("save or evaluate less often, or leave select= out\n" in said) is (exceeded and select is not None)
+    assert ("save or evaluate less often\n" in said) is (exceeded and select is None)

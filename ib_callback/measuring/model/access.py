@@ -127,6 +127,11 @@ def is_transformers_model(module: nn.Module) -> bool:
     return ("transformers", "PreTrainedModel") in bases or ("peft", "PeftModel") in bases
 
 
+def is_own_class(model: nn.Module) -> bool:
+    """Whether the forward of a model was written in transformers itself."""
+    return getattr(type(model).forward, "__module__", "").startswith("transformers.")
+
+
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """`model.named_modules()` under the names of the model without wrappers: a wrapper has the name of its inside."""
     seen: set[nn.Module] = set()
@@ -223,9 +228,12 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
         stack = _stack(trunk, number)
         if stack is not None:
             name = names[stack]
-            if trunk is base and named_by_model(model, "get_output_embeddings") is not None:
-                # It has a head, and a name for the rest that does not hold: its trunk is the part with the blocks.
+            headed = trunk is base and named_by_model(model, "get_output_embeddings") is not None
+            if headed:
+                # It has a name for the rest that does not hold: its trunk is the part with the blocks.
                 trunk = next((part for part in base.children() if stack in part.modules() and part is not stack), base)
+            if isinstance(trunk, nn.ModuleDict) or (trunk is base and (headed or not is_own_class(base))):
+                return _plain_trunk(model, name, stack)  # what is called puts out logits, or may
             return trunk, [Layer(f"{name}.{i}" if name else str(i), block) for i, block in enumerate(stack)]
     if number is None:
         lists = _lists_of_blocks(model)
@@ -245,16 +253,21 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
 
 
 def _lists_of_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Lists of modules that have parts themselves, by name; not those inside another one, such as heads in a block."""
+    """Lists of modules that have parts themselves, by name; not those inside another one, such as heads in a block.
+
+    A ModuleList of one counts where there is no longer list.
+    """
     found: list[tuple[str, nn.Module]] = []
+    inside: set[nn.Module] = set()
     for name, module in named_modules(model):
-        inside = any(module in set(other.modules()) for _, other in found)
-        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1 and not inside:
+        if name and isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) and module not in inside:
             whole = all(any(part.children()) for part in module)
-            alike = isinstance(module, nn.ModuleList) or len({type(part) for part in module}) == 1
-            if name and whole and alike:
+            alike = isinstance(module, nn.ModuleList) or len({type(part) for part in module}) == 1 < len(module)
+            if whole and alike:
                 found.append((name, module))
-    return found
+                inside.update(module.modules())
+    longer = [(name, stack) for name, stack in found if len(list(stack.children())) > 1]
+    return longer or found
 
 
 def _norm_behind(model: nn.Module, name: str, stack: nn.Module) -> tuple[str, nn.Module] | None:
@@ -376,7 +389,7 @@ def tokens_ahead(model: nn.Module) -> int:
     while inside is not None:
         config = getattr(inside, "active_peft_config", None) if is_transformers_model(inside) else None
         kind = str(getattr(config, "peft_type", "")).rpartition(".")[2]
-        if kind in ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING"):
+        if kind in ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "CPT"):
             return int(getattr(config, "num_virtual_tokens", 0))
         inside = wrapped(inside)
     return 0

@@ -25,8 +25,7 @@ def sees_what_follows(forward: ProbeForward, batches: Iterable[Batch], layers: S
     may remember earlier calls.
     """
     model = forward.model
-    owner = getattr(type(access.bare(model)).forward, "__module__", "")
-    if is_declared(model) or not owner.startswith("transformers."):
+    if is_declared(model) or not access.is_own_class(access.bare(model)):
         return False
     whole = forward.longest(batches)
     inputs = replace(whole, positions=whole.positions[: (len(whole.positions) + 1) // 2])

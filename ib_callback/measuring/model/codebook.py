@@ -354,7 +354,7 @@ class Readout:
         found: list[Tensor] = []
 
         def read() -> None:
-            rows = head.states_in(outputs[0], shape).flatten(0, 1)
+            rows = head.states_in(outputs[0], shape, access.tokens_ahead(self._model)).flatten(0, 1)
             found.append(rows.index_select(0, positions.to(rows.device)))
 
         self._survived(read)

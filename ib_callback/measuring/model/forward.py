@@ -226,19 +226,21 @@ def default_forward(module: nn.Module, *, all_logits: bool = False, **further: A
     takes no `attention_mask` is called with the ids alone, and refuses sequences with padding. With `all_logits` it is
     not asked for those of one token; `further` arguments are handed on as they are.
     """
-    if _needs_padding_token(module):
-        inside = _default_forward(module, all_logits, further)
-        return lambda model, input_ids, attention_mask: _with_padding_token(inside, model, input_ids, attention_mask)
-    return _default_forward(module, all_logits, further)
+    if not _classifies(module):
+        return _default_forward(module, all_logits, further)
+    inside = _default_forward(module, True, further)  # it looks for the last token's among them
+    if getattr(access.text_config(module), "pad_token_id", 0) is not None:
+        return inside
+    return lambda model, input_ids, attention_mask: _with_padding_token(inside, model, input_ids, attention_mask)
 
 
-def _needs_padding_token(module: nn.Module) -> bool:
-    """Whether a model refuses batches because it does not know which token to classify in a padded sequence."""
-    kind, config = type(access.bare(module)), access.text_config(module)
-    classifies = access.is_transformers_model(access.bare(module)) and kind.__name__.endswith(
-        "ForSequenceClassification"
-    )
-    return classifies and getattr(config, "pad_token_id", 0) is None
+def _classifies(module: nn.Module) -> bool:
+    """Whether a model of transformers puts out logits of the last token that is no padding, as reward models do.
+
+    Without a padding token it refuses batches.
+    """
+    kind = access.bare(module)
+    return access.is_transformers_model(kind) and type(kind).__name__.endswith("ForSequenceClassification")
 
 
 def _with_padding_token(call: Forward, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
@@ -300,10 +302,12 @@ def check_fit(model: nn.Module, probe: Probe) -> None:
         )
     limit = access.position_limit(model)
     length = int(probe.attention_mask.any(0).nonzero().max()) + 1
-    if limit is not None and length > limit:
+    ahead = access.tokens_ahead(model)
+    if limit is not None and length + ahead > limit:
+        learnt = f", of which {ahead} are learnt tokens ahead of the text" if ahead else ""
         raise ModelError(
             f"probe {probe.name!r}: sequences are {length} tokens long, but the model takes at most {limit} "
-            f"(max_position_embeddings). Make the probe with max_length={limit} or less."
+            f"(max_position_embeddings){learnt}. Make the probe with max_length={limit - ahead} or less."
         )
 
 

@@ -66,19 +66,27 @@ def relative_cost(model: nn.Module) -> float | None:
     return own / trunk if trunk else None if own == 0 else float("inf")
 
 
-def states_in(output: Any, shape: tuple[int, int] | None = None) -> Tensor:
+def states_in(output: Any, shape: tuple[int, int] | None = None, ahead: int = 0) -> Tensor:
     """The states [B, S, dim] in what the trunk puts out; `shape` is B and S, where they are known.
+
+    `ahead`: learnt tokens before the text, whose states are left out.
 
     Raises:
         ValueError: there are none.
     """
     states = output if isinstance(output, Tensor) else getattr(output, "last_hidden_state", None)
     states = output[0] if states is None else states
+    states = states if shape is None else _of_text(states, shape[1], ahead)
     if states.ndim != 3 or tuple(states.shape[:2]) != (shape or tuple(states.shape[:2])):
         expected = ", ".join(map(str, shape or ("B", "S")))
         raise ValueError(f"expected states [{expected}, dim] of the trunk, got {list(states.shape)}")
     states = whole(states)
     return states.detach()
+
+
+def _of_text(rows: Tensor, length: int, ahead: int) -> Tensor:
+    """[B, S, …] of [B, ahead + S, …]; any other tensor as it is."""
+    return rows[:, ahead:] if ahead and rows.ndim == 3 and rows.shape[1] == ahead + length else rows
 
 
 def logits_in(output: Any, model: nn.Module, shape: tuple[int, int], highest: int) -> Tensor | str:
@@ -99,8 +107,7 @@ def logits_in(output: Any, model: nn.Module, shape: tuple[int, int], highest: in
         found = output[0] if isinstance(output, (tuple, list)) and output else output
     if not isinstance(found, Tensor) or not found.is_floating_point():
         return f"{type(access.bare(model)).__name__} puts out no logits"
-    if (ahead := access.tokens_ahead(model)) and found.ndim == 3 and found.shape[1] == shape[1] + ahead:
-        found = found[:, ahead:]
+    found = _of_text(found, shape[1], access.tokens_ahead(model))
     size = list(found.shape)
     if found.ndim != 3 or tuple(size[:2]) != shape:
         return f"the logits, {size}, are not those of every token, [{shape[0]}, {shape[1]}, vocabulary]"

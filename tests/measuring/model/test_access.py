@@ -2,6 +2,7 @@
 
 import ast
 import re
+import types
 
 import pytest
 import torch
@@ -207,34 +208,59 @@ class Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    """Laid out like nanoGPT; `rescaled`: something is done between the blocks and the norm."""
+    """Laid out like nanoGPT; `rescaled`: something is done between the blocks and the norm, or that is `unused`."""
 
-    def __init__(self, blocks=nn.ModuleList, rescaled=False):
+    def __init__(self, blocks=nn.ModuleList, rescaled=False, number=3, unused=False):
         super().__init__()
-        listed = [Block() for _ in range(3)]
+        listed = [Block() for _ in range(number)]
         h = blocks(listed) if blocks is nn.ModuleList else blocks(*listed)
         self.transformer = nn.ModuleDict({"wte": nn.Embedding(40, 16), "norm_in": nn.LayerNorm(16), "h": h})
         self.transformer["ln_f"] = nn.LayerNorm(16)
         self.lm_head = nn.Linear(16, 40, bias=False)
-        self.rescaled = rescaled
+        self.rescaled, self.unused = rescaled, unused
 
     def trunk(self, ids):
         states = [self.transformer.norm_in(self.transformer.wte(ids))]
         for block in self.transformer.h:
             states.append(block(states[-1]))
         last = states[-1] * (2 if self.rescaled else 1)
-        return [*states[1:-1], self.transformer.ln_f(last)]
+        return [*states[1:-1], last if self.unused else self.transformer.ln_f(last)]
 
     def forward(self, ids, targets=None):
         return self.lm_head(self.trunk(ids)[-1]), None
 
+    def get_output_embeddings(self):
+        return self.lm_head
 
-@pytest.mark.parametrize("blocks", [nn.ModuleList, nn.Sequential])
-def test_plain_models_with_one_list_of_blocks_are_measured_behind_their_final_norm(blocks):
+
+def with_number(number=3):
+    """That says how many blocks there are, which are then not looked for."""
+    model = NanoGPT(number=number)
+    model.config = types.SimpleNamespace(num_hidden_layers=number)
+    return model
+
+
+class OfTransformers(tf.PreTrainedModel):
+    """The same as code that comes with a checkpoint."""
+
+    config_class = tf.LlamaConfig
+    base_model_prefix = "transformer"
+    forward, trunk = NanoGPT.forward, NanoGPT.trunk
+
+    def __init__(self):
+        super().__init__(tf.LlamaConfig(num_hidden_layers=3, vocab_size=40))
+        inside = NanoGPT()
+        self.transformer, self.lm_head, self.rescaled, self.unused = inside.transformer, inside.lm_head, False, False
+
+
+@pytest.mark.parametrize("make", [NanoGPT, lambda: NanoGPT(nn.Sequential), lambda: NanoGPT(number=1), with_number,
+                                  lambda: with_number(1), OfTransformers])  # fmt: skip
+def test_plain_models_with_one_list_of_blocks_are_measured_behind_their_final_norm(make):
     torch.manual_seed(0)
-    model, probe = NanoGPT(blocks), ib.Probe.from_tokens(torch.randint(0, 40, (4, 12)))
+    model, probe = make(), ib.Probe.from_tokens(torch.randint(0, 40, (4, 12)))
     measured = ib.measure(model, probe)
-    assert list(measured.layers) == ["transformer.h.0", "transformer.h.1", "transformer.h.2:final"]
+    last = len(model.transformer.h) - 1
+    assert list(measured.layers) == [*(f"transformer.h.{i}" for i in range(last)), f"transformer.h.{last}:final"]
     seen = {}
     for layer in access.resolve_layers(model, "hidden_states"):
         layer.module.register_forward_hook(lambda module, inputs, output, name=layer.name: seen.update({name: output}))
@@ -243,8 +269,9 @@ def test_plain_models_with_one_list_of_blocks_are_measured_behind_their_final_no
 
 
 @pytest.mark.parametrize("check", ["preflight", "measure"])
-def test_a_norm_that_does_not_read_the_last_block_is_refused_with_a_cure(check):
-    model, probe = NanoGPT(rescaled=True), ib.Probe.from_tokens(torch.randint(0, 40, (4, 12)))
+@pytest.mark.parametrize("how", ["rescaled", "unused"])
+def test_a_norm_that_does_not_read_the_last_block_is_refused_with_a_cure(check, how):
+    model, probe = NanoGPT(**{how: True}), ib.Probe.from_tokens(torch.randint(0, 40, (4, 12)))
     names = [f"transformer.h.{i}" for i in range(3)]
     with pytest.raises(
         ModelError, match=r"'transformer\.ln_f' was taken for the final norm.*" + re.escape(repr(names))

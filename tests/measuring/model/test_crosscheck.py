@@ -14,7 +14,7 @@ from two_ranks import on_two_ranks
 
 import ib_callback as ib
 from ib_callback.measuring.model import access
-from ib_callback.measuring.model.crosscheck import without_new_hooks
+from ib_callback.measuring.model.crosscheck import hooks_put_back
 
 pytestmark = pytest.mark.filterwarnings("ignore:the hidden states of:RuntimeWarning")
 
@@ -42,7 +42,7 @@ def outputs_of(model, layers, ids):
 
 @pytest.mark.parametrize("run", [lambda meter, model: meter.preflight(model), lambda meter, model: meter.measure(model),
                                  lambda meter, model: list(meter.assignments(model))])  # fmt: skip
-@pytest.mark.parametrize("make", [xlm, flaubert])
+@pytest.mark.parametrize("make", [xlm, flaubert, lambda: xlm().bfloat16(), lambda: xlm().half()])
 def test_lists_beside_the_layers_are_refused_and_the_cure_measures_what_the_model_returns(make, run):
     model, probe = make(), make_probe()
     with pytest.raises(ib.ModelError, match=r"'transformer\.attentions\.0' … .*output_hidden_states=True of") as raised:
@@ -101,7 +101,7 @@ def test_only_what_is_new_is_taken_down():
     model = nn.Sequential(nn.Linear(2, 2))
     calls = []
     model[0].register_forward_hook(lambda *_: calls.append("own"))
-    with contextlib.suppress(KeyError), without_new_hooks(model):
+    with contextlib.suppress(KeyError), hooks_put_back(model):
         model[0].register_forward_hook(lambda *_: calls.append("new"))
         model.register_forward_pre_hook(lambda *_: calls.append("new"))
         model[0].noted = True
@@ -109,6 +109,17 @@ def test_only_what_is_new_is_taken_down():
     model(torch.zeros(2))
     assert calls == ["own"]
     assert not hasattr(model[0], "noted")
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_states_that_a_hook_changes_are_measured(asked_before):
+    """transformers 5 collects states by hooks of its own, which may come before those of the user."""
+    model, ids = llama().eval(), make_probe().input_ids[:1]
+    model(ids, output_hidden_states=asked_before)
+    model.model.layers[0].register_forward_hook(lambda module, inputs, output: output + 1.0)
+    before = trace_of(model)
+    ib.Meter(make_probe()).preflight(model)
+    assert [was[0] for was in before] == [now[0] for now in trace_of(model)]
 
 
 def trained(meter):

@@ -139,13 +139,16 @@ def test_models_that_accelerate_offloads_measure_like_the_whole(kind, tmp_path):
 @pytest.mark.parametrize("make", [
     lambda: tf.LlamaForSequenceClassification(tf.LlamaConfig(**SMALL)),
     lambda: tf.GPT2ForSequenceClassification(tf.GPT2Config(vocab_size=40, n_embd=16, n_layer=3, n_head=2)),
-], ids=["llama", "gpt2"])  # fmt: skip
-def test_reward_models_without_a_padding_token_measure_like_their_trunk(make):
+    lambda: tf.BioGptForSequenceClassification(tf.BioGptConfig(**SMALL)),
+], ids=["llama", "gpt2", "biogpt"])  # fmt: skip
+@pytest.mark.parametrize("padding", [None, 0])
+def test_reward_models_with_and_without_a_padding_token_measure_like_their_trunk(make, padding):
     torch.manual_seed(0)
     model = make().eval()
+    model.config.pad_token_id = padding
     measured, trunk = (ib.measure(each, make_probe(), batch_size=4, loss=False) for each in (model, model.base_model))
     assert measured["token"].complexity_by_layer == trunk["token"].complexity_by_layer
-    assert model.config.pad_token_id is None
+    assert model.config.pad_token_id is padding
 
 
 class PeftModel(PeftForCausalLM):
@@ -158,7 +161,11 @@ class PeftModel(PeftForCausalLM):
         self.active_peft_config = types.SimpleNamespace(peft_type="PeftType.PROMPT_TUNING", num_virtual_tokens=number)
         self.prompt = nn.Parameter(torch.randn(number, 16))
 
+    disabled = False
+
     def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        if self.disabled:
+            return self.get_base_model()(input_ids, attention_mask=attention_mask, **kwargs)
         prompt = self.prompt.expand(len(input_ids), -1, -1)
         embeds = torch.cat([prompt, self.get_base_model().get_input_embeddings()(input_ids)], 1)
         mask = torch.cat([attention_mask.new_ones(prompt.shape[:2]), attention_mask], 1)
@@ -187,3 +194,19 @@ def test_learnt_tokens_ahead_of_the_text_are_left_out():
     logits = model(ids, torch.ones_like(ids)).logits[:, 4:]
     loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     assert measured.loss == pytest.approx(float(loss), abs=1e-5)
+    assert measured.readout and measured.prediction
+
+
+def test_without_learnt_tokens_for_a_while_a_model_measures_like_its_inside():
+    """As in `with model.disable_adapter()`."""
+    inside, probe = tiny_llama().eval(), make_probe()
+    model = PeftModel(inside, 4).eval()
+    model.disabled = True
+    ib.Meter(probe).preflight(model)
+    assert numbers(ib.measure(model, probe)) == numbers(ib.measure(inside, probe))
+
+
+def test_learnt_tokens_count_towards_the_length_that_a_model_takes():
+    probe = ib.Probe.from_tokens(torch.randint(2, 40, (4, 22)))
+    with pytest.raises(ib.ModelError, match=r"at most 24 .*of which 4 are learnt tokens .*max_length=20"):
+        ib.Meter(probe).preflight(PeftModel(tiny_llama(), 4))
