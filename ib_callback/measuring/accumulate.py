@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ib_callback.estimator.histogram import divergence, entropy, segment_sum, sensitivity
 from ib_callback.measuring.plan.jackknife import ROWS, JackknifePlan, Shares
-from ib_callback.measuring.plan.plan import Batch, NullPlan, Plan
+from ib_callback.measuring.plan.plan import Batch, LateLabels, NullPlan, Plan
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Accumulator:
         self._conditional = at.zeros(num_sets, num_layers)
         self._single = at.zeros(num_layers)
         self._sets = torch.arange(num_sets, device=at.exact).unsqueeze(1)
-        self._groups = None if plan.jackknife is None else _GroupSums(plan.jackknife, num_sets, at)
+        self._groups = None if plan.jackknife is None else _GroupSums(plan.jackknife, plan.late, num_sets, at)
 
     def add(self, batch: Batch, assignments: Tensor) -> None:
         """Add one batch.
@@ -210,8 +210,8 @@ class Accumulator:
 class _GroupSums:
     """Accumulates `JackknifeSums` beside an Accumulator."""
 
-    def __init__(self, plan: JackknifePlan, num_sets: int, at: _Place) -> None:
-        self._plan, self._at = plan, at
+    def __init__(self, plan: JackknifePlan, late: LateLabels, num_sets: int, at: _Place) -> None:
+        self._plan, self._late, self._at = plan, late, at
         num_layers, num_bins = at.shape
         columns = num_layers * num_bins
         self._snapshots = torch.empty(plan.num_snapshots + 1, columns, dtype=torch.float32, device=at.device)
@@ -242,7 +242,7 @@ class _GroupSums:
         # Of labels that lie in one group nothing is left without it.
         for conditional in (*finished, weights.double() @ closing[to(here.confined)]):
             self._removed[:, here.omissions] += conditional.unsqueeze(1)
-        self._shares(here.shares, slots, on(batch.close_slot), closing)
+        self._shares(here.shares, (batch.close_sets, batch.close_count), slots, on(batch.close_slot), closing)
         self._snapshots[on(here.slot_to)] = slots[on(here.slot_from)]
         self._snapshots[on(here.kept_to)] = kept[to(here.kept_from)].to(self._at.device, torch.float32)
 
@@ -250,7 +250,8 @@ class _GroupSums:
         """The sums after the last batch, from the kept histograms and their entropies."""
         if len(self._plan.late):
             rows = torch.arange(late.start, late.stop, device=kept.device)
-            self._shares(self._plan.late, kept, rows, kept_entropy[late])
+            labels = (self._late.sets, self._late.count)
+            self._shares(self._plan.late, labels, kept, rows, kept_entropy[late])
         taken = torch.from_numpy(self._plan.taken).to(kept)
         rest = [
             (kept[total] - taken @ kept[parts]).clamp_min(0.0)
@@ -259,8 +260,19 @@ class _GroupSums:
         totals = torch.stack([self._at.entropy(rows) for rows in rest])
         return JackknifeSums(self._removed.cpu(), self._single.cpu(), totals.cpu())
 
-    def _shares(self, shares: Shares, histograms: Tensor, histogram_of_row: Tensor, entropies: Tensor) -> None:
-        """Labels that span groups: the entropy of what is left of them without each."""
+    def _shares(
+        self,
+        shares: Shares,
+        labels: tuple[Tensor, Tensor],
+        histograms: Tensor,
+        histogram_of_row: Tensor,
+        entropies: Tensor,
+    ) -> None:
+        """Labels that span groups: the entropy of what is left of them without each.
+
+        `labels` are the label sets and numbers of positions of the finished labels.
+        """
+        sets, count = labels
         for begin in range(0, len(shares), ROWS):
             part = shares[begin : begin + ROWS]
             row, after = self._at.on(part.row), self._at.on(part.after)
@@ -271,8 +283,8 @@ class _GroupSums:
             rest = self._at.to(part.rest).unsqueeze(1)
             # A histogram of which nothing is left has no entropy, and no weight.
             left.add_((rest == 0).to(left))
-            change = self._at.to(part.count).unsqueeze(1) * entropies[self._at.to(part.row)]
+            change = self._at.to(count[part.row]).unsqueeze(1) * entropies[self._at.to(part.row)]
             change -= rest * self._at.entropy(left)
             omitted = self._at.bits(part.omissions, self._omissions)
-            weights = self._at.bits(part.sets, self._sets)[:, None] * omitted
+            weights = self._at.bits(sets[part.row], self._sets)[:, None] * omitted
             self._removed += (weights.double().flatten(0, 1) @ change).view_as(self._removed)

@@ -18,7 +18,7 @@ MANY_BATCHES = 64
 
 @dataclass(frozen=True)
 class Pieces:
-    """Runs of at most PIECE members of one group within one batch, sorted by batch, then group.
+    """Runs of at most PIECE members of one group within one batch, sorted by batch, then group. All int32.
 
     members: [M] positions; piece i holds members[offsets[i]:offsets[i + 1]], all of group[i].
     batch_start: [num_batches + 1] first piece of each batch.
@@ -36,21 +36,32 @@ def cut(group: np.ndarray, members: np.ndarray, batch_of: np.ndarray, num_batche
     Args:
         group: [M] group of each pair of a group and a position in it.
         members: [M] position of each pair.
-        batch_of: [T] batch of each position.
+        batch_of: [T] batch of each position, ascending.
         num_batches: number of batches.
     """
-    batch = batch_of[members]
-    order = np.lexsort((members, group, batch))
-    group, members, batch = group[order], members[order], batch[order]
-    run_start = np.flatnonzero(first_of_run(batch, group))
-    within_run = np.arange(len(members)) - np.repeat(run_start, np.diff(run_start, append=len(members)))
-    starts = np.flatnonzero(within_run % PIECE == 0)
-    return Pieces(
-        members=members,
-        offsets=np.append(starts, len(members)),
-        group=group[starts],
-        batch_start=np.searchsorted(batch[starts], np.arange(num_batches + 1)),
-    )
+    # Numbers of 16 bits are sorted in linear time, and each batch then fits into the cache.
+    batch = batch_of.astype(np.uint16 if num_batches < 1 << 16 else np.int32)[members]
+    order = np.argsort(batch, kind="stable")
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(batch, minlength=num_batches))])
+    del batch
+    first_position = np.searchsorted(batch_of, np.arange(num_batches + 1))
+    sorted_members = np.empty(len(members), np.int32)
+    starts, groups, number = [], [], np.zeros(num_batches + 1, np.int32)
+    for b in range(num_batches):
+        here = slice(bounds[b], bounds[b + 1])
+        first, span = first_position[b], first_position[b + 1] - first_position[b]
+        key = group[order[here]].astype(np.int64) * span + (members[order[here]] - first)
+        key.sort()
+        of_group = key // max(span, 1)
+        sorted_members[here] = key - of_group * span + first
+        run_start = np.flatnonzero(first_of_run(of_group))
+        within_run = np.arange(len(key)) - np.repeat(run_start, np.diff(run_start, append=len(key)))
+        start = np.flatnonzero(within_run % PIECE == 0)
+        starts.append((start + here.start).astype(np.int32))
+        groups.append(of_group[start].astype(np.int32))
+        number[b + 1] = len(start)
+    offsets = np.concatenate([*starts, np.array([len(members)], np.int32)])
+    return Pieces(sorted_members, offsets, np.concatenate(groups), np.cumsum(number))
 
 
 @dataclass(frozen=True)
@@ -66,8 +77,8 @@ class Slots:
 def assign_slots(group: np.ndarray, batch: np.ndarray, num_groups: int, num_batches: int) -> Slots:
     """Give each of the label groups (numbers below `num_groups`) that spans batches a slot from first to last."""
     is_label = group < num_groups
-    opens = np.full(num_groups, num_batches, np.int64)
-    closes = np.full(num_groups, -1, np.int64)
+    opens = np.full(num_groups, num_batches, np.int32)
+    closes = np.full(num_groups, -1, np.int32)
     np.minimum.at(opens, group[is_label], batch[is_label])
     np.maximum.at(closes, group[is_label], batch[is_label])
     spanning = np.flatnonzero(opens < closes)
@@ -75,13 +86,13 @@ def assign_slots(group: np.ndarray, batch: np.ndarray, num_groups: int, num_batc
     by_close = spanning[np.argsort(closes[spanning], kind="stable")]
     open_bounds = np.searchsorted(opens[by_open], np.arange(num_batches + 1))
     close_bounds = np.searchsorted(closes[by_close], np.arange(num_batches + 1))
-    slot = np.full(num_groups, -1, np.int64)
-    free = np.empty(0, np.int64)
+    slot = np.full(num_groups, -1, np.int32)
+    free = np.empty(0, np.int32)
     number = 0
     for b in range(num_batches):
         starting = by_open[open_bounds[b] : open_bounds[b + 1]]
         reused, free = free[: len(starting)], free[len(starting) :]
-        fresh = np.arange(number, number + len(starting) - len(reused))
+        fresh = np.arange(number, number + len(starting) - len(reused), dtype=np.int32)
         slot[starting] = np.concatenate([reused, fresh])
         number += len(fresh)
         free = np.concatenate([free, slot[by_close[close_bounds[b] : close_bounds[b + 1]]]])
@@ -123,21 +134,22 @@ class Layout:
         self.counts = np.concatenate([s.stop - s.start for s in segments])
         self.sets = np.concatenate([s.sets for s in segments])
         self.alone = np.bitwise_or.reduce([s.alone for s in segments])
-        members = [s.order[ranges(s.start, s.stop)] for s in segments]
-        sizes = np.concatenate([self.counts, [len(bundle) for bundle in bundles]])
-        group = np.repeat(np.arange(len(sizes)), sizes)
-        self.pieces = cut(group, np.concatenate([*members, *bundles]), batch_of, num_batches)
-        self.batch_of_piece = np.repeat(np.arange(num_batches), np.diff(self.pieces.batch_start))
+        members = [s.order[ranges(s.start, s.stop)].astype(np.int32) for s in segments]
+        sizes = np.concatenate([self.counts, np.array([len(bundle) for bundle in bundles], np.int64)])
+        group = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        self.pieces = cut(group, np.concatenate([*members, *bundles], dtype=np.int32), batch_of, num_batches)
+        del members, group
+        self.batch_of_piece = np.repeat(np.arange(num_batches, dtype=np.int32), np.diff(self.pieces.batch_start))
         self.is_first = first_of_run(self.batch_of_piece, self.pieces.group)
         num_labels = len(self.counts)
 
         group = self.pieces.group[self.is_first]
         self.late = np.flatnonzero(np.bincount(group, minlength=len(sizes))[:num_labels] > MANY_BATCHES)
         self.late_kept = slice(num_kept, num_kept + len(self.late))
-        self.row_of_late = np.full(num_labels, -1, np.int64)
+        self.row_of_late = np.full(num_labels, -1, np.int32)
         self.row_of_late[self.late] = np.arange(len(self.late))
         # Bundle of each group, -1 for labels in slots; late labels are the last bundles.
-        self._bundle = np.arange(len(sizes)) - num_labels
+        self._bundle = np.arange(len(sizes), dtype=np.int32) - np.int32(num_labels)
         self._bundle[:num_labels] = np.where(self.row_of_late < 0, -1, len(bundles) + self.row_of_late)
         self._targets = np.concatenate([*targets, np.arange(num_kept, self.late_kept.stop)])
         self._num_targets = np.array([*map(len, targets), *[1] * len(self.late)])
@@ -210,6 +222,11 @@ def first_of_run(*keys: np.ndarray) -> np.ndarray:
 def int64(values: np.ndarray) -> torch.Tensor:
     """As a tensor of int64."""
     return torch.from_numpy(values.astype(np.int64))
+
+
+def int32(values: np.ndarray) -> torch.Tensor:
+    """As a tensor of int32, for numbers that fit; a plan holds many."""
+    return torch.from_numpy(values.astype(np.int32))
 
 
 def ranges(start: np.ndarray, stop: np.ndarray) -> np.ndarray:

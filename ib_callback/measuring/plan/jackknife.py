@@ -19,7 +19,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ib_callback.measuring.plan.batches import Layout, assign_slots, first_of_run, int64, ranges
+from ib_callback.measuring.plan.batches import Layout, assign_slots, first_of_run, int32, int64, ranges
 from ib_callback.measuring.plan.null import LabelCounts
 
 # Omissions are bits of an int64.
@@ -91,7 +91,7 @@ def group_sequences(
 class Shares:
     """Shares of labels in groups: one entry for each label and group, or two neighbouring groups, that it occurs in.
 
-    row: which of the finished labels; sets: its label sets (bits); count: its positions.
+    row: which of the finished labels.
     omissions: bits of the omissions that take this share, and nothing else, from the label.
     before, after: snapshots on either side of the share. `before` is the row of zeros if it is the label's first,
         `after` is -1 if it is the last.
@@ -99,8 +99,6 @@ class Shares:
     """
 
     row: torch.Tensor
-    sets: torch.Tensor
-    count: torch.Tensor
     omissions: torch.Tensor
     before: torch.Tensor
     after: torch.Tensor
@@ -177,7 +175,7 @@ def plan_jackknife(
         num_sets: number of label sets.
         totals: kept histograms of the whole and of features, with those of their groups.
     """
-    counts, sets, slots, row_of_late = layout.counts, layout.sets, layout.slots, layout.row_of_late
+    counts, slots, row_of_late = layout.counts, layout.slots, layout.row_of_late
     num_batches = layout.num_batches
     group_of_batch = groups.of_sequence(groups.batch_bounds[:-1])
     group_of_position = groups.of_sequence(sequence)
@@ -221,13 +219,11 @@ def plan_jackknife(
     of_label = np.concatenate([label, label[both]])
     positions = np.concatenate([share, share[both] + share[both + 1]])
     every = Shares(
-        row=int64(row[of_label]),
-        sets=int64(sets[of_label]),
-        count=int64(counts[of_label]),
+        row=int32(row[of_label]),
         omissions=int64(_omissions(group, both, groups.number)),
-        before=int64(np.concatenate([before, before[both]])),
-        after=int64(np.concatenate([after, after[both + 1]])),
-        rest=int64(counts[of_label] - positions),
+        before=int32(np.concatenate([before, before[both]])),
+        after=int32(np.concatenate([after, after[both + 1]])),
+        rest=int32(counts[of_label] - positions),
     )
 
     taken = omissions_of(groups.number)
@@ -243,14 +239,14 @@ def plan_jackknife(
         batches[number] = GroupedBatch(
             group=int(group_of_batch[number]),
             omissions=np.flatnonzero(taken[:, group_of_batch[number]]).tolist(),
-            slot_from=int64(slots.slot[label[from_slot]]),
-            slot_to=int64(after[from_slot]),
-            kept_from=int64(layout.late_kept.start + row_of_late[label[from_kept]]),
-            kept_to=int64(after[from_kept]),
-            confined=int64(row[confined_in[number]]),
+            slot_from=int32(slots.slot[label[from_slot]]),
+            slot_to=int32(after[from_slot]),
+            kept_from=int32(layout.late_kept.start + row_of_late[label[from_kept]]),
+            kept_to=int32(after[from_kept]),
+            confined=int32(row[confined_in[number]]),
             shares=every[int64(closing_in[number])],
         )
-    outside = _counts_outside(every, layout, taken[:, group_of_position], num_sets)
+    outside = _counts_outside(every, of_label, layout, taken[:, group_of_position], num_sets)
     return JackknifePlan(
         sequence_bounds=groups.sequence_bounds,
         num_snapshots=held.number,
@@ -296,15 +292,14 @@ def _by_batch(values: np.ndarray, batch: np.ndarray, num_batches: int) -> list[n
 
 
 def _counts_outside(
-    shares: Shares, layout: Layout, takes_position: np.ndarray, num_sets: int
+    shares: Shares, of_label: np.ndarray, layout: Layout, takes_position: np.ndarray, num_sets: int
 ) -> list[list[np.ndarray]]:
     """For each label set and omission, how many labels occur how often (the index) outside the omission.
 
-    `takes_position` is [2 G - 1, T], which positions each omission takes.
+    `of_label` is the label of each share, `takes_position` [2 G - 1, T] which positions each omission takes.
     """
-    share_sets, count, rest, omissions = (
-        part.numpy() for part in (shares.sets, shares.count, shares.rest, shares.omissions)
-    )
+    share_sets, count = layout.sets[of_label], layout.counts[of_label]
+    rest, omissions = shares.rest.numpy(), shares.omissions.numpy()
     outside = []
     for bit in range(num_sets):
         counts = layout.counts[(layout.sets >> bit) & 1 == 1]
