@@ -15,6 +15,10 @@ from ib_callback.measuring.plan.jackknife import ROWS, JackknifePlan, Shares
 from ib_callback.measuring.plan.plan import Batch, LateLabels, NullPlan, Plan
 
 
+# Numbers whose divergences are taken at a time.
+_DIVERGENCES = 1 << 19
+
+
 @dataclass(frozen=True)
 class JackknifeSums:
     """For each of L layers, what `Sums` holds of the whole, by omission or group. float64, on the CPU.
@@ -203,8 +207,10 @@ class Accumulator:
     def _null(self, plan: NullPlan) -> Tensor:
         unions = torch.from_numpy(plan.design.unions).to(self._at.exact) @ self._kept[plan.parts]
         whole = self._kept[plan.total].view(self._at.shape)
-        parts = (self._kept[plan.subsets], unions)
-        return torch.cat([divergence(rows.view(-1, *self._at.shape), whole) for rows in parts]).cpu()
+        # A few histograms at a time: the logarithms of all would take several times what is kept.
+        size = max(1, _DIVERGENCES // self._kept.shape[1])
+        rows = (*self._kept[plan.subsets].split(size), *unions.split(size))
+        return torch.cat([divergence(some.view(-1, *self._at.shape), whole) for some in rows if len(some)]).cpu()
 
 
 class _GroupSums:

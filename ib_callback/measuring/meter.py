@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ib_callback.bound.curve import IBCurve
 from ib_callback.bound.probe_curve import probe_curve
-from ib_callback.common.checks import check_integer
+from ib_callback.common.checks import check_bytes, check_integer
 from ib_callback.common.errors import ModelError, ProbeError, RepresentationError
 from ib_callback.common.messages import warn
 from ib_callback.common.progress import progress_bar
@@ -50,6 +50,7 @@ from ib_callback.measuring.model.loss import (
 )
 from ib_callback.measuring.model.parameters import ChangedParametersError, unchanged_parameters
 from ib_callback.measuring.plan.builder import MAX_LABEL_SETS
+from ib_callback.measuring.plan.memory import Means, Need, bytes_of, cheaper, is_of_measuring, let_go, own_work
 from ib_callback.measuring.plan.plan import Batch, Plan
 from ib_callback.measuring.planner import make_plan
 from ib_callback.measuring.presets import takes_presets, tell_of_size
@@ -163,8 +164,9 @@ class Meter:
         companions: comparison measures to compute, of "rankme" and "alpha_req" (measuring/companions.py).
         companion_layers: of which layers: "last", "late" (the last quarter) or "all".
         batch_size: sequences in a forward pass; halved for good when memory runs out.
-        memory_budget: bytes for histograms and assignments; layers are measured in as many groups, each with a
-            pass of its own, as this asks for. None: all at once.
+        memory_budget: what a measurement may take beside the model and its forward, in bytes or as text such as
+            "8GiB" or "500 MB": layers are measured in as many groups, each with a pass of its own, as this asks for.
+            None: all at once, and in groups from when memory has run out (docs/memory.md).
         forward: callable(model, input_ids [B, S], attention_mask [B, S]) that runs the model, for models whose
             own call differs.
         progress: whether to show a bar when a measurement takes more than two seconds.
@@ -212,7 +214,7 @@ class Meter:
         companions: str | Iterable[str] = (),
         companion_layers: str = "last",
         batch_size: int = 8,
-        memory_budget: int | None = None,
+        memory_budget: int | str | None = None,
         forward: Forward | None = None,
         progress: bool = False,
         feature_probes: FeatureProbes = (),
@@ -257,9 +259,7 @@ class Meter:
         self.companions, self.companion_layers = choose_companions(companions, companion_layers)
         self.batch_size = check_integer("batch_size", batch_size, minimum=1, cure="8 is the default")
         self.memory_budget = (
-            None
-            if memory_budget is None
-            else check_integer("memory_budget", memory_budget, minimum=1, cure="it is in bytes, None for no limit")
+            None if memory_budget is None else check_bytes("memory_budget", memory_budget, cure="None is for no limit")
         )
         if forward is not None and not callable(forward):
             raise TypeError(f"forward: expected callable(model, input_ids, attention_mask), got {forward!r}.")
@@ -282,6 +282,8 @@ class Meter:
         self._cross_checked: set[str] = set()  # the same
         self._routes = Routes()
         self._told: set[str] = set()
+        self._at_once: int | None = None  # layers, and where histograms are: known once memory has run out
+        self._on_host = False
         self._further = [
             (self._for_features(other), names)
             for other, names in named_features(feature_probes, self.orders, self.features)
@@ -401,13 +403,11 @@ class Meter:
         self._refused = None
         layers = self._layers(root)
         plan = self.plan()
-        groups = self._groups(plan, self._captured(root, layers))
-        memory = plan.memory(len(groups[0]) * self._views(1).num_variants, self.num_bins)
-        memory += self._predicted_plan().memory(1, NUMBER) if self.prediction else 0
         readout = self._readout(root, plan) if self.readout else None
-        waiting = 0 if readout is None else readout.waiting()
-        memory += waiting + (0 if readout is None else readout.memory())
-        _warn_if_short(access.device_of(root), memory, waiting)
+        need = self._need(root, plan, readout)
+        groups = self._groups(root, plan, self._captured(root, layers))
+        memory = need.of(len(groups[0]))
+        _warn_if_short(access.device_of(root), memory, 0 if readout is None else readout.waiting())
         with unchanged_parameters(root, copied=True), untouched(root), resharded(root):
             forward = self._forward(root)
             with (
@@ -443,7 +443,8 @@ class Meter:
     def measure(self, model: nn.Module, *, step: int | None = None) -> Measurement:
         """Measure `model` as it is.
 
-        When memory runs out, the pass is repeated with half the batch, down to one sequence.
+        When memory runs out, measuring is tried again, and from then on done, with fewer layers at a time where our own
+        work needs too much, and with smaller batches where the model's forward does (docs/memory.md).
 
         Args:
             model: in any mode, on any device, wrapped for data parallelism or compiled.
@@ -452,7 +453,7 @@ class Meter:
         Raises:
             ModelError, ProbeError: as `preflight`; after a forward that changed parameters the model is not run again.
             RepresentationError: zero vectors, NaN or inf at valid positions.
-            torch.OutOfMemoryError: even one sequence at a time does not fit.
+            torch.OutOfMemoryError: even one layer of one sequence at a time does not fit.
 
         Returns:
             The point; information in fractions of log(num_bins), as Conklin et al. (ICLR 2026) plot it.
@@ -703,17 +704,27 @@ class Meter:
     def _forward(self, root: nn.Module, losses: LossPass | None = None) -> ProbeForward:
         return ProbeForward(root, self.probe, self._quantiser, self.forward, losses)
 
-    def _groups(self, plan: Plan, layers: list[Layer]) -> list[list[Layer]]:
-        """Layers cut into groups that fit the memory budget."""
-        if self.memory_budget is None:
-            return [layers]
-        each = plan.memory(self._views(1).num_variants, self.num_bins)
-        size = self.memory_budget // each
-        if size < 1:
-            raise ProbeError(
-                f"memory_budget: one layer needs {each:,} bytes for probe {self.probe.name!r}, got "
-                f"{self.memory_budget:,}. Raise it, or use fewer sequences, orders or bins."
-            )
+    def _need(self, root: nn.Module, plan: Plan, readout: Readout | None) -> Need:
+        """Bytes of a measurement, where histograms are."""
+        on_host = self._on_host or access.device_of(root).type == "cpu"
+        predicted = self._predicted_plan() if self.prediction else None
+        beside = 0 if predicted is None else predicted.memory(1, NUMBER)
+        # In one layer's hook: logits and assignments of all tokens of a batch.
+        beside += 8 * self.num_bins * max((b.sequences.stop - b.sequences.start) * b.width for b in plan.batches)
+        own, waiting = (0, 0) if readout is None else (readout.memory(), readout.waiting())
+        if on_host:
+            beside += waiting + bytes_of([plan, predicted])
+        # States that wait are added up when the layers are done; others as they come.
+        after = beside + own if waiting else 0
+        beside += 0 if waiting else own
+        return Need(plan.memory(self._views(1).num_variants, self.num_bins), beside, after)
+
+    def _groups(self, root: nn.Module, plan: Plan, layers: list[Layer]) -> list[list[Layer]]:
+        """Layers cut into groups that fit the memory budget, and what memory there turned out to be."""
+        size = self._at_once or len(layers)
+        if self.memory_budget is not None:
+            need = self._need(root, plan, self._readout(root, plan) if self.readout else None)
+            size = min(size, need.layers_within(self.memory_budget, len(layers), probe=self.probe.name))
         return [layers[i : i + size] for i in range(0, len(layers), size)]
 
     def _sums(
@@ -732,16 +743,32 @@ class Meter:
                 # The main probe may be fine.
                 raise RepresentationError(f"feature probe {self.probe.name!r}: {error}") from error
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.batch_size == 1:
+                if not is_out_of_memory(error):
+                    raise
+                means = self._cheaper(root, len(layers), of_measuring=is_of_measuring(error))
+                if means is None:
                     raise
             # Outside the except block, so that the failed pass's tensors are no longer held by its traceback.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self.batch_size = max(1, self.batch_size // 2)
+            let_go()
+            self.batch_size, self._at_once, self._on_host = means.batch_size, means.layers, means.on_host
             warn(
-                f"out of memory while measuring; trying again with batch_size={self.batch_size}, also from now on.",
-                stacklevel=3,
+                f"out of memory while measuring; trying again with {means.describe()}, also from now on.", stacklevel=3
             )
+
+    def _cheaper(self, root: nn.Module, num_layers: int, *, of_measuring: bool) -> Means | None:
+        """What to try after memory ran out; None: nothing is left."""
+        means = Means(self.batch_size, self._at_once, self._on_host)
+        plan = self.plan()
+        host_layers = 0
+        if access.device_of(root).type != "cpu":
+            each = plan.memory(self._views(1).num_variants, self.num_bins)
+            host_layers = max(1, min(num_layers, (free_memory(torch.device("cpu")) or 0) * 3 // 4 // each))
+        at_once = len(self._groups(root, plan, [None] * num_layers)[0])
+        return cheaper(means, at_once, of_measuring=of_measuring, host_layers=host_layers)
+
+    def _accumulates_on(self, root: nn.Module) -> torch.device:
+        """Where histograms are."""
+        return torch.device("cpu") if self._on_host else access.device_of(root)
 
     def _passes(
         self, root: nn.Module, layers: list[Layer], losses: LossPass | None
@@ -752,14 +779,15 @@ class Meter:
         accompanied = self._accompanied(len(layers) - self.last_block)
         aimed = self._aimed(root, plan, losses)
         parts, start = [], 0
-        for group in self._groups(plan, layers):
+        for group in self._groups(root, plan, layers):
             stop = start + len(group)
             second = [number - start for number in accompanied if start <= number < stop]
             of_first = (None, {}) if start else (losses, aimed)
             parts.append(self._pass(root, plan, group, centers and centers[start:stop], second, *of_first))
             start = stop
         sums, moments = zip(*parts, strict=True)
-        outcomes = {name: codebook.outcome() for name, codebook in aimed.items()}
+        with own_work():
+            outcomes = {name: codebook.outcome() for name, codebook in aimed.items()}
         of_loss = self.loss and losses is not None and losses.outcome().is_failure  # which tells of itself
         for name, outcome in outcomes.items():
             if outcome.is_failure and not (name == "prediction" and of_loss):
@@ -786,12 +814,14 @@ class Meter:
             losses.begin()
         forward = self._forward(root, losses)
         columns = len(layers) * self._views(1).num_variants
-        device = access.device_of(root)
-        accumulator = Accumulator(plan, columns, self.num_bins, weighting=self.weighting, device=device)
+        device = self._accumulates_on(root)
+        with own_work():
+            accumulator = Accumulator(plan, columns, self.num_bins, weighting=self.weighting, device=device)
         moments = Moments(len(layers), second)
 
+        @own_work()
         def use(batch: Batch, assignments: Tensor) -> None:
-            accumulator.add(batch, assignments)
+            accumulator.add(batch, assignments.to(device))
             for codebook in aimed.values():
                 codebook.take(batch)
 
@@ -802,11 +832,14 @@ class Meter:
             forward.over(self._bar(plan.batches), layers, use, centers=centers, moments=moments)
         forward.beside(plan.batches, self.batch_size)
         self._autocast = forward.autocast
-        return accumulator.sums(), moments
+        with own_work():
+            return accumulator.sums(), moments
 
     def _readout(self, root: nn.Module, plan: Plan) -> Readout:
         limit = min(KEPT, self.memory_budget or KEPT)
-        return Readout(root, plan, frequent_tokens(self.probe, NUMBER), weighting=self.weighting, limit=limit)
+        device = torch.device("cpu") if self._on_host else None
+        tokens = frequent_tokens(self.probe, NUMBER)
+        return Readout(root, plan, tokens, weighting=self.weighting, limit=limit, device=device)
 
     def _aimed(self, root: nn.Module, plan: Plan, losses: LossPass | None) -> dict[str, Readout | Prediction]:
         """What takes part in a pass beside the layers, by the name of the view."""
@@ -814,7 +847,7 @@ class Meter:
         if self.readout:
             found["readout"] = self._readout(root, plan)
         if self.prediction and losses is not None:
-            device = access.device_of(root)
+            device = self._accumulates_on(root)
             found["prediction"] = Prediction(self._predicted_plan(), losses, weighting=self.weighting, device=device)
         return found
 

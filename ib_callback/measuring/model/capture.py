@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ib_callback.common.errors import ModelError, RepresentationError
 from ib_callback.estimator.quantise import assign, exact_float32, reference_points, resolve_temperature, usable
 from ib_callback.measuring.model.access import Layer
+from ib_callback.measuring.plan.memory import own_work
 
 # Below this share of wanted positions, gathering their states costs less than quantising the others.
 _SPARSE = 0.8
@@ -193,7 +194,8 @@ class Capture:
             # Kept for the next pass: touching fresh memory costs the CPU more than filling it.
             num_bins = 1 if self._quantiser is None else self._quantiser.num_bins
             sizes = (len(positions), self._num_variants * len(self._layers), num_bins)
-            self._buffer = torch.empty(sizes, device=positions.device, dtype=torch.float32)
+            with own_work():
+                self._buffer = torch.empty(sizes, device=positions.device, dtype=torch.float32)
         self._table = self._buffer[: len(positions)]
         forward()
         self._check_fired()
@@ -204,6 +206,7 @@ class Capture:
         return table
 
     def _hook(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
+        @own_work()
         def quantise(module: nn.Module, inputs: Any, output: Any) -> None:
             if self._table is None:
                 return  # a forward pass that `run` did not make

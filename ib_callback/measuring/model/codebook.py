@@ -168,6 +168,7 @@ class Readout:
         tokens: [G] ids, at least 2.
         weighting: of labels.
         limit: bytes of states that may wait.
+        device: where to accumulate; None: where the states are.
 
     Attributes:
         why: the reason that there is no readout; "" if there is none.
@@ -175,7 +176,17 @@ class Readout:
         mean: [dim] float64, of the states; None until it is known.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, tokens: Tensor, *, weighting: str, limit: int = KEPT) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        tokens: Tensor,
+        *,
+        weighting: str,
+        limit: int = KEPT,
+        device: torch.device | None = None,
+    ) -> None:
+        self._device = device
         self._model, self._plan, self._tokens, self._weighting, self._limit = model, plan, tokens, weighting, limit
         self._trunk, self._head = head.trunk_of(model), head.output_head(model)
         self.why, self.is_failure = "", False
@@ -300,13 +311,14 @@ class Readout:
         assert self.mean is not None
         device = self._points.device
         if self._accumulator is None:
-            self._accumulator = Accumulator(self._plan, 1, len(self._tokens), weighting=self._weighting, device=device)
+            where = self._device or device
+            self._accumulator = Accumulator(self._plan, 1, len(self._tokens), weighting=self._weighting, device=where)
         rows = rows.to(device).float()
         away = rows - self.mean.to(device, torch.float32)
         temperature = resolve_temperature("calibrated", rows.shape[-1], len(self._tokens))
         assignments, norms = assign(away, self._points, temperature)
         assignments[norms <= _AT_THE_MEAN * torch.linalg.vector_norm(rows, dim=-1)] = 1.0 / len(self._tokens)
-        self._accumulator.add(batch, assignments[:, None])
+        self._accumulator.add(batch, assignments[:, None].to(self._device or device))
 
     def outcome(self) -> Outcome:
         """After the last batch; to be asked for once."""

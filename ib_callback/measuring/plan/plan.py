@@ -174,8 +174,35 @@ class Plan:
         return PIECE + math.ceil(max(len(batch.positions) for batch in self.batches) / PIECE) + MANY_BATCHES
 
     def memory(self, num_layers: int, num_bins: int) -> int:
-        """Bytes that a measurement of so many layers at once needs beside the forward pass."""
-        rows = max(len(b.positions) + len(b.offsets) - 1 + len(b.done_piece) + len(b.more_piece) for b in self.batches)
-        kept_scratch = max(len(b.kept_members) + len(b.kept_target) for b in self.batches)
-        errors = 0 if self.jackknife is None else self.jackknife.bytes_per_bin()
-        return num_layers * num_bins * (4 * (rows + self.num_slots) + errors + 8 * (self.num_kept + kept_scratch))
+        """Bytes that the histograms and assignments of so many layers at once need beside the forward pass."""
+        return sum(self.memory_by_part(num_layers, num_bins).values())
+
+    def memory_by_part(self, num_layers: int, num_bins: int) -> dict[str, int]:
+        """The same by part.
+
+        slots: histograms of labels that are not finished yet, float32.
+        kept: histograms that are kept to the end, float64.
+        errors: for leaving out groups of sequences, if that is planned.
+        assignments: the table of one batch, float32.
+        scratch: what adding up a batch, or reading the sums in the end, takes for a moment.
+        """
+        added = max(_scratch(batch) for batch in self.batches)
+        table = 4 * max(len(batch.positions) for batch in self.batches)
+        # The unions of a null, when the table is gone.
+        read = max((8 * len(null.design.unions) for null in self.nulls), default=0)
+        parts = {
+            "slots": 4 * self.num_slots,
+            "kept": 8 * self.num_kept,
+            "errors": 0 if self.jackknife is None else self.jackknife.bytes_per_bin(),
+            "assignments": table,
+            "scratch": max(added, read - table),
+        }
+        return {name: num_layers * num_bins * each for name, each in parts.items()}
+
+
+def _scratch(batch: Batch) -> int:
+    """Bytes for each bin that `Accumulator.add` takes for a moment beside the assignments."""
+    pieces = len(batch.offsets) - 1 + len(batch.long_target)
+    kept = 8 * len(batch.kept_members) + 16 * len(batch.kept_target)
+    moving = 4 * max(len(batch.done_piece), len(batch.open_piece), 2 * len(batch.more_piece), len(batch.close_slot))
+    return 4 * pieces + max(kept, 12 * len(batch.kept_members), moving)
