@@ -14,7 +14,6 @@ from ib_callback.estimator.histogram import divergence, entropy, segment_sum, se
 from ib_callback.measuring.plan.jackknife import ROWS, JackknifePlan, Shares
 from ib_callback.measuring.plan.plan import Batch, LateLabels, NullPlan, Plan
 
-
 # Numbers whose divergences are taken at a time.
 _DIVERGENCES = 1 << 19
 
@@ -140,7 +139,8 @@ class Accumulator:
         self._at = at = _Place(num_layers, num_bins, device)
         columns = num_layers * num_bins
         num_sets = len(plan.label_sets)
-        self._slots = torch.empty(plan.num_slots, columns, dtype=torch.float32, device=device)
+        self._slots = torch.empty(plan.num_slots + 1, columns, dtype=torch.float32, device=device)
+        self._slots[plan.num_slots] = 0.0  # what a label's first share begins from
         self._kept = at.zeros(plan.num_kept, columns)
         self._conditional = at.zeros(num_sets, num_layers)
         self._single = at.zeros(num_layers)
@@ -155,6 +155,8 @@ class Accumulator:
             assignments: [T_b, L, num_bins], float32.
         """
         on, at = self._at.on, self._at
+        if self._groups is not None:
+            self._groups.snap(batch, self._kept)
         rows = assignments.reshape(len(batch.positions), -1)
         pieces = segment_sum(rows, on(batch.members), on(batch.offsets))
         if len(batch.long_target):
@@ -173,14 +175,17 @@ class Accumulator:
             single = alone.sum(0)
             self._single += single
             finished.append(self._finish(alone, batch.alone, torch.ones_like(batch.alone)))
-        done = at.entropy(pieces[on(batch.done_piece)])
+        done = at.entropy(pieces[on(batch.done_piece)])[at.to(batch.done_row)]
         finished.append(self._finish(done, batch.done_sets, batch.done_count))
         self._slots[on(batch.open_slot)] = pieces[on(batch.open_piece)]
-        self._slots[on(batch.more_slot)] += pieces[on(batch.more_piece)]
-        closing = at.entropy(self._slots[on(batch.close_slot)])
+        more = self._slots[on(batch.more_slot)]
+        more += pieces[on(batch.more_piece)]
+        self._slots[on(batch.more_to)] = more
+        del more
+        closing = at.entropy(self._slots[on(batch.close_slot)])[at.to(batch.close_row)]
         self._finish(closing, batch.close_sets, batch.close_count)
         if self._groups is not None:
-            self._groups.add(batch, single, finished, self._slots, self._kept, closing)
+            self._groups.add(batch, single, finished, self._slots, closing)
 
     def sums(self) -> Sums:
         """The sums after the last batch; to be asked for once."""
@@ -221,15 +226,19 @@ class _GroupSums:
         num_layers, num_bins = at.shape
         columns = num_layers * num_bins
         self._snapshots = torch.empty(plan.num_snapshots + 1, columns, dtype=torch.float32, device=at.device)
-        self._snapshots[plan.num_snapshots] = 0.0  # what a label's first share begins from
+        self._snapshots[plan.num_snapshots] = 0.0
         self._removed = at.zeros(num_sets, len(plan.taken), num_layers)
         self._single = at.zeros(plan.taken.shape[1], num_layers)
         self._sets = torch.arange(num_sets, device=at.exact).unsqueeze(1)
         self._omissions = torch.arange(len(plan.taken), device=at.exact).unsqueeze(1)
 
-    def add(
-        self, batch: Batch, single: Tensor | None, finished: list[Tensor], slots: Tensor, kept: Tensor, closing: Tensor
-    ) -> None:
+    def snap(self, batch: Batch, kept: Tensor) -> None:
+        """Take the snapshots of late labels that the batch's group has for the first time, before it is added."""
+        here, on, to = batch.grouped, self._at.on, self._at.to
+        assert here is not None
+        self._snapshots[on(here.kept_to)] = kept[to(here.kept_from)].to(self._at.device, torch.float32)
+
+    def add(self, batch: Batch, single: Tensor | None, finished: list[Tensor], slots: Tensor, closing: Tensor) -> None:
         """Add one batch, after its pieces were added to slots and kept histograms.
 
         Args:
@@ -237,7 +246,6 @@ class _GroupSums:
             single: [L] sum of the entropies of its positions; None if nobody asked for them.
             finished: [label sets, L] each, what labels that lie in this batch alone add.
             slots: [num_slots, L * num_bins] histograms of labels.
-            kept: [num_kept, L * num_bins] kept histograms.
             closing: [G, L] entropies of the labels that end in it.
         """
         here, on, to = batch.grouped, self._at.on, self._at.to
@@ -248,16 +256,15 @@ class _GroupSums:
         # Of labels that lie in one group nothing is left without it.
         for conditional in (*finished, weights.double() @ closing[to(here.confined)]):
             self._removed[:, here.omissions] += conditional.unsqueeze(1)
-        self._shares(here.shares, (batch.close_sets, batch.close_count), slots, on(batch.close_slot), closing)
-        self._snapshots[on(here.slot_to)] = slots[on(here.slot_from)]
-        self._snapshots[on(here.kept_to)] = kept[to(here.kept_from)].to(self._at.device, torch.float32)
+        row = on(batch.close_slot)[on(batch.close_row)]
+        self._shares(here.shares, (batch.close_sets, batch.close_count), slots, row, closing, slots)
 
     def sums(self, kept: Tensor, kept_entropy: Tensor, late: slice) -> JackknifeSums:
         """The sums after the last batch, from the kept histograms and their entropies."""
         if len(self._plan.late):
             rows = torch.arange(late.start, late.stop, device=kept.device)
             labels = (self._late.sets, self._late.count)
-            self._shares(self._plan.late, labels, kept, rows, kept_entropy[late])
+            self._shares(self._plan.late, labels, kept, rows, kept_entropy[late], self._snapshots)
         taken = torch.from_numpy(self._plan.taken).to(kept)
         rest = [
             (kept[total] - taken @ kept[parts]).clamp_min(0.0)
@@ -273,19 +280,26 @@ class _GroupSums:
         histograms: Tensor,
         histogram_of_row: Tensor,
         entropies: Tensor,
+        running: Tensor,
     ) -> None:
         """Labels that span groups: the entropy of what is left of them without each.
 
-        `labels` are the label sets and numbers of positions of the finished labels.
+        Args:
+            shares: of the labels.
+            labels: label sets and numbers of positions of the finished labels.
+            histograms: where those of the finished labels are.
+            histogram_of_row: [labels] which of them is whose.
+            entropies: [labels, L] of these.
+            running: histograms that `shares` are between.
         """
         sets, count = labels
         for begin in range(0, len(shares), ROWS):
             part = shares[begin : begin + ROWS]
             row, after = self._at.on(part.row), self._at.on(part.after)
             whole = histograms[histogram_of_row[row.to(histogram_of_row.device)]]
-            behind = whole - self._snapshots[after.clamp_min(0)].to(whole)
+            behind = whole - running[after.clamp_min(0)].to(whole)
             behind[(after < 0).to(behind.device)] = 0.0
-            left = (behind.clamp_min(0.0) + self._snapshots[self._at.on(part.before)].to(whole)).to(self._at.exact)
+            left = (behind.clamp_min(0.0) + running[self._at.on(part.before)].to(whole)).to(self._at.exact)
             rest = self._at.to(part.rest).unsqueeze(1)
             # A histogram of which nothing is left has no entropy, and no weight.
             left.add_((rest == 0).to(left))

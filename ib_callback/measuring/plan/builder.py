@@ -111,7 +111,13 @@ class Builder:
         """
         batch_of = np.searchsorted(bounds, self.positions.sequence, side="right") - 1
         layout = Layout(
-            self._segments, self._bundles, self._bundle_targets, self.num_kept, batch_of, num_batches=len(bounds) - 1
+            self._segments,
+            self._bundles,
+            self._bundle_targets,
+            self.num_kept,
+            batch_of,
+            num_batches=len(bounds) - 1,
+            group_of_batch=None if self.groups is None else self.groups.of_sequence(bounds[:-1]),
         )
         jackknife = None
         if self.groups is not None:
@@ -121,7 +127,7 @@ class Builder:
             label_sets=tuple(self.label_sets),
             counts=tuple(self.counts),
             batches=tuple(_batches(layout, mask, self.positions, bounds, jackknife)),
-            num_slots=layout.slots.number,
+            num_slots=layout.entries.number,
             num_kept=layout.late_kept.stop,
             late=LateLabels(layout.late_kept, int64(layout.sets[layout.late]), int64(layout.counts[layout.late])),
             total=total,

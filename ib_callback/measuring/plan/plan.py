@@ -3,8 +3,9 @@
 Positions with equal labels form groups (probe/ngrams.py). Per batch of sequences, each group's positions are cut into
 short pieces; one reduction over the assignments of all layers gives the histogram of every piece. A group whose
 positions all lie in one batch is finished there and never stored. The others hold a slot from their first batch
-to their last, and slots are reused. Some histograms are kept to the end, in float64: totals, labels found in many
-batches, random subsets for the null, and feature labels under permutation.
+to their last, together with groups of the same positions so far, and slots are reused. Some histograms are kept to
+the end, in float64: totals, labels found in many batches, random subsets for the null, and feature labels under
+permutation.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ class Batch:
     alone: [T_b] label sets (bits) in which the position is the only one of its label.
     members, offsets: rows of each piece, as `histogram.segment_sum` takes them.
     long_*: groups of several pieces; their sum replaces the piece `long_target`.
-    done_piece, done_sets, done_count: groups finished within this batch.
-    open_piece, open_slot: groups that begin here and go on; `more_piece`, `more_slot`: groups that go on.
-    close_slot, close_sets, close_count: groups that end here.
+    done_piece: groups finished within this batch, those of the same positions once; `done_row`, `done_sets`,
+        `done_count`: for each such group its row among them, label sets and positions.
+    open_piece, open_slot: running sums that begin here.
+    more_piece, more_slot, more_to: those that go on from a slot, and to which one.
+    close_slot: groups that end here, likewise once; `close_row`, `close_sets`, `close_count`: for each.
     kept_members, kept_offsets, kept_target: pieces to add to each kept histogram.
     grouped: what leaving out groups of sequences needs of it, if that is planned.
     """
@@ -49,13 +52,16 @@ class Batch:
     long_offsets: torch.Tensor
     long_target: torch.Tensor
     done_piece: torch.Tensor
+    done_row: torch.Tensor
     done_sets: torch.Tensor
     done_count: torch.Tensor
     open_piece: torch.Tensor
     open_slot: torch.Tensor
     more_piece: torch.Tensor
     more_slot: torch.Tensor
+    more_to: torch.Tensor
     close_slot: torch.Tensor
+    close_row: torch.Tensor
     close_sets: torch.Tensor
     close_count: torch.Tensor
     kept_members: torch.Tensor
