@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -52,6 +53,7 @@ from ib_callback.measuring.model.parameters import ChangedParametersError, uncha
 from ib_callback.measuring.plan.builder import MAX_LABEL_SETS
 from ib_callback.measuring.plan.memory import Means, Need, bytes_of, cheaper, is_of_measuring, let_go, own_work
 from ib_callback.measuring.plan.plan import Batch, Plan
+from ib_callback.measuring.plan.summary import PlanSummary, layers_of_rank
 from ib_callback.measuring.planner import make_plan
 from ib_callback.measuring.presets import takes_presets, tell_of_size
 from ib_callback.measuring.quantities.documents import Documents, has_baseline
@@ -404,7 +406,7 @@ class Meter:
         layers = self._layers(root)
         plan = self.plan()
         readout = self._readout(root, plan) if self.readout else None
-        need = self._need(root, plan, readout)
+        need = self._need(plan, readout, access.device_of(root))
         groups = self._groups(root, plan, self._captured(root, layers))
         memory = need.of(len(groups[0]))
         _warn_if_short(access.device_of(root), memory, 0 if readout is None else readout.waiting())
@@ -439,6 +441,92 @@ class Meter:
                 (each.num_positions for each in plan.quantities if isinstance(each, Documents)), None
             ),
         )
+
+    def plan_summary(
+        self, model: nn.Module | None = None, *, num_layers: int | None = None, num_ranks: int = 1
+    ) -> PlanSummary:
+        """What a measurement will take: labels, memory by part, passes and predicted seconds; `str()` is a text of it.
+
+        Seconds are those of this machine: batches of a small part of the probe are added up, and one batch is run
+        through the model, if there is one. Ranks share forwards and layers alike.
+
+        Args:
+            model: to be measured; it says how many layers there are.
+            num_layers: instead of a model, of which no forwards are predicted then.
+            num_ranks: that share a measurement, as in data-parallel training.
+
+        Raises:
+            ModelError, ProbeError: as `preflight`; also where `memory_budget` is too small.
+            ValueError: neither a model nor a number of layers, or both.
+        """
+        if (model is None) == (num_layers is None):
+            raise ValueError("plan_summary: expected a model, or num_layers= without one, such as num_layers=32.")
+        check_integer("num_ranks", num_ranks, minimum=1, cure="1 is for one process")
+        root = None if model is None else access.unwrap(model)
+        if root is None:
+            number = check_integer("num_layers", num_layers, minimum=1, cure="32 is that of a model of 7B")
+            device, readout = torch.device("cpu"), None
+        else:
+            number, device = len(self._captured(root, self._layers(root))), access.device_of(root)
+            readout = self._readout(root, self.plan()) if self.readout else None
+        plan = self.plan()
+        need = self._need(plan, readout, device)
+        own = layers_of_rank(number, num_ranks)
+        at_once = min(own, self._at_once or own)
+        if self.memory_budget is not None:
+            at_once = need.layers_within(self.memory_budget, at_once, probe=self.probe.name)
+        variants = self._views(1).num_variants
+        parts = plan.memory_by_part(at_once * variants, self.num_bins)
+        if num_ranks > 1:  # the table of all their layers is sent, and as much received of all ranks
+            together = min(number, at_once * num_ranks) * variants
+            parts["assignments"] = 2 * plan.memory_by_part(together, self.num_bins)["assignments"]
+        of_plan = bytes_of([plan, self._predicted_plan() if self.prediction else None])
+        parts |= {"plan": of_plan, "views": max(0, need.beside - of_plan)}
+        passes = math.ceil(own / at_once)
+        singletons = sum(
+            round(float(each.share[each.count == 1].sum()) * label_set.num_positions)
+            for each, label_set in zip(plan.counts, plan.label_sets, strict=True)
+        )
+        forward = None if root is None else self._seconds_of_a_forward(root, plan) * len(plan.batches)
+        return PlanSummary(
+            num_sequences=len(self.probe),
+            num_positions=plan.num_positions,
+            num_layers=number,
+            num_ranks=num_ranks,
+            labels=sum(label_set.num_labels for label_set in plan.label_sets),
+            singletons=singletons,
+            slots=plan.num_slots,
+            bytes_by_part=parts,
+            passes=passes + self.center,
+            seconds_adding=own * variants * plan.num_positions * self._seconds_of_adding(device),
+            seconds_forward=None if forward is None else forward * (passes + self.center) / num_ranks,
+        )
+
+    def _seconds_of_adding(self, device: torch.device) -> float:
+        """For each position and layer, from the first batches of the probe."""
+        part = self.probe.input_ids[: 4 * self.batch_size], self.probe.attention_mask[: 4 * self.batch_size]
+        few = copy.copy(self)
+        few.probe, few.features, few._plans, few.standard_errors = Probe.from_tokens(*part), (), {}, 0
+        plan = few.plan()
+        table = torch.rand(max(len(batch.positions) for batch in plan.batches), 4, self.num_bins, device=device)
+        accumulator = Accumulator(plan, 4, self.num_bins, weighting=self.weighting, device=device)
+        started = time.perf_counter()
+        for batch in plan.batches:
+            accumulator.add(batch, table[: len(batch.positions)])
+        accumulator.sums()  # waits for the device
+        return (time.perf_counter() - started) / (4 * plan.num_positions)
+
+    def _seconds_of_a_forward(self, root: nn.Module, plan: Plan) -> float:
+        """Of the first batch, once the model has run it before."""
+        batch, times = plan.batches[0], []
+        with self._visit(root):
+            for _ in range(2):
+                started = time.perf_counter()
+                self._forward(root).alone(torch.arange(batch.sequences.start, batch.sequences.stop), batch.width)
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - started)
+        return times[-1]
 
     def measure(self, model: nn.Module, *, step: int | None = None) -> Measurement:
         """Measure `model` as it is.
@@ -704,15 +792,15 @@ class Meter:
     def _forward(self, root: nn.Module, losses: LossPass | None = None) -> ProbeForward:
         return ProbeForward(root, self.probe, self._quantiser, self.forward, losses)
 
-    def _need(self, root: nn.Module, plan: Plan, readout: Readout | None) -> Need:
-        """Bytes of a measurement, where histograms are."""
-        on_host = self._on_host or access.device_of(root).type == "cpu"
+    def _need(self, plan: Plan, readout: Readout | None, device: torch.device) -> Need:
+        """Bytes of a measurement, where histograms are; of a readout that is None, nothing waits."""
         predicted = self._predicted_plan() if self.prediction else None
         beside = 0 if predicted is None else predicted.memory(1, NUMBER)
         # In one layer's hook: logits and assignments of all tokens of a batch.
         beside += 8 * self.num_bins * max((b.sequences.stop - b.sequences.start) * b.width for b in plan.batches)
-        own, waiting = (0, 0) if readout is None else (readout.memory(), readout.waiting())
-        if on_host:
+        own = plan.memory(1, NUMBER) if self.readout else 0
+        waiting = 0 if readout is None else readout.waiting()
+        if self._on_host or device.type == "cpu":
             beside += waiting + bytes_of([plan, predicted])
         # States that wait are added up when the layers are done; others as they come.
         after = beside + own if waiting else 0
@@ -723,7 +811,8 @@ class Meter:
         """Layers cut into groups that fit the memory budget, and what memory there turned out to be."""
         size = self._at_once or len(layers)
         if self.memory_budget is not None:
-            need = self._need(root, plan, self._readout(root, plan) if self.readout else None)
+            readout = self._readout(root, plan) if self.readout else None
+            need = self._need(plan, readout, access.device_of(root))
             size = min(size, need.layers_within(self.memory_budget, len(layers), probe=self.probe.name))
         return [layers[i : i + size] for i in range(0, len(layers), size)]
 
@@ -745,7 +834,7 @@ class Meter:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                means = self._cheaper(root, len(layers), of_measuring=is_of_measuring(error))
+                means = self._cheaper(root, layers, of_measuring=is_of_measuring(error))
                 if means is None:
                     raise
             # Outside the except block, so that the failed pass's tensors are no longer held by its traceback.
@@ -755,15 +844,15 @@ class Meter:
                 f"out of memory while measuring; trying again with {means.describe()}, also from now on.", stacklevel=3
             )
 
-    def _cheaper(self, root: nn.Module, num_layers: int, *, of_measuring: bool) -> Means | None:
+    def _cheaper(self, root: nn.Module, layers: list[Layer], *, of_measuring: bool) -> Means | None:
         """What to try after memory ran out; None: nothing is left."""
         means = Means(self.batch_size, self._at_once, self._on_host)
         plan = self.plan()
         host_layers = 0
         if access.device_of(root).type != "cpu":
             each = plan.memory(self._views(1).num_variants, self.num_bins)
-            host_layers = max(1, min(num_layers, (free_memory(torch.device("cpu")) or 0) * 3 // 4 // each))
-        at_once = len(self._groups(root, plan, [None] * num_layers)[0])
+            host_layers = max(1, min(len(layers), (free_memory(torch.device("cpu")) or 0) * 3 // 4 // each))
+        at_once = len(self._groups(root, plan, layers)[0])
         return cheaper(means, at_once, of_measuring=of_measuring, host_layers=host_layers)
 
     def _accumulates_on(self, root: nn.Module) -> torch.device:

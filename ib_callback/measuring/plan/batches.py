@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,11 +48,7 @@ def cut(group: np.ndarray, members: np.ndarray, batch_of: np.ndarray, num_batche
         batch_of: [T] batch of each position, ascending.
         num_batches: number of batches.
     """
-    # Numbers of 16 bits are sorted in linear time, and each batch then fits into the cache.
-    batch = batch_of.astype(np.uint16 if num_batches < 1 << 16 else np.int32)[members]
-    order = np.argsort(batch, kind="stable")
-    bounds = np.concatenate([[0], np.cumsum(np.bincount(batch, minlength=num_batches))])
-    del batch
+    order, bounds = sort_by_batch(batch_of.astype(np.int32)[members], num_batches)
     first_position = np.searchsorted(batch_of, np.arange(num_batches + 1))
     # Of 64 bits: that any two of 10^8 sums of them agree by chance has a probability of 3e-4.
     mark = np.random.RandomState(0).randint(0, 1 << 63, len(batch_of), np.uint64) << np.uint64(1) | np.uint64(1)
@@ -61,18 +57,32 @@ def cut(group: np.ndarray, members: np.ndarray, batch_of: np.ndarray, num_batche
         here = order[bounds[b] : bounds[b + 1]]
         first, span = first_position[b], first_position[b + 1] - first_position[b]
         found.append(_cut_batch(group[here], members[here] - first, span, mark[first : first + span]))
-    members_of, length, group_of, piece, content = (np.concatenate(part) for part in zip(*found, strict=True))
-    num_pieces, num_parts, num_members = (np.array([len(part[i]) for part in found]) for i in (1, 2, 0))
+    del order
+    num_members, num_pieces, num_parts = (np.array([len(part[i]) for part in found]) for i in range(3))
+    columns = [list(column) for column in zip(*found, strict=True)]
+    found.clear()
+    # One after the other, each let go of before the next.
+    members_of, length, group_of, piece, content = (np.concatenate(columns.pop(0)) for _ in range(5))
     starts = [np.concatenate([[0], np.cumsum(number)]) for number in (num_pieces, num_parts)]
+    members_of += np.repeat(first_position[:-1].astype(np.int32), num_members)
+    piece += np.repeat(starts[0][:-1].astype(np.int32), num_parts)
     return Pieces(
-        members=members_of + np.repeat(first_position[:-1], num_members).astype(np.int32),
+        members=members_of,
         offsets=np.concatenate([[0], np.cumsum(length)]).astype(np.int32),
         piece_start=starts[0],
         group=group_of,
-        piece=piece + np.repeat(starts[0][:-1], num_parts).astype(np.int32),
+        piece=piece,
         content=content,
         part_start=starts[1],
     )
+
+
+def sort_by_batch(batch: np.ndarray, num_batches: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stable order [M] of things by their batch, int32, and [num_batches + 1] where each batch begins in it."""
+    # Numbers of 16 bits are sorted in linear time, and what is of one batch then fits into the cache.
+    short = batch.astype(np.uint16 if num_batches < 1 << 16 else np.int32)
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(short, minlength=num_batches))])
+    return np.argsort(short, kind="stable").astype(np.int32), bounds
 
 
 def _cut_batch(group: np.ndarray, row: np.ndarray, span: int, mark: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -168,18 +178,28 @@ def share_slots(
         num_batches: number of batches.
     """
     first = first_of_run(label)
-    total = np.cumsum(content, dtype=np.uint64)
+    running = np.cumsum(content, dtype=np.uint64)
     start = np.flatnonzero(first)
-    before = np.repeat(total[start] - content[start], np.diff(start, append=len(label)))
-    _, first_of, sum_of = np.unique(total - before, return_index=True, return_inverse=True)
-    following = np.append(batch[1:], 0)
+    running -= np.repeat(running[start] - content[start], np.diff(start, append=len(label)))
+    del content
+    # The same positions are complete in the same batch.
+    order, bounds = sort_by_batch(batch, num_batches)
+    sum_of, firsts, number = np.empty(len(label), np.int32), [np.empty(0, np.int32)], 0
+    for b in range(num_batches):
+        here = order[bounds[b] : bounds[b + 1]]
+        _, chosen, place = np.unique(running[here], return_index=True, return_inverse=True)
+        sum_of[here] = place + number
+        firsts.append(here[chosen])
+        number += len(chosen)
+    del running, order
+    first_of = np.concatenate(firsts)
     ends = np.append(first[1:], True)[: len(label)]
-    until = np.maximum(np.where(ends, batch, following), needed_until)
-    closes = np.zeros(len(first_of), np.int64)
+    until = np.maximum(np.where(ends, batch, np.append(batch[1:], np.int32(0))), needed_until)
+    closes = np.zeros(len(first_of), np.int32)
     np.maximum.at(closes, sum_of, until)
     # Each batch is two times, for a sum that is made and read in one batch has a slot, too.
-    slot, number = assign_slots(2 * batch[first_of].astype(np.int64), 2 * closes + 1, 2 * num_batches + 2)
-    return Entries(label, batch, part, sum_of.astype(np.int32), first_of, slot, number)
+    slot, number = assign_slots(2 * batch[first_of], 2 * closes + 1, 2 * num_batches + 2)
+    return Entries(label, batch, part, sum_of, first_of, slot, number)
 
 
 class Layout:
@@ -221,11 +241,8 @@ class Layout:
         self.counts = np.concatenate([s.stop - s.start for s in segments])
         self.sets = np.concatenate([s.sets for s in segments])
         self.alone = np.bitwise_or.reduce([s.alone for s in segments])
-        members = [s.order[ranges(s.start, s.stop)].astype(np.int32) for s in segments]
         sizes = np.concatenate([self.counts, np.array([len(bundle) for bundle in bundles], np.int64)])
-        group = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        self.pieces = cut(group, np.concatenate([*members, *bundles], dtype=np.int32), batch_of, num_batches)
-        del members, group
+        self.pieces = self._cut(segments, bundles, sizes, batch_of)
         self.batch_of_part = np.repeat(np.arange(num_batches, dtype=np.int32), np.diff(self.pieces.part_start))
         self.is_first = first_of_run(self.batch_of_part, self.pieces.group)
         num_labels = len(self.counts)
@@ -249,8 +266,19 @@ class Layout:
         np.minimum.at(self.opens, group[in_slots], batch[in_slots])
         np.maximum.at(self.closes, group[in_slots], batch[in_slots])
         self.entries = self._enter(first, group, batch, in_slots, group_of_batch)
-        by_batch = np.argsort(self.entries.batch, kind="stable").astype(np.int32)
-        self._entries_of = np.split(by_batch, np.searchsorted(self.entries.batch[by_batch], np.arange(1, num_batches)))
+        by_batch, bounds = sort_by_batch(self.entries.batch, num_batches)
+        self._entries_of = np.split(by_batch, bounds[1:-1])
+
+    def _cut(
+        self, segments: Sequence[Segments], bundles: Sequence[np.ndarray], sizes: np.ndarray, batch_of: np.ndarray
+    ) -> Pieces:
+        group = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        members = np.empty(len(group), np.int32)
+        begin = 0
+        for positions in (*(s.order[ranges(s.start, s.stop)] for s in segments), *bundles):
+            members[begin : begin + len(positions)] = positions
+            begin += len(positions)
+        return cut(group, members, batch_of, self.num_batches)
 
     def _enter(
         self,
@@ -260,12 +288,13 @@ class Layout:
         in_slots: np.ndarray,
         group_of_batch: np.ndarray | None,
     ) -> Entries:
-        content = np.add.reduceat(self.pieces.content, first)
+        content = np.add.reduceat(self.pieces.content, first) if len(first) else self.pieces.content
+        self.pieces = replace(self.pieces, content=content[:0])  # of no more use
         spans = in_slots.copy()
         spans[in_slots] = self.opens[group[in_slots]] < self.closes[group[in_slots]]
-        here = np.flatnonzero(spans)
+        here = np.flatnonzero(spans).astype(np.int32)
         here = here[np.argsort(group[here], kind="stable")]
-        label, batch = group[here], batch[here]
+        label, batch, content = group[here], batch[here], content[here]
         until = np.full(len(here), -1, np.int32)
         if group_of_batch is not None:
             # The last batch of a label in each group of sequences but the last.
@@ -273,7 +302,7 @@ class Layout:
                 (label[1:] == label[:-1]) & (group_of_batch[batch[1:]] != group_of_batch[batch[:-1]])
             )
             until[leaves] = self.closes[label[leaves]]
-        return share_slots(label, batch, first[here], content[here], until, self.num_batches)
+        return share_slots(label, batch, first[here], content, until, self.num_batches)
 
     def work(self, number: int, first_position: int) -> dict[str, np.ndarray]:
         """What `Batch` says of pieces, groups and slots, for one batch."""

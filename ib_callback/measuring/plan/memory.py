@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import gc
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,9 +108,16 @@ def is_of_measuring(error: BaseException) -> bool:
     return bool(error.__dict__.get("of_measuring", False))
 
 
+def trim() -> None:
+    """Give free pages back to the system, where the C library can; of planning, glibc keeps as many as the plan has."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def let_go() -> None:
     """Give back what a failed pass held, once no traceback holds it any more."""
     gc.collect()
+    trim()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
