@@ -181,7 +181,7 @@ def _add_meter_arguments(group: Any) -> None:
     add("--last-block", "last_block", "measure the last block before the final norm, too", action="store_true")
     add("--companion", "companions", "rankme or alpha_req; repeatable", action="append", metavar="NAME")
     add("--batch-size", "batch_size", "sequences in a forward pass", type=int, metavar="N")
-    add("--memory-budget", "memory_budget", "for histograms; layers are measured in groups", type=int, metavar="BYTES")
+    add("--memory-budget", "memory_budget", "beside the model; layers are measured in groups", metavar="BYTES|8GiB")
     add(
         "--standard-errors", "standard_errors", "estimate them, from 16 groups of sequences or so many", nargs="?",
         type=int, const=True, metavar="GROUPS",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from typing import Any
 
 import numpy as np
@@ -30,4 +31,33 @@ def check_integer(name: str, value: Any, *, minimum: int, cure: str) -> int:
         raise TypeError(f"{expected}, got {value!r} ({type(value).__name__}); {cure}.")
     if number < minimum:
         raise ValueError(f"{expected}, got {number}; {cure}.")
+    return number
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def check_bytes(name: str, value: Any, *, cure: str) -> int:
+    """Return a number of bytes: an integer of at least 1, or text with a unit.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was passed.
+        cure: what to pass instead, as the end of a sentence.
+
+    Raises:
+        TypeError: neither text nor an integer.
+        ValueError: text of another form, or less than a byte.
+
+    >>> check_bytes("budget", "1.5 GiB", cure=""), check_bytes("budget", "500MB", cure="")
+    (1610612736, 500000000)
+    """
+    if not isinstance(value, str):
+        return check_integer(name, value, minimum=1, cure=cure)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
+    unit = None if match is None else _UNITS.get(match.group(2).lower())
+    number = 0 if match is None or unit is None else int(float(match.group(1)) * unit)
+    if number < 1:
+        raise ValueError(f'{name}: expected bytes, or text such as "8GiB" or "500 MB", got {value!r}; {cure}.')
     return number

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -154,21 +155,19 @@ class Ranks:
                 raise failure
             return
         every = self.of_every(
-            None
-            if failure is None
-            else (type(failure), str(failure), describe(failure), getattr(failure, "of_all_ranks", False))
+            None if failure is None else (type(failure), str(failure), describe(failure), _marks(failure))
         )
         rank, found = next(((rank, found) for rank, found in enumerate(every) if found is not None), (0, None))
         if found is None:
             return
-        kind, text, described, is_of_all = found
-        where = "" if is_of_all or all(each == found for each in every) else f"rank {rank}: "
+        kind, text, described, marks = found
+        where = "" if marks.get("of_all_ranks") or all(each == found for each in every) else f"rank {rank}: "
         error: Any
         try:
             error = kind(where + text)
         except Exception:  # a kind that takes other arguments
             error = RuntimeError(where + described)
-        error.of_all_ranks = True
+        error.__dict__.update(marks, of_all_ranks=True)
         raise error from failure
 
     def agree_on(self, kept: Kept) -> None:
@@ -250,6 +249,11 @@ _made: dict[tuple[Any, tuple[int, ...]], Any] = {}
 _control_groups: dict[Any, Any] = {}
 
 
+def _marks(error: Exception) -> dict[str, bool]:
+    """What was noted on an error."""
+    return {name: value for name, value in vars(error).items() if isinstance(value, bool)}
+
+
 def _devices(group: Any) -> set[str]:
     return {device.type for device in group._device_types}
 
@@ -290,6 +294,13 @@ def launched(device: str) -> Iterator[Ranks]:
 def is_launched() -> bool:
     """Whether a launcher has started this process as one of several."""
     return os.environ.get("WORLD_SIZE", "1") != "1" and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def this_machine() -> str:
+    """What tells the machine of this process from others, and one container on it from another."""
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        return f"{socket.gethostname()} {file.read().strip()}"
+    return socket.gethostname()
 
 
 def is_distributed() -> bool:

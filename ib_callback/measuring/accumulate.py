@@ -12,7 +12,10 @@ from torch import Tensor
 
 from ib_callback.estimator.histogram import divergence, entropy, segment_sum, sensitivity
 from ib_callback.measuring.plan.jackknife import ROWS, JackknifePlan, Shares
-from ib_callback.measuring.plan.plan import Batch, NullPlan, Plan
+from ib_callback.measuring.plan.plan import Batch, LateLabels, NullPlan, Plan
+
+# Numbers whose divergences are taken at a time.
+_DIVERGENCES = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -136,12 +139,13 @@ class Accumulator:
         self._at = at = _Place(num_layers, num_bins, device)
         columns = num_layers * num_bins
         num_sets = len(plan.label_sets)
-        self._slots = torch.empty(plan.num_slots, columns, dtype=torch.float32, device=device)
+        self._slots = torch.empty(plan.num_slots + 1, columns, dtype=torch.float32, device=device)
+        self._slots[plan.num_slots] = 0.0  # what a label's first share begins from
         self._kept = at.zeros(plan.num_kept, columns)
         self._conditional = at.zeros(num_sets, num_layers)
         self._single = at.zeros(num_layers)
         self._sets = torch.arange(num_sets, device=at.exact).unsqueeze(1)
-        self._groups = None if plan.jackknife is None else _GroupSums(plan.jackknife, num_sets, at)
+        self._groups = None if plan.jackknife is None else _GroupSums(plan.jackknife, plan.late, num_sets, at)
 
     def add(self, batch: Batch, assignments: Tensor) -> None:
         """Add one batch.
@@ -151,6 +155,8 @@ class Accumulator:
             assignments: [T_b, L, num_bins], float32.
         """
         on, at = self._at.on, self._at
+        if self._groups is not None:
+            self._groups.snap(batch, self._kept)
         rows = assignments.reshape(len(batch.positions), -1)
         pieces = segment_sum(rows, on(batch.members), on(batch.offsets))
         if len(batch.long_target):
@@ -169,14 +175,17 @@ class Accumulator:
             single = alone.sum(0)
             self._single += single
             finished.append(self._finish(alone, batch.alone, torch.ones_like(batch.alone)))
-        done = at.entropy(pieces[on(batch.done_piece)])
+        done = at.entropy(pieces[on(batch.done_piece)])[at.to(batch.done_row)]
         finished.append(self._finish(done, batch.done_sets, batch.done_count))
         self._slots[on(batch.open_slot)] = pieces[on(batch.open_piece)]
-        self._slots[on(batch.more_slot)] += pieces[on(batch.more_piece)]
-        closing = at.entropy(self._slots[on(batch.close_slot)])
+        more = self._slots[on(batch.more_slot)]
+        more += pieces[on(batch.more_piece)]
+        self._slots[on(batch.more_to)] = more
+        del more
+        closing = at.entropy(self._slots[on(batch.close_slot)])[at.to(batch.close_row)]
         self._finish(closing, batch.close_sets, batch.close_count)
         if self._groups is not None:
-            self._groups.add(batch, single, finished, self._slots, self._kept, closing)
+            self._groups.add(batch, single, finished, self._slots, closing)
 
     def sums(self) -> Sums:
         """The sums after the last batch; to be asked for once."""
@@ -203,27 +212,33 @@ class Accumulator:
     def _null(self, plan: NullPlan) -> Tensor:
         unions = torch.from_numpy(plan.design.unions).to(self._at.exact) @ self._kept[plan.parts]
         whole = self._kept[plan.total].view(self._at.shape)
-        parts = (self._kept[plan.subsets], unions)
-        return torch.cat([divergence(rows.view(-1, *self._at.shape), whole) for rows in parts]).cpu()
+        # A few histograms at a time: the logarithms of all would take several times what is kept.
+        size = max(1, _DIVERGENCES // self._kept.shape[1])
+        rows = (*self._kept[plan.subsets].split(size), *unions.split(size))
+        return torch.cat([divergence(some.view(-1, *self._at.shape), whole) for some in rows if len(some)]).cpu()
 
 
 class _GroupSums:
     """Accumulates `JackknifeSums` beside an Accumulator."""
 
-    def __init__(self, plan: JackknifePlan, num_sets: int, at: _Place) -> None:
-        self._plan, self._at = plan, at
+    def __init__(self, plan: JackknifePlan, late: LateLabels, num_sets: int, at: _Place) -> None:
+        self._plan, self._late, self._at = plan, late, at
         num_layers, num_bins = at.shape
         columns = num_layers * num_bins
         self._snapshots = torch.empty(plan.num_snapshots + 1, columns, dtype=torch.float32, device=at.device)
-        self._snapshots[plan.num_snapshots] = 0.0  # what a label's first share begins from
+        self._snapshots[plan.num_snapshots] = 0.0
         self._removed = at.zeros(num_sets, len(plan.taken), num_layers)
         self._single = at.zeros(plan.taken.shape[1], num_layers)
         self._sets = torch.arange(num_sets, device=at.exact).unsqueeze(1)
         self._omissions = torch.arange(len(plan.taken), device=at.exact).unsqueeze(1)
 
-    def add(
-        self, batch: Batch, single: Tensor | None, finished: list[Tensor], slots: Tensor, kept: Tensor, closing: Tensor
-    ) -> None:
+    def snap(self, batch: Batch, kept: Tensor) -> None:
+        """Take the snapshots of late labels that the batch's group has for the first time, before it is added."""
+        here, on, to = batch.grouped, self._at.on, self._at.to
+        assert here is not None
+        self._snapshots[on(here.kept_to)] = kept[to(here.kept_from)].to(self._at.device, torch.float32)
+
+    def add(self, batch: Batch, single: Tensor | None, finished: list[Tensor], slots: Tensor, closing: Tensor) -> None:
         """Add one batch, after its pieces were added to slots and kept histograms.
 
         Args:
@@ -231,7 +246,6 @@ class _GroupSums:
             single: [L] sum of the entropies of its positions; None if nobody asked for them.
             finished: [label sets, L] each, what labels that lie in this batch alone add.
             slots: [num_slots, L * num_bins] histograms of labels.
-            kept: [num_kept, L * num_bins] kept histograms.
             closing: [G, L] entropies of the labels that end in it.
         """
         here, on, to = batch.grouped, self._at.on, self._at.to
@@ -242,15 +256,15 @@ class _GroupSums:
         # Of labels that lie in one group nothing is left without it.
         for conditional in (*finished, weights.double() @ closing[to(here.confined)]):
             self._removed[:, here.omissions] += conditional.unsqueeze(1)
-        self._shares(here.shares, slots, on(batch.close_slot), closing)
-        self._snapshots[on(here.slot_to)] = slots[on(here.slot_from)]
-        self._snapshots[on(here.kept_to)] = kept[to(here.kept_from)].to(self._at.device, torch.float32)
+        row = on(batch.close_slot)[on(batch.close_row)]
+        self._shares(here.shares, (batch.close_sets, batch.close_count), slots, row, closing, slots)
 
     def sums(self, kept: Tensor, kept_entropy: Tensor, late: slice) -> JackknifeSums:
         """The sums after the last batch, from the kept histograms and their entropies."""
         if len(self._plan.late):
             rows = torch.arange(late.start, late.stop, device=kept.device)
-            self._shares(self._plan.late, kept, rows, kept_entropy[late])
+            labels = (self._late.sets, self._late.count)
+            self._shares(self._plan.late, labels, kept, rows, kept_entropy[late], self._snapshots)
         taken = torch.from_numpy(self._plan.taken).to(kept)
         rest = [
             (kept[total] - taken @ kept[parts]).clamp_min(0.0)
@@ -259,20 +273,38 @@ class _GroupSums:
         totals = torch.stack([self._at.entropy(rows) for rows in rest])
         return JackknifeSums(self._removed.cpu(), self._single.cpu(), totals.cpu())
 
-    def _shares(self, shares: Shares, histograms: Tensor, histogram_of_row: Tensor, entropies: Tensor) -> None:
-        """Labels that span groups: the entropy of what is left of them without each."""
+    def _shares(
+        self,
+        shares: Shares,
+        labels: tuple[Tensor, Tensor],
+        histograms: Tensor,
+        histogram_of_row: Tensor,
+        entropies: Tensor,
+        running: Tensor,
+    ) -> None:
+        """Labels that span groups: the entropy of what is left of them without each.
+
+        Args:
+            shares: of the labels.
+            labels: label sets and numbers of positions of the finished labels.
+            histograms: where those of the finished labels are.
+            histogram_of_row: [labels] which of them is whose.
+            entropies: [labels, L] of these.
+            running: histograms that `shares` are between.
+        """
+        sets, count = labels
         for begin in range(0, len(shares), ROWS):
             part = shares[begin : begin + ROWS]
             row, after = self._at.on(part.row), self._at.on(part.after)
             whole = histograms[histogram_of_row[row.to(histogram_of_row.device)]]
-            behind = whole - self._snapshots[after.clamp_min(0)].to(whole)
+            behind = whole - running[after.clamp_min(0)].to(whole)
             behind[(after < 0).to(behind.device)] = 0.0
-            left = (behind.clamp_min(0.0) + self._snapshots[self._at.on(part.before)].to(whole)).to(self._at.exact)
+            left = (behind.clamp_min(0.0) + running[self._at.on(part.before)].to(whole)).to(self._at.exact)
             rest = self._at.to(part.rest).unsqueeze(1)
             # A histogram of which nothing is left has no entropy, and no weight.
             left.add_((rest == 0).to(left))
-            change = self._at.to(part.count).unsqueeze(1) * entropies[self._at.to(part.row)]
+            change = self._at.to(count[part.row]).unsqueeze(1) * entropies[self._at.to(part.row)]
             change -= rest * self._at.entropy(left)
             omitted = self._at.bits(part.omissions, self._omissions)
-            weights = self._at.bits(part.sets, self._sets)[:, None] * omitted
+            weights = self._at.bits(sets[part.row], self._sets)[:, None] * omitted
             self._removed += (weights.double().flatten(0, 1) @ change).view_as(self._removed)

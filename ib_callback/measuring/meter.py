@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,15 +19,15 @@ from torch import Tensor, nn
 
 from ib_callback.bound.curve import IBCurve
 from ib_callback.bound.probe_curve import probe_curve
-from ib_callback.common.checks import check_integer
+from ib_callback.common.checks import check_bytes, check_integer
 from ib_callback.common.errors import ModelError, ProbeError, RanksError, RepresentationError
 from ib_callback.common.messages import warn
 from ib_callback.common.progress import progress_bar
-from ib_callback.common.ranks import Kept, Ranks
+from ib_callback.common.ranks import Kept, Ranks, this_machine
 from ib_callback.common.version import __version__
 from ib_callback.estimator.functional import check_weighting
 from ib_callback.estimator.quantise import check_seed, check_temperature
-from ib_callback.measuring.accumulate import Sums
+from ib_callback.measuring.accumulate import Accumulator, Sums
 from ib_callback.measuring.companions import COMPANIONS
 from ib_callback.measuring.model import access, bidirectional, crosscheck
 from ib_callback.measuring.model.access import Layer, Layers
@@ -52,7 +55,10 @@ from ib_callback.measuring.model.loss import (
 from ib_callback.measuring.model.parallel import Parallelism, parallelism
 from ib_callback.measuring.model.parameters import ChangedParametersError, unchanged_parameters
 from ib_callback.measuring.plan.builder import MAX_LABEL_SETS
+from ib_callback.measuring.plan.file import read_plan, shared_plan
+from ib_callback.measuring.plan.memory import Means, Need, bytes_of, cheaper, is_of_measuring, let_go, own_work
 from ib_callback.measuring.plan.plan import Batch, Plan
+from ib_callback.measuring.plan.summary import PlanSummary, layers_of_rank
 from ib_callback.measuring.planner import make_plan
 from ib_callback.measuring.presets import takes_presets, tell_of_size
 from ib_callback.measuring.quantities.documents import Documents, has_baseline
@@ -167,8 +173,9 @@ class Meter:
         companions: comparison measures to compute, of "rankme" and "alpha_req" (measuring/companions.py).
         companion_layers: of which layers: "last", "late" (the last quarter) or "all".
         batch_size: sequences in a forward pass; halved for good when memory runs out.
-        memory_budget: bytes for histograms and assignments; layers are measured in as many groups, each with a
-            pass of its own, as this asks for. None: all at once.
+        memory_budget: what a measurement may take beside the model and its forward, in bytes or as text such as
+            "8GiB" or "500 MB": layers are measured in as many groups, each with a pass of its own, as this asks for.
+            None: all at once, and in groups from when memory has run out (docs/memory.md).
         forward: callable(model, input_ids [B, S], attention_mask [B, S]) that runs the model, for models whose
             own call differs.
         progress: whether to show a bar when a measurement takes more than two seconds.
@@ -219,7 +226,7 @@ class Meter:
         companions: str | Iterable[str] = (),
         companion_layers: str = "last",
         batch_size: int = 8,
-        memory_budget: int | None = None,
+        memory_budget: int | str | None = None,
         forward: Forward | None = None,
         progress: bool = False,
         feature_probes: FeatureProbes = (),
@@ -265,9 +272,7 @@ class Meter:
         self.companions, self.companion_layers = choose_companions(companions, companion_layers)
         self.batch_size = check_integer("batch_size", batch_size, minimum=1, cure="8 is the default")
         self.memory_budget = (
-            None
-            if memory_budget is None
-            else check_integer("memory_budget", memory_budget, minimum=1, cure="it is in bytes, None for no limit")
+            None if memory_budget is None else check_bytes("memory_budget", memory_budget, cure="None is for no limit")
         )
         if forward is not None and not callable(forward):
             raise TypeError(f"forward: expected callable(model, input_ids, attention_mask), got {forward!r}.")
@@ -291,6 +296,8 @@ class Meter:
         self._cross_checked: set[tuple[str, ...]] = set()  # likewise, and by the names of the layers
         self._routes = Routes()
         self._told: set[str] = set()
+        self._at_once: int | None = None  # layers, and where histograms are: known once memory has run out
+        self._on_host = False
         self._further = [
             (self._for_features(other), names)
             for other, names in named_features(feature_probes, self.orders, self.features)
@@ -418,13 +425,11 @@ class Meter:
     def _preflight(self, model: nn.Module, root: nn.Module, team: Team) -> Preflight:
         layers = self._layers(root)
         plan = self.plan()
-        groups = self._groups(plan, self._captured(root, layers), team)
-        memory = plan.memory(len(groups[0]) * self._views(1).num_variants, self.num_bins)
-        memory += self._predicted_plan().memory(1, NUMBER) if self.prediction else 0
-        readout = self._readout(root, plan, team, len(groups[0])) if self.readout else None
-        waiting = 0 if readout is None else readout.waiting()
-        memory += waiting + (0 if readout is None else readout.memory())
-        _warn_if_short(access.device_of(root), memory, waiting)
+        readout = self._readout(root, plan, team, len(layers)) if self.readout else None
+        need = self._need(plan, readout, access.device_of(root), team.ranks.size, team.num_crews)
+        groups = self._groups(root, plan, self._captured(root, layers), team)
+        memory = need.of(layers_of_rank(len(groups[0]), team.ranks.size))
+        _warn_if_short(access.device_of(root), memory, 0 if readout is None else readout.waiting())
         with unchanged_parameters(root, copied=True), untouched(root), resharded(root):
             forward = self._forward(root, team)
 
@@ -463,10 +468,97 @@ class Meter:
             ),
         )
 
+    def plan_summary(
+        self, model: nn.Module | None = None, *, num_layers: int | None = None, num_ranks: int = 1
+    ) -> PlanSummary:
+        """What a measurement will take: labels, memory by part, passes and predicted seconds; `str()` is a text of it.
+
+        Seconds are those of this machine: batches of a small part of the probe are added up, and one batch is run
+        through the model, if there is one. Ranks share forwards and layers alike.
+
+        Args:
+            model: to be measured; it says how many layers there are.
+            num_layers: instead of a model, of which no forwards are predicted then.
+            num_ranks: that share a measurement, as in data-parallel training.
+
+        Raises:
+            ModelError, ProbeError: as `preflight`; also where `memory_budget` is too small.
+            ValueError: neither a model nor a number of layers, or both.
+        """
+        if (model is None) == (num_layers is None):
+            raise ValueError("plan_summary: expected a model, or num_layers= without one, such as num_layers=32.")
+        check_integer("num_ranks", num_ranks, minimum=1, cure="1 is for one process")
+        root = None if model is None else access.unwrap(model)
+        if root is None:
+            number = check_integer("num_layers", num_layers, minimum=1, cure="32 is that of a model of 7B")
+            device, readout = torch.device("cpu"), None
+        else:
+            number, device = len(self._captured(root, self._layers(root))), access.device_of(root)
+            readout = self._readout(root, self.plan(), Team.alone(), number) if self.readout else None
+        plan = self.plan()
+        need = self._need(plan, readout, device, num_ranks, num_ranks)
+        own = layers_of_rank(number, num_ranks)
+        at_once = min(own, self._at_once or own)
+        if self.memory_budget is not None:
+            at_once = need.layers_within(self.memory_budget, at_once, probe=self.probe.name)
+        variants = self._views(1).num_variants
+        parts = plan.memory_by_part(at_once * variants, self.num_bins)
+        if num_ranks > 1:  # of all their layers, what is sent of it, and as much received of all ranks
+            together = min(number, at_once * num_ranks) * variants
+            parts["assignments"] = 3 * plan.memory_by_part(together, self.num_bins)["assignments"]
+        of_plan = bytes_of([plan, self._predicted_plan() if self.prediction else None])
+        parts |= {"plan": of_plan, "views": max(0, need.beside - of_plan)}
+        passes = math.ceil(own / at_once)
+        singletons = sum(
+            round(float(each.share[each.count == 1].sum()) * label_set.num_positions)
+            for each, label_set in zip(plan.counts, plan.label_sets, strict=True)
+        )
+        forward = None if root is None else self._seconds_of_a_forward(root, plan) * len(plan.batches)
+        return PlanSummary(
+            num_sequences=len(self.probe),
+            num_positions=plan.num_positions,
+            num_layers=number,
+            num_ranks=num_ranks,
+            labels=sum(label_set.num_labels for label_set in plan.label_sets),
+            singletons=singletons,
+            slots=plan.num_slots,
+            bytes_by_part=parts,
+            passes=passes + self.center,
+            seconds_adding=own * variants * plan.num_positions * self._seconds_of_adding(device),
+            seconds_forward=None if forward is None else forward * (passes + self.center) / num_ranks,
+        )
+
+    def _seconds_of_adding(self, device: torch.device) -> float:
+        """For each position and layer, from the first batches of the probe."""
+        part = self.probe.input_ids[: 4 * self.batch_size], self.probe.attention_mask[: 4 * self.batch_size]
+        few = copy.copy(self)
+        few.probe, few.features, few._plans, few.standard_errors = Probe.from_tokens(*part), (), {}, 0
+        plan = few.plan()
+        table = torch.rand(max(len(batch.positions) for batch in plan.batches), 4, self.num_bins, device=device)
+        accumulator = Accumulator(plan, 4, self.num_bins, weighting=self.weighting, device=device)
+        started = time.perf_counter()
+        for batch in plan.batches:
+            accumulator.add(batch, table[: len(batch.positions)])
+        accumulator.sums()  # waits for the device
+        return (time.perf_counter() - started) / (4 * plan.num_positions)
+
+    def _seconds_of_a_forward(self, root: nn.Module, plan: Plan) -> float:
+        """Of the first batch, once the model has run it before."""
+        batch, times = plan.batches[0], []
+        with self._visit(root):
+            for _ in range(2):
+                started = time.perf_counter()
+                self._forward(root).alone(torch.arange(batch.sequences.start, batch.sequences.stop), batch.width)
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - started)
+        return times[-1]
+
     def measure(self, model: nn.Module, *, step: int | None = None) -> Measurement:
         """Measure `model` as it is.
 
-        When memory runs out, the pass is repeated with half the batch, down to one sequence.
+        When memory runs out, measuring is tried again, and from then on done, with fewer layers at a time where our own
+        work needs too much, and with smaller batches where the model's forward does (docs/memory.md).
 
         Args:
             model: in any mode, on any device, wrapped for data parallelism or compiled.
@@ -475,7 +567,7 @@ class Meter:
         Raises:
             ModelError, ProbeError: as `preflight`; after a forward that changed parameters the model is not run again.
             RepresentationError: zero vectors, NaN or inf at valid positions.
-            torch.OutOfMemoryError: even one sequence at a time does not fit.
+            torch.OutOfMemoryError: even one layer of one sequence at a time does not fit.
 
         Returns:
             The point; information in fractions of log(num_bins), as Conklin et al. (ICLR 2026) plot it.
@@ -599,7 +691,36 @@ class Meter:
         every = [each for each in ranks.of_every(mine) if each is not None]
         _check_alike([settings for settings, _ in every])
         in_step = any(how.is_sharded for _, how in every)
+        for meter in meters:
+            meter._plan_with(ranks)
         return Team(ranks, crews_of([how.together for _, how in every], ranks.numbers()), in_step=in_step)
+
+    def _plan_with(self, ranks: Ranks) -> None:
+        """Make the plan for the present batch size on one rank of each machine; the others map its file."""
+        if not any(ranks.of_every(self.batch_size not in self._plans)):
+            return
+        machines = ranks.of_every(this_machine())
+        planner = machines.index(machines[ranks.rank])
+        kept = Kept()
+        with ExitStack() as files:
+            path: Path | None = None
+            if ranks.rank == planner:
+                plan = kept(self.plan)
+                if plan is not None and machines.count(machines[planner]) > 1:
+                    path = kept(lambda: files.enter_context(shared_plan(plan)))
+            ranks.agree_on(kept)
+            paths = ranks.of_every(path)
+            if ranks.rank != planner:
+                kept(lambda: self._take_plan(paths[planner]))
+            ranks.agree_on(kept)  # all have it before it is removed
+
+    def _take_plan(self, path: Path | None) -> None:
+        """That of a file of another process of this machine; one of its own where the file cannot be had."""
+        try:
+            assert path is not None
+            self._plans = {self.batch_size: read_plan(path)}
+        except (OSError, ValueError):  # as where the machine's processes do not see each other's files
+            self.plan()
 
     def _agreed_settings(self, root: nn.Module) -> dict[str, str]:
         """What ranks that share a measurement must have alike, by name, as texts to be compared."""
@@ -815,18 +936,35 @@ class Meter:
     def _forward(self, root: nn.Module, team: Team | None = None, losses: LossPass | None = None) -> ProbeForward:
         return ProbeForward(root, self.probe, self._quantiser, self.forward, losses, team)
 
-    def _groups(self, plan: Plan, layers: list[Layer], team: Team) -> list[list[Layer]]:
-        """Layers cut into groups that fit the memory budget of each rank."""
-        if self.memory_budget is None:
-            return [layers]
+    def _need(self, plan: Plan, readout: Readout | None, device: torch.device, num_ranks: int, num_crews: int) -> Need:
+        """Bytes of a measurement on one rank, where histograms are; of a readout that is None, nothing waits."""
+        predicted = self._predicted_plan() if self.prediction else None
+        beside = 0 if predicted is None else predicted.memory(1, NUMBER)
+        # In one layer's hook: logits and assignments of all tokens of a batch.
+        beside += 8 * self.num_bins * max((b.sequences.stop - b.sequences.start) * b.width for b in plan.batches)
+        own = plan.memory(1, NUMBER) if self.readout else 0
+        waiting = 0 if readout is None else readout.waiting()
+        if self._on_host or device.type == "cpu":
+            beside += waiting + bytes_of([plan, predicted])
+        # States that wait are added up when the layers are done; others as they come.
+        after = beside + own if waiting else 0
+        beside += 0 if waiting else own
         each = plan.memory(self._views(1).num_variants, self.num_bins)
-        size = self.memory_budget // each
-        if size < 1:
-            raise ProbeError(
-                f"memory_budget: one layer needs {each:,} bytes for probe {self.probe.name!r}, got "
-                f"{self.memory_budget:,}. Raise it, or use fewer sequences, orders or bins."
-            )
-        size *= team.ranks.size
+        # Of each own layer a rank has the assignments of all ranks' layers in its batch, too, and what it exchanges.
+        rows = max(len(batch.positions) for batch in plan.batches)
+        tables = num_ranks + 2 * num_crews - 1 if num_ranks > 1 else 0
+        each += 4 * self.num_bins * self._views(1).num_variants * rows * tables
+        return Need(each, beside, after)
+
+    def _groups(self, root: nn.Module, plan: Plan, layers: list[Layer], team: Team) -> list[list[Layer]]:
+        """Layers cut into groups that fit the memory budget of each rank, and what memory there turned out to be."""
+        size = self._at_once or len(layers)
+        if self.memory_budget is not None:
+            readout = self._readout(root, plan, team, len(layers)) if self.readout else None
+            need = self._need(plan, readout, access.device_of(root), team.ranks.size, team.num_crews)
+            most = layers_of_rank(len(layers), team.ranks.size)
+            of_rank = need.layers_within(self.memory_budget, most, probe=self.probe.name)
+            size = min(size, of_rank * team.ranks.size)
         return [layers[i : i + size] for i in range(0, len(layers), size)]
 
     def _sums(self, root: nn.Module, layers: list[Layer], team: Team, losses: LossPass | None = None) -> _Passes:
@@ -842,26 +980,43 @@ class Meter:
                 of_probe.of_all_ranks = True
                 raise of_probe from error
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.batch_size == 1:
+                if not is_out_of_memory(error):
+                    raise
+                means = self._cheaper(root, layers, team, of_measuring=is_of_measuring(error))
+                if means is None:
                     raise
             # Outside the except block, so that the failed pass's tensors are no longer held by its traceback.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self.batch_size = max(1, self.batch_size // 2)
+            let_go()
+            self.batch_size, self._at_once, self._on_host = means.batch_size, means.layers, means.on_host
             warn(
-                f"out of memory while measuring; trying again with batch_size={self.batch_size}, also from now on.",
-                stacklevel=3,
+                f"out of memory while measuring; trying again with {means.describe()}, also from now on.", stacklevel=3
             )
+
+    def _cheaper(self, root: nn.Module, layers: list[Layer], team: Team, *, of_measuring: bool) -> Means | None:
+        """What to try after memory ran out, the same on all ranks; None: nothing is left."""
+        means = Means(self.batch_size, self._at_once, self._on_host)
+        plan = self.plan()
+        host_layers = 0
+        if access.device_of(root).type != "cpu":
+            each = plan.memory(self._views(1).num_variants, self.num_bins)
+            host_layers = max(1, min(len(layers), (free_memory(torch.device("cpu")) or 0) * 3 // 4 // each))
+        at_once = len(self._groups(root, plan, layers, team)[0])
+        found = cheaper(means, at_once, of_measuring=of_measuring, host_layers=host_layers)
+        return team.ranks.of_first(found)  # for they may have more memory left or less
+
+    def _accumulates_on(self, root: nn.Module) -> torch.device:
+        """Where histograms are."""
+        return torch.device("cpu") if self._on_host else access.device_of(root)
 
     def _passes(self, root: nn.Module, layers: list[Layer], team: Team, losses: LossPass | None) -> _Passes:
         """The same with the batch size as it is. What it holds is let go of before a smaller batch is tried."""
         kept = Kept()
-        plan = kept(self.plan)
-        team.ranks.agree_on(kept)
-        assert plan is not None
+        if not team.is_alone:
+            self._plan_with(team.ranks)
+        plan = self.plan()
         centers = self._mean_states(root, plan, layers, team) if self.center else None
         accompanied = self._accompanied(len(layers) - self.last_block)
-        groups = kept(lambda: self._groups(plan, layers, team))
+        groups = kept(lambda: self._groups(root, plan, layers, team))
         aimed = kept(lambda: self._aimed(root, plan, team, losses, len(groups[0]) if groups else 0))
         team.ranks.agree_on(kept)
         assert groups is not None
@@ -875,7 +1030,8 @@ class Meter:
             parts.append(sums)
             moments.append(of_group)
             start = stop
-        outcomes = {name: codebook.outcome() for name, codebook in aimed.items()}
+        with own_work():
+            outcomes = {name: codebook.outcome() for name, codebook in aimed.items()}
         of_loss = self.loss and losses is not None and losses.outcome().is_failure  # which tells of itself
         for name, outcome in outcomes.items():
             if outcome.is_failure and not (name == "prediction" and of_loss):
@@ -909,13 +1065,10 @@ class Meter:
             [variant * len(layers) + layer for variant in range(self._views(1).num_variants) for layer in share]
             for share in team.shares(len(layers))
         ]
-        device = access.device_of(root)
+        device = self._accumulates_on(root)
         kept = Kept()
-        accumulator = kept(
-            lambda: SharedAccumulator(
-                plan, columns, self.num_bins, weighting=self.weighting, device=device, team=team, kept=kept
-            )
-        )
+        make = partial(SharedAccumulator, plan, columns, self.num_bins, weighting=self.weighting, device=device)
+        accumulator = kept(own_work()(partial(make, team=team, kept=kept)))
         team.ranks.agree_on(kept)
         assert accumulator is not None
         moments = Moments(len(layers), second)
@@ -939,14 +1092,17 @@ class Meter:
             losses.share(team.peers)
         moments.share(team.peers)
         self._autocast = forward.autocast
-        sums = kept(accumulator.sums)
+        sums = kept(own_work()(accumulator.sums))
         team.ranks.agree_on(kept)
         return sums, moments
 
     def _readout(self, root: nn.Module, plan: Plan, team: Team, num_layers: int) -> Readout:
         limit = min(KEPT, self.memory_budget or KEPT)
-        tokens = frequent_tokens(self.probe, NUMBER)
-        return Readout(root, plan, tokens, weighting=self.weighting, limit=limit, team=team, num_layers=num_layers)
+        device = torch.device("cpu") if self._on_host else None
+        return Readout(
+            root, plan, frequent_tokens(self.probe, NUMBER),
+            weighting=self.weighting, limit=limit, team=team, num_layers=num_layers, device=device,
+        )  # fmt: skip
 
     def _aimed(
         self, root: nn.Module, plan: Plan, team: Team, losses: LossPass | None, num_layers: int
@@ -958,7 +1114,7 @@ class Meter:
         if self.prediction and losses is not None:
             found["prediction"] = Prediction(
                 self._predicted_plan(), losses,
-                weighting=self.weighting, device=access.device_of(root), team=team, num_layers=num_layers,
+                weighting=self.weighting, device=self._accumulates_on(root), team=team, num_layers=num_layers,
             )  # fmt: skip
         return found
 

@@ -7,6 +7,7 @@ import numpy as np
 from ib_callback.common.errors import ProbeError
 from ib_callback.measuring.plan.builder import Builder
 from ib_callback.measuring.plan.jackknife import Groups, group_sequences
+from ib_callback.measuring.plan.memory import trim
 from ib_callback.measuring.plan.plan import Baseline, Plan, Wanted
 from ib_callback.measuring.quantities import kinds
 from ib_callback.measuring.thinning import positions_for_prediction
@@ -58,7 +59,10 @@ def make_plan(
     wanted = Wanted(probe, orders if planes else {}, features, total, null, baseline, seed)
     quantities = tuple(quantity for kind in kinds() for quantity in kind.plan(builder, wanted))
     bounds = np.append(np.arange(0, len(mask), batch_size), len(mask)) if groups is None else groups.batch_bounds
-    return builder.build(mask, bounds, total, quantities)
+    plan = builder.build(mask, bounds, total, quantities)
+    del builder
+    trim()
+    return plan
 
 
 def _labelled(positions: Positions, tables: list[np.ndarray]) -> Positions:

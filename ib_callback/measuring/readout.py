@@ -260,7 +260,7 @@ class Readings:
         """
         divergences = self._nulls[null.number]
         of = divergences.mean(1) if layer is None else divergences[:, layer]
-        subsets, unions = np.split(of.numpy(), [len(null.design.subsets)])
+        subsets, unions = np.split(of.numpy(), [len(null.design.subset_size)])
         return SubsetCurve.estimate(null.design, subsets, unions, single)
 
 

@@ -22,6 +22,7 @@ from ib_callback.common.errors import RanksError
 from ib_callback.common.messages import describe
 from ib_callback.common.ranks import Kept, Ranks
 from ib_callback.measuring.accumulate import Accumulator, Sums
+from ib_callback.measuring.plan.memory import own_work
 from ib_callback.measuring.plan.plan import Batch, Plan
 
 Thing = TypeVar("Thing")
@@ -166,7 +167,7 @@ class SharedAccumulator:
         team: Team,
         kept: Kept,
     ) -> None:
-        self._team, self._num_bins, self._kept = team, num_bins, kept
+        self._team, self._num_bins, self._kept, self._device = team, num_bins, kept, device
         own = len(columns[team.ranks.rank])
         self._own = (own, num_bins)
         self._accumulator = Accumulator(plan, own, num_bins, weighting=weighting, device=device) if own else None
@@ -196,7 +197,7 @@ class SharedAccumulator:
         from_each = [number * self._own[0] * self._num_bins for number in rows]
         sent, received = self._sent[: sum(to_each)], self._received[: sum(from_each)]
         if assignments is not None and self._kept.error is None:
-            self._kept(lambda: self._fill(sent.split(to_each), assignments.to(sent.device)))
+            self._kept(own_work()(lambda: self._fill(sent.split(to_each), assignments.to(sent.device))))
         self._team.peers.exchange(received, sent, from_each, to_each)
         for batch, part in zip(batches, received.split(from_each), strict=True):
             if batch is not None:
@@ -209,7 +210,7 @@ class SharedAccumulator:
     def _add(self, batch: Batch, assignments: Tensor) -> None:
         accumulator = self._accumulator
         if accumulator is not None and self._kept.error is None:
-            self._kept(lambda: accumulator.add(batch, assignments))
+            self._kept(own_work()(lambda: accumulator.add(batch, assignments.to(self._device))))
 
     def _fill(self, parts: Sequence[Tensor], assignments: Tensor) -> None:
         for part, columns in zip(parts, self._columns, strict=True):

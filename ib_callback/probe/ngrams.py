@@ -178,4 +178,4 @@ def _merge_segments(order: np.ndarray, parts: list[tuple[int, np.ndarray]], num_
     keys, group = np.unique(np.concatenate(bounds), return_inverse=True)
     sets = np.zeros(len(keys), np.int64)
     np.bitwise_or.at(sets, group, np.concatenate(bits))
-    return Segments(order, keys // (total + 1), keys % (total + 1), sets, alone)
+    return Segments(order.astype(np.int32), keys // (total + 1), keys % (total + 1), sets, alone)

@@ -18,6 +18,7 @@ from ib_callback.common.ranks import Kept, Ranks
 from ib_callback.estimator.quantise import assign, exact_float32, reference_points, resolve_temperature, usable
 from ib_callback.measuring.model.access import Layer
 from ib_callback.measuring.model.head import whole
+from ib_callback.measuring.plan.memory import own_work
 
 # Below this share of wanted positions, gathering their states costs less than quantising the others.
 _SPARSE = 0.8
@@ -209,14 +210,16 @@ class Capture:
             # Kept for the next pass: touching fresh memory costs the CPU more than filling it.
             num_bins = 1 if self._quantiser is None else self._quantiser.num_bins
             sizes = (len(positions), self._num_variants * len(self._layers), num_bins)
-            self._buffer = torch.empty(sizes, device=positions.device, dtype=torch.float32)
+            with own_work():
+                self._buffer = torch.empty(sizes, device=positions.device, dtype=torch.float32)
         self._table = self._buffer[: len(positions)]
         self._kept = Kept()
         try:
             forward()
         finally:
             table, self._table = self._table, None
-        self._kept.release()
+        with own_work():
+            self._kept.release()
         self._check_fired()
         self._check_usable()
         if self._moments is not None:
@@ -224,6 +227,7 @@ class Capture:
         return table
 
     def _hook(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
+        @own_work()
         def quantise(module: nn.Module, inputs: Any, output: Any) -> None:
             if self._table is None:
                 return  # a forward pass that `run` did not make

@@ -173,6 +173,7 @@ class Readout:
         limit: bytes of states that may wait.
         team: the ranks that share the passes; None: this process alone.
         num_layers: that are accumulated beside it, which says on which rank it is.
+        device: where to accumulate; None: where the states are.
 
     Attributes:
         why: the reason that there is no readout; "" if there is none.
@@ -190,8 +191,9 @@ class Readout:
         limit: int = KEPT,
         team: Team | None = None,
         num_layers: int = 0,
+        device: torch.device | None = None,
     ) -> None:
-        self._team = team or Team.alone()
+        self._team, self._device = team or Team.alone(), device
         self._columns = self._team.beside(num_layers)
         self._kept = Kept()
         self._model, self._plan, self._tokens, self._weighting, self._limit = model, plan, tokens, weighting, limit
@@ -297,7 +299,7 @@ class Readout:
                 self._columns,
                 len(self._tokens),
                 weighting=self._weighting,
-                device=access.device_of(self._model) if self._points is None else self._points.device,
+                device=self._device or (access.device_of(self._model) if self._points is None else self._points.device),
                 team=self._team,
                 kept=self._kept,
             )

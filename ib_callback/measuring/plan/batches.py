@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,16 +18,25 @@ MANY_BATCHES = 64
 
 @dataclass(frozen=True)
 class Pieces:
-    """Runs of at most PIECE members of one group within one batch, sorted by batch, then group.
+    """Runs of at most PIECE members of one group within one batch. All int32 but for `content`.
 
-    members: [M] positions; piece i holds members[offsets[i]:offsets[i + 1]], all of group[i].
-    batch_start: [num_batches + 1] first piece of each batch.
+    Groups with the same members in a batch share their pieces: a quadgram that occurs once there is at the position of
+    its token, and of as many other labels as there are label sets.
+
+    members: [M] positions; piece i holds members[offsets[i]:offsets[i + 1]].
+    piece_start: [num_batches + 1] first piece of each batch.
+    group, piece: [P] which group each part is of, and its piece; sorted by batch, then group.
+    content: [P] uint64, a random number for what is in the part: equal where parts are, the sum where they are united.
+    part_start: [num_batches + 1] first part of each batch.
     """
 
     members: np.ndarray
     offsets: np.ndarray
+    piece_start: np.ndarray
     group: np.ndarray
-    batch_start: np.ndarray
+    piece: np.ndarray
+    content: np.ndarray
+    part_start: np.ndarray
 
 
 def cut(group: np.ndarray, members: np.ndarray, batch_of: np.ndarray, num_batches: int) -> Pieces:
@@ -36,56 +45,161 @@ def cut(group: np.ndarray, members: np.ndarray, batch_of: np.ndarray, num_batche
     Args:
         group: [M] group of each pair of a group and a position in it.
         members: [M] position of each pair.
-        batch_of: [T] batch of each position.
+        batch_of: [T] batch of each position, ascending.
         num_batches: number of batches.
     """
-    batch = batch_of[members]
-    order = np.lexsort((members, group, batch))
-    group, members, batch = group[order], members[order], batch[order]
-    run_start = np.flatnonzero(first_of_run(batch, group))
-    within_run = np.arange(len(members)) - np.repeat(run_start, np.diff(run_start, append=len(members)))
-    starts = np.flatnonzero(within_run % PIECE == 0)
+    order, bounds = sort_by_batch(batch_of.astype(np.int32)[members], num_batches)
+    first_position = np.searchsorted(batch_of, np.arange(num_batches + 1))
+    # Of 64 bits: that any two of 10^8 sums of them agree by chance has a probability of 3e-4.
+    mark = np.random.RandomState(0).randint(0, 1 << 63, len(batch_of), np.uint64) << np.uint64(1) | np.uint64(1)
+    found: list[tuple[np.ndarray, ...]] = []
+    for b in range(num_batches):
+        here = order[bounds[b] : bounds[b + 1]]
+        first, span = first_position[b], first_position[b + 1] - first_position[b]
+        found.append(_cut_batch(group[here], members[here] - first, span, mark[first : first + span]))
+    del order
+    num_members, num_pieces, num_parts = (np.array([len(part[i]) for part in found]) for i in range(3))
+    columns = [list(column) for column in zip(*found, strict=True)]
+    found.clear()
+    # One after the other, each let go of before the next.
+    members_of, length, group_of, piece, content = (np.concatenate(columns.pop(0)) for _ in range(5))
+    starts = [np.concatenate([[0], np.cumsum(number)]) for number in (num_pieces, num_parts)]
+    members_of += np.repeat(first_position[:-1].astype(np.int32), num_members)
+    piece += np.repeat(starts[0][:-1].astype(np.int32), num_parts)
     return Pieces(
-        members=members,
-        offsets=np.append(starts, len(members)),
-        group=group[starts],
-        batch_start=np.searchsorted(batch[starts], np.arange(num_batches + 1)),
+        members=members_of,
+        offsets=np.concatenate([[0], np.cumsum(length)]).astype(np.int32),
+        piece_start=starts[0],
+        group=group_of,
+        piece=piece,
+        content=content,
+        part_start=starts[1],
     )
 
 
-@dataclass(frozen=True)
-class Slots:
-    """slot: [G] slot of each group that spans batches, else -1; opens, closes: [G] its first and last batch."""
-
-    slot: np.ndarray
-    opens: np.ndarray
-    closes: np.ndarray
-    number: int
+def sort_by_batch(batch: np.ndarray, num_batches: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stable order [M] of things by their batch, int32, and [num_batches + 1] where each batch begins in it."""
+    # Numbers of 16 bits are sorted in linear time, and what is of one batch then fits into the cache.
+    short = batch.astype(np.uint16 if num_batches < 1 << 16 else np.int32)
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(short, minlength=num_batches))])
+    return np.argsort(short, kind="stable").astype(np.int32), bounds
 
 
-def assign_slots(group: np.ndarray, batch: np.ndarray, num_groups: int, num_batches: int) -> Slots:
-    """Give each of the label groups (numbers below `num_groups`) that spans batches a slot from first to last."""
-    is_label = group < num_groups
-    opens = np.full(num_groups, num_batches, np.int64)
-    closes = np.full(num_groups, -1, np.int64)
-    np.minimum.at(opens, group[is_label], batch[is_label])
-    np.maximum.at(closes, group[is_label], batch[is_label])
-    spanning = np.flatnonzero(opens < closes)
-    by_open = spanning[np.argsort(opens[spanning], kind="stable")]
-    by_close = spanning[np.argsort(closes[spanning], kind="stable")]
-    open_bounds = np.searchsorted(opens[by_open], np.arange(num_batches + 1))
-    close_bounds = np.searchsorted(closes[by_close], np.arange(num_batches + 1))
-    slot = np.full(num_groups, -1, np.int64)
-    free = np.empty(0, np.int64)
+def _cut_batch(group: np.ndarray, row: np.ndarray, span: int, mark: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Members and lengths of the pieces of one batch, and group, piece and content of its parts."""
+    key = group.astype(np.int64) * span + row
+    key.sort()
+    group = key // max(span, 1)
+    row = key - group * span
+    run_start = np.flatnonzero(first_of_run(group))
+    within_run = np.arange(len(key)) - np.repeat(run_start, np.diff(run_start, append=len(key)))
+    start = np.flatnonzero(within_run % PIECE == 0)
+    length = np.diff(start, append=len(key))
+    content = np.add.reduceat(mark[row], start) if len(start) else np.zeros(0, np.uint64)
+    # The first piece of a long run makes room for their sum, so that it is shared among such runs alone.
+    of_run = np.searchsorted(run_start, start, side="right") - 1
+    is_long = np.bincount(of_run, minlength=len(run_start))[of_run] > 1
+    whole = np.zeros(len(run_start), np.uint64)
+    np.add.at(whole, of_run, content)
+    identity = np.where(is_long, content * np.uint64(3) + (whole[of_run] ^ np.uint64(1)), content)
+    _, chosen, piece = np.unique(identity, return_index=True, return_inverse=True)
+    members = row[ranges(start[chosen], start[chosen] + length[chosen])]
+    parts = (members, length[chosen], group[start], piece)
+    return (*(part.astype(np.int32) for part in parts), content)
+
+
+def assign_slots(opens: np.ndarray, closes: np.ndarray, num_times: int) -> tuple[np.ndarray, int]:
+    """[G] the slot of each of G things that are held from one time to a later one, and how many slots that takes."""
+    by_open, by_close = np.argsort(opens, kind="stable"), np.argsort(closes, kind="stable")
+    open_bounds = np.searchsorted(opens[by_open], np.arange(num_times + 1))
+    close_bounds = np.searchsorted(closes[by_close], np.arange(num_times + 1))
+    slot = np.full(len(opens), -1, np.int32)
+    free = np.empty(0, np.int32)
     number = 0
-    for b in range(num_batches):
+    for b in range(num_times):
         starting = by_open[open_bounds[b] : open_bounds[b + 1]]
         reused, free = free[: len(starting)], free[len(starting) :]
-        fresh = np.arange(number, number + len(starting) - len(reused))
+        fresh = np.arange(number, number + len(starting) - len(reused), dtype=np.int32)
         slot[starting] = np.concatenate([reused, fresh])
         number += len(fresh)
         free = np.concatenate([free, slot[by_close[close_bounds[b] : close_bounds[b + 1]]]])
-    return Slots(slot, opens, closes, number)
+    return slot, number
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Where labels that span batches occur: one entry for each label and batch, sorted by label, then batch.
+
+    What a label has added up to so far is a running sum. Labels with the same positions so far share one, and so one
+    slot. Sums are not changed: the next one gets a slot of its own, and the slot of one that nobody needs any more is
+    free from the next batch on.
+
+    label, batch, part: [E] number of the label, batch, and first of its parts there.
+    sum_of: [E] which running sum it leads to.
+    first_of: [sums] one of the entries that lead to it.
+    slot: [sums] where it is; number: of slots.
+    """
+
+    label: np.ndarray
+    batch: np.ndarray
+    part: np.ndarray
+    sum_of: np.ndarray
+    first_of: np.ndarray
+    slot: np.ndarray
+    number: int
+
+    @property
+    def is_first(self) -> np.ndarray:
+        """[E] whether the label occurs for the first time."""
+        return first_of_run(self.label)
+
+    @property
+    def is_last(self) -> np.ndarray:
+        """[E] whether it occurs for the last time."""
+        return np.append(first_of_run(self.label)[1:], True)[: len(self.label)]
+
+
+def share_slots(
+    label: np.ndarray,
+    batch: np.ndarray,
+    part: np.ndarray,
+    content: np.ndarray,
+    needed_until: np.ndarray,
+    num_batches: int,
+) -> Entries:
+    """Give each running sum a slot.
+
+    Args:
+        label: [E] of each entry, as of `Entries`.
+        batch: [E] its batch.
+        part: [E] its first part.
+        content: [E] uint64 of what is added, in all its parts.
+        needed_until: [E] the batch until which the running sum is needed after the label has gone on; -1: it is not.
+        num_batches: number of batches.
+    """
+    first = first_of_run(label)
+    running = np.cumsum(content, dtype=np.uint64)
+    start = np.flatnonzero(first)
+    running -= np.repeat(running[start] - content[start], np.diff(start, append=len(label)))
+    del content
+    # The same positions are complete in the same batch.
+    order, bounds = sort_by_batch(batch, num_batches)
+    sum_of, firsts, number = np.empty(len(label), np.int32), [np.empty(0, np.int32)], 0
+    for b in range(num_batches):
+        here = order[bounds[b] : bounds[b + 1]]
+        _, chosen, place = np.unique(running[here], return_index=True, return_inverse=True)
+        sum_of[here] = place + number
+        firsts.append(here[chosen])
+        number += len(chosen)
+    del running, order
+    first_of = np.concatenate(firsts)
+    ends = np.append(first[1:], True)[: len(label)]
+    until = np.maximum(np.where(ends, batch, np.append(batch[1:], np.int32(0))), needed_until)
+    closes = np.zeros(len(first_of), np.int32)
+    np.maximum.at(closes, sum_of, until)
+    # Each batch is two times, for a sum that is made and read in one batch has a slot, too.
+    slot, number = assign_slots(2 * batch[first_of], 2 * closes + 1, 2 * num_batches + 2)
+    return Entries(label, batch, part, sum_of, first_of, slot, number)
 
 
 class Layout:
@@ -94,8 +208,9 @@ class Layout:
     Label groups are summed in slots, in float32; those in many batches are *late*: summed in kept histograms, in
     float64, and finished at the end. A bundle goes into one or several kept histograms.
 
-    pieces: of all groups, and [pieces] `is_first`, whether a piece is the first of its group in its batch.
-    slots: of label groups.
+    pieces: of all groups, and [parts] `is_first`, whether a part is the first of its group in its batch.
+    opens, closes: [labels] first and last batch of each label that is not late.
+    entries: of labels that span batches.
     counts, sets: [labels] positions of each label group, and its label sets (bits).
     alone: [T] label sets in which a position is the only one of its label.
     late: numbers of the late label groups, and `row_of_late`, [labels] their place in it or -1.
@@ -106,8 +221,10 @@ class Layout:
         bundles: [number of each] positions.
         targets: of each bundle the kept histograms that it goes into.
         num_kept: kept histograms so far; the late labels take the next ones.
-        batch_of: [T] batch of each position.
+        batch_of: [T] batch of each position, ascending.
         num_batches: number of batches.
+        group_of_batch: [num_batches] of sequences; the running sum of a label before each group is then held until the
+            label is finished. None without standard errors.
     """
 
     def __init__(
@@ -118,84 +235,136 @@ class Layout:
         num_kept: int,
         batch_of: np.ndarray,
         num_batches: int,
+        group_of_batch: np.ndarray | None = None,
     ) -> None:
         self.num_batches = num_batches
         self.counts = np.concatenate([s.stop - s.start for s in segments])
         self.sets = np.concatenate([s.sets for s in segments])
         self.alone = np.bitwise_or.reduce([s.alone for s in segments])
-        members = [s.order[ranges(s.start, s.stop)] for s in segments]
-        sizes = np.concatenate([self.counts, [len(bundle) for bundle in bundles]])
-        group = np.repeat(np.arange(len(sizes)), sizes)
-        self.pieces = cut(group, np.concatenate([*members, *bundles]), batch_of, num_batches)
-        self.batch_of_piece = np.repeat(np.arange(num_batches), np.diff(self.pieces.batch_start))
-        self.is_first = first_of_run(self.batch_of_piece, self.pieces.group)
+        sizes = np.concatenate([self.counts, np.array([len(bundle) for bundle in bundles], np.int64)])
+        self.pieces = self._cut(segments, bundles, sizes, batch_of)
+        self.batch_of_part = np.repeat(np.arange(num_batches, dtype=np.int32), np.diff(self.pieces.part_start))
+        self.is_first = first_of_run(self.batch_of_part, self.pieces.group)
         num_labels = len(self.counts)
 
-        group = self.pieces.group[self.is_first]
+        first = np.flatnonzero(self.is_first).astype(np.int32)
+        group, batch = self.pieces.group[first], self.batch_of_part[first]
         self.late = np.flatnonzero(np.bincount(group, minlength=len(sizes))[:num_labels] > MANY_BATCHES)
         self.late_kept = slice(num_kept, num_kept + len(self.late))
-        self.row_of_late = np.full(num_labels, -1, np.int64)
+        self.row_of_late = np.full(num_labels, -1, np.int32)
         self.row_of_late[self.late] = np.arange(len(self.late))
         # Bundle of each group, -1 for labels in slots; late labels are the last bundles.
-        self._bundle = np.arange(len(sizes)) - num_labels
+        self._bundle = np.arange(len(sizes), dtype=np.int32) - np.int32(num_labels)
         self._bundle[:num_labels] = np.where(self.row_of_late < 0, -1, len(bundles) + self.row_of_late)
         self._targets = np.concatenate([*targets, np.arange(num_kept, self.late_kept.stop)])
         self._num_targets = np.array([*map(len, targets), *[1] * len(self.late)])
         self._first_target = np.cumsum(self._num_targets) - self._num_targets
 
+        self.opens = np.full(num_labels, num_batches, np.int32)
+        self.closes = np.full(num_labels, -1, np.int32)
         in_slots = self._bundle[group] < 0
-        batch = self.batch_of_piece[self.is_first]
-        self.slots = assign_slots(group[in_slots], batch[in_slots], num_labels, num_batches)
+        np.minimum.at(self.opens, group[in_slots], batch[in_slots])
+        np.maximum.at(self.closes, group[in_slots], batch[in_slots])
+        self.entries = self._enter(first, group, batch, in_slots, group_of_batch)
+        by_batch, bounds = sort_by_batch(self.entries.batch, num_batches)
+        self._entries_of = np.split(by_batch, bounds[1:-1])
+
+    def _cut(
+        self, segments: Sequence[Segments], bundles: Sequence[np.ndarray], sizes: np.ndarray, batch_of: np.ndarray
+    ) -> Pieces:
+        group = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        members = np.empty(len(group), np.int32)
+        begin = 0
+        for positions in (*(s.order[ranges(s.start, s.stop)] for s in segments), *bundles):
+            members[begin : begin + len(positions)] = positions
+            begin += len(positions)
+        return cut(group, members, batch_of, self.num_batches)
+
+    def _enter(
+        self,
+        first: np.ndarray,
+        group: np.ndarray,
+        batch: np.ndarray,
+        in_slots: np.ndarray,
+        group_of_batch: np.ndarray | None,
+    ) -> Entries:
+        content = np.add.reduceat(self.pieces.content, first) if len(first) else self.pieces.content
+        self.pieces = replace(self.pieces, content=content[:0])  # of no more use
+        spans = in_slots.copy()
+        spans[in_slots] = self.opens[group[in_slots]] < self.closes[group[in_slots]]
+        here = np.flatnonzero(spans).astype(np.int32)
+        here = here[np.argsort(group[here], kind="stable")]
+        label, batch, content = group[here], batch[here], content[here]
+        until = np.full(len(here), -1, np.int32)
+        if group_of_batch is not None:
+            # The last batch of a label in each group of sequences but the last.
+            leaves = np.flatnonzero(
+                (label[1:] == label[:-1]) & (group_of_batch[batch[1:]] != group_of_batch[batch[:-1]])
+            )
+            until[leaves] = self.closes[label[leaves]]
+        return share_slots(label, batch, first[here], content, until, self.num_batches)
 
     def work(self, number: int, first_position: int) -> dict[str, np.ndarray]:
         """What `Batch` says of pieces, groups and slots, for one batch."""
-        begin, end = self.pieces.batch_start[number], self.pieces.batch_start[number + 1]
-        offsets = self.pieces.offsets[begin : end + 1]
-        # The groups of this batch, each once, with their first piece and number of pieces.
-        first = np.flatnonzero(self.is_first[begin:end])
-        length = np.diff(first, append=end - begin)
-        group = self.pieces.group[begin:end][first]
+        pieces, entries = self.pieces, self.entries
+        begin, end = pieces.piece_start[number], pieces.piece_start[number + 1]
+        offsets = pieces.offsets[begin : end + 1]
+        # The groups of this batch, each once, with their first part and number of parts.
+        here = slice(pieces.part_start[number], pieces.part_start[number + 1])
+        first = np.flatnonzero(self.is_first[here])
+        length = np.diff(first, append=here.stop - here.start)
+        group, piece = pieces.group[here][first], pieces.piece[here] - begin
 
         bundle = self._bundle[group]
         is_label = bundle < 0
-        label, piece = group[is_label], first[is_label]
+        label, done_piece = group[is_label], piece[first[is_label]]
         is_long = is_label & (length > 1)
-        opens, closes = self.slots.opens[label], self.slots.closes[label]
-        done = (opens == number) & (closes == number)
-        opening, going_on = (opens == number) & ~done, opens < number
-        closing = label[going_on & (closes == number)]
-        target, kept_piece = self._kept(bundle[~is_label], first[~is_label], length[~is_label])
+        done = (self.opens[label] == number) & (self.closes[label] == number)
+        closing = label[~done & (self.closes[label] == number)]
+        target, kept_part = self._kept(bundle[~is_label], first[~is_label], length[~is_label])
         target_start = np.flatnonzero(first_of_run(target))
+
+        entry = self._entries_of[number]
+        # Each running sum once.
+        made = entry[entries.first_of[entries.sum_of[entry]] == entry]
+        opens = self.opens[entries.label[made]] == number
+        opening, going_on = made[opens], made[~opens]
+        ending = entry[self.closes[entries.label[entry]] == number]
+        close_slot, close_row = np.unique(entries.slot[entries.sum_of[ending]], return_inverse=True)
+        finished, done_row = np.unique(done_piece[done], return_inverse=True)
         return {
-            "members": self.pieces.members[offsets[0] : offsets[-1]] - first_position,
+            "members": pieces.members[offsets[0] : offsets[-1]] - first_position,
             "offsets": offsets - offsets[0],
-            "long_members": ranges(first[is_long], first[is_long] + length[is_long]),
+            "long_members": piece[ranges(first[is_long], first[is_long] + length[is_long])],
             "long_offsets": np.concatenate([[0], np.cumsum(length[is_long])]),
-            "long_target": first[is_long],
-            "done_piece": piece[done],
+            "long_target": piece[first[is_long]],
+            "done_piece": finished,
+            "done_row": done_row,
             "done_sets": self.sets[label[done]],
             "done_count": self.counts[label[done]],
-            "open_piece": piece[opening],
-            "open_slot": self.slots.slot[label[opening]],
-            "more_piece": piece[going_on],
-            "more_slot": self.slots.slot[label[going_on]],
-            "close_slot": self.slots.slot[closing],
+            "open_piece": pieces.piece[entries.part[opening]] - begin,
+            "open_slot": entries.slot[entries.sum_of[opening]],
+            "more_piece": pieces.piece[entries.part[going_on]] - begin,
+            "more_slot": entries.slot[entries.sum_of[going_on - 1]],
+            "more_to": entries.slot[entries.sum_of[going_on]],
+            "close_slot": close_slot,
+            "close_row": close_row,
             "close_sets": self.sets[closing],
             "close_count": self.counts[closing],
-            "kept_members": kept_piece,
+            "kept_members": piece[kept_part],
             "kept_offsets": np.append(target_start, len(target)),
             "kept_target": target[target_start],
         }
 
     def _kept(self, bundle: np.ndarray, first: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(kept histogram, piece) pairs of the bundles of one batch, sorted by histogram."""
+        """(kept histogram, part) pairs of the bundles of one batch, sorted by histogram."""
         pairs = length * self._num_targets[bundle]
         run = np.repeat(np.arange(len(bundle)), pairs)
         within = ranges(np.zeros_like(pairs), pairs)
         target = self._targets[self._first_target[bundle[run]] + within // length[run]]
-        piece = first[run] + within % length[run]
+        part = first[run] + within % length[run]
         order = np.argsort(target, kind="stable")
-        return target[order], piece[order]
+        return target[order], part[order]
 
 
 def first_of_run(*keys: np.ndarray) -> np.ndarray:
@@ -210,6 +379,11 @@ def first_of_run(*keys: np.ndarray) -> np.ndarray:
 def int64(values: np.ndarray) -> torch.Tensor:
     """As a tensor of int64."""
     return torch.from_numpy(values.astype(np.int64))
+
+
+def int32(values: np.ndarray) -> torch.Tensor:
+    """As a tensor of int32, for numbers that fit; a plan holds many."""
+    return torch.from_numpy(values.astype(np.int32))
 
 
 def ranges(start: np.ndarray, stop: np.ndarray) -> np.ndarray:

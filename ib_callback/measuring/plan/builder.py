@@ -11,7 +11,7 @@ import torch
 
 from ib_callback.measuring.plan.batches import Layout, int64
 from ib_callback.measuring.plan.jackknife import Groups, JackknifePlan, plan_jackknife
-from ib_callback.measuring.plan.null import LabelCounts, design_subsets
+from ib_callback.measuring.plan.null import LabelCounts, draw_design
 from ib_callback.measuring.plan.plan import Batch, LateLabels, NullPlan, Plan, Quantity
 from ib_callback.probe.ngrams import LabelSet, Positions, Segments
 
@@ -69,7 +69,7 @@ class Builder:
 
     def bundle(self, members: np.ndarray, targets: np.ndarray) -> None:
         """Sum these positions into each of the kept histograms `targets`."""
-        self._bundles.append(members)
+        self._bundles.append(members.astype(np.int32))
         self._bundle_targets.append(targets)
 
     def keep(self, parts: Sequence[np.ndarray]) -> slice:
@@ -95,8 +95,8 @@ class Builder:
 
         `total` is the kept histogram over all members.
         """
-        design = design_subsets(len(members), counts, seed)
-        subsets, parts = (self.keep([members[part] for part in group]) for group in (design.subsets, design.parts))
+        design, *drawn = draw_design(len(members), counts, seed)
+        subsets, parts = (self.keep([members[part] for part in group]) for group in drawn)
         self.nulls.append(NullPlan(len(self.nulls), design, total, subsets, parts))
         return self.nulls[-1]
 
@@ -111,7 +111,13 @@ class Builder:
         """
         batch_of = np.searchsorted(bounds, self.positions.sequence, side="right") - 1
         layout = Layout(
-            self._segments, self._bundles, self._bundle_targets, self.num_kept, batch_of, num_batches=len(bounds) - 1
+            self._segments,
+            self._bundles,
+            self._bundle_targets,
+            self.num_kept,
+            batch_of,
+            num_batches=len(bounds) - 1,
+            group_of_batch=None if self.groups is None else self.groups.of_sequence(bounds[:-1]),
         )
         jackknife = None
         if self.groups is not None:
@@ -121,7 +127,7 @@ class Builder:
             label_sets=tuple(self.label_sets),
             counts=tuple(self.counts),
             batches=tuple(_batches(layout, mask, self.positions, bounds, jackknife)),
-            num_slots=layout.slots.number,
+            num_slots=layout.entries.number,
             num_kept=layout.late_kept.stop,
             late=LateLabels(layout.late_kept, int64(layout.sets[layout.late]), int64(layout.counts[layout.late])),
             total=total,
@@ -145,9 +151,10 @@ def _batches(
         width = int(real_width[sequences].max())
         flat = (positions.sequence[here] - begin) * width + positions.offset[here]
         work = layout.work(number, here.start) | {"positions": flat, "alone": layout.alone[here]}
+        # Short numbers where they fit: a plan is kept as long as its meter, and the reduction is faster with them.
+        long = ("positions", "alone", "done_sets", "close_sets")
         tensors = {
-            # The reduction over members is faster with short numbers.
-            name: torch.from_numpy(values.astype(np.int32 if name.endswith(("members", "offsets")) else np.int64))
+            name: torch.from_numpy(values.astype(np.int64 if name in long else np.int32))
             for name, values in work.items()
         }
         yield Batch(sequences, width, grouped=None if jackknife is None else jackknife.batches[number], **tensors)

@@ -2,9 +2,10 @@
 
 Sequences are exchangeable, positions within one are not, so the probe is cut into groups of neighbouring sequences
 and batches never cross a group. A label's histogram without group g is its whole histogram minus its share in g.
-Labels that lie in one group need nothing more than its number. Of a label that spans k groups, k - 1 snapshots of its
-running sum are kept until it is finished, one at its last batch in each group but the last: shares are differences of
-successive snapshots.
+Labels that lie in one group need nothing more than its number. Of a label that spans k groups the running sum at the
+end of each but the last is held until the label is finished: shares are differences of successive ones. Running sums
+have slots anyway, which they share with labels of the same positions so far (batches.py). Late labels are summed
+elsewhere, so that of theirs snapshots are taken.
 
 Each group is left out alone, and each two neighbouring groups together (jackknife.py says why): 2 G - 1 *omissions*,
 numbered in this order.
@@ -19,7 +20,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ib_callback.measuring.plan.batches import Layout, assign_slots, first_of_run, int64, ranges
+from ib_callback.measuring.plan.batches import Layout, first_of_run, int32, int64, ranges
 from ib_callback.measuring.plan.null import LabelCounts
 
 # Omissions are bits of an int64.
@@ -91,16 +92,14 @@ def group_sequences(
 class Shares:
     """Shares of labels in groups: one entry for each label and group, or two neighbouring groups, that it occurs in.
 
-    row: which of the finished labels; sets: its label sets (bits); count: its positions.
+    row: which of the finished labels.
     omissions: bits of the omissions that take this share, and nothing else, from the label.
-    before, after: snapshots on either side of the share. `before` is the row of zeros if it is the label's first,
-        `after` is -1 if it is the last.
+    before, after: slots of the running sums on either side of the share; of late labels, snapshots. `before` is the
+        row of zeros, the last, if it is the label's first share, `after` is -1 if it is the last one.
     rest: positions of the label outside the share.
     """
 
     row: torch.Tensor
-    sets: torch.Tensor
-    count: torch.Tensor
     omissions: torch.Tensor
     before: torch.Tensor
     after: torch.Tensor
@@ -115,18 +114,16 @@ class Shares:
 
 @dataclass(frozen=True)
 class GroupedBatch:
-    """For one batch: its group, the snapshots to take after it, and the shares of the labels that it finishes.
+    """For one batch: its group, the snapshots to take before it, and the shares of the labels that it finishes.
 
     omissions: numbers of the omissions that take the group.
-    slot_from, slot_to: slots to copy into snapshots; kept_from, kept_to: kept histograms, likewise.
-    confined: rows of `Batch.close_slot` whose labels lie in this group alone.
-    shares: rows of `Batch.close_slot` whose labels do not.
+    kept_from, kept_to: kept histograms to copy into snapshots.
+    confined: which of the labels that end here (`Batch.close_sets`) lie in this group alone.
+    shares: of those that do not.
     """
 
     group: int
     omissions: list[int]
-    slot_from: torch.Tensor
-    slot_to: torch.Tensor
     kept_from: torch.Tensor
     kept_to: torch.Tensor
     confined: torch.Tensor
@@ -138,7 +135,7 @@ class JackknifePlan:
     """What leaving out groups needs.
 
     sequence_bounds: [G + 1] first sequence of each group, and the end.
-    num_snapshots: snapshots held at a time, at most.
+    num_snapshots: of late labels.
     batches: by the number of the batch.
     late: shares of the labels that `LateLabels` holds, by their row there.
     totals, shares_of_totals: kept histograms of the whole and of features, and their [G] shares.
@@ -160,9 +157,12 @@ class JackknifePlan:
     counts: list[list[LabelCounts]]
 
     def bytes_per_bin(self) -> int:
-        """Bytes for each layer and bin: snapshots, and what forming the histograms of shares takes for a moment."""
+        """Bytes for each layer and bin: snapshots, and what forming the histograms of shares takes for a moment.
+
+        Running sums that are held are among the slots.
+        """
         most = max(len(self.late), *(len(batch.shares) for batch in self.batches.values()))
-        return 4 * (self.num_snapshots + 1) + 28 * min(ROWS, most)
+        return 4 * (self.num_snapshots + 2) + 28 * min(ROWS, most)
 
 
 def plan_jackknife(
@@ -177,42 +177,43 @@ def plan_jackknife(
         num_sets: number of label sets.
         totals: kept histograms of the whole and of features, with those of their groups.
     """
-    counts, sets, slots, row_of_late = layout.counts, layout.sets, layout.slots, layout.row_of_late
+    counts, entries, row_of_late = layout.counts, layout.entries, layout.row_of_late
     num_batches = layout.num_batches
     group_of_batch = groups.of_sequence(groups.batch_bounds[:-1])
     group_of_position = groups.of_sequence(sequence)
     is_label = layout.pieces.group < len(counts)
-    label, batch = layout.pieces.group[is_label], layout.batch_of_piece[is_label]
-    size = np.diff(layout.pieces.offsets)[is_label]
+    label, batch = layout.pieces.group[is_label], layout.batch_of_part[is_label]
+    size = np.diff(layout.pieces.offsets)[layout.pieces.piece[is_label]]
 
-    # Labels by group, sorted: how many positions, and the last batch.
+    # Labels by group, sorted: how many positions, and the first batch.
     order = np.lexsort((batch, label))
     label, batch, size = label[order], batch[order], size[order]
     start = np.flatnonzero(first_of_run(label, group_of_batch[batch]))
     share = np.add.reduceat(size, start) if len(start) else np.zeros(0, np.int64)
-    last_batch = batch[np.append(start[1:], len(batch)) - 1] if len(start) else start
-    label, group = label[start], group_of_batch[last_batch]
+    label, first_batch = label[start], batch[start]
+    group = group_of_batch[first_batch]
     is_first = first_of_run(label)
     is_last = np.append(is_first[1:], True)[: len(label)]
 
     is_late = row_of_late[label] >= 0
-    closes = np.where(row_of_late >= 0, num_batches, slots.closes)
-    snapped = np.flatnonzero(~is_last)
-    held = assign_slots(
-        np.repeat(np.arange(len(snapped)), 2),
-        np.stack([last_batch[snapped], closes[label[snapped]]], 1).reshape(-1),
-        len(snapped),
-        num_batches + 1,
-    )
+    # Running sums at the end of each group: of labels in slots they are there, of late labels snapshots are taken.
+    spans = ~is_late & (layout.opens[label] < layout.closes[label])
+    group_of_entry = group_of_batch[entries.batch]
+    ends = np.append(first_of_run(entries.label, group_of_entry)[1:], True)[: len(entries.label)]
     after = np.full(len(label), -1, np.int64)
-    after[snapped] = held.slot
-    before = np.where(is_first, held.number, np.roll(after, 1))
+    after[spans] = entries.slot[entries.sum_of[ends]]
+    snapped = np.flatnonzero(is_late & ~is_last)
+    taken_in = first_batch[snapped + 1]
+    after[snapped] = np.arange(len(snapped))
+    after[is_last] = -1
+    before = np.where(is_first, np.where(is_late, len(snapped), entries.number), np.roll(after, 1))
 
-    # Of the labels that end in a batch, those come first that have the lower numbers, as in `Batch.close_slot`.
-    ending = np.flatnonzero(slots.opens < slots.closes)
-    ending = ending[np.argsort(slots.closes[ending], kind="stable")]
+    # Of the labels that end in a batch, those come first that have the lower numbers, as in `Batch.close_sets`.
+    closes = layout.closes
+    ending = np.flatnonzero(layout.opens < closes)
+    ending = ending[np.argsort(closes[ending], kind="stable")]
     row = row_of_late.copy()
-    row[ending] = ranges(np.zeros(num_batches, int), np.bincount(slots.closes[ending], minlength=num_batches))
+    row[ending] = ranges(np.zeros(num_batches, int), np.bincount(closes[ending], minlength=num_batches))
     is_confined = np.zeros(len(counts), bool)
     is_confined[label[is_first & is_last]] = True
 
@@ -221,13 +222,11 @@ def plan_jackknife(
     of_label = np.concatenate([label, label[both]])
     positions = np.concatenate([share, share[both] + share[both + 1]])
     every = Shares(
-        row=int64(row[of_label]),
-        sets=int64(sets[of_label]),
-        count=int64(counts[of_label]),
+        row=int32(row[of_label]),
         omissions=int64(_omissions(group, both, groups.number)),
-        before=int64(np.concatenate([before, before[both]])),
-        after=int64(np.concatenate([after, after[both + 1]])),
-        rest=int64(counts[of_label] - positions),
+        before=int32(np.concatenate([before, before[both]])),
+        after=int32(np.concatenate([after, after[both + 1]])),
+        rest=int32(counts[of_label] - positions),
     )
 
     taken = omissions_of(groups.number)
@@ -235,25 +234,22 @@ def plan_jackknife(
     confined = np.flatnonzero(is_confined & (row >= 0) & (row_of_late < 0))
     closing_in = _by_batch(spanning, closes[of_label[spanning]], num_batches)
     confined_in = _by_batch(confined, closes[confined], num_batches)
-    snapped_in = _by_batch(snapped, last_batch[snapped], num_batches)
+    snapped_in = _by_batch(snapped, taken_in, num_batches)
     batches = {}
     for number in range(num_batches):
-        from_slot = snapped_in[number][~is_late[snapped_in[number]]]
-        from_kept = snapped_in[number][is_late[snapped_in[number]]]
+        late = snapped_in[number]
         batches[number] = GroupedBatch(
             group=int(group_of_batch[number]),
             omissions=np.flatnonzero(taken[:, group_of_batch[number]]).tolist(),
-            slot_from=int64(slots.slot[label[from_slot]]),
-            slot_to=int64(after[from_slot]),
-            kept_from=int64(layout.late_kept.start + row_of_late[label[from_kept]]),
-            kept_to=int64(after[from_kept]),
-            confined=int64(row[confined_in[number]]),
+            kept_from=int32(layout.late_kept.start + row_of_late[label[late]]),
+            kept_to=int32(after[late]),
+            confined=int32(row[confined_in[number]]),
             shares=every[int64(closing_in[number])],
         )
-    outside = _counts_outside(every, layout, taken[:, group_of_position], num_sets)
+    outside = _counts_outside(every, of_label, layout, taken[:, group_of_position], num_sets)
     return JackknifePlan(
         sequence_bounds=groups.sequence_bounds,
-        num_snapshots=held.number,
+        num_snapshots=len(snapped),
         batches=batches,
         late=every[int64(np.flatnonzero(row_of_late[of_label] >= 0))],
         totals=tuple(total for total, _ in totals),
@@ -296,15 +292,14 @@ def _by_batch(values: np.ndarray, batch: np.ndarray, num_batches: int) -> list[n
 
 
 def _counts_outside(
-    shares: Shares, layout: Layout, takes_position: np.ndarray, num_sets: int
+    shares: Shares, of_label: np.ndarray, layout: Layout, takes_position: np.ndarray, num_sets: int
 ) -> list[list[np.ndarray]]:
     """For each label set and omission, how many labels occur how often (the index) outside the omission.
 
-    `takes_position` is [2 G - 1, T], which positions each omission takes.
+    `of_label` is the label of each share, `takes_position` [2 G - 1, T] which positions each omission takes.
     """
-    share_sets, count, rest, omissions = (
-        part.numpy() for part in (shares.sets, shares.count, shares.rest, shares.omissions)
-    )
+    share_sets, count = layout.sets[of_label], layout.counts[of_label]
+    rest, omissions = shares.rest.numpy(), shares.omissions.numpy()
     outside = []
     for bit in range(num_sets):
         counts = layout.counts[(layout.sets >> bit) & 1 == 1]

@@ -11,7 +11,7 @@ order and both sides, and interpolated in log c, where it is smooth.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,20 +57,42 @@ class LabelCounts:
 class SubsetDesign:
     """Which random subsets of T positions are summed, so that d can be estimated where labels need it.
 
-    subsets: position numbers of each directly drawn subset.
-    subset_size: [R] their sizes.
-    parts: position numbers of each part of the random partition; empty if unions are not needed.
-    unions: [U, len(parts)] 0/1, which parts make up each union.
+    The subsets themselves are drawn again whenever they are asked for: at the paper's scale they take over 1 GiB, and
+    after planning nobody needs more than their sizes.
+
+    drawn: size and number of the subsets of each size, ascending.
+    unions: [U, parts] 0/1, which parts of a random partition make up each union; empty if unions are not needed.
     union_size: [U] nominal sizes (parts differ by at most one position).
     num_positions: T.
+    seed: of the draw.
     """
 
-    subsets: list[np.ndarray]
-    subset_size: np.ndarray
-    parts: list[np.ndarray]
+    drawn: tuple[tuple[int, int], ...]
     unions: np.ndarray
     union_size: np.ndarray
     num_positions: int
+    seed: int
+
+    @property
+    def subset_size(self) -> np.ndarray:
+        """[R] sizes of the directly drawn subsets."""
+        sizes, numbers = np.array(self.drawn, np.int64).reshape(-1, 2).T
+        return np.repeat(sizes.astype(np.float64), numbers)
+
+    @property
+    def subsets(self) -> list[np.ndarray]:
+        """Position numbers of each directly drawn subset."""
+        return list(_draw_subsets(np.random.RandomState(self.seed), self.drawn, self.num_positions))
+
+    @property
+    def parts(self) -> list[np.ndarray]:
+        """Position numbers of each part of the random partition; empty if unions are not needed."""
+        if not len(self.unions):
+            return []
+        random = np.random.RandomState(self.seed)
+        for _ in _draw_subsets(random, self.drawn, self.num_positions):
+            pass  # the partition is drawn after them
+        return _draw_parts(random, self.num_positions)
 
     @cached_property
     def dependence(self) -> dict[float, dict[float, float]]:
@@ -107,6 +129,13 @@ class SubsetDesign:
 
 def design_subsets(num_positions: int, label_counts: list[LabelCounts], seed: int) -> SubsetDesign:
     """Choose subsets for label sets with these counts, with most of them where most of the weight lies."""
+    return draw_design(num_positions, label_counts, seed)[0]
+
+
+def draw_design(
+    num_positions: int, label_counts: list[LabelCounts], seed: int
+) -> tuple[SubsetDesign, list[np.ndarray], list[np.ndarray]]:
+    """The same, with its `subsets` and `parts`, so that they need not be drawn again."""
     random = np.random.RandomState(seed)
     largest = int(max((counts.count.max() for counts in label_counts), default=1))
     direct_limit = num_positions if num_positions <= SMALL_SAMPLE else num_positions // NUM_PARTS
@@ -115,20 +144,13 @@ def design_subsets(num_positions: int, label_counts: list[LabelCounts], seed: in
     # One size beyond the limit is needed so that labels between the last direct size and the first union interpolate.
     needs_unions = largest > max(direct, default=1) and num_positions > direct_limit
 
-    subsets: list[np.ndarray] = []
-    for size, number in zip(direct, _allocate(direct, num_positions, label_counts), strict=True):
-        drawn: list[np.ndarray] = []
-        while len(drawn) < number:
-            order = random.permutation(num_positions)
-            take = min(number - len(drawn), num_positions // size)
-            drawn.extend(order[: take * size].reshape(take, size))
-        subsets.extend(drawn)
-
+    drawn = tuple(zip(direct, _allocate(direct, num_positions, label_counts), strict=True))
+    subsets = list(_draw_subsets(random, drawn, num_positions))
     parts: list[np.ndarray] = []
     unions = np.zeros((0, 0))
     union_size = np.zeros(0)
     if needs_unions:
-        parts = np.array_split(random.permutation(num_positions), NUM_PARTS)
+        parts = _draw_parts(random, num_positions)
         part_counts = [k for k in (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45) if (k - 1) * direct_limit < 2 * largest]
         rows = []
         for k in part_counts:
@@ -137,8 +159,24 @@ def design_subsets(num_positions: int, label_counts: list[LabelCounts], seed: in
             rows.append((circle[None] - np.arange(NUM_PARTS)[:, None]) % NUM_PARTS < k)
         unions = np.concatenate(rows).astype(np.float64)
         union_size = np.repeat(np.array(part_counts) * num_positions / NUM_PARTS, NUM_PARTS)
-    sizes = np.array([len(subset) for subset in subsets], np.float64)
-    return SubsetDesign(subsets, sizes, parts, unions, union_size, num_positions)
+    return SubsetDesign(drawn, unions, union_size, num_positions, seed), subsets, parts
+
+
+def _draw_subsets(
+    random: np.random.RandomState, drawn: Iterable[tuple[int, int]], num_positions: int
+) -> Iterator[np.ndarray]:
+    """So many subsets of each size: those of one random order of the positions have nothing in common."""
+    for size, number in drawn:
+        left = number
+        while left:
+            order = random.permutation(num_positions)
+            take = min(left, num_positions // size)
+            yield from order[: take * size].astype(np.int32).reshape(take, size)
+            left -= take
+
+
+def _draw_parts(random: np.random.RandomState, num_positions: int) -> list[np.ndarray]:
+    return np.array_split(random.permutation(num_positions).astype(np.int32), NUM_PARTS)
 
 
 def _grid(largest: int) -> list[int]:

@@ -3,8 +3,9 @@
 Positions with equal labels form groups (probe/ngrams.py). Per batch of sequences, each group's positions are cut into
 short pieces; one reduction over the assignments of all layers gives the histogram of every piece. A group whose
 positions all lie in one batch is finished there and never stored. The others hold a slot from their first batch
-to their last, and slots are reused. Some histograms are kept to the end, in float64: totals, labels found in many
-batches, random subsets for the null, and feature labels under permutation.
+to their last, together with groups of the same positions so far, and slots are reused. Some histograms are kept to
+the end, in float64: totals, labels found in many batches, random subsets for the null, and feature labels under
+permutation.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ class Batch:
     alone: [T_b] label sets (bits) in which the position is the only one of its label.
     members, offsets: rows of each piece, as `histogram.segment_sum` takes them.
     long_*: groups of several pieces; their sum replaces the piece `long_target`.
-    done_piece, done_sets, done_count: groups finished within this batch.
-    open_piece, open_slot: groups that begin here and go on; `more_piece`, `more_slot`: groups that go on.
-    close_slot, close_sets, close_count: groups that end here.
+    done_piece: groups finished within this batch, those of the same positions once; `done_row`, `done_sets`,
+        `done_count`: for each such group its row among them, label sets and positions.
+    open_piece, open_slot: running sums that begin here.
+    more_piece, more_slot, more_to: those that go on from a slot, and to which one.
+    close_slot: groups that end here, likewise once; `close_row`, `close_sets`, `close_count`: for each.
     kept_members, kept_offsets, kept_target: pieces to add to each kept histogram.
     grouped: what leaving out groups of sequences needs of it, if that is planned.
     """
@@ -49,13 +52,16 @@ class Batch:
     long_offsets: torch.Tensor
     long_target: torch.Tensor
     done_piece: torch.Tensor
+    done_row: torch.Tensor
     done_sets: torch.Tensor
     done_count: torch.Tensor
     open_piece: torch.Tensor
     open_slot: torch.Tensor
     more_piece: torch.Tensor
     more_slot: torch.Tensor
+    more_to: torch.Tensor
     close_slot: torch.Tensor
+    close_row: torch.Tensor
     close_sets: torch.Tensor
     close_count: torch.Tensor
     kept_members: torch.Tensor
@@ -174,8 +180,35 @@ class Plan:
         return PIECE + math.ceil(max(len(batch.positions) for batch in self.batches) / PIECE) + MANY_BATCHES
 
     def memory(self, num_layers: int, num_bins: int) -> int:
-        """Bytes that a measurement of so many layers at once needs beside the forward pass."""
-        rows = max(len(b.positions) + len(b.offsets) - 1 + len(b.done_piece) + len(b.more_piece) for b in self.batches)
-        kept_scratch = max(len(b.kept_members) + len(b.kept_target) for b in self.batches)
-        errors = 0 if self.jackknife is None else self.jackknife.bytes_per_bin()
-        return num_layers * num_bins * (4 * (rows + self.num_slots) + errors + 8 * (self.num_kept + kept_scratch))
+        """Bytes that the histograms and assignments of so many layers at once need beside the forward pass."""
+        return sum(self.memory_by_part(num_layers, num_bins).values())
+
+    def memory_by_part(self, num_layers: int, num_bins: int) -> dict[str, int]:
+        """The same by part.
+
+        slots: histograms of labels that are not finished yet, float32.
+        kept: histograms that are kept to the end, float64.
+        errors: for leaving out groups of sequences, if that is planned.
+        assignments: the table of one batch, float32.
+        scratch: what adding up a batch, or reading the sums in the end, takes for a moment.
+        """
+        added = max(_scratch(batch) for batch in self.batches)
+        table = 4 * max(len(batch.positions) for batch in self.batches)
+        # The unions of a null, when the table is gone.
+        read = max((8 * len(null.design.unions) for null in self.nulls), default=0)
+        parts = {
+            "slots": 4 * self.num_slots,
+            "kept": 8 * self.num_kept,
+            "errors": 0 if self.jackknife is None else self.jackknife.bytes_per_bin(),
+            "assignments": table,
+            "scratch": max(added, read - table),
+        }
+        return {name: num_layers * num_bins * each for name, each in parts.items()}
+
+
+def _scratch(batch: Batch) -> int:
+    """Bytes for each bin that `Accumulator.add` takes for a moment beside the assignments."""
+    pieces = len(batch.offsets) - 1 + len(batch.long_target)
+    kept = 8 * len(batch.kept_members) + 16 * len(batch.kept_target)
+    moving = 4 * max(len(batch.done_piece), len(batch.open_piece), 2 * len(batch.more_piece), len(batch.close_slot))
+    return 4 * pieces + max(kept, 12 * len(batch.kept_members), moving)

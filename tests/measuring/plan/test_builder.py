@@ -1,5 +1,7 @@
 """The plan's invariants, and that its pieces, slots and kept histograms add up to plain sums."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -35,21 +37,47 @@ def sums_of(plan, tables, weighting="empirical"):
     return accumulator.sums()
 
 
-def test_a_slot_is_held_by_one_group_at_a_time_and_reused():
-    plan = make_plan(make_probe(200, vocabulary=60), ORDERS, (), batch_size=3, null=False, seed=0)
-    held = set()
-    opened = 0
-    for batch in plan.batches:
-        opening = batch.open_slot.tolist()
-        assert len(set(opening)) == len(opening)
-        assert not held & set(opening)
-        assert set(batch.more_slot.tolist()) <= held
-        held |= set(opening)
-        opened += len(opening)
-        assert set(batch.close_slot.tolist()) <= held
-        held -= set(batch.close_slot.tolist())
-    assert not held
-    assert plan.num_slots < opened
+@pytest.mark.parametrize("num_groups", [0, 4])
+def test_a_slot_holds_one_running_sum_at_a_time_and_is_reused_and_shared(num_groups):
+    plan = make_plan(
+        make_probe(200, vocabulary=60), ORDERS, (), batch_size=3, null=False, seed=0, num_groups=num_groups
+    )
+    slots: dict[int, frozenset[int]] = {}  # which positions are added up in each
+    begun: dict[int, int] = {}  # batch of each position
+    closed, written = [], 0
+    for number, batch in enumerate(plan.batches):
+        flat = [20 * (batch.sequences.start + p // batch.width) + p % batch.width for p in batch.positions.tolist()]
+        begun |= dict.fromkeys(flat, number)
+        members = [flat[i] for i in batch.members.tolist()]
+        pieces = [frozenset(members[a:z]) for a, z in pairwise(batch.offsets.tolist())]
+        assert len(set(pieces)) == len(pieces), "the same positions are added up once"
+        to = batch.open_slot.tolist() + batch.more_to.tolist()
+        assert len(set(to)) == len(to)
+        assert not set(to) & set(batch.more_slot.tolist()), "no running sum is changed"
+        before = [frozenset()] * len(batch.open_slot) + [slots[slot] for slot in batch.more_slot.tolist()]
+        added = [pieces[i] for i in batch.open_piece.tolist() + batch.more_piece.tolist()]
+        assert not any(a & b for a, b in zip(before, added, strict=True))
+        slots |= {slot: a | b for slot, a, b in zip(to, before, added, strict=True)}
+        whole = [slots[slot] for slot in batch.close_slot[batch.close_row].tolist()]
+        assert [len(positions) for positions in whole] == batch.close_count.tolist()
+        closed += [
+            (bit, positions)
+            for positions, sets in zip(whole, batch.close_sets.tolist(), strict=True)
+            for bit in range(4)
+            if sets >> bit & 1
+        ]
+        written += len(to)
+    ids = make_probe(200, vocabulary=60).input_ids.flatten().tolist()
+    expected = []
+    for bit, (begin, end) in enumerate([(0, 1), (-1, 1), (1, 2), (1, 3)]):
+        groups: dict[tuple[int, ...], set[int]] = {}
+        for position in begun:
+            groups.setdefault(tuple(ids[position + begin : position + end]), set()).add(position)
+        expected += [(bit, frozenset(group)) for group in groups.values() if len({begun[p] for p in group}) > 1]
+    assert not len(plan.late.sets)
+    assert len(closed) == len(expected)
+    assert set(closed) == set(expected)
+    assert plan.num_slots < written < sum(len({begun[p] for p in group}) for _, group in expected)
 
 
 def test_pieces_are_short_and_hold_the_positions_of_their_batch():

@@ -1,0 +1,143 @@
+"""How much memory a measurement takes beside the model, how it is made to fit, and what to try when it does not."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import gc
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ib_callback.common.errors import ProbeError
+
+# So much of what is there beside the layers does not count: allocators keep as much unused.
+SLACK = 64 << 20
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a measurement takes beside the model and its forward pass, on the device where it is added up.
+
+    each: of one layer: slots, snapshots, kept histograms, its part of the table of assignments, and scratch.
+    beside: of what is there beside the layers: the plan, states that wait for the readout, other histograms.
+    after: of what is there when the layers are done.
+    """
+
+    each: int
+    beside: int = 0
+    after: int = 0
+
+    def of(self, num_layers: int) -> int:
+        """Bytes at the peak of a measurement of so many layers at a time."""
+        return max(num_layers * self.each + self.beside, self.after)
+
+    def layers_within(self, budget: int, num_layers: int, *, probe: str) -> int:
+        """How many of `num_layers` layers to measure at a time, for all to stay within so many bytes.
+
+        Raises:
+            ProbeError: not even one.
+        """
+        least, beside = self.of(1), max(0, self.beside - SLACK)
+        if self.each + beside > budget or self.after > budget + SLACK:
+            raise ProbeError(
+                f"memory_budget: one layer needs {self.each:,} bytes for probe {probe!r}, and what is there beside the "
+                f"layers {least - self.each:,}; expected a budget of at least {least:,}, got {budget:,}. Raise it, or "
+                "use fewer sequences, orders, bins or draws, or baseline=False, readout=False or standard_errors=False."
+            )
+        return min(num_layers, (budget - beside) // self.each)
+
+
+@dataclass(frozen=True)
+class Means:
+    """How a measurement is made: what may be changed when memory runs out.
+
+    batch_size: sequences in a forward pass.
+    layers: measured at a time, in as many passes; None: all that the budget allows.
+    on_host: whether histograms are on the host though the model is not.
+    """
+
+    batch_size: int
+    layers: int | None = None
+    on_host: bool = False
+
+    def describe(self) -> str:
+        """For a warning."""
+        layers = "" if self.layers is None else f", {self.layers} layer{'s' * (self.layers > 1)} at a time"
+        return f"batch_size={self.batch_size}{layers}{', histograms in host memory' if self.on_host else ''}"
+
+
+def cheaper(means: Means, layers: int, *, of_measuring: bool, host_layers: int) -> Means | None:
+    """What to try after memory ran out; None: nothing is left. A pure function, so that all ranks can take one answer.
+
+    Histograms do not depend on the batch, so that where the measuring's own work ran out of memory fewer layers are
+    taken at a time, and at last they go to the host. Where the model's forward did, batches are made smaller first.
+
+    Args:
+        means: that failed.
+        layers: how many were measured at a time.
+        of_measuring: whether memory ran out in our own hooks and sums.
+        host_layers: how many layers the host could take at a time; 0 if histograms are there already.
+    """
+    smaller_batch = replace(means, batch_size=max(1, means.batch_size // 2)) if means.batch_size > 1 else None
+    fewer = None
+    if layers > 1:
+        fewer = replace(means, layers=layers // 2)
+    elif host_layers and not means.on_host:
+        fewer = replace(means, layers=host_layers, on_host=True)
+    first, second = (fewer, smaller_batch) if of_measuring else (smaller_batch, fewer)
+    return first or second
+
+
+@contextmanager
+def own_work() -> Iterator[None]:
+    """Mark errors of the body, also as a decorator, as those of measuring itself, not of the model's forward."""
+    try:
+        yield
+    except Exception as error:
+        error.__dict__["of_measuring"] = True
+        raise
+
+
+def is_of_measuring(error: BaseException) -> bool:
+    """Whether an error was marked by `own_work`."""
+    return bool(error.__dict__.get("of_measuring", False))
+
+
+def trim() -> None:
+    """Give free pages back to the system, where the C library can; of planning, glibc keeps as many as the plan has."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def let_go() -> None:
+    """Give back what a failed pass held, once no traceback holds it any more."""
+    gc.collect()
+    trim()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def bytes_of(things: Iterable[Any]) -> int:
+    """Bytes of all tensors and arrays in what holds them: dataclasses, mappings and sequences; each once."""
+    seen: set[int] = set()
+    return sum(_bytes(thing, seen) for thing in things)
+
+
+def _bytes(thing: Any, seen: set[int]) -> int:
+    if isinstance(thing, (str, int, float, type(None))) or id(thing) in seen:
+        return 0
+    seen.add(id(thing))
+    if isinstance(thing, (torch.Tensor, np.ndarray)):
+        return int(thing.nbytes)
+    if isinstance(thing, dict):
+        return sum(_bytes(each, seen) for each in thing.values())
+    if isinstance(thing, (list, tuple)):
+        return sum(_bytes(each, seen) for each in thing)
+    if dataclasses.is_dataclass(thing):
+        return sum(_bytes(getattr(thing, field.name), seen) for field in dataclasses.fields(thing))
+    return 0
