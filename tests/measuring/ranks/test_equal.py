@@ -66,15 +66,18 @@ EVERYTHING = {"draws": 2, "center": True, "loss": "all", "standard_errors": 4, "
               "feature_probes": [FURTHER], "companions": "rankme", "companion_layers": "all", "batch_size": 2}
 CASES = {
     "everything": EVERYTHING,
-    "in groups of layers": {"num_bins": 12, "batch_size": 2, "memory_budget": 600_000},
+    "in groups of layers": {"num_bins": 12, "batch_size": 2, "memory_budget": 1_300_000},
     "more ranks than layers": {"num_bins": 12, "batch_size": 2, "layers": ["model.layers.1"]},
     "plain": {"num_bins": 12, "batch_size": 2, "null": False, "baseline": False, "loss": False, "readout": False},
     "one batch": {"num_bins": 12, "batch_size": 16},
     "uniform": {"num_bins": 12, "batch_size": 3, "weighting": "uniform", "orders": ["token", "bigram"]},
     "linear": {"num_bins": 12, "batch_size": 3, "baseline": "linear", "orders": "token"},
 }
+few = {2: CASES, 3: ("everything", "plain"), 4: ("everything", "more ranks than layers")}[size]
 for name, keywords in CASES.items():
-    for wrap in ("ddp", "fsdp2") if name == "everything" else ("ddp",):
+    for wrap in ("fsdp2", "ddp") if name == "everything" and size == 2 else ("fsdp2",) if size == 4 else ("ddp",):
+        if name not in few:
+            continue
         alone = ib.Meter(MAIN, process_group="alone", **keywords)
         expected = alone.measure(model(None), step=3)
         meter = ib.Meter(MAIN, **keywords)

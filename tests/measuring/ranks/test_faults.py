@@ -62,7 +62,8 @@ for sharded in (False, True):
     measured = model(sharded)
     meter = ib.Meter(PROBE, batch_size=2, num_bins=12, readout=False, prediction=False)
     meter.preflight(measured)
-    expected = numbers(meter.measure(measured))
+    fine = meter.measure(measured)
+    expected = numbers(fine)
     for name, place in PLACES.items():
         failing(*place, OutOfLuck("out of luck"), at=1 if name == "sums" else 3)
         with pytest.raises(OutOfLuck, match="^rank 1: out of luck$"):
@@ -83,17 +84,15 @@ for sharded in (False, True):
         patch.undo()
         assert numbers(aiming.measure(measured)) == whole, view
 
-    # Memory that runs out on one rank: all of them take smaller batches.
-    short = ib.Meter(PROBE, batch_size=4, num_bins=12)
-    failing(capture.Capture, "_take", torch.OutOfMemoryError("out of memory"))
-    with pytest.warns(RuntimeWarning, match="out of memory while measuring"):
-        found = short.measure(measured)
-    patch.undo()
-    both = [None, None]
-    dist.all_gather_object(both, (found.to_dict(), short.batch_size))
-    assert both[0] == both[1]
-    assert short.batch_size == 2
-    assert numbers(found) == numbers(ib.Meter(PROBE, batch_size=2, num_bins=12).measure(measured))
+    # Memory that runs out on one rank: all of them take fewer layers at a time.
+    for place in ((capture.Capture, "_take"), (accumulate.Accumulator, "add"), (accumulate.Accumulator, "__init__")):
+        short = ib.Meter(PROBE, batch_size=2, num_bins=12, readout=False, prediction=False)
+        failing(*place, torch.OutOfMemoryError("out of memory"), at=1)
+        with pytest.warns(RuntimeWarning, match="out of memory while measuring; trying again with batch_size=2, 1 layer"):
+            found = short.measure(measured)
+        patch.undo()
+        assert found.complexity == pytest.approx(fine.complexity, abs=1e-9), place
+        assert found.expressivity == pytest.approx(fine.expressivity, abs=1e-9), place
 
 # A model that fails by itself, without any collective in its forward.
 measured = model(False)
@@ -104,6 +103,14 @@ with pytest.raises(OutOfLuck, match="^rank 1: out of luck$"):
     meter.measure(measured)
 patch.undo()
 assert numbers(meter.measure(measured)) == expected
+
+# Memory that runs out in the model's own forward: smaller batches, on all of them.
+failing(type(measured.model.layers[0]), "forward", torch.OutOfMemoryError("out of memory"), at=5)
+short = ib.Meter(PROBE, batch_size=4, num_bins=12)
+with pytest.warns(RuntimeWarning, match="trying again with batch_size=2, also"):
+    found = short.measure(measured)
+patch.undo()
+assert numbers(found) == expected
 
 # Ranks that mean different measurements.
 for own, kind, told in [
