@@ -7,6 +7,7 @@ from ib_callback.bound.curve import IBCurve, ib_curve
 from ib_callback.bound.probe_curve import probe_curve
 from ib_callback.common.errors import ModelError as ModelError
 from ib_callback.common.errors import ProbeError as ProbeError
+from ib_callback.common.errors import RanksError as RanksError
 from ib_callback.common.errors import RepresentationError as RepresentationError
 from ib_callback.common.errors import TrajectoryError as TrajectoryError
 from ib_callback.common.version import __version__ as __version__
