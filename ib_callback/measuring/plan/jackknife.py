@@ -7,10 +7,10 @@ end of each but the last are held until the label is finished, from when it goes
 differences of successive ones. Labels of the same positions so far share them, as they share slots (batches.py). Of
 late labels, which go on to the end, the shares themselves are held.
 
-At the scale of a paper, what is held would be nearly twice the slots. Where it is of more than a million histograms it is
-so in 16 bits. Bins then err by 2.5e-4 of themselves on average, each on its own, which sums over so many labels hardly
-notice, and they are all that is read: of 400 documents, with 140,000 histograms held, replicates changed by 5e-6 at most,
-standard errors by .4 % at most and .01 % mostly, and no other number.
+At the scale of a paper, what is held would be nearly twice the slots. Where it is of more than a million histograms it
+is so in 16 bits. Bins then err by 2.5e-4 of themselves on average, each on its own, which sums over so many labels
+hardly notice, and they are all that is read: of 400 documents, with 140,000 histograms held, replicates changed by 5e-6
+at most, standard errors by .4 % at most and .01 % mostly, and no other number.
 
 Each group is left out alone, and each two neighbouring groups together (jackknife.py says why): 2 G - 1 *omissions*,
 numbered in this order.
