@@ -219,10 +219,17 @@ def plan_jackknife(
     # Running sums at the end of each group but the last, from the label's next batch on.
     group_of_entry = group_of_batch[entries.batch]
     leaves = np.flatnonzero((entries.label[1:] == entries.label[:-1]) & (group_of_entry[1:] != group_of_entry[:-1]))
-    sums, held_sum = np.unique(entries.sum_of[leaves], return_inverse=True)
-    opens, until = np.full(len(sums), num_batches, np.int32), np.zeros(len(sums), np.int32)
-    np.minimum.at(opens, held_sum, entries.batch[leaves + 1])
-    np.maximum.at(until, held_sum, layout.closes[entries.label[leaves]])
+    sums, held_as = entries.sum_of[leaves], np.empty(len(leaves), np.int32)
+    opens, until = entries.batch[leaves + 1], layout.closes[entries.label[leaves]]
+    # Labels share one copy if they need it at the same time: intervals of one sum that overlap become one.
+    order = np.lexsort((opens, sums))
+    sums, opens, until = sums[order], opens[order], until[order]
+    of_sum = sums.astype(np.int64) * (num_batches + 1)  # above all that is of the sums before
+    reach = np.maximum.accumulate(until + of_sum) - of_sum
+    begins = np.append(True, (sums[1:] != sums[:-1]) | (opens[1:] > reach[:-1]))[: len(sums)]
+    held_as[order] = np.cumsum(begins) - 1
+    ends = np.append(begins[1:], True)[: len(sums)]
+    sums, opens, until = sums[begins], opens[begins], reach[ends].astype(np.int32)
     # Each batch is two times: before it sums are copied, after it those of finished labels are let go.
     place, num_held = assign_slots(2 * opens, 2 * until + 1, 2 * num_batches + 2)
     held_in = _by_batch(np.arange(len(sums)), opens, num_batches)
@@ -231,7 +238,7 @@ def plan_jackknife(
     snapped = np.flatnonzero(is_late & ~is_last)
     taken_in = first_batch[snapped + 1]
     after = np.full(len(label), -1, np.int64)
-    after[spans & ~is_last] = place[held_sum]
+    after[spans & ~is_last] = place[held_as]
     after[snapped] = np.arange(len(snapped))
     before = np.where(is_first, np.where(is_late, len(snapped), num_held), np.roll(after, 1))
     of_late = np.bincount(row_of_late[label[snapped]], minlength=len(layout.late))
