@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "centred": {"center": True},
     "errors": {"standard_errors": True},
     "features": {"orders": "token", "features": ["part"]},
-    "groups": {"memory_budget": "400 MB"},
+    "groups": {"memory_budget": "250 MB"},
 }
 PAPER: dict[str, dict[str, Any]] = {
     "plain": {"baseline": False},

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -139,8 +140,7 @@ class Accumulator:
         self._at = at = _Place(num_layers, num_bins, device)
         columns = num_layers * num_bins
         num_sets = len(plan.label_sets)
-        self._slots = torch.empty(plan.num_slots + 1, columns, dtype=torch.float32, device=device)
-        self._slots[plan.num_slots] = 0.0  # what a label's first share begins from
+        self._slots = torch.empty(plan.num_slots, columns, dtype=torch.float32, device=device)
         self._kept = at.zeros(plan.num_kept, columns)
         self._conditional = at.zeros(num_sets, num_layers)
         self._single = at.zeros(num_layers)
@@ -156,7 +156,7 @@ class Accumulator:
         """
         on, at = self._at.on, self._at
         if self._groups is not None:
-            self._groups.snap(batch, self._kept)
+            self._groups.hold(batch, self._slots, self._kept[self._plan.late.kept])
         rows = assignments.reshape(len(batch.positions), -1)
         pieces = segment_sum(rows, on(batch.members), on(batch.offsets))
         if len(batch.long_target):
@@ -225,18 +225,35 @@ class _GroupSums:
         self._plan, self._late, self._at = plan, late, at
         num_layers, num_bins = at.shape
         columns = num_layers * num_bins
-        self._snapshots = torch.empty(plan.num_snapshots + 1, columns, dtype=torch.float32, device=at.device)
-        self._snapshots[plan.num_snapshots] = 0.0
+        dtype = torch.float32 if plan.scale is None else torch.float16
+        self._scale = plan.scale or 1.0
+        self._held = torch.empty(plan.num_held + 1, columns, dtype=dtype, device=at.device)
+        self._held[plan.num_held] = 0.0  # what a label's first share begins from
+        self._late_shares = torch.empty(plan.num_snapshots, columns, dtype=dtype, device=at.device)
+        # Of late labels, what their shares so far add up to.
+        self._so_far = torch.zeros(len(plan.first_late_share) - 1, columns, dtype=torch.float32, device=at.device)
         self._removed = at.zeros(num_sets, len(plan.taken), num_layers)
         self._single = at.zeros(plan.taken.shape[1], num_layers)
         self._sets = torch.arange(num_sets, device=at.exact).unsqueeze(1)
         self._omissions = torch.arange(len(plan.taken), device=at.exact).unsqueeze(1)
 
-    def snap(self, batch: Batch, kept: Tensor) -> None:
-        """Take the snapshots of late labels that the batch's group has for the first time, before it is added."""
-        here, on, to = batch.grouped, self._at.on, self._at.to
+    def hold(self, batch: Batch, slots: Tensor, late: Tensor) -> None:
+        """Hold what labels have added up to, where the batch begins another share of them, before it is added.
+
+        Args:
+            batch: its plan.
+            slots: [num_slots, L * num_bins] histograms of labels.
+            late: [late labels, L * num_bins] likewise.
+        """
+        here, on = batch.grouped, self._at.on
         assert here is not None
-        self._snapshots[on(here.kept_to)] = kept[to(here.kept_from)].to(self._at.device, torch.float32)
+        self._held[on(here.slot_to)] = (slots[on(here.slot_from)] * self._scale).to(self._held.dtype)
+        if len(here.late_from):
+            row = on(here.late_from)
+            whole = late[self._at.to(here.late_from)].to(self._at.device, torch.float32)
+            share = (whole - self._so_far[row]) * self._scale
+            self._late_shares[on(here.late_to)] = share.to(self._held.dtype)
+            self._so_far[row] = whole
 
     def add(self, batch: Batch, single: Tensor | None, finished: list[Tensor], slots: Tensor, closing: Tensor) -> None:
         """Add one batch, after its pieces were added to slots and kept histograms.
@@ -257,14 +274,11 @@ class _GroupSums:
         for conditional in (*finished, weights.double() @ closing[to(here.confined)]):
             self._removed[:, here.omissions] += conditional.unsqueeze(1)
         row = on(batch.close_slot)[on(batch.close_row)]
-        self._shares(here.shares, (batch.close_sets, batch.close_count), slots, row, closing, slots)
+        self._shares(here.shares, (batch.close_sets, batch.close_count), slots, row, closing, self._held)
 
     def sums(self, kept: Tensor, kept_entropy: Tensor, late: slice) -> JackknifeSums:
         """The sums after the last batch, from the kept histograms and their entropies."""
-        if len(self._plan.late):
-            rows = torch.arange(late.start, late.stop, device=kept.device)
-            labels = (self._late.sets, self._late.count)
-            self._shares(self._plan.late, labels, kept, rows, kept_entropy[late], self._snapshots)
+        self._late_labels(kept[late], kept_entropy[late])
         taken = torch.from_numpy(self._plan.taken).to(kept)
         rest = [
             (kept[total] - taken @ kept[parts]).clamp_min(0.0)
@@ -272,6 +286,32 @@ class _GroupSums:
         ]
         totals = torch.stack([self._at.entropy(rows) for rows in rest])
         return JackknifeSums(self._removed.cpu(), self._single.cpu(), totals.cpu())
+
+    def _late_labels(self, kept: Tensor, entropies: Tensor) -> None:
+        """Shares of late labels, some labels at a time, for their held shares have to be added up."""
+        first, row = self._plan.first_late_share, self._plan.late.row.numpy()
+        labels = (self._late.sets, self._late.count)
+        rows = torch.arange(len(kept), device=kept.device)
+        per_label = int(np.diff(first).max(initial=1))
+        for begin in range(0, len(kept), max(1, ROWS // per_label)):
+            end = min(len(kept), begin + max(1, ROWS // per_label))
+            mine = slice(int(first[begin]), int(first[end]))
+            shares = self._plan.late[slice(*np.searchsorted(row, [begin, end]).tolist())]
+            if not len(shares):
+                continue
+            total = self._late_shares[mine].to(kept).cumsum(0)
+            before = torch.cat([total.new_zeros(1, total.shape[1]), total])[
+                torch.from_numpy(first[begin:end] - mine.start)
+            ]
+            total -= before.repeat_interleave(torch.from_numpy(np.diff(first[begin : end + 1])).to(total.device), dim=0)
+            running = torch.cat([total, total.new_zeros(1, total.shape[1])])
+            none = mine.stop - mine.start
+            local = replace(
+                shares,
+                before=torch.where(shares.before == first[-1], none, shares.before - mine.start),
+                after=torch.where(shares.after < 0, -1, shares.after - mine.start),
+            )
+            self._shares(local, labels, kept, rows, entropies, running)
 
     def _shares(
         self,
@@ -297,9 +337,11 @@ class _GroupSums:
             part = shares[begin : begin + ROWS]
             row, after = self._at.on(part.row), self._at.on(part.after)
             whole = histograms[histogram_of_row[row.to(histogram_of_row.device)]]
-            behind = whole - running[after.clamp_min(0)].to(whole)
+            behind = whole - running[after.clamp_min(0)].to(whole) / self._scale
             behind[(after < 0).to(behind.device)] = 0.0
-            left = (behind.clamp_min(0.0) + running[self._at.on(part.before)].to(whole)).to(self._at.exact)
+            left = (behind.clamp_min(0.0) + running[self._at.on(part.before)].to(whole) / self._scale).to(
+                self._at.exact
+            )
             rest = self._at.to(part.rest).unsqueeze(1)
             # A histogram of which nothing is left has no entropy, and no weight.
             left.add_((rest == 0).to(left))

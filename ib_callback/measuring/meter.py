@@ -996,13 +996,17 @@ class Meter:
         """What to try after memory ran out, the same on all ranks; None: nothing is left."""
         means = Means(self.batch_size, self._at_once, self._on_host)
         plan = self.plan()
-        host_layers = 0
-        if access.device_of(root).type != "cpu":
-            each = plan.memory(self._views(1).num_variants, self.num_bins)
-            host_layers = max(1, min(len(layers), (free_memory(torch.device("cpu")) or 0) * 3 // 4 // each))
         at_once = len(self._groups(root, plan, layers, team)[0])
+        host_layers = self._host_layers(root, plan, len(layers))
         found = cheaper(means, at_once, of_measuring=of_measuring, host_layers=host_layers)
         return team.ranks.of_first(found)  # for they may have more memory left or less
+
+    def _host_layers(self, root: nn.Module, plan: Plan, num_layers: int) -> int:
+        """How many layers the host could take at a time; 0 where the model is there already."""
+        if access.device_of(root).type == "cpu":
+            return 0
+        each = plan.memory(self._views(1).num_variants, self.num_bins)
+        return max(1, min(num_layers, (free_memory(torch.device("cpu")) or 0) * 3 // 4 // each))
 
     def _accumulates_on(self, root: nn.Module) -> torch.device:
         """Where histograms are."""

@@ -16,7 +16,7 @@ from scipy.stats import t as student
 import ib_callback as ib
 from ib_callback.measuring import accumulate
 from ib_callback.measuring.accumulate import Accumulator, Sums
-from ib_callback.measuring.plan import batches
+from ib_callback.measuring.plan import batches, jackknife
 from ib_callback.measuring.plan.jackknife import group_sequences
 from ib_callback.measuring.plan.null import LabelCounts, SubsetCurve
 from ib_callback.measuring.planner import make_plan
@@ -115,6 +115,36 @@ def test_replicates_are_the_numbers_without_each_group(monkeypatch, batch_size, 
         for name, v in (("complexity", c), ("expressivity", e), ("optimality", e / c), ("distance_to_bound", c - e)):
             assert getattr(point, f"{name}_se") == pytest.approx(error_by_hand(getattr(point, name), v), rel=1e-3)
         assert point.complexity_above_null_se is None
+
+
+@pytest.mark.parametrize(("many", "most"), [(64, 60_000), (2, 60_000), (64, 3), (2, 3)])
+def test_what_is_held_in_16_bits_changes_errors_by_less_than_half_a_per_cent(monkeypatch, many, most):
+    monkeypatch.setattr(batches, "MANY_BATCHES", many)
+    probe = make_probe(num_sequences=80, length=30, vocabulary=25)
+    table = table_of(probe)
+
+    def measured():
+        plan = make_plan(probe, ORDERS, (), batch_size=3, null=True, seed=0, num_groups=GROUPS)
+        return plan, measurement_of(plan, sums_of(plan, table))
+
+    exact_plan, exact = measured()
+    monkeypatch.setattr(jackknife, "MANY_HELD", 0)
+    monkeypatch.setattr(jackknife, "MOST_IN_HALF", most)
+    plan, short = measured()
+    assert exact_plan.jackknife.scale is None
+    assert (plan.jackknife.scale == 1.0) == (most == 60_000)
+    assert plan.memory(2, 5) < exact_plan.memory(2, 5)
+    for order in ORDERS:
+        for name in PLANE_SCALARS:
+            value = getattr(exact[order], name)
+            assert getattr(short[order], name) == value, "only errors are of what is held"
+        for side in ("complexity", "expressivity"):
+            values = getattr(exact[order], f"{side}_jackknife")
+            assert getattr(short[order], f"{side}_jackknife") == pytest.approx(values, rel=0, abs=2e-5), (
+                "of 1,250 labels at most"
+            )
+            error = getattr(exact[order], f"{side}_se")
+            assert getattr(short[order], f"{side}_se") == pytest.approx(error, rel=5e-3)
 
 
 def test_nothing_else_changes_and_layers_may_be_measured_in_groups():

@@ -160,12 +160,7 @@ class Entries:
 
 
 def share_slots(
-    label: np.ndarray,
-    batch: np.ndarray,
-    part: np.ndarray,
-    content: np.ndarray,
-    needed_until: np.ndarray,
-    num_batches: int,
+    label: np.ndarray, batch: np.ndarray, part: np.ndarray, content: np.ndarray, num_batches: int
 ) -> Entries:
     """Give each running sum a slot.
 
@@ -174,7 +169,6 @@ def share_slots(
         batch: [E] its batch.
         part: [E] its first part.
         content: [E] uint64 of what is added, in all its parts.
-        needed_until: [E] the batch until which the running sum is needed after the label has gone on; -1: it is not.
         num_batches: number of batches.
     """
     first = first_of_run(label)
@@ -194,9 +188,8 @@ def share_slots(
     del running, order
     first_of = np.concatenate(firsts)
     ends = np.append(first[1:], True)[: len(label)]
-    until = np.maximum(np.where(ends, batch, np.append(batch[1:], np.int32(0))), needed_until)
     closes = np.zeros(len(first_of), np.int32)
-    np.maximum.at(closes, sum_of, until)
+    np.maximum.at(closes, sum_of, np.where(ends, batch, np.append(batch[1:], np.int32(0))))
     # Each batch is two times, for a sum that is made and read in one batch has a slot, too.
     slot, number = assign_slots(2 * batch[first_of], 2 * closes + 1, 2 * num_batches + 2)
     return Entries(label, batch, part, sum_of, first_of, slot, number)
@@ -223,8 +216,6 @@ class Layout:
         num_kept: kept histograms so far; the late labels take the next ones.
         batch_of: [T] batch of each position, ascending.
         num_batches: number of batches.
-        group_of_batch: [num_batches] of sequences; the running sum of a label before each group is then held until the
-            label is finished. None without standard errors.
     """
 
     def __init__(
@@ -235,7 +226,6 @@ class Layout:
         num_kept: int,
         batch_of: np.ndarray,
         num_batches: int,
-        group_of_batch: np.ndarray | None = None,
     ) -> None:
         self.num_batches = num_batches
         self.counts = np.concatenate([s.stop - s.start for s in segments])
@@ -265,7 +255,7 @@ class Layout:
         in_slots = self._bundle[group] < 0
         np.minimum.at(self.opens, group[in_slots], batch[in_slots])
         np.maximum.at(self.closes, group[in_slots], batch[in_slots])
-        self.entries = self._enter(first, group, batch, in_slots, group_of_batch)
+        self.entries = self._enter(first, group, batch, in_slots)
         by_batch, bounds = sort_by_batch(self.entries.batch, num_batches)
         self._entries_of = np.split(by_batch, bounds[1:-1])
 
@@ -286,7 +276,6 @@ class Layout:
         group: np.ndarray,
         batch: np.ndarray,
         in_slots: np.ndarray,
-        group_of_batch: np.ndarray | None,
     ) -> Entries:
         content = np.add.reduceat(self.pieces.content, first) if len(first) else self.pieces.content
         self.pieces = replace(self.pieces, content=content[:0])  # of no more use
@@ -295,14 +284,7 @@ class Layout:
         here = np.flatnonzero(spans).astype(np.int32)
         here = here[np.argsort(group[here], kind="stable")]
         label, batch, content = group[here], batch[here], content[here]
-        until = np.full(len(here), -1, np.int32)
-        if group_of_batch is not None:
-            # The last batch of a label in each group of sequences but the last.
-            leaves = np.flatnonzero(
-                (label[1:] == label[:-1]) & (group_of_batch[batch[1:]] != group_of_batch[batch[:-1]])
-            )
-            until[leaves] = self.closes[label[leaves]]
-        return share_slots(label, batch, first[here], content, until, self.num_batches)
+        return share_slots(label, batch, first[here], content, self.num_batches)
 
     def work(self, number: int, first_position: int) -> dict[str, np.ndarray]:
         """What `Batch` says of pieces, groups and slots, for one batch."""

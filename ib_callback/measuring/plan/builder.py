@@ -117,7 +117,6 @@ class Builder:
             self.num_kept,
             batch_of,
             num_batches=len(bounds) - 1,
-            group_of_batch=None if self.groups is None else self.groups.of_sequence(bounds[:-1]),
         )
         jackknife = None
         if self.groups is not None:
