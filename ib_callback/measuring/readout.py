@@ -304,7 +304,7 @@ class LeftOut:
             single: d(1) of the whole, H(Z) minus the mean entropy of one assignment.
         """
         scale = (self._entropy - self._single) / single if single > 0 else np.ones_like(self._entropy)
-        return scale * [curve.null(counts)[0] for counts in self._jackknife.counts[number]]
+        return scale * [curve.null_alone(counts) for counts in self._jackknife.counts[number]]
 
     def error(self, number: int, total: int, information: float) -> float | None:
         """Standard error of the information about a set's labels; None if an omission takes all of them."""

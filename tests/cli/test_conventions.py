@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from plot_runs import failed, measurement, with_views
 from synthetic_runs import C, E, run
+from word_tokenizer import word_tokenizer
 
 from ib_callback import Probe
 from ib_callback.cli import log, main
@@ -45,25 +47,37 @@ READ = dict.fromkeys(("select", "plot", "report", "phases", "context", "stop"), 
 ENCODINGS = ["ascii", "latin-1", "cp1252"]
 
 
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a run, results of two models, their scores, and what is to be measured."""
-    monkeypatch.chdir(tmp_path)
-    Path("run").mkdir()
-    Trajectory(replace(point, loss=4.0) for point in run(C, E)).save(Path("run") / FILENAME)
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "run").mkdir()
+    Trajectory(replace(point, loss=4.0) for point in run(C, E)).save(folder / "run" / FILENAME)
     for name, scale in (("a", 1.0), ("b", 1.1)):
-        add("r.jsonl", name, steps=(0, 10, 100), scale=scale)
-    Path("scores.csv").write_text("model,score\na,1\nb,2\n")
-    Path("texts.txt").write_text("one, two\nthree\n")
-    Path("model").mkdir()
-    Path("model/config.json").write_text("{}")
+        add(folder / "r.jsonl", name, steps=(0, 10, 100), scale=scale)
+    (folder / "scores.csv").write_text("model,score\na,1\nb,2\n")
+    (folder / "texts.txt").write_text("one, two\nthree\n")
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, for one test, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
-def add(path: str, name: str, *, steps: tuple[int | None, ...], scale: float = 1.0) -> None:
+def add(path: str | Path, name: str, *, steps: tuple[int | None, ...], scale: float = 1.0) -> None:
     for step in steps:
         point = replace(with_views(measurement(step, orders=2, scale=scale), "readout"), loss=4.0)
         append_result(Path(path), Origin(model=name), point)
+
+
+def probe() -> Probe:
+    return Probe.from_texts(["a b c d e f g h"], word_tokenizer(), min_length=4, name="ρ")
 
 
 def contents() -> dict[str, bytes]:
@@ -197,7 +211,7 @@ def test_the_tables_of_a_folder_of_scores_are_read(work, capsys):
     ],
 )
 def test_a_probe_never_replaces_measurements(arguments, reason, work, capsys):
-    Probe.builtin(num_sequences=2, max_length=16).save("p.safetensors")
+    probe().save("p.safetensors")
     Path("r.jsonl.safetensors").write_bytes(Path("r.jsonl").read_bytes())
     assert reason in refused(["probe", *arguments], capsys)
 
@@ -371,60 +385,45 @@ def test_no_help_says_a_default_twice(path):
         assert option.count("(default:") < 2
 
 
-def printed(encoding: str, *arguments: str) -> str:
-    """What a command prints on a terminal of an encoding, in which it ends as it should."""
+def printed(encoding: str, code: str) -> str:
+    """What a process prints on a terminal of an encoding, in which it ends as it should."""
     shell = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "COLUMNS": "100"}
-    code = "import sys; from ib_callback.cli.main import command; command()"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], env=shell, capture_output=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], env=shell, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
     return done.stdout.decode(encoding)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_terminals_of_any_encoding_show_every_help(encoding):
-    # All in one process, because each start costs seconds; the streams are those of a process of this encoding.
-    code = (
-        "import sys\nfrom ib_callback.cli.main import main\n"
-        f"for path in {[*COMMANDS]!r}:\n"
-        "    try:\n        main([*path, '--help'])\n    except SystemExit as end:\n        assert not end.code\n"
-    )
-    shell = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=shell, capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
-    shown = done.stdout.decode(encoding)
-    assert all(f"usage: ib-callback {' '.join(path)}".strip() in shown for path in COMMANDS)
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_terminals_of_any_encoding_show_every_answer(encoding, work):
-    Probe.builtin(num_sequences=2, max_length=16).save("p.safetensors")
+def test_terminals_of_any_encoding_show_every_help_and_answer(encoding, work):
+    probe().save("p.safetensors")
     os.mkdir("run/checkpoint-2000")
     for name in ("model.safetensors", "trainer_state.json"):
         Path("run/checkpoint-2000", name).write_bytes(b"{}")
+    add("letters.jsonl", "модель-é", steps=(0, 10))
     answers = [*(of_results(name) for name in ("phases", "context", "correlate", "report", "compare", "stop"))]
     answers += [["phases", "run"], ["select", "run"], ["probe", "show", "p.safetensors"]]
-    code = (
-        "import sys\nfrom ib_callback.cli.main import main\n"
-        f"sys.exit(max(main(arguments) for arguments in {answers!r}))"
+    answers += [["phases", "letters.jsonl", "--json", "t.json"]]
+    # All in one process, because each start costs seconds; the streams are those of a process of this encoding.
+    shown = printed(
+        encoding,
+        "import sys\nfrom ib_callback.cli.main import command, main\n"
+        f"for path in {[*COMMANDS]!r}:\n"
+        "    try:\n        main([*path, '--help'])\n    except SystemExit as end:\n        assert not end.code\n"
+        f"for arguments in {answers!r}:\n    assert main(arguments) == 0\n"
+        "sys.argv = ['ib-callback', '--version']\ncommand()",
     )
-    shell = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=shell, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    shown = done.stdout.decode(encoding)
+    assert all(f"usage: ib-callback {' '.join(path)}".strip() in shown for path in COMMANDS)
     assert "r and ?: of the training step" in shown
     assert ("± a standard error" if encoding != "ascii" else "? a standard error") in shown
     assert "The best checkpoint: " in shown
     assert "fingerprint" in shown
-
-
-def test_a_table_for_another_program_and_a_file_keep_their_letters(work):
-    add("letters.jsonl", "модель-é", steps=(0, 10))
-    assert json.loads(printed("utf-8", "phases", "letters.jsonl", "--json", "-"))[0]["model"] == "модель-é"
-    printed("ascii", "phases", "letters.jsonl", "--json", "t.json")
     assert json.loads(Path("t.json").read_text(encoding="utf-8"))[0]["model"] == "модель-é"
+    assert shown.split()[-1] == __version__
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_the_process_itself_takes_any_encoding(encoding):
-    assert printed(encoding, "--version").split()[-1] == __version__
+def test_a_table_for_another_program_keeps_its_letters(work):
+    add("letters.jsonl", "модель-é", steps=(0, 10))
+    command = ["phases", "letters.jsonl", "--json", "-"]
+    code = f"import sys\nfrom ib_callback.cli.main import main\nsys.exit(main({command!r}))"
+    assert json.loads(printed("utf-8", code))[0]["model"] == "модель-é"

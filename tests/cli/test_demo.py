@@ -42,7 +42,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     }
     environment |= {"HOME": str(home), "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
-        [sys.executable, "-m", "ib_callback.cli.main", "demo", "--steps", "16", "--every", "2", "--minutes", "60"],
+        [sys.executable, "-m", "ib_callback.cli.main", "demo", "--steps", "12", "--every", "4", "--minutes", "60"],
         cwd=directory,
         env=environment,
         capture_output=True,
@@ -56,15 +56,15 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 def test_it_succeeds_quietly(ran: Demo) -> None:
     assert ran.status == 0, ran.err
     assert "warning" not in (ran.out + ran.err).lower()
-    assert "16/16" in ran.err, "the progress bar"
+    assert "12/12" in ran.err, "the progress bar"
 
 
 def test_its_files(ran: Demo) -> None:
     trajectory = Trajectory.load(ran.directory)
-    assert trajectory.steps == list(range(0, 17, 2))
+    assert trajectory.steps == [0, 4, 8, 12]
     assert all(point.error is None for point in trajectory)
     assert list(trajectory[0]) == ["token", "bigram", "trigram", "quadgram"]
-    assert trajectory[-1].tokens_seen == 16 * 1024
+    assert trajectory[-1].tokens_seen == 12 * 1024
     assert (ran.directory / "information_plane.png").read_bytes().startswith(b"\x89PNG")
     assert (ran.directory / "ib_trajectory.1.jsonl").read_text() == "an earlier run\n"
     (run,) = read_offline_runs(ran.directory)

@@ -267,11 +267,20 @@ class SubsetCurve:
         """Null information of labels with these counts, and the standard error of that estimate."""
         if len(self.size) == 1:  # a single position: nothing to permute
             return 0.0, 0.0
+        return self.null_alone(counts), self.error_of({"null": counts})({"null": 1.0})
+
+    def null_alone(self, counts: LabelCounts) -> float:
+        """Null information without its standard error."""
+        if len(self.size) == 1:
+            return 0.0
+        return float((counts.share * self._interpolated(np.log(counts.count))).sum())
+
+    @cached_property
+    def _interpolated(self) -> Callable[[np.ndarray], np.ndarray]:
+        """d as a function of log c: made once, for it takes longer than reading it."""
         from scipy.interpolate import PchipInterpolator  # imports scipy.optimize
 
-        curve = PchipInterpolator(np.log(self.size), self.value)
-        null = float((counts.share * curve(np.log(counts.count))).sum())
-        return null, self.error_of({"null": counts})({"null": 1.0})
+        return PchipInterpolator(np.log(self.size), self.value)
 
     def error_of(self, counts: Mapping[str, LabelCounts]) -> Callable[[Mapping[str, float]], float]:
         """Standard error of a linear combination of the nulls of such counts, as a function of its weights by name."""

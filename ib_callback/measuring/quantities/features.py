@@ -86,7 +86,7 @@ class Feature:
         elif self.null is not None:
             curve = readings.curve(self.null, float(readings.information(self.number + 1, self.total).mean()))
             counts = readings.plan.counts[self.number]
-            mean, spread = curve.null(counts)[0], curve.spread_of_null(counts)
+            mean, spread = curve.null_alone(counts), curve.spread_of_null(counts)
         error = None
         omitted: tuple[float, ...] = ()
         if readings.left_out is not None:

@@ -50,7 +50,7 @@ class Nulls:
             counts = {name: readings.plan.counts[number] for name, number in sets.items()}
             for name, number in sets.items():
                 draft.measured[name], draft.measured[f"{name}_se"] = curve.null(counts[name])
-                draft.layers[name] = [each.null(counts[name])[0] for each in by_layer]
+                draft.layers[name] = [each.null_alone(counts[name]) for each in by_layer]
                 if readings.left_out is not None:
                     draft.replicates[name] = readings.left_out.null(number, curve, readings.ceiling)
             draft.baseline_errors.append(curve.error_of(counts))
