@@ -800,12 +800,12 @@ class Meter:
         each = 4 * plan.num_positions * self.num_bins
         size = max(1, (self.memory_budget or _ASSIGNMENTS_MEMORY) // each)
         for group in (layers[i : i + size] for i in range(0, len(layers), size)):
-            table = self._table(root, plan, group)
+            table = self._table(root, plan, group, of=layers)
             for index, layer in enumerate(group):
                 yield layer.name, table[:, index]
 
-    def _table(self, root: nn.Module, plan: Plan, layers: list[Layer]) -> Tensor:
-        """[T, L, num_bins] of all valid positions in the order of the probe, on the CPU."""
+    def _table(self, root: nn.Module, plan: Plan, layers: list[Layer], of: list[Layer]) -> Tensor:
+        """[T, L, num_bins] of some layers, `of` all, of all valid positions in the order of the probe, on the CPU."""
         parts: list[Tensor] = []
 
         def keep(_: Round[Batch], assignments: Tensor | None) -> None:
@@ -814,7 +814,7 @@ class Meter:
             parts.append(assignments[:, : len(layers)].to("cpu", copy=True))
 
         with self._visit(root):
-            self._check_layers(self._forward(root), layers)
+            self._check_layers(self._forward(root), of)
             rounds = self._bar(Team.alone(), plan)
             self._forward(root).over(rounds, layers, keep, Kept())
         return torch.cat(parts)
