@@ -289,5 +289,5 @@ def test_checkpoints_of_a_sharded_training_that_was_just_measured_are_those_of_o
     said = [line for line in first.splitlines() if line.startswith("fsdp")]
     assert len(said) == 8
     assert {line.partition(": ")[2] for line in said} == {"True of some"}
-    assert "changed its own parameters" not in first
-    assert second.count("changed its own parameters 'model.norm.weight' while it was measured") == 2
+    for output in (first, second):  # of one rank, told on both
+        assert output.count("rank 1: FSDPLlamaForCausalLM changed its own parameters 'model.norm.weight' while it") == 2
