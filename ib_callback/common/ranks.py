@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import threading
 import traceback
@@ -148,15 +149,23 @@ class Ranks:
         values = self.of_every(value)
         return next((rank for rank, found in enumerate(values) if found != values[0]), None)
 
-    def agree(self, failure: Exception | None) -> None:
-        """Raise on each, with the same text, what failed on one of them."""
+    def agree(self, failure: Exception | None, *, at_end: bool = False) -> None:
+        """Raise on each, with the same text, what failed on one of them.
+
+        Args:
+            failure: of this process, if any.
+            at_end: whether this follows work with agreements of its own. One that failed before one of those waits
+                here until the others, to which that one brings the failure, have come here, too.
+        """
         if self.group is None:
             if failure is not None:
                 raise failure
             return
-        every = self.of_every(
-            None if failure is None else (type(failure), str(failure), describe(failure), _marks(failure))
-        )
+        told = None if failure is None else _told(failure)
+        pairs = self.of_every((at_end, told))
+        while at_end and not all(is_there for is_there, _ in pairs):
+            pairs = self.of_every((at_end, told))
+        every = [found for _, found in pairs]
         rank, found = next(((rank, found) for rank, found in enumerate(every) if found is not None), (0, None))
         if found is None:
             return
@@ -170,10 +179,10 @@ class Ranks:
         error.__dict__.update(marks, of_all_ranks=True)
         raise error from failure
 
-    def agree_on(self, kept: Kept) -> None:
+    def agree_on(self, kept: Kept, *, at_end: bool = False) -> None:
         """The same of what was kept; nothing is kept any more."""
         failure, kept.error = kept.error, None
-        self.agree(failure)
+        self.agree(failure, at_end=at_end)
 
     def sums(self, values: Sequence[Tensor | None]) -> list[Tensor | None]:
         """The sums of their tensors, float64 on the CPU, on each, bit for bit the same; None where no rank has one."""
@@ -247,6 +256,16 @@ class Ranks:
 # Process groups that were made here, by all processes that there were and the members: others may be there later.
 _made: dict[tuple[Any, tuple[int, ...]], Any] = {}
 _control_groups: dict[Any, Any] = {}
+
+
+def _told(error: Exception) -> tuple[type[Exception], str, str, dict[str, bool]]:
+    """What the others are told of an error; of a kind that cannot be sent, such as one made in a function, its text."""
+    described = describe(error)
+    try:
+        pickle.dumps(type(error))
+    except Exception:
+        return RuntimeError, described, described, _marks(error)
+    return type(error), str(error), described, _marks(error)
 
 
 def _marks(error: Exception) -> dict[str, bool]:
