@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ib_callback.bound.curve import IBCurve
 from ib_callback.bound.probe_curve import probe_curve
 from ib_callback.common.checks import check_bytes, check_integer
-from ib_callback.common.errors import ModelError, ProbeError, RanksError, RepresentationError
+from ib_callback.common.errors import ModelError, ProbeError, RepresentationError
 from ib_callback.common.messages import warn
 from ib_callback.common.progress import progress_bar
 from ib_callback.common.ranks import Kept, Ranks, this_machine
