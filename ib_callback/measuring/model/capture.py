@@ -169,6 +169,7 @@ class Capture:
         self._positions: Tensor = torch.empty(0)
         self._shape: tuple[int, int] = (0, 0)
         self._table: Tensor | None = None
+        self._is_running = False
         self._buffer = torch.empty(0)
         self._kept = Kept()  # of the hooks, for an error amid a forward that ranks make together would part them
         self.autocast = ""  # e.g. ", autocast bfloat16" once a layer has run under it
@@ -208,9 +209,11 @@ class Capture:
         self._bad = {}
         self._kept = Kept()
         self._table = self._kept(self._room)  # without it the forward is made all the same, for the other ranks
+        self._is_running = True
         try:
             forward()
         finally:
+            self._is_running = False
             table, self._table = self._table, None
         with own_work():
             self._kept.release()
@@ -234,7 +237,7 @@ class Capture:
     def _hook(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
         @own_work()
         def quantise(module: nn.Module, inputs: Any, output: Any) -> None:
-            if self._table is None:
+            if not self._is_running:
                 return  # a forward pass that `run` did not make
             self._fired[index] += 1
             if self._fired[index] == 1:

@@ -207,7 +207,7 @@ class Readout:
             self.why = "the probe has one token only"
         self._points: Tensor | None = None
         self._hooks = ExitStack()
-        self._output: list[Any] = []
+        self._output: list[Tensor] = []
         self._waiting: list[tuple[Round[Batch], Tensor | None]] = []
         self._total: Tensor | None = None
         self._count = 0
@@ -224,7 +224,8 @@ class Readout:
         self._hooks.close()
 
     def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._output.append(output)
+        # Amid the forward, for of parts on several ranks all must ask.
+        self._kept(lambda: self._survived(lambda: self._output.append(head.states_in(output))))
         # Not again after a lack of memory: other ranks, which have theirs, would not take part.
         if self._points is None and not self.why and self._kept.error is None:
             self._kept(lambda: self._survived(partial(self._find_points, output)))
