@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,8 @@ Value = TypeVar("Value")
 
 # Seconds after which whoever waits for the other ranks says so.
 _PATIENCE = 60.0
+# While one process loads, or tests increments, the others wait; where one ends, the launcher ends them all.
+_LONGEST_WAIT = timedelta(days=1)
 
 
 class Kept:
@@ -303,7 +306,7 @@ def launched(device: str) -> Iterator[Ranks]:
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=_LONGEST_WAIT)
     try:
         yield Ranks()
     finally:
