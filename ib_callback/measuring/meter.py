@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ib_callback.bound.curve import IBCurve
 from ib_callback.bound.probe_curve import probe_curve
 from ib_callback.common.checks import check_bytes, check_integer
-from ib_callback.common.errors import ModelError, ProbeError, RepresentationError
+from ib_callback.common.errors import ModelError, ProbeError, RanksError, RepresentationError
 from ib_callback.common.messages import warn
 from ib_callback.common.progress import progress_bar
 from ib_callback.common.ranks import Kept, Ranks, this_machine
@@ -984,6 +984,8 @@ class Meter:
         while True:
             try:
                 return self._passes(root, layers, team, losses)
+            except RanksError:  # also where its cause was a lack of memory: the others are amid the forward
+                raise
             except RepresentationError as error:
                 if self._planes:
                     raise

@@ -191,7 +191,7 @@ def end(*_):
     if rank == 1 and len(calls) == 3:
         if KILLED:
             os._exit(0)
-        raise RuntimeError("out of luck")
+        raise torch.OutOfMemoryError("out of memory")
 
 
 measured.model.layers[1].register_forward_pre_hook(end)
@@ -215,5 +215,5 @@ def test_when_a_rank_is_killed_the_others_say_so(tmp_path: Path) -> None:
 
 def test_a_sharded_forward_that_fails_on_one_rank_ends_all_with_its_cause(tmp_path: Path) -> None:
     first, second = on_two_ranks("SHARDED, KILLED = True, False\n" + ENDED, tmp_path)
-    assert "rank 1: the model failed in a forward pass" in second and "out of luck" in second
+    assert "rank 1: the model failed in a forward pass" in second and "out of memory" in second
     assert "rank 0: " in first
