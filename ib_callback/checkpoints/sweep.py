@@ -111,12 +111,17 @@ def run_sweep(checkpoints: Sequence[Checkpoint], path: Path, sweep: Sweep) -> Re
         for number, (checkpoint, folder) in enumerate(_fetched(todo, evict=sweep.evict and ranks.is_local_first), 1):
             origin, measurement = measuring.of(checkpoint, folder)
             origin = replace(origin, request=requests[checkpoint.model])
-            if ranks.is_first and (measurement.error is None or not _is_known(old, origin, measurement)):
-                append_result(path, origin, measurement)
+            ranks.by_first(partial(_append, path, old, origin, measurement))
             if measurement.error is not None:
                 failed.append((checkpoint.name, measurement.error))
             sweep.tell(f"[{number}/{len(todo)}] {checkpoint.name}: {_brief(measurement)}{clock.left(number)}")
         return Report(len(todo) - len(failed), len(checkpoints) - len(todo), tuple(failed))
+
+
+def _append(path: Path, old: list[Row], origin: Origin, measurement: Measurement) -> None:
+    """Unless the file has the same failure already."""
+    if measurement.error is None or not _is_known(old, origin, measurement):
+        append_result(path, origin, measurement)
 
 
 def _fetched(checkpoints: Sequence[Checkpoint], *, evict: bool) -> Iterator[tuple[Checkpoint, Path | Exception]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ib_callback.analysis.courses import Course, load_courses, measured_courses
-from ib_callback.common.errors import TrajectoryError
+from ib_callback.common.errors import RanksError, TrajectoryError
 from ib_callback.common.files import write_atomically
 from ib_callback.common.messages import warn
 from ib_callback.results import tidy
@@ -71,7 +71,7 @@ def guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.N
             warnings.simplefilter("always", RuntimeWarning)
             try:
                 status = action(options)
-            except (ValueError, TypeError, ImportError, OSError) as error:
+            except (ValueError, TypeError, ImportError, OSError, RanksError) as error:
                 status, said = FAILED, [" ".join(str(error).split())]
         for message in dict.fromkeys([str(warning.message) for warning in caught] + said):
             print(f"ib-callback: {message}", file=sys.stderr)

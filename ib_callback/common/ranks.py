@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +23,8 @@ Value = TypeVar("Value")
 
 # Seconds after which whoever waits for the other ranks says so.
 _PATIENCE = 60.0
+# While one process loads, or tests increments, the others wait; where one ends, the launcher ends them all.
+_LONGEST_WAIT = timedelta(days=1)
 
 
 class Kept:
@@ -148,15 +152,23 @@ class Ranks:
         values = self.of_every(value)
         return next((rank for rank, found in enumerate(values) if found != values[0]), None)
 
-    def agree(self, failure: Exception | None) -> None:
-        """Raise on each, with the same text, what failed on one of them."""
+    def agree(self, failure: Exception | None, *, at_end: bool = False) -> None:
+        """Raise on each, with the same text, what failed on one of them.
+
+        Args:
+            failure: of this process, if any.
+            at_end: whether this follows work with agreements of its own. One that failed before one of those waits
+                here until the others, to which that one brings the failure, have come here, too.
+        """
         if self.group is None:
             if failure is not None:
                 raise failure
             return
-        every = self.of_every(
-            None if failure is None else (type(failure), str(failure), describe(failure), _marks(failure))
-        )
+        told = None if failure is None else _told(failure)
+        pairs = self.of_every((at_end, told))
+        while at_end and not all(is_there for is_there, _ in pairs):
+            pairs = self.of_every((at_end, told))
+        every = [found for _, found in pairs]
         rank, found = next(((rank, found) for rank, found in enumerate(every) if found is not None), (0, None))
         if found is None:
             return
@@ -170,10 +182,10 @@ class Ranks:
         error.__dict__.update(marks, of_all_ranks=True)
         raise error from failure
 
-    def agree_on(self, kept: Kept) -> None:
+    def agree_on(self, kept: Kept, *, at_end: bool = False) -> None:
         """The same of what was kept; nothing is kept any more."""
         failure, kept.error = kept.error, None
-        self.agree(failure)
+        self.agree(failure, at_end=at_end)
 
     def sums(self, values: Sequence[Tensor | None]) -> list[Tensor | None]:
         """The sums of their tensors, float64 on the CPU, on each, bit for bit the same; None where no rank has one."""
@@ -249,6 +261,16 @@ _made: dict[tuple[Any, tuple[int, ...]], Any] = {}
 _control_groups: dict[Any, Any] = {}
 
 
+def _told(error: Exception) -> tuple[type[Exception], str, str, dict[str, bool]]:
+    """What the others are told of an error; of a kind that cannot be sent, such as one made in a function, its text."""
+    described = describe(error)
+    try:
+        pickle.dumps(type(error))
+    except Exception:
+        return RuntimeError, described, described, _marks(error)
+    return type(error), str(error), described, _marks(error)
+
+
 def _marks(error: Exception) -> dict[str, bool]:
     """What was noted on an error."""
     return {name: value for name, value in vars(error).items() if isinstance(value, bool)}
@@ -284,7 +306,7 @@ def launched(device: str) -> Iterator[Ranks]:
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=_LONGEST_WAIT)
     try:
         yield Ranks()
     finally:

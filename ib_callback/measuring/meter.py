@@ -418,7 +418,7 @@ class Meter:
         team = self._join(root)
         kept = Kept()
         found = kept(lambda: self._preflight(model, root, team))
-        team.ranks.agree_on(kept)
+        team.ranks.agree_on(kept, at_end=True)
         assert found is not None
         return found
 
@@ -431,6 +431,7 @@ class Meter:
         memory = need.of(layers_of_rank(len(groups[0]), team.ranks.size))
         _warn_if_short(access.device_of(root), memory, 0 if readout is None else readout.waiting())
         with unchanged_parameters(root, copied=True), untouched(root), resharded(root):
+            team.ranks.agree(None)  # as in a measurement
             forward = self._forward(root, team)
 
             def try_out() -> None:
@@ -444,10 +445,11 @@ class Meter:
                 self._warn_if_bidirectional(forward, layers)
 
             kept = Kept()
-            kept(try_out)
-            team.ranks.agree_on(kept)
+            with self._known_to_all():
+                kept(try_out)
+                team.ranks.agree_on(kept)
             self._autocast = forward.autocast
-            route = self._find_route(root, team)
+            route = self._find_route(root, team) if self.loss or self.prediction else Route("none")
         missing = {} if readout is None or not readout.why else {"readout": readout.why}
         if route.kind == "none" and self.prediction:
             missing["prediction"] = route.why
@@ -577,45 +579,53 @@ class Meter:
         root = access.unwrap(model)
         team = self._join(root)
         started = time.perf_counter()
-        failure: Exception | None = None
-        found: _Found | None = None
-        try:
-            found = self._found(root, team)
-        except RanksError:
-            raise
-        except Exception as error:
-            failure = error
-        team.ranks.agree(failure)
+        kept = Kept()
+        found = kept(lambda: self._found(root, team))
+        team.ranks.agree_on(kept, at_end=True)
         assert found is not None
         by_rank = team.ranks.to_first(found.sums)
-        point: Measurement | None = None
-        if team.ranks.is_first:
-            try:
-                point = self._read(root, team, found, by_rank, step, started)
-            except Exception as error:
-                failure = error
-        team.ranks.agree(failure)
+        read = partial(self._read, root, team, found, by_rank, step, started)
+        point = kept(read) if team.ranks.is_first else None
+        team.ranks.agree_on(kept)
         point = team.ranks.of_first(point)
         assert point is not None
         self._tell_of_equal_states(point)
         return point
 
     def _found(self, root: nn.Module, team: Team) -> _Found:
-        """What the own part of the passes comes to. Collective: fails on all ranks, or else after the last of them."""
+        """What the own part of the passes comes to: fails before an agreement of all ranks, or after the last one."""
         further = self._further_meters()
         layers = self._layers(root)
+        kept = Kept()
         with self._visit(root):
-            team.ranks.agree(None)
+            team.ranks.agree(None)  # before the first forward, which ranks may make together
             if self.forward is None:
-                self._check_layers(self._forward(root, team), layers)
-                self._warn_if_bidirectional(self._forward(root, team), layers)
-            losses = self._loss_pass(root, team)
+                with self._known_to_all():
+                    kept(partial(self._look_at, root, layers, team))
+                    team.ranks.agree_on(kept)
+            route = self._route(root, team)
+            losses = kept(partial(self._loss_pass, root, route))
+            team.ranks.agree_on(kept)
             with self._check_norm(root, layers):
                 of_main = self._sums(root, self._captured(root, layers), team, losses)
             others = [meter._sums(root, layers, team) for meter in further]
         outcome = None if losses is None else self._routes.note(root, self._told_of(losses.outcome()))
         sums = ([of_main.parts, *(other.parts for other in others)], {k: v.sums for k, v in of_main.aimed.items()})
         return _Found(layers, [of_main, *others], losses, outcome, sums)
+
+    def _look_at(self, root: nn.Module, layers: list[Layer], team: Team) -> None:
+        self._check_layers(self._forward(root, team), layers)
+        self._warn_if_bidirectional(self._forward(root, team), layers)
+
+    @contextmanager
+    def _known_to_all(self) -> Iterator[None]:
+        """What is known of models after an error is what was known before: ranks would make unequal forwards later."""
+        known = self._read_ahead.copy(), self._cross_checked.copy()
+        try:
+            yield
+        except Exception:
+            self._read_ahead, self._cross_checked = known
+            raise
 
     def _read(
         self, root: nn.Module, team: Team, found: _Found, by_rank: list[_Parts], step: int | None, started: float
@@ -707,7 +717,7 @@ class Meter:
             if ranks.rank == planner:
                 plan = kept(self.plan)
                 if plan is not None and machines.count(machines[planner]) > 1:
-                    path = kept(lambda: files.enter_context(shared_plan(plan)))
+                    path = kept(partial(_in_file, plan, files))
             ranks.agree_on(kept)
             paths = ranks.of_every(path)
             if ranks.rank != planner:
@@ -717,10 +727,11 @@ class Meter:
     def _take_plan(self, path: Path | None) -> None:
         """That of a file of another process of this machine; one of its own where the file cannot be had."""
         try:
-            assert path is not None
-            self._plans = {self.batch_size: read_plan(path)}
+            if path is not None:
+                self._plans = {self.batch_size: read_plan(path)}
         except (OSError, ValueError):  # as where the machine's processes do not see each other's files
-            self.plan()
+            pass
+        self.plan()
 
     def _agreed_settings(self, root: nn.Module) -> dict[str, str]:
         """What ranks that share a measurement must have alike, by name, as texts to be compared."""
@@ -738,18 +749,19 @@ class Meter:
 
     def _find_route(self, root: nn.Module, team: Team) -> Route:
         """How the loss of the model can be had; found out anew."""
-        if not self.loss and not self.prediction:
-            return Route("none")
         known = self._read_ahead.get(_kind_of(root))
-        route = reads_ahead(root) if known else find_route(root, self.probe, self.forward)
-        elsewhere = team.ranks.first_failure(route if route.is_failure else None)
-        return self._routes.note(root, self._told_of(route if elsewhere is None else elsewhere[1]))
+        route = reads_ahead(root) if known else find_route(root, self.probe, self.forward, team)
+        every = team.ranks.of_every(route)
+        return self._routes.note(root, self._told_of(next((each for each in every if each.is_failure), every[0])))
 
-    def _loss_pass(self, root: nn.Module, team: Team) -> LossPass | None:
+    def _route(self, root: nn.Module, team: Team) -> Route | None:
+        """That of a measurement; None if neither losses nor distributions are wanted."""
+        return (self._routes.get(root) or self._find_route(root, team)) if self.loss or self.prediction else None
+
+    def _loss_pass(self, root: nn.Module, route: Route | None) -> LossPass | None:
         """What adds up the losses of a pass, and makes distributions; None if neither are wanted."""
-        if not self.loss and not self.prediction:
+        if route is None:
             return None
-        route = self._routes.get(root) or self._find_route(root, team)
         number = number_of_pairs(self.probe, root, every=self.loss == "all") if self.loss else 0
         pairs = pairs_for_loss(self.probe, number, self.seed)
         if self.prediction and self._distributions is None:  # a function of the probe, which is sorted for it
@@ -972,6 +984,8 @@ class Meter:
         while True:
             try:
                 return self._passes(root, layers, team, losses)
+            except RanksError:  # also where its cause was a lack of memory: the others are amid the forward
+                raise
             except RepresentationError as error:
                 if self._planes:
                     raise
@@ -1218,6 +1232,14 @@ def _joined(by_rank: list[list[Sums | None]], passes: _Passes, team: Team, varia
     return Sums.join(parts, variants)
 
 
+def _in_file(plan: Plan, files: ExitStack) -> Path | None:
+    """The path of a plan's file; None where there is no room for it."""
+    try:
+        return files.enter_context(shared_plan(plan))
+    except OSError:
+        return None
+
+
 def _check_alike(settings: list[dict[str, str]]) -> None:
     """Raise a ProbeError if ranks were asked for different measurements."""
     for rank, other in enumerate(settings):
@@ -1227,10 +1249,11 @@ def _check_alike(settings: list[dict[str, str]]) -> None:
                 "split between the ranks gives each its own rows: build the probe once (ib-callback probe build, or "
                 "Probe.save), and load it on every rank with Probe.load."
             )
-        differing = [name for name, value in settings[0].items() if other.get(name) != value]
+        names = dict.fromkeys([*settings[0], *other])  # some have those alone that are not as they are by default
+        differing = [name for name in names if other.get(name) != settings[0].get(name)]
         if differing:
             told = "; ".join(
-                f"{name}: {settings[0][name]} on rank 0, {other.get(name)} on rank {rank}" for name in differing
+                f"{name}: {settings[0].get(name)} on rank 0, {other.get(name)} on rank {rank}" for name in differing
             )
             raise ProbeError(f"expected the same settings on every rank that shares a measurement, got {told}.")
 

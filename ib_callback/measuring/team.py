@@ -42,6 +42,7 @@ class Team:
         num_crews: D, that run batches at the same time.
         crew: number of the own one.
         peers: the ranks that have the same place in their crews, in the order of the crews.
+        together: the ranks of the own crew.
     """
 
     def __init__(self, ranks: Ranks, crews: Sequence[Sequence[int]] | None = None, *, in_step: bool = False) -> None:
@@ -56,6 +57,7 @@ class Team:
         members = ranks.numbers()
         whole = self._size == 1
         self.peers = ranks if whole else Ranks.of([members[crew[self._place]] for crew in crews])
+        self.together = Ranks.alone() if whole else Ranks.of([members[rank] for rank in crews[self.crew]])
 
     @classmethod
     def alone(cls) -> Team:

@@ -31,6 +31,14 @@ sweep.loaded = unlucky
 models = [str(directory / name) for name in "abc"]
 options = ["--probe", str(directory / "probe.safetensors"), "--num-bins", "12", "--batch-size", "2"]
 print("ended with", main(["measure", *models, "-o", str(directory / "shared.jsonl"), *options]))
+
+
+def full(*_):
+    raise OSError("no space left")
+
+
+sweep.append_result = full
+print("unwritten:", main(["measure", models[0], "-o", str(directory / "unwritten.jsonl"), *options]))
 """
 
 
@@ -56,3 +64,4 @@ def test_two_processes_write_what_one_writes(directory: Path, capfd: pytest.Capt
     assert [line for line in first.splitlines() if line.startswith("ended")] == ["ended with 1"]
     assert "[3/3] c: not measured: OSError: rank 1: out of luck" in first
     assert "[1/3]" not in second and "ended with 1" in second
+    assert all("unwritten: 2" in output and "no space left" in output for output in (first, second))

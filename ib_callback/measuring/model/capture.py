@@ -169,6 +169,7 @@ class Capture:
         self._positions: Tensor = torch.empty(0)
         self._shape: tuple[int, int] = (0, 0)
         self._table: Tensor | None = None
+        self._is_running = False
         self._buffer = torch.empty(0)
         self._kept = Kept()  # of the hooks, for an error amid a forward that ranks make together would part them
         self.autocast = ""  # e.g. ", autocast bfloat16" once a layer has run under it
@@ -206,40 +207,49 @@ class Capture:
         self._positions, self._shape = positions, shape
         self._fired = [0] * len(self._layers)
         self._bad = {}
-        if len(self._buffer) < len(positions) or self._buffer.device != positions.device:
-            # Kept for the next pass: touching fresh memory costs the CPU more than filling it.
-            num_bins = 1 if self._quantiser is None else self._quantiser.num_bins
-            sizes = (len(positions), self._num_variants * len(self._layers), num_bins)
-            with own_work():
-                self._buffer = torch.empty(sizes, device=positions.device, dtype=torch.float32)
-        self._table = self._buffer[: len(positions)]
         self._kept = Kept()
+        self._table = self._kept(self._room)  # without it the forward is made all the same, for the other ranks
+        self._is_running = True
         try:
             forward()
         finally:
+            self._is_running = False
             table, self._table = self._table, None
         with own_work():
             self._kept.release()
+        assert table is not None
         self._check_fired()
         self._check_usable()
         if self._moments is not None:
             self._moments.finish(len(positions))
         return table
 
+    def _room(self) -> Tensor:
+        """For the assignments of a pass."""
+        positions = self._positions
+        if len(self._buffer) < len(positions) or self._buffer.device != positions.device:
+            # Kept for the next pass: touching fresh memory costs the CPU more than filling it.
+            num_bins = 1 if self._quantiser is None else self._quantiser.num_bins
+            sizes = (len(positions), self._num_variants * len(self._layers), num_bins)
+            self._buffer = torch.empty(sizes, device=positions.device, dtype=torch.float32)
+        return self._buffer[: len(positions)]
+
     def _hook(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
         @own_work()
         def quantise(module: nn.Module, inputs: Any, output: Any) -> None:
-            if self._table is None:
+            if not self._is_running:
                 return  # a forward pass that `run` did not make
             self._fired[index] += 1
-            if self._fired[index] == 1 and self._kept.error is None:
+            if self._fired[index] == 1:
                 self._kept(lambda: self._take(index, output))
 
         return quantise
 
     def _take(self, index: int, output: Any) -> None:
         """Quantise what a layer put out."""
-        rows = self._states(index, output).flatten(0, 1)
+        rows = self._states(index, output).flatten(0, 1)  # of parts on several ranks, which all must ask
+        if self._kept.error is not None:
+            return
         if torch.is_autocast_enabled(rows.device.type):
             dtype = torch.get_autocast_dtype(rows.device.type)
             self.autocast = f", autocast {str(dtype).removeprefix('torch.')}"

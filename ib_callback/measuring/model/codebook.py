@@ -207,7 +207,7 @@ class Readout:
             self.why = "the probe has one token only"
         self._points: Tensor | None = None
         self._hooks = ExitStack()
-        self._output: list[Any] = []
+        self._output: list[Tensor] = []
         self._waiting: list[tuple[Round[Batch], Tensor | None]] = []
         self._total: Tensor | None = None
         self._count = 0
@@ -224,8 +224,10 @@ class Readout:
         self._hooks.close()
 
     def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._output.append(output)
-        if self._points is None and not self.why:
+        # Amid the forward, for of parts on several ranks all must ask.
+        self._kept(lambda: self._survived(lambda: self._output.append(head.states_in(output))))
+        # Not again after a lack of memory: other ranks, which have theirs, would not take part.
+        if self._points is None and not self.why and self._kept.error is None:
             self._kept(lambda: self._survived(partial(self._find_points, output)))
 
     def _find_points(self, output: Any) -> None:
@@ -486,15 +488,19 @@ class Prediction:
         own = [None if batch is None else self._batches.get(batch.sequences.start) for batch in batches]
         assignments = None
         if ran and own[self._team.crew] is not None and not self.why:
-            grouped = self._losses.grouped.to(self._device)
-            if bool(grouped.isfinite().all()):
-                assignments = grouped[:, None]
-            else:
-                self._bad = "logits are not finite"
+            assignments = self._kept(self._assigned)
         self._accumulator.add(own, assignments)
         self._settle()
         if self._team.is_alone:
             self._kept.release()
+
+    def _assigned(self) -> Tensor | None:
+        """[P, 1, G + 1] of the last forward."""
+        grouped = self._losses.grouped.to(self._device)
+        if bool(grouped.isfinite().all()):
+            return grouped[:, None]
+        self._bad = "logits are not finite"
+        return None
 
     def _settle(self) -> None:
         if (error := self._kept.error) is not None and not is_out_of_memory(error):

@@ -53,7 +53,7 @@ def check_hidden_states(
     if not returns_hidden_states(forward.model):
         return False
     if not called:
-        default_forward(forward.model)(forward.model, inputs.ids, inputs.mask)
+        forward.call(inputs)
     seen: dict[nn.Module, list[Tensor | None]] = {}
     expected = hidden_states(forward.model, inputs, [layer.module for layer in layers], keep_in(seen))
     if expected is None:

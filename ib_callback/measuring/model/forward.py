@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ib_callback.common.errors import ModelError, RanksError
 from ib_callback.common.messages import describe
-from ib_callback.common.ranks import Kept
+from ib_callback.common.ranks import Kept, Ranks
 from ib_callback.measuring.model import access
 from ib_callback.measuring.model.access import Layer
 from ib_callback.measuring.model.capture import Capture, Moments, Quantiser
@@ -43,6 +43,9 @@ class Losses(Protocol):
 
     def wants(self, sequences: slice) -> bool:
         """Whether something of these sequences is looked at."""
+
+    def agree(self, ranks: Ranks) -> None:
+        """What failed on one of the ranks failed on all."""
 
     def run(self, call: Callable[[], Any], inputs: Inputs, sequences: slice) -> Any:
         """Make the forward pass `call` of these sequences, add their losses, and return what it puts out."""
@@ -91,8 +94,8 @@ class ProbeForward:
     ) -> None:
         """Run the own batch of each round, and hand its assignments (`Capture.run`) on; the next one overwrites them.
 
-        Every rank makes as many forwards: one that has nothing to run, or has failed, runs the first batch of the round
-        and hands None on. Failures are kept; alone they are raised.
+        Every rank makes as many forwards: one that has nothing to run takes the first batch of the round; this one, and
+        one that has failed, hand None on. Failures are kept; alone they are raised.
         """
         with Capture(layers, self._quantiser, centers=centers, moments=moments, ahead=self._ahead) as capture:
             for batches in rounds:
@@ -101,14 +104,28 @@ class ProbeForward:
                     kept.release()
 
     def _own(self, capture: Capture, batches: Round[Batch], kept: Kept) -> Tensor | None:
-        batch = batches[self._team.crew]
-        if batch is not None and kept.error is None:
-            inputs = self._inputs(batch.sequences, batch.width, batch.positions)
-            return kept(lambda: self._run(capture, inputs, batch.sequences))
-        first = batches[0]
-        assert first is not None
-        kept(lambda: self._call_model(self._inputs(first.sequences, first.width, first.positions)))
-        return None
+        own, first = batches[self._team.crew], batches[0]
+        # Those of a crew run the same batch, even if one of them has failed.
+        batch = first if own is None else own
+        assert batch is not None
+
+        def run() -> Tensor | None:
+            with self._team.forward():
+                inputs = self._inputs(batch.sequences, batch.width, batch.positions)
+            if own is not None and not failed:
+                return self._run(capture, inputs, batch.sequences)
+            self.call(inputs)
+            return None
+
+        failed = self._failed_here(kept)
+        return kept(run)
+
+    def _failed_here(self, kept: Kept) -> bool:
+        """Whether something failed on a rank of the own crew, whose hooks may communicate, too."""
+        together = self._team.together
+        if self._losses is not None and together.size > 1:
+            self._losses.agree(together)
+        return any(together.of_every(kept.error is not None))
 
     def beside(self, batches: Iterable[Batch], batch_size: int, kept: Kept) -> None:
         """Run what these batches leave out, where nothing but the loss is to be had."""
@@ -133,12 +150,14 @@ class ProbeForward:
     def _beside(self, losses: Losses, own: slice | None, first: slice | None) -> None:
         sequences = first if own is None else own
         assert sequences is not None
+        if self._team.together.size > 1:
+            losses.agree(self._team.together)
         width = int(self._probe.attention_mask[sequences].any(0).nonzero().max()) + 1
         inputs = self._inputs(sequences, width, torch.empty(0, dtype=torch.long))
         if own is None:
-            self._call_model(inputs)
+            self.call(inputs)
         else:
-            losses.run(partial(self._call_model, inputs), inputs, sequences)
+            losses.run(partial(self.call, inputs), inputs, sequences)
 
     def moments(self, rounds: Iterable[Round[Batch]], layers: Sequence[Layer], kept: Kept) -> Moments:
         """Run the batches for the moments of states alone; those of the own ones."""
@@ -152,7 +171,7 @@ class ProbeForward:
 
     def alone(self, sequences: Tensor, width: int) -> None:
         """Run sequences, cut to a width, for hooks of others."""
-        self._call_model(self._inputs(sequences, width, torch.empty(0, dtype=torch.long)))
+        self.call(self._inputs(sequences, width, torch.empty(0, dtype=torch.long)))
 
     def once(self, inputs: Inputs, layers: Sequence[Layer]) -> Tensor:
         """Assignments [T, L, num_bins] from a pass of its own."""
@@ -172,7 +191,8 @@ class ProbeForward:
         mask = self._probe.attention_mask[sequences, :width].to(self._device, torch.long)
         return Inputs(ids, mask, positions.to(self._device))
 
-    def _call_model(self, inputs: Inputs) -> Any:
+    def call(self, inputs: Inputs) -> Any:
+        """Run the model, for hooks of others, and return what it puts out."""
         with self._team.forward():
             return self._call(self.model, inputs.ids, inputs.mask)
 
@@ -180,7 +200,7 @@ class ProbeForward:
         shape = (inputs.ids.shape[0], inputs.ids.shape[1])
 
         def forward() -> Any:
-            return self._call_model(inputs)
+            return self.call(inputs)
 
         losses = self._losses
         with_losses = (

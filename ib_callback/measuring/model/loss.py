@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ib_callback.common.errors import RanksError
 from ib_callback.common.messages import describe
 from ib_callback.common.ranks import Kept, Ranks
 from ib_callback.measuring.model import access, bidirectional, head
@@ -32,6 +33,7 @@ from ib_callback.measuring.model.forward import (
     is_out_of_memory,
     takes_few_logits,
 )
+from ib_callback.measuring.team import Team
 from ib_callback.measuring.thinning import POSITIONS, neighbours
 from ib_callback.probe.ngrams import Positions
 from ib_callback.probe.probe import Probe
@@ -352,7 +354,7 @@ def _losses(call: Callable[[Tensor], Any], states: Tensor, targets: Tensor, size
 # --- which way a model goes
 
 
-def find_route(model: nn.Module, probe: Probe, forward: Forward | None) -> Route:
+def find_route(model: nn.Module, probe: Probe, forward: Forward | None, team: Team | None = None) -> Route:
     """Try a model on one sequence, if it must be tried, and say how its loss can be had.
 
     One forward pass makes the logits of all tokens of a sequence and, in the same batch, of copies of it: one with the
@@ -362,6 +364,10 @@ def find_route(model: nn.Module, probe: Probe, forward: Forward | None) -> Route
         model: unwrapped, in evaluation mode and without gradients.
         probe: that fits it.
         forward: as for `Meter`.
+        team: the ranks that do the same; None: this process is alone.
+
+    Raises:
+        RanksError: the forward failed, amid what ranks do together.
     """
     call = forward or OwnForward.of(model)
     by_itself = isinstance(call, OwnForward)
@@ -375,7 +381,10 @@ def find_route(model: nn.Module, probe: Probe, forward: Forward | None) -> Route
         return Route("logits")
     try:
         every = call.every if isinstance(call, OwnForward) else call
-        return _tried(model, probe, every, trial, tries_order=not declared)
+        within = (team or Team.alone()).forward()(every)
+        return _tried(model, probe, within, trial, tries_order=not declared)
+    except RanksError:
+        raise
     except Exception as error:
         return Route("none", f"it could not be tried: {describe(error)}", is_failure=True)
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from tiny_models import llama, make_probe, numbers
 import ib_callback as ib
-from ib_callback.measuring import accumulate
+from ib_callback.measuring import accumulate, meter as meters
 from ib_callback.measuring.model import capture, codebook, loss
 
 dist.init_process_group("gloo")
@@ -54,6 +54,7 @@ class OutOfLuck(RuntimeError):
 
 PLACES = {
     "hook": (capture.Capture, "_take"),
+    "room for a batch": (capture.Capture, "_room"),
     "accumulator": (accumulate.Accumulator, "add"),
     "moments": (capture.Moments, "add"),
     "sums": (accumulate.Accumulator, "sums"),
@@ -65,11 +66,23 @@ for sharded in (False, True):
     fine = meter.measure(measured)
     expected = numbers(fine)
     for name, place in PLACES.items():
-        failing(*place, OutOfLuck("out of luck"), at=1 if name == "sums" else 3)
+        failing(*place, OutOfLuck("out of luck"), at={"sums": 1, "room for a batch": 2}.get(name, 3))
         with pytest.raises(OutOfLuck, match="^rank 1: out of luck$"):
             meter.measure(measured)
         patch.undo()
         assert numbers(meter.measure(measured)) == expected, name
+
+    # Before the passes, where the others are already at the next agreement.
+    unlooked = ib.Meter(PROBE, batch_size=2, num_bins=12, readout=False, prediction=False)
+    places = [(meters, "untouched", unlooked.preflight), (meters, "untouched", unlooked.measure)]
+    places += [(meters, "LossPass", unlooked.measure)]
+    places += [] if sharded else [(ib.Meter, "_check_layers", unlooked.measure)]  # which makes forwards
+    for owner, name, act in places:
+        failing(owner, name, OutOfLuck("out of luck"), at=1)
+        with pytest.raises(OutOfLuck, match="^rank 1: out of luck$"):
+            act(measured)
+        patch.undo()
+    assert numbers(unlooked.measure(measured)) == expected
 
     # What aims at the output is missing in the point, on every rank, and says why.
     aiming = ib.Meter(PROBE, batch_size=2, num_bins=12)
@@ -113,12 +126,30 @@ with pytest.warns(RuntimeWarning, match="trying again with batch_size=2, also"):
 patch.undo()
 assert numbers(found) == expected
 
+# An error of a kind that cannot be sent, and no room for the plan's file.
+def odd():
+    class Odd(Exception):
+        pass
+
+    return Odd("out of luck")
+
+
+failing(capture.Capture, "_take", odd())
+with pytest.raises(RuntimeError, match="rank 1: Odd: out of luck"):
+    meter.measure(measured)
+patch.undo()
+patch.setattr(meters, "shared_plan", lambda plan: open("/there/is/no/such/place"))
+assert numbers(ib.Meter(PROBE, batch_size=2, num_bins=12).measure(measured)) == expected
+patch.undo()
+
 # Ranks that mean different measurements.
 for own, kind, told in [
     ({"probe": make_probe(num_sequences=10 + rank)}, ib.ProbeError, "same probes on every rank, got others on rank 1"),
     ({"probe": ib.Probe.from_tokens(PROBE.input_ids.roll(rank, 0))}, ib.ProbeError, "got others on rank 1"),
     ({"seed": rank}, ib.ProbeError, "seed: 0 on rank 0, 1 on rank 1"),
     ({"batch_size": 2 + rank}, ib.ProbeError, "batch_size: 2 on rank 0, 3 on rank 1"),
+    ({"draws": 1 + rank}, ib.ProbeError, "draws: None on rank 0, 2 on rank 1"),
+    ({"center": rank == 0}, ib.ProbeError, "center: True on rank 0, None on rank 1"),
 ]:
     with pytest.raises(kind, match=told):
         ib.Meter(**{"probe": PROBE, **own}).measure(measured)
@@ -160,7 +191,7 @@ def end(*_):
     if rank == 1 and len(calls) == 3:
         if KILLED:
             os._exit(0)
-        raise RuntimeError("out of luck")
+        raise torch.OutOfMemoryError("out of memory")
 
 
 measured.model.layers[1].register_forward_pre_hook(end)
@@ -184,5 +215,5 @@ def test_when_a_rank_is_killed_the_others_say_so(tmp_path: Path) -> None:
 
 def test_a_sharded_forward_that_fails_on_one_rank_ends_all_with_its_cause(tmp_path: Path) -> None:
     first, second = on_two_ranks("SHARDED, KILLED = True, False\n" + ENDED, tmp_path)
-    assert "rank 1: the model failed in a forward pass" in second and "out of luck" in second
+    assert "rank 1: the model failed in a forward pass" in second and "out of memory" in second
     assert "rank 0: " in first
