@@ -115,8 +115,8 @@ class Team:
                 raise
             raise RanksError(
                 f"rank {self.ranks.rank}: the model failed in a forward pass of the measurement, amid what its ranks "
-                f"do together, so that the others cannot go on: {describe(error)}. Where memory ran out, pass a smaller "
-                "batch_size= to the callback or Meter."
+                f"do together, so that the others cannot go on: {describe(error)}. Where memory ran out, pass a "
+                "smaller batch_size= to the callback or Meter."
             ) from error
 
 
