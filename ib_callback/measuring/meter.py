@@ -48,10 +48,11 @@ from ib_callback.measuring.model.loss import (
     loss_numbers,
     number_of_pairs,
     reads_ahead,
+    rows_at_a_time,
 )
 from ib_callback.measuring.model.parameters import ChangedParametersError, unchanged_parameters
 from ib_callback.measuring.plan.builder import MAX_LABEL_SETS
-from ib_callback.measuring.plan.memory import Means, Need, bytes_of, cheaper, is_of_measuring, let_go, own_work
+from ib_callback.measuring.plan.memory import Means, Need, bytes_of, cheaper, is_of_measuring, let_go, own_work, trim
 from ib_callback.measuring.plan.plan import Batch, Plan
 from ib_callback.measuring.plan.summary import PlanSummary, layers_of_rank
 from ib_callback.measuring.planner import make_plan
@@ -72,7 +73,7 @@ from ib_callback.measuring.settings import (
     label_names,
     named_features,
 )
-from ib_callback.measuring.thinning import pairs_for_loss, positions_for_prediction
+from ib_callback.measuring.thinning import POSITIONS, pairs_for_loss, positions_for_prediction
 from ib_callback.measuring.views import Views
 from ib_callback.probe.ngrams import Positions, parse_orders, valid_positions
 from ib_callback.probe.probe import Probe
@@ -406,7 +407,7 @@ class Meter:
         layers = self._layers(root)
         plan = self.plan()
         readout = self._readout(root, plan) if self.readout else None
-        need = self._need(plan, readout, access.device_of(root))
+        need = self._need(plan, root, readout)
         groups = self._groups(root, plan, self._captured(root, layers))
         memory = need.of(len(groups[0]))
         _warn_if_short(access.device_of(root), memory, 0 if readout is None else readout.waiting())
@@ -470,7 +471,7 @@ class Meter:
             number, device = len(self._captured(root, self._layers(root))), access.device_of(root)
             readout = self._readout(root, self.plan()) if self.readout else None
         plan = self.plan()
-        need = self._need(plan, readout, device)
+        need = self._need(plan, root, readout)
         own = layers_of_rank(number, num_ranks)
         at_once = min(own, self._at_once or own)
         if self.memory_budget is not None:
@@ -792,27 +793,41 @@ class Meter:
     def _forward(self, root: nn.Module, losses: LossPass | None = None) -> ProbeForward:
         return ProbeForward(root, self.probe, self._quantiser, self.forward, losses)
 
-    def _need(self, plan: Plan, readout: Readout | None, device: torch.device) -> Need:
-        """Bytes of a measurement, where histograms are; of a readout that is None, nothing waits."""
+    def _need(self, plan: Plan, root: nn.Module | None, readout: Readout | None) -> Need:
+        """Bytes of a measurement, where histograms are; without a model, those that do not depend on it."""
         predicted = self._predicted_plan() if self.prediction else None
         beside = 0 if predicted is None else predicted.memory(1, NUMBER)
-        # In one layer's hook: logits and assignments of all tokens of a batch.
-        beside += 8 * self.num_bins * max((b.sequences.stop - b.sequences.start) * b.width for b in plan.batches)
         own = plan.memory(1, NUMBER) if self.readout else 0
         waiting = 0 if readout is None else readout.waiting()
-        if self._on_host or device.type == "cpu":
+        if self._on_host or root is None or access.device_of(root).type == "cpu":
             beside += waiting + bytes_of([plan, predicted])
         # States that wait are added up when the layers are done; others as they come.
         after = beside + own if waiting else 0
         beside += 0 if waiting else own
-        return Need(plan.memory(self._views(1).num_variants, self.num_bins), beside, after)
+        # In one layer's hook: logits and assignments of all tokens of a batch.
+        tokens = max((batch.sequences.stop - batch.sequences.start) * batch.width for batch in plan.batches)
+        moment = max(8 * self.num_bins * tokens, 0 if root is None else self._logits(root, tokens))
+        parts = plan.memory_by_part(self._views(1).num_variants, self.num_bins)
+        return Need(sum(parts.values()), beside, after, parts["scratch"], moment)
+
+    def _logits(self, root: nn.Module, tokens: int) -> int:
+        """Bytes of the logits that are made at a time, of so many tokens, for losses and distributions.
+
+        There are those before them still, their logarithms, and what becomes of these.
+        """
+        if not (self.loss or self.prediction):
+            return 0
+        number = number_of_pairs(self.probe, root, every=self.loss == "all") if self.loss else POSITIONS
+        looked_at = math.ceil(tokens * min(1.0, number / max(1, int(self.probe.attention_mask.sum()))))
+        rows = min(rows_at_a_time(root, access.device_of(root)), looked_at)
+        return 16 * rows * (access.vocabulary_size(root) or 0)
 
     def _groups(self, root: nn.Module, plan: Plan, layers: list[Layer]) -> list[list[Layer]]:
         """Layers cut into groups that fit the memory budget, and what memory there turned out to be."""
         size = self._at_once or len(layers)
         if self.memory_budget is not None:
             readout = self._readout(root, plan) if self.readout else None
-            need = self._need(plan, readout, access.device_of(root))
+            need = self._need(plan, root, readout)
             size = min(size, need.layers_within(self.memory_budget, len(layers), probe=self.probe.name))
         return [layers[i : i + size] for i in range(0, len(layers), size)]
 
@@ -878,6 +893,7 @@ class Meter:
             second = [number - start for number in accompanied if start <= number < stop]
             of_first = (None, {}) if start else (losses, aimed)
             parts.append(self._pass(root, plan, group, centers and centers[start:stop], second, *of_first))
+            trim()  # before the histograms of the next layers come
             start = stop
         sums, moments = zip(*parts, strict=True)
         with own_work():
