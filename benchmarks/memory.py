@@ -1,7 +1,8 @@
 """Memory of measurements: what is predicted and what is taken, and what a probe of the paper's scale needs.
 
 `peaks`: measurements of a model with random weights, each in a process of its own. Resident memory at its peak, above
-what model, imports and a small measurement took before, is compared with `Preflight.memory`.
+what model, imports and a small measurement left before, and above what a forward takes, is compared with
+`Preflight.memory`.
 `paper`: the plan of 10,000 x 512 tokens with several settings: slots, bytes by part, passes, time, memory of planning.
 `time`: processor time of a measurement of 333 and of 30 times as many sequences, narrow layers.
 `file`: the paper's plan written to a file and read by another process.
@@ -125,6 +126,10 @@ def peaks(options: argparse.Namespace) -> None:
 
 
 def peak(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from ib_callback.measuring.plan.memory import let_go
+
     settings = {"features": []} | SETTINGS[options.case]
     probe = probe_of(options, options.sequences or 333)
     model = model_of(options, probe)
@@ -132,13 +137,18 @@ def peak(options: argparse.Namespace) -> dict[str, Any]:
         probe.input_ids[:16], probe.attention_mask[:16], labels={"part": probe.labels["part"][:16]}
     )
     ib.Meter(few, **settings).measure(model)
-    gc.collect()
+    let_go()
     before = resident()
+    forget_peak()
+    with torch.no_grad():
+        model(probe.input_ids[:8], logits_to_keep=1)
+    forward = resident("VmHWM") - before
     meter = ib.Meter(probe, **settings)
     preflight = meter.preflight(model)
     forget_peak()
     meter.measure(model)
-    return {"passes": preflight.passes, "predicted": preflight.memory, "taken": resident("VmHWM") - before}
+    taken = resident("VmHWM") - before - forward
+    return {"passes": preflight.passes, "predicted": preflight.memory, "taken": taken, "forward": forward}
 
 
 # --- paper

@@ -16,7 +16,7 @@ from ib_callback.measuring.plan.jackknife import ROWS, JackknifePlan, Shares
 from ib_callback.measuring.plan.plan import Batch, LateLabels, NullPlan, Plan
 
 # Numbers whose divergences are taken at a time.
-_DIVERGENCES = 1 << 19
+_DIVERGENCES = 1 << 18
 
 
 @dataclass(frozen=True)

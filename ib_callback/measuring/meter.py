@@ -51,12 +51,13 @@ from ib_callback.measuring.model.loss import (
     loss_numbers,
     number_of_pairs,
     reads_ahead,
+    rows_at_a_time,
 )
 from ib_callback.measuring.model.parallel import Parallelism, parallelism
 from ib_callback.measuring.model.parameters import ChangedParametersError, unchanged_parameters
 from ib_callback.measuring.plan.builder import MAX_LABEL_SETS
 from ib_callback.measuring.plan.file import read_plan, shared_plan
-from ib_callback.measuring.plan.memory import Means, Need, bytes_of, cheaper, is_of_measuring, let_go, own_work
+from ib_callback.measuring.plan.memory import Means, Need, bytes_of, cheaper, is_of_measuring, let_go, own_work, trim
 from ib_callback.measuring.plan.plan import Batch, Plan
 from ib_callback.measuring.plan.summary import PlanSummary, layers_of_rank
 from ib_callback.measuring.planner import make_plan
@@ -79,7 +80,7 @@ from ib_callback.measuring.settings import (
     named_features,
 )
 from ib_callback.measuring.team import Round, SharedAccumulator, Team, crews_of
-from ib_callback.measuring.thinning import pairs_for_loss, positions_for_prediction
+from ib_callback.measuring.thinning import POSITIONS, pairs_for_loss, positions_for_prediction
 from ib_callback.measuring.views import Views
 from ib_callback.probe.ngrams import Positions, parse_orders, valid_positions
 from ib_callback.probe.probe import Probe
@@ -426,7 +427,7 @@ class Meter:
         layers = self._layers(root)
         plan = self.plan()
         readout = self._readout(root, plan, team, len(layers)) if self.readout else None
-        need = self._need(plan, readout, access.device_of(root), team.ranks.size, team.num_crews)
+        need = self._need(plan, root, readout, team.ranks.size, team.num_crews)
         groups = self._groups(root, plan, self._captured(root, layers), team)
         memory = need.of(layers_of_rank(len(groups[0]), team.ranks.size))
         _warn_if_short(access.device_of(root), memory, 0 if readout is None else readout.waiting())
@@ -498,7 +499,7 @@ class Meter:
             number, device = len(self._captured(root, self._layers(root))), access.device_of(root)
             readout = self._readout(root, self.plan(), Team.alone(), number) if self.readout else None
         plan = self.plan()
-        need = self._need(plan, readout, device, num_ranks, num_ranks)
+        need = self._need(plan, root, readout, num_ranks, num_ranks)
         own = layers_of_rank(number, num_ranks)
         at_once = min(own, self._at_once or own)
         if self.memory_budget is not None:
@@ -948,32 +949,46 @@ class Meter:
     def _forward(self, root: nn.Module, team: Team | None = None, losses: LossPass | None = None) -> ProbeForward:
         return ProbeForward(root, self.probe, self._quantiser, self.forward, losses, team)
 
-    def _need(self, plan: Plan, readout: Readout | None, device: torch.device, num_ranks: int, num_crews: int) -> Need:
-        """Bytes of a measurement on one rank, where histograms are; of a readout that is None, nothing waits."""
+    def _need(
+        self, plan: Plan, root: nn.Module | None, readout: Readout | None, num_ranks: int, num_crews: int
+    ) -> Need:
+        """Bytes of a measurement on one rank, where histograms are; without a model, those that do not depend on it."""
         predicted = self._predicted_plan() if self.prediction else None
         beside = 0 if predicted is None else predicted.memory(1, NUMBER)
-        # In one layer's hook: logits and assignments of all tokens of a batch.
-        beside += 8 * self.num_bins * max((b.sequences.stop - b.sequences.start) * b.width for b in plan.batches)
         own = plan.memory(1, NUMBER) if self.readout else 0
         waiting = 0 if readout is None else readout.waiting()
-        if self._on_host or device.type == "cpu":
+        if self._on_host or root is None or access.device_of(root).type == "cpu":
             beside += waiting + bytes_of([plan, predicted])
         # States that wait are added up when the layers are done; others as they come.
         after = beside + own if waiting else 0
         beside += 0 if waiting else own
-        each = plan.memory(self._views(1).num_variants, self.num_bins)
+        # In one layer's hook: logits and assignments of all tokens of a batch.
+        tokens = max((batch.sequences.stop - batch.sequences.start) * batch.width for batch in plan.batches)
+        moment = max(8 * self.num_bins * tokens, 0 if root is None else self._logits(root, tokens))
+        parts = plan.memory_by_part(self._views(1).num_variants, self.num_bins)
         # Of each own layer a rank has the assignments of all ranks' layers in its batch, too, and what it exchanges.
-        rows = max(len(batch.positions) for batch in plan.batches)
         tables = num_ranks + 2 * num_crews - 1 if num_ranks > 1 else 0
-        each += 4 * self.num_bins * self._views(1).num_variants * rows * tables
-        return Need(each, beside, after)
+        each = sum(parts.values()) + tables * parts["assignments"]
+        return Need(each, beside, after, parts["scratch"], moment)
+
+    def _logits(self, root: nn.Module, tokens: int) -> int:
+        """Bytes of the logits that are made at a time, of so many tokens, for losses and distributions.
+
+        There are those before them still, their logarithms, and what becomes of these.
+        """
+        if not (self.loss or self.prediction):
+            return 0
+        number = number_of_pairs(self.probe, root, every=self.loss == "all") if self.loss else POSITIONS
+        looked_at = math.ceil(tokens * min(1.0, number / max(1, int(self.probe.attention_mask.sum()))))
+        rows = min(rows_at_a_time(root, access.device_of(root)), looked_at)
+        return 16 * rows * (access.vocabulary_size(root) or 0)
 
     def _groups(self, root: nn.Module, plan: Plan, layers: list[Layer], team: Team) -> list[list[Layer]]:
         """Layers cut into groups that fit the memory budget of each rank, and what memory there turned out to be."""
         size = self._at_once or len(layers)
         if self.memory_budget is not None:
             readout = self._readout(root, plan, team, len(layers)) if self.readout else None
-            need = self._need(plan, readout, access.device_of(root), team.ranks.size, team.num_crews)
+            need = self._need(plan, root, readout, team.ranks.size, team.num_crews)
             most = layers_of_rank(len(layers), team.ranks.size)
             of_rank = need.layers_within(self.memory_budget, most, probe=self.probe.name)
             size = min(size, of_rank * team.ranks.size)
@@ -1047,6 +1062,7 @@ class Meter:
             sums, of_group = self._pass(root, plan, group, team, centers and centers[start:stop], second, *of_first)
             parts.append(sums)
             moments.append(of_group)
+            trim()  # before the histograms of the next layers come
             start = stop
         with own_work():
             outcomes = {name: codebook.outcome() for name, codebook in aimed.items()}

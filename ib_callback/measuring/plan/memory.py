@@ -26,15 +26,22 @@ class Need:
     each: of one layer: slots, snapshots, kept histograms, its part of the table of assignments, and scratch.
     beside: of what is there beside the layers: the plan, states that wait for the readout, other histograms.
     after: of what is there when the layers are done.
+    scratch: of `each`, what is there while a batch is added up; moment: what is there while it is run, instead, mostly
+        logits. These are the model's, and fewer layers do not lower them, so that no budget is held against them.
     """
 
     each: int
     beside: int = 0
     after: int = 0
+    scratch: int = 0
+    moment: int = 0
 
     def of(self, num_layers: int) -> int:
         """Bytes at the peak of a measurement of so many layers at a time."""
-        return max(num_layers * self.each + self.beside, self.after)
+        return max(num_layers * self.each + self._beyond(num_layers), self.after)
+
+    def _beyond(self, num_layers: int) -> int:
+        return self.beside + max(0, self.moment - num_layers * self.scratch)
 
     def layers_within(self, budget: int, num_layers: int, *, probe: str) -> int:
         """How many of `num_layers` layers to measure at a time, for all to stay within so many bytes.
@@ -42,14 +49,15 @@ class Need:
         Raises:
             ProbeError: not even one.
         """
-        least, beside = self.of(1), max(0, self.beside - SLACK)
-        if self.each + beside > budget or self.after > budget + SLACK:
-            raise ProbeError(
-                f"memory_budget: one layer needs {self.each:,} bytes for probe {probe!r}, and what is there beside the "
-                f"layers {least - self.each:,}; expected a budget of at least {least:,}, got {budget:,}. Raise it, or "
-                "use fewer sequences, orders, bins or draws, or baseline=False, readout=False or standard_errors=False."
-            )
-        return min(num_layers, (budget - beside) // self.each)
+        beside = max(0, self.beside - SLACK)
+        if self.each + beside <= budget and self.after <= budget + SLACK:
+            return min(num_layers, (budget - beside) // self.each)
+        least = max(self.each + self.beside, self.after)
+        raise ProbeError(
+            f"memory_budget: one layer needs {self.each:,} bytes for probe {probe!r}, and what is there beside the "
+            f"layers {least - self.each:,}; expected a budget of at least {least:,}, got {budget:,}. Raise it, or "
+            "use fewer sequences, orders, bins or draws, or baseline=False, readout=False or standard_errors=False."
+        )
 
 
 @dataclass(frozen=True)

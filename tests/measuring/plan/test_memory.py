@@ -40,6 +40,10 @@ def test_layers_within_a_budget():
     assert need.layers_within(1000 << 20, 32, probe="p") == 10  # what is beside is less than allocators' own
     assert dataclasses.replace(need, beside=SLACK + (150 << 20)).layers_within(1000 << 20, 32, probe="p") == 8
     assert need.layers_within(10**12, 32, probe="p") == 32
+    # What is there while a batch is run is not while it is added up.
+    of_moment = Need(each=100 << 20, beside=100 << 20, scratch=50 << 20, moment=220 << 20)
+    assert [of_moment.of(number) for number in (1, 4, 5)] == [370 << 20, 520 << 20, 600 << 20]
+    assert of_moment.layers_within(460 << 20, 32, probe="p") == 4  # moments are the forward's
     with pytest.raises(ib.ProbeError, match=r"memory_budget: one layer needs [\d,]+ bytes for probe 'p'.*got 1,000"):
         need.layers_within(1000, 32, probe="p")
 
