@@ -239,7 +239,7 @@ class SubsetCurve:
 
     @cached_property
     def _interpolated(self) -> Callable[[np.ndarray], np.ndarray]:
-        """d as a function of log c: made once, for it takes longer than reading it."""
+        """D as a function of log c: made once, for it takes longer than reading it."""
         from scipy.interpolate import PchipInterpolator  # imports scipy.optimize
 
         return PchipInterpolator(np.log(self.size), self.value)
