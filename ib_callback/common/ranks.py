@@ -44,8 +44,10 @@ class Kept:
         except RanksError:
             raise
         except Exception as error:
-            # Its frames hold tensors, and memory may be what is lacking.
+            # Its frames hold tensors, in what they call too, which matters where memory is what is lacking.
             traceback.clear_frames(error.__traceback__)
+            if isinstance(error, MemoryError) or "memory" in str(error).lower():
+                error.__traceback__ = None
             self.error = self.error or error
             return None
 

@@ -9,6 +9,7 @@ import pytest
 import wandb
 from filelock import FileLock, Timeout
 from tiny_hf import Each, tiny_callback, tiny_model, tiny_probe, tiny_trainer
+from wandb import teardown
 from wandb_offline import read_offline_runs
 
 from ib_callback import Trajectory
@@ -114,6 +115,7 @@ def test_it_is_a_command(tmp_path, monkeypatch, capsys):
     on = ["--probe", "probe.safetensors", "--num-bins", "12"]
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "wandb"))
     (tmp_path / "wandb").mkdir()
+    teardown()  # it reads its settings, the directory among them, once a process
     wandb = ["--wandb-project", "tests", "--wandb-group", "live"]
     assert main(["measure", "--watch", "run", "--until", "5", *on, *wandb]) == 0
     assert Trajectory.load("run").steps == [5]

@@ -60,6 +60,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     yield tmp_path
     wandb.finish()
+    wandb.teardown()  # for whoever comes next
 
 
 def of_ours(run: OfflineRun) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -242,7 +242,7 @@ class SubsetCurve:
         """
         points = {1.0: (single, 0.0, 0.0), float(design.num_positions): (0.0, 0.0, 0.0)}
         dependence = design.dependence
-        for sizes, divergences in ((design.subset_size, subsets), (design.union_size, unions)):
+        for is_direct, sizes, divergences in ((True, design.subset_size, subsets), (False, design.union_size, unions)):
             for drawn_size in np.unique(sizes).tolist():
                 if drawn_size in points:
                     continue
@@ -252,7 +252,7 @@ class SubsetCurve:
                 share = dependence[drawn_size][drawn_size]
                 error = spread * math.sqrt((len(drawn) - 1) / len(drawn) * share / (1 - share))
                 orders = np.arange(len(drawn)) // int(design.num_positions // drawn_size)
-                if sizes is design.subset_size and orders[-1] >= MANY_ORDERS:
+                if is_direct and orders[-1] >= MANY_ORDERS:
                     of_order = np.bincount(orders, drawn - drawn.mean())
                     error = math.sqrt(float((of_order**2).sum()) * len(of_order) / (len(of_order) - 1)) / len(drawn)
                 points[drawn_size] = (float(drawn.mean()), error, spread)

@@ -8,7 +8,7 @@ import torch
 
 import ib_callback as ib
 from ib_callback.common.checks import check_bytes
-from ib_callback.measuring import meter as meter_module
+from ib_callback.measuring import team
 from ib_callback.measuring.accumulate import Accumulator
 from ib_callback.measuring.model.capture import Quantiser
 from ib_callback.measuring.plan import memory
@@ -186,7 +186,7 @@ def test_what_a_failed_pass_held_is_let_go_of_before_the_next(monkeypatch):
         def add(self, *given):
             return out_of_memory() if self._at.shape[0] > 3 else super().add(*given)
 
-    monkeypatch.setattr(meter_module, "Accumulator", Watched)
+    monkeypatch.setattr(team, "Accumulator", Watched)
     with pytest.warns(RuntimeWarning, match="3 layers at a time"):
         make_meter().measure(Model())
     assert held == [0, 0, 0]
@@ -204,8 +204,8 @@ def test_where_one_layer_does_not_fit_on_the_device_histograms_go_to_the_host(mo
         original(this, *given, device=device, **keywords)
 
     monkeypatch.setattr(Accumulator, "__init__", made)
-    monkeypatch.setattr(meter_module.Meter, "_accumulates_on", on_a_device)
-    monkeypatch.setattr(meter_module.Meter, "_host_layers", lambda *_: 6)
+    monkeypatch.setattr(ib.Meter, "_accumulates_on", on_a_device)
+    monkeypatch.setattr(ib.Meter, "_host_layers", lambda *_: 6)
     meter = make_meter()
     with pytest.warns(RuntimeWarning, match="6 layers at a time, histograms in host memory, also from now on"):
         assert numbers(meter.measure(Model())) == pytest.approx(expected, rel=0, abs=1e-9, nan_ok=True)
