@@ -1,10 +1,19 @@
 """A small model, wrappers of all kinds and a probe for it, for tests without a trainer."""
 
 import torch
+import torch.distributed as dist
 import transformers as tf
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -105,3 +114,41 @@ WRAPPERS = {
     "nested": lambda model: fabric(PeftForCausalLM(compiled(in_blocks(checkpoint_wrapper)(model)))),
     "nested the other way": lambda model: Engine(compiled(PeftForCausalLM(model))),
 }
+
+
+def by_position(model, mesh):
+    """A llama of two blocks whose states, but in its attention, lie on the ranks by position."""
+    shared = {"use_local_output": False, "output_layouts": Shard(1)}
+    plan = {
+        "model.embed_tokens": RowwiseParallel(input_layouts=Replicate(), **shared),
+        "model.norm": SequenceParallel(),
+        "lm_head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
+    }
+    for i in (0, 1):
+        at, whole, part = f"model.layers.{i}.", {"hidden_states": Replicate()}, {"hidden_states": Shard(1)}
+        plan |= {
+            at + "input_layernorm": SequenceParallel(),
+            at + "self_attn": PrepareModuleInput(
+                input_kwarg_layouts=part, desired_input_kwarg_layouts=whole, use_local_output=True
+            ),
+            at + "self_attn.o_proj": RowwiseParallel(input_layouts=Replicate(), **shared),
+            at + "post_attention_layernorm": SequenceParallel(),
+            at + "mlp": PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),)),
+            at + "mlp.gate_proj": ColwiseParallel(),
+            at + "mlp.up_proj": ColwiseParallel(),
+            at + "mlp.down_proj": RowwiseParallel(**shared),
+        }
+    return parallelize_module(model, mesh, plan)
+
+
+def failing(patch, owner, name, error, at):
+    """Let the call of a function by this number fail, on rank 1 alone."""
+    original, calls = getattr(owner, name), []
+
+    def wrapped(*args, **kwargs):
+        calls.append(name)
+        if dist.get_rank() == 1 and len(calls) == at:
+            raise error
+        return original(*args, **kwargs)
+
+    patch.setattr(owner, name, wrapped)

@@ -26,14 +26,11 @@ from torch.distributed._composable.replicate import replicate
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, MixedPrecision, MixedPrecisionPolicy
 from torch.distributed.fsdp import ShardingStrategy, fully_shard
-from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.experimental import context_parallel
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel, PrepareModuleInput, RowwiseParallel, SequenceParallel, parallelize_module
-)
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from transformers.distributed import DistributedConfig
-from tiny_models import fsdp1, in_blocks, llama, make_probe, numbers
+from tiny_models import by_position, fsdp1, in_blocks, llama, make_probe, numbers
 import ib_callback as ib
 from ib_callback.measuring.model import access
 from ib_callback.measuring.model.parallel import parallelism
@@ -74,30 +71,6 @@ def in_parts(mesh):
     return parallelize_module(loaded(), mesh, plan)
 
 
-def by_position():
-    shared = {"use_local_output": False, "output_layouts": Shard(1)}
-    plan = {
-        "model.embed_tokens": RowwiseParallel(input_layouts=Replicate(), **shared),
-        "model.norm": SequenceParallel(),
-        "lm_head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
-    }
-    for i in (0, 1):
-        at, whole, part = f"model.layers.{i}.", {"hidden_states": Replicate()}, {"hidden_states": Shard(1)}
-        plan |= {
-            at + "input_layernorm": SequenceParallel(),
-            at + "self_attn": PrepareModuleInput(
-                input_kwarg_layouts=part, desired_input_kwarg_layouts=whole, use_local_output=True
-            ),
-            at + "self_attn.o_proj": RowwiseParallel(input_layouts=Replicate(), **shared),
-            at + "post_attention_layernorm": SequenceParallel(),
-            at + "mlp": PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),)),
-            at + "mlp.gate_proj": ColwiseParallel(),
-            at + "mlp.up_proj": ColwiseParallel(),
-            at + "mlp.down_proj": RowwiseParallel(**shared),
-        }
-    return parallelize_module(loaded(), line, plan)
-
-
 # How the model is made, and the one on one rank that it equals.
 TWO = {
     "replicate": (lambda: replicate(loaded()), loaded),
@@ -108,7 +81,7 @@ TWO = {
     "fsdp1 of gradients": (lambda: flat(in_blocks(of_gradients)(loaded()), **GRADIENTS), loaded),
     "fsdp1 in bfloat16": (lambda: flat(loaded(), mixed_precision=MixedPrecision(**BF16)), lambda: loaded(**HALF)),
     "tensor parallel": (lambda: in_parts(line), loaded),
-    "sequence parallel": (by_position, loaded),
+    "sequence parallel": (lambda: by_position(loaded(), line), loaded),
     "transformers, fsdp": (lambda: loaded(parallel={"fsdp_size": 2}), loaded),
     "transformers, fsdp in bfloat16": (
         lambda: loaded(parallel={"fsdp_size": 2, "fsdp_mixed_precision": True}), lambda: loaded(**HALF)

@@ -14,11 +14,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel, PrepareModuleInput, RowwiseParallel, SequenceParallel, parallelize_module
-)
-from tiny_models import llama, make_probe, numbers
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from tiny_models import by_position, failing, llama, make_probe, numbers
 import ib_callback as ib
 from ib_callback.measuring.model import capture, codebook, loss
 
@@ -26,30 +24,6 @@ dist.init_process_group("gloo", timeout=timedelta(seconds=60))
 rank, size = dist.get_rank(), dist.get_world_size()
 PROBE = make_probe()
 patch = pytest.MonkeyPatch()
-
-
-def by_position(mesh):
-    shared = {"use_local_output": False, "output_layouts": Shard(1)}
-    plan = {
-        "model.embed_tokens": RowwiseParallel(input_layouts=Replicate(), **shared),
-        "model.norm": SequenceParallel(),
-        "lm_head": ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate()),
-    }
-    for i in (0, 1):
-        at, whole, part = f"model.layers.{i}.", {"hidden_states": Replicate()}, {"hidden_states": Shard(1)}
-        plan |= {
-            at + "input_layernorm": SequenceParallel(),
-            at + "self_attn": PrepareModuleInput(
-                input_kwarg_layouts=part, desired_input_kwarg_layouts=whole, use_local_output=True
-            ),
-            at + "self_attn.o_proj": RowwiseParallel(input_layouts=Replicate(), **shared),
-            at + "post_attention_layernorm": SequenceParallel(),
-            at + "mlp": PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),)),
-            at + "mlp.gate_proj": ColwiseParallel(),
-            at + "mlp.up_proj": ColwiseParallel(),
-            at + "mlp.down_proj": RowwiseParallel(**shared),
-        }
-    return parallelize_module(llama(), mesh, plan)
 
 
 def in_pairs():
@@ -63,32 +37,20 @@ def in_pairs():
     return fully_shard(model, mesh=mesh["data"])
 
 
-def failing(owner, name, error, at):
-    original, calls = getattr(owner, name), []
-
-    def wrapped(*args, **kwargs):
-        calls.append(name)
-        if rank == 1 and len(calls) == at:
-            raise error
-        return original(*args, **kwargs)
-
-    patch.setattr(owner, name, wrapped)
-
-
-measured = in_pairs() if size == 4 else by_position(init_device_mesh("cpu", (2,), mesh_dim_names=("all",)))
+measured = in_pairs() if size == 4 else by_position(llama(), init_device_mesh("cpu", (2,), mesh_dim_names=("all",)))
 meter = ib.Meter(PROBE, batch_size=2, num_bins=12)
 meter.preflight(measured)
 expected = numbers(meter.measure(measured))
 for owner, name, at in (
     (capture.Capture, "_room", 2), (capture.Quantiser, "__call__", 1), (capture.Moments, "add", 1)
 ):
-    failing(owner, name, RuntimeError("out of luck"), at)
+    failing(patch, owner, name, RuntimeError("out of luck"), at)
     with pytest.raises(RuntimeError, match="^rank 1: out of luck$"):
         meter.measure(measured)
     patch.undo()
     assert numbers(meter.measure(measured)) == expected, name
 for owner, name in ((loss._Reduced, "add"), (codebook, "assign")):
-    failing(owner, name, RuntimeError("out of luck"), 1)
+    failing(patch, owner, name, RuntimeError("out of luck"), 1)
     with pytest.warns(RuntimeWarning, match="out of luck"):
         meter.measure(measured)
     patch.undo()

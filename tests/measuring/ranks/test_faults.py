@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
+import tiny_models
 from tiny_models import llama, make_probe, numbers
 import ib_callback as ib
 from ib_callback.measuring import accumulate, meter as meters
@@ -35,17 +36,7 @@ def model(sharded):
 
 
 def failing(owner, name, error, at=3):
-    '''On rank 1 alone, the call of this number.'''
-    original, calls = getattr(owner, name), []
-
-    def wrapped(*args, **kwargs):
-        calls.append(name)
-        if rank == 1 and len(calls) == at:
-            raise error
-        return original(*args, **kwargs)
-
-    patch.setattr(owner, name, wrapped)
-    return calls
+    tiny_models.failing(patch, owner, name, error, at)
 
 
 class OutOfLuck(RuntimeError):
