@@ -53,7 +53,7 @@ from ib_callback.measuring.model.loss import (
     reads_ahead,
     rows_at_a_time,
 )
-from ib_callback.measuring.model.parallel import Parallelism, parallelism
+from ib_callback.measuring.model.parallel import parallelism
 from ib_callback.measuring.model.parameters import ChangedParametersError, unchanged_parameters
 from ib_callback.measuring.plan.builder import MAX_LABEL_SETS
 from ib_callback.measuring.plan.file import read_plan, shared_plan
@@ -681,24 +681,23 @@ class Meter:
         """The ranks that share the measurement, once it is sure that they mean the same one."""
         ranks = Ranks.alone() if self.process_group == "alone" else Ranks(self.process_group)
         meters = (self, *self._further_meters())
-        failure: Exception | None = None
-        mine: tuple[dict[str, str], Parallelism] | None = None
-        try:
+
+        def look() -> None:
             self._check_not_refused(root)
             if ranks.is_first:
                 self.curve()
             for meter in meters:
                 meter.probe.verify()
                 meter._layers(root)
-            mine = (self._agreed_settings(root), parallelism(root))
-        except Exception as error:
-            failure = error
+
         if ranks.size == 1:
-            if failure is not None:
-                raise failure
+            look()
             return Team.alone()
+        kept = Kept()
+        kept(look)
+        mine = None if kept.error is not None else kept(lambda: (self._agreed_settings(root), parallelism(root)))
         with ranks.awaited('a measurement, which all ranks make (process_group="alone" is for one alone)'):
-            ranks.agree(failure)
+            ranks.agree_on(kept)
         every = [each for each in ranks.of_every(mine) if each is not None]
         _check_alike([settings for settings, _ in every])
         in_step = any(how.is_sharded for _, how in every)

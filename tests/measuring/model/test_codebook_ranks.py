@@ -126,14 +126,14 @@ for name, (wrap, options) in KINDS.items():
     meter, model = ib.Meter(PROBE, orders="token"), wrap(made(**options))
     meter.preflight(model)
     found = meter.measure(model)
-    compared(name, found, ib.measure(made(**options), PROBE, orders="token"))
+    compared(name, found, ib.measure(made(**options), PROBE, orders="token", process_group="alone"))
     if name.startswith("fsdp2") and not options:
         points = []
         ends = train(model, lambda: points.append(meter.measure(model)))
         assert all(list(point.views) == list(found.views) for point in points), name
         without = train(wrap(made()), lambda: None)
         assert all(torch.equal(a, b) for a, b in zip(ends, without, strict=True)), name
-# Every number there is: baseline, loss, draws, centred states, errors.
+# Every number there is: baseline, loss, draws, centred states, errors; of the whole model, shared in the same way.
 settings = {"orders": "token", "draws": 2, "center": True, "loss": "all", "standard_errors": 4, "last_block": True}
 for name in ("distributed", "fsdp2"):
     model = KINDS[name][0](made())
@@ -147,7 +147,8 @@ if size == 2:
     dist.barrier()
     model = tf.LlamaForCausalLM.from_pretrained(sys.argv[1], tp_plan="auto")
     assert hasattr(model.lm_head.weight, "device_mesh")
-    found, expected = (ib.measure(each, PROBE, orders="token") for each in (model, made()))
+    found = ib.measure(model, PROBE, orders="token")
+    expected = ib.measure(made(), PROBE, orders="token", process_group="alone")
     compared("tensor parallel by transformers", found, expected)
 dist.barrier()
 dist.destroy_process_group()

@@ -146,11 +146,13 @@ found = {}
 for name, (make, alone) in (TWO if size == 2 else FOUR).items():
     model, meter = make(), ib.Meter(PROBE, orders="token")
     meter.preflight(model)
+    # The whole model, shared in the same way, and by one process.
     ours, expected = meter.measure(model), ib.measure(alone(), PROBE, orders="token")
+    of_one = ib.measure(alone(), PROBE, orders="token", process_group="alone")
     ends = train(model, meter)
     again = train(make(), None)
     found[name] = {
-        "apart": apart(ours, expected),
+        "apart": apart(ours, of_one),
         "same": numbers(ours) == numbers(expected),
         "dtypes": [ours.settings["dtype"], expected.settings["dtype"]],
         "undisturbed": all(map(torch.equal, ends, again)),
@@ -214,7 +216,7 @@ def test_on_several_ranks(number, kinds, tmp_path):
             expected = "bfloat16" if "in bfloat16" in name else "float32"
             assert of_kind["dtypes"] == [expected, expected], name
             assert of_kind["undisturbed"], name
-            assert of_kind["apart"] < 1e-6, name
+            assert of_kind["apart"] < (1e-6 if name in BY_ROUNDING else 1e-9), name
             assert of_kind["same"] or name in BY_ROUNDING, name
             assert (of_kind["shards"] <= 0.5) is (name not in WHOLE), name
         if number == 2:
