@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import RepresentationError
+from ib_callback.estimator import fused
 from ib_callback.estimator.temperature import calibrated_temperature
 
 # Below this temperature (dimensions 2 and 3) float32 cosines are too coarse, and float64 ones are used.
-_SHARP = 1e-3
+SHARP = 1e-3
 
 
 def reference_points(dim: int, num_bins: int = 100, *, seed: int = 0) -> Tensor:
@@ -87,12 +88,80 @@ def soft_assign(z: Tensor, points: Tensor, temperature: float | str) -> Tensor:
 def assign(z: Tensor, points: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Assignments [..., num_bins] and norms [...] of `z`, with no check that would wait for a device."""
     dtype = z.dtype
-    if temperature < _SHARP and z.device.type != "mps":
+    if temperature < SHARP and z.device.type != "mps":
         z, points = z.double(), points.double()
     with exact_float32(z.device):
         norms = torch.linalg.vector_norm(z, dim=-1)
         logits = torch.matmul(z, points.T) / (norms * temperature).unsqueeze(-1)
         return torch.softmax(logits, dim=-1).to(dtype), norms
+
+
+# By how much points are scaled for the parts of float16, whose smallest normal number is 6e-5.
+_SCALE = 256.0
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+def in_parts(points: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """Reference points as a sum of parts in the dtype of the states, for products of 16-bit numbers summed in float32.
+
+    A float32 point is a 16-bit one and the rest of it, rounded to 16 bits, with an error of 2^-17 (bfloat16) or 2^-22
+    (float16) of itself. Such products are exact in float32, so that the cosines of 16-bit states are those of float32
+    points nearly to float32's rounding, at the speed of 16-bit products.
+
+    Args:
+        points: [num_bins, dim], float32.
+        dtype: float32, bfloat16 or float16.
+
+    Returns:
+        Parts [P, num_bins, dim] of that dtype, P = 1 for float32 and else 2, and by how much their sum is too large.
+    """
+    if dtype not in _HALVES:
+        return points.to(dtype)[None], 1.0
+    scaled = points * _SCALE
+    high = scaled.to(dtype)
+    return torch.stack([high, (scaled - high.float()).to(dtype)]), _SCALE
+
+
+def assign_rows(
+    rows: Tensor, positions: Tensor, parts: Tensor, divisor: float, out: Tensor, *, sum_units: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`assign` of some rows, on a GPU: without a copy of the states in float32, and without waiting.
+
+    By one kernel, if it can be had (fused.py), else by torch's own.
+
+    Args:
+        rows: states [R, dim], float32, bfloat16 or float16, on a GPU.
+        positions: [T] numbers of the rows that are wanted.
+        parts: of the reference points (`in_parts`), in the dtype of the rows.
+        divisor: temperature, times by how much the sum of the parts is too large.
+        out: [T, num_bins], float32, which gets the assignments.
+        sum_units: whether the sum of the unit states is wanted.
+
+    Returns:
+        Norms [T], float32, and [parts, dim] float32 that add up to the sum of the unit states; None if not wanted.
+    """
+    num_bins = parts.shape[1]
+    with exact_float32(rows.device):
+        if fused.available(rows.device) and num_bins <= fused.MOST_BINS:
+            norms, units = fused.quantise(rows, positions, parts, divisor, out, sum_units)
+            return norms, units if sum_units else None
+        chosen = rows.index_select(0, positions)
+        norms = torch.linalg.vector_norm(chosen, dim=-1, dtype=torch.float32)
+        logits = _product(chosen, parts.flatten(0, 1))
+        if len(parts) > 1:
+            logits = logits.unflatten(1, parts.shape[:2]).sum(1)
+        out.copy_(torch.softmax(logits / (norms * divisor).unsqueeze(-1), dim=-1))
+        if not sum_units:
+            return norms, None
+        inverse, scale = in_parts(norms.reciprocal()[None], rows.dtype)
+        return norms, _product(inverse.flatten(0, 1), chosen.T) / scale
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b.T in float32, of float32 or of 16-bit numbers."""
+    if a.dtype in _HALVES:
+        return torch.mm(a, b.T, out_dtype=torch.float32)
+    return torch.mm(a, b.T)
 
 
 def usable(norms: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ib_callback.estimator.histogram import divergence, entropy, segment_sum, sensitivity
+from ib_callback.common.transfer import read, uploaded
+from ib_callback.estimator.histogram import divergence, entropies_of_rows, segment_sum, sensitivity
 from ib_callback.measuring.plan.jackknife import ROWS, JackknifePlan, Shares
 from ib_callback.measuring.plan.plan import Batch, LateLabels, NullPlan, Plan
 
@@ -113,9 +114,9 @@ class _Place:
     def zeros(self, *sizes: int) -> Tensor:
         return torch.zeros(*sizes, dtype=torch.float64, device=self.exact)
 
-    def entropy(self, rows: Tensor) -> Tensor:
-        """[R, L] entropies of histograms [R, L * num_bins]."""
-        return entropy(rows.view(-1, *self.shape))
+    def entropy(self, table: Tensor, index: Tensor | None = None) -> Tensor:
+        """[R, L] entropies of histograms [N, L * num_bins], of all or of the rows in `index`."""
+        return entropies_of_rows(table, index, self.shape[1])
 
     def bits(self, values: Tensor, bits: Tensor) -> Tensor:
         """[number of bits, R] 0/1."""
@@ -154,6 +155,7 @@ class Accumulator:
             batch: its plan.
             assignments: [T_b, L, num_bins], float32.
         """
+        batch = uploaded(batch, self._at.device)
         on, at = self._at.on, self._at
         if self._groups is not None:
             self._groups.hold(batch, self._slots, self._kept[self._plan.late.kept])
@@ -164,25 +166,25 @@ class Accumulator:
 
         kept = pieces[on(batch.kept_members)].to(at.exact, torch.float64)
         each = torch.arange(len(kept), dtype=torch.int32, device=at.exact)
-        self._kept[batch.kept_target.to(at.exact)] += segment_sum(kept, each, batch.kept_offsets.to(at.exact))
+        self._kept[at.to(batch.kept_target)] += segment_sum(kept, each, at.to(batch.kept_offsets))
         if len(batch.long_target):
             pieces[on(batch.long_target)] = whole
 
         single, finished = None, []
         # With features alone, mostly nobody asks for the entropies of single positions: as many as all else together.
-        if self._plan.single or bool(batch.alone.any()):
+        if self._plan.single or batch.any_alone:
             alone = at.entropy(rows)
             single = alone.sum(0)
             self._single += single
             finished.append(self._finish(alone, batch.alone, torch.ones_like(batch.alone)))
-        done = at.entropy(pieces[on(batch.done_piece)])[at.to(batch.done_row)]
+        done = at.entropy(pieces, on(batch.done_piece))[at.to(batch.done_row)]
         finished.append(self._finish(done, batch.done_sets, batch.done_count))
         self._slots[on(batch.open_slot)] = pieces[on(batch.open_piece)]
         more = self._slots[on(batch.more_slot)]
         more += pieces[on(batch.more_piece)]
         self._slots[on(batch.more_to)] = more
         del more
-        closing = at.entropy(self._slots[on(batch.close_slot)])[at.to(batch.close_row)]
+        closing = at.entropy(self._slots, on(batch.close_slot))[at.to(batch.close_row)]
         self._finish(closing, batch.close_sets, batch.close_count)
         if self._groups is not None:
             self._groups.add(batch, single, finished, self._slots, closing)
@@ -192,14 +194,11 @@ class Accumulator:
         kept = self._at.entropy(self._kept)
         late = self._plan.late
         self._finish(kept[late.kept], late.sets, late.count)
-        return Sums(
-            conditional=self._conditional.cpu(),
-            single=self._single.cpu(),
-            kept=kept.cpu(),
-            nulls=[self._null(plan) for plan in self._plan.nulls],
-            sensitivity=sensitivity(self._kept[self._plan.total].view(self._at.shape)).cpu(),
-            jackknife=None if self._groups is None else self._groups.sums(self._kept, kept, late.kept),
-        )
+        jackknife = None if self._groups is None else self._groups.sums(self._kept, kept, late.kept)
+        of_total = sensitivity(self._kept[self._plan.total].view(self._at.shape))
+        nulls = [self._null(plan) for plan in self._plan.nulls]
+        conditional, single, kept, of_total, *nulls = read([self._conditional, self._single, kept, of_total, *nulls])
+        return Sums(conditional, single, kept, nulls, of_total, jackknife)
 
     def _finish(self, entropies: Tensor, sets: Tensor, count: Tensor) -> Tensor:
         """Add finished labels, with entropies [G, L], to the label sets that their bits name, and return the sum."""
@@ -215,7 +214,7 @@ class Accumulator:
         # A few histograms at a time: the logarithms of all would take several times what is kept.
         size = max(1, _DIVERGENCES // self._kept.shape[1])
         rows = (*self._kept[plan.subsets].split(size), *unions.split(size))
-        return torch.cat([divergence(some.view(-1, *self._at.shape), whole) for some in rows if len(some)]).cpu()
+        return torch.cat([divergence(some.view(-1, *self._at.shape), whole) for some in rows if len(some)])
 
 
 class _GroupSums:
@@ -285,7 +284,7 @@ class _GroupSums:
             for total, parts in zip(self._plan.totals, self._plan.shares_of_totals, strict=True)
         ]
         totals = torch.stack([self._at.entropy(rows) for rows in rest])
-        return JackknifeSums(self._removed.cpu(), self._single.cpu(), totals.cpu())
+        return JackknifeSums(*read([self._removed, self._single, totals]))
 
     def _late_labels(self, kept: Tensor, entropies: Tensor) -> None:
         """Shares of late labels, some labels at a time, for their held shares have to be added up."""

@@ -1135,6 +1135,7 @@ class Meter:
         return Readout(
             root, plan, frequent_tokens(self.probe, NUMBER),
             weighting=self.weighting, limit=limit, team=team, num_layers=num_layers, device=device,
+            may_wait_there=self.memory_budget is None and not self._on_host,
         )  # fmt: skip
 
     def _aimed(

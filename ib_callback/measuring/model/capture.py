@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from ib_callback.common.errors import ModelError, RepresentationError
 from ib_callback.common.ranks import Kept, Ranks
-from ib_callback.estimator.quantise import assign, exact_float32, reference_points, resolve_temperature, usable
+from ib_callback.common.transfer import read
+from ib_callback.estimator.quantise import (
+    SHARP,
+    assign,
+    assign_rows,
+    exact_float32,
+    in_parts,
+    reference_points,
+    resolve_temperature,
+    usable,
+)
 from ib_callback.measuring.model.access import Layer
 from ib_callback.measuring.model.head import whole
 from ib_callback.measuring.plan.memory import own_work
@@ -38,15 +48,36 @@ class Quantiser:
         self.num_bins = num_bins
         self._temperature = temperature
         self._seeds = [draw_seed(seed, draw) for draw in range(draws)]
-        self._points: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._points: dict[tuple[int, int, torch.device, torch.dtype], tuple[Tensor, float]] = {}
 
     def __call__(self, z: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
         """Assignments [T, num_bins] and norms [T] of z [T, dim], in float32."""
-        dim = z.shape[-1]
-        key = (draw, dim, z.device)
+        points, _ = self._points_for(z.shape[-1], z.device, torch.float32, draw)
+        return assign(z.float(), points[0], self._temperature_for(z.shape[-1]))
+
+    def of_rows(
+        self, rows: Tensor, positions: Tensor, out: Tensor, draw: int, *, sum_units: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same of some rows on a GPU, into `out`, as `assign_rows` says."""
+        dim = rows.shape[-1]
+        parts, scale = self._points_for(dim, rows.device, rows.dtype, draw)
+        return assign_rows(rows, positions, parts, self._temperature_for(dim) * scale, out, sum_units=sum_units)
+
+    def takes_rows(self, rows: Tensor) -> bool:
+        """Whether `of_rows` can be asked: on a GPU, of states of 32 or 16 bits, at a temperature that these allow."""
+        of_gpu = rows.device.type == "cuda" and rows.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        return of_gpu and self._temperature_for(rows.shape[-1]) >= SHARP
+
+    def _temperature_for(self, dim: int) -> float:
+        return resolve_temperature(self._temperature, dim, self.num_bins)
+
+    def _points_for(self, dim: int, device: torch.device, dtype: torch.dtype, draw: int) -> tuple[Tensor, float]:
+        """Parts [P, num_bins, dim], and their scale, as `in_parts` makes them."""
+        key = (draw, dim, device, dtype)
         if key not in self._points:
-            self._points[key] = reference_points(dim, self.num_bins, seed=self._seeds[draw]).to(z.device)
-        return assign(z.float(), self._points[key], resolve_temperature(self._temperature, dim, self.num_bins))
+            parts, scale = in_parts(reference_points(dim, self.num_bins, seed=self._seeds[draw]), dtype)
+            self._points[key] = parts.to(device), scale
+        return self._points[key]
 
     @property
     def draws(self) -> int:
@@ -64,7 +95,7 @@ def draw_seed(seed: int, draw: int) -> int:
 
 
 class Moments:
-    """What the unit states of each layer add up to over the valid positions, in float64 on the CPU.
+    """What the unit states of each layer add up to over the valid positions, in float64, on the CPU once they are read.
 
     Args:
         num_layers: that are captured.
@@ -83,6 +114,7 @@ class Moments:
         self.count = 0
         self._second = frozenset(second)
         self._pending: list[tuple[int, Tensor]] = []
+        self._sums: dict[tuple[int, ...], Tensor] = {}  # [layers, dim] of those layers
 
     def add(self, index: int, rows: Tensor, norms: Tensor, positions: Tensor) -> None:
         """Add the states of one layer, rows [R, dim] with their norms [R], at the [T] `positions` among them."""
@@ -93,24 +125,47 @@ class Moments:
                 total = torch.zeros_like(norms).index_copy(0, positions, inverse) @ rows
             if total is None or not total.isfinite().all():  # zero times what padding holds
                 total = inverse @ rows[positions]
-        self._pending.append((index, total))
-        if index in self._second:
-            # Small eigenvalues would drown in the rounding of float32 sums.
-            exact = rows[positions].to("cpu" if rows.device.type == "mps" else rows.device, torch.float64)
-            for table, value in ((self.first, exact.sum(0)), (self.second, exact.T @ exact)):
-                table[index] = table[index] + value.cpu() if index in table else value.cpu()
+        self._pending.append((index, total[None]))
+        self.add_second(index, rows, positions)
+
+    def add_units(self, index: int, units: Tensor) -> None:
+        """Add the sum of the unit states of one layer, in parts [P, dim] that add up to it."""
+        self._pending.append((index, units))
+
+    def add_second(self, index: int, rows: Tensor, positions: Tensor) -> None:
+        """Add states [R, dim] of one layer, where second moments are wanted."""
+        if index not in self._second:
+            return
+        # Small eigenvalues would drown in the rounding of float32 sums.
+        exact = rows[positions].to("cpu" if rows.device.type == "mps" else rows.device, torch.float64)
+        for table, value in ((self.first, exact.sum(0)), (self.second, exact.T @ exact)):
+            table[index] = table[index] + value if index in table else value
 
     def finish(self, count: int) -> None:
-        """The batch is over, of so many positions; not before is anything waited for."""
-        for index, total in self._pending:
-            value = total.to("cpu", torch.float64)
-            before = self.unit[index]
-            self.unit[index] = value if before is None else before + value
-        self._pending = []
+        """The batch is over, of so many positions. Nothing is waited for: a GPU keeps its sums."""
+        pending, self._pending = self._pending, []
         self.count += count
+        alike: dict[tuple[torch.Size, torch.device], list[tuple[int, Tensor]]] = {}
+        for index, units in pending:
+            alike.setdefault((units.shape, units.device), []).append((index, units))
+        for each in alike.values():  # of all layers together, for each step costs a GPU a launch
+            indices, of_layers = tuple(index for index, _ in each), torch.stack([units for _, units in each])
+            exact = (of_layers.cpu() if of_layers.device.type == "mps" else of_layers).sum(1, dtype=torch.float64)
+            before = self._sums.get(indices)
+            self._sums[indices] = exact if before is None else before.add_(exact)
+
+    def _read(self) -> None:
+        for indices, sums in zip(self._sums, read([*self._sums.values()]), strict=True):
+            for index, value in zip(indices, sums, strict=True):
+                before = self.unit[index]
+                self.unit[index] = value if before is None else before + value
+        self._sums = {}
+        for table in (self.first, self.second):
+            table.update(zip(table, read([*table.values()]), strict=True))
 
     def share(self, ranks: Ranks) -> None:
-        """Add what the other ranks have; on each of them."""
+        """Read what there is, and add what the other ranks have; on each of them, after the last batch."""
+        self._read()
         tables = [self.first, self.second]
         numbers = sorted(self._second)
         values = [*self.unit, *(table.get(index) for table in tables for index in numbers), torch.tensor(self.count)]
@@ -167,6 +222,7 @@ class Capture:
         self._num_variants = 0 if quantiser is None else quantiser.draws * (1 if centers is None else 2)
         self._hooks = ExitStack()
         self._positions: Tensor = torch.empty(0)
+        self._positions_by_device: dict[torch.device, Tensor] = {}
         self._shape: tuple[int, int] = (0, 0)
         self._table: Tensor | None = None
         self._is_running = False
@@ -174,7 +230,9 @@ class Capture:
         self._kept = Kept()  # of the hooks, for an error amid a forward that ranks make together would part them
         self.autocast = ""  # e.g. ", autocast bfloat16" once a layer has run under it
         self._fired: list[int] = []
-        self._bad: dict[int, Tensor] = {}  # how many states of a layer cannot be quantised
+        self._norms: list[Tensor] = []  # [positions] of each layer, in the pass
+        self._bad: Tensor | None = None  # [layers] how many states cannot be quantised, in all passes
+        self._seen = 0
 
     def __enter__(self) -> Capture:
         with ExitStack() as hooks:  # removed again if one cannot be registered
@@ -202,11 +260,13 @@ class Capture:
 
         Raises:
             ModelError: a layer did not run, ran more than once, or did not put out [B, S, dim].
-            RepresentationError: zero vectors, NaN or inf at the positions.
+            RepresentationError: zero vectors, NaN or inf at the positions. Of states on another device than the CPU
+            `check_usable` tells, which waits for it.
         """
         self._positions, self._shape = positions, shape
+        self._positions_by_device = {positions.device: positions}
         self._fired = [0] * len(self._layers)
-        self._bad = {}
+        self._norms = [torch.empty(0)] * len(self._layers)
         self._kept = Kept()
         self._table = self._kept(self._room)  # without it the forward is made all the same, for the other ranks
         self._is_running = True
@@ -219,7 +279,9 @@ class Capture:
             self._kept.release()
         assert table is not None
         self._check_fired()
-        self._check_usable()
+        self._count_unusable()
+        if positions.device.type == "cpu":  # which need not be waited for
+            self.check_usable()
         if self._moments is not None:
             self._moments.finish(len(positions))
         return table
@@ -253,33 +315,72 @@ class Capture:
         if torch.is_autocast_enabled(rows.device.type):
             dtype = torch.get_autocast_dtype(rows.device.type)
             self.autocast = f", autocast {str(dtype).removeprefix('torch.')}"
-        positions = self._positions.to(rows.device)
+        positions = self._positions_on(rows.device)
+        if self._quantiser is not None and self._quantiser.takes_rows(rows):
+            self._norms[index] = self._write_on_gpu(self._quantiser, index, rows, positions)
+            return
         if len(positions) < _SPARSE * len(rows):
             rows, positions = rows.index_select(0, positions), torch.arange(len(positions), device=rows.device)
         # Rows of assignments are shorter than rows of states: else quantise all, then drop the few not wanted.
         rows = rows.float()
         norms = self._write(index, rows, positions)
-        # Counted on the device and read after the pass, so that no hook waits for the device.
-        self._bad[index] = (~usable(norms[positions])).sum()
+        self._norms[index] = norms[positions]
         if self._moments is not None:
             self._moments.add(index, rows, norms, positions)
 
+    def _positions_on(self, device: torch.device) -> Tensor:
+        """The positions on a device: layers of one model may be on several."""
+        if device not in self._positions_by_device:
+            self._positions_by_device[device] = self._positions.to(device)
+        return self._positions_by_device[device]
+
+    def _column(self, variant: int, index: int) -> Tensor:
+        """[T, num_bins] of the table, for a layer in a variant."""
+        assert self._table is not None
+        return self._table[:, variant * len(self._layers) + index]
+
     def _write(self, index: int, rows: Tensor, positions: Tensor) -> Tensor:
         """Quantise the states [R, dim] of a layer in every variant; the norms of all of them."""
-        assert self._table is not None
         if self._quantiser is None:
             return torch.linalg.vector_norm(rows, dim=-1)
-        count, draws = len(self._layers), range(self._quantiser.draws)
+        draws = range(self._quantiser.draws)
         norms = torch.empty(0)
         for draw in draws:
             assignments, norms = self._quantiser(rows, draw)
-            self._table[:, draw * count + index] = _chosen(assignments, positions)
+            self._column(draw, index).copy_(_chosen(assignments, positions))
         if self._centers is not None:
             unit = rows / norms.unsqueeze(-1) - self._centers[index].to(rows)
             for draw in draws:
                 assignments, away = self._quantiser(unit, draw)
-                assignments[away < _AT_THE_MEAN] = 1.0 / self._quantiser.num_bins
-                self._table[:, (len(draws) + draw) * count + index] = _chosen(assignments, positions)
+                assignments.masked_fill_((away < _AT_THE_MEAN).unsqueeze(-1), 1.0 / self._quantiser.num_bins)
+                self._column(len(draws) + draw, index).copy_(_chosen(assignments, positions))
+        return norms
+
+    def _write_on_gpu(self, quantiser: Quantiser, index: int, rows: Tensor, positions: Tensor) -> Tensor:
+        """The same of the states at the positions alone, as they are; their norms [T]."""
+        draws, norms = range(quantiser.draws), torch.empty(0)
+
+        def write(rows: Tensor, positions: Tensor, variant: int, draw: int, *, sum_units: bool) -> Tensor:
+            column = self._column(variant, index)
+            out = column if column.device == rows.device else torch.empty_like(column, device=rows.device)
+            norms, units = quantiser.of_rows(rows, positions, out, draw, sum_units=sum_units)
+            if self._moments is not None and units is not None:
+                self._moments.add_units(index, units)
+            if variant >= len(draws):
+                out.masked_fill_((norms < _AT_THE_MEAN).unsqueeze(-1), 1.0 / quantiser.num_bins)
+            if out is not column:
+                column.copy_(out)
+            return norms
+
+        for draw in draws:
+            norms = write(rows, positions, draw, draw, sum_units=draw == 0 and self._moments is not None)
+        if self._moments is not None:
+            self._moments.add_second(index, rows, positions)
+        if self._centers is not None:
+            unit = rows.index_select(0, positions).float() / norms.unsqueeze(-1) - self._centers[index].to(norms)
+            every = torch.arange(len(unit), device=unit.device)
+            for draw in draws:
+                write(unit, every, len(draws) + draw, draw, sum_units=False)
         return norms
 
     def _states(self, index: int, output: Any) -> Tensor:
@@ -302,13 +403,30 @@ class Capture:
                     "Name modules that run exactly once with layers=."
                 )
 
-    def _check_usable(self) -> None:
-        bad = {layer.name: int(self._bad[index]) for index, layer in enumerate(self._layers)}
-        if any(bad.values()):
-            where = ", ".join(f"{name!r} ({count})" for name, count in bad.items() if count)
+    def _count_unusable(self) -> None:
+        """Of all layers together, for each step costs a GPU a launch."""
+        if not self._norms:
+            return
+        device = self._positions.device
+        norms = torch.stack([each.to(device) for each in self._norms])
+        bad = (~usable(norms)).sum(1)
+        self._bad = bad if self._bad is None else self._bad + bad
+        self._seen += len(self._positions)
+
+    def check_usable(self) -> None:
+        """Raise a RepresentationError if states could not be quantised, in any pass so far; waits for the device."""
+        if self._bad is None:
+            return
+        (counts,) = read([self._bad])
+        which = "in this batch" if self._bad.device.type == "cpu" else "of this pass"
+        self._bad = None
+        bad = {layer.name: count for layer, count in zip(self._layers, counts.tolist(), strict=True) if count}
+        seen, self._seen = self._seen, 0
+        if bad:
+            where = ", ".join(f"{name!r} ({count})" for name, count in bad.items())
             raise RepresentationError(
                 f"representations that are zero, NaN or infinite (norms outside 1e-18 … 1e18), by layer and number of "
-                f"the {len(self._positions)} valid positions in this batch: {where}. Such vectors have no direction to "
+                f"the {seen} valid positions {which}: {where}. Such vectors have no direction to "
                 "quantise; look for a diverged run, or a layer that is not in use yet and leave it out with layers=."
             )
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ib_callback.common.messages import describe
 from ib_callback.common.ranks import Kept
+from ib_callback.common.transfer import read, upload
 from ib_callback.estimator.quantise import assign, resolve_temperature
 from ib_callback.measuring.accumulate import Sums
 from ib_callback.measuring.model import access, head
-from ib_callback.measuring.model.forward import accident, is_out_of_memory
+from ib_callback.measuring.model.forward import accident, free_memory, is_out_of_memory
 from ib_callback.measuring.model.loss import LossPass, rows_at_a_time
 from ib_callback.measuring.plan.plan import Batch, Plan
 from ib_callback.measuring.team import Round, SharedAccumulator, Team
@@ -28,6 +29,9 @@ NUMBER = 100
 KEPT = 2 << 30
 # Of a probe whose states are more than that: one sequence in so many gives the mean, by forwards of their own.
 EVERY = 20
+# States wait where they are if that takes less than one part in so many of the free memory: a copy to the host would be
+# waited for, once a batch, and takes as long as a tenth of a small model's forward.
+_SMALL_SHARE = 8
 # A state that is nearer to the mean than this share of its norm has no direction away from it.
 _AT_THE_MEAN = 1e-5
 # How far logits of a sum of vectors may be from the sum of theirs: what 8 bits leave.
@@ -174,6 +178,7 @@ class Readout:
         team: the ranks that share the passes; None: this process alone.
         num_layers: that are accumulated beside it, which says on which rank it is.
         device: where to accumulate; None: where the states are.
+        may_wait_there: whether states may wait for their mean on their GPU, if they take little of what is free there.
 
     Attributes:
         why: the reason that there is no readout; "" if there is none.
@@ -192,8 +197,10 @@ class Readout:
         team: Team | None = None,
         num_layers: int = 0,
         device: torch.device | None = None,
+        may_wait_there: bool = False,
     ) -> None:
         self._team, self._device = team or Team.alone(), device
+        self._waits_there: bool | None = None if may_wait_there else False
         self._columns = self._team.beside(num_layers)
         self._kept = Kept()
         self._model, self._plan, self._tokens, self._weighting, self._limit = model, plan, tokens, weighting, limit
@@ -289,6 +296,8 @@ class Readout:
         self.why, self.is_failure = ("", False) if found is None else found[1]
 
     def _share_mean(self) -> None:
+        if self._total is not None:
+            (self._total,) = read([self._total])
         self._total, count = self._team.peers.sums([self._total, torch.tensor(self._count)])
         assert count is not None
         self._count = int(count)
@@ -346,7 +355,10 @@ class Readout:
         if rows is None or self.mean is not None:
             return rows
         self._add_to_mean(rows)
-        return rows.to("cpu")
+        if self._waits_there is None:
+            free = free_memory(rows.device) if rows.device.type == "cuda" else None
+            self._waits_there = free is not None and _SMALL_SHARE * self._size() <= free
+        return rows if self._waits_there else rows.to("cpu")
 
     def _states(self, shape: tuple[int, int], positions: Tensor) -> Tensor | None:
         outputs, self._output = self._output, []
@@ -359,7 +371,7 @@ class Readout:
 
         def read() -> None:
             rows = head.states_in(outputs[0], shape, access.tokens_ahead(self._model)).flatten(0, 1)
-            found.append(rows.index_select(0, positions.to(rows.device)))
+            found.append(rows.index_select(0, *upload([positions], rows.device)))
 
         self._survived(read)
         return found[0] if found else None
@@ -385,8 +397,8 @@ class Readout:
         away = rows - self.mean.to(device, torch.float32)
         temperature = resolve_temperature("calibrated", rows.shape[-1], len(self._tokens))
         assignments, norms = assign(away, self._points, temperature)
-        assignments[norms <= _AT_THE_MEAN * torch.linalg.vector_norm(rows, dim=-1)] = 1.0 / len(self._tokens)
-        return assignments[:, None]
+        at_the_mean = norms <= _AT_THE_MEAN * torch.linalg.vector_norm(rows, dim=-1)
+        return assignments.masked_fill_(at_the_mean[:, None], 1.0 / len(self._tokens))[:, None]
 
     def outcome(self) -> Outcome:
         """After the last batch; to be asked for once."""
@@ -463,6 +475,7 @@ class Prediction:
         )  # fmt: skip
         self._batches = {batch.sequences.start: batch for batch in plan.batches}
         self._bad = ""
+        self._is_finite: Tensor | None = None  # of all distributions so far
 
     def __enter__(self) -> Prediction:
         return self
@@ -494,13 +507,12 @@ class Prediction:
         if self._team.is_alone:
             self._kept.release()
 
-    def _assigned(self) -> Tensor | None:
+    def _assigned(self) -> Tensor:
         """[P, 1, G + 1] of the last forward."""
         grouped = self._losses.grouped.to(self._device)
-        if bool(grouped.isfinite().all()):
-            return grouped[:, None]
-        self._bad = "logits are not finite"
-        return None
+        finite = grouped.isfinite().all()
+        self._is_finite = finite if self._is_finite is None else self._is_finite & finite
+        return grouped[:, None]
 
     def _settle(self) -> None:
         if (error := self._kept.error) is not None and not is_out_of_memory(error):
@@ -511,6 +523,8 @@ class Prediction:
         """After the last batch; to be asked for once."""
         ranks = self._team.ranks
         ranks.agree_on(self._kept)  # of a lack of memory
+        if self._is_finite is not None and not bool(read([self._is_finite])[0]):
+            self._bad = self._bad or "logits are not finite"
         found = ranks.first_failure((self.why, self.is_failure) if self.why else None)
         why, is_failure = ("", False) if found is None else found[1]
         sums = None if why else self._kept(self._accumulator.sums)

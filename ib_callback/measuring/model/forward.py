@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ib_callback.common.errors import ModelError, RanksError
 from ib_callback.common.messages import describe
 from ib_callback.common.ranks import Kept, Ranks
+from ib_callback.common.transfer import upload
 from ib_callback.measuring.model import access
 from ib_callback.measuring.model.access import Layer
 from ib_callback.measuring.model.capture import Capture, Moments, Quantiser
@@ -102,6 +103,9 @@ class ProbeForward:
                 use(batches, self._own(capture, batches, kept))
                 if self._team.is_alone:
                     kept.release()
+            kept(capture.check_usable)
+            if self._team.is_alone:
+                kept.release()
 
     def _own(self, capture: Capture, batches: Round[Batch], kept: Kept) -> Tensor | None:
         own, first = batches[self._team.crew], batches[0]
@@ -167,6 +171,9 @@ class ProbeForward:
                 self._own(capture, batches, kept)
                 if self._team.is_alone:
                     kept.release()
+            kept(capture.check_usable)
+            if self._team.is_alone:
+                kept.release()
         return moments
 
     def alone(self, sequences: Tensor, width: int) -> None:
@@ -176,7 +183,9 @@ class ProbeForward:
     def once(self, inputs: Inputs, layers: Sequence[Layer]) -> Tensor:
         """Assignments [T, L, num_bins] from a pass of its own."""
         with Capture(layers, self._quantiser, ahead=self._ahead) as capture:
-            return self._run(capture, inputs)
+            assignments = self._run(capture, inputs)
+            capture.check_usable()
+            return assignments
 
     def longest(self, batches: Iterable[Batch]) -> Inputs:
         """The longest sequence of the widest batch, alone."""
@@ -187,9 +196,9 @@ class ProbeForward:
         return self._inputs(slice(first, first + 1), batch.width, positions)
 
     def _inputs(self, sequences: slice | Tensor, width: int, positions: Tensor) -> Inputs:
-        ids = self._probe.input_ids[sequences, :width].to(self._device)
-        mask = self._probe.attention_mask[sequences, :width].to(self._device, torch.long)
-        return Inputs(ids, mask, positions.to(self._device))
+        ids = self._probe.input_ids[sequences, :width]
+        mask = self._probe.attention_mask[sequences, :width].long()
+        return Inputs(*upload([ids, mask, positions], self._device))
 
     def call(self, inputs: Inputs) -> Any:
         """Run the model, for hooks of others, and return what it puts out."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ib_callback.common.errors import RanksError
 from ib_callback.common.messages import describe
 from ib_callback.common.ranks import Kept, Ranks
+from ib_callback.common.transfer import read, upload
 from ib_callback.measuring.model import access, bidirectional, head
 from ib_callback.measuring.model.forward import (
     Forward,
@@ -44,6 +45,8 @@ SHARE = 0.1
 # at a time than with 170; a GPU wants more.
 _AT_A_TIME = {"cpu": 1 << 25}
 _ON_DEVICES = 1 << 26
+# Logits that a CPU reduces at a time: one pass after the other over more of them takes a quarter longer.
+_IN_CACHE = 1 << 18
 # Tokens of the sequence on which the two ways are compared, and how far their mean losses may be apart.
 _TRIED = 128
 _AGREES = 1e-5
@@ -147,8 +150,8 @@ class LossPass:
         distributions: that are wanted.
 
     Attributes:
-        sums: [N] of the losses of each sequence, in nats.
-        counts: [N] of its pairs.
+        sums: [N] of the losses of each sequence, in nats; after `settle`.
+        counts: [N] of its pairs, likewise.
         grouped: [P, G + 1] float32, grouped distributions of the last forward pass, at its positions in their order.
         failed: why there is no loss after all.
     """
@@ -175,6 +178,7 @@ class LossPass:
         self.sums = np.zeros(len(self._probe))
         self.counts = np.zeros(len(self._probe), np.int64)
         self.grouped = torch.empty(0)
+        self._unread: list[tuple[slice, np.ndarray, np.ndarray, Tensor]] = []
         self.failed = self.route if self.route.kind == "none" else None
         self._kept = Kept()  # a lack of memory amid a forward
 
@@ -184,11 +188,17 @@ class LossPass:
         self.failed = None if found is None else found[1]
 
     def share(self, ranks: Ranks) -> None:
-        """Add what the other ranks have, each of other sequences; on each of them."""
+        """Add what the other ranks have, each of other sequences; on each of them, after the last pass."""
+        self.settle()
         sums, counts = ranks.sums([torch.from_numpy(self.sums), torch.from_numpy(self.counts)])
         assert sums is not None
         assert counts is not None
         self.sums, self.counts = sums.numpy(), counts.to(torch.int64).numpy()
+
+    def _tokens_on(self, device: torch.device) -> Tensor | None:
+        if self._tokens is not None and self._tokens.device != device:
+            self._tokens = self._tokens.to(device)
+        return self._tokens
 
     @property
     def num_groups(self) -> int:
@@ -211,10 +221,12 @@ class LossPass:
         if not self.wants(sequences):
             return call()
         row, offset = self._looked.sequence[here] - sequences.start, self._looked.offset[here]
-        at = (torch.from_numpy(row), torch.from_numpy(offset))
-        targets = inputs.ids[at[0].to(inputs.ids.device), at[1].to(inputs.ids.device) + 1]
         shape = (inputs.ids.shape[0], inputs.ids.shape[1])
-        reduced = _Reduced(targets, torch.from_numpy(self._looked.for_distribution[here]), self._tokens)
+        targets = self._probe.input_ids[sequences].numpy()[row, offset + 1]
+        wanted = np.flatnonzero(self._looked.for_distribution[here])
+        indices = [torch.from_numpy(each) for each in (row * shape[1] + offset, targets, wanted)]
+        at, of_loss, on_device = upload(indices, inputs.ids.device)
+        reduced = _Reduced(of_loss, wanted, on_device, self._tokens_on(on_device.device))
         times = 0
 
         def take(states: Tensor) -> None:
@@ -232,11 +244,17 @@ class LossPass:
             self.failed = Route("none", f"the trunk ran {times} times in a forward pass", is_failure=True)
         if self.failed is None:
             counted = self._looked.for_loss[here]
-            losses = reduced.losses.double().cpu().numpy()[counted]
-            self.sums[sequences] += np.bincount(row[counted], losses, len(self.sums[sequences]))
-            self.counts[sequences] += np.bincount(row[counted], minlength=len(self.sums[sequences]))
+            self._unread.append((sequences, row, counted, reduced.losses))
             self.grouped = reduced.grouped
         return output
+
+    def settle(self) -> None:
+        """After the last pass: read the losses, for which a GPU is waited for."""
+        unread, self._unread = self._unread, []
+        for (sequences, row, counted, _), losses in zip(unread, read([each[-1] for each in unread]), strict=True):
+            of_pairs, length = losses.double().numpy()[counted], len(self.sums[sequences])
+            self.sums[sequences] += np.bincount(row[counted], of_pairs, length)
+            self.counts[sequences] += np.bincount(row[counted], minlength=length)
 
     def outcome(self) -> Route:
         """How the loss was had in the end, or why it was not."""
@@ -267,23 +285,21 @@ class LossPass:
         if why := accident(body):
             self.failed = self.failed or Route("none", why, is_failure=True)
 
-    def _of_states(self, states: Tensor, at: tuple[Tensor, Tensor], reduced: _Reduced) -> None:
-        states = states[at[0].to(states.device), at[1].to(states.device)]
+    def _of_states(self, states: Tensor, at: Tensor, reduced: _Reduced) -> None:
+        states = states.flatten(0, 1).index_select(0, at.to(states.device))
         call = None if self._head is None else head.callable_alone(self._head)
         assert call is not None  # else this were not the route
         for logits in _slices(call, states, rows_at_a_time(self._model, states.device)):
             reduced.add(logits)
 
-    def _of_logits(self, output: Any, at: tuple[Tensor, Tensor], reduced: _Reduced, shape: tuple[int, int]) -> None:
+    def _of_logits(self, output: Any, at: Tensor, reduced: _Reduced, shape: tuple[int, int]) -> None:
         logits = head.logits_in(output, self._model, shape, self._highest)
         if isinstance(logits, str):
             self.failed = Route("none", logits)
             return
-        row, offset = (index.to(logits.device) for index in at)
-        size = max(1, _at_a_time(logits.device) // logits.shape[-1])
-        for begin in range(0, len(row), size):
-            some = slice(begin, begin + size)
-            reduced.add(logits[row[some], offset[some]])
+        rows, at = logits.flatten(0, 1), at.to(logits.device)
+        for some in at.split(max(1, _at_a_time(logits.device) // logits.shape[-1])):
+            reduced.add(rows.index_select(0, some))
 
 
 class _Reduced:
@@ -291,40 +307,54 @@ class _Reduced:
 
     Args:
         targets: [n] the token that follows each position.
-        grouped: [n] bool, whether its distribution is wanted.
-        tokens: as of `Distributions`; None where none is.
+        wanted: [P] numbers of those whose distributions are wanted, ascending; `rows`: the same where the targets are.
+        tokens: as of `Distributions`, there; None where none is.
     """
 
-    def __init__(self, targets: Tensor, grouped: Tensor, tokens: Tensor | None) -> None:
-        self._targets, self._wanted, self._tokens = targets, grouped, tokens
+    def __init__(
+        self, targets: Tensor, wanted: np.ndarray | None = None, rows: Tensor | None = None, tokens: Tensor | None = None
+    ) -> None:
+        self._targets, self._rows, self._tokens = targets, rows, tokens
+        self._wanted = np.empty(0, np.int64) if wanted is None or tokens is None else wanted
         self._done = 0
         self._losses: list[Tensor] = []
         self._grouped: list[Tensor] = []
 
     def add(self, logits: Tensor) -> None:
         """Reduce the logits [m, V] of the next m positions."""
-        here = slice(self._done, self._done + len(logits))
-        self._done = here.stop
+        # On a CPU so few that they stay in the cache between the passes over them.
+        size = max(1, _IN_CACHE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
         # The training's autocast would have its own idea of what is precise enough.
         with torch.autocast(logits.device.type, enabled=False):
-            logs = F.log_softmax(logits.float(), dim=-1)
-        self._losses.append(-logs.gather(1, self._targets[here, None].to(logs.device))[:, 0])
-        if self._tokens is not None and bool(self._wanted[here].any()):
-            some = logs[:, self._tokens.to(logs.device)][self._wanted[here].to(logs.device)]
-            # What is left of 1 may be little; MPS has no float64.
-            shares = some.to(torch.float32 if some.device.type == "mps" else torch.float64).exp()
-            rest = (1.0 - shares.sum(-1, keepdim=True)).clamp_min(0.0)
-            self._grouped.append(torch.cat([shares, rest], dim=-1).float())
+            for some in logits.split(size):
+                self._add(F.log_softmax(some.float(), dim=-1))
+
+    def _add(self, logs: Tensor) -> None:
+        begin, end = self._done, self._done + len(logs)
+        self._done = end
+        self._losses.append(logs.gather(1, self._targets[begin:end, None].to(logs.device)))
+        first, last = np.searchsorted(self._wanted, [begin, end])
+        if first < last:
+            assert self._rows is not None
+            assert self._tokens is not None
+            rows = self._rows[first:last, None].to(logs.device) - begin
+            self._grouped.append(logs[rows, self._tokens.to(logs.device)])
 
     @property
     def losses(self) -> Tensor:
         """[n], in nats."""
-        return torch.cat(self._losses)
+        return -torch.cat(self._losses)[:, 0]
 
     @property
     def grouped(self) -> Tensor:
         """[P, G + 1], where distributions are wanted."""
-        return torch.cat(self._grouped) if self._grouped else torch.empty(0)
+        if not self._grouped:
+            return torch.empty(0)
+        logs = torch.cat(self._grouped)
+        # What is left of 1 may be little; MPS has no float64.
+        shares = logs.to(torch.float32 if logs.device.type == "mps" else torch.float64).exp()
+        rest = (1.0 - shares.sum(-1, keepdim=True)).clamp_min(0.0)
+        return torch.cat([shares, rest], dim=-1).float()
 
 
 def _at_a_time(device: torch.device) -> int:
@@ -345,7 +375,7 @@ def _slices(call: Callable[[Tensor], Any], states: Tensor, size: int) -> Iterato
 
 def _losses(call: Callable[[Tensor], Any], states: Tensor, targets: Tensor, size: int) -> Tensor:
     """[n] float32 losses of states [n, dim], so many at a time."""
-    reduced = _Reduced(targets, torch.zeros(len(targets), dtype=torch.bool), None)
+    reduced = _Reduced(targets)
     for logits in _slices(call, states, size):
         reduced.add(logits)
     return reduced.losses

@@ -156,4 +156,5 @@ def _batches(
             name: torch.from_numpy(values.astype(np.int64 if name in long else np.int32))
             for name, values in work.items()
         }
-        yield Batch(sequences, width, grouped=None if jackknife is None else jackknife.batches[number], **tensors)
+        grouped = None if jackknife is None else jackknife.batches[number]
+        yield Batch(sequences, width, grouped=grouped, any_alone=bool(work["alone"].any()), **tensors)

@@ -30,7 +30,7 @@ class Batch:
 
     sequences: which sequences of the probe, and `width`, to how many tokens they are cut (trailing padding only).
     positions: [T_b] flat numbers of the valid positions in the [sequences, width] table.
-    alone: [T_b] label sets (bits) in which the position is the only one of its label.
+    alone: [T_b] label sets (bits) in which the position is the only one of its label; `any_alone`: whether one is.
     members, offsets: rows of each piece, as `histogram.segment_sum` takes them.
     long_*: groups of several pieces; their sum replaces the piece `long_target`.
     done_piece: groups finished within this batch, those of the same positions once; `done_row`, `done_sets`,
@@ -68,6 +68,7 @@ class Batch:
     kept_offsets: torch.Tensor
     kept_target: torch.Tensor
     grouped: GroupedBatch | None = None
+    any_alone: bool = True
 
 
 @dataclass(frozen=True)
