@@ -8,9 +8,11 @@ read by `read`, after the last batch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,33 +20,42 @@ Thing = TypeVar("Thing")
 
 # Where each tensor begins in a copy of several, in bytes: what every dtype allows.
 _ALIGNED = 16
+_DTYPES = {name: getattr(torch, name) for name in ("bool", "uint8", "int32", "int64", "float32", "float64")}
 
 
-def upload(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors of the host on a device, by one copy for which the host does not wait; on the CPU themselves.
+def upload(numbers: Sequence[Tensor | np.ndarray], device: torch.device) -> list[Tensor]:
+    """Tensors and arrays of the host as tensors on a device, by one copy for which the host does not wait.
 
-    >>> upload([torch.tensor([1, 2])], torch.device("cpu"))
-    [tensor([1, 2])]
+    On the CPU they share the memory of what is given.
+
+    >>> upload([torch.tensor([1, 2]), np.arange(2)], torch.device("cpu"))
+    [tensor([1, 2]), tensor([0, 1])]
     """
     if device.type == "cpu":
-        return list(tensors)
-    begins, total = [], 0
-    for tensor in tensors:
-        begins.append(total)
-        total += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
-    packed = _staging(total, device)
-    for begin, tensor in zip(begins, tensors, strict=True):
-        packed.numpy()[begin : begin + tensor.nbytes] = tensor.numpy().reshape(-1).view("uint8")
-    there = packed.to(device, non_blocking=True)
+        return [each if isinstance(each, Tensor) else torch.from_numpy(each) for each in numbers]
+    packed, begins, arrays = _packed(numbers)
+    host = torch.from_numpy(packed)
+    if device.type == "cuda" and torch.cuda.is_available():
+        host = host.pin_memory()  # from torch's cache of such memory, which is not used again before it was copied
+    return _unpacked(host.to(device, non_blocking=True), begins, arrays)
+
+
+def _packed(numbers: Sequence[Tensor | np.ndarray]) -> tuple[np.ndarray, list[int], list[np.ndarray]]:
+    """All as bytes of one array, where each begins in it, and each as an array."""
+    arrays = [each.numpy() if isinstance(each, Tensor) else each for each in numbers]
+    bounds = [0, *accumulate(-(-array.nbytes // _ALIGNED) * _ALIGNED for array in arrays)]
+    packed = np.empty(max(bounds[-1], _ALIGNED), np.uint8)
+    for begin, array in zip(bounds, arrays, strict=False):
+        packed[begin : begin + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return packed, bounds[:-1], arrays
+
+
+def _unpacked(packed: Tensor, begins: Sequence[int], arrays: Sequence[np.ndarray]) -> list[Tensor]:
+    """The same again, as views of the bytes wherever these are."""
     return [
-        there[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        for begin, tensor in zip(begins, tensors, strict=True)
+        packed[begin : begin + array.nbytes].view(_DTYPES[array.dtype.name]).view(array.shape)
+        for begin, array in zip(begins, arrays, strict=True)
     ]
-
-
-def _staging(size: int, device: torch.device) -> Tensor:
-    """Bytes on the host; pinned for a GPU, from torch's cache of such memory, which waits until it was copied."""
-    return torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda" and torch.cuda.is_available())
 
 
 def uploaded(thing: Thing, device: torch.device) -> Thing:
@@ -66,7 +77,7 @@ def _gather(thing: Any, found: list[Tensor]) -> None:
             _gather(value, found)
 
 
-def _replaced(thing: Any, there: Any) -> Any:
+def _replaced(thing: Any, there: Iterator[Tensor]) -> Any:
     values = {}
     for field in dataclasses.fields(thing):
         value = getattr(thing, field.name)

@@ -158,10 +158,10 @@ def assign_rows(
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b.T in float32, of float32 or of 16-bit numbers."""
-    if a.dtype in _HALVES:
+    """a @ b.T, summed in float32, of float32 or of 16-bit numbers."""
+    if a.dtype in _HALVES and a.device.type == "cuda":
         return torch.mm(a, b.T, out_dtype=torch.float32)
-    return torch.mm(a, b.T)
+    return torch.mm(a.float(), b.float().T)
 
 
 def usable(norms: Tensor) -> Tensor:

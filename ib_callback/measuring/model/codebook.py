@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -64,7 +65,7 @@ def output_rows(model: nn.Module, module: nn.Module, tokens: Tensor, states: Ten
     weight = _plain_weight(module)
     if weight is not None and weight.shape[1] != states.shape[-1]:
         return f"its states have {states.shape[-1]} dimensions, and its output embeddings {weight.shape[1]}"
-    if weight is not None and weight.shape[0] <= int(tokens.max()):
+    if weight is not None and weight.shape[0] <= int(tokens.numpy().max()):
         return _too_few(weight.shape[0], tokens)
     if weight is None:
         call = head.callable_alone(module)
@@ -221,6 +222,7 @@ class Readout:
         self._accumulator: SharedAccumulator | None = None
         self._mean_of = "all positions"
         self.mean: Tensor | None = None
+        self._mean_there: Tensor | None = None  # float32, where the points are
 
     def __enter__(self) -> Readout:
         if not self.why and self._trunk is not None:
@@ -247,9 +249,10 @@ class Readout:
         rows = (found.cpu() if found.device.type == "mps" else found).double()
         points = rows - rows.mean(0)
         norms, lengths = (torch.linalg.vector_norm(each, dim=-1) for each in (points, rows))
-        if not bool(lengths.isfinite().all()):
+        finite, apart = read([lengths.isfinite().all(), (norms > _AT_THE_MEAN * lengths).all()])
+        if not finite.tolist():
             self.why, self.is_failure = "its output embeddings are not finite", True
-        elif bool((norms <= _AT_THE_MEAN * lengths).any()):
+        elif not apart.tolist():
             self.why = "its output embeddings are zero or all alike"
         else:
             self._points = (points / norms[:, None]).float().to(states.device)
@@ -393,8 +396,10 @@ class Readout:
         assert self._points is not None
         assert self.mean is not None
         device = self._points.device
+        if self._mean_there is None:
+            self._mean_there = self.mean.to(device, torch.float32)
         rows = rows.to(device).float()
-        away = rows - self.mean.to(device, torch.float32)
+        away = rows - self._mean_there
         temperature = resolve_temperature("calibrated", rows.shape[-1], len(self._tokens))
         assignments, norms = assign(away, self._points, temperature)
         at_the_mean = norms <= _AT_THE_MEAN * torch.linalg.vector_norm(rows, dim=-1)
@@ -410,8 +415,8 @@ class Readout:
         self._settle()
         if not self.why and self.mean is None:
             self._share_mean()
-            self.mean = None if self._total is None else self._total / self._count
-            if self.mean is None or not bool(self.mean.isfinite().all()):
+            self.mean = None if self._total is None else torch.from_numpy(self._total.numpy() / self._count)
+            if self._total is None or not np.isfinite(self._total.numpy()).all():
                 self.why, self.is_failure = "states are not finite", True
         waiting, self._waiting = self._waiting, []
         if not self.why and waiting:
@@ -422,7 +427,7 @@ class Readout:
         if self.why or self._accumulator is None:
             return None
         sums = self._kept(self._accumulator.sums)
-        if sums is not None and not bool(sums.kept[self._plan.total].isfinite().all()):
+        if sums is not None and not np.isfinite(sums.kept.numpy()[self._plan.total]).all():
             self.why, self.is_failure = "states are not finite", True
         self._settle()
         return None if self.why else sums
@@ -523,7 +528,7 @@ class Prediction:
         """After the last batch; to be asked for once."""
         ranks = self._team.ranks
         ranks.agree_on(self._kept)  # of a lack of memory
-        if self._is_finite is not None and not bool(read([self._is_finite])[0]):
+        if self._is_finite is not None and not read([self._is_finite])[0].tolist():
             self._bad = self._bad or "logits are not finite"
         found = ranks.first_failure((self.why, self.is_failure) if self.why else None)
         why, is_failure = ("", False) if found is None else found[1]

@@ -196,8 +196,9 @@ class ProbeForward:
         return self._inputs(slice(first, first + 1), batch.width, positions)
 
     def _inputs(self, sequences: slice | Tensor, width: int, positions: Tensor) -> Inputs:
-        ids = self._probe.input_ids[sequences, :width]
-        mask = self._probe.attention_mask[sequences, :width].long()
+        rows = sequences.numpy() if isinstance(sequences, Tensor) else sequences
+        ids = self._probe.input_ids.numpy()[rows, :width]
+        mask = self._probe.attention_mask.numpy()[rows, :width].astype(np.int64)
         return Inputs(*upload([ids, mask, positions], self._device))
 
     def call(self, inputs: Inputs) -> Any:

@@ -222,10 +222,9 @@ class LossPass:
             return call()
         row, offset = self._looked.sequence[here] - sequences.start, self._looked.offset[here]
         shape = (inputs.ids.shape[0], inputs.ids.shape[1])
-        targets = self._probe.input_ids[sequences].numpy()[row, offset + 1]
+        targets = self._probe.input_ids.numpy()[sequences][row, offset + 1]
         wanted = np.flatnonzero(self._looked.for_distribution[here])
-        indices = [torch.from_numpy(each) for each in (row * shape[1] + offset, targets, wanted)]
-        at, of_loss, on_device = upload(indices, inputs.ids.device)
+        at, of_loss, on_device = upload([row * shape[1] + offset, targets, wanted], inputs.ids.device)
         reduced = _Reduced(of_loss, wanted, on_device, self._tokens_on(on_device.device))
         times = 0
 
@@ -252,7 +251,7 @@ class LossPass:
         """After the last pass: read the losses, for which a GPU is waited for."""
         unread, self._unread = self._unread, []
         for (sequences, row, counted, _), losses in zip(unread, read([each[-1] for each in unread]), strict=True):
-            of_pairs, length = losses.double().numpy()[counted], len(self.sums[sequences])
+            of_pairs, length = losses.numpy().astype(np.float64)[counted], len(self.sums[sequences])
             self.sums[sequences] += np.bincount(row[counted], of_pairs, length)
             self.counts[sequences] += np.bincount(row[counted], minlength=length)
 
