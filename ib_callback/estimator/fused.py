@@ -72,8 +72,8 @@ def quantise(
 ) -> tuple[Tensor, Tensor]:
     """Soft assignments of some of the rows, written into `out`; deterministic.
 
-    Products are those of the dtype of the rows, summed up in float32. In 16 bits two parts of the points keep them
-    nearly as exact as float32: each product of two 16-bit numbers is.
+    Products of two 16-bit numbers are exact in float32, in which they are summed up. It is points that are coarse:
+    in two parts of float16 assignments come to 1e-6 of those of float32 points, of bfloat16 to 1e-5 (three: 1e-6).
 
     Args:
         rows: [R, dim], bfloat16, float16 or float32, neighbours in a row side by side.
