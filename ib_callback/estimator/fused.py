@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ib_callback.common import optional
 from ib_callback.common.messages import describe, warn
 from ib_callback.estimator.histogram import entropy
-from ib_callback.estimator.quantise import assign, reference_points
+from ib_callback.estimator.quantise import assign, in_parts, reference_points
 
 # More bins than this do not fit into the registers of one block of threads.
 MOST_BINS = 1024
@@ -316,10 +316,9 @@ def _differences(device: torch.device) -> str:
         if not largest <= tolerance:  # NaN is not
             wrong.append(f"{name} differ by {largest:.1e}")
 
-    for dtype, scale in ((torch.bfloat16, 256.0), (torch.float32, 1.0)):
+    for dtype in (torch.bfloat16, torch.float32):
         rows = states.to(dtype)
-        high = (points * scale).to(dtype)
-        parts = torch.stack([high, (points * scale - high.float()).to(dtype)][: 2 if scale > 1 else 1])
+        parts, scale = in_parts(points, dtype)
         found = torch.empty(len(rows), num_bins, device=device)
         norms, unit = quantise(rows, positions, parts, temperature * scale, found, True)
         exact = rows.double()[positions]

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ib_callback.estimator import fused
-
 # Elements per step of `entropy`: on a CPU its float64 scratch then stays in a core's cache. A GPU has no use for that,
 # and each step costs it a dozen launches.
 _CHUNK_ELEMENTS = {"cpu": 1 << 16}
@@ -61,25 +59,6 @@ def entropy(histograms: Tensor) -> Tensor:
     if flat.shape[0] <= step:
         return _entropy(flat).reshape(histograms.shape[:-1])
     return torch.cat([_entropy(part) for part in flat.split(step)]).reshape(histograms.shape[:-1])
-
-
-def entropies_of_rows(table: Tensor, index: Tensor | None, num_bins: int) -> Tensor:
-    """`entropy` of histograms that lie side by side in some rows of a table; not differentiable.
-
-    On a GPU by one kernel, if it can be had, which reads each of them once (fused.py).
-
-    Args:
-        table: [N, L * num_bins], float32 or float64, contiguous.
-        index: [R] numbers of its rows, int32 or int64; None: all.
-        num_bins: of each histogram.
-
-    Returns:
-        [R, L], float64.
-    """
-    if fused.available(table.device) and num_bins <= fused.MOST_BINS:
-        return fused.entropies(table, index, num_bins)
-    rows = table if index is None else table.index_select(0, index)
-    return entropy(rows.view(len(rows), table.shape[1] // num_bins, num_bins))
 
 
 def divergence(histograms: Tensor, reference: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import RepresentationError
-from ib_callback.estimator import fused
 from ib_callback.estimator.temperature import calibrated_temperature
 
 # Below this temperature (dimensions 2 and 3) float32 cosines are too coarse, and float64 ones are used.
@@ -96,9 +95,10 @@ def assign(z: Tensor, points: Tensor, temperature: float) -> tuple[Tensor, Tenso
         return torch.softmax(logits, dim=-1).to(dtype), norms
 
 
+# Dtypes of states of which products are taken as they are.
+HALVES = (torch.bfloat16, torch.float16)
 # By how much points are scaled for the parts of float16, whose smallest normal number is 6e-5.
 _SCALE = 256.0
-_HALVES = (torch.bfloat16, torch.float16)
 
 
 def in_parts(points: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
@@ -115,53 +115,11 @@ def in_parts(points: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
     Returns:
         Parts [P, num_bins, dim] of that dtype, P = 1 for float32 and else 2, and by how much their sum is too large.
     """
-    if dtype not in _HALVES:
+    if dtype not in HALVES:
         return points.to(dtype)[None], 1.0
     scaled = points * _SCALE
     high = scaled.to(dtype)
     return torch.stack([high, (scaled - high.float()).to(dtype)]), _SCALE
-
-
-def assign_rows(
-    rows: Tensor, positions: Tensor, parts: Tensor, divisor: float, out: Tensor, *, sum_units: bool
-) -> tuple[Tensor, Tensor | None]:
-    """`assign` of some rows, on a GPU: without a copy of the states in float32, and without waiting.
-
-    By one kernel, if it can be had (fused.py), else by torch's own.
-
-    Args:
-        rows: states [R, dim], float32, bfloat16 or float16, on a GPU.
-        positions: [T] numbers of the rows that are wanted.
-        parts: of the reference points (`in_parts`), in the dtype of the rows.
-        divisor: temperature, times by how much the sum of the parts is too large.
-        out: [T, num_bins], float32, which gets the assignments.
-        sum_units: whether the sum of the unit states is wanted.
-
-    Returns:
-        Norms [T], float32, and [parts, dim] float32 that add up to the sum of the unit states; None if not wanted.
-    """
-    num_bins = parts.shape[1]
-    with exact_float32(rows.device):
-        if fused.available(rows.device) and num_bins <= fused.MOST_BINS:
-            norms, units = fused.quantise(rows, positions, parts, divisor, out, sum_units)
-            return norms, units if sum_units else None
-        chosen = rows.index_select(0, positions)
-        norms = torch.linalg.vector_norm(chosen, dim=-1, dtype=torch.float32)
-        logits = _product(chosen, parts.flatten(0, 1))
-        if len(parts) > 1:
-            logits = logits.unflatten(1, parts.shape[:2]).sum(1)
-        out.copy_(torch.softmax(logits / (norms * divisor).unsqueeze(-1), dim=-1))
-        if not sum_units:
-            return norms, None
-        inverse, scale = in_parts(norms.reciprocal()[None], rows.dtype)
-        return norms, _product(inverse.flatten(0, 1), chosen.T) / scale
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b.T, summed in float32, of float32 or of 16-bit numbers."""
-    if a.dtype in _HALVES and a.device.type == "cuda":
-        return torch.mm(a, b.T, out_dtype=torch.float32)
-    return torch.mm(a.float(), b.float().T)
 
 
 def usable(norms: Tensor) -> Tensor:

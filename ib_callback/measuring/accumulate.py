@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ib_callback.common.transfer import read, uploaded
-from ib_callback.estimator.histogram import divergence, entropies_of_rows, segment_sum, sensitivity
+from ib_callback.estimator.histogram import divergence, segment_sum, sensitivity
+from ib_callback.estimator.rows import entropies_of_rows
 from ib_callback.measuring.plan.jackknife import ROWS, JackknifePlan, Shares
 from ib_callback.measuring.plan.plan import Batch, LateLabels, NullPlan, Plan
 

@@ -19,13 +19,13 @@ from ib_callback.common.transfer import read
 from ib_callback.estimator.quantise import (
     SHARP,
     assign,
-    assign_rows,
     exact_float32,
     in_parts,
     reference_points,
     resolve_temperature,
     usable,
 )
+from ib_callback.estimator.rows import assign_rows
 from ib_callback.measuring.model.access import Layer
 from ib_callback.measuring.model.head import whole
 from ib_callback.measuring.plan.memory import own_work

@@ -250,9 +250,9 @@ class Readout:
         points = rows - rows.mean(0)
         norms, lengths = (torch.linalg.vector_norm(each, dim=-1) for each in (points, rows))
         finite, apart = read([lengths.isfinite().all(), (norms > _AT_THE_MEAN * lengths).all()])
-        if not finite.tolist():
+        if not finite.numpy():
             self.why, self.is_failure = "its output embeddings are not finite", True
-        elif not apart.tolist():
+        elif not apart.numpy():
             self.why = "its output embeddings are zero or all alike"
         else:
             self._points = (points / norms[:, None]).float().to(states.device)
@@ -528,7 +528,7 @@ class Prediction:
         """After the last batch; to be asked for once."""
         ranks = self._team.ranks
         ranks.agree_on(self._kept)  # of a lack of memory
-        if self._is_finite is not None and not read([self._is_finite])[0].tolist():
+        if self._is_finite is not None and not read([self._is_finite])[0].numpy():
             self._bad = self._bad or "logits are not finite"
         found = ranks.first_failure((self.why, self.is_failure) if self.why else None)
         why, is_failure = ("", False) if found is None else found[1]

@@ -190,6 +190,8 @@ class LossPass:
     def share(self, ranks: Ranks) -> None:
         """Add what the other ranks have, each of other sequences; on each of them, after the last pass."""
         self.settle()
+        if ranks.size == 1:
+            return
         sums, counts = ranks.sums([torch.from_numpy(self.sums), torch.from_numpy(self.counts)])
         assert sums is not None
         assert counts is not None
@@ -311,7 +313,11 @@ class _Reduced:
     """
 
     def __init__(
-        self, targets: Tensor, wanted: np.ndarray | None = None, rows: Tensor | None = None, tokens: Tensor | None = None
+        self,
+        targets: Tensor,
+        wanted: np.ndarray | None = None,
+        rows: Tensor | None = None,
+        tokens: Tensor | None = None,
     ) -> None:
         self._targets, self._rows, self._tokens = targets, rows, tokens
         self._wanted = np.empty(0, np.int64) if wanted is None or tokens is None else wanted
