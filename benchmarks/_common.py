@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import cProfile
+import ctypes
 import gzip
 import json
+import math
 import os
 import platform
+import pstats
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -71,6 +75,20 @@ def load_probe(
             "needed: give a longer --text or a smaller size"
         )
     return probe
+
+
+def joined(text: Path | None, tokenizer: Any, num_sequences: int, length: int) -> ib.Probe:
+    """Documents one behind the other, cut into whole sequences. Raises SystemExit if they are too short."""
+    if text is None:
+        documents = ib.Probe.builtin(tokenizer)
+    elif tokenizer is None:
+        raise SystemExit("--text needs --tokenizer or --model: the built-in tokenizer knows the built-in text only")
+    else:
+        documents = ib.Probe.from_texts(read_texts(text), tokenizer, max_length=length, name=text.name)
+    tokens = documents.input_ids[documents.attention_mask.bool()]
+    if len(tokens) < num_sequences * length:
+        raise SystemExit(f"the text has {len(tokens)} tokens, {num_sequences} x {length} are needed: give a longer one")
+    return ib.Probe.from_tokens(tokens[: num_sequences * length].view(num_sequences, length), name=documents.name)
 
 
 @dataclass(frozen=True)
@@ -327,3 +345,86 @@ def _synchronise(device: str) -> None:
 def spread(values: list[float]) -> str:
     """Median, then least to greatest."""
     return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def keep_freed_memory() -> None:
+    """Take all memory from the heap, and give none back, where the C library is glibc.
+
+    To fetch fresh pages for each large tensor took up to a third of a forward's time on a virtual machine, of all
+    sides alike, and varied by more than what is measured.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        trim_threshold, mmap_max = -1, -4  # malloc.h
+        set_option(trim_threshold, 2**31 - 1)
+        set_option(mmap_max, 0)
+
+
+class Peak:
+    """By how many bytes memory grew at most within a block: of the process (Linux), or what a GPU has allocated."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        self._known = Path("/proc/self/clear_refs").exists()
+        self.bytes = math.nan
+
+    def __enter__(self) -> Peak:
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+        elif self._known:
+            ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but kept would hide what is used again
+            Path("/proc/self/clear_refs").write_text("5")  # begins the peak anew
+            self._before = self._status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._cuda:
+            self.bytes = torch.cuda.max_memory_allocated() - self._before
+        elif self._known:
+            self.bytes = self._status("VmHWM") - self._before
+
+    @staticmethod
+    def _status(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def operators(function: Callable[[], Any], device: str) -> dict[str, tuple[float, int]]:
+    """Milliseconds and calls of everything that one call runs: kernels and calls of the runtime on a GPU, else operators.
+
+    Time is that of each by itself, without what it calls.
+    """
+    on_gpu = device.startswith("cuda")
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if on_gpu:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        Times().add(function, device)
+    found: dict[str, tuple[float, int]] = {}
+    for event in profiler.key_averages():
+        if not on_gpu:
+            found[event.key] = event.self_cpu_time_total / 1e3, event.count
+        elif event.device_type == torch.autograd.DeviceType.CUDA:
+            found[event.key] = event.self_device_time_total / 1e3, event.count
+        elif event.key.startswith("cuda"):  # of the runtime: launches, copies and waiting, in time of the CPU
+            found[event.key] = event.self_cpu_time_total / 1e3, event.count
+    return found
+
+
+def profile_beside(name: str, function: Callable[[], Any], plain: Callable[[], Any], device: str) -> None:
+    """Print what one call does beyond another one, and the Python functions in which it spends its time."""
+    base, whole = operators(plain, device), operators(function, device)
+    rest = {
+        key: (time - base.get(key, (0.0, 0))[0], count - base.get(key, (0.0, 0))[1])
+        for key, (time, count) in whole.items()
+    }
+    print(f"{name}, beside a forward of the trunk: milliseconds and calls more")
+    for key, (time, count) in sorted(rest.items(), key=lambda item: -item[1][0])[:20]:
+        print(f"{time:10.2f} {count:8,d}  {key[:100]}")
+    counted = [(key, count, base.get(key, (0.0, 0))[1]) for key, (_, count) in whole.items() if key.startswith("cuda")]
+    for key, count, of_trunk in counted:
+        print(f"{key}: {count:,} calls, {of_trunk:,} of them in a forward of the trunk")
+    functions = cProfile.Profile()
+    functions.runcall(Times().add, function, device)
+    pstats.Stats(functions).sort_stats("tottime").print_stats(15)
