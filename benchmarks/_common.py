@@ -305,14 +305,15 @@ class Times:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
-    def add(self, function: Callable[[], Any], device: str = "cpu") -> Any:
-        """Time one call, with the device's queue empty before and after; return what it returns."""
+    def add(self, function: Callable[[], Any], device: str = "cpu", repeat: int = 1) -> Any:
+        """Time a call, or the mean of several, the device's queue empty before and after; return what it returns."""
         _synchronise(device)
         wall, cpu = time.perf_counter(), time.process_time()
-        result = function()
+        for _ in range(repeat):
+            result = function()
         _synchronise(device)
-        self.wall.append(time.perf_counter() - wall)
-        self.cpu.append(time.process_time() - cpu)
+        self.wall.append((time.perf_counter() - wall) / repeat)
+        self.cpu.append((time.process_time() - cpu) / repeat)
         return result
 
     def __add__(self, other: Times) -> Times:
@@ -390,10 +391,10 @@ class Peak:
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def operators(function: Callable[[], Any], device: str) -> dict[str, tuple[float, int]]:
-    """Milliseconds and calls of everything that one call runs: kernels and calls of the runtime on a GPU, else operators.
+def operators(function: Callable[[], Any], device: str) -> tuple[dict[str, float], dict[str, int]]:
+    """What one call runs: milliseconds of each operator by itself (on a GPU: of each kernel), and how often it runs.
 
-    Time is that of each by itself, without what it calls.
+    On a GPU calls of the runtime (launches, copies, waiting) are counted as well.
     """
     on_gpu = device.startswith("cuda")
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -401,30 +402,27 @@ def operators(function: Callable[[], Any], device: str) -> dict[str, tuple[float
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profiler:
         Times().add(function, device)
-    found: dict[str, tuple[float, int]] = {}
+    spent: dict[str, float] = {}
+    counted: dict[str, int] = {}
     for event in profiler.key_averages():
-        if not on_gpu:
-            found[event.key] = event.self_cpu_time_total / 1e3, event.count
-        elif event.device_type == torch.autograd.DeviceType.CUDA:
-            found[event.key] = event.self_device_time_total / 1e3, event.count
-        elif event.key.startswith("cuda"):  # of the runtime: launches, copies and waiting, in time of the CPU
-            found[event.key] = event.self_cpu_time_total / 1e3, event.count
-    return found
+        if not on_gpu or event.device_type == torch.autograd.DeviceType.CUDA:
+            spent[event.key] = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3
+        elif not event.key.startswith(("cuda", "cuLaunch")):
+            continue  # an operator, whose kernels are there themselves
+        counted[event.key] = counted.get(event.key, 0) + event.count
+    return spent, counted
 
 
 def profile_beside(name: str, function: Callable[[], Any], plain: Callable[[], Any], device: str) -> None:
-    """Print what one call does beyond another one, and the Python functions in which it spends its time."""
-    base, whole = operators(plain, device), operators(function, device)
-    rest = {
-        key: (time - base.get(key, (0.0, 0))[0], count - base.get(key, (0.0, 0))[1])
-        for key, (time, count) in whole.items()
-    }
-    print(f"{name}, beside a forward of the trunk: milliseconds and calls more")
-    for key, (time, count) in sorted(rest.items(), key=lambda item: -item[1][0])[:20]:
-        print(f"{time:10.2f} {count:8,d}  {key[:100]}")
-    counted = [(key, count, base.get(key, (0.0, 0))[1]) for key, (_, count) in whole.items() if key.startswith("cuda")]
-    for key, count, of_trunk in counted:
-        print(f"{key}: {count:,} calls, {of_trunk:,} of them in a forward of the trunk")
+    """Print what one call does that another one does not, and the Python functions in which it spends its time."""
+    (base, base_counts), (whole, counts) = operators(plain, device), operators(function, device)
+    rest = {key: spent - base.get(key, 0.0) for key, spent in whole.items()}
+    print(f"\n{name}: {sum(whole.values()):,.1f} ms, of which a forward of the trunk has {sum(base.values()):,.1f}")
+    print("milliseconds and calls more than in that")
+    for key, spent in sorted(rest.items(), key=lambda item: -item[1])[:20]:
+        print(f"{spent:10.2f} {counts[key] - base_counts.get(key, 0):8,d}  {key[:100]}")
+    for key in sorted(counts.keys() - whole.keys()):
+        print(f"{key}: {counts[key]:,} calls, {base_counts.get(key, 0):,} in a forward of the trunk")
     functions = cProfile.Profile()
     functions.runcall(Times().add, function, device)
     pstats.Stats(functions).sort_stats("tottime").print_stats(15)

@@ -1,8 +1,8 @@
-"""What a measurement costs, beside everything that a user would compare it with: tables, a JSON file and a picture.
+r"""What a measurement costs, beside everything that a user would compare it with: tables, a JSON file and a picture.
 
     pip install -c constraints.txt -e ".[hf,plot]"
     python benchmarks/cost.py --json cost.json --plot cost.png
-    python benchmarks/cost.py --parts sides,options --sequences 128 --text c4.jsonl.gz \\
+    python benchmarks/cost.py --parts sides,options --sequences 128 --text c4.jsonl.gz \
         --model smollm2=FOLDER:FILE.gguf --only 'loss|default' --json cost.json
     python benchmarks/cost.py --parts sides --device cuda --dtype bfloat16 --model llama-1b --json gpu.json
     python benchmarks/cost.py --from cost.json --plot cost.png
@@ -22,13 +22,13 @@ Parts:
 
 All sides take turns within a round; printed are the medians of the ratios of each round (least to greatest), of
 processor time on a CPU (by default one thread) and of the wall clock on a GPU, with the other beside it. Memory is what
-`Meter.preflight` says beside the forward, and by how much the process (on a GPU: the allocated memory) grew at most, the
-forward included. Documents are joined and cut, so that every sequence has the full length and padding does not flatter
-the ratio. Where the C library is glibc, memory that was freed stays with the process.
+`Meter.preflight` says beside the forward, and by how much the process (on a GPU: the allocated memory) grew at most,
+the forward included. Documents are joined and cut, so that every sequence has the full length and padding does not
+flatter the ratio. Where the C library is glibc, memory that was freed stays with the process.
 
 The JSON file is written after every round, and continued: what is complete there is kept unless its part is named in
-`--parts`, and what is not goes on where it stopped. Models and sizes stand in it side by side. Take a new file for a new
-version of the package.
+`--parts`, and what is not goes on where it stopped. Models and sizes stand in it side by side. Take a new file for a
+new version of the package.
 """
 
 from __future__ import annotations
@@ -133,6 +133,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--repeat", type=int, help="calls in a timing; default: 1 on a CPU, 5 on a GPU, where one is short"
+    )
     parser.add_argument("--only", default="", help="regular expression: sides whose name it is found in")
     parser.add_argument("--family", default=",".join(FAMILY), help="random models of the part models")
     parser.add_argument("--sizes", type=integers, default=[8, 16, 32, 64, 128], help="sequences, of the part probe")
@@ -142,12 +145,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--profile", action="store_true", help="print what a measurement does beside the trunk, and stop")
+    parser.add_argument(
+        "--profile", action="store_true", help="print what a measurement does beside the trunk, and stop"
+    )
     parser.add_argument("--json", type=Path, help="file of results; one that exists is continued")
     parser.add_argument("--plot", type=Path, help="draw a picture into this file")
     parser.add_argument("--from", dest="read", type=Path, metavar="FILE", help="print and draw a file; nothing is run")
     options = parser.parse_args(arguments)
     options.model = options.model or [RandomModel("gpt2")]
+    options.repeat = options.repeat or (5 if options.device.startswith("cuda") else 1)
     return options
 
 
@@ -173,9 +179,7 @@ class Bench:
         if self._loaded is None or self._loaded[0] != spec:
             self._loaded = None
             options = self.options
-            found = load(
-                spec, options.tokenizer, device=options.device, dtype=options.dtype, length=options.length
-            )
+            found = load(spec, options.tokenizer, device=options.device, dtype=options.dtype, length=options.length)
             self._loaded = spec, *found
         return self._loaded[1:]
 
@@ -196,12 +200,12 @@ class Bench:
             f"{spec.name}, {options.dtype}, {sequences} x {options.length}, batches of {options.batch_size}, "
             f"{options.device}, {options.threads} threads"
         )
-        group = self.results["parts"].setdefault(part, {}).setdefault(key, {"sides": {}, "seconds": 0.0})
+        groups = self.results["parts"].setdefault(part, {})
+        group = groups.get(key, {"sides": {}, "seconds": 0.0})
         left = [name for name in names if len(group["sides"].get(name, {"wall": ()})["wall"]) < options.rounds]
         if not left and options.parts is not None:
             left = list(names)
-            for name in names:
-                del group["sides"][name]
+            group["sides"] = {name: record for name, record in group["sides"].items() if name not in left}
         if left:
             model = self.load(spec)[1]
             group |= {
@@ -211,13 +215,14 @@ class Bench:
                 "text": "the built-in text" if options.text is None else options.text.name,
                 "machine": describe_machine(options.device), "references": list(references),
             }  # fmt: skip
+        groups[key] = group
         started = time.perf_counter()
         try:
             yield group, left
         finally:
             group["seconds"] += time.perf_counter() - started
             if not group["sides"]:  # nothing was found
-                del self.results["parts"][part][key]
+                del groups[key]
 
     def compare(
         self, part: str, spec: Spec, sequences: int, sides: Mapping[str, Side], *,
@@ -249,10 +254,10 @@ class Bench:
                 references,
                 rounds=options.rounds,
                 device=options.device,
+                repeat=options.repeat,
                 save=self.save,
+                said=said,
             )
-            for name, memory in said.items():
-                group["sides"][name]["said"] = memory
 
 
 def _blocks(model: Any) -> Any:
@@ -323,7 +328,9 @@ def run_ranks(bench: Bench) -> None:
                     crew.close()
 
 
-def _shared_in_turns(records: dict[str, Any], crews: Mapping[int, Crew], names: Mapping[int, str], bench: Bench) -> None:
+def _shared_in_turns(
+    records: dict[str, Any], crews: Mapping[int, Crew], names: Mapping[int, str], bench: Bench
+) -> None:
     done = min((len(records[name]["wall"]) if name in records else 0) for name in names.values())
     for number in range(done, bench.options.rounds):
         found = {size: crew.measure() for size, crew in crews.items()}
@@ -384,11 +391,11 @@ def run_theirs(bench: Bench) -> None:
                     references,
                     rounds=options.rounds,
                     device=options.device,
+                    repeat=1,  # theirs adds up over runs
                     save=bench.save,
+                    said=said,
                     before={THEIRS: lambda: give_points(theirs, settings)},  # noqa: B023
                 )
-            for name, memory in said.items():
-                group["sides"][name]["said"] = memory
 
 
 def measured(parts: Mapping[str, Any], side: str, *, on_gpu: bool = False) -> counts.Constant | None:
@@ -396,8 +403,7 @@ def measured(parts: Mapping[str, Any], side: str, *, on_gpu: bool = False) -> co
     found = [
         (group["parameters"], group["sequences"] * group["length"], ratio, group)
         for group in parts.get("sides", {}).values()
-        if (ratio := tables.median_ratio(group, side)) is not None
-        and group["device"].startswith("cuda") >= on_gpu
+        if (ratio := tables.median_ratio(group, side)) is not None and (not on_gpu or tables.clock(group) == "wall")
     ]
     if not found:
         return None

@@ -1,1 +1,1 @@
-"""The parts of cost.py: what takes turns, models to take, processes that share, counts by arithmetic, tables, picture."""
+"""Parts of cost.py: sides that take turns, models, processes that share, counts by arithmetic, tables, the picture."""

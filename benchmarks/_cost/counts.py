@@ -28,9 +28,13 @@ PROBE = {
     "sequences of a batch": Constant(8, "", "known", "default of Meter"),
 }
 MMLU = {
-    "test questions": Constant(14_042, "", "known", "Hendrycks et al. 2021; and lm-evaluation-harness' log has 4 x 14,042"),
+    "test questions": Constant(
+        14_042, "", "known", "Hendrycks et al. 2021; and lm-evaluation-harness' log has 4 x 14,042"
+    ),
     "answers of each": Constant(4, "", "known", "the same"),
-    "characters of a 5-shot prompt": Constant(3212.2, "", "assumed", "mean that evalscope's page on MMLU states; not counted"),
+    "characters of a 5-shot prompt": Constant(
+        3212.2, "", "assumed", "mean that evalscope's page on MMLU states; not counted"
+    ),
     "characters of a 0-shot prompt": Constant(
         500, "", "assumed", "a published file of all of them has 624 bytes each, with names of fields and answers"
     ),
@@ -43,7 +47,9 @@ PASSES = {
 }
 
 TRAINING = {
-    "steps between measurements": Constant(500, "", "known", "every_n_steps of RunConfig; no overhead_budget by default"),
+    "steps between measurements": Constant(
+        500, "", "known", "every_n_steps of RunConfig; no overhead_budget by default"
+    ),
     "tokens of a step": Constant(4e6, "", "assumed", "as in Llama 2 (Touvron et al. 2023)"),
     "FLOP of a token in training": Constant(6, "/ parameter", "assumed", "forward 2, backward 4; attention left out"),
     "FLOP of a token in a forward": Constant(2, "/ parameter", "assumed", "the same"),

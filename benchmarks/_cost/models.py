@@ -1,4 +1,4 @@
-"""Models of the benchmark: real ones from a folder, or random ones by their shape, for values do not change the cost."""
+"""Models: real ones from a folder, or random ones by the name of their shape, for values do not change the cost."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from _cost.counts import Constant
-from _cost.sides import BINS, BOTH, ORDERS, TRUNK
+from _cost.sides import BINS, BOTH, EVALUATION, LOGITS, OPTIONS, ORDERS, SIDES, TRUNK
 from _cost.tables import clock, limit, median_ratio, merged, ratios
 from ib_callback.plot.theme import DPI, MARKERS, SMALL, drawing, theme_of
 
@@ -29,7 +29,7 @@ def draw_parts(parts: Mapping[str, Any], file: Path) -> None:
     if "models" in tables:
         groups = list(tables["models"].values())
         small.append(lambda panel: _by_group(panel, groups, "parameters", "parameters of the model"))
-    for part, sides, label in (("bins", BINS, "bins"), ("orders", ORDERS, "orders, from token to quadgram")):
+    for part, sides, label in (("bins", BINS, "bins"), ("orders", ORDERS, "n-gram orders")):
         if part in tables:
             found = list(tables[part].values())
             small.append(lambda panel, found=found, sides=sides, label=label: _by_side(panel, found, sides, label))
@@ -68,7 +68,8 @@ def draw_parts(parts: Mapping[str, Any], file: Path) -> None:
 
 def _bars(panel: Any, groups: Sequence[Group]) -> None:
     """Sides of all models, in forwards of the trunk; a short line is what a side is held to."""
-    names = list(dict.fromkeys(name for group in groups for name in group["sides"] if name != TRUNK))
+    there = {name for group in groups for name in group["sides"]}
+    names = [name for name in (LOGITS, EVALUATION, *SIDES, *OPTIONS) if name in there]
     thick = 0.8 / len(groups)
     for number, group in enumerate(groups):
         colour = THEME.series[number % len(THEME.series)]
@@ -90,21 +91,24 @@ def _bars(panel: Any, groups: Sequence[Group]) -> None:
                 panel.plot([bar[0] * of_trunk] * 2, ends, color=THEME.alarm, linewidth=2)
     panel.axvline(1.0, color=THEME.ink, linewidth=0.8, linestyle=":")
     panel.set_yticks(range(len(names)), names)
-    panel.invert_yaxis()
-    panel.margins(x=0.1)
-    panel.set_xlim(left=0)
+    panel.set_ylim(len(names) - 0.4 + 0.45 * (len(groups) + 1), -0.6)  # room for the legend below the last bar
+    panel.set_xlim(0, 1.06 * panel.get_xlim()[1])  # and for the last number
     panel.set_xlabel("forwards of the trunk")
     panel.set_title("A measurement and what it is compared with")
-    handles = [_key(THEME.series[number % len(THEME.series)], "s", _short(group)) for number, group in enumerate(groups)]
+    handles = [
+        _key(THEME.series[number % len(THEME.series)], "s", _short(group)) for number, group in enumerate(groups)
+    ]
     handles += [_key(THEME.alarm, "|", "held to (at 128 x 512 on a CPU, 16 x 512 on a GPU)")]
-    panel.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.0, -0.09), frameon=False, borderaxespad=0.0)
+    panel.legend(handles=handles, loc="lower right", frameon=False)
 
 
 def _by_group(panel: Any, groups: Sequence[Group], x: str, label: str) -> None:
     for number, name in enumerate(BOTH):
         points = sorted((group[x], ratios(group["sides"].get(name, {}), TRUNK, clock(group))) for group in groups)
         _line(panel, [(at, found) for at, found in points if found], number, name)
-    _axes(panel, label, log=True)
+    _axes(panel, label, log=True, title="By size of the model")
+    ticks = sorted({group[x] for group in groups})
+    panel.set_xticks(ticks, [f"{tick / 1e6:,.0f} M" for tick in ticks])
 
 
 def _by_side(panel: Any, groups: Sequence[Group], sides: Mapping[str, Any], label: str) -> None:
@@ -112,7 +116,7 @@ def _by_side(panel: Any, groups: Sequence[Group], sides: Mapping[str, Any], labe
         points = [(side.x, ratios(group["sides"].get(name, {}), TRUNK, clock(group))) for name, side in sides.items()]
         _line(panel, [(at, found) for at, found in points if found], number, f"{_short(group)}, loss=False")
     ticks = [side.x for side in sides.values()]
-    _axes(panel, label, log=max(ticks) > 10)
+    _axes(panel, label, log=max(ticks) > 10, title=f"By {label}")
     panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
@@ -125,8 +129,8 @@ def _seconds(panel: Any, groups: Sequence[Group]) -> None:
         )
         number = len(panel.lines)
         _line(panel, points, number, name if len({group["model"] for group in groups}) == 1 else f"{model}, {name}")
-    _axes(panel, "sequences of the probe", log=True, y="seconds")
     panel.set_yscale("log")
+    _axes(panel, "sequences of the probe", log=True, y="seconds", title="By size of the probe")
     ticks = sorted({group["sequences"] for group in groups})
     panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
 
@@ -142,9 +146,8 @@ def _ranks(panel: Any, groups: Sequence[Group]) -> None:
                 below = record["against"][one]["cpu" if what == "all together" else clock(group)]
                 points.append((int(name.split()[0]), [a / b for a, b in zip(top, below, strict=True)]))
             _line(panel, points, len(panel.lines), several + what)
-    _axes(panel, "processes that share", y="time of one process")
+    _axes(panel, "processes", y="time of one process", title="Shared by processes")
     panel.set_xticks(sorted({int(name.split()[0]) for group in groups for name in group["sides"]}))
-    panel.set_ylim(bottom=0)
 
 
 def _theirs(panel: Any, groups: Sequence[Group]) -> None:
@@ -181,15 +184,16 @@ def _mmlu(panel: Any, found: Mapping[str, Any]) -> None:
 def _share(panel: Any, found: Mapping[str, Any]) -> None:
     for style, table in zip(("-", ":"), found["tables"], strict=False):
         constant = Constant(**table["ratio"])
+        ratio = f"{constant.value:.2f} ({constant.origin})"
         models = list(dict.fromkeys(row["model"] for row in table["rows"]))
         for number, model in enumerate(models):
             rows = [row for row in table["rows"] if row["model"] == model]
             panel.plot(
                 [row["gpus"] for row in rows], [100 * row["share"] for row in rows], linestyle=style, markersize=4,
-                marker=MARKERS[number], color=THEME.series[number], label=f"{model}, {constant.value:.2f} ({constant.origin})",
+                marker=MARKERS[number], color=THEME.series[number], label=f"{model}, {ratio}",
             )  # fmt: skip
-    _axes(panel, "GPUs", log=True, y="% of training time", title="Share of training time (arithmetic)")
     panel.set_yscale("log")
+    _axes(panel, "GPUs", log=True, y="% of training time", title="Share of training time (arithmetic)")
     ticks = sorted({row["gpus"] for table in found["tables"] for row in table["rows"]})
     panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
 
@@ -198,9 +202,7 @@ def _line(panel: Any, points: Sequence[tuple[float, Sequence[float]]], number: i
     """Medians joined by a line, with the range of the rounds."""
     if points:
         x, middle = [at for at, _ in points], [statistics.median(found) for _, found in points]
-        reach = [
-            [abs(m - end(found)) for m, (_, found) in zip(middle, points, strict=True)] for end in (min, max)
-        ]
+        reach = [[abs(m - end(found)) for m, (_, found) in zip(middle, points, strict=True)] for end in (min, max)]
         panel.errorbar(
             x, middle, reach, color=THEME.series[number % len(THEME.series)], marker=MARKERS[number % len(MARKERS)],
             markersize=4, linewidth=1.2, elinewidth=0.8, label=label,
@@ -216,8 +218,16 @@ def _axes(panel: Any, label: str, *, log: bool = False, y: str = "forwards of th
     panel.set_title(title)
     panel.grid(visible=True, color=THEME.faint)
     panel.set_axisbelow(True)
-    if panel.get_legend_handles_labels()[1]:
-        panel.legend(fontsize=SMALL, frameon=False)
+    if labels := panel.get_legend_handles_labels()[1]:
+        # Room above the lines.
+        low, high = panel.get_ylim()
+        room = 0.12 * len(labels) + 0.05
+        if panel.get_yscale() == "log":
+            panel.set_ylim(low, high * (high / low) ** room)
+        else:
+            low = min(low, 0.97) if y == "forwards of the trunk" else 0.0
+            panel.set_ylim(low, high + room * (high - low))
+        panel.legend(fontsize=SMALL, frameon=False, loc="upper left")
 
 
 def _key(colour: str, marker: str, label: str) -> Any:

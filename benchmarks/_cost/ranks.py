@@ -1,4 +1,4 @@
-"""Processes that share measurements, as data-parallel ranks do: each has the model, and runs its part of the batches."""
+"""Processes that share measurements, as data-parallel ranks do: each has the model, and runs some of the batches."""
 
 from __future__ import annotations
 

@@ -84,9 +84,7 @@ def forwards(model: nn.Module, probe: ib.Probe, batch_size: int, device: str) ->
     """
     batches = [
         (ids.to(device), mask.to(device, torch.long))
-        for ids, mask in zip(
-            probe.input_ids.split(batch_size), probe.attention_mask.split(batch_size), strict=True
-        )
+        for ids, mask in zip(probe.input_ids.split(batch_size), probe.attention_mask.split(batch_size), strict=True)
     ]
 
     def over_batches(step: Callable[[torch.Tensor, torch.Tensor], Any]) -> Run:
@@ -102,9 +100,9 @@ def forwards(model: nn.Module, probe: ib.Probe, batch_size: int, device: str) ->
         TRUNK: over_batches(lambda ids, mask: trunk(ids, attention_mask=mask, use_cache=False)),
         LOGITS: over_batches(lambda ids, mask: model(ids, attention_mask=mask, use_cache=False)),
         EVALUATION: over_batches(
-            lambda ids, mask: model(
-                ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100), use_cache=False
-            ).loss.item()
+            lambda ids, mask: (
+                model(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100), use_cache=False).loss
+            )
         ),
     }
 
@@ -129,7 +127,9 @@ def take_turns(
     *,
     rounds: int,
     device: str,
+    repeat: int,
     save: Callable[[], None],
+    said: Mapping[str, int],
     before: Mapping[str, Run] | None = None,
 ) -> None:
     """Time all sides in turns, round by round, until each record has as many rounds as asked for.
@@ -141,18 +141,18 @@ def take_turns(
         references: what the others are compared with; run in every round in which any side is missing.
         rounds: of each.
         device: "cpu" or "cuda…".
+        repeat: calls in one timing, which is divided by it.
+        said: bytes by side, to be put down beside what it grew by.
         before: what has to be done before a side, outside its clock.
         save: called after each round, so that a run that is cut off loses no more than one.
     """
-    for name in runs:
-        records.setdefault(name, {"wall": [], "cpu": [], "grew": 0, "against": {}})
     if device.startswith("cuda"):  # kernels are loaded, and memory is taken, by the first call
         for name, run in runs.items():
             if before is not None and name in before:
                 before[name]()
             run()
     for number in range(rounds):
-        due = [name for name in runs if len(records[name]["wall"]) <= number]
+        due = [name for name in runs if name not in records or len(records[name]["wall"]) <= number]
         if not due:
             continue
         times, grew = {}, {}
@@ -162,10 +162,10 @@ def take_turns(
                     before[name]()
                 times[name] = Times()
                 with Peak(device) as peak:
-                    times[name].add(runs[name], device)
+                    times[name].add(runs[name], device, repeat)
                 grew[name] = peak.bytes
         for name in due:
-            record = records[name]
+            record = records.setdefault(name, {"wall": [], "cpu": [], "grew": 0, "said": said.get(name), "against": {}})
             record["wall"] += times[name].wall
             record["cpu"] += times[name].cpu
             record["grew"] = max(record["grew"], 0 if grew[name] != grew[name] else int(grew[name]))

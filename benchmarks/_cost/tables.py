@@ -83,9 +83,9 @@ def print_parts(parts: Mapping[str, Any], wanted: Sequence[str]) -> None:
 def describe(group: Group) -> str:
     """One line about model, probe and machine."""
     return (
-        f"{group['model']} ({group['layers']} layers, {group['parameters'] / 1e6:,.1f} M parameters), {group['dtype']}, "
-        f"{group['sequences']} x {group['length']} tokens of {group['text']}, batches of {group['batch_size']}; "
-        f"{group['machine']}; took {group['seconds']:,.0f} s"
+        f"{group['model']} ({group['layers']} layers, {group['parameters'] / 1e6:,.1f} M parameters), "
+        f"{group['dtype']}, {group['sequences']} x {group['length']} tokens of {group['text']}, "
+        f"batches of {group['batch_size']}; {group['machine']}; took {group['seconds']:,.0f} s"
     )
 
 
@@ -145,7 +145,15 @@ def _print_ranks(group: Group) -> None:
             ]
         )
     named = "wall clock" if which == "wall" else "processor"
-    heads = ["", "rounds", "s, wall clock", "s, slowest rank", f"slowest / one, {named}", "sum of processor / one", "greatest difference"]
+    heads = [
+        "",
+        "rounds",
+        "s, wall clock",
+        "s, slowest rank",
+        f"slowest / one, {named}",
+        "sum of processor / one",
+        "greatest difference",
+    ]
     print_table(heads, rows)
 
 
@@ -185,7 +193,17 @@ def print_share(found: Mapping[str, Any]) -> None:
             ]
             for row in table["rows"]
         ]
-        heads = ["", "s a step", "batches a rank", "s a batch", "s to gather", "s to send", "s a measurement", "share", ""]
+        heads = [
+            "",
+            "s a step",
+            "batches a rank",
+            "s a batch",
+            "s to gather",
+            "s to send",
+            "s a measurement",
+            "share",
+            "",
+        ]
         print_table(heads, rows)
 
 
