@@ -166,9 +166,13 @@ class Bench:
         if options.json is not None and options.json.exists():
             self.results = json.loads(options.json.read_text(encoding="utf-8"))
         self._loaded: tuple[Spec, Any, Any] | None = None
+        self._timed: tuple[dict[str, Any], float] | None = None  # the group being run, and when its seconds were 0
 
     def save(self) -> None:
         """Write the file, if there is one, in one step."""
+        if self._timed is not None:
+            group, began = self._timed
+            group["seconds"] = time.perf_counter() - began
         if self.options.json is not None:
             beside = self.options.json.with_name(self.options.json.name + ".new")
             beside.write_text(json.dumps(self.results, indent=1), encoding="utf-8")
@@ -216,11 +220,12 @@ class Bench:
                 "machine": describe_machine(options.device), "references": list(references),
             }  # fmt: skip
         groups[key] = group
-        started = time.perf_counter()
+        self._timed = group, time.perf_counter() - group["seconds"]
         try:
             yield group, left
         finally:
-            group["seconds"] += time.perf_counter() - started
+            self.save()
+            self._timed = None
             if not group["sides"]:  # nothing was found
                 del groups[key]
 

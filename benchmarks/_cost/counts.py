@@ -64,8 +64,13 @@ TRAINING = {
     "bins": Constant(100, "", "known", "default of Meter"),
     "bytes of a soft assignment": Constant(4, "", "known", "float32, sent to the rank that adds up the layer"),
 }
-# Parameters and layers; Llama's shapes.
+# Parameters and layers.
 MODELS = {"1B": (1.2e9, 16), "7B": (6.7e9, 32), "70B": (69e9, 80)}
+SHAPES = {
+    f"{what} of {model}": Constant(value, "", "known", "Llama's shape")
+    for model, shape in MODELS.items()
+    for what, value in zip(("parameters", "layers"), shape, strict=True)
+}
 GPUS = (8, 64, 1024)
 GOAL = Constant(1.05, "forwards of the trunk", "assumed", "goal of loss=False on a GPU, NOT measured")
 # For MMLU, where cost.py has run no sides.

@@ -70,4 +70,4 @@ def load(
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(spec.config(length), dtype=kind)
     loaded = None if tokenizer is None else AutoTokenizer.from_pretrained(tokenizer)
-    return loaded, model.to(device, kind).eval()
+    return loaded, model.eval()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from _common import spread
-from _cost.counts import MMLU, PROBE, TRAINING, Constant
+from _cost.counts import MMLU, PROBE, SHAPES, TRAINING, Constant
 from _cost.sides import BINS, OPTIONS, ORDERS, SIDES, TRUNK, Side
 
 Group = Mapping[str, Any]
@@ -175,7 +175,8 @@ def print_mmlu(found: Mapping[str, Any]) -> None:
 
 def print_share(found: Mapping[str, Any]) -> None:
     print("\nShare of training time at the default schedule, by arithmetic")
-    print_constants({**PROBE, **TRAINING})
+    print_constants({**PROBE, **TRAINING, **SHAPES})
+    print("Left out: the first and the last step, which are measured besides, and the plan, which is made once.")
     for table in found["tables"]:
         constant = Constant(**table["ratio"])
         print(f"\na measurement = {constant.value:.3g} {constant.unit} ({constant.origin}: {constant.note})")
