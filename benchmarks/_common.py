@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import cProfile
+import ctypes
 import gzip
 import json
+import math
 import os
 import platform
+import pstats
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -71,6 +75,20 @@ def load_probe(
             "needed: give a longer --text or a smaller size"
         )
     return probe
+
+
+def joined(text: Path | None, tokenizer: Any, num_sequences: int, length: int) -> ib.Probe:
+    """Documents one behind the other, cut into whole sequences. Raises SystemExit if they are too short."""
+    if text is None:
+        documents = ib.Probe.builtin(tokenizer)
+    elif tokenizer is None:
+        raise SystemExit("--text needs --tokenizer or --model: the built-in tokenizer knows the built-in text only")
+    else:
+        documents = ib.Probe.from_texts(read_texts(text), tokenizer, max_length=length, name=text.name)
+    tokens = documents.input_ids[documents.attention_mask.bool()]
+    if len(tokens) < num_sequences * length:
+        raise SystemExit(f"the text has {len(tokens)} tokens, {num_sequences} x {length} are needed: give a longer one")
+    return ib.Probe.from_tokens(tokens[: num_sequences * length].view(num_sequences, length), name=documents.name)
 
 
 @dataclass(frozen=True)
@@ -287,14 +305,15 @@ class Times:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
-    def add(self, function: Callable[[], Any], device: str = "cpu") -> Any:
-        """Time one call, with the device's queue empty before and after; return what it returns."""
+    def add(self, function: Callable[[], Any], device: str = "cpu", repeat: int = 1) -> Any:
+        """Time a call, or the mean of several, the device's queue empty before and after; return what it returns."""
         _synchronise(device)
         wall, cpu = time.perf_counter(), time.process_time()
-        result = function()
+        for _ in range(repeat):
+            result = function()
         _synchronise(device)
-        self.wall.append(time.perf_counter() - wall)
-        self.cpu.append(time.process_time() - cpu)
+        self.wall.append((time.perf_counter() - wall) / repeat)
+        self.cpu.append((time.process_time() - cpu) / repeat)
         return result
 
     def __add__(self, other: Times) -> Times:
@@ -327,3 +346,83 @@ def _synchronise(device: str) -> None:
 def spread(values: list[float]) -> str:
     """Median, then least to greatest."""
     return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def keep_freed_memory() -> None:
+    """Take all memory from the heap, and give none back, where the C library is glibc.
+
+    To fetch fresh pages for each large tensor took up to a third of a forward's time on a virtual machine, of all
+    sides alike, and varied by more than what is measured.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        trim_threshold, mmap_max = -1, -4  # malloc.h
+        set_option(trim_threshold, 2**31 - 1)
+        set_option(mmap_max, 0)
+
+
+class Peak:
+    """By how many bytes memory grew at most within a block: of the process (Linux), or what a GPU has allocated."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        self._known = Path("/proc/self/clear_refs").exists()
+        self.bytes = math.nan
+
+    def __enter__(self) -> Peak:
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+        elif self._known:
+            ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but kept would hide what is used again
+            Path("/proc/self/clear_refs").write_text("5")  # begins the peak anew
+            self._before = self._status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._cuda:
+            self.bytes = torch.cuda.max_memory_allocated() - self._before
+        elif self._known:
+            self.bytes = self._status("VmHWM") - self._before
+
+    @staticmethod
+    def _status(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def operators(function: Callable[[], Any], device: str) -> tuple[dict[str, float], dict[str, int]]:
+    """What one call runs: milliseconds of each operator by itself (on a GPU: of each kernel), and how often it runs.
+
+    On a GPU calls of the runtime (launches, copies, waiting) are counted as well.
+    """
+    on_gpu = device.startswith("cuda")
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if on_gpu:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        Times().add(function, device)
+    spent: dict[str, float] = {}
+    counted: dict[str, int] = {}
+    for event in profiler.key_averages():
+        if not on_gpu or event.device_type == torch.autograd.DeviceType.CUDA:
+            spent[event.key] = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3
+        elif not event.key.startswith(("cuda", "cuLaunch")):
+            continue  # an operator, whose kernels are there themselves
+        counted[event.key] = counted.get(event.key, 0) + event.count
+    return spent, counted
+
+
+def profile_beside(name: str, function: Callable[[], Any], plain: Callable[[], Any], device: str) -> None:
+    """Print what one call does that another one does not, and the Python functions in which it spends its time."""
+    (base, base_counts), (whole, counts) = operators(plain, device), operators(function, device)
+    rest = {key: spent - base.get(key, 0.0) for key, spent in whole.items()}
+    print(f"\n{name}: {sum(whole.values()):,.1f} ms, of which a forward of the trunk has {sum(base.values()):,.1f}")
+    print("milliseconds and calls more than in that")
+    for key, spent in sorted(rest.items(), key=lambda item: -item[1])[:20]:
+        print(f"{spent:10.2f} {counts[key] - base_counts.get(key, 0):8,d}  {key[:100]}")
+    for key in sorted(counts.keys() - whole.keys()):
+        print(f"{key}: {counts[key]:,} calls, {base_counts.get(key, 0):,} in a forward of the trunk")
+    functions = cProfile.Profile()
+    functions.runcall(Times().add, function, device)
+    pstats.Stats(functions).sort_stats("tottime").print_stats(15)
