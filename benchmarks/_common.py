@@ -365,14 +365,15 @@ class Peak:
     """By how many bytes memory grew at most within a block: of the process (Linux), or what a GPU has allocated."""
 
     def __init__(self, device: str) -> None:
+        self._device = device
         self._cuda = device.startswith("cuda")
         self._known = Path("/proc/self/clear_refs").exists()
         self.bytes = math.nan
 
     def __enter__(self) -> Peak:
         if self._cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
         elif self._known:
             ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but kept would hide what is used again
             Path("/proc/self/clear_refs").write_text("5")  # begins the peak anew
@@ -381,7 +382,7 @@ class Peak:
 
     def __exit__(self, *_: object) -> None:
         if self._cuda:
-            self.bytes = torch.cuda.max_memory_allocated() - self._before
+            self.bytes = torch.cuda.max_memory_allocated(self._device) - self._before
         elif self._known:
             self.bytes = self._status("VmHWM") - self._before
 

@@ -146,7 +146,7 @@ def take_turns(
         before: what has to be done before a side, outside its clock.
         save: called after each round, so that a run that is cut off loses no more than one.
     """
-    if device.startswith("cuda"):  # kernels are loaded, and memory is taken, by the first call
+    if device.startswith("cuda"):  # kernels are loaded, and memory is taken, by the first call; of a CPU it is round 1
         for name, run in runs.items():
             if before is not None and name in before:
                 before[name]()
@@ -156,7 +156,9 @@ def take_turns(
         if not due:
             continue
         times, grew = {}, {}
-        for name in runs:
+        names = [*runs]
+        first = number % len(names)  # so that none is always the first, or behind the same one
+        for name in names[first:] + names[:first]:
             if name in due or name in references:
                 if before is not None and name in before:
                     before[name]()

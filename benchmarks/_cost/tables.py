@@ -122,8 +122,10 @@ def verdict(group: Group, side: str) -> str:
     text = f"{most:.2f} x the {reference}"
     on_gpu = clock(group) == "wall"
     size = (16, 512) if on_gpu else (128, 512)
-    if (group["sequences"], group["length"]) != size or (on_gpu and group["model"] != "llama-1b"):
-        return f"{text}, at {size[0]} x {size[1]}" + (" of llama-1b" if on_gpu else "")
+    models = ("llama-1b",) if on_gpu else ("smollm2", "gpt2")
+    is_other = (group["sequences"], group["length"]) != size or group["model"] not in models
+    if is_other or (not on_gpu and (group["threads"], group["dtype"]) != (1, "float32")):
+        return f"{text}, at {size[0]} x {size[1]} of {' and '.join(models)}{'' if on_gpu else ', one thread, float32'}"
     return f"{text}: {'kept' if found is not None and found <= most else 'MISSED'}"
 
 

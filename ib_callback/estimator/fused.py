@@ -47,22 +47,28 @@ def available(device: torch.device) -> bool:
     If they fail or put out other numbers, that is said once and torch's operations are used from then on. For fake
     tensors there is nothing to compare: then it is enough that Triton is installed.
     """
-    if device.type != "cuda" or os.environ.get("IB_CALLBACK_TRITON") == "0" or not is_installed():
+    if device.type != "cuda" or os.environ.get("IB_CALLBACK_TRITON") == "0":
+        return False
+    if device in _verdicts:
+        return _verdicts[device]
+    # Of AMD's GPUs nothing is known, nor do all take the products asked for.
+    if not is_installed() or torch.version.hip is not None:
         return False
     if isinstance(torch.empty(0), FakeTensor):
         return True
-    if device not in _verdicts:
-        try:
-            # Before 8.0 there are neither bfloat16 nor TF32 products, and nothing is said of what cannot be had.
-            wrong = _differences(device) if torch.cuda.get_device_capability(device) >= (8, 0) else None
-            _verdicts[device] = wrong == ""
-        except Exception as error:
-            wrong, _verdicts[device] = describe(error), False
-        if wrong:
-            warn(
-                f"The Triton kernels do not work on {device} ({wrong}). torch's own operations are used instead: "
-                "slower, with the same numbers. IB_CALLBACK_TRITON=0 says so from the start."
-            )
+    try:
+        # Before 8.0 there are neither bfloat16 nor TF32 products, and nothing is said of what cannot be had.
+        wrong = _differences(device) if torch.cuda.get_device_capability(device) >= (8, 0) else None
+        _verdicts[device] = wrong == ""
+    except (MemoryError, torch.OutOfMemoryError):
+        return False  # which says nothing of the kernels
+    except Exception as error:
+        wrong, _verdicts[device] = describe(error), False
+    if wrong:
+        warn(
+            f"The Triton kernels do not work on {device} ({wrong}). torch's own operations are used instead: "
+            "slower, with the same numbers. IB_CALLBACK_TRITON=0 says so from the start."
+        )
     return _verdicts[device]
 
 
@@ -72,8 +78,9 @@ def quantise(
 ) -> tuple[Tensor, Tensor]:
     """Soft assignments of some of the rows, written into `out`; deterministic.
 
-    Products of two 16-bit numbers are exact in float32, in which they are summed up. It is points that are coarse:
-    in two parts of float16 assignments come to 1e-6 of those of float32 points, of bfloat16 to 1e-5 (three: 1e-6).
+    Products of two 16-bit numbers are exact in float32, in which they are summed up, so that assignments come to 1e-6
+    of those of the sum of the parts. It is points that are coarse: in two parts of float16 assignments come to 1e-6 of
+    those of float32 points, of bfloat16 to 1e-5 (three: 1e-6).
 
     Args:
         rows: [R, dim], bfloat16, float16 or float32, neighbours in a row side by side.
@@ -316,10 +323,10 @@ def _differences(device: torch.device) -> str:
         if not largest <= tolerance:  # NaN is not
             wrong.append(f"{name} differ by {largest:.1e}")
 
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
         rows = states.to(dtype)
         parts, scale = in_parts(points, dtype)
-        found = torch.empty(len(rows), num_bins, device=device)
+        found = torch.empty(len(rows), num_bins, device=device, dtype=torch.float32)
         norms, unit = quantise(rows, positions, parts, temperature * scale, found, True)
         exact = rows.double()[positions]
         expected, lengths = assign(exact, parts.double().sum(0) / scale, temperature)

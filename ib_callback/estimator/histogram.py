@@ -11,7 +11,7 @@ from torch import Tensor
 # Elements per step of `entropy`: on a CPU its float64 scratch then stays in a core's cache. A GPU has no use for that,
 # and each step costs it a dozen launches.
 _CHUNK_ELEMENTS = {"cpu": 1 << 16}
-_CHUNK_ON_DEVICES = 1 << 22
+_CHUNK_ON_DEVICES = 1 << 21
 
 
 def segment_sum(rows: Tensor, members: Tensor, offsets: Tensor) -> Tensor:

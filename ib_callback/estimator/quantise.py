@@ -97,6 +97,12 @@ def assign(z: Tensor, points: Tensor, temperature: float) -> tuple[Tensor, Tenso
 
 # Dtypes of states of which products are taken as they are.
 HALVES = (torch.bfloat16, torch.float16)
+# Settings of torch that let a GPU add up 16-bit products in 16 bits.
+_SUMS_IN_16_BITS = (
+    "allow_fp16_accumulation",
+    "allow_fp16_reduced_precision_reduction",
+    "allow_bf16_reduced_precision_reduction",
+)
 # By how much points are scaled for the parts of float16, whose smallest normal number is 6e-5.
 _SCALE = 256.0
 
@@ -104,9 +110,9 @@ _SCALE = 256.0
 def in_parts(points: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
     """Reference points as a sum of parts in the dtype of the states, for products of 16-bit numbers summed in float32.
 
-    A float32 point is a 16-bit one and the rest of it, rounded to 16 bits, with an error of 2^-17 (bfloat16) or 2^-22
-    (float16) of itself. Such products are exact in float32, so that the cosines of 16-bit states are those of float32
-    points nearly to float32's rounding, at the speed of 16-bit products.
+    A float32 point is a 16-bit one and the rest of it, rounded to 16 bits, with an error of 2^-17 (bfloat16) or 2^-21
+    (float16) of itself, or of .001 where it is smaller. Products of two 16-bit numbers are exact in float32, so that
+    the cosines of 16-bit states are those of float32 points nearly to float32's rounding, at the speed of 16 bits.
 
     Args:
         points: [num_bins, dim], float32.
@@ -117,9 +123,13 @@ def in_parts(points: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
     """
     if dtype not in HALVES:
         return points.to(dtype)[None], 1.0
-    scaled = points * _SCALE
-    high = scaled.to(dtype)
-    return torch.stack([high, (scaled - high.float()).to(dtype)]), _SCALE
+    return halves(points * _SCALE, dtype), _SCALE
+
+
+def halves(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """[2, ...] of 16 bits that add up to float32 values: these rounded, and what is left of them."""
+    high = values.to(dtype)
+    return torch.stack([high, (values - high.float()).to(dtype)])
 
 
 def usable(norms: Tensor) -> Tensor:
@@ -154,14 +164,18 @@ def check_seed(seed: Any) -> int:
 
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
-    """Autocast off, and float32 products in full float32 (no TF32 on GPUs, no bfloat16 on CPUs)."""
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
+    """Autocast off; float32 products in full float32 (no TF32 on GPUs, no bfloat16 on CPUs), sums of any in float32."""
+    of_gpus: Any = torch.backends.cuda.matmul
+    of_cpus: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    settings: list[tuple[Any, str, Any]] = [(each, "fp32_precision", "ieee") for each in (of_gpus, of_cpus)]
+    if device.type == "cuda":  # sums of 16-bit products
+        settings += [(of_gpus, name, False) for name in _SUMS_IN_16_BITS]
+    before = [getattr(backend, name) for backend, name, _ in settings]
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
+        for backend, name, exact in settings:
+            setattr(backend, name, exact)
         with torch.autocast(device_type=device.type, enabled=False):
             yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        for (backend, name, _), was in zip(settings, before, strict=True):
+            setattr(backend, name, was)

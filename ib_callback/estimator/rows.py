@@ -7,7 +7,10 @@ from torch import Tensor
 
 from ib_callback.estimator import fused
 from ib_callback.estimator.histogram import entropy
-from ib_callback.estimator.quantise import HALVES, exact_float32, in_parts
+from ib_callback.estimator.quantise import HALVES, exact_float32, halves
+
+# What the largest inverse norm is scaled to.
+_LARGEST = 2.0**15
 
 
 def assign_rows(
@@ -29,6 +32,8 @@ def assign_rows(
         Norms [T], float32, and [parts, dim] float32 that add up to the sum of the unit states; None if not wanted.
     """
     num_bins = parts.shape[1]
+    if rows.stride(-1) != 1:  # as of a convolution's output
+        rows = rows.contiguous()
     with exact_float32(rows.device):
         if fused.available(rows.device) and num_bins <= fused.MOST_BINS:
             norms, units = fused.quantise(rows, positions, parts, divisor, out, sum_units)
@@ -41,13 +46,17 @@ def assign_rows(
         out.copy_(torch.softmax(logits / (norms * divisor).unsqueeze(-1), dim=-1))
         if not sum_units:
             return norms, None
-        inverse, scale = in_parts(norms.reciprocal()[None], rows.dtype)
-        return norms, _product(inverse.flatten(0, 1), chosen.T) / scale
+        inverse = norms.reciprocal()[None]
+        if rows.dtype not in HALVES:
+            return norms, _product(inverse, chosen.T)
+        # Scaled so that none leaves the range of float16, and small ones keep their digits.
+        scale = _LARGEST / inverse.amax()
+        return norms, _product(halves(inverse * scale, rows.dtype).flatten(0, 1), chosen.T) / scale
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """The product a @ b.T, summed in float32, of float32 or of 16-bit numbers."""
-    if a.dtype in HALVES and a.device.type == "cuda":
+    if a.dtype in HALVES and a.device.type == "cuda" and torch.version.hip is None:
         return torch.mm(a, b.T, out_dtype=torch.float32)
     return torch.mm(a.float(), b.float().T)
 

@@ -272,7 +272,7 @@ class _GroupSums:
         weights = self._at.bits(batch.close_sets[here.confined], self._sets) * to(batch.close_count[here.confined])
         # Of labels that lie in one group nothing is left without it.
         for conditional in (*finished, weights.double() @ closing[to(here.confined)]):
-            self._removed[:, here.omissions] += conditional.unsqueeze(1)
+            self._removed[:, to(here.omissions)] += conditional.unsqueeze(1)
         row = on(batch.close_slot)[on(batch.close_row)]
         self._shares(here.shares, (batch.close_sets, batch.close_count), slots, row, closing, self._held)
 

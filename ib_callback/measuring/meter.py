@@ -29,10 +29,18 @@ from ib_callback.estimator.functional import check_weighting
 from ib_callback.estimator.quantise import check_seed, check_temperature
 from ib_callback.measuring.accumulate import Accumulator, Sums
 from ib_callback.measuring.companions import COMPANIONS
-from ib_callback.measuring.model import access, bidirectional, crosscheck
+from ib_callback.measuring.model import access, bidirectional, crosscheck, head
 from ib_callback.measuring.model.access import Layer, Layers
 from ib_callback.measuring.model.capture import Moments, Quantiser
-from ib_callback.measuring.model.codebook import KEPT, NUMBER, Outcome, Prediction, Readout, frequent_tokens
+from ib_callback.measuring.model.codebook import (
+    KEPT,
+    NUMBER,
+    Outcome,
+    Prediction,
+    Readout,
+    dim_of,
+    frequent_tokens,
+)
 from ib_callback.measuring.model.forward import (
     Forward,
     ProbeForward,
@@ -194,7 +202,7 @@ class Meter:
             not predict the next token; `settings["loss"]` says why.
         readout: whether to measure the last layer's states, after the final norm, with the model's own output
             embeddings of the probe's 100 most frequent tokens as reference points, mean state and mean embedding
-            removed: `Measurement.readout`. States wait on the host for their mean.
+            removed: `Measurement.readout`. States wait for their mean.
         prediction: whether to measure the model's next-token distributions, grouped into the 99 most frequent tokens
             of the probe and the rest, in the place of soft assignments: `Measurement.prediction`. They are had like
             the loss, at up to 8,192 valid positions. None: as `loss` is.
@@ -299,6 +307,7 @@ class Meter:
         self._told: set[str] = set()
         self._at_once: int | None = None  # layers, and where histograms are: known once memory has run out
         self._on_host = False
+        self._short = False  # whether memory has run out
         self._further = [
             (self._for_features(other), names)
             for other, names in named_features(feature_probes, self.orders, self.features)
@@ -430,7 +439,7 @@ class Meter:
         need = self._need(plan, root, readout, team.ranks.size, team.num_crews)
         groups = self._groups(root, plan, self._captured(root, layers), team)
         memory = need.of(layers_of_rank(len(groups[0]), team.ranks.size))
-        _warn_if_short(access.device_of(root), memory, 0 if readout is None else readout.waiting())
+        _warn_if_short(access.device_of(root), memory)
         with unchanged_parameters(root, copied=True), untouched(root), resharded(root):
             team.ranks.agree(None)  # as in a measurement
             forward = self._forward(root, team)
@@ -958,6 +967,12 @@ class Meter:
         waiting = 0 if readout is None else readout.waiting()
         if self._on_host or root is None or access.device_of(root).type == "cpu":
             beside += waiting + bytes_of([plan, predicted])
+        elif self._states_may_wait_there():
+            beside += waiting
+        if root is not None and self.companions:
+            # Second moments, and a product that is added to them.
+            number = len(self._accompanied(len(self._layers(root))))
+            beside += 8 * (number + 1) * dim_of(head.output_head(root)) ** 2
         # States that wait are added up when the layers are done; others as they come.
         after = beside + own if waiting else 0
         beside += 0 if waiting else own
@@ -1016,6 +1031,7 @@ class Meter:
             # Outside the except block, so that the failed pass's tensors are no longer held by its traceback.
             let_go()
             self.batch_size, self._at_once, self._on_host = means.batch_size, means.layers, means.on_host
+            self._short = True
             warn(
                 f"out of memory while measuring; trying again with {means.describe()}, also from now on.", stacklevel=3
             )
@@ -1135,8 +1151,12 @@ class Meter:
         return Readout(
             root, plan, frequent_tokens(self.probe, NUMBER),
             weighting=self.weighting, limit=limit, team=team, num_layers=num_layers, device=device,
-            may_wait_there=self.memory_budget is None and not self._on_host,
+            may_wait_there=self._states_may_wait_there(),
         )  # fmt: skip
+
+    def _states_may_wait_there(self) -> bool:
+        """Whether states of the readout may wait on a GPU: nobody set a budget, and memory has not run out before."""
+        return self.memory_budget is None and not self._short
 
     def _aimed(
         self, root: nn.Module, plan: Plan, team: Team, losses: LossPass | None, num_layers: int
@@ -1274,12 +1294,11 @@ def _check_alike(settings: list[dict[str, str]]) -> None:
             raise ProbeError(f"expected the same settings on every rank that shares a measurement, got {told}.")
 
 
-def _warn_if_short(device: torch.device, memory: int, waiting: int) -> None:
-    """`waiting` of the bytes of `memory` are on the host, wherever the others are."""
-    free, needed = free_memory(device), memory if device.type == "cpu" else memory - waiting
-    if free is not None and needed > free:
+def _warn_if_short(device: torch.device, memory: int) -> None:
+    free = free_memory(device)
+    if free is not None and memory > free:
         warn(
-            f"a measurement needs {needed / 2**20:,.0f} MiB beside the forward pass, and {free / 2**20:,.0f} MiB "
+            f"a measurement needs {memory / 2**20:,.0f} MiB beside the forward pass, and {free / 2**20:,.0f} MiB "
             "are free. Set memory_budget= (bytes) to measure layers in groups, or use a smaller probe.",
             stacklevel=3,
         )

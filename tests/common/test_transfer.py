@@ -62,3 +62,18 @@ def test_all_tensors_of_a_dataclass_move_by_one_copy(monkeypatch: pytest.MonkeyP
     assert (moved.number, moved.first.item(), moved.inner.values.item(), moved.nothing) == (3, 2, 3, None)
     assert calls == [2]
     assert transfer.uploaded(thing, torch.device("cpu")) is thing
+
+
+def test_what_goes_to_a_gpu_is_pinned_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    class Pinned:
+        def to(self, device: torch.device, non_blocking: bool) -> torch.Tensor:
+            done.append((device.type, non_blocking))
+            return torch.zeros(16, dtype=torch.uint8)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: Pinned())
+    (there,) = transfer.upload([torch.tensor([7])], torch.device("cuda"))
+    assert done == [("cuda", True)]
+    assert there.tolist() == [0]

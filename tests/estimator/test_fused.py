@@ -163,7 +163,8 @@ def test_where_the_self_check_fails_torch_is_used_and_that_is_said_once(fault, o
     monkeypatch.setattr(fused, "quantise", by_torch)
     monkeypatch.setattr(fused, "entropies", lambda table, index, bins: fused.entropy(table.view(35, 2, bins))[index])
     monkeypatch.setattr(fused, "_differences", lambda device: differences(torch.device("cpu")))
-    said = "assignments of torch.bfloat16 differ by 2.0e-05; assignments of torch.float32 differ by 2.0e-05"
+    names = ("bfloat16", "float16", "float32")
+    said = "; ".join(f"assignments of torch.{name} differ by 2.0e-05" for name in names)
     with pytest.warns(RuntimeWarning, match=said if fault == "wrong numbers" else "no kernel image") as caught:
         found = [fused.available(GPU) for _ in range(2)]
     assert found == [False, False]

@@ -3,7 +3,6 @@
 import copy
 import pickle
 import random
-import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +12,8 @@ from tiny_models import WRAPPERS, llama, make_probe, numbers
 from torch import nn
 
 import ib_callback as ib
-from ib_callback.measuring import meter as meter_module
+from ib_callback.measuring.model import access
+from ib_callback.measuring.team import Team
 
 # --- settings
 
@@ -126,18 +126,21 @@ def test_preflight_warns_when_memory_is_short(monkeypatch):
         ib.Meter(make_probe()).preflight(llama())
 
 
-@pytest.mark.parametrize(("device", "free"), [("cpu", 300), ("cuda", 200)])
-def test_states_that_wait_on_the_host_are_not_missed_on_the_device(device, free, monkeypatch):
-    def check() -> None:
-        meter_module._warn_if_short(torch.device(device), 300, 100)
+def test_states_that_wait_on_a_gpu_count_there(monkeypatch):
+    """With a budget, and once memory has run out, they wait on the host."""
+    meter, model = ib.Meter(make_probe()), llama()
+    readout = meter._readout(model, meter.plan(), Team.alone(), 2)
+    waiting = readout.waiting()
+    monkeypatch.setattr(access, "device_of", lambda model: torch.device("cuda"))
 
-    monkeypatch.setattr(meter_module, "free_memory", lambda device: free)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check()
-    monkeypatch.setattr(meter_module, "free_memory", lambda device: free - 1)
-    with pytest.warns(RuntimeWarning, match="are free. Set memory_budget="):
-        check()
+    def needed(meter):
+        return meter._need(meter.plan(), model, readout, 1, 1)
+
+    there, host = needed(meter), needed(ib.Meter(make_probe(), memory_budget="1GiB"))
+    assert there.beside == host.beside + waiting
+    meter._short = True
+    assert needed(meter) == host
+    assert waiting > 0
 
 
 def test_memory_budget_below_one_layer():

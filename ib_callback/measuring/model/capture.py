@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +139,7 @@ class Moments:
         # Small eigenvalues would drown in the rounding of float32 sums.
         exact = rows[positions].to("cpu" if rows.device.type == "mps" else rows.device, torch.float64)
         for table, value in ((self.first, exact.sum(0)), (self.second, exact.T @ exact)):
-            table[index] = table[index] + value if index in table else value
+            table[index] = table[index].add_(value) if index in table else value
 
     def finish(self, count: int) -> None:
         """The batch is over, of so many positions. Nothing is waited for: a GPU keeps its sums."""
@@ -189,7 +189,8 @@ class Moments:
         if count < 2:
             return 0.0
         squared = float(self.mean(index).square().sum())
-        return max(0.0, (1.0 - squared) * count / (count - 1))
+        found = (1.0 - squared) * count / (count - 1)
+        return 0.0 if found < 0.0 else found  # not max(), which takes NaN for 0
 
 
 class Capture:
@@ -205,6 +206,9 @@ class Capture:
         ahead: tokens that the model puts before every text, whose states are left out.
     """
 
+    # Kinds of devices that need not be waited for: there each pass is checked when it is over.
+    CHECKED_AT_ONCE: ClassVar[frozenset[str]] = frozenset({"cpu"})
+
     def __init__(
         self,
         layers: Sequence[Layer],
@@ -217,7 +221,7 @@ class Capture:
         self._layers = layers
         self._ahead = ahead
         self._quantiser = quantiser
-        self._centers = centers
+        self._centers = None if centers is None else [*centers]
         self._moments = moments
         self._num_variants = 0 if quantiser is None else quantiser.draws * (1 if centers is None else 2)
         self._hooks = ExitStack()
@@ -280,7 +284,7 @@ class Capture:
         assert table is not None
         self._check_fired()
         self._count_unusable()
-        if positions.device.type == "cpu":  # which need not be waited for
+        if positions.device.type in self.CHECKED_AT_ONCE:
             self.check_usable()
         if self._moments is not None:
             self._moments.finish(len(positions))
@@ -334,6 +338,13 @@ class Capture:
             self._positions_by_device[device] = self._positions.to(device)
         return self._positions_by_device[device]
 
+    def _center(self, index: int, device: torch.device) -> Tensor:
+        """[dim] what is taken off the unit states of a layer; copied to their device once."""
+        assert self._centers is not None
+        if self._centers[index].device != device:
+            self._centers[index] = self._centers[index].to(device)
+        return self._centers[index]
+
     def _column(self, variant: int, index: int) -> Tensor:
         """[T, num_bins] of the table, for a layer in a variant."""
         assert self._table is not None
@@ -349,7 +360,7 @@ class Capture:
             assignments, norms = self._quantiser(rows, draw)
             self._column(draw, index).copy_(_chosen(assignments, positions))
         if self._centers is not None:
-            unit = rows / norms.unsqueeze(-1) - self._centers[index].to(rows)
+            unit = rows / norms.unsqueeze(-1) - self._center(index, rows.device)
             for draw in draws:
                 assignments, away = self._quantiser(unit, draw)
                 assignments.masked_fill_((away < _AT_THE_MEAN).unsqueeze(-1), 1.0 / self._quantiser.num_bins)
@@ -377,7 +388,7 @@ class Capture:
         if self._moments is not None:
             self._moments.add_second(index, rows, positions)
         if self._centers is not None:
-            unit = rows.index_select(0, positions).float() / norms.unsqueeze(-1) - self._centers[index].to(norms)
+            unit = rows.index_select(0, positions).float() / norms.unsqueeze(-1) - self._center(index, rows.device)
             every = torch.arange(len(unit), device=unit.device)
             for draw in draws:
                 write(unit, every, len(draws) + draw, draw, sum_units=False)
@@ -418,7 +429,7 @@ class Capture:
         if self._bad is None:
             return
         (counts,) = read([self._bad])
-        which = "in this batch" if self._bad.device.type == "cpu" else "of this pass"
+        which = "in this batch" if self._bad.device.type in self.CHECKED_AT_ONCE else "of this pass"
         self._bad = None
         bad = {layer.name: count for layer, count in zip(self._layers, counts.tolist(), strict=True) if count}
         seen, self._seen = self._seen, 0

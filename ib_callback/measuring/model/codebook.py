@@ -26,7 +26,7 @@ from ib_callback.probe.probe import Probe
 
 # Reference points, and with them bins.
 NUMBER = 100
-# Bytes of states that are kept, on the host, until their mean is known.
+# Bytes of states that are kept until their mean is known.
 KEPT = 2 << 30
 # Of a probe whose states are more than that: one sequence in so many gives the mean, by forwards of their own.
 EVERY = 20
@@ -152,7 +152,7 @@ class Outcome:
     told: dict[str, Any]
 
 
-def _dim_of(module: nn.Module | None) -> int:
+def dim_of(module: nn.Module | None) -> int:
     """Of the states that an output head takes; 0 where it does not say."""
     known, weight = getattr(module, "in_features", None), getattr(module, "weight", None)
     if isinstance(known, int):
@@ -164,8 +164,9 @@ class Readout:
     """Assigns the last layer's states, after the final norm, to the output embeddings of frequent tokens.
 
     The mean state is removed from states, and from embeddings their mean; then they are compared as states and random
-    points are, by cosines and a softmax at the calibrated temperature. States wait on the host for the mean, in the
-    precision in which the model made them, so that one pass is enough and the mean is exactly that of all positions.
+    points are, by cosines and a softmax at the calibrated temperature. States wait for the mean, in the precision in
+    which the model made them, so that one pass is enough and the mean is exactly that of all positions: on their GPU,
+    where that takes little of what is free, else on the host.
     Where they would take more than 2 GiB, the mean is that of every twentieth sequence, by forwards before the pass.
 
     Use as a context manager around forward passes; after each, `take` its states.
@@ -179,7 +180,7 @@ class Readout:
         team: the ranks that share the passes; None: this process alone.
         num_layers: that are accumulated beside it, which says on which rank it is.
         device: where to accumulate; None: where the states are.
-        may_wait_there: whether states may wait for their mean on their GPU, if they take little of what is free there.
+        may_wait_there: whether states may wait for their mean on their GPU, if that takes little of what is free there.
 
     Attributes:
         why: the reason that there is no readout; "" if there is none.
@@ -325,7 +326,7 @@ class Readout:
         return self._plan.memory(1, len(self._tokens))
 
     def waiting(self) -> int:
-        """Bytes of the states that wait on the host."""
+        """Bytes of the states that wait for their mean."""
         return self._size() if self._fits() else 0
 
     def _fits(self) -> bool:
@@ -335,7 +336,7 @@ class Readout:
         if self.why:
             return 0
         itemsize = 2 if access.dtype_of(self._model) in ("float16", "bfloat16") else 4
-        return self._plan.num_positions * _dim_of(self._head) * itemsize
+        return self._plan.num_positions * dim_of(self._head) * itemsize
 
     def take(self, batches: Round[Batch], ran: bool) -> None:
         """The states of the forward pass of the own batch of a round; or not, where it did not run."""
@@ -353,7 +354,7 @@ class Readout:
             self._kept.release()
 
     def _rows(self, batch: Batch) -> Tensor | None:
-        """Those of a batch; on the host, where they wait for the mean."""
+        """Those of a batch, where they are quantised, or wait for the mean."""
         rows = self._states((batch.sequences.stop - batch.sequences.start, batch.width), batch.positions)
         if rows is None or self.mean is not None:
             return rows

@@ -134,7 +134,7 @@ class GroupedBatch:
     """
 
     group: int
-    omissions: list[int]
+    omissions: torch.Tensor
     slot_from: torch.Tensor
     slot_to: torch.Tensor
     late_from: torch.Tensor
@@ -278,7 +278,7 @@ def plan_jackknife(
         late = snapped_in[number]
         batches[number] = GroupedBatch(
             group=int(group_of_batch[number]),
-            omissions=np.flatnonzero(taken[:, group_of_batch[number]]).tolist(),
+            omissions=int64(np.flatnonzero(taken[:, group_of_batch[number]])),
             slot_from=int32(entries.slot[sums[held_in[number]]]),
             slot_to=int32(place[held_in[number]]),
             late_from=int32(row_of_late[label[late]]),

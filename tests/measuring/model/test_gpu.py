@@ -18,7 +18,8 @@ import ib_callback as ib
 from ib_callback.common import transfer
 from ib_callback.common.errors import RepresentationError
 from ib_callback.estimator import fused
-from ib_callback.estimator.quantise import in_parts, reference_points
+from ib_callback.estimator.quantise import assign, in_parts, reference_points
+from ib_callback.estimator.rows import assign_rows
 from ib_callback.measuring import meter as meter_module
 from ib_callback.measuring.model import codebook
 from ib_callback.measuring.model.access import resolve_layers
@@ -81,22 +82,65 @@ def test_the_parts_of_points_add_up_to_them(dtype, parts, error):
     assert bool((apart <= error * points.double().abs().clamp_min(1e-3)).all())
 
 
-def test_states_that_cannot_be_quantised_are_told_of_after_the_last_batch(as_on_a_gpu, monkeypatch):
-    """Those at positions that are not wanted do not matter."""
+@pytest.fixture
+def checked_late(as_on_a_gpu, monkeypatch):
+    """As on a GPU, which is not waited for before the last batch."""
     as_on_a_gpu()
-    layer = nn.Identity()
-    states = torch.randn(2, 3, 6)
-    states[0, 0], states[1, 2] = float("nan"), 0.0
-    with Capture([Layer("only", layer)], Quantiser(7, "calibrated", 0)) as capture:
-        assignments = capture.run(lambda: layer(states), torch.tensor([1, 2, 3]), (2, 3))
-        assert bool(assignments.isfinite().all())
-        check = Capture.check_usable
-        monkeypatch.setattr(Capture, "check_usable", lambda self: None)  # which does nothing amid passes on a GPU
-        for positions in ([1, 5], [0, 5], [1, 2]):
-            capture.run(lambda: layer(states), torch.tensor(positions), (2, 3))
-        with pytest.raises(RepresentationError, match=r"6 valid positions .*: 'only' \(3\)\."):
-            check(capture)
-        check(capture)  # told once
+    monkeypatch.setattr(Capture, "CHECKED_AT_ONCE", frozenset())
+
+
+def test_of_all_passes_and_layers_states_that_cannot_be_quantised_are_told_once(checked_late):
+    """Those at positions that are not wanted do not matter."""
+    first, second = nn.Identity(), nn.Identity()
+    good, bad = torch.randn(2, 3, 6), torch.randn(2, 3, 6)
+    bad[0, 0], bad[1, 2] = float("nan"), 0.0
+    layers = [Layer("first", first), Layer("second", second)]
+    with Capture(layers, Quantiser(7, "calibrated", 0)) as capture:
+        for states, positions in ((good, [0, 5]), (bad, [1, 2, 3]), (bad, [1, 5]), (bad, [0, 5]), (good, [0, 5])):
+            table = capture.run(lambda states=states: second(first(good) + states), torch.tensor(positions), (2, 3))
+            assert bool(table[:, 0].isfinite().all())
+        with pytest.raises(RepresentationError, match=r"11 valid positions of this pass: 'second' \(1\)\."):
+            capture.check_usable()
+        capture.check_usable()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 0.0])
+@pytest.mark.parametrize("options", [{}, {"center": True, "loss": False, "readout": False}], ids=["pass", "moments"])
+def test_a_measurement_of_states_that_cannot_be_quantised_fails(number, options, checked_late):
+    model = llama().eval()
+    meter = ib.Meter(make_probe(), batch_size=2, layers=["model.layers.*"], prediction=False, **options)
+    meter.measure(model)
+    calls = iter(range(99))
+    model.model.layers[1].register_forward_hook(lambda module, args, out: out * (number if next(calls) == 2 else 1.0))
+    with pytest.raises(RepresentationError, match=r"positions of this pass: 'model.layers.1' \(\d+\)\."):
+        meter.measure(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("sizes", [(1e-4, 1e-4), (1e-3, 1e3), (300.0, 6e4)], ids=str)
+def test_unit_states_of_all_sizes_add_up(sizes, dtype):
+    states = torch.randn(40, 24, generator=torch.Generator().manual_seed(0))
+    states = (states / states.abs().amax(1, keepdim=True) * torch.linspace(*sizes, 40)[:, None]).to(dtype)
+    rows = states.T.contiguous().T  # neighbours in a row lie apart
+    parts, scale = in_parts(reference_points(24, 7), dtype)
+    out = torch.empty(30, 7)
+    positions = torch.arange(39, 9, -1)
+    norms, units = assign_rows(rows, positions, parts, 0.1 * scale, out, sum_units=True)
+    exact = states.double()[positions]
+    lengths = exact.norm(dim=1)
+    torch.testing.assert_close(norms.double(), lengths, rtol=1e-6, atol=0)
+    torch.testing.assert_close(units.double().sum(0), (exact / lengths[:, None]).sum(0), rtol=0, atol=2e-5)
+    torch.testing.assert_close(out.double(), assign(exact, reference_points(24, 7).double(), 0.1)[0], rtol=0, atol=2e-5)
+
+
+def test_distributions_that_are_not_finite_are_told_in_whichever_batch(checked_late):
+    model = llama().eval()
+    meter = ib.Meter(make_probe(), batch_size=2, loss=False, prediction=True, readout=False, layers=["model.layers.*"])
+    assert "prediction" in meter.measure(model).views
+    calls = iter(range(99))
+    model.lm_head.register_forward_hook(lambda module, args, out: out * (float("nan") if next(calls) == 0 else 1.0))
+    with pytest.warns(RuntimeWarning, match="the prediction of the model could not be measured: logits are not finite"):
+        assert "prediction" not in meter.measure(model).views
 
 
 # --- its launches
@@ -164,9 +208,11 @@ class Counter(TorchDispatchMode):
             self.on_host.append(name)
             return out
         if op in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default) and "cpu" in before | after:
-            source = args[-1] if op is torch.ops.aten.copy_.default else args[0]
+            in_place = op is torch.ops.aten.copy_.default
+            source = args[1] if in_place else args[0]
+            is_free = args[2:3] == (True,) if in_place else (kwargs or {}).get("non_blocking", False)
             self.uploads += source.device.type == "cpu"
-            self.waits += source.device.type == "cuda"
+            self.waits += source.device.type == "cuda" or not is_free
         else:
             self.launches[name] += 1
         return out
@@ -195,12 +241,9 @@ def on_fake_gpu(model, mode):
         yield
 
 
-LAYERS = 32
-
-
-def one_pass(counter, monkeypatch, dtype=torch.bfloat16, **options):
+def one_pass(counter, monkeypatch, num_layers, dtype=torch.bfloat16, **options):
     """Counts of a batch in the middle of a pass of `Meter`, beside those of the model's forward."""
-    model = llama(num_hidden_layers=LAYERS, max_position_embeddings=512, vocab_size=300).to(dtype).eval()
+    model = llama(num_hidden_layers=num_layers, max_position_embeddings=512, vocab_size=300).to(dtype).eval()
     ids = torch.randint(0, 300, (24, 512), generator=torch.Generator().manual_seed(0))
     probe = ib.Probe.from_tokens(ids)
     meter = ib.Meter(probe, layers=["model.layers.*"], **options)
@@ -226,7 +269,8 @@ def one_pass(counter, monkeypatch, dtype=torch.bfloat16, **options):
         counter.next_batch()
         layers = resolve_layers(model, meter.layers)
         aimed = meter._aimed(model, plan, team, losses, len(layers))
-        sums, _ = meter._pass(model, plan, layers, team, None, [], losses, aimed)
+        centers = [torch.empty(16) for _ in layers] if meter.center else None
+        sums, _ = meter._pass(model, plan, layers, team, centers, meter._accompanied(len(layers)), losses, aimed)
         in_the_pass = len(counter.batches)
         for each in aimed.values():
             each.outcome()
@@ -240,21 +284,27 @@ def one_pass(counter, monkeypatch, dtype=torch.bfloat16, **options):
     return launches.total() - forward[0].total(), launches, *others
 
 
+NOTHING_ELSE = {"loss": False, "readout": False}
+
+
 @pytest.mark.parametrize(
-    ("has_triton", "options", "most", "uploads"),
+    ("num_layers", "has_triton", "options", "most", "uploads"),
     [
-        (False, {"loss": False, "readout": False}, 700, 2),
-        (True, {"loss": False}, 110, 3),
-        (True, {}, 150, 5),
+        (32, False, NOTHING_ELSE, 800, 2),
+        (32, True, {}, 150, 5),
+        (2, True, NOTHING_ELSE | {"standard_errors": 3}, 150, 2),
+        (2, True, NOTHING_ELSE | {"center": True, "draws": 2}, 90, 2),
+        (2, False, {"companions": ("rankme",), "companion_layers": "all"}, 240, 5),
     ],
-    ids=["torch", "triton, loss=False", "triton, default"],
+    ids=["torch", "triton", "errors", "centred", "companions"],
 )
-def test_a_batch_on_a_gpu(has_triton, options, most, uploads, fake_gpu, monkeypatch):
-    """8 x 512 tokens, 32 layers: beside the forward so many launches and copies to it, and no waiting."""
+def test_a_batch_on_a_gpu(num_layers, has_triton, options, most, uploads, fake_gpu, monkeypatch):
+    """8 x 512 tokens: beside the forward so many launches and copies to it, and no waiting."""
     monkeypatch.setattr(fused, "available", lambda device: has_triton and device.type == "cuda")
-    launches, what, on_host, copies, waits = one_pass(fake_gpu, monkeypatch, **options)
-    assert LAYERS < launches <= most
+    launches, what, on_host, copies, waits = one_pass(fake_gpu, monkeypatch, num_layers, **options)
+    assert num_layers < launches <= most
     assert copies <= uploads
     assert waits == 0
     assert on_host == []
-    assert what["ib_callback.quantise.default"] == (LAYERS if has_triton else 0)
+    variants = 4 if "center" in options else 1
+    assert what["ib_callback.quantise.default"] == (num_layers * variants if has_triton else 0)

@@ -177,3 +177,12 @@ def test_no_valid_position():
         ib.ProbeError, match=r"no valid position.*at least 8 real tokens.*got at most 7.*narrower orders"
     ):
         make_plan(probe, {"quadgram": 4}, (), batch_size=2, null=True, seed=0)
+
+
+def test_no_worker_adds_up_many_rows_one_after_the_other():
+    """On a GPU one walks along each segment: at most 512 rows of it, with batches of up to 64 x 512 tokens."""
+    ids = torch.randint(0, 3, (64, 512), generator=torch.Generator().manual_seed(0))  # each label is frequent
+    (batch,) = ib.Meter(ib.Probe.from_tokens(ids), orders="token", batch_size=64).plan().batches
+    longest = {name: int(getattr(batch, name).diff().max()) for name in ("offsets", "long_offsets", "kept_offsets")}
+    assert longest["offsets"] == PIECE
+    assert max(longest.values()) <= 512
