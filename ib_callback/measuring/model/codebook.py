@@ -373,11 +373,11 @@ class Readout:
             return None
         found: list[Tensor] = []
 
-        def read() -> None:
+        def gather() -> None:
             rows = head.states_in(outputs[0], shape, access.tokens_ahead(self._model)).flatten(0, 1)
             found.append(rows.index_select(0, *upload([positions], rows.device)))
 
-        self._survived(read)
+        self._survived(gather)
         return found[0] if found else None
 
     def _add_to_mean(self, rows: Tensor) -> None:
