@@ -73,9 +73,17 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
     return report
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cached(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None, None]:
+    """What is built once is kept among the temporary files, once for all processes of the run, and not at home."""
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seeded_and_contained(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The same random numbers whichever tests ran before, and no files in the working or the home directory."""
     torch.manual_seed(0)
     monkeypatch.setenv("WANDB_DIR", str(tmp_path_factory.getbasetemp()))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))

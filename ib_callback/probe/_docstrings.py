@@ -78,18 +78,23 @@ def _topics(stdlib: Path) -> list[list[str]]:
     return [[topic] for topic in topics if isinstance(topic, str)]
 
 
+def roots() -> list[Path]:
+    """The folders that are read: the standard library first, then those of the packages."""
+    found = [Path(sysconfig.get_path("stdlib"))]
+    for package in _PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is not None:
+            found += map(Path, spec.submodule_search_locations or ())
+    return found
+
+
 def modules() -> Iterator[list[list[str]]]:
     """One module after another: for each of its classes, functions and so on the docstrings in it.
 
     Files are parsed, never imported. The order is that of the paths below each package.
     """
-    stdlib = Path(sysconfig.get_path("stdlib"))
-    yield _topics(stdlib)
-    roots = [stdlib]
-    for package in _PACKAGES:
-        spec = importlib.util.find_spec(package)
-        if spec is not None:
-            roots += map(Path, spec.submodule_search_locations or ())
-    for root in roots:
+    folders = roots()
+    yield _topics(folders[0])
+    for root in folders:
         for path in _source_files(root):
             yield _module_texts(path)

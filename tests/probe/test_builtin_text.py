@@ -28,6 +28,34 @@ def words(text: str) -> list[str]:
     return re.sub(r"[^a-z]+", " ", text.lower()).split()
 
 
+# ---------------------------------------------------------------- kept on the disk
+
+
+def test_what_was_read_once_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    builds = []
+
+    def _text() -> tuple[tuple[str, ...], ...]:
+        builds.append(1)
+        return (("one", "two"), ("three",))
+
+    for _ in range(2):  # as in two processes
+        assert builtin_text._kept(_text)() == (("one", "two"), ("three",))
+    assert len(builds) == 1
+
+    [file] = (tmp_path / "ib_callback" / "builtin_text").glob("text-*.json")
+    file.write_bytes(file.read_bytes().replace(b"two", b"six"))
+    with pytest.warns(RuntimeWarning, match="built-in text: .* is damaged"):
+        assert builtin_text._kept(_text)() == (("one", "two"), ("three",))
+    assert len(builds) == 2
+
+
+def test_an_installation_of_other_versions_has_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = builtin_text._installation.__wrapped__()
+    monkeypatch.setattr(np, "__version__", "0.0.0")
+    assert builtin_text._installation.__wrapped__() != before
+
+
 # ---------------------------------------------------------------- the corpus
 
 
