@@ -172,7 +172,7 @@ def _hub(name: str, columns: Sequence[str], config: str | None, split: str | Non
 
 @contextmanager
 def _few_tries(config: Any) -> Iterator[None]:
-    """Try less often: `datasets` tries 20 times, and each time huggingface_hub six times in 23 s: ten silent minutes."""
+    """Fewer tries: `datasets` tries 20 times, and each time huggingface_hub six times in 23 s: ten silent minutes."""
     before = {name: getattr(config, name) for name in _TRIES}
     vars(config).update({name: min(tries, _TRIES[name]) for name, tries in before.items()})
     try:
