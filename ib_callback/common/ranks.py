@@ -44,7 +44,7 @@ class Kept:
         except RanksError:
             raise
         except Exception as error:
-            # The frames of the traceback, and of its causes, hold tensors. This matters if memory is short.
+            # The frames of the traceback, down to the innermost call, hold tensors. This matters if memory is short.
             traceback.clear_frames(error.__traceback__)
             if isinstance(error, MemoryError) or "memory" in str(error).lower():
                 error.__traceback__ = None
