@@ -1,6 +1,6 @@
-"""Complexity, expressivity and distance to the Information Bottleneck bound of a model, while it trains.
+"""Measure complexity, expressivity and the distance to the Information Bottleneck bound of a model while it trains.
 
-The names in `__all__` are what most users need; the others here are the types of what these return, and more.
+`__all__` lists the names that most users need. The other names here are return types and further functions.
 """
 
 from ib_callback.bound.curve import IBCurve, ib_curve

@@ -1,1 +1,1 @@
-"""What finished runs and measured models tell: the published experiments, each a function and a command."""
+"""Analyse finished runs and measured models: the published experiments, each as a function and a command."""

@@ -1,4 +1,4 @@
-"""Several models side by side: which points are compared, whether they can be, and who lies nearest to the bound."""
+"""Compare several models: choose points, check that they can be compared, and rank them by distance to the bound."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ib_callback.results.metrics import better_direction, resolve_metric
 from ib_callback.results.trajectory import aligned, cell
 from ib_callback.results.uncertainty import difference
 
-# Settings by which models differ because they are different models.
+# Settings in which different models naturally differ.
 _OF_THE_MODEL = ("layers", "dtype", "loss")
 _COLUMNS = ("loss", "bits_per_byte")
 _OF_ORDER = ("complexity", "expressivity", "optimality", "distance_to_bound", "optimality_null", "optimality_local")
@@ -26,10 +26,10 @@ class Entry:
     """One point of one model.
 
     Attributes:
-        name: as it is shown; with the step where a model has several points in the comparison.
-        course: that it is a point of.
+        name: name for display; it includes the step if a model has several points in the comparison.
+        course: the course to which the point belongs.
         point: the measurement.
-        head: of it, what goes before its numbers in a table: model, revision, family, num_parameters, tokens, step.
+        head: the columns before its numbers in a table: model, revision, family, num_parameters, tokens, step.
     """
 
     name: str
@@ -39,22 +39,22 @@ class Entry:
 
     @property
     def family(self) -> str:
-        """That of the model, or its own name where none is known."""
+        """The family of the model, or the model's own name if no family is known."""
         return self.head.get("family") or self.course.name
 
 
 def entries_of(courses: Sequence[Course], steps: Sequence[str] = ("last",)) -> list[Entry]:
-    """The points that are compared: of each course one for each of the steps that it has.
+    """The points to compare: from each course, one point for each of the steps that it has.
 
     Args:
         courses: runs and models.
-        steps: as for `point_at`.
+        steps: steps as for `point_at`.
 
     Raises:
         ValueError: no course has any of these steps.
 
     Warns:
-        RuntimeWarning: a course that has not one of them, and why.
+        RuntimeWarning: a course has none of the steps; the message says why.
     """
     found: list[Entry] = []
     reasons = []
@@ -85,16 +85,16 @@ def _name(course: Course, point: Measurement, number: int) -> str:
 
 
 def check_comparable(entries: Sequence[Entry]) -> list[str]:
-    """That all were measured on the same documents with the same settings.
+    """Check that all points were measured on the same documents with the same settings.
 
     Args:
-        entries: to be compared.
+        entries: the points to compare.
 
     Returns:
-        What to beware of: other tokenizers, numbers of layers, precisions.
+        Cautions about different tokenizers, numbers of layers or precisions.
 
     Raises:
-        ValueError: other documents or settings; the message names the first two that differ, and the cure.
+        ValueError: documents or settings differ; the message names the first two points that differ, and the cure.
     """
     first = entries[0]
     cautions: dict[str, None] = {}
@@ -110,7 +110,7 @@ def check_comparable(entries: Sequence[Entry]) -> list[str]:
             )
         if differing.pop("probe", None):
             retokenised[other.course.name] = None
-            # Texts of a feature are tokenised anew as well, which is part of the same caution.
+            # Texts of a feature are tokenised differently too; the same caution covers this.
             differing = {name: text for name, text in differing.items() if not name.startswith("feature_probes")}
         of_model = [name for name in differing if re.split(r"[.\[]", name)[0] in _OF_THE_MODEL]
         of_feature = [name for name in differing if name.startswith("feature_probes")]
@@ -147,7 +147,7 @@ def _probe_of(entry: Entry) -> str:
 
 
 def _behind_norm(entry: Entry) -> bool:
-    """Whether the last layer is what hidden_states has: behind the final norm."""
+    """Whether the last layer is after the final norm, as with `layers="hidden_states"`."""
     return bool(entry.point.layers) and entry.point.layers[-1].endswith(":final")
 
 
@@ -160,10 +160,10 @@ class Comparison:
     """Models ranked by a number.
 
     Attributes:
-        by: its name.
-        rows: one a model, the best first, those without the number last.
-        cautions: what to beware of.
-        conclusion: what may be concluded.
+        by: name of the number.
+        rows: one row for each model, best first; models without the number come last.
+        cautions: warnings for the reader.
+        conclusion: what can be concluded.
     """
 
     by: str
@@ -172,7 +172,7 @@ class Comparison:
     conclusion: str
 
     def table(self) -> str:
-        """As aligned text."""
+        """The ranking as an aligned table."""
         names = [name for name in self.rows[0] if any(row[name] is not None for row in self.rows)]
         texts = ("model", "family", "stage", "differs from the next")
         lines = [[name.rpartition("/")[2].replace("_", " ") for name in names]]
@@ -189,15 +189,15 @@ def _text(value: Any) -> str:
 
 
 def compared(entries: Sequence[Entry], *, order: str | None = None, by: str | None = None) -> Comparison:
-    """Rank models by their distance to the bound, or another number.
+    """Rank models by their distance to the bound, or by another number.
 
     Args:
-        entries: that can be compared (`check_comparable`).
-        order: n-gram order of the columns, by default the primary one of the first.
-        by: what to rank by, as logged; by default the distance to the bound of that order.
+        entries: points that can be compared (`check_comparable`).
+        order: n-gram order of the columns, by default the primary one of the first point.
+        by: logged name of the number to rank by; by default the distance to the bound at that order.
 
     Raises:
-        ValueError: settings or documents that forbid it, or no such number.
+        ValueError: settings or documents do not allow a comparison, or there is no such number.
     """
     cautions = check_comparable(entries)
     first = entries[0].point
@@ -226,7 +226,7 @@ def compared(entries: Sequence[Entry], *, order: str | None = None, by: str | No
 
 
 def _apart(entry: Entry, below: Entry, by: str) -> str | None:
-    """Whether two neighbours in the ranking differ beyond their errors; None where errors are not known."""
+    """Whether two neighbours in the ranking differ by more than their errors; None if errors are unknown."""
     try:
         found = difference(entry.point, below.point, by)
     except ValueError:

@@ -1,8 +1,8 @@
-"""What each width of context adds to the information of a model, token to quadgram, and what a probe can tell of it.
+"""What each width of context, from token to quadgram, adds to the information of a model, and what a probe can resolve.
 
-Experiment 2 of Conklin et al., ICLR 2026 (section "Embeddings Largely Encode Local Context"): quadgrams add little to
-trigrams, and wider contexts lie nearer the bound. Wider labels are rarer, and labels that occur once give every model
-the same numbers, so that each is shown beside its null.
+Experiment 2 of Conklin et al., ICLR 2026 (section "Embeddings Largely Encode Local Context") found that quadgrams add
+little to trigrams, and that wider contexts lie nearer the bound. Wider labels are rarer, and labels that occur once
+give the same numbers for every model. So each number is shown beside its null.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ib_callback.results.points import OrderIncrement, PlanePoint, replicates_of
 from ib_callback.results.trajectory import aligned, cell
 from ib_callback.results.uncertainty import adjusted_information, jackknife_error
 
-# What an order adds must exceed what chance would by this share of the latter: so far that estimate may be off
-# (docs/commands.md).
+# The increment of an order must exceed the increment by chance by this share of the latter, because the estimate of
+# chance may be off by that much (docs/commands.md).
 _MARGIN = 0.15
-# Less room between null and ceiling, as a share of the ceiling, is rounding.
+# Less room than this between null and ceiling, as a share of the ceiling, counts as rounding.
 _LEAST_ROOM = 0.01
 
 
@@ -32,24 +32,26 @@ class Width:
     """One order at one point of a model. All information in fractions of log(num_bins); None where undefined.
 
     Attributes:
-        order: its name.
-        point: its numbers.
-        null_share: the complexity's null as a share of the ceiling: near 1 nearly every label occurs once.
-        adjusted: the complexity corrected for chance (`ib.adjusted`); None where the null is within a tenth of the
+        order: name of the order.
+        point: numbers of the order.
+        null_share: the complexity's null as a share of the ceiling. Near 1, almost every label occurs once.
+        adjusted: the complexity corrected for chance (`ib.adjusted`); None if the null is within a tenth of the
             ceiling.
-        resolved: whether the complexity is told from what labels without meaning would give: the local one, or where
-            there is none that above null, is over three of its standard errors. None where no error is known.
+        resolved: whether the complexity differs clearly from that of labels without meaning: the local complexity, or
+            without one the complexity above null, exceeds three of its standard errors. None if no error is known.
         resolved_by: the number that decided, "complexity_local" or "complexity_above_null".
-        increment: complexity less that of the next narrower order; None of the narrowest.
-        increment_chance: what that would be by permutation of the labels, where the point has `increments`
-            (`ib-callback measure --increments`), else by `chance_increment`.
-        increment_excess: increment less increment_chance.
-        increment_se: with permutations their standard deviation. Else the standard error of the difference of both
-            above null: of the text, where groups of sequences have been left out, and of the estimates of the nulls.
-        increment_p_value: of the permutations; None without them.
-        exceeds: with permutations whether p < .05; None if no position could be permuted. Else true if the excess is
-            over three standard errors and 15 % of increment_chance, and None if not: then the numbers cannot tell.
-        expressivity: the same test of the expressivity; None without permutations.
+        increment: complexity minus that of the next narrower order; None for the narrowest order.
+        increment_chance: the increment by chance: from permutations of the labels if the point has `increments`
+            (`ib-callback measure --increments`), else from `chance_increment`.
+        increment_excess: increment minus increment_chance.
+        increment_se: with permutations, their standard deviation. Otherwise the standard error of the difference of
+            both complexities above null; it includes the error of the text, if groups of sequences were left out, and
+            the error of the estimated nulls.
+        increment_p_value: p-value from the permutations; None without them.
+        exceeds: with permutations, whether p < .05; None if no position could be permuted. Without them, true if the
+            excess is over three standard errors and over 15 % of increment_chance; otherwise None, because the numbers
+            cannot decide.
+        expressivity: the same test for the expressivity; None without permutations.
     """
 
     order: str
@@ -72,11 +74,11 @@ class Context:
     """The widths of context of one model at one point.
 
     Attributes:
-        name: of the model.
-        step: of the point; None outside training.
-        widths: the narrowest first; empty where nothing was measured.
-        widest: the widest order that the probe resolves, all narrower ones being resolved; None if none is.
-        note: why there is nothing, in a sentence.
+        name: name of the model.
+        step: step of the point; None outside training.
+        widths: the widths, narrowest first; empty if nothing was measured.
+        widest: the widest order that the probe resolves together with all narrower ones; None if it resolves none.
+        note: a sentence that says why there are no widths.
     """
 
     name: str
@@ -86,7 +88,7 @@ class Context:
     note: str | None = None
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """A row an order, for a table."""
+        """One row for each order, for a table."""
         for width in self.widths:
             point = width.point
             yield {
@@ -117,11 +119,11 @@ def find_contexts(courses: Sequence[Course], step: str = "last") -> list[Context
     """The widths of context of each model at one point.
 
     Args:
-        courses: of runs and models.
+        courses: runs and models.
         step: "last", "best" (by optimality, as `Trajectory.best`), or a step.
 
     Raises:
-        ValueError: no number of a step, or a step that no model has.
+        ValueError: `step` is not one of these, or no model has that step.
     """
     found = [_context(course, step) for course in courses]
     if all(not context.widths for context in found):
@@ -130,12 +132,12 @@ def find_contexts(courses: Sequence[Course], step: str = "last") -> list[Context
 
 
 def orders_of(points: Iterable[Measurement]) -> list[str]:
-    """All orders of measurements, the narrowest first."""
+    """All orders of the measurements, narrowest first."""
     return sorted({order for point in points for order in point.orders}, key=_width_of)
 
 
 def widths_of(measurement: Measurement) -> tuple[Width, ...]:
-    """Every order of a measurement, the narrowest first."""
+    """Every order of a measurement, narrowest first."""
     found: list[Width] = []
     tested = measurement.increments or {}
     for order in orders_of([measurement]):
@@ -176,20 +178,21 @@ def widths_of(measurement: Measurement) -> tuple[Width, ...]:
 
 
 def chance_increment(narrower: PlanePoint, wider: PlanePoint, ceiling: float) -> float | None:
-    """What a wider order would add if it told nothing beyond the narrower one, but is rarer.
+    """What a wider order would add if it said nothing beyond the narrower one, only because its labels are rarer.
 
-    Labels without meaning take their share of whatever room is left to the ceiling, so that the complexity of an order
-    is null + (1 - null / ceiling) × information (`ib.adjusted`). With the information of the narrower order in the
-    place of the wider one's that gives what permuting wide labels within narrow ones gives (`ib.model_increments`): for
-    15 increments of two small models, trained and not, and of SmolLM2-135M-Instruct it was within 15 % of that.
+    Labels without meaning take their share of the room below the ceiling. So the complexity of an order is
+    null + (1 - null / ceiling) × information (`ib.adjusted`). This function uses the information of the narrower order
+    in place of that of the wider order. The result approximates permutations of wide labels within narrow ones
+    (`ib.model_increments`): for 15 increments of two small models, trained and untrained, and of SmolLM2-135M-Instruct,
+    it was within 15 % of them.
 
     Args:
-        narrower: of a measurement.
-        wider: of a wider order of the same.
-        ceiling: of the measurement.
+        narrower: point of the narrower order.
+        wider: point of the wider order of the same measurement.
+        ceiling: ceiling of the measurement.
 
     Returns:
-        A fraction of log(num_bins); None without nulls, or with hardly any room.
+        A fraction of log(num_bins); None without nulls, or if there is almost no room below the ceiling.
 
     >>> a = PlanePoint.from_layers([0.5], [0.2], complexity_null=0.2, expressivity_null=0.2)
     >>> b = PlanePoint.from_layers([0.7], [0.6], complexity_null=0.6, expressivity_null=0.6)
@@ -204,7 +207,7 @@ def chance_increment(narrower: PlanePoint, wider: PlanePoint, ceiling: float) ->
 
 
 def contexts_text(contexts: Sequence[Context]) -> str:
-    """What was found, as tables and sentences."""
+    """The results as tables and sentences."""
     lines: list[str] = []
     for context in contexts:
         at = "" if context.step is None else f", step {context.step:,}"
@@ -252,7 +255,7 @@ def _table(context: Context) -> list[tuple[str, ...]]:
 
 
 def conclusions(contexts: Sequence[Context]) -> Iterator[str]:
-    """What may be concluded, in sentences."""
+    """The conclusions as sentences."""
     several = [context for context in contexts if len(context.widths) > 1]
     if not several:
         yield "Nothing can be concluded about widths of context: no model was measured at several orders."
@@ -273,7 +276,7 @@ def conclusions(contexts: Sequence[Context]) -> Iterator[str]:
 
 
 def _nearer(contexts: Sequence[Context]) -> Iterator[str]:
-    """Whether wider contexts lie nearer the bound, plain and above null, and whether labels without meaning do."""
+    """Whether wider contexts lie nearer the bound, plain and above null; and whether labels without meaning do too."""
     told = []
     for text, name in (("plain", "optimality"), ("above null", "optimality_above_null")):
         series = [[getattr(width.point, name) for width in context.widths] for context in contexts]
@@ -310,11 +313,11 @@ def _width_of(order: str) -> tuple[int, str]:
     try:
         return parse_orders(order)[order], order
     except ValueError:
-        return 1_000, order  # an order of another version
+        return 1_000, order  # an unknown order, from another version
 
 
 def _deciding(point: PlanePoint) -> tuple[str | None, float | None]:
-    """The complexity by which an order is resolved, and its standard error."""
+    """The complexity that decides whether an order is resolved, and its standard error."""
     if point.complexity_local is not None and point.complexity_local_se is not None:
         return "complexity_local", point.complexity_local_se
     if point.complexity_above_null is not None:
@@ -324,7 +327,7 @@ def _deciding(point: PlanePoint) -> tuple[str | None, float | None]:
 
 
 def _error(point: PlanePoint, narrower: PlanePoint) -> float | None:
-    """Of the difference of two complexities above null."""
+    """Standard error of the difference of two complexities above null."""
     errors = (point.complexity_null_se, narrower.complexity_null_se)
     if None in errors:
         return None

@@ -1,8 +1,8 @@
-"""How metrics of models go together with scores from elsewhere, and what so few models allow one to conclude.
+"""Correlate metrics of models with scores from elsewhere, and say what can be concluded from so few models.
 
-Over models, not over the points of a run (`ib_callback.results.correlation`): models of different trainings are
-independent, though those of one family less so. The published experiment is "Relating Representation Structure to
-Performance" of Conklin et al., ICLR 2026: models of three families, and MMLU-Pro.
+These are correlations over models; `ib_callback.results.correlation` is about the points of one run. Models from
+different trainings are independent, but less so within a family. The published experiment is "Relating Representation
+Structure to Performance" of Conklin et al., ICLR 2026, with models of three families and MMLU-Pro.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ib_callback.results.measurement import metrics_of
 from ib_callback.results.metrics import Mode, better_direction, resolve_metric
 
 Array = np.ndarray
-# Of the metric that the paper found to go with MMLU-Pro; the power of an experiment is told for it.
+# The published correlation of a metric with MMLU-Pro; reports give the power of an experiment for this value.
 PUBLISHED_R = 0.64
 ALPHA = 0.05
 _RESAMPLES = 2000
-_BATCH = 2_000_000  # pairs that are looked at at once
+_BATCH = 2_000_000  # pairs that are processed at once
 _MIN_MODELS = 3
-# Up to here every permutation is looked at.
+# Up to this number of models, all permutations are used.
 _EXACT = 7
-# Logged beside numbers, and no property of a model.
+# Endings of logged numbers that are not properties of a model.
 _NOT_METRICS = ("_se", "_std", "_spread", "_p_value")
 _NEGLIGIBLE = 1e-9
 
@@ -50,18 +50,18 @@ class MetricCorrelation:
     """One metric and the scores.
 
     Attributes:
-        metric: as logged.
-        num_models: that have both.
-        pearson: interval by Fisher's z.
-        spearman: interval by the bootstrap over models, percentiles; p exact for up to 7 models.
-        accuracy: pairwise decision accuracy, in [0, 1]: of pairs of models with different scores the share whose order
-            the metric tells, taken in its better direction; ties count half. Interval as that of `spearman`, no p.
-        p_holm, p_fdr: p of Pearson's r, corrected for all metrics that were tested: by Holm (the chance of any false
-            one) and by Benjamini and Hochberg (the share of false ones among those found).
+        metric: logged name of the metric.
+        num_models: number of models that have both numbers.
+        pearson: Pearson's r; interval by Fisher's z.
+        spearman: Spearman's ρ; interval by percentiles of a bootstrap over models; p is exact for up to 7 models.
+        accuracy: pairwise decision accuracy, in [0, 1]: the share of pairs of models with different scores that the
+            metric orders correctly, in its better direction; ties count half. Interval as for `spearman`, no p.
+        p_holm, p_fdr: p of Pearson's r, corrected for all tested metrics: by Holm (probability of any false finding)
+            and by Benjamini and Hochberg (share of false ones among the findings).
         given_loss, given_size, given_both: partial correlations.
-        within: pooled within families, whose means are removed; interval by Fisher's z.
-        across: of the means of families.
-        families: how many families `across` has.
+        within: correlation pooled within families, after removing the means of families; interval by Fisher's z.
+        across: correlation of the means of families.
+        families: number of families in `across`.
     """
 
     metric: str
@@ -91,7 +91,7 @@ class MetricCorrelation:
 
 
 def pearson(x: Array, y: Array) -> Coefficient:
-    """Pearson's r with Fisher's interval, which takes 4 points; p by Student's t.
+    """Pearson's r with Fisher's interval, which needs 4 points; p by Student's t.
 
     >>> round(pearson(np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 1.0, 4.0, 3.0])).value, 9)
     0.6
@@ -100,15 +100,16 @@ def pearson(x: Array, y: Array) -> Coefficient:
 
 
 def partial(x: Array, y: Array, controls: Array) -> Coefficient:
-    """Pearson's r of what regressions on controls leave of both.
+    """Partial correlation: Pearson's r of the residuals of both after regression on the controls.
 
     Args:
-        x: [n].
-        y: [n].
-        controls: [n, k], without a constant.
+        x: [n] values.
+        y: [n] values.
+        controls: [n, k] control variables, without a constant.
 
     Returns:
-        With k degrees of freedom fewer; undefined where the controls tell one of the two exactly, or do not vary.
+        The coefficient, with k degrees of freedom fewer; undefined if the controls determine one of the two exactly, or
+        do not vary.
     """
     if not len(x):
         return UNDEFINED
@@ -126,7 +127,7 @@ def partial(x: Array, y: Array, controls: Array) -> Coefficient:
 
 
 def _from_residuals(a: Array, b: Array, lost: int) -> Coefficient:
-    """Of residuals, with the degrees of freedom that they lost beside that of the mean."""
+    """The correlation of residuals, given the degrees of freedom that they lost in addition to that of the mean."""
     from scipy import stats
 
     freedom = len(a) - 2 - lost
@@ -169,12 +170,12 @@ def _rank_correlation(x: Array, y: Array, axis: int = -1) -> Array:
 
 
 def decision_accuracy(x: Array, y: Array, mode: Mode = "max") -> Coefficient:
-    """Share of pairs of models that the metric orders as the scores do; [0, 1], .5 by chance.
+    """Share of pairs of models that the metric orders in the same way as the scores; in [0, 1], .5 by chance.
 
     Args:
         x: the metric.
         y: the scores.
-        mode: whether high or low values of the metric are the better ones.
+        mode: whether high or low values of the metric are better.
 
     >>> decision_accuracy(np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0])).value
     0.6666666666666666
@@ -197,7 +198,7 @@ def _ordered(x: Array, y: Array, axis: int = -1) -> Array:
 
 
 def _bootstrap(statistic: Callable[..., Array], x: Array, y: Array) -> tuple[float | None, float | None]:
-    """Percentiles over models drawn again; draws in which it is undefined are left out, being none of these models."""
+    """Percentiles over resampled models; draws in which the statistic is undefined are left out."""
     random = np.random.default_rng(0)
     size = max(1, _BATCH // len(x) ** 2)
     drawn = np.concatenate(
@@ -214,7 +215,7 @@ def _bootstrap(statistic: Callable[..., Array], x: Array, y: Array) -> tuple[flo
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P-values corrected for as many tests, so that the chance of any false one stays below the level (Holm, 1979).
+    """P-values corrected for their number; the probability of any false finding stays below the level (Holm, 1979).
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -227,7 +228,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def smallest_significant(number: int, alpha: float = ALPHA) -> float | None:
-    """The smallest |r| over so many models that has p < alpha, two-sided; None for fewer than 3.
+    """The smallest |r| over `number` models that has p < alpha, two-sided; None for fewer than 3 models.
 
     >>> round(smallest_significant(12), 3)
     0.576
@@ -241,11 +242,11 @@ def smallest_significant(number: int, alpha: float = ALPHA) -> float | None:
 
 
 def power_of(r: float, number: int, alpha: float = ALPHA) -> float | None:
-    """Probability that a true correlation is found over so many models, by Fisher's z; None for fewer than 4.
+    """Probability that a true correlation is found with this number of models, by Fisher's z; None for fewer than 4.
 
     Args:
-        r: the true one, of normally distributed numbers.
-        number: of models.
+        r: the true correlation, of normally distributed numbers.
+        number: number of models.
         alpha: level of the two-sided test.
     """
     from scipy import stats
@@ -260,11 +261,11 @@ def power_of(r: float, number: int, alpha: float = ALPHA) -> float | None:
 
 
 def metrics_to_test(entries: Sequence[Entry], asked: Sequence[str] | None = None) -> list[str]:
-    """Every metric as logged, without errors, and without those that are another one under a second name.
+    """The names of all logged metrics, without errors and without second names for the same metric.
 
     Args:
         entries: the points.
-        asked: metrics by name, or features; None: all.
+        asked: names of metrics or features; None: all.
 
     Raises:
         ValueError: no point has such a metric.
@@ -287,9 +288,9 @@ def correlate(
     """Correlate metrics of models with scores.
 
     Args:
-        entries: a point of each model.
-        scores: of each, [n].
-        metrics: as logged, by default all (`metrics_to_test`).
+        entries: one point of each model.
+        scores: [n] score of each model.
+        metrics: logged names of metrics, by default all (`metrics_to_test`).
 
     Raises:
         ValueError: no point has such a metric.
@@ -333,7 +334,7 @@ def correlate(
 
 
 def loss_control(entries: Sequence[Entry]) -> str:
-    """What stands for the loss: bits per byte where tokens are other units and all have it, else the loss."""
+    """The number used as the loss: bits per byte if tokenizers differ and all points have it, else the loss."""
     probes = {entry.point.settings.get("probe") for entry in entries}
     known = all(entry.point.bits_per_byte is not None for entry in entries)
     return "bits_per_byte" if len(probes) > 1 and known else "loss"
@@ -350,12 +351,12 @@ def _given(x: Array, y: Array, controls: Array) -> Coefficient:
 
 
 def _within(x: Array, y: Array, families: Array) -> Coefficient:
-    """Pooled over families of two models and more, means of which are removed."""
+    """Correlation pooled over families of at least two models, after removing the means of families."""
     names, inverse, counts = np.unique(families, return_inverse=True, return_counts=True)
     keep = counts[inverse] > 1
     several = int((counts > 1).sum())
     if several == 0 or len(names) < 2:
-        return UNDEFINED  # of one family all of it is within
+        return UNDEFINED  # with one family, the plain correlation is the one within families
     dummies = np.unique(inverse[keep])[None] == inverse[keep][:, None]
     if several == 1:
         return pearson(x[keep], y[keep])
@@ -370,7 +371,7 @@ def _family_means(x: Array, y: Array, families: Array) -> tuple[Array, Array]:
 
 
 def conclusion_of(found: Sequence[MetricCorrelation], entries: Sequence[Entry], score: str) -> str:
-    """What so few models allow one to conclude, in a few sentences."""
+    """A few sentences that say what can be concluded from so few models."""
     number = len(entries)
     tests = sum(each.pearson.p is not None for each in found)
     least = smallest_significant(number)
@@ -395,7 +396,7 @@ def conclusion_of(found: Sequence[MetricCorrelation], entries: Sequence[Entry], 
 
 
 def _of_tests(found: Sequence[MetricCorrelation], score: str, loss: str) -> list[str]:
-    """Which metrics go with the score after correction, and which still do given the loss."""
+    """Sentences: which metrics correlate with the score after correction, and which still do given the loss."""
     sure = [each for each in found if each.p_holm is not None and each.p_holm < ALPHA]
     if not sure:
         return [f"After Holm's correction no r is told from 0: nothing can be concluded about what goes with {score}."]

@@ -1,4 +1,4 @@
-"""What the commands that look at finished runs and measured models begin with: their courses, from whatever files."""
+"""Load courses: the trajectories of finished runs and measured models, from files of any kind."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Course:
     """The trajectory of one run or model.
 
     Attributes:
-        name: as it is shown.
+        name: name for display.
         trajectory: its points.
-        curve: the bound of its probe, where the run has one.
-        points: of each point what goes before its numbers in a table (of results: model, revision, family, stage,
-            num_parameters, tokens, step; of a run: model, step), and the point.
+        curve: the bound of its probe, if the run has one.
+        points: each point, with the columns that come before its numbers in a table (for results: model, revision,
+            family, stage, num_parameters, tokens, step; for a run: model, step).
         path: the trajectory file of a run; None for a model of a file of results.
     """
 
@@ -42,16 +42,16 @@ class Course:
 def load_courses(
     paths: Sequence[str | os.PathLike[str]], models: Sequence[str] | None = None, *, unmeasured: bool = False
 ) -> list[Course]:
-    """Runs, each by itself, and the models of all files of results, which may be of several shards.
+    """Load runs, and the models of all files of results, also if these are several shards.
 
     Args:
-        paths: directories of runs, or above one; trajectory files; files of results.
-        models: names of those wanted; None: all.
-        unmeasured: whether those come too of which no point could be measured.
+        paths: directories of runs, or directories above one; trajectory files; files of results.
+        models: names of the wanted models; None: all.
+        unmeasured: whether to include courses without a measured point.
 
     Raises:
-        TrajectoryError: a run that is not there, or cannot be read.
-        ValueError: a name that is none of these, one file given twice, or nothing that was measured.
+        TrajectoryError: a run does not exist or cannot be read.
+        ValueError: there is no model of a given name, a file was given twice, or nothing was measured.
     """
     files = [path if path.is_file() else find_run(path) / FILENAME for path in map(expanded, paths)]
     runs: list[Course] = []
@@ -77,13 +77,13 @@ def load_courses(
 
 
 def measured_courses(courses: Sequence[Course]) -> list[Course]:
-    """Those of which a point was measured.
+    """The courses that have a measured point.
 
     Raises:
-        ValueError: there is none, or one that was given as a run, and not as one model of several, is none.
+        ValueError: there is no such course, or a run has no measured point. Models of a file of results may lack one.
 
     Warns:
-        RuntimeWarning: a model that is left out.
+        RuntimeWarning: a model of a file of results is left out.
     """
     empty = [course for course in courses if not any(point.orders for point in course.trajectory)]
     if len(empty) == len(courses) or any(course.path is not None for course in empty):
@@ -100,7 +100,7 @@ def measured_courses(courses: Sequence[Course]) -> list[Course]:
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """As much of each path, from its end, as tells it from the others."""
+    """The shortest ending of each path that distinguishes it from the others."""
     parts = []
     for file in files:
         whole = file.resolve()
@@ -120,17 +120,17 @@ def point_at(course: Course, step: str) -> Measurement:
 
     Args:
         course: a run or a model.
-        step: "last", "best" (by optimality, among those that can be selected; of a single point, that), or a number.
+        step: "last", a number, or "best": the best selectable point by optimality (or the only point, if there is one).
 
     Raises:
-        NoPointError: there is none, or it was not measured; the message says why.
-        ValueError: none of these.
+        NoPointError: there is no such point, or it was not measured; the message says why.
+        ValueError: `step` is none of these.
     """
     measured = [point for point in course.trajectory if point.orders]
     number = None
     if step not in ("last", "best"):
         try:
-            number = int(step.replace(",", ""))  # as steps are printed
+            number = int(step.replace(",", ""))  # steps are printed with commas
         except ValueError:
             raise ValueError(f"--step: expected a number, last or best, got {step!r}") from None
     if not measured:

@@ -1,4 +1,4 @@
-"""What changed between two models, such as one before and after post-training, with an interval for each number."""
+"""Changes between two models, such as before and after post-training, with an interval for each number."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOT_ABOVE_CHANCE = "not above chance"
 NO_ERRORS = "no interval: measured without standard errors"
 NO_ERROR = "no interval: this number has no standard error"
 UNDEFINED = "undefined"
-# Of every feature, and of the primary order, in this order.
+# Numbers of every feature, then of the primary order, in this order.
 _OF_FEATURE = ("ratio", "information")
 _MAIN = (
     "loss", "bits_per_byte", "complexity", "expressivity", "optimality", "distance_to_bound", "complexity_local",
@@ -35,15 +35,15 @@ class Change:
     """How one number changed.
 
     Attributes:
-        metric: as logged.
-        base, post: its values; None where undefined.
+        metric: logged name of the number.
+        base, post: its values before and after; None where undefined.
         change: post minus base.
-        standard_error: of the change, at this probe size.
-        low, high: its 95 % confidence interval, by Student's t.
+        standard_error: standard error of the change at this probe size.
+        low, high: 95 % confidence interval of the change, by Student's t.
         paired: whether both were compared group by group, on the same text.
-        verdict: "resolved" (the interval leaves out 0), "not resolved", "not above chance" (resolved as a number, but
-            nothing above chance bears it out), "no interval: …" or "undefined".
-        note: what to beware of.
+        verdict: "resolved" (the interval excludes 0), "not resolved", "not above chance" (the interval excludes 0, but
+            no form above chance confirms the change), "no interval: …" or "undefined".
+        note: a caution.
     """
 
     metric: str
@@ -59,7 +59,7 @@ class Change:
 
 
 def main_metrics(base: Measurement, post: Measurement) -> list[str]:
-    """Ratio and information of each feature that both have, then the main numbers of the primary order."""
+    """Ratio and information of each feature that both models have, then the main numbers of the primary order."""
     known = {*metrics_of(base)} & {*metrics_of(post)}
     wanted = [f"{feature}/{name}" for name in _OF_FEATURE for feature in base.features]
     for name in _MAIN:
@@ -74,15 +74,15 @@ def changes(base: Entry, post: Entry, metrics: Sequence[str] | None = None) -> t
     """The change of each number from one model to another.
 
     Args:
-        base: before.
-        post: after.
-        metrics: as logged, or features; by default `main_metrics`.
+        base: the point before.
+        post: the point after.
+        metrics: logged names of metrics, or features; by default `main_metrics`.
 
     Returns:
-        The changes, and what to beware of.
+        The changes, and cautions.
 
     Raises:
-        ValueError: other documents or settings, or no such number.
+        ValueError: documents or settings differ, or there is no such number.
     """
     cautions = check_comparable([base, post])
     known = list(dict.fromkeys([*metrics_of(base.point), *metrics_of(post.point)]))
@@ -91,7 +91,7 @@ def changes(base: Entry, post: Entry, metrics: Sequence[str] | None = None) -> t
 
 
 def change(base: Measurement, post: Measurement, metric: str) -> Change:
-    """The change of one number, as logged; its interval where both were measured with errors."""
+    """The change of one number by its logged name; with an interval if both were measured with standard errors."""
     before, after = base.scalars().get(metric), post.scalars().get(metric)
     values: dict[str, Any] = {"metric": metric, "base": before, "post": after}
     if before is None or after is None:
@@ -114,10 +114,10 @@ def change(base: Measurement, post: Measurement, metric: str) -> Change:
 
 
 def _of_feature(base: Measurement, post: Measurement, feature: str, name: str, values: dict[str, Any]) -> Change:
-    """That of the information about a feature, or of its share of the complexity.
+    """The change of the information about a feature, or of its ratio to the complexity.
 
-    A feature of a probe of its own has groups of that probe, and the complexity those of the main one: what both
-    contribute to the error of their ratio is linearised, and adds up in quadrature.
+    If a feature has its own probe, its groups of sequences are those of that probe, and those of the complexity belong
+    to the main probe. Their contributions to the error of the ratio are then linearised, and add up in quadrature.
     """
     probes = [(m.settings.get("feature_probes") or {}).get(feature) for m in (base, post)]
     same_text = all(base.settings.get(key) == post.settings.get(key) for key in ("probe", "K", "groups"))
@@ -133,7 +133,7 @@ def _of_feature(base: Measurement, post: Measurement, feature: str, name: str, v
     freedom = min(num_groups(replicates) for _, replicates in (*i, *c)) - 1
     if name == "information":
         error = _error(*i, paired=same_text)
-    elif None in probes:  # of the main probe, so that the same groups are left out of both
+    elif None in probes:  # the feature is on the main probe, so the same groups are left out of both
         error = _error(*((x / y, x_without / y_without) for (x, x_without), (y, y_without) in zip(i, c, strict=True)),
                        paired=same_text)  # fmt: skip
     else:
@@ -173,14 +173,14 @@ def _scaled(number: _Replicated, factor: float) -> _Replicated:
 
 
 def _error(before: _Replicated, after: _Replicated, *, paired: bool) -> float:
-    """Standard error of the difference: group by group, or as of independent numbers."""
+    """Standard error of the difference: group by group if paired, otherwise as for independent numbers."""
     if paired and len(before[1]) == len(after[1]):
         return jackknife_error(after[0] - before[0], after[1] - before[1])
     return math.hypot(jackknife_error(*before), jackknife_error(*after))
 
 
 def table_of_changes(found: Sequence[Change]) -> str:
-    """As aligned text."""
+    """The changes as an aligned table."""
     lines = [["", "base", "post", "change", "95 % interval", "", ""]]
     for each in found:
         interval = "-" if each.low is None or each.high is None else f"{each.low:+.4g} to {each.high:+.4g}"
@@ -192,7 +192,7 @@ def table_of_changes(found: Sequence[Change]) -> str:
 
 
 def conclusion_of_changes(base: str, post: str, found: Sequence[Change]) -> str:
-    """What may be concluded."""
+    """The conclusion in words."""
     tested = [each for each in found if each.low is not None]
     if not tested:
         return f"{base}, {post}: nothing can be concluded, for no interval is known. Measure with --standard-errors."

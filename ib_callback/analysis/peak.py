@@ -1,4 +1,4 @@
-"""Where a noisy course turns from rising to falling, with a confidence interval and without a shape for it."""
+"""Find where a noisy course turns from rising to falling, with a confidence interval, without assuming a shape."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from ib_callback.results.noise import scatter
 
 Array = npt.NDArray[np.float64]
 
-# Fewer values leave nothing from which noise could be told from a course.
+# With fewer values, noise cannot be separated from the course.
 MIN_VALUES = 6
-# The fit may be worse than the best by so many variances of the noise. The 95 % quantile of chi-square with one degree
-# of freedom is 3.84; a peak between two values that noise puts in the wrong order needs more, because courses that only
-# rise and then fall follow the noise. Chosen by simulation (`benchmarks/turn_coverage.py`).
+# A peak is in the interval if its fit is worse than the best by at most this many variances of the noise. The 95 %
+# quantile of chi-square with one degree of freedom is 3.84. A larger value is needed because noise can put two values
+# in the wrong order, and courses that only rise and then fall follow the noise. It was chosen by simulation
+# (`benchmarks/turn_coverage.py`).
 _WORSE = 10.0
-# Autocorrelation of the noise that is assumed before the residuals have spoken, and how many values that counts for.
+# Autocorrelation of the noise that is assumed in advance, and the number of values that this assumption counts for.
 _ASSUMED, _WEIGHT, _MOST = 0.5, 10, 0.8
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The maximum of a course that rises and then falls, by positions among its values.
+    """The maximum of a course that rises and then falls, as positions among its values.
 
     Attributes:
-        best: of the maximum of the best such course.
-        first, last: of the first and the last value whose maximum would fit not significantly worse (about 95 %).
+        best: position of the maximum of the best such course.
+        first, last: positions of the first and the last value that could be the maximum: with it, the fit is not
+            significantly worse (about 95 %).
         noise: standard deviation of the noise, in the unit of the values.
     """
 
@@ -39,20 +41,21 @@ class Peak:
 
 
 def find_peak(values: Sequence[float] | Array, steps: Sequence[float]) -> Peak | None:
-    """The peak of the best course that rises and then falls, and which other peaks the noise allows.
+    """The peak of the best course that rises and then falls, and the range of peaks that the noise allows.
 
-    For each value, the course nearest to all (least squares) that nowhere falls before it and nowhere rises after it:
-    isotonic regression to either side, without any other shape (Frisén, The Statistician 35, 1986). The interval has
-    those peaks whose sum of squares exceeds the least by at most 10 variances of the noise, times (1 + ρ) / (1 - ρ) for
-    an autocorrelation ρ of the residuals, which is drawn towards .5 where there are few. The variance is the larger of
-    that of the values about a smooth course (`ib_callback.results.noise.scatter`) and that of the residuals.
+    For each value as the peak, the function fits the nearest course (least squares) that never falls before it and
+    never rises after it. This is isotonic regression on both sides, without any other assumption about the shape
+    (Frisén, The Statistician 35, 1986). The interval contains the peaks whose sum of squares exceeds the least by at
+    most 10 variances of the noise, times (1 + ρ) / (1 - ρ). ρ is the autocorrelation of the residuals; with few
+    residuals it is drawn towards .5. The variance is the larger of two: that of the values about a smooth course
+    (`ib_callback.results.noise.scatter`), and that of the residuals.
 
     Args:
-        values: in the order of measuring.
-        steps: at which they were measured, increasing.
+        values: values in the order of measuring.
+        steps: steps of the measurements, increasing.
 
     Returns:
-        None for fewer than 6 values.
+        The peak; None for fewer than 6 values.
 
     >>> peak = find_peak([1.0, 2.0, 3.0, 4.0, 3.5, 3.0, 2.5, 2.0], range(8))
     >>> peak.best, peak.first, peak.last
@@ -64,7 +67,7 @@ def find_peak(values: Sequence[float] | Array, steps: Sequence[float]) -> Peak |
     fits = [_unimodal(y, top) for top in range(len(y))]
     squares = np.array([float(((y - fit) ** 2).sum()) for fit in fits])
     best = int(squares.argmin())
-    # Of equally good ones, where the values themselves are highest.
+    # If several peaks fit equally well, take the one with the highest value.
     equal = np.flatnonzero(squares <= squares[best] * (1 + 1e-9) + 1e-300)
     best = int(equal[y[equal].argmax()])
     residuals = y - fits[best]
@@ -79,12 +82,12 @@ def find_peak(values: Sequence[float] | Array, steps: Sequence[float]) -> Peak |
 
 def _unimodal(y: Array, top: int) -> Array:
     """The nearest course that rises up to a value and falls after it."""
-    from scipy.optimize import isotonic_regression  # here, for it takes long to import
+    from scipy.optimize import isotonic_regression  # imported here, because it takes long
 
     rising, falling = y[:top], y[top + 1 :]
     rising = isotonic_regression(rising).x if top else rising
     falling = isotonic_regression(falling, increasing=False).x if len(falling) else falling
-    # All others are at most the top, which is pooled with those that would be above it.
+    # No value of the course may exceed the top. The top is pooled with values that would be above it.
     highest, number = float(y[top]), 1
     for value in np.sort(np.concatenate([rising, falling]))[::-1]:
         if value <= highest:

@@ -1,4 +1,4 @@
-"""The numbers of a model layer by layer, beside what chance and the document alone give in each."""
+"""The numbers of a model layer by layer, beside what chance and the document alone give in each layer."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from ib_callback.analysis.comparison import Entry
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.trajectory import aligned, cell
 
-# What modules with token embeddings are called: embed_tokens, wte, word_embeddings, embed_in, tok_embeddings.
+# Names of modules with token embeddings: embed_tokens, wte, word_embeddings, embed_in, tok_embeddings.
 _EMBEDDING = re.compile(r"(?:^|[._])(?:\w*embed\w*|wte)$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One order in one layer; information in fractions of log(num_bins), None where it was not measured.
+    """One order in one layer. Information is in fractions of log(num_bins), None where it was not measured.
 
     Attributes:
-        order: of the n-grams.
-        number: from 1 on, in the order of the forward pass; 0 is the embedding.
+        order: order of the n-grams.
+        number: number of the layer, from 1 on in the order of the forward pass; 0 is the embedding.
         layer: name of the module.
         entropy: H(Z).
         complexity, expressivity: input and output information, I(X;Z) and I(Y;Z).
         ratio: expressivity / complexity.
-        complexity_null, expressivity_null: chance, labels being permuted over positions.
-        ratio_null: of both nulls.
+        complexity_null, expressivity_null: information by chance, with labels permuted over positions.
+        ratio_null: ratio of both nulls.
         complexity_document, expressivity_document: what the document adds to chance: baseline minus null.
     """
 
@@ -49,11 +49,11 @@ def layers_of(point: Measurement, orders: Sequence[str] | None = None) -> list[L
     """Every layer of a measurement, order by order.
 
     Args:
-        point: that was measured.
-        orders: by default all.
+        point: a measured point.
+        orders: names of orders, by default all.
 
     Raises:
-        ValueError: an order that was not measured.
+        ValueError: an order was not measured.
     """
     found = []
     first = 0 if point.layers and _EMBEDDING.search(point.layers[0]) else 1
@@ -97,12 +97,12 @@ def _less(value: float | None, chance: float | None) -> float | None:
 
 
 def rows_of_profiles(entries: Sequence[Entry], orders: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """One row a layer of an order of a model."""
+    """One row for each model, order and layer."""
     return [{"model": entry.name} | asdict(layer) for entry in entries for layer in layers_of(entry.point, orders)]
 
 
 def table_of_profiles(entries: Sequence[Entry], orders: Sequence[str] | None = None) -> str:
-    """As aligned text: input and output information with their chance and what the document adds, and the ratio."""
+    """An aligned table: input and output information, what chance and the document give, and the ratio."""
     heads = [
         ["", "", "", "", "input", "", "", "output", "", "", "ratio", ""],
         ["model", "order", "layer", "entropy", *["information", "chance", "document"] * 2, "", "chance"],
@@ -119,7 +119,7 @@ def table_of_profiles(entries: Sequence[Entry], orders: Sequence[str] | None = N
 
 
 def conclusion_of_profiles(entries: Sequence[Entry], orders: Sequence[str] | None = None) -> str:
-    """What may be concluded: how the ratio goes with depth, and whether it does so in chance as well."""
+    """The conclusion: how the ratio changes with depth, and whether it does so by chance too."""
     told = []
     for entry in entries:
         layers = layers_of(entry.point, orders)

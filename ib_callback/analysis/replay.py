@@ -1,7 +1,7 @@
-"""What a stopping rule would have done in runs that are over: when it stops, what that saves, and what it costs.
+"""Replay a stopping rule on finished runs: when it would have stopped, what that saves, and what it costs.
 
 The paper (Conklin et al., ICLR 2026, section "Relating Representation Structure to Performance") proposes to stop when
-the distance to the bound no longer falls, and leaves to later work whether that is any good.
+the distance to the bound no longer falls. It leaves the evaluation of this rule to later work.
 """
 
 from __future__ import annotations
@@ -24,22 +24,24 @@ _WITHOUT = {"oracle": "the lowest held-out loss", "no stopping": "the end of the
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
-    """Where a rule ends a run. Losses in nats a token, of the probe; None where not known.
+    """Where a rule ends a run. Losses are on the probe, in nats a token; None if unknown.
 
     Attributes:
-        rule: one of `RULES`; "oracle" stops at the lowest loss, which nobody knows before the end.
-        step: at which it stops; None: it does not, and the run goes on to its end.
-        reason: of the decision there, or of the last one where it does not stop (`StopReason`); None where no rule
-            decides.
-        message: the same in words.
-        steps_saved: after the stop, of those that were trained.
-        share_saved: of all steps.
-        tokens_saved: likewise, of tokens.
-        seconds_saved: of wall-clock time, from the time and the share of it that measuring took.
-        loss: at the stop.
-        above_lowest: that less the lowest of the run.
-        above_last: that less the last of the run.
-        best_above_lowest: the lowest until the stop less the lowest of the run: the cost where the best is kept.
+        rule: one of `RULES`; "oracle" stops at the lowest loss, which is unknown before the end of a run.
+        step: the step at which the rule stops; None: it does not stop, and the run goes on to its end.
+        reason: reason for the decision to stop, or for the last decision if it does not stop (`StopReason`); None if no
+            rule decides.
+        message: the reason in words.
+        steps_saved: number of trained steps after the stop.
+        share_saved: these steps as a share of all steps.
+        tokens_saved: number of tokens after the stop.
+        seconds_saved: wall-clock seconds after the stop, estimated from the seconds and the share of time that
+            measuring took.
+        loss: loss at the stop.
+        above_lowest: loss at the stop minus the lowest loss of the run.
+        above_last: loss at the stop minus the last loss of the run.
+        best_above_lowest: lowest loss until the stop minus the lowest loss of the run. This is the cost of stopping if
+            the best checkpoint is kept.
     """
 
     rule: str
@@ -61,12 +63,12 @@ class Replay:
     """A run and where each of `RULES` ends it.
 
     Attributes:
-        name: of the run.
-        monitor: full name of the number that the rule watches; None where nothing was measured.
-        last: its last step; None without steps.
-        stops: of each rule that could be replayed.
-        notes: what there is to say, in sentences.
-        failed: whether it lacks the monitored number, and so is left out.
+        name: name of the run.
+        monitor: full name of the number that the rule monitors; None if nothing was measured.
+        last: last step of the run; None without steps.
+        stops: the stop of each rule that could be replayed.
+        notes: remarks, as sentences.
+        failed: whether the run lacks the monitored number, and so is left out.
     """
 
     name: str
@@ -77,15 +79,17 @@ class Replay:
     failed: bool = False
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """A row a rule, for a table."""
+        """One row for each rule, for a table."""
         for stop in self.stops:
             yield {"model": self.name, "monitor": self.monitor, "last_step": self.last, **vars(stop)}
 
 
 def first_stop(points: Sequence[Measurement], rule: PlateauStopping) -> tuple[int | None, StopDecision | None]:
-    """The position of the point at which a rule stops first, and its decision there; None and its last one if it never.
+    """The position of the first point at which a rule stops, and its decision there.
 
-    The rule forgets whatever it has seen, and takes the points one by one, as in training.
+    If the rule never stops, the result is None and its last decision.
+
+    The rule first forgets everything. Then it takes the points one by one, as in training.
 
     Raises:
         ValueError: the monitored number was not measured.
@@ -101,10 +105,10 @@ def first_stop(points: Sequence[Measurement], rule: PlateauStopping) -> tuple[in
 
 
 def replay_runs(courses: Sequence[Course], rule: PlateauStopping) -> list[Replay]:
-    """`replay_run` of each; a run that lacks the monitored number says so in place of stops.
+    """Call `replay_run` for each run; the result of a run without the monitored number says so and has no stops.
 
     Raises:
-        ValueError: no run has it.
+        ValueError: no run has the number.
     """
     found: list[Replay] = []
     failed: list[ValueError] = []
@@ -120,13 +124,14 @@ def replay_runs(courses: Sequence[Course], rule: PlateauStopping) -> list[Replay
 
 
 def replay_run(course: Course, rule: PlateauStopping) -> Replay:
-    """Where a rule would have ended a run, beside the loss alone, an oracle and no stopping.
+    """Where a rule would have ended a run, compared with the loss alone, an oracle and no stopping.
 
-    The loss alone is bare patience on the held-out loss: with the same patience and `min_delta`, from the first point.
+    "The loss alone" is simple patience on the held-out loss, with the same patience and `min_delta`, from the first
+    point on.
 
     Args:
         course: the run.
-        rule: its phases are read by the phase rule of the run.
+        rule: the rule; it reads phases with the phase rule of the run.
 
     Raises:
         ValueError: the monitored number was not measured.
@@ -167,7 +172,7 @@ def _metrics(points: Sequence[Measurement]) -> list[str]:
 
 
 def replays_text(replays: Sequence[Replay], rule: PlateauStopping) -> str:
-    """What was found, as a table and sentences."""
+    """The results as a table and sentences."""
     heads = ("run", "rule", "stops at", "saves", "of run", "tokens", "time", "loss", "above lowest", "above last",
              "best kept", "why")  # fmt: skip
     rows = [heads]
@@ -191,7 +196,7 @@ def replays_text(replays: Sequence[Replay], rule: PlateauStopping) -> str:
 
 
 def conclusions(replays: Sequence[Replay]) -> Iterator[str]:
-    """What may be concluded, in sentences."""
+    """The conclusions as sentences."""
     told = [each for each in replays if each.stops and each.stops[0].above_lowest is not None]
     if not told:
         yield "Nothing can be concluded: what a stop costs is known of none of these runs."
@@ -223,7 +228,7 @@ def _stop(points: Sequence[Measurement], name: str, stops: int | None, decision:
     assert at.step is not None
     assert last.step is not None
     losses = [(index, point.loss) for index, point in enumerate(points) if point.loss is not None]
-    # A point without a loss of its own has that of the last one before it.
+    # If a point has no loss, the last loss before it is used.
     until = [loss for index, loss in losses if index <= position]
     loss, lowest = (until[-1] if until else None), min((loss for _, loss in losses), default=None)
     final = losses[-1][1] if losses else None
@@ -247,7 +252,7 @@ def _stop(points: Sequence[Measurement], name: str, stops: int | None, decision:
 
 
 def _elapsed(points: Sequence[Measurement]) -> float | None:
-    """Seconds of a run up to its last point, from what measuring took and its share of the time."""
+    """Seconds of a run up to its last point, from the seconds and the share of time that measuring took."""
     last = points[-1]
     if not last.overhead or any(point.seconds is None for point in points):
         return None

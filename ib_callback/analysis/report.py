@@ -1,7 +1,7 @@
-"""What a run tells, in plain sentences; each names the numbers that it rests on, and some say that there is nothing.
+"""Report about a run in plain sentences. Each names the numbers on which it is based; some say that nothing was found.
 
-No sentence ranks checkpoints by information: in the runs of the study none of its numbers does that as well as the
-held-out loss (docs/evidence.md). Which phase a run is in, and why, is what information adds.
+No sentence ranks checkpoints by information, because in the runs of the study none of its numbers does that as well as
+the held-out loss (docs/evidence.md). Information adds which phase a run is in, and why.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from ib_callback.results.noise import MIN_VALUES, scatter
 from ib_callback.results.phases import PERSISTENCE, PLANES, Phases
 from ib_callback.results.trajectory import Trajectory
 
-# Beyond this many standard deviations a difference is not taken for noise, as in a selection.
+# A difference of more than this many standard deviations does not count as noise, as in a selection.
 _CLEAR = 2.0
-# A complexity that fell by this share before the fit is a collapse, as for phases.
+# A fall of the complexity by this share before the fit counts as a collapse, as for phases.
 _COLLAPSE = 1 / 3
-# Plain optimality from which on a model looks as if it were on the bound.
+# From this plain optimality on, a model looks as if it were on the bound.
 _ON_BOUND = 0.9
-# Of so many points that are missing the reasons are told, in so many characters.
+# Reasons are given for this many missing points, with at most this many characters each.
 _REASONS, _LONGEST_REASON = 3, 100
 _NOTHING = "nothing can be concluded"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """What a sentence rests on.
+    """A number on which a sentence is based.
 
     Attributes:
-        name: as logged, without prefix; or "step", "error" or "settings", as in the file.
-        step: of the point; None where it has none.
-        point: the point for a reader, "step 1,200", or the name of the checkpoint.
-        value: None where it is undefined; of an error and of settings a text.
+        name: logged name without prefix; or "step", "error" or "settings", as in the file.
+        step: step of the point; None if it has none.
+        point: the point in words, "step 1,200", or the name of the checkpoint.
+        value: the value; None if undefined; a text for an error and for settings.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Number:
 
 @dataclass(frozen=True, kw_only=True)
 class Sentence:
-    """One thing that is told.
+    """One statement of a report.
 
     Attributes:
         topic: "points", "start", "phases", "loss", "generalisation", "planes", "features", "noise", "cost" or
             "conclusion".
-        text: the sentence or two, without what it rests on.
-        numbers: what it rests on.
+        text: one or two sentences, without the numbers on which they are based.
+        numbers: the numbers on which they are based.
     """
 
     topic: str
@@ -67,27 +67,27 @@ class Sentence:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What one run or model tells.
+    """The report about one run or model.
 
     Attributes:
-        model: its name.
-        sentences: in the order of telling.
+        model: name of the run or model.
+        sentences: the sentences, in order.
     """
 
     model: str
     sentences: tuple[Sentence, ...]
 
     def paragraphs(self) -> list[str]:
-        """One a topic."""
+        """One paragraph for each topic."""
         topics = dict.fromkeys(sentence.topic for sentence in self.sentences)
         return [" ".join(str(s) for s in self.sentences if s.topic == topic) for topic in topics]
 
     def objects(self) -> list[dict[str, Any]]:
-        """One a sentence, as JSON values: model, topic, text, and its numbers by name, step, point and value."""
+        """One object for each sentence, as JSON values: model, topic, text, and numbers (name, step, point, value)."""
         return [{"model": self.model, **asdict(s), "numbers": [asdict(n) for n in s.numbers]} for s in self.sentences]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One a number that a sentence rests on: model, topic, text, name, step, point, value."""
+        """One row for each number on which a sentence is based: model, topic, text, name, step, point, value."""
         return [
             {"model": self.model, "topic": sentence.topic, "text": sentence.text, **asdict(number)}
             for sentence in self.sentences
@@ -96,18 +96,19 @@ class Report:
 
 
 def report(trajectory: Trajectory, *, model: str = "", names: Sequence[str | None] | None = None) -> Report:
-    """What a run tells, by its own phase rule.
+    """Report about a run, with its own phase rule.
 
     Args:
-        trajectory: any: without losses, nulls, views or a step 0, from trained weights, of one point, or of none.
-        model: its name.
-        names: of each point, for those without a step.
+        trajectory: any trajectory, also without losses, nulls, views or step 0, from trained weights, with one point or
+            none.
+        model: name of the run or model.
+        names: a name for each point, used if it has no step.
     """
     return Report(model=model, sentences=tuple(_Telling(trajectory, names).sentences()))
 
 
 def _cited(numbers: Iterable[Number]) -> str:
-    """The numbers by name, each with its points; of many points that follow each other the first and the last."""
+    """The numbers by name, each with its points; for many successive points, only the first and the last."""
     points: dict[str, dict[str, None]] = {}
     for number in numbers:
         points.setdefault(number.name, {})[number.point] = None
@@ -133,12 +134,12 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _f(value: float | None) -> str:
-    """Three decimals, or two digits where that would hide them."""
+    """A number with three decimals, or with two significant digits if it is too small for that."""
     return "undefined" if value is None else f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2g}"
 
 
 class _Telling:
-    """Makes the sentences of one run; numbers are cited as they are used."""
+    """Makes the sentences of one run, and records the numbers that they use."""
 
     def __init__(self, trajectory: Trajectory, names: Sequence[str | None] | None) -> None:
         self._all = trajectory
@@ -156,7 +157,7 @@ class _Telling:
         self._is_course = len(self._in_steps) > 1
 
     def sentences(self) -> Iterator[Sentence]:
-        """All of them."""
+        """All sentences."""
         yield from self._of_points()
         if self._points:
             yield from self._of_start()
@@ -194,7 +195,7 @@ class _Telling:
         return [point for point in self._points if self._value(point, name) is not None]
 
     def _plane(self) -> tuple[str, str, str]:
-        """The plane of the phases in words, and its complexity and expressivity as they are logged."""
+        """The plane of the phases in words, and the logged names of its complexity and expressivity."""
         assert self._phases is not None
         plane = self._phases.plane or "plain"
         view, ending = PLANES[plane]
@@ -315,7 +316,7 @@ class _Telling:
             yield Sentence(topic="phases", text=text, numbers=(*self._cite(expressivity, *gone),))
 
     def _lowest(self, known: Sequence[Measurement], complexity: str) -> Iterator[Sentence]:
-        """That the most compressed point of a run that never fits is no good one."""
+        """Say that the most compressed point of a run without a fit is not a good one."""
         first, lowest = known[0], min(known, key=lambda p: self._value(p, complexity) or 0.0)
         before, there = self._value(first, complexity) or 0.0, self._value(lowest, complexity) or 0.0
         if there < (1 - _COLLAPSE) * before:
@@ -441,7 +442,7 @@ class _Telling:
         return min(self._losses, key=lambda point: point.loss or 0.0)
 
     def _of_generalisation(self) -> Iterator[Sentence]:
-        """Memorising, collapse, divergence, by the rule of phases and of stopping."""
+        """Memorising, collapse and divergence, according to the rules for phases and for stopping."""
         phases, losses = self._phases, [point for point in self._losses if point.step is not None and point.scheduled]
         if phases is None or len(losses) < 2:
             return
@@ -592,7 +593,7 @@ class _Telling:
         start = -1 if self._phases is None or self._phases.fit_start is None else self._phases.fit_start
         known = [p for p in self._having(name) if p.step is None or p.step >= start]
         having = known or self._having(name)
-        # The last whose own error is known: that of another one is none of its number.
+        # The last point with a known error, because the error of one point says nothing about another.
         last = next((p for p in reversed(having) if self._value(p, f"{name}_se") is not None), having[-1])
         steps = {p.step: p for p in known if p.step is not None and p.scheduled}
         noise = scatter([self._value(p, name) or 0.0 for p in steps.values()], [*steps])
@@ -682,7 +683,7 @@ class _Telling:
 
 
 def _whole(name: str, value: float | str | None) -> Number:
-    """A number of the whole run."""
+    """A number that belongs to the whole run."""
     return Number(name=name, step=None, point="the run", value=value)
 
 

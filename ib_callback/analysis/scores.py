@@ -1,4 +1,4 @@
-"""Scores of models from elsewhere, such as benchmarks, and which measured point each is of."""
+"""Scores of models from elsewhere, such as benchmarks, and the measured point to which each belongs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ib_callback.analysis.courses import Course, point_at
 from ib_callback.common import json_lines
 from ib_callback.results.metrics import did_you_mean
 
-# The main branch of the hub is what a name without a revision means.
+# Revisions that mean the same as no revision: the main branch of the hub.
 _MAIN = ("", "main", "None")
 _STEP = re.compile(r"(?:^|step[-_]?|checkpoint-)(\d+)(?:$|[-_])")
 
@@ -25,10 +25,10 @@ class Score:
     """One score of one model.
 
     Attributes:
-        model: its name where it was evaluated.
-        revision: which checkpoint; None: the model as it is published, or as it was in the end.
-        value: in the unit of the benchmark.
-        source: the file that it is from.
+        model: name of the model in the evaluation.
+        revision: the checkpoint; None: the published model, or the one at the end of training.
+        value: the score, in the unit of the benchmark.
+        source: the file with the score.
     """
 
     model: str
@@ -43,16 +43,18 @@ class Score:
 
 
 def load_scores(path: Path, name: str) -> list[Score]:
-    """Scores of a benchmark by model.
+    """Load the scores of models on a benchmark.
 
     Args:
-        path: a table .csv with a column `model`, perhaps `revision`, and a column a score; a file `results_*.json` of
-            lm-eval (the LM Evaluation Harness); or a folder, in which all such files count, at any depth.
-        name: the column; of lm-eval the task, or `task/metric` where it has several, or `task/metric,filter`.
+        path: a table .csv with a column `model`, optionally a column `revision`, and one column for each score; a file
+            `results_*.json` of lm-eval (the LM Evaluation Harness); or a folder, of which all such files are read, at
+            any depth.
+        name: name of the column. For lm-eval it is the task, or `task/metric` if the task has several metrics, or
+            `task/metric,filter`.
 
     Raises:
-        ValueError: nothing of that name, or a file that is none of these.
-        OSError: it cannot be read.
+        ValueError: there is no score of that name, or the file is none of these.
+        OSError: a file cannot be read.
     """
     files = files_of_scores(path)
     if not files:
@@ -70,12 +72,12 @@ def load_scores(path: Path, name: str) -> list[Score]:
         raise ValueError(
             f"--score: expected one among {', '.join(known) or 'none'}, got {name!r}{did_you_mean(name, known)}"
         )
-    # A model that was evaluated again: names of lm-eval's files end in the time.
+    # If a model was evaluated again, the last score counts: the names of lm-eval's files end with the time.
     return list({(score.model, score.revision): score for score in found}.values())
 
 
 def files_of_scores(path: Path) -> list[Path]:
-    """The files that `load_scores` reads: of a folder all that it knows, else the path itself."""
+    """The files that `load_scores` reads: all known files of a folder, otherwise the path itself."""
     if not path.is_dir():
         return [path]
     return sorted([*path.rglob("*.csv"), *path.rglob("results_*.json")], key=lambda file: (file.name, file))
@@ -120,7 +122,7 @@ def _from_lm_eval(file: Path, name: str) -> tuple[list[Score], list[str]]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{file}: expected results of lm-eval, {{"results": {{task: …}}}}, got {error!r}') from error
     task, _, metric = name.partition("/")
-    if name in results:  # names of tasks may have a stroke
+    if name in results:  # the name of a task may contain a slash
         task, metric = name, ""
     if task not in results:
         return [], list(results)
@@ -132,7 +134,7 @@ def _from_lm_eval(file: Path, name: str) -> tuple[list[Score], list[str]]:
 
 
 def _value_of(result: Mapping[str, Any], metric: str, where: str) -> float | None:
-    """The number of a task: that of the metric, the only one there is, or its accuracy."""
+    """The number of a task: that of the given metric, the only number, or the accuracy."""
     numbers = {
         key: float(value)
         for key, value in result.items()
@@ -152,7 +154,7 @@ def _value_of(result: Mapping[str, Any], metric: str, where: str) -> float | Non
 
 
 def _evaluated(content: Mapping[str, Any], file: Path) -> tuple[str, str | None]:
-    """Model and revision that a file of lm-eval is of."""
+    """The model and revision in a file of lm-eval."""
     config = content.get("config") or {}
     arguments = config.get("model_args") or {}
     if isinstance(arguments, str):
@@ -174,9 +176,9 @@ class Matched:
 
     Attributes:
         entries: the points.
-        values: the score of each.
-        without_score: measured models that have no score.
-        without_point: scores that have no measured point, with the reason.
+        values: the score of each point.
+        without_score: measured models without a score.
+        without_point: scores without a measured point, with the reason.
     """
 
     entries: list[Entry]
@@ -186,14 +188,14 @@ class Matched:
 
 
 def match_scores(courses: Sequence[Course], scores: Sequence[Score]) -> Matched:
-    """Find the measured point of each score: of its revision, or the last one.
+    """Find the measured point of each score: the point of its revision, or the last one.
 
-    Names are the same whatever their case, and where one of the two lacks the owner, `OWNER/NAME`, if then only one
-    model has the name. A revision is that of the results file, or names the step: `step1000`, `checkpoint-1000`.
+    Names match without regard to case. If one of two names lacks the owner (`OWNER/NAME`), they match if only one model
+    has the name. A revision matches that of the results file, or names the step: `step1000`, `checkpoint-1000`.
 
     Args:
         courses: measured models.
-        scores: to find a point for.
+        scores: the scores.
     """
     entries: list[Entry] = []
     values: list[float] = []
@@ -235,14 +237,14 @@ def _course_of(model: str, courses: Sequence[Course]) -> tuple[Course | None, st
 
 
 def _names_of(course: Course) -> list[str]:
-    """What a course may be called: its own name, that of its model, and of a run each folder of its name."""
+    """The names of a course: its own name, that of its model and, for a run, each folder in its name."""
     models = {head.get("model") for head, _ in course.points}
     folders = course.name.split("/") if course.path is not None else []
     return list(dict.fromkeys(_plain(str(name)) for name in (course.name, *models, *folders) if name))
 
 
 def _plain(name: str) -> str:
-    # lm-eval writes OWNER__NAME where a stroke cannot be.
+    # lm-eval writes OWNER__NAME where a slash is not possible.
     return name.replace("__", "/").rstrip("/").casefold()
 
 

@@ -1,8 +1,8 @@
-"""Where the courses of models turn, whether their loss becomes flat there, and what they do before and after.
+"""Find where the courses of models turn, whether their loss becomes flat there, and what happens before and after.
 
-Experiments 1 and 3 of Conklin et al., ICLR 2026 (sections "Pre-training Approaches Optimal Compression" and "The Effect
-of Scale"): a model fits, then compresses, the turn comes with the loss becoming flat, and only larger models approach
-the bound after it.
+The *turn* of a model is the start of its compression. Experiments 1 and 3 of Conklin et al., ICLR 2026 (sections
+"Pre-training Approaches Optimal Compression" and "The Effect of Scale") found: a model first fits and then compresses;
+the turn comes when the loss becomes flat; only larger models approach the bound after it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ib_callback.results.points import PlanePoint
 from ib_callback.results.trajectory import Trajectory, aligned
 from ib_callback.results.uncertainty import jackknife_error
 
-# The loss is flat from the first measurement on from which it stays within so many nats of its lowest.
+# The loss is flat from the first measurement after which it stays within this many nats of its lowest value.
 FLAT = 0.05
 # Half the width of an interval of the loss, in standard errors.
 _ERRORS = 2.0
@@ -36,7 +36,8 @@ class When:
 
     Attributes:
         at: the best estimate, a measured point.
-        earliest, latest: about 95 % confidence, the distance between measurements included; None: not bounded.
+        earliest, latest: limits with about 95 % confidence, including the distance between measurements; None: no
+            limit.
     """
 
     at: float
@@ -44,7 +45,7 @@ class When:
     latest: float | None
 
     def text(self, what: str) -> str:
-        """As shown; `what` is as of `plot.data.numbered`."""
+        """The text for display; `what` as for `plot.data.numbered`."""
         low, high = ("?" if end is None else count_label(end, what) for end in (self.earliest, self.latest))
         return f"{count_label(self.at, what)} ({low} to {high})"
 
@@ -54,14 +55,14 @@ class Stage:
     """A stretch of a run.
 
     Attributes:
-        name: "fitting"; "compression", or in its place "off the bound" or "after the loss is flat", where the
-            complexity does not fall so that it would be one; "memorising".
-        first, last: its first and last measured point, in steps or tokens.
-        complexity, optimality, distance: each with the step.
-        bound: whether the distance to the bound falls, "approaches", or rises, "leaves"; "disagree" if the optimality
-            surely says the opposite, as where both axes grow; "neither" if the distance does neither surely, "cannot
-            tell" with too few points.
-        late: the same of the last half of its points.
+        name: "fitting", "compression" or "memorising". If the complexity does not fall enough for compression, "off the
+            bound" or "after the loss is flat" takes its place.
+        first, last: first and last measured point, in steps or tokens.
+        complexity, optimality, distance: correlation of each number with the step.
+        bound: "approaches" if the distance to the bound falls clearly, "leaves" if it rises clearly; "disagree" if the
+            optimality clearly says the opposite, as when both axes grow; "neither" if the distance is not clear;
+            "cannot tell" with too few points.
+        late: the same for the last half of its points.
     """
 
     name: str
@@ -76,23 +77,23 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What was found of one model.
+    """The results for one model.
 
     Attributes:
-        name: of the model or run.
-        num_parameters: None where not known.
-        num_points: that were measured.
-        order: of the labels.
-        plane: one of `PLANES`; None without a point that has it.
-        fit: when the fitting began; None if it has not.
-        turn: when the compression began; None if none was recognised.
-        step: of the turn.
-        flat: when the held-out loss became flat; None if it never does, or there is none.
-        falls: whether the loss falls by more than that in the last half of the run: then where it is flat says where
-            the run ends.
-        together: of the turn and the flat loss: "before", "after" or "not told apart"; None where one is missing.
-        stages: in order.
-        notes: what there is to say of it, in sentences.
+        name: name of the model or run.
+        num_parameters: number of parameters; None if unknown.
+        num_points: number of measured points.
+        order: order of the labels.
+        plane: one of `PLANES`; None if no point has it.
+        fit: when fitting began; None if it has not.
+        turn: when compression began; None if it was not recognised.
+        step: step of the turn.
+        flat: when the held-out loss became flat; None if it never does, or if there is no loss.
+        falls: whether the loss still falls by more than the limit of flatness in the last half of the run. The place
+            where it becomes flat then depends on where the run ends.
+        together: the turn relative to the flat loss: "before", "after" or "not told apart"; None if one is missing.
+        stages: stages of the run, in order.
+        notes: remarks, as sentences.
     """
 
     name: str
@@ -141,23 +142,23 @@ class Turn:
 def find_turns(
     courses: Sequence[Course], *, order: str | None = None, plane: str | None = None, x: str = "step", log: bool = False
 ) -> list[Turn]:
-    """The turns of all models, the smallest first; those of unknown size last, in the order given.
+    """The turns of all models, smallest model first; models of unknown size come last, in the given order.
 
-    The turn is `Phases.compression_start`. Its interval are the maxima that the noise of the complexity allows
-    (`find_peak`), over the points from the fit to where the model memorises, and the gaps to the next measurements.
-    The loss becomes flat at the first measurement from which it stays within .05 nats of its lowest; the interval moves
-    that limit by two standard errors: of the noise between points, and where measurements have groups of sequences left
-    out, of the difference between two points on the text.
+    The turn is `Phases.compression_start`. Its interval contains the maxima that the noise of the complexity allows
+    (`find_peak`), over the points from the fit to the start of memorising, and the gaps to the next measurements. The
+    loss becomes flat at the first measurement after which it stays within .05 nats of its lowest value. For the
+    interval, this limit is moved by two standard errors. They come from the noise between points and, if groups of
+    sequences were left out, from the difference between two points on the same text.
 
     Args:
-        courses: of runs and models.
-        order: of the labels, by default the primary one of each.
+        courses: runs and models.
+        order: order of the labels, by default the primary one of each course.
         plane: one of `PLANES`, by default that of the rule of each run.
-        x: "step", or "tokens" for the tokens that the training had seen.
-        log: whether Pearson's r is that with the logarithm; of ranks it is the same.
+        x: "step", or "tokens" for the number of training tokens.
+        log: whether Pearson's r uses the logarithm of x; correlations of ranks do not change.
 
     Raises:
-        ValueError: a plane or an order that none of them has, or tokens of points where they are not known.
+        ValueError: no course has the plane or the order, or the tokens of some points are unknown.
     """
     if plane is not None and plane not in PLANES:
         raise ValueError(f"--plane: expected one of {', '.join(PLANES)}, got {plane!r}")
@@ -172,7 +173,7 @@ def find_turns(
 
 
 def with_order(trajectory: Trajectory, order: str) -> Trajectory:
-    """The same course as if another order were the primary one; a point that lacks it counts as missing."""
+    """The same course with another order as the primary one; points that lack the order count as missing."""
     points: list[Measurement] = []
     for point in trajectory:
         settings = {**point.settings, "primary": order}
@@ -184,7 +185,7 @@ def with_order(trajectory: Trajectory, order: str) -> Trajectory:
 
 
 def turns_text(turns: Sequence[Turn], what: str = "training step") -> str:
-    """What was found, as tables and sentences; `what` is as of `plot.data.numbered`."""
+    """The results as tables and sentences; `what` as for `plot.data.numbered`."""
     rows: list[tuple[str, ...]] = [("model", "parameters", "points", "plane", "fit", "turn", "loss flat", "turn is")]
     rows += [
         (
@@ -222,7 +223,7 @@ _HEADS = tuple(f"{head}{of}" for of in ("(C)", "(O)") for head in ("r", "p", "ρ
 
 
 def conclusions(turns: Sequence[Turn]) -> Iterator[str]:
-    """What may be concluded, in sentences."""
+    """The conclusions as sentences."""
     found = [turn for turn in turns if turn.turn is not None]
     if not found:
         yield "Nothing can be concluded about a turn: in none of these courses a compression was recognised."
@@ -316,10 +317,10 @@ def _like(trajectory: Trajectory, points: Sequence[Measurement]) -> Trajectory:
 
 
 def numbers_of(course: Course, points: Sequence[Measurement], x: str) -> list[float]:
-    """The step of every point, or the tokens that its line or its measurement names.
+    """The step of every point, or its tokens, from its line or its measurement.
 
     Raises:
-        ValueError: tokens are asked for, and of some points they are not known; or neither is asked for.
+        ValueError: `x` is "tokens" and the tokens of some points are unknown; or `x` is something else.
     """
     if x not in ("step", "tokens"):
         raise ValueError(f'x: expected "step" or "tokens", got {x!r}')
@@ -423,7 +424,7 @@ def _flat(points: Sequence[Measurement], at: Sequence[float]) -> tuple[When | No
 
 
 def _stays(holds: Sequence[bool]) -> int | None:
-    """From which position on something holds to the end; None if not in the end."""
+    """The position from which the condition holds to the end; None if it does not hold at the end."""
     position = len(holds)
     while position and holds[position - 1]:
         position -= 1
@@ -431,7 +432,7 @@ def _stays(holds: Sequence[bool]) -> int | None:
 
 
 def _error(point: Measurement, lowest: Measurement, noise: float | None) -> float | None:
-    """Of the difference of two losses."""
+    """Standard error of the difference of two losses."""
     ours, its = point.loss_jackknife, lowest.loss_jackknife
     on_text = None
     if ours and len(ours) == len(its) and point.loss is not None and lowest.loss is not None:
@@ -506,7 +507,7 @@ def _stage(name: str, points: Sequence[Measurement], at: Sequence[float], plane:
 
 
 def _numbers(point: Measurement, plane: str) -> tuple[float | None, float | None, float | None]:
-    """Complexity, optimality and distance to the bound on a plane; but for the plain one, to the diagonal."""
+    """Complexity, optimality and distance on a plane: to the bound on the plain plane, to the diagonal on others."""
     view, ending = PLANES[plane]
     orders = point.views.get(view, {}) if view else point.orders
     found: PlanePoint | None = orders.get(point.primary or "")
@@ -527,7 +528,7 @@ def _verdict(distance: StepCorrelation, optimality: StepCorrelation) -> str:
 
 
 def _direction(of: StepCorrelation) -> int | None:
-    """1 if it surely rises, -1 if it surely falls, 0 if neither is sure; None if that cannot be told."""
+    """1 if the number clearly rises, -1 if it clearly falls, 0 if neither is clear; None with too few points."""
     if of.spearman is None or of.spearman_p is None:
         return None
     return 0 if of.spearman_p >= CHANCE else 1 if of.spearman > 0 else -1

@@ -1,1 +1,1 @@
-"""The Information Bottleneck curve, of any joint distribution and of a probe."""
+"""The Information Bottleneck curve of a joint distribution, or of a probe."""

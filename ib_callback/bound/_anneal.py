@@ -1,4 +1,7 @@
-"""From the hard code at β → ∞ down to the code that says nothing: where to look for codes, and for how long."""
+"""The search for codes, from the hard code at β → ∞ down to the code that says nothing: where to look, and how long.
+
+A *code* T of X is an encoder p(t | x); its values t are *codewords*. A code is hard if each x has one codeword.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +19,27 @@ from ib_callback.bound._joint import Joint
 from ib_callback.bound._solver import Solver, one_thread
 from ib_callback.estimator.quantise import exact_float32
 
-# As many codewords as rows are not taken by default beyond this number of rows: the encoder is their square.
+# Up to this number of rows, there are by default as many codewords as rows. Beyond it the encoder, which has that
+# number squared of entries, would be too large.
 MANY_ROWS = 4096
-# Encoders with up to so many entries are float64, and problems up to so many are computed thoroughly: see `Effort`.
+# Encoders of up to _FLOAT64_ENTRIES entries are float64; problems of up to _THOROUGH_ENTRIES are computed thoroughly.
+# See `Effort`.
 _FLOAT64_ENTRIES, _THOROUGH_ENTRIES = 1 << 12, 1 << 18
-# Share of each row given to all codewords alike before β is lowered. Without it codewords that have lost some y for
-# good (p(y|t) underflows while β is high) could never take up rows with that y again.
+# Before β is lowered, this share of each row is spread evenly over all codewords. Otherwise codewords that have lost
+# some y (p(y|t) underflows while β is high) could never take up rows with that y again.
 _MIX = 0.001
 # Steps are in log β.
 _FIRST_BETA, _FIRST_STRIDE = 300.0, 0.5
 _LEAST_STRIDE = {True: 0.001, False: 0.02}
 _GREATEST_STRIDE = 1.0
 _MOST_STEPS = 400
-# New starts: how many along the curve, and at most how many in gaps; and their share of random assignment.
+# New starts, for thorough computations and others: number along the curve, and largest number in gaps. _FRESH is the
+# share of random assignment in a new start.
 _NEW_STARTS = {True: (8, 40), False: (4, 4)}
 _FRESH = 0.3
-# So many of the best hard codes are starts.
+# Number of best hard codes from which β is lowered.
 _DESCENTS = 2
-# Below this a code says nothing, in nats.
+# A code with less information than this, in nats, says nothing.
 _NOTHING = 1e-9
 
 Point = tuple[float, float, float]
@@ -43,14 +49,15 @@ Point = tuple[float, float, float]
 class Effort:
     """How exactly to compute, and for how long.
 
-    dtype: of encoders. float64 where that costs nothing; float32 beyond, where it halves time and memory and alters a
-        code's informations by under 1e-5 nats, less than the steps in β do. Sums are float64 in any case.
+    dtype: dtype of encoders. float64 for small problems, where it costs nothing. Otherwise float32, which halves time
+        and memory; it changes a code's complexity and expressivity by under 1e-5 nats, less than the steps in β do.
+        Sums are always float64.
     thorough: whether the problem is small enough for an accuracy of 1e-4 nats.
     max_iterations, tolerance: as for `ib_curve`.
-    starts: random starts of sequential clustering, of which the best two go on.
-    partitions: the same at each β at which there are new starts, of which all go on; for small problems alone, where
+    starts: number of random starts of sequential clustering; the best two are used.
+    partitions: number of such starts at each β with new starts; all of them are used. Only for small problems, where
         they cost little and a missed code is a large part of the curve.
-    gap: greatest gap between a chord and the tangents at its ends, in nats.
+    gap: largest gap between a chord and the tangents at its ends, in nats.
     """
 
     dtype: torch.dtype
@@ -65,12 +72,12 @@ class Effort:
     def of(
         cls, joint: Joint, num_codewords: int, *, max_iterations: int | None = None, tolerance: float | None = None
     ) -> Effort:
-        """What suits a joint and a number of codewords."""
+        """The effort for a joint distribution and a number of codewords."""
         rows, columns = joint.probability.shape
         codewords = min(num_codewords, rows)
         entries = rows * codewords
         thorough = entries <= _THOROUGH_ENTRIES
-        # Of one iteration: two products, and exponentials and logarithms, which cost about 10 multiplications.
+        # The work of one iteration: two products, and exponentials and logarithms, which cost about 10 multiplications.
         work = codewords * (2 * min(joint.probability.nnz, rows * columns) + 10 * (rows + columns))
         return cls(
             dtype=torch.float64 if entries <= _FLOAT64_ENTRIES else torch.float32,
@@ -93,16 +100,16 @@ def anneal(
     device: torch.device,
     report: Callable[[float], None] = lambda share: None,
 ) -> list[Point]:
-    """Complexity and expressivity in nats of the codes found, with β; infinite for hard codes.
+    """Complexity and expressivity, in nats, and β of the codes that are found; β is infinite for hard codes.
 
     Args:
-        joint: reduced.
-        num_codewords: at most so many.
-        effort: how exactly and for how long.
-        betas: descending; None: chosen on the way.
-        seed: of random starts.
-        device: where to iterate.
-        report: called with the share done, a rough guess.
+        joint: reduced joint distribution.
+        num_codewords: largest number of codewords.
+        effort: how exactly and for how long to compute.
+        betas: values of β, descending; None: chosen on the way.
+        seed: seed of random starts.
+        device: device of the iteration.
+        report: called with the share that is done, a rough guess.
     """
     if min(joint.probability.shape) < 2:
         return []
@@ -115,7 +122,7 @@ def anneal(
             top = (*solver.information(encoder), math.inf)
             points.append(top)
             if top[0] - top[1] < effort.gap / 8:
-                return points  # on the diagonal, and so is the chord to it: nothing lies above
+                return points  # on the diagonal, as is the chord to it, and nothing lies above the diagonal
             for point in _descend(solver, encoder, top, effort, betas):
                 points.append(point)
                 report((number + 1 - point[0] / max(top[0], _NOTHING)) / len(codes))
@@ -129,7 +136,7 @@ def _fill(
 ) -> None:
     """Look for better codes from new starts, at some β and where the curve has gaps, and add them to `points`.
 
-    On the way down a code can outlive the β at which it is best, and then fall past others.
+    This is needed because on the way down, a code can persist below the β at which it is best, and then skip others.
     """
     random = torch.Generator().manual_seed(seed)
     hard = solver.hard(code)
@@ -138,8 +145,8 @@ def _fill(
     def start_at(beta: float) -> None:
         noise = torch.rand(hard.shape, generator=random, dtype=torch.float64, device="cpu").to(hard)
         begin_at((1 - _FRESH) * hard + _FRESH * noise / noise.sum(1, keepdim=True), beta)
-        # With codewords to spare the best code at any β can be reached from that of one row each. Otherwise the best
-        # partition depends on β: at a lower one some codewords are rarer, or unused.
+        # With enough codewords, the best code at any β can be reached from the code with one row for each codeword.
+        # Otherwise the best partition depends on β: at a lower β some codewords are rarer, or unused.
         if few:
             for start in range(effort.partitions):
                 begin_at(solver.hard(_partition(joint, num_codewords, effort, seed + start, beta)[0]), beta)
@@ -162,12 +169,12 @@ def _fill(
         return
     for complexity in np.linspace(corners[-1][0], 0.0, checks + 2)[1:-1]:
         pairs = list(pairwise(envelope(points)))
-        # What was found meanwhile may reach as high at less complexity, so that the curve ends before.
+        # Codes that were found meanwhile may reach as high at less complexity; the curve then ends before this one.
         start_at(_between(*next((pair for pair in pairs if complexity <= pair[1][0]), pairs[-1])))
     tried: set[float] = set()
     for _ in range(fills):
         corners = envelope(points)
-        # The curve begins with a slope of 1 at most.
+        # The slope of the curve is at most 1 at its beginning.
         corners[0] = (0.0, 0.0, 1.0)
         gaps = [(_gap(*pair), _between(*pair)) for pair in pairwise(corners)]
         gaps = [(gap, beta) for gap, beta in gaps if gap > 2 * effort.gap and beta not in tried]
@@ -184,12 +191,12 @@ def _between(lower: Point, upper: Point) -> float:
 
 
 def _lead(point: Point, others: list[Point]) -> float:
-    """By how much a code is better at its own β than the best of the others, in nats."""
+    """How much better a code is at its own β than the best of the others, in nats."""
     return point[1] - point[0] / point[2] - max(max(e - c / point[2] for c, e, _ in others), 0.0)
 
 
 def envelope(points: list[Point]) -> list[Point]:
-    """Corners of the least concave and monotone curve from (0, 0) on over points; β is 0 at (0, 0)."""
+    """Corners of the lowest concave and monotone curve from (0, 0) that no point exceeds; β is 0 at (0, 0)."""
     corners: list[Point] = [(0.0, 0.0, 0.0)]
     for c, e, negative in sorted((c, e, -beta) for c, e, beta in points):
         if e <= corners[-1][1] + 1e-12 or c <= 1e-12:
@@ -217,20 +224,20 @@ def _hard_codes(joint: Joint, num_codewords: int, effort: Effort, seed: int) -> 
 def _partition(
     joint: Joint, num_codewords: int, effort: Effort, seed: int, beta: float = math.inf
 ) -> tuple[np.ndarray, float]:
-    # A sweep costs about as much as a dozen iterations at least.
+    # A sweep costs at least as much as about a dozen iterations.
     sweeps, tolerance = math.ceil(effort.max_iterations / 3), 100 * effort.tolerance
     return cluster(joint, num_codewords, sweeps=sweeps, tolerance=tolerance, seed=seed % 2**32, beta=beta)
 
 
 def _descend(solver: Solver, encoder: Tensor, top: Point, effort: Effort, betas: list[float] | None) -> Iterator[Point]:
-    """Codes at lower and lower β, each begun from the last."""
+    """Codes at lower and lower β; each starts from the one before."""
 
     def solve(beta: float) -> tuple[Tensor, Point]:
         for mix in (_MIX, 0.0):
             start = (1 - mix) * encoder + mix / encoder.shape[1]
             found = solver.solve(start, beta, max_iterations=effort.max_iterations, tolerance=effort.tolerance)
             point = (*solver.information(found), beta)
-            # Mixing may have undone more than the iteration had the patience to restore; without it nothing is lost.
+            # Mixing may have undone more than the limited iteration could restore; without mixing nothing is lost.
             if point[1] - point[0] / beta >= upper[1] - upper[0] / beta - effort.tolerance:
                 break
         return found, point
@@ -243,7 +250,7 @@ def _descend(solver: Solver, encoder: Tensor, top: Point, effort: Effort, betas:
         return
     stride, least = _FIRST_STRIDE, _LEAST_STRIDE[effort.thorough]
     for _ in range(_MOST_STEPS):
-        # Below 1 no code is worth its complexity, by the data processing inequality.
+        # Below β = 1 no code is worth its complexity, by the data processing inequality.
         beta = max(_FIRST_BETA if math.isinf(upper[2]) else upper[2] * math.exp(-stride), 1.0)
         found, point = solve(beta)
         yield point
@@ -260,7 +267,7 @@ def _descend(solver: Solver, encoder: Tensor, top: Point, effort: Effort, betas:
 
 
 def _gap(lower: Point, upper: Point) -> float:
-    """How far the tangents at two points, of slopes 1/β, meet above the chord between them; 0 if they do not."""
+    """Height above the chord between two points at which their tangents, of slope 1/β, meet; 0 if they do not."""
     (c1, e1, beta1), (c2, e2, beta2) = lower, upper
     slope1, slope2 = 1 / beta1, 1 / beta2
     if c2 - c1 < _NOTHING or slope1 - slope2 < 1e-12:

@@ -1,9 +1,10 @@
 """Hard codes: each label belongs to one codeword. They are the end of the curve at β → ∞.
 
-Sequential clustering (Slonim, Friedman & Tishby, "Unsupervised document classification using sequential information
-maximization", 2002): one label at a time is taken out of its codeword and put where I(T;Y) is highest. Unlike
-k-means with divergences it cannot get stuck because a codeword has never seen one of the label's y, which on the
-sparse joints of text nearly every pair of label and codeword is.
+They are found by sequential clustering (Slonim, Friedman & Tishby, "Unsupervised document classification using
+sequential information maximization", 2002): one label at a time is taken out of its codeword and put where I(T;Y) is
+highest. k-means with divergences cannot move a label to a codeword that has never seen one of the label's y. On the
+sparse joints of text nearly every pair of label and codeword is like that. Sequential clustering does not get stuck
+there.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from ib_callback.bound._joint import Joint
 def cluster(
     joint: Joint, num_codewords: int, *, sweeps: int, tolerance: float, seed: int, beta: float = math.inf
 ) -> tuple[np.ndarray, float]:
-    """Codeword [R] of each row and I(T;Y) in nats, from a random start: a local maximum, or near it.
+    """Codeword [R] of each row and I(T;Y) in nats, from a random start: at a local maximum, or near it.
 
     Args:
-        joint: of R rows, more than there are codewords.
-        num_codewords: how many there are.
-        sweeps: at most so often each row is looked at.
+        joint: joint distribution with R rows, more than codewords.
+        num_codewords: number of codewords.
+        sweeps: largest number of sweeps over all rows.
         tolerance: stop after a sweep that gains less, in nats.
-        seed: of the start and of the order of rows.
-        beta: what is maximised is I(T;Y) - I(T;X)/beta, of which the last is H(T)/beta, as codes are hard.
+        seed: seed of the start and of the order of rows.
+        beta: maximise I(T;Y) - I(T;X)/beta. The second term is H(T)/beta, because codes are hard.
     """
     random = np.random.RandomState(seed)
     num_rows = len(joint.rows)
@@ -46,13 +47,13 @@ def cluster(
             without[:, own] = np.maximum(without[:, own] - values[entries], 0.0)
             rest = weight.copy()
             rest[own] = max(rest[own] - p, 0.0)
-            # Change of sum p(y,t) log p(y,t) - (1 - 1/beta) sum p(t) log p(t), the objective but for a constant, when
-            # the row joins each codeword.
+            # For each codeword: the change of sum p(y,t) log p(y,t) - (1 - 1/beta) sum p(t) log p(t) when the row joins
+            # it. Apart from a constant, this sum is the objective.
             together = without + values[entries, None]
             gain = (xlogy(together, together) - xlogy(without, without)).sum(0)
             gain -= (1 - 1 / beta) * (xlogy(rest + p, rest + p) - xlogy(rest, rest))
             best = int(gain.argmax())
-            # Not for rounding error: rows would move to and fro.
+            # Ignore gains within rounding error, or rows would move back and forth.
             if gain[best] > gain[own] + 1e-14:
                 gained += gain[best] - gain[own]
                 table[at, own] = without[:, own]

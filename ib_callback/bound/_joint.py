@@ -1,4 +1,4 @@
-"""A joint distribution p(x, y) as the iteration wants it: checked, without what never occurs, and as small as exact."""
+"""A joint distribution p(x, y) for the iteration: checked, without empty rows or columns, and reduced without error."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from scipy.special import xlogy
 class Joint:
     """A reduced joint distribution.
 
-    Rows with the same p(y | x) are one row, and columns with the same p(x | y) one column: they are
-    indistinguishable to any code, so that neither I(X;T) nor I(Y;T) of an optimal code changes.
+    Rows with the same p(y | x) are merged into one row, and columns with the same p(x | y) into one column. No code
+    can distinguish them, so neither I(X;T) nor I(Y;T) of an optimal code changes.
 
     probability: [R, C] float64 CSR, sums to 1; no empty row or column.
     conditional: p(y | x), with the same structure.
@@ -38,7 +38,7 @@ class Joint:
         rows = np.asarray(probability.sum(1)).ravel()
         columns = np.asarray(probability.sum(0)).ravel()
         conditional = _divided_by_rows(table)
-        # As a divergence of each row from the mean: differences of entropies would cancel where X says little.
+        # Computed as a divergence of each row from the mean, because entropies would cancel if X says little.
         terms = probability.data * (np.log(conditional.data) - np.log(columns[conditional.indices]))
         limit = min(float(-xlogy(p, p).sum()) for p in (rows, columns))
         return cls(probability, conditional, rows, columns, float(np.clip(terms.sum(), 0.0, limit)))
@@ -74,7 +74,7 @@ def _table(joint: Any) -> sp.csr_matrix:
             f"joint: expected a table [X, Y] of counts or probabilities with a positive sum, got one of shape "
             f"{tuple(table.shape)} without a positive entry."
         )
-    # A scale, exact for any float, so that neither sums nor quotients leave float64's range.
+    # Scaled by a power of two, which is exact for any float, so neither sums nor quotients leave float64's range.
     table.data = np.ldexp(table.data, -int(np.frexp(table.data.max())[1]))
     table.eliminate_zeros()
     kept_rows = np.flatnonzero(np.diff(table.indptr))
@@ -83,7 +83,7 @@ def _table(joint: Any) -> sp.csr_matrix:
 
 
 def _merge(table: sp.csr_matrix) -> sp.csr_matrix:
-    """Add up rows with the same conditional distribution, then columns, until none is left."""
+    """Add up rows with the same conditional distribution, then columns, until no two are the same."""
     while True:
         shape = table.shape
         table = _merge_rows(table)
@@ -95,7 +95,7 @@ def _merge(table: sp.csr_matrix) -> sp.csr_matrix:
 
 def _merge_rows(table: sp.csr_matrix) -> sp.csr_matrix:
     table.sort_indices()
-    # Quotients of counts are correctly rounded, so that proportional rows of counts agree to the last bit.
+    # Quotients of counts are correctly rounded, so proportional rows of counts agree to the last bit.
     conditional = _divided_by_rows(table)
     group: dict[tuple[bytes, bytes], int] = {}
     number = np.empty(table.shape[0], np.int64)

@@ -1,7 +1,8 @@
 """The self-consistent iteration of the Information Bottleneck at one β (Tishby, Pereira & Bialek 1999, eqs. 16-18).
 
-A code is an encoder p(t | x), [R, n]. One iteration makes its decoder, p(t) and p(y | t), and then the best encoder
-for that decoder, p(t | x) ∝ p(t) exp(−β KL(p(y|x) ‖ p(y|t))). Neither half lowers the objective I(Y;T) − I(X;T)/β.
+A code is an encoder p(t | x), [R, n]. One iteration first makes its decoder, p(t) and p(y | t). Then it makes the best
+encoder for that decoder, p(t | x) ∝ p(t) exp(−β KL(p(y|x) ‖ p(y|t))). Neither half lowers the objective
+I(Y;T) − I(X;T)/β.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from torch import Tensor
 
 from ib_callback.bound._joint import Joint
 
-# Above this share of non-zeros a dense product is the faster one.
+# Above this share of non-zeros a dense product is faster.
 _DENSE = 0.2
 # The longest extrapolation, in steps.
 _LONGEST = 64.0
-# Codewords whose distributions over y have a squared Hellinger distance below this are one codeword.
-# Not far above: while β is falling towards the split of two codewords they lie close together, and still count.
+# Codewords whose distributions over y have a squared Hellinger distance below this count as one codeword. The limit
+# must not be much larger: while β falls towards the value at which two codewords merge, they are similar but differ.
 _SAME = 1e-10
 
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU, one thread.
+    """Use one thread on a CPU.
 
-    The products are short, so that threads cost more than they save on a machine that does other work too; and the
-    result is then bitwise the same whatever the number of threads.
+    The products are short, so threads cost more than they save on a machine that does other work too. With one thread,
+    the result is also bitwise the same for any setting of threads.
     """
     threads = torch.get_num_threads()
     if device.type == "cpu":
@@ -46,7 +47,7 @@ def one_thread(device: torch.device) -> Iterator[None]:
 class Solver:
     """Iterates codes of one joint distribution on one device.
 
-    Tables are of `dtype`; sums over them that become results are float64.
+    Tables have the dtype `dtype`; sums over them that become results are float64.
     """
 
     def __init__(self, joint: Joint, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -75,7 +76,7 @@ class Solver:
     def _product(matrix: Tensor | tuple[Tensor, Tensor, Tensor], table: Tensor) -> Tensor:
         if isinstance(matrix, Tensor):
             return matrix @ table
-        # Like histogram.segment_sum: no atomics, so the same on every run.
+        # Like histogram.segment_sum: without atomics, so the result is the same on every run.
         members, offsets, weights = matrix
         return F.embedding_bag(
             members, table, offsets, mode="sum", include_last_offset=True, per_sample_weights=weights
@@ -87,7 +88,7 @@ class Solver:
         return F.one_hot(codes, int(code.max()) + 1).to(self.dtype)
 
     def information(self, encoder: Tensor) -> tuple[float, float]:
-        """I(X;T) and I(Y;T) of a code in nats: what it achieves, whether or not it is optimal."""
+        """I(X;T) and I(Y;T) of a code in nats, for any code, optimal or not."""
         joint = self._product(self._decode, encoder).double()
         weight = joint.sum(0)
         over_t = torch.xlogy(weight, weight).sum()
@@ -98,13 +99,13 @@ class Solver:
     def solve(self, encoder: Tensor, beta: float, *, max_iterations: int, tolerance: float) -> Tensor:
         """A code at which the objective has stopped growing, or near it.
 
-        Two iterations and an extrapolation along their difference (SQUAREM: Varadhan & Roland 2008), which is taken
-        only if the objective does not fall.
+        Each round makes two iterations and an extrapolation along their difference (SQUAREM: Varadhan & Roland 2008).
+        The extrapolation is used only if the objective does not fall.
 
         Args:
-            encoder: [R, n] to begin with.
-            beta: weight of I(Y;T).
-            max_iterations: at most about so many.
+            encoder: [R, n], the code to start from.
+            beta: weight β in the objective I(Y;T) − I(X;T)/β.
+            max_iterations: approximate upper limit of iterations.
             tolerance: stop when the objective grows by less, in nats, in a round of three iterations.
         """
         before = -float("inf")
@@ -123,12 +124,12 @@ class Solver:
         return encoder
 
     def _iterate(self, encoder: Tensor, beta: float) -> tuple[Tensor, float]:
-        """The next encoder, and the objective of the decoder in between with its best encoder."""
+        """The next encoder, and its objective with the decoder from which it was made."""
         joint = self._product(self._decode, encoder)
         weight = joint.sum(0)
         log_weight = weight.clamp_min(self._tiny).log_()
         scores = self._product(self._encode, joint.clamp_min_(self._tiny).log_().sub_(log_weight))
-        # Of a codeword that has all but died out, p(y | t) is lost to underflow.
+        # Codewords with almost no weight are dropped, because their p(y | t) is lost to underflow.
         scores.mul_(beta).add_(log_weight.masked_fill_(weight < self._tiny**0.5, -torch.inf))
         highest = scores.amax(1, keepdim=True)
         scores.sub_(highest).exp_()
@@ -147,9 +148,9 @@ class Solver:
         return guess.div_(guess.sum(1, keepdim=True).clamp_min_(self._tiny))
 
     def without_copies(self, encoder: Tensor) -> Tensor:
-        """The same code with codewords that say the same about y made one, which alters neither information.
+        """The same code, with codewords merged that say the same about y; this changes neither I(X;T) nor I(Y;T).
 
-        Unused codewords are left out.
+        Unused codewords are removed.
         """
         joint = self._product(self._decode, encoder)
         weight = joint.sum(0)

@@ -1,9 +1,9 @@
-"""The Information Bottleneck curve of a discrete joint distribution p(x, y): how much a code can say about Y.
+"""The Information Bottleneck curve of a discrete joint distribution p(x, y): how much a code of X can say about Y.
 
-A code T of X that keeps complexity I(X;T) has an expressivity I(Y;T) of at most the curve of the joint (Tishby,
-Pereira & Bialek 1999). The iteration that finds codes may end in local maxima, so that what is found is *achievable*: a
-curve from inside, at or below the true bound. No code of X alone lies above min(I(X;T), I(X;Y)), by the data
-processing inequality: the two bracket the true bound.
+The curve gives the highest expressivity I(Y;T) of a code T of X for each complexity I(X;T) (Tishby, Pereira & Bialek
+1999). The iteration that finds codes may end in local maxima. So the curve found here is *achievable*: it lies at or
+below the true bound. By the data processing inequality, no code of X alone lies above min(I(X;T), I(X;Y)). The true
+bound lies between the two.
 """
 
 from __future__ import annotations
@@ -28,36 +28,37 @@ from ib_callback.common.messages import describe
 from ib_callback.common.progress import progress_bar
 
 FORMAT = 2
-_CHECKSUM = "sha256"  # of all that comes before it in the file; format 1 had none
+_CHECKSUM = "sha256"  # of everything before it in the file; format 1 had none
 _OF_FILE = {
     "format", "unit", "complexity", "expressivity", "betas", "mutual_information", "num_codewords", _CHECKSUM,
 }  # fmt: skip
-# Beside the trajectory of a run of which it is the bound.
+# Name of the file beside the trajectory of a run, if the curve is the run's bound.
 FILENAME = "ib_curve.json"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class IBCurve:
-    """Achievable complexity and expressivity: a concave curve from (0, 0) on, of which these are the corners.
+    """Achievable complexity and expressivity: the corners of a concave curve that starts at (0, 0).
 
-    It is a lower bound on what codes of X can reach, hence on the true bound, and rounding apart it lies at or below
-    min(complexity, `mutual_information`), an upper bound on it. Between corners it is reached by time-sharing: the
-    one code for a share of the positions and the other for the rest, which may take twice `num_codewords`.
+    The curve lies at or below the true bound, because codes of X reach it. Apart from rounding, it also lies at or
+    below min(complexity, `mutual_information`), which is an upper limit of the true bound. Points between corners are
+    reached by time-sharing: one code for a share of the positions and the other for the rest, which may take twice
+    `num_codewords`.
 
-    Hidden states of a language model see more of the text than X, the token: their point may lie above this curve,
-    and above the diagonal. That excess is information from the wider context, not an error.
+    Hidden states of a language model see more of the text than X, the token. So their point may lie above this curve,
+    and above the diagonal. The excess is information from the wider context, not an error.
 
     Attributes:
         complexity: I(X;T) of each corner, ascending from 0.0, [k], float64.
         expressivity: I(Y;T) of each corner, ascending from 0.0, [k], float64.
-        betas: weight β of the expressivity in the objective I(Y;T) − I(X;T)/β with which the corner was found, [k]: 0
-            at the origin, infinite for a code that is hard (a partition of X).
-        mutual_information: I(X;Y), which no expressivity exceeds.
-        num_codewords: how many values T could take.
-        unit: of all of these but `betas`: "nats", "bits" or "efficiency", a fraction of log(number of bins).
-        nats_per_unit: of that unit.
-        info: what else a file says about the curve, as JSON values: for `probe_curve` the probe's fingerprint, the
-            order and the number of positions.
+        betas: β in the objective I(Y;T) − I(X;T)/β with which each corner was found, [k]; 0 at the origin, infinite
+            for a hard code (a partition of X).
+        mutual_information: I(X;Y), the upper limit of the expressivity.
+        num_codewords: number of values that T can take.
+        unit: unit of all numbers except `betas`: "nats", "bits" or "efficiency", a fraction of log(number of bins).
+        nats_per_unit: number of nats in that unit.
+        info: further facts in the file, as JSON values. For `probe_curve`: the probe's fingerprint, the order, K (the
+            widest order) and the number of positions.
     """
 
     complexity: np.ndarray
@@ -90,17 +91,17 @@ class IBCurve:
     def bound(self, complexity: Any) -> Any:
         """The highest expressivity that was achieved with at most this complexity.
 
-        Linear between corners; 0 for a complexity below 0, which rounding yields; beyond the last corner the
-        expressivity of that one, the largest that so many codewords achieved.
+        It is linear between corners. For a complexity below 0, which rounding can cause, it is 0. Beyond the last
+        corner it stays at the expressivity of that corner, the largest that this number of codewords achieved.
 
         Args:
             complexity: a number, or an array of any shape; in `unit`.
 
         Raises:
-            ValueError: NaN.
+            ValueError: `complexity` contains NaN.
 
         Returns:
-            A float, or an array of that shape.
+            A float, or an array of the same shape; in `unit`.
         """
         values = np.asarray(complexity, np.float64)
         if np.isnan(values).any():
@@ -113,12 +114,12 @@ class IBCurve:
         return self._in("bits", math.log(2.0))
 
     def to_efficiency(self, num_bins: int) -> IBCurve:
-        """The same curve in fractions of log(num_bins), the unit in which `Meter` measures."""
+        """The same curve in fractions of log(num_bins), the unit of `Meter`."""
         check_integer("num_bins", num_bins, minimum=2, cure="it is the number of reference points of the Meter")
         return self._in("efficiency", math.log(num_bins))
 
     def with_info(self, **info: Any) -> IBCurve:
-        """The same curve that says more about itself, in JSON values."""
+        """The same curve with further entries in `info`, which must be JSON values."""
         return replace(self, info={**self.info, **info})
 
     def _in(self, unit: str, nats: float) -> IBCurve:
@@ -133,9 +134,9 @@ class IBCurve:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the curve as one JSON object, in nats, in one step; a file that is there already is replaced.
+        """Write the curve as one JSON object, in nats, in one step. An existing file is replaced.
 
-        Its last entry is a checksum of all before it.
+        The last entry is a checksum of everything before it.
         """
         curve = self if self.nats_per_unit == 1.0 else self._in("nats", 1.0)
         content = {
@@ -153,12 +154,12 @@ class IBCurve:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> IBCurve:
-        """Read a curve that was saved; it is in nats.
+        """Read a saved curve; it is in nats.
 
-        What version 0.1.0 wrote has no checksum: it is read if it is a curve that can be.
+        Files of version 0.1.0 have no checksum. They are accepted if their curve is possible for a joint distribution.
 
         Raises:
-            ValueError: not such a file, or one that was damaged or changed, or of a newer format.
+            ValueError: the file is not a saved curve, was damaged or changed, or has a newer format.
             FileNotFoundError: there is no such file.
         """
         with open(expanded(path), "rb") as file:
@@ -170,7 +171,7 @@ class IBCurve:
                 raise ValueError(f"format {number!r} in {unit!r} is none that this version of ib_callback knows")
             if number == FORMAT:
                 content.pop(_CHECKSUM, None)
-                line = data.rstrip()  # whatever line break there is
+                line = data.rstrip()  # removes any kind of line break
                 if line != _sealed(line[: -len(_sealed(b""))]):
                     raise ValueError("its checksum is not that of its content")
             known = {name: content.pop(name) for name in ("complexity", "expressivity", "mutual_information")}
@@ -186,7 +187,7 @@ class IBCurve:
             ) from error
 
     def _check_plausible(self) -> None:
-        """Refuse what is no curve of any joint distribution: a bound that it breaks, or a corner that juts inwards."""
+        """Raise if no joint distribution has this curve: if it exceeds a limit, or is not concave."""
         c, e = self.complexity, self.expressivity
         slopes = np.diff(e) / np.diff(c)
         rounding = 1e-9 * (1 + self.mutual_information)
@@ -219,38 +220,39 @@ def ib_curve(
     device: str | torch.device | None = None,
     progress: bool = False,
 ) -> IBCurve:
-    """The Information Bottleneck curve of a joint distribution, as far as iteration finds it.
+    """Compute the Information Bottleneck curve of a joint distribution, as far as iteration finds it.
 
-    From a hard code at β → ∞ (X itself if there are codewords enough, else the best of sequential clustering) β is
-    lowered step by step, each time to a fixed point of the self-consistent equations, until the code says nothing;
-    codewords that have become alike are joined on the way. Steps are so short that tangents, of slope 1/β, at two
-    successive points leave room for little above the chord between them: 8e-5 nats, or for large problems 3e-4 of
-    I(X;Y). On a joint of text this ends well above what raising β from 0 finds, where rare labels use up the codewords.
+    The search starts from a hard code at β → ∞: X itself if there are enough codewords, else the best result of
+    sequential clustering. Then β is lowered step by step until the code says nothing. At each step the iteration goes
+    to a fixed point of the self-consistent equations, and codewords that have become equal are merged. Steps are short
+    enough that the tangents at two successive points, of slope 1/β, meet at most 8e-5 nats above the chord between them
+    (for large problems 3e-4 of I(X;Y)). On the joint distribution of a text this finds much better codes than raising β
+    from 0, where rare labels use up the codewords.
 
-    The result is the same on every run on one kind of device, whatever the number of threads.
+    The result is the same on every run on one kind of device, for any number of threads.
 
     Args:
         joint: [X, Y] counts or probabilities, which need not sum to one: an array, a torch tensor (dense or sparse) or
-            a SciPy sparse matrix. Rows and columns of zeros are labels that never occur, and make no difference.
-        num_codewords: how many values T can take; by default as many as there are different p(y | x), beyond which more
-            gain nothing.
-        betas: the weights β at which codes are sought, positive; by default chosen as above. The hard code at β → ∞
-            belongs to the curve in any case.
-        max_iterations: at each β, and three times the sweeps of sequential clustering; by default 30 to 1,000,
-            fewer for larger problems.
-        tolerance: in nats: iteration ends where the objective grows by less; by default 3e-6, or 1e-5 for
+            a SciPy sparse matrix. Rows and columns of zeros make no difference.
+        num_codewords: number of values that T can take; by default the number of different p(y | x). More would gain
+            nothing.
+        betas: positive weights β at which to look for codes; by default chosen as above. The hard code at β → ∞ always
+            belongs to the curve.
+        max_iterations: largest number of iterations at each β, and three times the largest number of sweeps of
+            sequential clustering; by default 30 to 1,000, fewer for larger problems.
+        tolerance: the iteration ends when the objective grows by less than this, in nats; by default 3e-6, or 1e-5 for
             large problems.
-        seed: of the random starts of sequential clustering.
-        device: where to iterate; by default where `joint` is.
+        seed: seed of the random starts of sequential clustering.
+        device: device of the iteration; by default that of `joint`.
         progress: whether to show a bar when it takes more than two seconds.
 
     Raises:
-        ValueError: a joint that is no table of finite, non-negative numbers with a positive sum, fewer than two
-            codewords, or betas that are not positive.
-        TypeError: not numbers, or not integers.
+        ValueError: `joint` is not a table of finite, non-negative numbers with a positive sum; fewer than two
+            codewords; or betas that are not positive.
+        TypeError: an argument is not numeric, or not an integer where one is needed.
 
     Returns:
-        The curve, in nats. Of independent X and Y, or with one row or column, it is the point (0, 0).
+        The curve, in nats. If X and Y are independent, or if there is one row or column, it is the point (0, 0).
 
     Examples:
         >>> ib_curve([[2, 0, 0], [0, 1, 0], [0, 0, 1]])  # Y is a function of X: the diagonal, up to H(Y)
@@ -280,11 +282,11 @@ def ib_curve(
             effort,
             betas=chosen,
             seed=seed,
-            # MPS has no float64, in which the results are added up.
+            # Not on MPS, which has no float64: the results are added up in float64.
             device=torch.device("cpu") if where is None or where.type == "mps" else where,
             report=lambda share: reached(round(100 * share)),
         )
-    # By the data processing inequality, to which rounding does not keep.
+    # Rounding can violate the data processing inequality, so expressivity is clipped.
     proper = [(c, min(e, c, reduced.mutual_information), beta) for c, e, beta in points]
     return IBCurve(
         *np.array(envelope(proper)).T,
@@ -294,7 +296,7 @@ def ib_curve(
 
 
 def _sealed(content: bytes) -> bytes:
-    """A JSON object, given without its last brace, with its checksum."""
+    """Add a checksum to a JSON object that is given without its last brace."""
     return content + f', "{_CHECKSUM}": "{hashlib.sha256(content).hexdigest()}"}}'.encode()
 
 

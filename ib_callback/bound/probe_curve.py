@@ -16,7 +16,7 @@ from ib_callback.common.messages import note
 from ib_callback.probe.ngrams import ORDER_NAMES, parse_orders, valid_positions
 from ib_callback.probe.probe import Probe
 
-# To be raised whenever the curve of the same probe becomes another one; old files are then not read again.
+# Raise this number whenever the curve of the same probe changes; old files are then not read again.
 ALGORITHM = 2
 
 
@@ -25,8 +25,8 @@ class ProbeJoint:
     """How often each pair of labels occurs.
 
     counts: [X, Y] integer counts, sparse (COO); they add up to the number of valid positions.
-    inputs: [X, o] token ids of each input label, the last o tokens up to the position, in reading order.
-    outputs: [Y, o] token ids of each output label, the o tokens after it.
+    inputs: [X, o] token ids of each input label: the o tokens that end at the position, in reading order.
+    outputs: [Y, o] token ids of each output label: the o tokens after the position.
     """
 
     counts: sp.coo_matrix
@@ -35,21 +35,21 @@ class ProbeJoint:
 
     @property
     def num_positions(self) -> int:
-        """Valid positions T."""
+        """Number of valid positions T."""
         return int(self.counts.data.sum())
 
 
 def probe_joint(probe: Probe, order: str = "token", *, orders: str | Iterable[str] = tuple(ORDER_NAMES)) -> ProbeJoint:
-    """Count the pairs of input and output label of one n-gram order over the valid positions of a probe.
+    """Count the pairs of input and output labels of one n-gram order over the valid positions of a probe.
 
     Args:
         probe: frozen text.
-        order: of the labels: `"token"`, `"bigram"`, …
+        order: order of the labels: `"token"`, `"bigram"`, …
         orders: all orders that are measured together; the widest decides which positions are valid.
 
     Raises:
         ProbeError: no position is valid.
-        ValueError: an order that is none, or is not among `orders`.
+        ValueError: `order` is unknown, or not among `orders`.
     """
     widths = parse_orders(orders)
     if order not in widths:
@@ -71,7 +71,7 @@ def probe_joint(probe: Probe, order: str = "token", *, orders: str | Iterable[st
 
 
 def _number(contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The different rows, and which of them each row is."""
+    """The distinct rows, and for each row the number of its distinct row."""
     distinct, number = np.unique(contexts, axis=0, return_inverse=True)
     return distinct, number.reshape(-1).astype(np.int64)
 
@@ -85,30 +85,30 @@ def probe_curve(
     cache: bool = True,
     progress: bool = False,
 ) -> IBCurve:
-    """The Information Bottleneck curve of a probe's own joint distribution p(x, y), on the CPU.
+    """Compute the Information Bottleneck curve of a probe's own joint distribution p(x, y), on the CPU.
 
-    It is that of the sample: a code that knows the sample by heart could reach it. It is computed once and then kept
-    in `ib_callback/ib_curves` below the user's cache directory (`$XDG_CACHE_HOME`, by default `~/.cache`); of
-    several processes one computes and the others wait. Where nothing can be kept, each computes the same.
+    It is the curve of the sample: a code that has memorised the sample could reach it. The curve is computed once and
+    then kept in `ib_callback/ib_curves` below the user's cache directory (`$XDG_CACHE_HOME`, by default `~/.cache`). If
+    several processes need it, one computes and the others wait. If nothing can be kept, each computes the same.
 
     Args:
         probe: frozen text.
-        order: of the labels.
+        order: order of the labels.
         orders: all orders that are measured together; the widest decides which positions are valid.
-        num_codewords: how many values a code can take: the number of bins, to compare with measurements.
-        cache: whether to keep the curve, and to use one that was kept.
+        num_codewords: number of values that a code can take. To compare with measurements, pass the number of bins.
+        cache: whether to keep the curve, and to use a kept one.
         progress: whether to show a bar when it takes more than two seconds.
 
     Raises:
         ProbeError: no position is valid, or the probe was changed in place.
-        ValueError: an order that is none or is not among `orders`, or fewer than two codewords.
+        ValueError: `order` is unknown or not among `orders`, or there are fewer than two codewords.
 
     Warns:
-        RuntimeWarning: the curve cannot be kept, or what was kept is damaged.
+        RuntimeWarning: the curve cannot be kept, or the kept file is damaged.
 
     Returns:
-        The curve, in nats. `.to_efficiency(num_bins)` has the unit of measurements. Its `info` names the probe's
-        fingerprint, the order, K (the widest order) and the number of valid positions.
+        The curve, in nats. `.to_efficiency(num_bins)` converts it to the unit of measurements. Its `info` holds the
+        probe's fingerprint, the order, K (the widest order) and the number of valid positions.
     """
     check_integer("num_codewords", num_codewords, minimum=2, cure="it is the number of bins, 100 by default")
     widths = parse_orders(orders)
@@ -132,7 +132,7 @@ def probe_curve(
 
     if not cache or order not in widths:
         return build()
-    # What was kept in an earlier format has no checksum, and is computed anew.
+    # Files of an earlier format have no checksum; their curves are computed again.
     name = f"{probe.fingerprint}-{order}-K{max(widths.values())}-{num_codewords}-v{ALGORITHM}.{FORMAT}.json"
     what = f"the IB curve of probe {probe.name!r}"
     path = cache_file("ib_curves", name, what=what)

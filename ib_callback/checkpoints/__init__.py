@@ -1,1 +1,1 @@
-"""Trained models after the fact: found, fetched, loaded one at a time, and measured into one file of results."""
+"""Measure trained models after training: find, fetch and load checkpoints one at a time, into one file of results."""

@@ -1,4 +1,4 @@
-"""From what is asked for to the checkpoints that are measured, in order."""
+"""Find the requested checkpoints, in the order in which they are measured."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ class Wanted:
     """Which checkpoints to measure.
 
     Attributes:
-        models: paths, and names on the hub, "owner/name" or "owner/name@revision".
-        revisions: globs of branches and tags, for names on the hub; none: "main".
-        name: one name for all, which so become one course of training; None: each has its own.
-        stage: of the training; None: what names say.
-        max_points: the most of each model, evenly over the logarithm of the step; None: all.
+        models: paths, or names on the hub, "owner/name" or "owner/name@revision".
+        revisions: globs of branches and tags, for names on the hub; empty: "main".
+        name: one name for all models, which then form one course (the checkpoints of one training); None: each has its
+            own name.
+        stage: stage of the training; None: taken from names.
+        max_points: largest number of checkpoints of each model, spread evenly over the logarithm of the step; None:
+            all.
         untrained: whether the untrained model of each configuration is measured as step 0.
-        seed: of its weights.
-        gguf: of several GGUF files which one, as a glob.
+        seed: seed of the untrained weights.
+        gguf: which of several GGUF files to use, as a glob.
     """
 
     models: Sequence[str]
@@ -42,10 +44,10 @@ class Wanted:
 
 
 def find_checkpoints(wanted: Wanted, tell: Tell) -> tuple[list[Checkpoint], list[tuple[Checkpoint, Checkpoint]]]:
-    """All checkpoints, each model's in the order of its steps; and those left out because their weights are not new.
+    """All checkpoints, those of each model in the order of its steps; and those left out because of equal weights.
 
     Raises:
-        ModelError: a model that is not there, or nothing that matches.
+        ModelError: a model does not exist, or nothing matches.
     """
     found: list[Checkpoint] = []
     for source, name in zip(wanted.models, _names(wanted), strict=True):
@@ -75,28 +77,29 @@ def find_checkpoints(wanted: Wanted, tell: Tell) -> tuple[list[Checkpoint], list
 
 
 def shard_of(checkpoints: Sequence[Checkpoint], shard: tuple[int, int] | None) -> list[Checkpoint]:
-    """The checkpoints that one of several processes measures: every so many, from its number on, which begins at 1.
+    """The checkpoints that process k of n measures: every n-th one, from the k-th on (k counts from 1).
 
-    What was left out for its weights keeps its number: where the hub does not answer one process, equal weights are
-    not told there, and by place in the list all later ones would be others' than elsewhere.
+    Checkpoints that were left out because of equal weights keep their numbers. If the hub does not answer one process,
+    that process cannot detect equal weights. With places in the list instead of numbers, it would then measure other
+    checkpoints than intended.
     """
     return [c for c in checkpoints if shard is None or c.number % shard[1] == shard[0] - 1]
 
 
 def _names(wanted: Wanted) -> list[str]:
-    """A name for each model: that on the hub, or as much of a path, from its end, as tells it from the others."""
+    """A name for each model: its name on the hub, or the shortest ending of its path that distinguishes it."""
     if wanted.name is not None:
         return [wanted.name] * len(wanted.models)
     local = [Path(source) for source in wanted.models if Path(source).exists()]
     whole = [path.resolve() for path in local]
-    # The run, and not "checkpoints", as Lightning and others call the folder.
+    # The name of the run instead of "checkpoints", which is what Lightning and others call the folder.
     parts = [path.parent.parts if path.name == "checkpoints" else path.parts for path in whole]
     names = dict(zip(local, told_apart(parts), strict=True))
     return [names.get(Path(source), source.partition("@")[0]) for source in wanted.models]
 
 
 def _once(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """What was given several times once; branches at one commit are not the same, for their equality is told."""
+    """Remove checkpoints that were given several times; branches at one commit stay, because these are reported."""
     found: dict[object, Checkpoint] = {}
     for c in checkpoints:
         name = c.revision if isinstance(c.place, hub.OnHub) else None
@@ -105,7 +108,7 @@ def _once(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
 
 
 def _told_apart(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Revisions of one model that have the same name, as in two repositories, are called by their source too."""
+    """Add the source to the names of equal revisions of one model, such as revisions from two repositories."""
     count = Counter((checkpoint.model, checkpoint.revision) for checkpoint in checkpoints)
     return [
         replace(c, revision=f"{_whence(c)}{'' if c.revision is None else f'@{c.revision}'}")
@@ -121,7 +124,7 @@ def _whence(checkpoint: Checkpoint) -> str:
 
 
 def _staged(checkpoints: Sequence[Checkpoint], stage: str | None) -> list[Checkpoint]:
-    """With their stages: a step that names none is of the first stage, if others name theirs."""
+    """Add stages: if some steps name their stage, a step that names none belongs to the first stage."""
     stages = sorted({c.stage for c in checkpoints if c.stage is not None and c.step is not None})
     first = stage or (stages[0] if stages else None)
     return [
@@ -130,20 +133,20 @@ def _staged(checkpoints: Sequence[Checkpoint], stage: str | None) -> list[Checkp
 
 
 def _with_gguf(checkpoint: Checkpoint, glob: str) -> Checkpoint:
-    """Called by its GGUF file, too: those beside it, of another quantisation, are other weights."""
+    """Add the GGUF file to the name, because files beside it with another quantisation hold other weights."""
     place = checkpoint.place
     names = [] if checkpoint.revision is None else [checkpoint.revision]
     if isinstance(place, hub.OnHub):
         names += [name for name in place.weights if name.endswith(".gguf")]
     elif isinstance(place, Local) and place.path.is_dir():
-        with suppress(ModelError):  # several, which is said where it is loaded
+        with suppress(ModelError):  # raised for several files; loading reports this
             file = gguf_in(place.path, glob)
             names += [] if file is None else [file.name]
     return replace(checkpoint, revision=" ".join(names) or None)
 
 
 def _thinned(checkpoints: Sequence[Checkpoint], most: int | None) -> list[Checkpoint]:
-    """In the order of stages and steps, those without a step last; of each stage at most so many steps."""
+    """Sort by stage and step, with checkpoints without a step last; keep at most `most` steps of each stage."""
     by_stage: dict[str | None, list[int]] = {}
     for c in checkpoints:
         if c.step is not None:
@@ -154,7 +157,7 @@ def _thinned(checkpoints: Sequence[Checkpoint], most: int | None) -> list[Checkp
 
 
 def _with_untrained(checkpoints: Iterable[Checkpoint], seed: int) -> list[Checkpoint]:
-    """Before each model the untrained one of its first checkpoint's configuration, unless it has a step 0 already."""
+    """Put the untrained model of its first checkpoint's configuration before each model that has no step 0."""
     found: list[Checkpoint] = []
     seen: set[str] = set()
     everything = list(checkpoints)

@@ -1,4 +1,4 @@
-"""Models on the HuggingFace hub: which revisions there are, which hold the same weights, and their files."""
+"""Models on the HuggingFace hub: their revisions, which of these hold the same weights, and their files."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ib_callback.common.optional import require
 
 MAIN = "main"
 _ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*(?:@[^@\s]+)?")
-# What is needed beside the weights; as patterns of huggingface_hub, which are of whole paths.
+# Files that are needed in addition to the weights, as patterns of huggingface_hub, which match whole paths.
 _TOKENIZER = (
     "tokenizer*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "spiece.model", "*.tiktoken",
 )  # fmt: skip
 _CONFIGURATION = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py")
-# Files of weights in the order of preference; one kind is enough.
+# Files of weights, in order of preference; one kind is enough.
 _WEIGHTS = (
     r"model(-\d+-of-\d+)?\.safetensors",
     r"pytorch_model(-\d+-of-\d+)?\.bin",
     r"[^/]+\.gguf",
 )
-# Of a file that stops in the middle huggingface_hub takes up the rest itself; so often it is asked once more.
+# Number of tries for a download. huggingface_hub itself resumes a file that stopped in the middle.
 _TRIES = 3
 TOO_DEEP = "The brackets of a file in JSON there are nested too deep: save the model or download it anew"
 _WAYS = (
@@ -46,10 +46,10 @@ class OnHub:
 
     Attributes:
         repository: "owner/name".
-        revision: the branch or tag that led there.
-        commit: its hash, or its name where the hub could not be asked.
-        files: all that is needed of it; empty: not known.
-        weights: those of them with the weights.
+        revision: the branch or tag that led to the commit.
+        commit: hash of the commit, or its name if the hub could not be asked.
+        files: all files that are needed; empty: unknown.
+        weights: the files among them that hold the weights.
     """
 
     repository: str
@@ -65,10 +65,10 @@ class OnHub:
         return f"{self.repository}@{self.commit}"
 
     def fetch(self) -> Path:
-        """Its folder in the cache of huggingface_hub, downloaded if need be.
+        """The folder of the commit in the cache of huggingface_hub; downloaded if needed.
 
         Raises:
-            Exception: what huggingface_hub raises where it cannot be downloaded.
+            Exception: the download failed; the error comes from huggingface_hub.
         """
         hub = _hub()
         if not self.files:  # without a network
@@ -80,7 +80,7 @@ class OnHub:
             try:
                 return self._download(list(map(_literally, self.files)))
             except Exception as error:
-                # Of the connection, or a file that is shorter than it should be. What has arrived is kept.
+                # An error of the connection, or a file that is too short. Everything that has arrived is kept.
                 known = isinstance(error, (OSError, RuntimeError)) or trouble(error) is not None
                 if last_try or not known:
                     _raise_explained(self.source, self.repository, error)
@@ -88,7 +88,7 @@ class OnHub:
         raise AssertionError
 
     def fetch_tokenizer(self) -> list[Path]:
-        """Its folder in the cache, with the tokenizer alone; of a GGUF file that is in the file."""
+        """The folder in the cache with only the tokenizer; a GGUF file itself contains its tokenizer."""
         if any(name.endswith(".gguf") for name in self.weights):
             return [self.fetch()]
         try:
@@ -99,33 +99,33 @@ class OnHub:
             raise
 
     def _download(self, patterns: list[str]) -> Path:
-        # By name, so that it is found by its name without a network later on.
+        # Downloaded by the name of the revision, so it can be found by that name later without a network.
         for revision in (self.revision, self.commit):
             keywords = {"revision": revision, "allow_patterns": patterns}
             path = Path(patiently(partial(_hub().snapshot_download, self.repository, **keywords), self.source))
             if path.name == self.commit:
-                break  # else the branch has moved in the meantime
+                break  # otherwise the branch has moved in the meantime
         return path
 
     def evict(self) -> None:
-        """Remove it from the cache, if it was not there before."""
+        """Remove the files from the cache, if they were not there before."""
         if self.commit in self._fetched:
             _hub().scan_cache_dir(_hub().constants.HF_HUB_CACHE).delete_revisions(self.commit).execute()
             self._fetched.clear()
 
 
 def is_id(name: str) -> bool:
-    """Whether a text may name a repository, with or without `@revision`."""
+    """Whether a text can be the name of a repository, with or without `@revision`."""
     return _ID.fullmatch(name) is not None
 
 
 def find_on_hub(name: str, model: str, globs: Sequence[str]) -> list[Checkpoint]:
-    """The revisions of a repository whose names match, in the order of their steps; of none is known what it holds.
+    """The revisions of a repository whose names match, in the order of their steps. Their content is not known yet.
 
     Args:
-        name: "owner/name", or with "@revision" for that one alone.
-        model: what to call it.
-        globs: which branches and tags; none: the one in the name, or "main".
+        name: "owner/name", or "owner/name@revision" for a single revision.
+        model: name for the model.
+        globs: globs of branches and tags; empty: the revision in the name, or "main".
 
     Raises:
         ModelError: there is no such repository, no revision matches, or the hub cannot be reached.
@@ -163,7 +163,7 @@ def find_on_hub(name: str, model: str, globs: Sequence[str]) -> list[Checkpoint]
 
 
 def ways_out(repository: str, error: BaseException) -> str:
-    """What to do where a hub does not give what is asked of it."""
+    """A text that says what to do if the hub does not provide something."""
     in_the_way = trouble(error)
     if in_the_way is None:
         return "Check the name, HF_ENDPOINT, and whether the repository asks for a login"
@@ -171,23 +171,23 @@ def ways_out(repository: str, error: BaseException) -> str:
 
 
 def by_name(option: str, name: str, load: Callable[..., Any], file: str) -> Any:
-    """What transformers loads by a name: of a folder, or of the hub, which is asked here first.
+    """Load something by name with transformers, from a folder or from the hub. The hub is asked here first.
 
-    transformers asks ten times, over a minute, and then does not say what was in the way; of a download that was cut
-    off it says that there is no such file.
+    transformers would ask ten times, for over a minute, and then not say what the problem was. After a download that
+    was cut off, it says that there is no such file.
 
     Args:
-        option: by which the name was given, with it, for messages.
-        name: of a folder or a repository.
-        load: by transformers; takes `local_files_only`.
-        file: that is needed of it.
+        option: the option with the name, as it was given, for messages.
+        name: name of a folder or a repository.
+        load: function of transformers that loads it; takes `local_files_only`.
+        file: a file that is needed.
 
     Raises:
-        ValueError: it cannot be loaded; the ways out are named if it is the network that is in the way.
-        ImportError: it needs a package that is not installed.
+        ValueError: it cannot be loaded. If the cause is the network, the message says what to do.
+        ImportError: a package is needed that is not installed.
     """
     asks = is_id(name) and not (Path(name).is_dir() or Path(name).is_file())
-    # The file alone would not tell: without a network it is that of the cache.
+    # Asking for the file alone is not enough, because without a network it may come from the cache.
     questions = (lambda: _hub().HfApi().model_info(name), lambda: _hub().hf_hub_download(name, file))
     in_the_way = next(filter(None, (_in_the_way(ask, name) for ask in questions if asks)), None)
     try:
@@ -204,12 +204,12 @@ def by_name(option: str, name: str, load: Callable[..., Any], file: str) -> Any:
             ) from error
         if is_too_deep(error):
             raise ValueError(f"{option}: cannot be loaded. {TOO_DEEP}") from error
-        # Of a damaged file transformers and `tokenizers` raise what comes along.
+        # For a damaged file, transformers and `tokenizers` raise errors of any kind.
         raise ValueError(f"{option}: cannot be loaded ({' '.join(str(error).split())})") from error
 
 
 def _in_the_way(ask: Callable[[], Any], name: str) -> Exception | None:
-    """What keeps the hub from answering; None if it does, whatever it says."""
+    """The error that keeps the hub from answering; None if it answers, whatever the answer."""
     try:
         patiently(ask, name)
     except Exception as error:
@@ -218,7 +218,7 @@ def _in_the_way(ask: Callable[[], Any], name: str) -> Exception | None:
 
 
 def _raise_explained(what: str, repository: str, error: Exception) -> None:
-    """Raise a ModelError with the ways out if an error is one of the network."""
+    """If an error comes from the network, raise a ModelError that says what to do."""
     if trouble(error) is not None:
         raise ModelError(
             f"{what}: cannot be downloaded ({_shortened(error)}). {ways_out(repository, error)}"
@@ -230,9 +230,10 @@ def _in_order(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
 
 
 def _in_cache(repository: str, wanted: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """What the cache has of a repository where there is no network: names that match, with commits and hashes.
+    """The content of the cache for a repository, for use without a network: matching names, with commits and hashes.
 
-    A name without a wildcard has to be there. Hashes are those of the files of weights, by which the cache calls them.
+    A name without a wildcard must be in the cache. The hashes are those of the files of weights; the cache names the
+    files by them.
     """
     if _is_plain(wanted):
         return {name: (name, ()) for name in wanted} if all(_is_cached(repository, name) for name in wanted) else {}
@@ -253,11 +254,11 @@ def _in_cache(repository: str, wanted: Sequence[str]) -> dict[str, tuple[str, tu
 
 
 def with_files(checkpoint: Checkpoint, gguf: str | None = None) -> Checkpoint:
-    """The checkpoint with the files that it needs and the hashes of its weights, as the hub lists them.
+    """Add the needed files and the hashes of the weights to a checkpoint, as the hub lists them.
 
     Args:
-        checkpoint: any; one that is not on the hub comes back as it is.
-        gguf: of a repository with several GGUF files, which one.
+        checkpoint: any checkpoint; one that is not on the hub is returned unchanged.
+        gguf: which GGUF file to use, for a repository with several.
     """
     place: Place = checkpoint.place
     if not isinstance(place, OnHub) or checkpoint.untrained:
@@ -281,9 +282,9 @@ def with_files(checkpoint: Checkpoint, gguf: str | None = None) -> Checkpoint:
 
 
 def without_equal(checkpoints: Iterable[Checkpoint]) -> tuple[list[Checkpoint], list[tuple[Checkpoint, Checkpoint]]]:
-    """Checkpoints of which no two of one model hold the same weights, and those left out, each with the one kept.
+    """Remove checkpoints of a model with equal weights; return the kept ones, and pairs of a removed and a kept one.
 
-    Of equal ones the first is kept, and one with a step rather than one without.
+    The first of several equal ones is kept; one with a step is preferred to one without.
     """
     everything = list(checkpoints)
     kept: dict[tuple[str, tuple[str, ...]], Checkpoint] = {}
@@ -313,7 +314,7 @@ def _checkpoint(model: str, repository: str, revision: str, place: OnHub, number
 
 
 def _weights(listed: Sequence[Any], gguf: str | None) -> list[Any]:
-    """The files with the weights; of GGUF files one, for each is a whole model."""
+    """The files with the weights; only one of several GGUF files, because each is a whole model."""
     for pattern in _WEIGHTS:
         found = [file for file in listed if re.fullmatch(pattern, file.path)]
         if found and pattern.endswith("gguf"):
@@ -346,7 +347,7 @@ def _is_cached(repository: str, revision: str) -> bool:
 
 
 def _cached(repository: str, revision: str) -> Path:
-    """The folder of what was downloaded of a revision; raises what huggingface_hub does where there is none."""
+    """The folder of a downloaded revision; raises huggingface_hub's error if there is none."""
     for name in ("config.json", "tokenizer.json"):
         path = _hub().try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(path, str):

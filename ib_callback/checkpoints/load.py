@@ -1,4 +1,4 @@
-"""Models from whatever their training has left: a folder, a GGUF file, a file of torch, shards of torch.distributed."""
+"""Load models from a folder, a GGUF file, a file of torch, or shards of torch.distributed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ib_callback.common.messages import describe
 from ib_callback.common.optional import is_installed, require
 from ib_callback.measuring.model.access import named_by_model, transformers_models
 
-# Where files of torch keep the weights, if they hold more than these.
+# Keys under which files of torch keep the weights, if they hold other things too.
 _STATES = ("state_dict", "model_state_dict", "model")
 _HYPER_PARAMETERS = "hyper_parameters"
 _CONFIG = "config.json"
@@ -41,16 +41,16 @@ class Loading:
     """How models are loaded.
 
     Attributes:
-        factory: "module:name" of a function without arguments, or of a class, which is called with the file's
-            `hyper_parameters` if it has any; for weights without a configuration, such as Lightning's.
-        config: a folder or a name on the hub that has the configuration of weights without one.
-        dtype: "auto", that of the weights; or a name of torch's.
-        device: where to put the model.
+        factory: "module:name" of a function without arguments, or of a class that is called with the file's
+            `hyper_parameters` if it has any. It is needed for weights without a configuration, such as Lightning's.
+        config: a folder or a name on the hub with the configuration, for weights without one.
+        dtype: "auto", the dtype of the weights, or the name of a torch dtype.
+        device: device for the model.
         device_map: as for transformers, instead of `device`: "auto" spreads a model over GPUs, memory and disk.
-        gguf: which of several GGUF files, as a glob.
-        allow_pickle: whether files that `torch.load` does not take for safe are loaded: they can run any code.
+        gguf: which of several GGUF files to use, as a glob.
+        allow_pickle: whether to load files that `torch.load` does not consider safe; such files can run any code.
         trust_remote_code: as for transformers.
-        seed: of the weights of untrained models.
+        seed: seed of the weights of untrained models.
     """
 
     factory: str | None = None
@@ -65,9 +65,9 @@ class Loading:
 
     def __post_init__(self) -> None:
         _dtype(self.dtype)
-        try:  # or every checkpoint would be fetched in vain
+        try:  # checked now, because otherwise every checkpoint would be fetched in vain
             torch.empty(0, device=self.device)
-        except Exception as error:  # torch raises what comes along
+        except Exception as error:  # torch raises errors of any kind
             raise ModelError(
                 f"--device: expected one that is here, such as cpu or cuda:0, got {self.device!r} "
                 f"({describe(error).splitlines()[0]})"
@@ -75,22 +75,26 @@ class Loading:
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
-        """None: that of the weights."""
+        """The dtype; None: that of the weights."""
         return None if self.dtype == "auto" else _dtype(self.dtype)
 
     @cached_property
     def given_config(self) -> Any:
-        """What `config` names, asked for once; None if it names nothing. ValueError: it cannot be loaded."""
+        """The configuration that `config` names, loaded once; None without `config`.
+
+        Raises:
+            ValueError: it cannot be loaded.
+        """
         if self.config is None:
             return None
         load = partial(_auto_config, self.config, trust_remote_code=self.trust_remote_code)
         return by_name(f"--config {self.config}", self.config, load, _CONFIG)
 
     def check(self) -> None:
-        """That what was named is there, or every checkpoint would be fetched and would fail.
+        """Check that everything named exists; otherwise every checkpoint would be fetched and then fail.
 
         Raises:
-            ValueError: the configuration cannot be loaded, or the factory not be imported.
+            ValueError: the configuration cannot be loaded, or the factory cannot be imported.
             ImportError: a package is needed that is not installed.
         """
         _ = self.given_config
@@ -104,13 +108,13 @@ def loaded(path: Path, loading: Loading, *, untrained: bool = False) -> Iterator
 
     Args:
         path: a folder or a file.
-        loading: how.
-        untrained: whether only the configuration is taken, and weights are drawn anew, the same for the same seed.
+        loading: how to load it.
+        untrained: whether to use only the configuration, with new random weights that depend on the seed.
 
     Raises:
-        ModelError: weights that are missing, left over or of another shape; nothing known lies there; or the
+        ModelError: weights are missing, left over or of another shape; the path holds nothing known; or the
             configuration is nested too deep.
-        Exception: what transformers and torch raise on damaged files.
+        Exception: any error that transformers and torch raise on damaged files.
     """
     with tempfile.TemporaryDirectory(prefix="ib_callback_offload_") as folder:
         try:
@@ -125,17 +129,17 @@ def loaded(path: Path, loading: Loading, *, untrained: bool = False) -> Iterator
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Those that are shared counted once."""
+    """The number of parameters; shared parameters count once."""
     number = sum(parameter.numel() for parameter in model.parameters())
     tables = [getattr(named_by_model(model, f"get_{side}_embeddings"), "weight", None) for side in ("input", "output")]
     if getattr(getattr(model, "config", None), "tie_word_embeddings", False) and tables[0] is not tables[1]:
-        # Of a model that accelerate offloads, what stands for one tensor in two places is two.
+        # If accelerate offloads a model, one tensor in two places appears as two tensors.
         number -= sum(table.numel() for table in tables[1:] if table is not None and table.is_meta)
     return number
 
 
 def family_of(model: nn.Module) -> str | None:
-    """The architecture, as transformers calls it."""
+    """The architecture, by its name in transformers."""
     family = getattr(getattr(model, "config", None), "model_type", None)
     return family if isinstance(family, str) and family else None
 
@@ -151,7 +155,7 @@ def _trained(path: Path, loading: Loading, folder: str) -> nn.Module:
     if gguf is not None:
         return _from_transformers(gguf.parent, loading, folder, gguf_file=gguf.name)
     if path.is_dir():
-        # Of a folder with neither, transformers says what it has looked for.
+        # For a folder with neither, the error of transformers says which files it looked for.
         return _from_transformers(path, loading, folder)
     _check_no_map(loading, path)
     content = _read(path, allow_pickle=loading.allow_pickle)
@@ -183,7 +187,7 @@ def _from_transformers(path: Path, loading: Loading, folder: str, **keywords: An
     model, found = kind.from_pretrained(path, output_loading_info=True, **keywords)
     wrong = {name: sorted(map(str, found.get(name) or ())) for name in ("missing_keys", "mismatched_keys")}
     if any(wrong.values()):
-        # transformers draws them at random and says so in its log.
+        # transformers fills missing weights with random numbers, and only its log says so.
         missing = [*wrong["missing_keys"], *wrong["mismatched_keys"]]
         raise ModelError(
             f"{path}: expected weights of every parameter of {type(model).__name__}, got none that fit for "
@@ -194,7 +198,7 @@ def _from_transformers(path: Path, loading: Loading, folder: str, **keywords: An
 
 
 def _check_all_layers(model: nn.Module, left_over: Iterable[str], path: Path) -> None:
-    """That weights are not of more layers than the configuration has; others, such as of another head, are no harm."""
+    """Check that no weights belong to layers beyond the configured ones; other extra weights (of a head) are fine."""
     kinds = {_NUMBER.sub(".N.", name) for name, _ in model.named_parameters()}
     modules = {name for name, _ in model.named_modules()}
     more = [
@@ -237,7 +241,7 @@ def _from_config(config: Any, loading: Loading) -> nn.Module:
 
 
 def _class_of(config: Any) -> Any:
-    """The class that the weights were saved of, where transformers has it."""
+    """The class whose weights were saved, if transformers has it."""
     transformers = _transformers()
     names = getattr(config, "architectures", None) or [""]
     found = getattr(transformers, str(names[0]), None)
@@ -261,14 +265,14 @@ def _imported(factory: str) -> Any:
     module, _, name = factory.partition(":")
     if not module or not name:
         raise ModelError(f"--factory: expected module:function, got {factory!r}")
-    # As `python -m` does, so that a file in the working directory can be named.
+    # As with `python -m`, a file in the working directory can be named.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         make: Any = importlib.import_module(module)
         for part in name.split("."):
             make = getattr(make, part)
-    except Exception as error:  # of the user's module, as it runs
+    except Exception as error:  # any error of the user's module
         raise ModelError(f"--factory {factory}: cannot be imported ({describe(error)})") from error
     if not callable(make):
         raise ModelError(f"--factory {factory}: expected a function or a class, got {type(make).__name__}")
@@ -276,7 +280,7 @@ def _imported(factory: str) -> Any:
 
 
 def _inside(model: nn.Module) -> nn.Module:
-    """The one transformers model inside another module, as Lightning's callback measures it."""
+    """The only transformers model inside another module; Lightning's callback measures the same one."""
     found = list(transformers_models(model).values())
     return found[0] if len(found) == 1 else model
 
@@ -325,7 +329,7 @@ def _dtype(name: str) -> Any:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Random numbers of torch on the CPU, where weights are drawn, by a seed; afterwards as they were."""
+    """Seed torch's random numbers on the CPU, where weights are drawn, and restore their state at the end."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

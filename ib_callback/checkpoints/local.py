@@ -15,16 +15,16 @@ from ib_callback.common.errors import ModelError
 from ib_callback.common.files import told_apart
 from ib_callback.run import checkpoints
 
-# Files that torch.save may have written; of those in a folder only such as say their step in their name.
+# Files that torch.save may have written. In a folder, only files with a step in their name count.
 _TORCH_FILES = (".ckpt", ".pt", ".pth")
 _FSDP = "pytorch_model_fsdp_0"
 
 
 def find_runs(path: Path, model: str) -> list[Checkpoint]:
-    """As `find_local`, but each of several runs of Lightning below a directory is a model, with its own folder's name.
+    """Like `find_local`, but each of several Lightning runs below a directory is a model with the name of its folder.
 
-    Runs are folders `version_N`, or such as hold a folder `checkpoints`; but what a callback has recorded as one run
-    is one.
+    Runs are folders `version_N` and folders that hold a folder `checkpoints`. If a callback has recorded a directory as
+    one run, it counts as one run.
     """
     whole = find_local(path, model)
     if not path.is_dir() or (path / checkpoints.FILENAME).is_file():
@@ -40,7 +40,7 @@ def find_runs(path: Path, model: str) -> list[Checkpoint]:
 
 
 def _lightning_root(checkpoint: Path, path: Path) -> Path | None:
-    """The folder of a run of Lightning, below a directory, that a checkpoint is of; None if there is none."""
+    """The folder of the Lightning run below a directory to which a checkpoint belongs; None if there is none."""
     inside = [folder for folder in checkpoint.parents if path.resolve() in folder.parents]
     versions = [folder for folder in inside if re.fullmatch(r"version_\d+", folder.name)]
     above = [folder.parent for folder in inside if folder.name == "checkpoints" and folder.parent in inside]
@@ -51,9 +51,9 @@ def find_local(path: Path, model: str) -> list[Checkpoint]:
     """The model at a path, or every checkpoint in the directory of a run, in the order of its steps.
 
     Args:
-        path: a folder of HuggingFace's layout or with a GGUF file, a file of GGUF or of torch, a folder of shards of
-            torch.distributed; or a directory that has several of these, as the Trainers write them or otherwise.
-        model: what to call it.
+        path: a folder in HuggingFace's layout or with a GGUF file, a file of GGUF or of torch, or a folder with shards
+            of torch.distributed; or a directory that contains several of these, in a Trainer's layout or another one.
+        model: name for the model.
 
     Raises:
         ModelError: there is nothing to measure.
@@ -64,7 +64,7 @@ def find_local(path: Path, model: str) -> list[Checkpoint]:
     if is_model(path):
         if not by_step:
             return [_checkpoint(path, model, alone=True)]
-        # A run's final model, as `save_model` leaves it beside the checkpoints: one more point if its step is known.
+        # The final model of a run, which `save_model` puts beside the checkpoints: one more point if its step is known.
         step = _trainer_state(path).get("global_step")
         if type(step) is int:
             by_step.setdefault(step, path)
@@ -79,14 +79,14 @@ def find_local(path: Path, model: str) -> list[Checkpoint]:
 
 
 def _in_run(path: Path) -> tuple[dict[int, Path], list[Path]]:
-    """The checkpoints in the directory of a run by step, and models in it of which nobody can tell the step."""
+    """The checkpoints in the directory of a run by step, and the models in it without a known step."""
     by_step: dict[int, Path] = {}
     without = []
-    # What the callback has recorded, and Lightning's files, which know their step themselves.
+    # Checkpoints that the callback has recorded, and Lightning's files, which contain their step.
     known = checkpoints.CheckpointFile(path).existing() if (path / checkpoints.FILENAME).is_file() else {}
     known = checkpoints.find_checkpoints(path) | known
     seen = {os.path.abspath(place) for place in known.values()}
-    # Those of Lightning that lie deeper and are not known are torn: they are to be named, not left out.
+    # Lightning's files in deeper folders that were not recognised are damaged. They must be named, not left out.
     for child in sorted({*path.iterdir(), *path.glob("**/*.ckpt")}):
         if os.path.abspath(child) in seen:
             continue
@@ -101,7 +101,7 @@ def _in_run(path: Path) -> tuple[dict[int, Path], list[Path]]:
 
 
 def is_model(path: Path) -> bool:
-    """Whether a folder holds one model; that of a run may have checkpoints beside it."""
+    """Whether a folder holds a model; the folder of a run may hold checkpoints too."""
     if not path.is_dir():
         return False
     if _is_checkpoint(path) or (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
@@ -110,15 +110,15 @@ def is_model(path: Path) -> bool:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether a folder is one checkpoint, by its shards or by the name that its trainer gave it."""
+    """Whether a folder is a single checkpoint, judged by its shards or by the name that its trainer gave it."""
     return shards_in(path) is not None or (checkpoints.is_checkpoint_folder(path) and path.name != "checkpoints")
 
 
 def gguf_in(path: Path, glob: str | None) -> Path | None:
-    """The GGUF file at or in a path; None if a configuration lies there, or no such file.
+    """The GGUF file at or in a path; None if there is a configuration, or no GGUF file.
 
     Raises:
-        ModelError: several of them.
+        ModelError: there are several GGUF files.
     """
     if path.is_file():
         return path if path.suffix == ".gguf" else None
@@ -132,12 +132,12 @@ def gguf_in(path: Path, glob: str | None) -> Path | None:
 
 
 def shards_in(path: Path) -> Path | None:
-    """The folder with the shards of torch.distributed in or at a path; None if there is none."""
+    """The folder at or in a path with shards of torch.distributed; None if there is none."""
     return next((folder for folder in (path, path / _FSDP) if (folder / ".metadata").is_file()), None)
 
 
 def step_of(path: Path) -> int | None:
-    """Optimizer steps behind a checkpoint, by what HuggingFace's Trainer or Lightning leaves in it, or by its name."""
+    """Optimizer steps of a checkpoint, from the files of HuggingFace's Trainer or Lightning, or from its name."""
     step = checkpoints.lightning_step(path) if path.suffix == ".ckpt" else _trainer_state(path).get("global_step")
     return step if type(step) is int else said_by(path.stem if path.is_file() else path.name).step
 
@@ -147,7 +147,7 @@ def _checkpoint(
 ) -> Checkpoint:
     said = said_by(path.stem if path.is_file() else path.name)
     seen = _trainer_state(path).get("num_input_tokens_seen")
-    counted = type(seen) is int and seen > 0  # trainers that do not count them write 0
+    counted = type(seen) is int and seen > 0  # trainers that do not count tokens write 0
     return Checkpoint(
         model=model,
         revision=None if alone else path.name,

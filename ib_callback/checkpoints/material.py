@@ -1,4 +1,4 @@
-"""What models are measured on: a probe of token ids for all, or one of the same documents for each tokenizer."""
+"""The probes for models: one probe of token ids for all models, or one of the same documents for each tokenizer."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ from ib_callback.probe.probe import Probe
 from ib_callback.probe.several_tokenizers import texts_of
 
 _TULU = "tulu"
-# Of 40 texts, with three tokenizers: 99.9 to 100 % of the neighbours came back from their own, 46 to 88 % from another.
+# Smallest share of neighbouring ids that must survive decoding and encoding. For 40 texts and three tokenizers it was
+# 99.9 to 100 % with the right tokenizer, and 46 to 88 % with another one.
 _COMES_BACK = 0.95
 _SEQUENCES_ASKED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What to measure on.
+    """The requested probes.
 
     Attributes:
-        probe: a file of a probe, the same token ids for all models.
-        documents: instead: "c4", "tulu", "builtin" or a file; see `ib_callback.probe.several_tokenizers.texts_of`.
-        features: "FILE" or "tulu", perhaps with "NAME=" in front: probes with labels, or preference pairs.
-        num_sequences, max_length: of probes that are made here.
-        text_column: of a file of documents.
-        tokenizer: of all models; None: each its own.
+        probe: the file of a probe with the same token ids for all models.
+        documents: instead of `probe`: "c4", "tulu", "builtin" or a file; see
+            `ib_callback.probe.several_tokenizers.texts_of`.
+        features: "FILE" or "tulu", optionally with "NAME=" in front: probes with labels, or preference pairs.
+        num_sequences, max_length: size of probes that are made here.
+        text_column: column with the text, for a file of documents.
+        tokenizer: the tokenizer for all models; None: each model has its own.
     """
 
     probe: str | None = None
@@ -60,15 +62,15 @@ class Material:
 
 
 def material_for(checkpoints: Iterable[Checkpoint], asked: Asked, loading: Loading, tell: Tell) -> dict[str, Material]:
-    """What each model is measured on, by its name.
+    """The probes of each model, by its name.
 
-    With documents, one counts only if it is long enough under the tokenizers of all these models
-    (`Probe.for_tokenizers`), so that all of them have to be given at once, whichever of them are then measured.
-    Preference pairs are written as `Role: content` for all models alike, whatever chat template they have, so that a
-    base model and what was made of it by post-training are measured on the same texts.
+    A document is used only if it is long enough under the tokenizers of all these models (`Probe.for_tokenizers`). So
+    pass all models at once, even if only some of them are measured. Preference pairs are written as `Role: content` for
+    all models, whatever their chat templates. So a base model and its post-trained version are measured on the same
+    texts.
 
     Raises:
-        ProbeError: neither a probe nor documents are asked for, both are, or they cannot be had; or a model has no
+        ProbeError: neither a probe nor documents are requested, or both; they cannot be read; or a model has no
             tokenizer.
     """
     if (asked.probe is None) == (asked.documents is None):
@@ -106,13 +108,13 @@ def material_for(checkpoints: Iterable[Checkpoint], asked: Asked, loading: Loadi
 
 
 def _check_tokenizers(probe: Probe, models: dict[str, list[Checkpoint]], asked: Asked, loading: Loading) -> None:
-    """That the token ids of a probe are those of each model's tokenizer, as far as there is one to ask.
+    """Check that the token ids of a probe come from each model's tokenizer, if the model has one.
 
-    A text that a tokenizer makes of ids of its own comes back as the same ids. That of ids of another one does not:
-    tokens that were next to each other are put together in another way.
+    If a tokenizer decodes its own ids and encodes the text again, it gets the same ids. With ids of another tokenizer
+    it does not, because it joins neighbouring tokens in another way.
 
     Raises:
-        ProbeError: they are of another tokenizer.
+        ProbeError: the ids come from another tokenizer.
     """
     for model, checkpoints in models.items():
         try:
@@ -122,7 +124,7 @@ def _check_tokenizers(probe: Probe, models: dict[str, list[Checkpoint]], asked: 
                 else load_tokenizer(asked.tokenizer)
             )
             share = None if tokenizer is None else _share_that_comes_back(probe, tokenizer)
-        except Exception:  # nobody to ask: a probe of ids needs no tokenizer
+        except Exception:  # without a tokenizer there is no check; a probe of ids does not need one
             continue
         if share is not None and share < _COMES_BACK:
             raise ProbeError(
@@ -134,9 +136,9 @@ def _check_tokenizers(probe: Probe, models: dict[str, list[Checkpoint]], asked: 
 
 
 def _share_that_comes_back(probe: Probe, tokenizer: Any) -> float | None:
-    """Of all pairs of neighbouring ids of some sequences, the share that is there after decoding and encoding them.
+    """The share of pairs of neighbouring ids, in some sequences, that survives decoding and encoding.
 
-    None where there are no pairs, or where the probe is not of a text: nothing is known of ids that were made up.
+    None if there are no pairs, or if the probe was not made from text, because made-up ids say nothing.
     """
     if probe.tokenizer is None:
         return None
@@ -152,7 +154,7 @@ def _share_that_comes_back(probe: Probe, tokenizer: Any) -> float | None:
 def _tokenizers(
     models: dict[str, list[Checkpoint]], asked: Asked, loading: Loading
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Different tokenizers by the name of the first model that has each, and which of them each model has."""
+    """The different tokenizers, by the name of the first model that has each; and which of them each model has."""
     if asked.tokenizer is not None:
         given = _without_template(load_tokenizer(asked.tokenizer))
         return {next(iter(models)): given}, dict.fromkeys(models, next(iter(models)))
@@ -171,7 +173,7 @@ def _tokenizers(
 
 
 def _first_of(checkpoints: list[Checkpoint], loading: Loading) -> Any:
-    """The tokenizer of the first checkpoint of a model that has one; one may be broken."""
+    """The tokenizer of the first checkpoint of a model that has one; some checkpoints may be broken."""
     for checkpoint in checkpoints:
         try:
             return tokenizer_of(checkpoint, gguf=loading.gguf, trust_remote_code=loading.trust_remote_code)
@@ -188,12 +190,12 @@ def _without_template(tokenizer: Any) -> Any:
 
 
 def _source(text: str) -> str:
-    """Without the name in front."""
+    """The text without "NAME=" in front."""
     return text.partition("=")[2] or text
 
 
 def _together(features: tuple[str, ...], probes: dict[str, Probe]) -> FeatureProbes:
-    """Feature probes as a meter takes them: by name if they were given names."""
+    """Feature probes in the form that a meter takes: by name if names were given."""
     names = [text.partition("=")[0] if "=" in text else "" for text in features]
     if not any(names):
         return [probes[text] for text in features]

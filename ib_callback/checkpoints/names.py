@@ -1,4 +1,4 @@
-"""What names of checkpoints say, and which of many to take."""
+"""Read steps, tokens and stages from the names of checkpoints, and choose some of many."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _STEP = re.compile(
 )
 _TOKENS = re.compile(r"(?:^|[^a-z])tokens?[-_=]?(\d+(?:\.\d+)?)([KMBT]?)(?![a-z\d])", re.I)
 _STAGE = re.compile(r"^(stage\d+(?:-ingredient\d+)?)(?:-|$)", re.I)
-# Of post-training, at the end of the name of a repository.
+# A stage of post-training, at the end of the name of a repository.
 _POST = re.compile(r"[-_](sft|dpo|rlvr\d*|ppo|instruct|chat|it|base)$", re.I)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True)
 class Said:
-    """What the name of a checkpoint says; None where it does not.
+    """The facts in the name of a checkpoint; None for those that the name does not contain.
 
     Attributes:
-        step: optimizer steps.
-        tokens: that were trained on, rounded as the name says them: OLMo 2's "step150-tokens1B" are .63 billion.
-        stage: of the training.
+        step: number of optimizer steps.
+        tokens: number of training tokens, rounded as in the name: OLMo 2's "step150-tokens1B" stands for .63 billion.
+        stage: stage of the training.
     """
 
     step: int | None = None
@@ -34,7 +34,7 @@ class Said:
 
 
 def said_by(name: str) -> Said:
-    """What a branch, a file or a folder is called after.
+    """Read the facts in the name of a branch, a file or a folder.
 
     >>> said_by("stage1-step1000-tokens5B")
     Said(step=1000, tokens=5000000000, stage='stage1')
@@ -50,7 +50,7 @@ def said_by(name: str) -> Said:
 
 
 def stage_of_repository(name: str) -> str | None:
-    """The post-training that a repository's name ends with.
+    """The stage of post-training at the end of a repository's name.
 
     >>> stage_of_repository("allenai/OLMo-2-1124-7B-DPO"), stage_of_repository("allenai/OLMo-2-1124-7B")
     ('dpo', None)
@@ -60,9 +60,9 @@ def stage_of_repository(name: str) -> str | None:
 
 
 def thinned(steps: Iterable[int], most: int | None) -> set[int]:
-    """At most so many of the steps, evenly spread over their logarithms; the first and the last always.
+    """Choose at most `most` of the steps, evenly spread over their logarithms; the first and the last are always kept.
 
-    Step 0 has no logarithm and is kept besides the first one after it.
+    Step 0 has no logarithm. It is kept in addition to the first step after it.
 
     >>> sorted(thinned(range(0, 1001), 5))
     [0, 1, 10, 100, 1000]
@@ -82,7 +82,7 @@ def thinned(steps: Iterable[int], most: int | None) -> set[int]:
             break
         free = [step for step in positive if step not in kept or step in (positive[0], positive[-1])]
         kept.add(min(free, key=lambda step: abs(math.log(step) - target)))
-    # Where targets fell on one step, gaps that are widest are filled.
+    # If several targets fell on one step, the widest gaps are filled.
     while len(kept) < most:
         free = [step for step in positive if step not in kept]
         kept.add(max(free, key=lambda step: min(abs(math.log(step) - math.log(k)) for k in kept if k > 0)))

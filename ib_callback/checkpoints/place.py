@@ -1,4 +1,4 @@
-"""A checkpoint: which model it is of, and where its files are."""
+"""A checkpoint: the model to which it belongs, and the place of its files."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from ib_callback.common.errors import ModelError
 
 
 class Place(Protocol):
-    """Where the files of a checkpoint are."""
+    """The place of a checkpoint's files."""
 
     @property
     def source(self) -> str:
         """The path, or `repository@commit`."""
 
     def fetch(self) -> Path:
-        """A folder or a file on this machine with all of it; downloaded if need be."""
+        """A folder or a file on this machine with the whole checkpoint; downloaded if needed."""
 
     def fetch_tokenizer(self) -> list[Path]:
-        """Folders on this machine that may have its tokenizer, the nearest first."""
+        """Folders on this machine that may have the checkpoint's tokenizer, the nearest first."""
 
     def evict(self) -> None:
-        """Remove from the cache what `fetch` put there."""
+        """Remove the files from the cache that `fetch` put there."""
 
 
 @dataclass(frozen=True)
 class Local:
-    """A folder or a file of this machine.
+    """A folder or a file on this machine.
 
     Attributes:
-        path: of it.
+        path: path of the folder or file.
         run: the directory in which it was found.
     """
 
@@ -41,15 +41,15 @@ class Local:
 
     @property
     def source(self) -> str:
-        """Absolute, so that it can be found from anywhere."""
+        """The absolute path, so it can be found from anywhere."""
         return str(self.path.resolve())
 
     def fetch(self) -> Path:
-        """Nothing to do."""
+        """The path itself; there is nothing to fetch."""
         return self.path
 
     def fetch_tokenizer(self) -> list[Path]:
-        """The folder itself, the one that it was found in, and the one above."""
+        """The folder itself, the folder in which it was found, and the folder above."""
         first = self.path if self.path.is_dir() else self.path.parent
         return list(dict.fromkeys([first, *([] if self.run is None else [self.run]), first.parent]))
 
@@ -59,13 +59,13 @@ class Local:
 
 @dataclass(frozen=True)
 class Broken:
-    """A checkpoint of which is known already that it cannot be had, and why."""
+    """The place of a checkpoint that is known to be unavailable, with the reason."""
 
     source: str
     why: str
 
     def fetch(self) -> Path:
-        """Raises a ModelError."""
+        """Raise a ModelError."""
         raise ModelError(self.why)
 
     def fetch_tokenizer(self) -> list[Path]:
@@ -81,14 +81,14 @@ class Checkpoint:
     """The weights of a model at one time.
 
     Attributes:
-        model: the name of the course of training that it is part of.
-        revision: its own name within the model; None if there is one alone.
+        model: name of the model (the course of training) to which it belongs.
+        revision: name of the checkpoint within the model; None if it is the only one.
         step, tokens, stage: see `ib_callback.results.lines.Origin`.
-        place: where its files are.
-        rounded: whether the tokens are those that its name says, "tokens5B", which are rounded.
-        untrained: whether weights are drawn anew, and only the configuration is that of the place.
-        weights: hashes of all files of weights, where they are known without reading them.
-        number: among all that were found, whether or not they are measured; by it shards share the work.
+        place: place of the files.
+        rounded: whether the tokens come from a name such as "tokens5B", which rounds them.
+        untrained: whether the weights are new random ones, and only the configuration comes from the place.
+        weights: hashes of all files of weights, if known without reading the files.
+        number: number among all checkpoints that were found, measured or not; it decides which shard measures this one.
     """
 
     model: str
@@ -104,7 +104,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Model and revision, for messages."""
         return self.model if self.revision is None else f"{self.model} {self.revision}"
 
 

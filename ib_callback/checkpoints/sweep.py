@@ -1,4 +1,7 @@
-"""Checkpoint after checkpoint into a file of results: one model in memory at a time, the next one fetched meanwhile."""
+"""Measure checkpoint after checkpoint into a file of results. This is called a *sweep*.
+
+One model is in memory at a time, and the next one is fetched meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -32,26 +35,27 @@ from ib_callback.results.lines import Origin, Row, read_rows
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.results import append_result
 
-_LONGEST_REASON = 800  # room for the ways out, which come last
-# Of a meter's keywords, those that do not change what a number is.
+_LONGEST_REASON = 800  # long enough for the remedies, which come last
+# Keywords of a meter that do not change what a number means.
 _HOW = ("batch_size", "memory_budget", "progress")
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Meter).parameters.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """How checkpoints are measured.
+    """How to measure checkpoints.
 
     Attributes:
-        material: what each model is measured on, by its name.
+        material: the probes of each model, by its name.
         meter: keywords of `Meter`.
-        loading: how models are loaded.
-        family: of all models; None: what their configuration says.
-        tokens_per_step: by which tokens follow from steps, unless the trainer counted them: names round them.
-        evict: whether to remove each from the cache when it is measured.
-        increments: number of permutations that test what each order adds (`Measurement.increments`); 0: none.
-        tell: what is told to whoever watches.
-        ranks: the processes that share each measurement; the first one alone reads and writes the file.
+        loading: how to load models.
+        family: family of all models; None: taken from their configuration.
+        tokens_per_step: number of tokens in a step. It gives the tokens of a checkpoint unless the trainer counted
+            them, because names round them.
+        evict: whether to remove each checkpoint from the cache after it is measured.
+        increments: number of permutations that test what each order adds (`Measurement.increments`); 0: no test.
+        tell: function that shows a message to the user.
+        ranks: the processes that share each measurement; only the first one reads and writes the file.
     """
 
     material: Mapping[str, Material]
@@ -67,12 +71,12 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of a sweep.
+    """The result of a sweep.
 
     Attributes:
-        measured: how many checkpoints now.
-        known: how many were in the file already, of the same probe and settings.
-        failed: names of the others, each with the reason.
+        measured: number of checkpoints measured now.
+        known: number of checkpoints that the file already had, with the same probe and settings.
+        failed: names of the other checkpoints, each with the reason.
     """
 
     measured: int
@@ -83,12 +87,13 @@ class Report:
 def run_sweep(checkpoints: Sequence[Checkpoint], path: Path, sweep: Sweep) -> Report:
     """Measure every checkpoint that the file does not hold yet, and append each as soon as it is measured.
 
-    One that cannot be fetched, loaded or measured is a line with the reason, and tried again the next time.
+    For a checkpoint that cannot be fetched, loaded or measured, the file gets a line with the reason. The next call
+    tries it again.
 
     Raises:
-        TypeError, ValueError: a setting of the meter that cannot be.
-        TrajectoryError: the file is damaged, cannot be written, is none of results, or has other checkpoints of these
-            names; or another process writes it.
+        TypeError, ValueError: a setting of the meter is invalid.
+        TrajectoryError: the file is damaged, cannot be written, is not a file of results, or has other checkpoints with
+            these names; or another process writes it.
     """
     measuring, ranks = Measuring(sweep), sweep.ranks
     requests = {model: _request(each, sweep) for model, each in sweep.material.items()}
@@ -97,7 +102,7 @@ def run_sweep(checkpoints: Sequence[Checkpoint], path: Path, sweep: Sweep) -> Re
     def left() -> list[Checkpoint]:
         old.extend(read_rows(path) if size_of(path) else [])
         _check_names(old, checkpoints, path)
-        # With the step, for a file such as best.ckpt is written again and again.
+        # The step is included because a file such as best.ckpt is overwritten again and again.
         done = {(o.model, o.revision, m.step, o.request) for o, m in old if o is not None and m.error is None}
         return [c for c in checkpoints if (c.model, c.revision, c.step, requests[c.model]) not in done]
 
@@ -119,15 +124,15 @@ def run_sweep(checkpoints: Sequence[Checkpoint], path: Path, sweep: Sweep) -> Re
 
 
 def _append(path: Path, old: list[Row], origin: Origin, measurement: Measurement) -> None:
-    """Unless the file has the same failure already."""
+    """Append a measurement, unless the file has the same failure already."""
     if measurement.error is None or not _is_known(old, origin, measurement):
         append_result(path, origin, measurement)
 
 
 def _fetched(checkpoints: Sequence[Checkpoint], *, evict: bool) -> Iterator[tuple[Checkpoint, Path | Exception]]:
-    """Each checkpoint with where it lies now, or why it does not; the next one is fetched while one is in use.
+    """Each checkpoint with its path, or with the error of fetching it. The next is fetched while one is in use.
 
-    What is evicted is so while nothing is fetched: two revisions may share files of the cache.
+    Files are evicted only while nothing is fetched, because two revisions may share files of the cache.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="ib_callback_fetch")
     try:
@@ -149,28 +154,28 @@ def _fetched(checkpoints: Sequence[Checkpoint], *, evict: bool) -> Iterator[tupl
 
 
 class Measuring:
-    """Loads checkpoints and measures them, one at a time; the meter of one model is kept, for its plan may be large.
+    """Loads and measures checkpoints one at a time. It keeps the meter of only one model, because plans may be large.
 
     Args:
-        sweep: how.
+        sweep: how to measure.
 
     Raises:
-        TypeError, ValueError: a setting of the meter that cannot be.
+        TypeError, ValueError: a setting of the meter is invalid.
     """
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
         for material in sweep.material.values():
-            _meter(material, sweep)  # which says what is wrong before anything is loaded
+            _meter(material, sweep)  # reports invalid settings before anything is loaded
         self._material: Material | None = None
         self._meter: Meter | None = None
 
     def of(self, checkpoint: Checkpoint, folder: Path | Exception) -> tuple[Origin, Measurement]:
-        """What is measured of a checkpoint, and where it is from; a missing point where anything goes wrong.
+        """Measure a checkpoint; return its origin and the measurement, a missing point if anything goes wrong.
 
         Args:
-            checkpoint: what it is.
-            folder: where it lies, or why it does not.
+            checkpoint: the checkpoint.
+            folder: its path, or the reason why it could not be fetched.
         """
         sweep, tokens = self._sweep, checkpoint.tokens
         if (tokens is None or checkpoint.rounded) and checkpoint.step is not None and sweep.tokens_per_step is not None:
@@ -182,7 +187,7 @@ class Measuring:
         kept = Kept()
         try:
             with ExitStack() as loading:
-                # On every rank, before they measure together.
+                # Every rank loads the model before they measure together.
                 model: Any = kept(lambda: loading.enter_context(self._loaded(checkpoint, folder)))
                 sweep.ranks.agree_on(kept)
                 known: dict[str, Any] = {"num_parameters": num_parameters(model)}
@@ -219,7 +224,7 @@ class Measuring:
 
 
 def _check_names(old: Iterable[Row], checkpoints: Iterable[Checkpoint], path: Path) -> None:
-    """That a file holds results, and under the names of these checkpoints no others."""
+    """Check that a file holds results, and no other checkpoints with the names of these."""
     sources = {}
     for origin, _ in old:
         if origin is None:
@@ -239,14 +244,14 @@ def _check_names(old: Iterable[Row], checkpoints: Iterable[Checkpoint], path: Pa
 
 
 def _is_elsewhere(before: str, now: str) -> bool:
-    """Whether two sources are different places. A branch may move to another commit, and a folder to another place."""
+    """Whether two sources are different. A branch may move to another commit, and a folder may be moved."""
     if os.path.isabs(before) and os.path.isabs(now):
         return before != now and os.path.exists(before)
     return before.rpartition("@")[0] != now.rpartition("@")[0]
 
 
 def _brief(measurement: Measurement) -> str:
-    """As much of a measurement as tells whether it went as expected."""
+    """A short text of a measurement that shows whether it went as expected."""
     if measurement.error is not None:
         return f"not measured: {measurement.error}"
     names = ("complexity", "expressivity", "optimality", "loss")
@@ -263,17 +268,17 @@ def _meter(material: Material, sweep: Sweep) -> Meter:
 
 
 def _request(material: Material, sweep: Sweep) -> str:
-    """A digest of all that is asked for, the model left aside."""
+    """A digest of everything that is requested, except the model."""
     features: Any = material.features
     named = features.items() if isinstance(features, Mapping) else enumerate(features)
-    # What is given as it is by default is the same as what is left out.
+    # A keyword that equals its default counts as left out.
     meter = {name: _plain(value) for name, value in sorted(sweep.meter.items()) if name not in _HOW}
     asked = {
         "probe": material.probe.fingerprint,
         "features": [[str(name), probe.fingerprint] for name, probe in named],
         "meter": {name: value for name, value in meter.items() if value != _plain(_DEFAULTS.get(name))},
         "dtype": sweep.loading.dtype,
-        # Not where it is not asked for, so that digests in files stay.
+        # Left out if not requested, so digests in existing files stay valid.
         **({"increments": sweep.increments} if sweep.increments else {}),
     }
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
@@ -290,7 +295,7 @@ def _is_known(old: Iterable[Row], origin: Origin, failure: Measurement) -> bool:
 
 
 class _Clock:
-    """How much longer it will take, from how long it has taken."""
+    """Estimates the remaining time from the time so far."""
 
     def __init__(self, total: int) -> None:
         self._total, self._start = total, time.monotonic()
@@ -310,9 +315,9 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def _alone_with(path: Path) -> Iterator[None]:
-    """Nobody else who measures writes the file meanwhile."""
+    """Make sure that no other sweep writes the file meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # No marker file instead of a lock that the file system does not have: it would outlive a killed sweep.
+    # If the file system has no locks, no marker file is used instead, because it would outlive a killed sweep.
     lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -321,7 +326,7 @@ def _alone_with(path: Path) -> Iterator[None]:
             f"{path}: another process measures into it. Wait for it to end, or give another -o: results of several "
             "files can be concatenated"
         ) from None
-    except OSError:  # a file system without locks
+    except OSError:  # the file system has no locks
         pass
     try:
         yield

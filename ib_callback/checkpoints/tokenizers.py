@@ -1,4 +1,4 @@
-"""Tokenizers of models."""
+"""Load and use the tokenizers of models."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiec
 
 
 def load_tokenizer(name: str, **keywords: Any) -> Any:
-    """A tokenizer of a file `tokenizer.json`, of a folder or of a name on the hub."""
+    """Load a tokenizer from a file `tokenizer.json`, from a folder, or by a name on the hub."""
     path = Path(name)
     if path.is_file():
         from tokenizers import Tokenizer
 
         try:
             return Tokenizer.from_file(str(path))
-        except Exception as error:  # `tokenizers` raises no other class
+        except Exception as error:  # `tokenizers` raises no more specific class
             raise ValueError(f"--tokenizer {name}: expected a tokenizer.json, got another file ({error})") from error
     if path.suffix == ".json":
         raise ValueError(f"--tokenizer {name}: expected a file, a folder or a name on the hub, got no such file")
@@ -33,14 +33,14 @@ def load_tokenizer(name: str, **keywords: Any) -> Any:
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """The ids of tokens that are no text, of a tokenizer of transformers or a `tokenizers.Tokenizer`."""
+    """The ids of tokens that are not text, for a tokenizer of transformers or a `tokenizers.Tokenizer`."""
     if hasattr(tokenizer, "all_special_ids"):
         return set(tokenizer.all_special_ids)
     return {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
 
 def there_and_back(tokenizer: Any, ids: list[int]) -> list[int]:
-    """The ids of the text that a tokenizer makes of ids."""
+    """Decode ids to text with a tokenizer, and encode the text again."""
     if hasattr(tokenizer, "all_special_ids"):
         text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -48,9 +48,9 @@ def there_and_back(tokenizer: Any, ids: list[int]) -> list[int]:
 
 
 def quick_tokenizer_of(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any | None:
-    """The tokenizer that lies with a checkpoint in files of its own; None without one, or if it is in a GGUF file.
+    """The tokenizer in separate files beside a checkpoint; None without one, or if it is inside a GGUF file.
 
-    To read it out of a GGUF file takes long, and all of it would be downloaded.
+    Reading it from a GGUF file takes long, and would download the whole file.
     """
     if any(name.endswith(".gguf") for name in getattr(checkpoint.place, "weights", ())):
         return None
@@ -61,10 +61,10 @@ def quick_tokenizer_of(checkpoint: Checkpoint, *, trust_remote_code: bool = Fals
 
 
 def tokenizer_of(checkpoint: Checkpoint, *, gguf: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer that lies with a checkpoint, or with the run that it is of.
+    """The tokenizer beside a checkpoint, or beside the run to which it belongs.
 
     Raises:
-        ProbeError: there is none.
+        ProbeError: there is no tokenizer.
         ValueError: it cannot be loaded.
     """
     folders = checkpoint.place.fetch_tokenizer()

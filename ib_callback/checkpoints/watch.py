@@ -1,4 +1,4 @@
-"""A sidecar: the checkpoints of a live run, measured as they appear, on another device or another machine."""
+"""A sidecar process: it measures the checkpoints of a live run as they appear, on another device or machine."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from ib_callback.run.lock import RunLock
 from ib_callback.run.trajectory_file import TrajectoryFile
 from ib_callback.run.wandb_log import AXIS, WandbLog, own_run
 
-# Settings of W&B by which a further process writes to a run: not as its primary one, and without ending it.
+# Settings of W&B with which a second process writes to a run: not as the primary process, and without ending the run.
 SHARED = {"mode": "shared", "x_primary": False, "x_label": "ib", "x_update_finish_state": False}
-# How often a checkpoint that cannot be measured is tried, one look apart: it may be half-written.
+# Number of tries for a checkpoint that cannot be measured, one at each look, because it may still be half-written.
 _TRIES = 3
 
 Log = Callable[[Measurement], None]
 
 
 class Watch:
-    """Measures what is new in the directory of a run, and appends it to the run's trajectory.
+    """Measures new checkpoints in the directory of a run, and appends them to the run's trajectory.
 
-    The trajectory is this one's alone: a callback that would write it is refused meanwhile, as this is while one does.
-    Points that are there already are kept; where they were measured with other settings, a new trajectory begins.
+    Only one process may write the trajectory. While this one does, a callback that wants to write it gets an error, and
+    the other way round. Existing points are kept. If they were measured with other settings, a new trajectory begins.
 
     Args:
         run: the directory of the run.
-        sweep: how checkpoints are measured; its material has the run's name, that of the directory.
-        log: is told of every point that was measured.
+        sweep: how to measure checkpoints; its material is under the run's name, the name of the directory.
+        log: called with every measured point.
 
     Raises:
         TrajectoryError: a callback writes the trajectory, or it cannot be written.
@@ -61,7 +61,7 @@ class Watch:
         return self._file.trajectory
 
     def poll(self) -> int:
-        """Measure the checkpoints that are complete and later than the last point; how many there were."""
+        """Measure the complete checkpoints that are later than the last point; return how many there were."""
         measured = 0
         for checkpoint in self._new():
             _, measurement = self._measuring.of(checkpoint, checkpoint.place.fetch())
@@ -70,7 +70,7 @@ class Watch:
             if measurement.error is not None:
                 self._tries[step] = self._tries.get(step, 0) + 1
                 if self._tries[step] < _TRIES:
-                    return measured  # later ones wait, for points are in the order of steps
+                    return measured  # later ones wait, because points must be in the order of steps
                 self.failed.append((checkpoint.name, measurement.error))
             self._append(measurement)
             if measurement.error is None:
@@ -80,7 +80,7 @@ class Watch:
         return measured
 
     def close(self) -> None:
-        """Let others have the trajectory."""
+        """Release the trajectory for other processes."""
         self._lock.release()
 
     def _new(self) -> list[Checkpoint]:
@@ -110,16 +110,16 @@ def watch(
     log: Log = lambda _: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[tuple[str, str]]:
-    """Look for new checkpoints again and again; names of those that could not be measured, each with the reason.
+    """Look for new checkpoints repeatedly. Return the names of those that could not be measured, with the reasons.
 
     Args:
         run: the directory of the run.
-        sweep: how checkpoints are measured.
+        sweep: how to measure checkpoints.
         every: seconds between two looks.
-        until: the step at which it ends; None: it goes on.
-        idle: seconds without a new checkpoint after which it ends; None: it goes on.
-        log: is told of every point that was measured.
-        sleep: waits for so many seconds.
+        until: the step at which to end; None: no limit.
+        idle: seconds without a new checkpoint after which to end; None: no limit.
+        log: called with every measured point.
+        sleep: waits for the given number of seconds.
 
     Raises:
         TrajectoryError: a callback writes the trajectory, or it cannot be written.
@@ -134,7 +134,7 @@ def watch(
                 return watching.failed
             sleep(every)
             waited += every
-    except KeyboardInterrupt:  # how it is meant to end where nothing else was said
+    except KeyboardInterrupt:  # the intended end if neither `until` nor `idle` is given
         return watching.failed
     finally:
         watching.close()
@@ -142,15 +142,15 @@ def watch(
 
 @contextmanager
 def wandb_log(project: str, group: str | None, name: str) -> Iterator[Log]:
-    """What logs points to a run of Weights & Biases of its own, for as long as the body runs.
+    """A function that logs points to a separate run of Weights & Biases, for as long as the body runs.
 
-    The live run has its own steps, behind which no other process may write. So this is another run in the same group,
-    whose axis is `ib/step`, optimizer steps.
+    The live run has its own steps, and no other process may write at earlier steps. So this is another run in the same
+    group. Its axis is `ib/step`, the number of optimizer steps.
 
     Args:
-        project: of W&B.
-        group: that of the live run; None: no group.
-        name: of this run.
+        project: project of W&B.
+        group: group of the live run; None: no group.
+        name: name of this run.
 
     Raises:
         ImportError: W&B is not installed.
@@ -161,15 +161,15 @@ def wandb_log(project: str, group: str | None, name: str) -> Iterator[Log]:
 
 @contextmanager
 def shared_wandb_log(run_id: str, project: str | None = None, entity: str | None = None) -> Iterator[Log]:
-    """What logs points into the live run of Weights & Biases itself, for as long as the body runs.
+    """A function that logs points into the live run of Weights & Biases itself, for as long as the body runs.
 
-    That works if the live run was opened with `wandb.Settings(mode="shared")`: only then may a second process write to
-    it. The points have `ib/step` as their axis, and the end of this process does not end the run.
+    The live run must have been opened with `wandb.Settings(mode="shared")`; only then may a second process write to it.
+    The points have `ib/step` as their axis, and the end of this process does not end the run.
 
     Args:
-        run_id: that of the live run.
-        project: of W&B; None: the default one of this machine.
-        entity: likewise.
+        run_id: id of the live run.
+        project: project of W&B; None: the default of this machine.
+        entity: entity of W&B; None: the default of this machine.
 
     Raises:
         ImportError: W&B is not installed.

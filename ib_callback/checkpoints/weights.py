@@ -1,4 +1,4 @@
-"""Trained weights into a model that has none yet, whatever name its trainer has put in front of theirs."""
+"""Load trained weights into a model, with any prefix that a trainer has put in front of their names."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 from ib_callback.common.errors import ModelError
 
-# What older versions of transformers saved although it follows from the configuration.
+# Tensors that older versions of transformers saved although they follow from the configuration.
 _CONSTANTS = ("attn.bias", "attn.masked_bias", "rotary_emb.inv_freq")
 
 
 def load_mapping(model: nn.Module, state: Mapping[str, Any], what: str, dtype: torch.dtype | None = None) -> None:
-    """Tensors by name into the parameters and buffers of a model.
+    """Load tensors by name into the parameters and buffers of a model.
 
     Args:
-        model: whose names are those of the tensors, but for what stands in front of these.
-        state: more than tensors may be in it.
-        what: where they are from, for messages.
-        dtype: of the parameters; None: that of most of the weights.
+        model: a model with the same names, apart from a prefix.
+        state: tensors by name; it may contain other things too.
+        what: the source of the tensors, for messages.
+        dtype: dtype of the parameters; None: that of most of the weights.
 
     Raises:
-        ModelError: tensors that are missing, left over or of another shape.
+        ModelError: tensors are missing, left over or of another shape.
     """
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     own = model.state_dict(keep_vars=True)
@@ -40,15 +40,15 @@ def load_mapping(model: nn.Module, state: Mapping[str, Any], what: str, dtype: t
 
 
 def load_shards(model: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """The shards of torch.distributed into a model, by one process, however many wrote them.
+    """Load shards of torch.distributed into a model with one process, even if many processes wrote them.
 
     Args:
         model: as for `load_mapping`.
-        folder: where they lie.
+        folder: folder of the shards.
         dtype: as for `load_mapping`.
 
     Raises:
-        ModelError: tensors that are missing, left over or of another shape.
+        ModelError: tensors are missing, left over or of another shape.
     """
     from torch.distributed.checkpoint import FileSystemReader, load
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -62,7 +62,7 @@ def load_shards(model: nn.Module, folder: Path, dtype: torch.dtype | None = None
     _cast(model, dtype, stored)
     state = {there: own[name].detach() for name, there in names.items()}
     with warnings.catch_warnings():
-        # That there is one process alone is meant.
+        # torch warns that there is only one process, which is intended here.
         warnings.simplefilter("ignore", UserWarning)
         load(state, storage_reader=FileSystemReader(folder), no_dist=True)
     with torch.no_grad():
@@ -71,25 +71,25 @@ def load_shards(model: nn.Module, folder: Path, dtype: torch.dtype | None = None
 
 
 def matching(own: Mapping[str, Tensor], there: Mapping[str, tuple[int, ...]], what: str) -> dict[str, str]:
-    """By name of a model's tensors, the names of those that are to be put there.
+    """{name of a tensor of the model: name of the saved tensor for it}.
 
-    Trainers put something in front of all names, such as "model." or "state_dict.net.". Of tensors that share their
-    memory one is enough.
+    Trainers put a prefix in front of all names, such as "model." or "state_dict.net.". If tensors of the model share
+    their memory, one saved tensor is enough for them.
 
     Args:
-        own: of the model.
-        there: shapes by name.
-        what: where they are from, for messages.
+        own: tensors of the model by name.
+        there: shapes of the saved tensors by name.
+        what: the source of the saved tensors, for messages.
 
     Raises:
-        ModelError: tensors that are missing, left over or of another shape, or several sets of them.
+        ModelError: tensors are missing, left over or of another shape, or there are several sets of them.
     """
     front = _front(own, there, what)
     names = {name: front + name for name in own if front + name in there}
     given = {own[name].data_ptr() for name in names if own[name].numel()}
     missing = [name for name in own if name not in names and own[name].data_ptr() not in given]
     other = [name for name, found in names.items() if tuple(own[name].shape) != there[found]]
-    # A metric or a second network that a LightningModule holds beside the model is none of it.
+    # A metric or a second network of a LightningModule beside the model does not count as left over.
     parts, taken = {name.split(".")[0] for name in own}, {*names.values()}
     rest = [name for name in there if name.startswith(front) and name not in taken and not name.endswith(_CONSTANTS)]
     left = [name for name in rest if name[len(front) :].split(".")[0] in parts]
@@ -101,14 +101,14 @@ def matching(own: Mapping[str, Tensor], there: Mapping[str, tuple[int, ...]], wh
 
 
 def _front(own: Collection[str], there: Collection[str], what: str) -> str:
-    """What stands in front of the names there: that with which most of one's own are found."""
+    """The prefix of the saved names: the one with which most names of the model are found."""
     first = max(own, key=len, default="")
     fronts = [name[: len(name) - len(first)] for name in there if name == first or name.endswith(f".{first}")]
     found = {front: sum(front + name in there for name in own) for front in fronts}
     most = max(found.values(), default=0)
     best = [front for front, number in found.items() if number == most]
     if len(best) > 1 and 2 * most > len(own):
-        # Such as those of a policy and of its reference, or an average of weights beside them.
+        # For example, the weights of a policy and of its reference, or an average of weights beside them.
         raise ModelError(
             f"{what}: expected the weights of this model once, got them {len(best)} times, with {_some(best)} in "
             "front. Save those that are meant in a file of their own"
@@ -117,7 +117,7 @@ def _front(own: Collection[str], there: Collection[str], what: str) -> str:
 
 
 def _cast(model: nn.Module, dtype: torch.dtype | None, stored: Iterable[tuple[torch.dtype, int]]) -> None:
-    """Bring the parameters to a dtype; None: that of most of the numbers stored. Buffers stay as they were made."""
+    """Cast the parameters to a dtype; None: that of most of the stored numbers. Buffers keep their dtype."""
     numbers: Counter[torch.dtype] = Counter()
     for each, number in stored:
         numbers[each] += number if each.is_floating_point else 0

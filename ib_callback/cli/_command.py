@@ -1,4 +1,4 @@
-"""What the commands have in common: how they end, their help, what they read and write, and types of arguments."""
+"""Shared code of the commands: exit codes, help, files that are read and written, and types of arguments."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from ib_callback.run.trajectory_file import find_run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Every command ends with one of these.
+# Every command ends with one of these exit codes.
 DONE, NOT_ALL, FAILED, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = (
     "Exit status: 0 all was done, and that nothing can be concluded is an answer too; 1 it was done, but there is "
     "nothing to select, a model, point or picture had to be left out, or a checkpoint failed, as the last lines or "
     "those on standard error say; 2 it could not be done, and the line on standard error says why."
 )
-# Of a file, in bytes: file systems take 255, and it is written under a name longer by 42 first (`write_atomically`).
+# Longest name of a file, in bytes. File systems allow 255, and `write_atomically` first uses a name longer by 42.
 _LONGEST_NAME = 213
 
 
 class Help(argparse.HelpFormatter):
-    """Defaults are named where there is one, and lines of examples, which are indented, stay as they are."""
+    """Help that names defaults, and does not wrap the indented lines of examples."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines = [[line] if line.startswith(" ") else textwrap.wrap(line, width) or [""] for line in text.splitlines()]
@@ -52,16 +52,16 @@ class Help(argparse.HelpFormatter):
 
 
 def examples(*lines: str, more: str = "") -> dict[str, Any]:
-    """Keywords of `add_parser`: how a command is used, and what else there is to say, after its options."""
+    """Keywords for `add_parser` that show examples, and further remarks, after the options of a command."""
     shown = "".join(f"  {line}\n" for line in lines)
     return {"formatter_class": Help, "epilog": f"examples:\n{shown}" + (f"\n{more}" if more else "")}
 
 
 def guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """The action as a command: errors and warnings are a line each, without a place in the code.
+    """Turn an action into a command that prints each error and warning as one line, without a place in the code.
 
     Args:
-        action: returns the exit status.
+        action: function that returns the exit status.
     """
 
     def run(options: argparse.Namespace) -> int:
@@ -81,7 +81,7 @@ def guarded(action: Callable[[argparse.Namespace], int]) -> Callable[[argparse.N
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which runs and models: what `load_courses` takes."""
+    """Add the arguments that select runs and models, for `load_courses`."""
     parser.add_argument(
         "runs", nargs="+", metavar="RUN",
         help=f"a directory where {FILENAME} lies, one above it, such a file, or a file of results of many models",
@@ -90,16 +90,16 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_table_arguments(parser: argparse.ArgumentParser, row: str = "a point") -> None:
-    """`--csv` and `--json`; `row` is what a row of them is of."""
+    """Add `--csv` and `--json`; `row` says what one row is about."""
     parser.add_argument("--csv", metavar="FILE", help=f"write the numbers as a table, one row {row} (-: to the screen)")
     parser.add_argument("--json", metavar="FILE", help="the same as a list of objects (-: to the screen)")
 
 
 def courses_of(options: argparse.Namespace) -> tuple[list[Course], int]:
-    """The measured runs and models that were asked for, and how the command ends: `NOT_ALL` if one is left out.
+    """The requested runs and models that were measured, and the exit code: `NOT_ALL` if one is left out.
 
     Raises:
-        ValueError: as `load_courses`.
+        ValueError: as for `load_courses`.
     """
     every = load_courses(options.runs, options.model, unmeasured=True)
     measured = measured_courses(every)
@@ -109,17 +109,18 @@ def courses_of(options: argparse.Namespace) -> tuple[list[Course], int]:
 def check_outputs(
     options: argparse.Namespace, inputs: Iterable[str | Path], *, pictures: Sequence[Path] | None = None
 ) -> None:
-    """That what is to be written can be, and replaces nothing but what was written so before; before any work.
+    """Check before any work that all output files can be written, and replace only files that such a command wrote.
 
     Args:
-        options: with `csv` and `json`, and perhaps `output`.
-        inputs: files and directories that are read; of the directory of a run its trajectory is.
-        pictures: by default that of `output`.
+        options: with `csv` and `json`, and optionally `output`.
+        inputs: files and directories that are read; for the directory of a run, its trajectory counts.
+        pictures: paths of pictures, by default that of `output`.
 
     Raises:
-        ValueError: a path that is read, or given twice; no directory for it; a directory, or a file of another kind.
-        ImportError: a picture is asked for, and Matplotlib is not installed.
-        OSError: nobody can tell.
+        ValueError: a path is also read, or given twice; its directory does not exist; or it is a directory or a file of
+            another kind.
+        ImportError: a picture is requested, and Matplotlib is not installed.
+        OSError: a path cannot be checked.
     """
     if pictures is None:
         pictures = [Path(options.output)] if getattr(options, "output", None) is not None else []
@@ -133,16 +134,16 @@ def check_outputs(
 
 
 def check_place(option: str, text: str, taken: dict[object, str], *, makes_folders: bool = False) -> None:
-    """That a file can be written where an option says, and is no other one; it is added to those that are taken.
+    """Check that the file of an option can be written and is not taken; then add it to the taken files.
 
     Args:
-        option: as it is given.
+        option: the option as it was given.
         text: the path.
-        taken: by `_identity`, what each is.
+        taken: {`_identity` of a file: what it is}.
         makes_folders: whether missing directories are made.
 
     Raises:
-        ValueError: not so; the message says what was expected, what was given, and the cure.
+        ValueError: the check failed; the message says what was expected, what was given, and the cure.
     """
     path, said = Path(text), f"{option} {text or repr(text)}"
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
@@ -163,7 +164,7 @@ def check_place(option: str, text: str, taken: dict[object, str], *, makes_folde
 
 
 def read_files(*paths: str | Path | None) -> dict[object, str]:
-    """For `check_place`: what these paths, and the runs in those that are directories, are."""
+    """The files that are read from these paths, also from directories of runs, in the form for `check_place`."""
     return {_identity(file): "a file that is read" for path in paths if path for file in _read_of(Path(path))}
 
 
@@ -172,13 +173,13 @@ def _read_of(path: Path) -> Iterator[Path]:
         try:
             yield find_run(path) / FILENAME
         except (TrajectoryError, OSError):
-            return  # that there is none is told where it is looked for
+            return  # the code that loads the run reports that there is none
     else:
         yield path
 
 
 def _identity(path: Path) -> object:
-    """The same for all spellings of a path, and links to it."""
+    """A key that is the same for all spellings of a path and for links to it."""
     try:
         found = path.stat()
     except OSError:
@@ -210,7 +211,7 @@ def _check_picture(option: str, path: Path) -> None:
 
 
 def _check_table(option: str, path: Path) -> None:
-    """That at most a table is replaced: of CSV has a comma in its first line, of JSON begins with a list."""
+    """Check that only a table is replaced: CSV has a comma in its first line, JSON begins with a list."""
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -225,16 +226,16 @@ def _check_table(option: str, path: Path) -> None:
 
 
 def check_useless(options: argparse.Namespace, names: Sequence[str], without: str, cure: str) -> None:
-    """That no option was given that would be ignored.
+    """Check that no option was given that would be ignored.
 
     Args:
-        options: whose default is None, or false.
-        names: of these.
-        without: why they are of no use, such as "is of the picture, and there is none without -o".
+        options: the options; the default of each is None, false or empty.
+        names: names of the options that would be ignored.
+        without: the reason as the end of a sentence, such as "is of the picture, and there is none without -o".
         cure: what to give instead.
 
     Raises:
-        ValueError: one was given.
+        ValueError: one of them was given.
     """
     for name in names:
         if getattr(options, name) not in (None, False, []):
@@ -244,12 +245,12 @@ def check_useless(options: argparse.Namespace, names: Sequence[str], without: st
 def write_tables(
     options: argparse.Namespace, rows: list[dict[str, Any]], objects: list[dict[str, Any]] | None = None
 ) -> list[Path]:
-    """Write the tables that were asked for, and return their files; those for the screen are printed.
+    """Write the requested tables, and return their files; tables for the screen are printed.
 
     Args:
         options: with `csv` and `json`.
-        rows: of the table.
-        objects: of JSON, by default the rows.
+        rows: rows of the table.
+        objects: objects for JSON, by default the rows.
     """
     written = []
     made = ((options.csv, tidy.to_csv, rows), (options.json, tidy.to_json, rows if objects is None else objects))
@@ -263,7 +264,7 @@ def write_tables(
 
 
 def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
-    """`-o` and `--theme`, for one picture that is drawn if it is asked for."""
+    """Add `-o` and `--theme`, for one picture on request."""
     parser.add_argument("-o", "--output", metavar="FILE", help="draw it; .png, .svg or .pdf")
     parser.add_argument("--theme", choices=("light", "dark"), default="light", help="on white, or on dark grey")
 
@@ -277,17 +278,17 @@ def finish(
     *,
     objects: list[dict[str, Any]] | None = None,
 ) -> int:
-    """Print the text, unless a table goes to the screen; write tables, and then the picture, if one was asked for.
+    """Print the text, unless a table goes to the screen; write the tables, and then the picture, if requested.
 
-    What cannot be drawn is an answer all the same, which says that there is no picture.
+    If the picture cannot be drawn, the command still gives its other results, and says why there is no picture.
 
     Args:
-        options: that `check_outputs` has seen.
-        text: for the screen.
-        rows: of the tables.
-        draw: makes the picture; a ValueError says why there can be none.
-        status: how the command ends, if all can be drawn.
-        objects: of JSON, by default the rows.
+        options: options that `check_outputs` has checked.
+        text: text for the screen.
+        rows: rows of the tables.
+        draw: makes the picture, or raises a ValueError that says why it cannot.
+        status: the exit code if everything can be drawn.
+        objects: objects for JSON, by default the rows.
 
     Returns:
         The exit status.
@@ -295,7 +296,7 @@ def finish(
     Raises:
         OSError: a file cannot be written.
     """
-    # A table on the screen is to be piped into other programs.
+    # A table on the screen is meant for a pipe into another program, so nothing else may go there.
     piped = "-" in (options.csv, options.json)
     if not piped:
         print(text)
@@ -317,7 +318,7 @@ def finish(
 
 
 def positive(text: str) -> int:
-    """An integer of at least 1."""
+    """Parse an integer of at least 1."""
     try:
         value = int(text)
     except ValueError:
@@ -328,7 +329,7 @@ def positive(text: str) -> int:
 
 
 def guard(text: str) -> Guard:
-    """A guard by the held-out loss: "loss", a tolerance in nats a token, or "none"."""
+    """Parse a guard by the held-out loss: "loss", a tolerance in nats a token, or "none"."""
     try:
         return "loss" if text == "loss" else None if text == "none" else check_guard(float(text))
     except ValueError:

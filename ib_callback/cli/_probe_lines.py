@@ -14,14 +14,15 @@ from ib_callback.probe.content import NO_LABEL, Content
 from ib_callback.probe.probe import Probe
 
 _HEADER = "probe"
-_MOST = 2**27  # positions, padding included
+_MOST = 2**27  # positions, including padding
 
 
 def write_lines(path: str | os.PathLike[str], probe: Probe) -> None:
     """Write a header and a line for each sequence.
 
-    The header is `{"probe": {name, tokenizer, source, label_names, groups, num_bytes, length, fingerprint}}`; a line is
-    `{"input_ids": […], "labels": {name: […]}}` over the real tokens; `"padding": n` where n come before.
+    The header is `{"probe": {name, tokenizer, source, label_names, groups, num_bytes, length, fingerprint}}`. A line is
+    `{"input_ids": […], "labels": {name: […]}}` over the real tokens, with `"padding": n` if n positions of padding come
+    before them.
     """
     header = {
         "name": probe.name,
@@ -45,10 +46,10 @@ def write_lines(path: str | os.PathLike[str], probe: Probe) -> None:
 
 
 def read_lines(path: str | os.PathLike[str]) -> Probe:
-    """The probe of a file as `write_lines` writes it; the header may be missing, and then the name is the file's.
+    """Read the probe from a file of `write_lines`. Without a header, the probe gets the name of the file.
 
     Raises:
-        ProbeError: not such a file, or its content does not add up to the fingerprint in its header.
+        ProbeError: the file has another format, or its content does not match the fingerprint in its header.
         FileNotFoundError: there is no such file.
     """
     header: dict[str, Any] = {}
@@ -100,7 +101,7 @@ def _content(path: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> 
     if type(asked) is not int:
         raise ProbeError(f"length: expected an integer, got {asked!r}.")
     length = max(asked, *(row.get("padding", 0) + len(row["input_ids"]) for row in rows))
-    if length * len(rows) > _MOST:  # checked, for of a list too long the memory is gone before there is an error
+    if length * len(rows) > _MOST:  # checked first, because a list that is too long would use up the memory
         raise ProbeError(
             f"length and padding: expected at most {_MOST:,} positions in all, got {len(rows):,} sequences of "
             f"{length:,}."
@@ -120,6 +121,6 @@ def _content(path: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> 
         name=header.get("name", path.stem),
         source=header.get("source", {"constructor": "lines"}),
         tokenizer=header.get("tokenizer"),
-        # Of lines that may have been changed they are not known.
+        # Unknown if the lines may have been changed.
         num_bytes=header.get("num_bytes") if "fingerprint" in header else None,
     )

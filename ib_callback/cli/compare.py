@@ -1,4 +1,4 @@
-"""`ib-callback compare`: many models in one plane, what changed between two, and their layers."""
+"""`ib-callback compare`: many models in one plane, changes between two models, and the layers of models."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    """That none is given that would be ignored."""
+    """Check that no option is given that would be ignored."""
     if not options.pair:
         check_useless(options, ["metric"], "is for --pair, got none", "Give --pair BASE:POST, or --by to rank by it")
     if options.pair or options.profile:
@@ -128,7 +128,7 @@ def _profile(options: argparse.Namespace, entries: Sequence[Entry], status: int)
 
 
 def _pair(text: str, courses: Sequence[Course]) -> tuple[Entry, Entry]:
-    """Both sides of BASE:POST, of which either may have a colon in its name."""
+    """Both sides of BASE:POST; the names may contain colons too."""
     known = {course.name: course for course in courses}
     for place in [index for index, letter in enumerate(text) if letter == ":"]:
         sides = [_side(side, known) for side in (text[:place], text[place + 1 :])]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def add_context_command(commands: Any) -> None:
-    """Add the command to those of `ib-callback`."""
+    """Add `context` to the parser of `ib-callback`."""
     parser = commands.add_parser(
         "context",
         help="what each width of context adds, token to quadgram, plain and above its null",

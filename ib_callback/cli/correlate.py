@@ -1,4 +1,4 @@
-"""`ib-callback correlate`: metrics of many models, and their scores on a benchmark."""
+"""`ib-callback correlate`: correlate metrics of many models with their scores on a benchmark."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ib_callback.plot.scatter import Panel, scatter
 from ib_callback.results.trajectory import aligned
 
 SORTS = ("pearson", "spearman", "accuracy", "given_loss", "given_size", "within", "name")
-# Drawn where nothing else was asked for, with the ratio of each feature, if they were measured.
+# Metrics that are drawn by default if they were measured, together with the ratio of each feature.
 _DRAWN = ("complexity", "expressivity", "optimality", "loss")
 _MOST_DRAWN = 9
 
@@ -98,14 +98,14 @@ def _sorted(found: Sequence[MetricCorrelation], by: str) -> list[MetricCorrelati
 
     def size(each: MetricCorrelation) -> float:
         value = getattr(each, by).value
-        # An order that is always wrong says as much as one that is always right.
+        # An ordering that is always wrong is as informative as one that is always right.
         return -1.0 if value is None else abs(2 * value - 1) if by == "accuracy" else abs(value)
 
     return sorted(found, key=size, reverse=True)
 
 
 def _table(found: Sequence[MetricCorrelation], number: int) -> str:
-    """Two tables: the correlations, and what is left of them given other things. All in one would be too wide."""
+    """Two tables, because one would be too wide: the correlations, and the correlations given other numbers."""
     plain = [["metric", "n", "Pearson r", "95 %", "p", "Holm", "FDR", "Spearman", "95 %", "p", "pairs", "95 %"]]
     given = [["Pearson r", "given loss", "given size", "given both", "within", "across"]]
     for each in found:

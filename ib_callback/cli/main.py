@@ -43,7 +43,7 @@ _AS_IT_IS = ("surrogateescape", "utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status."""
+    """Run the command and return the exit status."""
     _print_anything()
     options = parser().parse_args(argv)
     _expand(options)
@@ -55,15 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_anything() -> None:
-    """What a terminal's encoding lacks, such as ρ or ±, is a question mark there, and no error."""
+    """Print characters that a terminal's encoding lacks, such as ρ or ±, as question marks, without an error."""
     for stream in (sys.stdout, sys.stderr):
-        # Names of files that are no text pass UTF-8 as they are.
+        # With UTF-8 and surrogateescape, names of files that are not valid text are printed unchanged.
         if isinstance(stream, io.TextIOWrapper) and (stream.errors, stream.encoding.lower()) != _AS_IT_IS:
             stream.reconfigure(errors="replace")
 
 
 def _expand(options: argparse.Namespace) -> None:
-    """`~` is the user's home in whatever is given: shells leave it where it follows "=" or stands in quotes."""
+    """Replace `~` by the home directory in all options, because shells do not if it follows "=" or is in quotes."""
     for name, value in vars(options).items():
         if isinstance(value, str):
             setattr(options, name, os.path.expanduser(value))
@@ -72,10 +72,10 @@ def _expand(options: argparse.Namespace) -> None:
 
 
 def command() -> NoReturn:
-    """The process `ib-callback`: `main`, and its end."""
+    """The process `ib-callback`: run `main`, and exit."""
     status = main()
     if status == INTERRUPTED:
-        # Python would wait for all threads, and so for a download to come to its end.
+        # Python would wait for all threads, for example for a download to finish.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -85,7 +85,7 @@ def command() -> NoReturn:
 def _demo(options: argparse.Namespace) -> int:
     from ib_callback.cli.demo import run_demo
 
-    try:  # not `guarded`: warnings are to be read while it trains
+    try:  # not `guarded`, because warnings should appear during training
         run_demo(
             steps=options.steps,
             minutes=options.minutes,
@@ -127,7 +127,7 @@ def _select(options: argparse.Namespace) -> int:
 def _plot(options: argparse.Namespace) -> int:
     from ib_callback.cli import plot
 
-    # A table on the screen is to be piped into other programs.
+    # A table on the screen is meant for a pipe into another program, so nothing else may go there.
     where = sys.stderr if "-" in (options.csv, options.json) else sys.stdout
     paths, status = plot.draw(options)
     for path in paths:
@@ -230,7 +230,7 @@ def _select_from(text: str) -> SelectFrom:
     if text == "fit":
         return "fit"
     try:
-        step = int(text.replace(",", ""))  # as steps are printed
+        step = int(text.replace(",", ""))  # steps are printed with commas
     except ValueError:
         step = -1
     if step < 0:

@@ -1,4 +1,4 @@
-"""`ib-callback measure`: trained models and checkpoints into a file of results."""
+"""`ib-callback measure`: measure trained models and checkpoints into a file of results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from ib_callback.results.results import Results
 
 _DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Meter).parameters.items()}
 _LEAST_PERMUTATIONS = 20
-# Options of a sweep that a sidecar does not have, and the other way round.
+# Options that do not work with --watch, and options that work only with it.
 _NOT_WATCHING = ("revisions", "max_points", "initial", "name", "stage", "shard", "evict", "csv", "json")
 _WATCHING = ("until", "idle", "wandb_project", "wandb_group", "wandb_shared_run")
 
@@ -158,7 +158,7 @@ def add_measure_command(commands: Any) -> None:
 
 
 def _add_meter_arguments(group: Any) -> None:
-    """Those of `Meter`; what is not given is left to it."""
+    """Add the options of `Meter`; options that are not given keep its defaults."""
 
     def add(flag: str, keyword: str, text: str, **more: Any) -> None:
         default = _DEFAULTS[keyword]
@@ -196,7 +196,7 @@ def _measure(options: argparse.Namespace) -> int:
     if is_installed("transformers"):
         import transformers
 
-        # One bar a model for what takes no time, between lines that are to be read.
+        # Otherwise transformers shows a bar for each model, for work that takes no time, between the lines of output.
         transformers.utils.logging.disable_progress_bar()
     device = _device(options.device)
     loading = Loading(
@@ -218,7 +218,7 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def _measure_all(options: argparse.Namespace, loading: Loading, ranks: Ranks) -> int:
-    """On every rank; the first one reads, writes and speaks for all."""
+    """Run on every rank; the first one reads, writes and prints for all."""
     tell = _tell if ranks.is_first else _say_nothing
     wanted = Wanted(
         models=options.models, revisions=options.revisions, name=options.name, stage=options.stage,
@@ -252,7 +252,7 @@ def _measure_all(options: argparse.Namespace, loading: Loading, ranks: Ranks) ->
 
 
 def _check_files(options: argparse.Namespace) -> None:
-    """That the results can be appended to, and the tables be written."""
+    """Check that results can be appended to their file, and tables can be written."""
     features = [expanded(text.rpartition("=")[2]) for text in options.feature_probe]
     given = (options.probe, options.documents, options.tokenizer, options.config)
     read = [path for path in (*options.models, *features, *given) if path is not None and Path(path).exists()]
@@ -264,7 +264,7 @@ def _check_files(options: argparse.Namespace) -> None:
 
 
 def _check_unused(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """That nothing was asked for that would not be done."""
+    """Check that no option was given that would have no effect."""
     if given := [name for name in names if getattr(options, name) not in (None, False, [])]:
         raise ValueError(f"--{given[0].replace('_', '-')}: {why}. Leave it out")
 
@@ -275,7 +275,7 @@ def _watch(options: argparse.Namespace, loading: Loading) -> int:
     run = Path(options.watch)
     if not run.is_dir():
         raise ValueError(f"--watch: expected the directory of a run, got {run}, which is none")
-    # Its first checkpoint may be still to come, and has a tokenizer at best.
+    # The first checkpoint may not exist yet; only the tokenizer is needed here.
     name = run.resolve().name
     stand_in = Checkpoint(model=name, revision=None, step=None, tokens=None, stage=None, place=Local(run, run))
     material = material_for([stand_in], _asked(options), loading, _tell)

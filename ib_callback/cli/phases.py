@@ -1,4 +1,4 @@
-"""`ib-callback phases`: where the courses of models turn, beside their loss."""
+"""`ib-callback phases`: the phases of models, the start of compression, and where the loss becomes flat."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def add_phases_command(commands: Any) -> None:
-    """Add the command to those of `ib-callback`."""
+    """Add `phases` to the parser of `ib-callback`."""
     parser = commands.add_parser(
         "phases",
         help="where each model turns from fitting to compression, and whether its loss becomes flat there",

@@ -1,4 +1,4 @@
-"""`ib-callback probe`: build a probe and freeze it in a file, show what is in one, convert it."""
+"""`ib-callback probe`: build a probe and save it to a file, show the content of a probe, convert it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ib_callback.measuring.statistics import DIM, ProbeStatistics, probe_statist
 from ib_callback.probe.probe import Probe
 
 _MUCH_SOURCE = ("tokenizer_sha256", "chat_template", "corpus_fingerprint")
-# Keywords of the constructors: {name: (flag, arguments of add_argument)}. What is not given is left to the constructor.
+# Keywords of the constructors: {name: (flag, arguments of add_argument)}. Options not given keep the default.
 _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "config": ("--config", {"help": "the dataset's configuration"}),
     "split": ("--split", {"help": "one that is not trained on; c4: validation, tulu: train"}),
@@ -51,7 +51,7 @@ def add_probe_command(commands: Any) -> None:
             "ib-callback probe show probe.safetensors",
         ),
     )
-    # One spelling more, for those who look for it there.
+    # Another spelling, for users who look for an option.
     command.add_argument("--show", dest="file", metavar="FILE", help="the same as: show FILE")
     _add_show_arguments(command)
     command.set_defaults(run=guarded(_show_or_help), help_of=command)
@@ -98,7 +98,7 @@ def add_probe_command(commands: Any) -> None:
 
 
 def describe_probe(probe: Probe, statistics: ProbeStatistics, options: argparse.Namespace) -> str:
-    """All that `show` prints."""
+    """Everything that `show` prints."""
     lengths = probe.attention_mask.sum(1)
     described = {key: value for key, value in probe.source.items() if key not in _MUCH_SOURCE}
     described["tokenizer"] = probe.tokenizer or "not known"
@@ -158,7 +158,7 @@ def _build(options: argparse.Namespace) -> int:
     make = known.get(options.dataset, by_name)
     keywords = {name: getattr(options, name) for name in _KEYWORDS if getattr(options, name) is not None}
     own = options.dataset == "builtin" and options.tokenizer == "-"
-    # An option that this kind of probe has no use for is a TypeError, rather than another probe than was asked for.
+    # An option that this kind of probe cannot use raises a TypeError, so it is not silently ignored.
     probe = make(None if own else load_tokenizer(options.tokenizer), **keywords)
     if Path(options.tokenizer).is_file():
         warnings.warn(
@@ -204,7 +204,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _check_file(option: str, text: str, *read: str) -> None:
-    """That a probe can be written, and replaces no measurements and nothing that is read."""
+    """Check that a probe can be written, and replaces neither measurements nor a file that is read."""
     check_place(option, text, read_files(*(path for path in read if Path(path).exists())), makes_folders=True)
     if is_measured(Path(text)):
         raise ValueError(f"{option} {text}: expected no file, or a probe, got measurements. Give another path")

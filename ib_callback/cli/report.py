@@ -1,4 +1,4 @@
-"""`ib-callback report`: what runs and models tell, in plain sentences."""
+"""`ib-callback report`: report about runs and models in plain sentences."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def add_report_command(commands: Any) -> None:
 
 
 def told(reports: Sequence[Report]) -> str:
-    """Paragraphs for a terminal; of several runs each with its name above."""
+    """The paragraphs for a terminal; with several runs, each report has the name of its run above."""
     width = min(_WIDEST, shutil.get_terminal_size().columns)
     blocks = []
     for each in reports:
@@ -82,7 +82,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _picture(courses: Sequence[Course], theme: Any) -> Figure:
-    """The planes in which the runs are told of."""
+    """The planes that the reports mention."""
     from ib_callback.plot import compare, information_plane
 
     measured = [course for course in courses if any(point.orders for point in course.trajectory)]

@@ -1,4 +1,4 @@
-"""The best existing checkpoint of a finished run, and why the other points are none: `ib-callback select`."""
+"""`ib-callback select`: the best existing checkpoint of a finished run, and why each other point was rejected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ib_callback.run import checkpoints
 from ib_callback.run.trajectory_file import find_run
 
 _NOT_RECORDED = f"not in {checkpoints.FILENAME}"
-# Of the reason why a point could not be measured, in characters.
+# Longest reason why a point could not be measured, in characters.
 _LONGEST_REASON = 80
 _NOISE = (
     "How the noise is estimated: from the scatter of the values of successive points about a smooth curve, over all "
@@ -32,13 +32,13 @@ _NOISE = (
 
 @dataclass(frozen=True, kw_only=True)
 class SelectReport:
-    """What can be selected in a run.
+    """The points of a run that can be selected, and the best of them.
 
     Attributes:
-        choice: the best point of which a checkpoint exists, and all candidates.
-        checkpoints: those that exist, by step, whether or not that step was measured.
+        choice: the best point with an existing checkpoint, and all candidates.
+        checkpoints: existing checkpoints by step, also of steps that were not measured.
         table: every candidate with its checkpoint, and why it is not the best.
-        rows: the same with whole numbers and paths, for other programs.
+        rows: the same with full numbers and paths, for other programs.
         verdict: the result in words.
     """
 
@@ -68,20 +68,20 @@ def select_report(
     model: str | None = None,
     guard: Guard = "run",
 ) -> SelectReport:
-    """Choose among the checkpoints of a run, in HuggingFace's layout or in Lightning's, by the run's own phase rule.
+    """Select the best checkpoint of a run, in HuggingFace's or Lightning's layout, with the run's own phase rule.
 
     Args:
-        run_dir: where `ib_trajectory.jsonl` lies, or a directory up to four levels above it; or another file of a
-            trajectory, or of results, whose checkpoints are what was measured.
-        by: a metric as logged, without prefix, or a feature.
+        run_dir: the directory with `ib_trajectory.jsonl`, or a directory up to four levels above it; or a file of a
+            trajectory or of results. For a file of results, the measured checkpoints are the candidates.
+        by: a metric as logged, without prefix, or the name of a feature.
         select_from: "compression", "fit", or the first step that can be selected.
-        mode: "min" or "max"; by default what is known to be better for the metric.
-        model: which model of a file of results.
-        guard: as for `Selection`; "run": as in the run.
+        mode: "min" or "max"; by default the better direction of the metric, if known.
+        model: name of the model, for a file of results with several models.
+        guard: as for `Selection`; "run": the guard of the run.
 
     Raises:
-        TrajectoryError: no trajectory, or several, or a file that cannot be read.
-        ValueError: no point has such a metric (the message lists those that exist), or a setting is out of range.
+        TrajectoryError: there is no trajectory, there are several, or a file cannot be read.
+        ValueError: no point has this metric (the message lists existing metrics), or a setting is out of range.
     """
     try:
         directory, trajectory, existing, missing = _run(Path(run_dir), model)
@@ -89,14 +89,14 @@ def select_report(
         raise TrajectoryError(f"{run_dir} cannot be searched ({error}). Check its permissions") from error
     names = dict.fromkeys(name for m in trajectory if m.error is None for name in metrics_of(m))
     if names:
-        # Before Selection asks for the mode of a metric that does not exist.
+        # Checked first, because for an unknown metric Selection would ask for a mode.
         resolve_metric(by, names)
         by = spelled(by, names) or by
     guard = trajectory.guard if guard == "run" else guard
     selection = Selection(by, mode, select_from, trajectory.phase_rule, guard=guard)
     choice = selection.choose(trajectory, available=existing)
     phases = trajectory.phases(selection.rule)
-    # Points that lack nothing but a checkpoint, with why there is none.
+    # Points that lack only a checkpoint, with the reason why there is none.
     ranked = selection.ranked(c for c in choice.candidates if c.rejected in (None, NO_CHECKPOINT))
     remarks = [_remark(choice, candidate, missing or {}) for candidate in choice.candidates]
     verdict = [
@@ -134,7 +134,7 @@ def select_report(
 
 
 def _run(path: Path, model: str | None) -> tuple[Path | None, Trajectory, Mapping[int, Path], dict[int, str] | None]:
-    """The directory of a run, None for results; its trajectory, the checkpoints, and why others are none."""
+    """The directory of a run (None for results), its trajectory, its checkpoints, and why others are missing."""
     if not path.is_file() or path.name == FILENAME:
         directory = find_run(path)
         return directory, Trajectory.load(directory, model), *_checkpoints(directory)
@@ -153,13 +153,13 @@ def _run(path: Path, model: str | None) -> tuple[Path | None, Trajectory, Mappin
 
 
 def _checkpoints(directory: Path) -> tuple[dict[int, Path], dict[int, str] | None]:
-    """The checkpoints of a run, and why others are none of it, by step; None if no record says whose they are."""
+    """The checkpoints of a run, and by step why others do not count; None if no record lists its checkpoints."""
     on_disk = checkpoints.find_checkpoints(directory)
     name = Path(checkpoints.FILENAME)
-    # With that of an earlier run only, which was moved away, this run has saved nothing yet.
+    # If only the record of an earlier run exists, which was moved away, this run has saved nothing yet.
     if not (directory / name).exists() and not any(directory.glob(f"{name.stem}.*{name.suffix}")):
         return on_disk, None
-    # Checkpoints of an earlier run may lie in the same directory: the record alone tells whose they are.
+    # Checkpoints of an earlier run may be in the same directory; only the record says which belong to this run.
     file = checkpoints.CheckpointFile(directory)
     return file.existing(), dict.fromkeys(on_disk, _NOT_RECORDED) | dict.fromkeys(file.recorded(), "deleted")
 
@@ -190,7 +190,7 @@ def _table(by: str, choice: Choice, phases: Phases, existing: Mapping[int, Path]
 
 
 def _by_chance(by: str, measurement: Measurement) -> float | None:
-    """What chance alone would give in the place of the number that is selected by."""
+    """The number that chance alone would give in place of the metric."""
     scalars = measurement.scalars()
     full = f"{by}/information" if f"{by}/information" in scalars else by
     name = chance_of(full, primary=measurement.primary, bound=measurement.settings.get("bound", "diagonal"))
@@ -215,7 +215,7 @@ def _remark(choice: Choice, candidate: Candidate, missing: Mapping[int, str]) ->
 def _without_checkpoint(
     selection: Selection, best: Candidate | None, ranked: Sequence[Candidate], missing: Mapping[int, str]
 ) -> list[str]:
-    """Points that would be better and have no checkpoint."""
+    """Sentences about points that would be better but have no checkpoint."""
     least = None if best is None else best.value
     better = list(takewhile(lambda c: least is None or selection.better(c.value or 0.0, than=least), ranked))
     if not better:

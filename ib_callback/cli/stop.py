@@ -1,4 +1,4 @@
-"""`ib-callback stop`: what a stopping rule would have done in runs that are over."""
+"""`ib-callback stop`: replay a stopping rule on finished runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def add_stop_command(commands: Any) -> None:
-    """Add the command to those of `ib-callback`."""
+    """Add `stop` to the parser of `ib-callback`."""
     parser = commands.add_parser(
         "stop",
         help="replay a stopping rule on recorded runs: when it stops, what that saves and costs",

@@ -1,1 +1,1 @@
-"""What every package uses and none is about: errors, checks of arguments, files never half-written, caches."""
+"""Tools for all other packages: errors, checks of arguments, writing files in one step, caches, ranks, messages."""

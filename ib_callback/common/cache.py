@@ -1,4 +1,4 @@
-"""Files that are dear to make and shared by runs, ranks and resumes: one process builds, the others wait and read."""
+"""Files that are expensive to make and shared by runs and ranks: one process builds, the others wait and read."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from ib_callback.common.messages import warn
 _log = logging.getLogger(__name__)
 Content = TypeVar("Content")
 
-SAY_WAITING_SECONDS = (5.0, 60.0)  # first after so long, then every so long
+SAY_WAITING_SECONDS = (5.0, 60.0)  # time until the first message, then between messages
 
 
 def user_cache_directory() -> Path | None:
-    """Where this package keeps what can be built again: `ib_callback` below the user's cache directory.
+    """The folder for files that can be built again: `ib_callback` below the user's cache directory.
 
-    That is `$XDG_CACHE_HOME` where it is set, otherwise what is customary: `~/.cache`, `~/Library/Caches` on
-    macOS, `%LOCALAPPDATA%` on Windows. It need not exist. None where the user has no home, as in a container of a
-    user that it does not know, and `$XDG_CACHE_HOME` names no folder.
+    The cache directory is `$XDG_CACHE_HOME` if set, otherwise the usual one: `~/.cache`, `~/Library/Caches` on macOS,
+    `%LOCALAPPDATA%` on Windows. The folder need not exist. The result is None if the user has no home directory, as in
+    a container that does not know the user, and `$XDG_CACHE_HOME` names no folder.
     """
-    # By the XDG specification relative paths are to be ignored.
+    # The XDG specification says to ignore relative paths.
     asked = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(asked):
         return Path(asked, "ib_callback")
     folder = "~/Library/Caches/ib_callback" if sys.platform == "darwin" else "~/.cache/ib_callback"
     if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
         return Path(os.environ["LOCALAPPDATA"], "ib_callback")
-    # Not by Path.expanduser, which raises where there is no home.
+    # Not with Path.expanduser, which raises if there is no home directory.
     expanded = os.path.expanduser(folder)
     return Path(expanded) if os.path.isabs(expanded) else None
 
 
 def cache_file(*names: str, what: str) -> Path | None:
-    """A file in the user's cache directory; None if there is no such directory, so that nothing can be kept.
+    """The path of a file in the user's cache directory; None, with a warning, if there is no such directory.
 
     Args:
         names: folders and the file, below the directory.
-        what: would be kept there, for the message.
+        what: description of the content, for the message.
 
     Warns:
         RuntimeWarning: nothing can be kept.
@@ -68,22 +68,22 @@ def build_once(
     read: Callable[[Path], Content],
     what: str,
 ) -> Content:
-    """What the file holds, if it is there and whole; otherwise it is built, by one process at a time.
+    """Read the content from a file that exists and is complete; otherwise build it, in one process at a time.
 
-    The others wait until it is there, and read it. The lock on the work is the operating system's and ends with the
-    process, however that ends.
+    The other processes wait for the file, and read it. The operating system holds the lock, so the lock ends with the
+    process in any case.
 
-    Several machines that share a directory take turns where its file system passes locks on (NFS 4, or 3 with
-    lockd; Lustre mounted with `flock`). Where it does not, each machine may build, and the last file stays: that
-    is sound as long as what they build is the same.
+    Several machines that share a directory take turns if its file system supports locks across machines (NFS 4, or 3
+    with lockd; Lustre mounted with `flock`). Otherwise each machine may build, and the last file stays. This is correct
+    as long as all of them build the same content.
 
     Args:
-        path: of the file; missing folders are made. Its name should say all that decides the content.
-        build: makes the content. Its errors are raised, and the next process in line tries again.
-        write: writes the content to the path in one step, so that what is cut off leaves nothing that looks finished.
-        read: reads and verifies a file. The content must not depend on the file any more; a file that is damaged
-            must be a ValueError, and is then set aside and built anew.
-        what: what is built, for messages: "the probe of ...".
+        path: path of the file; missing folders are made. The name should include everything that decides the content.
+        build: makes the content. Its errors are raised, and the next waiting process tries again.
+        write: writes the content to the path in one step, so an interruption leaves no file that looks finished.
+        read: reads and verifies a file. The content must not depend on the file afterwards. For a damaged file it must
+            raise a ValueError; the file is then set aside and built again.
+        what: description of the content, for messages: "the probe of ...".
 
     Warns:
         RuntimeWarning: the file was damaged or cannot be read; or it cannot be written, and is then not kept.
@@ -92,7 +92,7 @@ def build_once(
     if found is not None:
         return found
     with _locked(path, what):
-        # Whoever held the lock until now has built it, most likely.
+        # The process that held the lock has probably built the file.
         found = _whole(path, read)
         if found is not None:
             return found
@@ -110,7 +110,7 @@ def build_once(
 
 
 def _whole(path: Path, read: Callable[[Path], Content]) -> Content | None:
-    """The content of a whole file; None if there is none, or it is damaged or cannot be read."""
+    """The content of a complete file; None if the file is missing, damaged or cannot be read."""
     try:
         return read(path)
     except (ValueError, OSError):
@@ -118,12 +118,12 @@ def _whole(path: Path, read: Callable[[Path], Content]) -> Content | None:
 
 
 def _set_aside(path: Path, what: str) -> None:
-    """Move a file out of the way that is of no use."""
+    """Move a useless file out of the way."""
     damaged = path.with_name(f"{path.name}.damaged")
     try:
         os.replace(path, damaged)
     except OSError:
-        return  # there is none, or the directory cannot be written, which is said when it comes to that
+        return  # there is no file, or the directory cannot be written, which is reported later
     warn(
         f"{what}: {path} is damaged or cannot be read. It was moved to {damaged.name} beside it, and is built anew",
         stacklevel=3,
@@ -132,8 +132,8 @@ def _set_aside(path: Path, what: str) -> None:
 
 @contextmanager
 def _locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock on building a file, where the file system and the directory allow one."""
-    # No marker file in place of a lock that the system does not have: that of a process that died would stay.
+    """Hold the lock on building a file, if the file system and the directory allow one."""
+    # If the system has no locks, no marker file is used instead, because that of a dead process would stay.
     lock = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False)
     waited, patience = 0.0, SAY_WAITING_SECONDS[0]
     try:

@@ -10,17 +10,17 @@ import numpy as np
 
 
 def check_integer(name: str, value: Any, *, minimum: int, cure: str) -> int:
-    """Return `value` as an int if it is an integer of at least `minimum`; NumPy's integers are, bools are not.
+    """Return `value` as an int if it is an integer of at least `minimum`. NumPy integers are accepted, bools are not.
 
     Args:
-        name: of the argument, for the message.
-        value: what was passed.
-        minimum: the least that makes sense.
+        name: name of the argument, for the message.
+        value: the value that was passed.
+        minimum: the smallest allowed value.
         cure: what to pass instead, as the end of a sentence.
 
     Raises:
-        TypeError: not an integer.
-        ValueError: less than `minimum`.
+        TypeError: `value` is not an integer.
+        ValueError: `value` is less than `minimum`.
     """
     try:
         number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
@@ -42,13 +42,13 @@ def check_bytes(name: str, value: Any, *, cure: str) -> int:
     """Return a number of bytes: an integer of at least 1, or text with a unit.
 
     Args:
-        name: of the argument, for the message.
-        value: what was passed.
+        name: name of the argument, for the message.
+        value: the value that was passed.
         cure: what to pass instead, as the end of a sentence.
 
     Raises:
-        TypeError: neither text nor an integer.
-        ValueError: text of another form, or less than a byte.
+        TypeError: `value` is neither text nor an integer.
+        ValueError: the text has another form, or the number is less than 1.
 
     >>> check_bytes("budget", "1.5 GiB", cure=""), check_bytes("budget", "500MB", cure="")
     (1610612736, 500000000)

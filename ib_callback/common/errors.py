@@ -1,4 +1,4 @@
-"""Errors that users may want to tell apart; each says what was expected, what was found, and the cure."""
+"""Errors that users may want to distinguish. Each message says what was expected, what was found, and the cure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class ModelError(ValueError):
 
 
 class RepresentationError(RuntimeError):
-    """Representations from which no information can be computed: zero vectors, NaN or inf."""
+    """Representations that have no direction, so no information can be computed: zero vectors, NaN or inf."""
 
 
 class TrajectoryError(ValueError):
@@ -20,4 +20,4 @@ class TrajectoryError(ValueError):
 
 
 class RanksError(RuntimeError):
-    """The ranks of a distributed training have lost each other, so that none can go on; nothing survives it."""
+    """The ranks of a distributed training have lost contact with each other. No rank can continue after this error."""

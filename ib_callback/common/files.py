@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever half-written, and looking for them."""
+"""Write files in one step, so none is ever half-written; and find, compare and remove files."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from urllib.request import url2pathname
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """A path that a user gives, with `~` for the user's home; as it is where nobody knows the home."""
-    return Path(os.path.expanduser(path))  # Path.expanduser raises where there is no home
+    """A user's path with `~` replaced by the home directory; unchanged if the home directory is unknown."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises if there is no home directory
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace a file's content in one step: a reader, even after a crash, finds the old or the new.
+    """Replace a file's content in one step. Even after a crash, a reader finds the old or the new content.
 
     Raises:
-        OSError: it cannot be written; it names this path.
+        OSError: the file cannot be written; the error names this path.
     """
-    # Through a link: the file that it points to is replaced, not the link.
+    # If the path is a link, the file that it points to is replaced, not the link.
     target = Path(os.path.realpath(expanded(path)))
-    # Not by tempfile: its files are readable by their owner alone, and so would be the result.
+    # Not with tempfile, because only the owner can read its files, and so the result.
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
         with open(partial, "xb") as file:
@@ -37,7 +37,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
-            # Of the partial file nobody has heard, and an error of writing names none.
+            # The user does not know the partial file, and an error of writing names no file at all.
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
 
@@ -46,20 +46,20 @@ _REMOTE = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+:(//|:.*://)")
 
 
 def is_remote(path: object) -> bool:
-    """Whether a path is an address on a file system that is not this machine's, as fsspec has them ("s3://…")."""
+    """Whether a path is an address on another machine's file system, in fsspec's form ("s3://…")."""
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     return isinstance(text, str) and _REMOTE.match(text) is not None
 
 
 def on_this_machine(name: str, path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """A path with `~` for the user's home, and without `file://`; any other one as it is.
+    """A path with `~` replaced by the home directory, and without `file://`; any other path unchanged.
 
     Args:
-        name: of the argument, for the message.
-        path: of a file or a folder.
+        name: name of the argument, for the message.
+        path: path of a file or a folder.
 
     Raises:
-        ValueError: it is on another file system, under which name a local folder would be made.
+        ValueError: the path is on another file system. Otherwise a local folder of that name would be made.
     """
     if is_remote(path):
         raise ValueError(
@@ -73,21 +73,21 @@ def on_this_machine(name: str, path: str | os.PathLike[str]) -> str | os.PathLik
 
 
 def remove_partial_files(directory: Path, names: str) -> None:
-    """Remove what `write_atomically` left when it was killed, of files in a directory whose names match `names`.
+    """Remove partial files that a killed `write_atomically` left, for files in a directory whose names match `names`.
 
     Args:
-        directory: in which nobody else writes such files now.
+        directory: a directory to which no other process writes such files now.
         names: a regular expression.
 
     Raises:
-        OSError: the directory cannot be searched, or a file not be removed.
+        OSError: the directory cannot be searched, or a file cannot be removed.
     """
     ours = re.compile(rf"\.(?:{names})\.[0-9a-f]{{32}}\.partial")
     remove_matching(directory, ours)
 
 
 def remove_matching(directory: Path, names: re.Pattern[str]) -> None:
-    """Remove the files, no folders and no links, in a directory that have such names."""
+    """Remove the files in a directory whose names match; folders and links stay."""
     for name in os.listdir(directory):
         path = directory / name
         if names.fullmatch(name) and path.is_file() and not path.is_symlink():
@@ -95,10 +95,10 @@ def remove_matching(directory: Path, names: re.Pattern[str]) -> None:
 
 
 def size_of(path: str | os.PathLike[str]) -> int | None:
-    """Bytes of what is there; None if nothing is.
+    """Size of a file in bytes; None if it does not exist.
 
     Raises:
-        OSError: nobody can tell, which is not the same (`Path.exists` takes it for the same in some versions).
+        OSError: it is unknown whether the file exists (in some versions `Path.exists` treats this as missing).
     """
     try:
         return os.stat(path).st_size
@@ -107,7 +107,7 @@ def size_of(path: str | os.PathLike[str]) -> int | None:
 
 
 def told_apart(paths: Sequence[tuple[str, ...]]) -> list[str]:
-    """As much of each path, from its end, as tells it from the others; equal ones stay equal.
+    """The shortest ending of each path that distinguishes it from the others; equal paths stay equal.
 
     >>> told_apart([("runs", "a", "out"), ("runs", "b", "out"), ("runs", "c")])
     ['a/out', 'b/out', 'c']
@@ -123,5 +123,5 @@ def told_apart(paths: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def first_of(names: Iterable[Path]) -> Path:
-    """The first path at which nothing is."""
+    """The first path that does not exist."""
     return next(path for path in names if size_of(path) is None)

@@ -1,4 +1,4 @@
-"""Files of one JSON object a line that survive crashes: what was written stays, and nothing is half-written."""
+"""Files with one JSON object on each line that survive crashes: written lines stay, and no line is half-written."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ib_callback.common.messages import warn
 
 
 def parsed(data: str | bytes) -> Any:
-    """What a text in JSON says, as `json.loads` has it; any text that it cannot read is a ValueError.
+    """Parse JSON text like `json.loads`, but raise a ValueError for every text that cannot be read.
 
-    Of a nesting too deep it raises a RecursionError, which no reader of a file expects, and of a list too long for the
-    memory a MemoryError.
+    `json.loads` raises a RecursionError if the nesting is too deep, and a MemoryError if a list is too long. Readers of
+    files do not expect these.
     """
     try:
         return json.loads(data)
@@ -30,25 +30,25 @@ def parsed(data: str | bytes) -> Any:
 
 
 def is_too_deep(error: BaseException) -> bool:
-    """Whether an error is that of JSON, read by somebody else, whose brackets are nested too deep."""
+    """Whether an error from other code that reads JSON means that brackets are nested too deep."""
     return isinstance(error, RecursionError) and "JSON" in str(error)
 
 
 def append(path: Path, line: bytes) -> None:
-    """Append one line, its line break included, and flush it to the disk; a torn last line is cut off.
+    """Append one line, including its line break, and flush it to the disk. An incomplete last line is removed first.
 
-    A line that is the last one already is not written twice: an earlier try failed only after it had been written.
+    If the same line is the last one already, it is not written again: then an earlier try failed after writing.
 
     Raises:
-        TrajectoryError: the file cannot be written. A line written in part is taken back.
+        TrajectoryError: the file cannot be written. A partly written line is removed.
     """
-    # Unbuffered, so that after a full disk nothing is left over for close() to write.
+    # Unbuffered, so after a full disk nothing is left for close() to write.
     with explained(path, "written"):
         handle = open(path, "a+b", buffering=0)  # noqa: SIM115
         try:
             _append(handle, line, path)
         finally:
-            # By now the line is on the disk, or taken back: an error of closing says nothing of it.
+            # The line is on the disk now, or removed. An error of closing does not change that.
             with suppress(OSError):
                 handle.close()
 
@@ -69,14 +69,14 @@ def _append(handle: BinaryIO, line: bytes, path: Path) -> None:
 
 
 def intact_lines(data: bytes, path: Path) -> Iterator[tuple[int, bytes]]:
-    """Number and content of every line that is JSON; a torn last line is left out with a warning.
+    """Number and content of every line; an incomplete last line is left out with a warning.
 
     Args:
         data: content of the file.
-        path: of the file, for messages.
+        path: path of the file, for messages.
 
     Raises:
-        TrajectoryError: a line that is damaged elsewhere than at the end of the file; it is named.
+        TrajectoryError: a line is damaged that is not the last one; the message names it.
     """
     lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
     for number, line in lines:
@@ -92,7 +92,7 @@ def intact_lines(data: bytes, path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def reserve_name(path: Path) -> Path:
-    """A numbered name beside `path` that is later than all others, taken by creating an empty file."""
+    """Reserve a numbered name beside `path`, later than all others, by creating an empty file."""
     pattern = re.compile(rf"{re.escape(path.stem)}\.(\d+){re.escape(path.suffix)}")
     taken = [int(match[1]) for name in os.listdir(path.parent) if (match := pattern.fullmatch(name))]
     number = max(taken, default=0)
@@ -100,7 +100,7 @@ def reserve_name(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f"{path.stem}.{number}{path.suffix}")
         try:
-            # "x" fails where the file exists, so that two runs starting at once never take the same name.
+            # "x" fails if the file exists, so two runs that start at the same time never take the same name.
             open(candidate, "xb").close()
         except FileExistsError:
             continue
@@ -108,7 +108,7 @@ def reserve_name(path: Path) -> Path:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Move a file to a numbered name beside it, which is returned; None if there is none, or nothing in it."""
+    """Move a file to a numbered name beside it, and return that; None if the file is missing or empty."""
     if not size_of(path):
         return None
     rotated = reserve_name(path)
@@ -116,14 +116,14 @@ def set_aside(path: Path) -> Path | None:
         os.replace(path, rotated)
     except OSError:
         with suppress(OSError):
-            rotated.unlink()  # the empty file that holds the name
+            rotated.unlink()  # the empty file that reserved the name
         raise
     return rotated
 
 
 @contextmanager
 def explained(path: Path, done: str) -> Iterator[None]:
-    """Turn an OSError into a TrajectoryError that says what cannot be done with the file."""
+    """Turn an OSError into a TrajectoryError that says what failed with the file."""
     try:
         yield
     except OSError as error:
@@ -142,7 +142,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def _intact_end(handle: BinaryIO) -> tuple[int, bool, bytes]:
-    """Where the next line may be written, whether what lies before is empty or ends with a line break, and its end."""
+    """Where to write the next line; whether the content before is empty or ends with a line break; and its end."""
     handle.seek(0)
     data = handle.read()
     start = data.rstrip().rfind(b"\n") + 1

@@ -1,6 +1,6 @@
-"""What users read: warnings, lines of the log, descriptions of errors. None of it raises, whatever the way out is like.
+"""Messages for users: warnings, log lines, descriptions of errors. No function here raises, even if output fails.
 
-All of it goes through the logger `ib_callback`, or through `warnings`, and is silenced there:
+All messages go through the logger `ib_callback` or through `warnings`. Silence them there:
 `logging.getLogger("ib_callback").setLevel(logging.ERROR)`, `warnings.filterwarnings("ignore", module="ib_callback")`.
 """
 
@@ -15,7 +15,7 @@ _log = logging.getLogger("ib_callback")
 
 
 def describe(error: BaseException) -> str:
-    """The type of an error and what it says: "OSError: no space left"; of one that cannot say anything, the type."""
+    """The type of an error and its text: "OSError: no space left"; only the type if the text cannot be made."""
     name = type(error).__name__
     try:
         text = str(error)
@@ -25,13 +25,13 @@ def describe(error: BaseException) -> str:
 
 
 def warn(message: str, *, stacklevel: int = 2) -> None:
-    """A RuntimeWarning that raises nothing: where warnings are errors, or cannot be shown, it goes to the log.
+    """Give a RuntimeWarning that never raises: if warnings are errors, or cannot be shown, it goes to the log.
 
-    For all that may happen while training runs, which no warning may end.
+    Use it for everything that can happen during training, because a warning must not end a run.
 
     Args:
         message: what went wrong, and what follows from it.
-        stacklevel: as of `warnings.warn`: 2 is whoever called what calls this.
+        stacklevel: as in `warnings.warn`: 2 is the caller of the function that calls this.
     """
     try:
         warnings.warn(message, RuntimeWarning, stacklevel=stacklevel + 1)
@@ -40,14 +40,14 @@ def warn(message: str, *, stacklevel: int = 2) -> None:
 
 
 def note(message: str, *, level: int = logging.INFO) -> None:
-    """A line for the log, where there is one."""
-    with suppress(Exception):  # of a handler of the user's; what it cannot take, nobody can be told
+    """Write a line to the log, if there is one."""
+    with suppress(Exception):  # a handler of the user may fail, and then there is no other way to tell
         _log.log(level, "%s", message)
 
 
 def tell(message: str) -> None:
-    """A line for whoever watches: in the log, or on standard error where nobody has said what the log is to have."""
-    with suppress(Exception):  # of a stream that is closed, full or not there
+    """Show a line to the user: in the log, or on standard error if no logging is set up."""
+    with suppress(Exception):  # the stream may be closed, full or missing
         if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
             note(message)
         elif _log.isEnabledFor(logging.INFO) or not _is_set_up():

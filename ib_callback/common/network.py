@@ -1,4 +1,4 @@
-"""What keeps a download from coming through, in words, and patience with a server that asks for it."""
+"""Explain in words why a download fails, and wait when a server asks for it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ib_callback.common.messages import tell
 Answer = TypeVar("Answer")
 
 _TRIES = 4
-_LONGEST_WAIT = 120.0  # seconds; whoever is to wait longer is told so, and decides
+_LONGEST_WAIT = 120.0  # seconds; a longer wait is an error, so the user can decide
 _TOO_MANY = 429
-# By name, for neither httpx nor huggingface_hub need be there. Of a connection that broke off, and of none.
+# Names of errors, because httpx and huggingface_hub need not be installed. A connection broke off, or there was none.
 _CUT = {"RemoteProtocolError", "ReadError", "IncompleteRead", "ChunkedEncodingError", "ProtocolError"}
 _NO_ANSWER = {"ConnectError", "ConnectTimeout", "ReadTimeout", "PoolTimeout", "ProxyError", "LocalEntryNotFoundError"}
 
 
 def trouble(error: BaseException) -> str | None:
-    """What is in the way of the network, by an error or by what caused it; None if it is something else.
+    """The network problem behind an error or its causes; None if the cause is something else.
 
-    It begins a sentence that goes on with the ways out.
+    The text is the beginning of a sentence that continues with remedies.
     """
     chain = list(_chain(error))
     if any(type(each).__name__ == "OfflineModeIsEnabled" for each in chain):
@@ -48,14 +48,14 @@ def trouble(error: BaseException) -> str | None:
 
 
 def patiently(ask: Callable[[], Answer], what: str) -> Answer:
-    """The answer of a server, asked again when it says to (429 with `Retry-After`); each wait is told.
+    """Ask a server, and ask again when it says to wait (429 with `Retry-After`). Each wait is reported.
 
     Args:
-        ask: raises where there is no answer.
-        what: is asked for, for the message.
+        ask: returns the answer, or raises.
+        what: what is asked for, for the message.
 
     Raises:
-        Exception: that of the last try, or of one after which the server wants to be left alone for long.
+        Exception: the error of the last try, or of a try after which the server asks for too long a wait.
     """
     for _ in range(_TRIES - 1):
         try:
@@ -84,7 +84,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _asked_to_wait(error: BaseException) -> float | None:
-    """Seconds until the server wants to be asked again; None if it has said nothing of it."""
+    """Seconds that the server asks to wait; None if it does not ask."""
     if _status(error) != _TOO_MANY:
         return None
     response: Any = getattr(error, "response", None)
@@ -93,7 +93,7 @@ def _asked_to_wait(error: BaseException) -> float | None:
         return max(0.0, float(said))
     except (TypeError, ValueError):
         pass
-    try:  # a date
+    try:  # the header may hold a date
         return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
     except (TypeError, ValueError):
         return None

@@ -8,7 +8,7 @@ from types import ModuleType
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import `module`, or raise an ImportError that says what it is needed for and which extra brings it.
+    """Import `module`, or raise an ImportError that says what it is needed for and which extra installs it.
 
     Args:
         module: dotted module name, e.g. `"matplotlib.figure"`.
@@ -27,8 +27,8 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
 
 
 def is_installed(module: str) -> bool:
-    """Whether a top-level module can be found, without importing it; what stands in for it counts."""
+    """Whether a top-level module can be found, without importing it; a substitute in `sys.modules` counts."""
     try:
         return importlib.util.find_spec(module) is not None
-    except ValueError:  # it has been put into sys.modules by hand
+    except ValueError:  # a module that was put into sys.modules by hand
         return True

@@ -1,4 +1,4 @@
-"""A bar for what takes long, where `tqdm` is installed."""
+"""A progress bar for long work, if `tqdm` is installed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from ib_callback.common.optional import is_installed
 def progress_bar(
     what: str, *, total: int | None, unit: str, shown: bool | None, delay: float = 0.0
 ) -> Iterator[Callable[[int], None]]:
-    """A bar that is told how many are done, and goes forward only. Where it cannot be shown, none is.
+    """Show a bar; call the result with the number of things done. The bar only moves forward.
+
+    If the bar cannot be shown, nothing happens.
 
     Args:
-        what: is done, in a word or two.
-        total: how many there are; None: not known.
-        unit: what is counted.
-        shown: None: on a terminal.
-        delay: seconds until it appears; it then goes away at the end.
+        what: the work, in a word or two.
+        total: number of things to do; None: unknown.
+        unit: the things that are counted.
+        shown: whether to show the bar; None: only on a terminal.
+        delay: seconds until the bar appears. With a delay, the bar is removed at the end.
     """
     bar: Any = None
-    with suppress(Exception):  # as of a stream that is closed, or not there
-        # Not even a hidden bar, which would start a thread.
+    with suppress(Exception):  # for example, if the stream is closed or missing
+        # Not even a hidden bar, because that would start a thread.
         if (sys.stderr.isatty() if shown is None else shown) and is_installed("tqdm"):
             from tqdm.auto import tqdm
 
@@ -45,7 +47,7 @@ def progress_bar(
 
 
 class _Unfailing:
-    """A stream that raises nothing in writing: tqdm would keep its lock, for which others then wait for ever."""
+    """A stream whose writing never raises, because tqdm would then keep its lock, and others would wait forever."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

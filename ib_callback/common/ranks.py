@@ -21,30 +21,30 @@ from ib_callback.common.messages import describe, tell
 
 Value = TypeVar("Value")
 
-# Seconds after which whoever waits for the other ranks says so.
+# Seconds of waiting for other ranks, after which a message says so.
 _PATIENCE = 60.0
-# While one process loads, or tests increments, the others wait; where one ends, the launcher ends them all.
+# The others wait while one process loads, or tests increments. If one process ends, the launcher ends them all.
 _LONGEST_WAIT = timedelta(days=1)
 
 
 class Kept:
-    """What failed first, kept until all ranks can agree on it.
+    """Keeps the first error until all ranks can agree on it.
 
     Attributes:
-        error: None as long as nothing failed.
+        error: the first error; None if nothing has failed.
     """
 
     def __init__(self) -> None:
         self.error: Exception | None = None
 
     def __call__(self, body: Callable[[], Value]) -> Value | None:
-        """What the body returns; None if it failed."""
+        """Run the body and return its result; None if it failed."""
         try:
             return body()
         except RanksError:
             raise
         except Exception as error:
-            # Its frames hold tensors, in what they call too, which matters where memory is what is lacking.
+            # The frames of the traceback, down to the innermost call, hold tensors. This matters if memory is short.
             traceback.clear_frames(error.__traceback__)
             if isinstance(error, MemoryError) or "memory" in str(error).lower():
                 error.__traceback__ = None
@@ -52,24 +52,24 @@ class Kept:
             return None
 
     def release(self) -> None:
-        """Raise what was kept, once."""
+        """Raise the kept error, once."""
         error, self.error = self.error, None
         if error is not None:
             raise error
 
 
 class Ranks:
-    """Some processes that do the same things in the same order: each must ask at the same points.
+    """Some processes (ranks) that do the same things in the same order. All must call a method at the same points.
 
-    Objects go over the CPU, so that no GPU is waited for: by a gloo group of their own where the group has no backend
-    for the CPU.
+    Objects are sent over the CPU, so no GPU must be waited for. If the group has no backend for the CPU, this class
+    makes its own gloo group.
 
     Args:
-        group: of torch.distributed; None: all processes, or this one alone where there are no others.
+        group: a group of torch.distributed; None: all processes, or this one alone if there are no others.
 
     Attributes:
-        rank: of this process among them.
-        size: their number.
+        rank: number of this process among them.
+        size: number of processes.
     """
 
     def __init__(self, group: Any = None) -> None:
@@ -81,14 +81,14 @@ class Ranks:
 
     @classmethod
     def alone(cls) -> Ranks:
-        """This process, whatever others there are."""
+        """This process alone, even if there are others."""
         ranks = cls.__new__(cls)
         ranks.group, ranks.rank, ranks.size = None, 0, 1
         return ranks
 
     @classmethod
     def of(cls, members: Sequence[int]) -> Ranks:
-        """Those with these numbers among all processes, in this order; only they may ask for it."""
+        """The processes with these numbers among all, in this order; only these processes may call this."""
         if len(members) == 1:
             return cls.alone()
         key = (dist.group.WORLD, tuple(members))
@@ -98,20 +98,20 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that speaks and writes for all."""
+        """Whether this process gives messages and writes files for all."""
         return self.rank == 0
 
     @property
     def is_local_first(self) -> bool:
-        """Whether this is the first one on its machine, as its launcher says."""
+        """Whether this process is the first on its machine, according to its launcher."""
         return self.is_first if self.size == 1 else os.environ.get("LOCAL_RANK", str(self.rank)) == "0"
 
     def numbers(self) -> list[int]:
-        """Their numbers among all processes."""
+        """The numbers of these ranks among all processes."""
         return [0] if self.group is None else dist.get_process_group_ranks(self.group)
 
     def of_every(self, value: Value) -> list[Value]:
-        """The values of all of them, on each."""
+        """The values of all ranks, on every rank."""
         if self.group is None:
             return [value]
         values: list[Any] = [value] * self.size
@@ -120,7 +120,7 @@ class Ranks:
         return values
 
     def of_first(self, value: Value) -> Value:
-        """The first one's value, on each."""
+        """The value of the first rank, on every rank."""
         box = [value]
         if self.group is not None:
             with self._in_touch():
@@ -128,7 +128,7 @@ class Ranks:
         return box[0]
 
     def by_first(self, body: Callable[[], Value]) -> Value:
-        """What the first one finds, on each, or its error."""
+        """Run the body on the first rank, and return its result or raise its error on every rank."""
         kept = Kept()
         value = kept(body) if self.is_first else None
         if kept.error is not None:
@@ -137,7 +137,7 @@ class Ranks:
         return self.of_first(value)  # type: ignore[return-value]
 
     def to_first(self, value: Value) -> list[Value]:
-        """The values of all of them, on the first; nothing on others."""
+        """The values of all ranks on the first rank; an empty list on others."""
         if self.group is None:
             return [value]
         values: list[Any] | None = [None] * self.size if self.is_first else None
@@ -146,21 +146,21 @@ class Ranks:
         return values or []
 
     def first_failure(self, reason: Value | None) -> tuple[int, Value] | None:
-        """The lowest rank that has a reason, and its reason, on each; None if none has."""
+        """The lowest rank with a reason, and its reason, on every rank; None if no rank has one."""
         return next(((rank, found) for rank, found in enumerate(self.of_every(reason)) if found is not None), None)
 
     def first_different(self, value: Value) -> int | None:
-        """The lowest rank whose value is not the first one's, on each; None if all are equal."""
+        """The lowest rank whose value differs from that of the first, on every rank; None if all are equal."""
         values = self.of_every(value)
         return next((rank for rank, found in enumerate(values) if found != values[0]), None)
 
     def agree(self, failure: Exception | None, *, at_end: bool = False) -> None:
-        """Raise on each, with the same text, what failed on one of them.
+        """If one rank failed, raise its error with the same text on every rank.
 
         Args:
-            failure: of this process, if any.
-            at_end: whether this follows work with agreements of its own. One that failed before one of those waits
-                here until the others, to which that one brings the failure, have come here, too.
+            failure: the error of this process, if any.
+            at_end: whether the work before contains agreements itself. A rank that failed before one of those waits
+                here. The others learn of the failure at that agreement, and then come here, too.
         """
         if self.group is None:
             if failure is not None:
@@ -179,18 +179,18 @@ class Ranks:
         error: Any
         try:
             error = kind(where + text)
-        except Exception:  # a kind that takes other arguments
+        except Exception:  # an error class with other arguments
             error = RuntimeError(where + described)
         error.__dict__.update(marks, of_all_ranks=True)
         raise error from failure
 
     def agree_on(self, kept: Kept, *, at_end: bool = False) -> None:
-        """The same of what was kept; nothing is kept any more."""
+        """`agree` on a kept error, which is then no longer kept."""
         failure, kept.error = kept.error, None
         self.agree(failure, at_end=at_end)
 
     def sums(self, values: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The sums of their tensors, float64 on the CPU, on each, bit for bit the same; None where no rank has one."""
+        """The sums of the ranks' tensors, float64 on the CPU, bit for bit the same on every rank; None without any."""
         if self.group is None:
             return list(values)
         shapes = self.of_every([None if value is None else tuple(value.shape) for value in values])
@@ -211,13 +211,13 @@ class Ranks:
         return [None if shape is None else next(parts).view(shape) for shape in found]
 
     def exchange(self, received: Tensor, sent: Tensor, from_each: Sequence[int], to_each: Sequence[int]) -> None:
-        """One part of each rank to each rank.
+        """Send one part from each rank to each rank.
 
         Args:
-            received: flat, to be filled with what the ranks send, one after the other.
-            sent: flat, what the ranks get, one after the other; of the same type and on the same device.
-            from_each: how many numbers each rank sends.
-            to_each: how many each rank gets.
+            received: flat tensor that is filled with what the ranks send, one after the other.
+            sent: flat tensor with what the ranks get, one after the other; of the same type and on the same device.
+            from_each: how many numbers each rank sends to this one.
+            to_each: how many numbers each rank gets from this one.
         """
         if self.group is None:
             received.copy_(sent)
@@ -232,7 +232,7 @@ class Ranks:
 
     @contextmanager
     def awaited(self, what: str) -> Iterator[None]:
-        """Say after a minute that the others are waited for: some may never come."""
+        """Say after a minute of waiting that the other ranks are missing, because some may never come."""
         if self.group is None:
             yield
             return
@@ -251,20 +251,20 @@ class Ranks:
             yield
         except RanksError:
             raise
-        except (RuntimeError, ValueError) as error:  # a timeout, or a rank that has ended
+        except (RuntimeError, ValueError) as error:  # after a timeout, or if a rank has ended
             raise RanksError(
                 f"rank {self.rank}: the other ranks could not be reached: {describe(error)}. One of them has ended or "
                 "hangs; its own error says why."
             ) from error
 
 
-# Process groups that were made here, by all processes that there were and the members: others may be there later.
+# Process groups that were made here, by the default group at that time and the members: it may be another one later.
 _made: dict[tuple[Any, tuple[int, ...]], Any] = {}
 _control_groups: dict[Any, Any] = {}
 
 
 def _told(error: Exception) -> tuple[type[Exception], str, str, dict[str, bool]]:
-    """What the others are told of an error; of a kind that cannot be sent, such as one made in a function, its text."""
+    """What is sent to others about an error. Classes that cannot be sent, such as local ones, are replaced."""
     described = describe(error)
     try:
         pickle.dumps(type(error))
@@ -274,7 +274,7 @@ def _told(error: Exception) -> tuple[type[Exception], str, str, dict[str, bool]]
 
 
 def _marks(error: Exception) -> dict[str, bool]:
-    """What was noted on an error."""
+    """The marks (boolean attributes) on an error."""
     return {name: value for name, value in vars(error).items() if isinstance(value, bool)}
 
 
@@ -283,14 +283,14 @@ def _devices(group: Any) -> set[str]:
 
 
 def _control(group: Any) -> Any:
-    """A group of the same processes that can send what lies on the CPU; the same one if no other can be had."""
+    """A group of the same processes that can send from the CPU; the given group if no other can be made."""
     if "cpu" in _devices(group):
         return group
     if group not in _control_groups:
         members = dist.get_process_group_ranks(group)
         try:
             made = dist.new_group(members, backend="gloo", use_local_synchronization=True)
-        except Exception:  # without gloo objects go over the devices
+        except Exception:  # without gloo, objects are sent over the devices
             made = group
         _control_groups[group] = made
     return _control_groups[group]
@@ -298,10 +298,10 @@ def _control(group: Any) -> Any:
 
 @contextmanager
 def launched(device: str) -> Iterator[Ranks]:
-    """The processes that a launcher such as torchrun has started, while the body runs; this one alone without one.
+    """The processes that a launcher such as torchrun started, while the body runs; this one alone without a launcher.
 
     Args:
-        device: "cuda" or "cpu", where they compute.
+        device: "cuda" or "cpu", the kind of device on which they compute.
     """
     if is_distributed() or not is_launched():
         yield Ranks()
@@ -321,7 +321,7 @@ def is_launched() -> bool:
 
 
 def this_machine() -> str:
-    """What tells the machine of this process from others, and one container on it from another."""
+    """A text that identifies the machine of this process, and the container on it."""
     with suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
         return f"{socket.gethostname()} {file.read().strip()}"
     return socket.gethostname()
@@ -332,7 +332,7 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-# --- of all processes
+# --- functions for all processes
 
 
 def is_rank_zero() -> bool:
@@ -341,15 +341,15 @@ def is_rank_zero() -> bool:
 
 
 def of_rank_zero(value: Value) -> Value:
-    """Rank 0's value on every rank; each must ask at the same point. Alone, the value itself."""
+    """Rank 0's value on every rank; without other ranks, the value itself. All ranks must call this."""
     return Ranks().of_first(value)
 
 
 def first_failure(reason: str | None) -> tuple[int, str] | None:
-    """The lowest rank that has a reason, and its reason, on every rank; None if none has. Each must ask."""
+    """The lowest rank with a reason, and its reason, on every rank; None without any. All ranks must call this."""
     return Ranks().first_failure(reason)
 
 
 def first_different(value: Value) -> int | None:
-    """The lowest rank whose value is not rank 0's, on every rank; None if all are equal. Each must ask."""
+    """The lowest rank whose value differs from rank 0's, on every rank; None if all are equal. All must call this."""
     return Ranks().first_different(value)

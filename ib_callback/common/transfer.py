@@ -1,8 +1,8 @@
-"""Numbers on their way between the host and the device that computes.
+"""Copy numbers between the host and the device that computes.
 
-A copy from a GPU, and one to it from memory that is not pinned, makes the host wait for all that the GPU has been given
-to do. So what a batch needs goes to a device as one pinned copy, and all that is read from a GPU in a measurement is
-read by `read`, after the last batch.
+A copy from a GPU makes the host wait for all work that the GPU has been given, and so does a copy to it from memory
+that is not pinned. So everything that a batch needs goes to the device as one pinned copy, and a measurement reads from
+a GPU only with `read`, after the last batch.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor
 
 Thing = TypeVar("Thing")
 
-# Where each tensor begins in a copy of several, in bytes: what every dtype allows.
+# In a copy of several tensors, each begins at a multiple of this many bytes, which suits every dtype.
 _ALIGNED = 16
 _DTYPES = {name: getattr(torch, name) for name in ("bool", "uint8", "int32", "int64", "float32", "float64")}
 
 
 def upload(numbers: Sequence[Tensor | np.ndarray], device: torch.device) -> list[Tensor]:
-    """Tensors and arrays of the host as tensors on a device, by one copy for which the host does not wait.
+    """Copy tensors and arrays from the host to a device, in one copy for which the host does not wait.
 
-    On the CPU they share the memory of what is given.
+    On the CPU they share the memory of the input.
 
     >>> upload([torch.tensor([1, 2]), np.arange(2)], torch.device("cpu"))
     [tensor([1, 2]), tensor([0, 1])]
@@ -36,12 +36,12 @@ def upload(numbers: Sequence[Tensor | np.ndarray], device: torch.device) -> list
     packed, begins, arrays = _packed(numbers)
     host = torch.from_numpy(packed)
     if device.type == "cuda" and torch.cuda.is_available():
-        host = host.pin_memory()  # from torch's cache of such memory, which is not used again before it was copied
+        host = host.pin_memory()  # from torch's cache of pinned memory, which is reused only after the copy
     return _unpacked(host.to(device, non_blocking=True), begins, arrays)
 
 
 def _packed(numbers: Sequence[Tensor | np.ndarray]) -> tuple[np.ndarray, list[int], list[np.ndarray]]:
-    """All as bytes of one array, where each begins in it, and each as an array."""
+    """All inputs as bytes of one array; where each begins in it; and each as an array."""
     arrays = [each.numpy() if isinstance(each, Tensor) else each for each in numbers]
     bounds = [0, *accumulate(-(-array.nbytes // _ALIGNED) * _ALIGNED for array in arrays)]
     packed = np.empty(max(bounds[-1], _ALIGNED), np.uint8)
@@ -51,7 +51,7 @@ def _packed(numbers: Sequence[Tensor | np.ndarray]) -> tuple[np.ndarray, list[in
 
 
 def _unpacked(packed: Tensor, begins: Sequence[int], arrays: Sequence[np.ndarray]) -> list[Tensor]:
-    """The same again, as views of the bytes wherever these are."""
+    """The inputs of `_packed` again, as tensors that share the memory of the bytes on their device."""
     return [
         packed[begin : begin + array.nbytes].view(_DTYPES[array.dtype.name]).view(array.shape)
         for begin, array in zip(begins, arrays, strict=True)
@@ -59,7 +59,7 @@ def _unpacked(packed: Tensor, begins: Sequence[int], arrays: Sequence[np.ndarray
 
 
 def uploaded(thing: Thing, device: torch.device) -> Thing:
-    """A dataclass with all tensors that it, or a dataclass in it, holds on a device, by one copy."""
+    """A dataclass with all its tensors, also those of nested dataclasses, moved to a device in one copy."""
     if device.type == "cpu":
         return thing
     found: list[Tensor] = []
@@ -90,5 +90,5 @@ def _replaced(thing: Any, there: Iterator[Tensor]) -> Any:
 
 
 def read(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors on the host: the one place in which a measurement waits for a GPU."""
+    """Copy tensors to the host: the only place where a measurement waits for a GPU."""
     return [tensor.to("cpu") for tensor in tensors]

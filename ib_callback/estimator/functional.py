@@ -26,9 +26,9 @@ def soft_entropy(z: Tensor, *, num_bins: int = 100, seed: int = 0, temperature: 
         temperature: softmax temperature, or `"calibrated"` for `calibrated_temperature(dim, num_bins)`.
 
     Returns:
-        0-dim tensor in [0, 1] (dimensionless efficiency) on the device of `z`. It is float64 whatever the
-        dtype of `z`, because near 1 float32 would round away the differences that matter; only on MPS, which
-        has no float64, it is float32. float64 input is quantised in float64, everything else in float32.
+        0-dim tensor in [0, 1] (dimensionless efficiency) on the device of `z`. The result is float64 for any
+        dtype of `z`, because near 1 float32 would round away the differences that matter. Only on MPS, which
+        has no float64, the result is float32. float64 input is quantised in float64, everything else in float32.
 
     Raises:
         TypeError: `z` is not a floating-point tensor, or another argument has the wrong type.
@@ -57,32 +57,31 @@ def soft_mutual_information(
 ) -> Tensor:
     """Return the soft mutual information I(X;Z) = H(Z) - H(Z given X) of labels and representations.
 
-    H(Z given X) = sum_x w(x) H(Z given X = x), with H as in `soft_entropy`, over the positions labelled x.
-    Differentiable in `z`. The result is the same on every run, on a GPU too: the positions of each label are
-    added up in a fixed order.
+    H(Z given X) = sum_x w(x) H(Z given X = x). H is the entropy of `soft_entropy`, here over the positions
+    labelled x. Differentiable in `z`. The positions of each label are added up in a fixed order, so the result
+    is the same on every run, also on a GPU.
 
     Args:
         z: representations [T, dim], floating point, T >= 1 and dim >= 2. Only their directions matter.
-        labels: [T], any integer dtype (bool is refused); any values, negative ones included, each a label of
-            its own.
+        labels: [T], any integer dtype (bool is refused). Each different value is one label, also a negative value.
         num_bins: number of reference points, at least 2.
         seed: seed of the reference points.
         temperature: softmax temperature, or `"calibrated"` for `calibrated_temperature(dim, num_bins)`.
-        weighting: `"empirical"`: w(x) is the share of x among the T positions, which makes I a mutual
-            information of the sample, at least 0 up to rounding. `"uniform"`: every label that occurs weighs
-            the same; the result is then no mutual information and may be negative.
+        weighting: `"empirical"`: w(x) is the share of x among the T positions. I is then a mutual information of
+            the sample, at least 0 up to rounding. `"uniform"`: every label that occurs has the same weight. The
+            result is then not a mutual information and may be negative.
 
     Returns:
         0-dim tensor, in units of log(num_bins) nats, on the device of `z`; dtype as for `soft_entropy`.
 
     Raises:
-        TypeError: `z` is not a floating-point tensor, `labels` not an integer one, or another argument has
+        TypeError: `z` is not a floating-point tensor, `labels` is not an integer tensor, or another argument has
             the wrong type.
         ValueError: shapes or values are not as above.
         RepresentationError: vectors of `z` are zero, NaN or infinite.
 
-    Source: Conklin et al., ICLR 2026 and Conklin 2025 (soft entropy estimator; complexity and expressivity
-    are this function of preceding and of trailing tokens).
+    Source: Conklin et al., ICLR 2026 and Conklin 2025 (soft entropy estimator). Complexity is this function with
+    the preceding tokens as labels, expressivity with the trailing tokens.
 
     >>> z = torch.eye(64, dtype=torch.float64)[:4]
     >>> float(soft_mutual_information(z, torch.tensor([7, 7, 7, 7])))
@@ -101,7 +100,7 @@ def soft_mutual_information(
 
 
 def assigned(z: Tensor, num_bins: int, seed: int, temperature: float | str) -> Tensor:
-    """Soft assignments [T, num_bins] of representations [T, dim], which are checked; differentiable."""
+    """Check representations [T, dim] and return their soft assignments [T, num_bins]; differentiable."""
     check_representations(z)
     return soft_assign(z, reference_points(z.shape[1], num_bins, seed=seed), temperature)
 
@@ -109,16 +108,17 @@ def assigned(z: Tensor, num_bins: int, seed: int, temperature: float | str) -> T
 def histograms_by_label(assignments: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sum soft assignments over the positions of each label that occurs, in float64 and in a fixed order.
 
-    Float64 because over many positions a running float32 sum drifts by more than the differences between
-    histograms at temperature 1.0. Differentiable in `assignments`.
+    Over many positions a running float32 sum drifts by more than the differences between histograms at
+    temperature 1.0, so the sums are float64. Differentiable in `assignments`.
 
     Args:
         assignments: [T, num_bins], floating point, T >= 1.
         labels: [T], integer.
 
     Returns:
-        The L labels that occur in increasing order [L] int64, their numbers of positions [L] int64, and their
-        histograms [L, num_bins] float64; on the device of `assignments` (on the CPU for MPS).
+        Three tensors: the L labels that occur, in increasing order, [L] int64; the number of positions of each, [L]
+        int64; and their histograms, [L, num_bins] float64. They are on the device of `assignments` (for MPS on the
+        CPU).
     """
     assignments = in_float64(assignments)
     values, inverse, counts = torch.unique(
@@ -130,7 +130,7 @@ def histograms_by_label(assignments: Tensor, labels: Tensor) -> tuple[Tensor, Te
 
 
 def label_weights(counts: Tensor, weighting: str) -> Tensor:
-    """Weights w(x) of H(Z given X = x) in H(Z given X): [L] float64, for labels that occur `counts` times."""
+    """Return the weights w(x) of H(Z given X = x) in H(Z given X): [L] float64; label l occurs `counts[l]` times."""
     share = counts if weighting == "empirical" else torch.ones_like(counts)
     return share.double() / share.sum()
 
@@ -141,7 +141,7 @@ def in_float64(assignments: Tensor) -> Tensor:
 
 
 def check_representations(z: Any, *, dim: int | None = None, minimum_rows: int = 1) -> None:
-    """Raise unless `z` is a floating-point tensor [T, dim], T >= minimum_rows; dim None: any from 2 on."""
+    """Raise unless `z` is a floating-point tensor [T, dim] with T >= minimum_rows; dim None accepts any dim >= 2."""
     if not isinstance(z, Tensor) or not z.is_floating_point():
         raise TypeError(
             f"z: expected a floating-point tensor [T, dim], got {getattr(z, 'dtype', type(z).__name__)}. "
@@ -171,7 +171,7 @@ def check_labels(labels: Any, num_positions: int) -> None:
 
 
 def check_weighting(weighting: Any) -> None:
-    """Raise unless `weighting` is one of those defined."""
+    """Raise unless `weighting` is one of `WEIGHTINGS`."""
     if weighting not in WEIGHTINGS:
         raise ValueError(
             f'weighting: expected "empirical" or "uniform", got {weighting!r}. '

@@ -1,9 +1,9 @@
-"""Soft quantisation and entropies as one Triton kernel each, for GPUs; torch's own operations do the same elsewhere.
+"""Two Triton kernels for GPUs: soft quantisation and entropies. Elsewhere torch's own operations do the same.
 
-By torch's operations a state is read and written some six times: gathered, cast, multiplied, normalised, exponentiated.
-Here it is read once from memory, and once more from the cache where its unit states are summed up. Both kernels are
-operators of torch, so that fake tensors know what they put out. Triton is imported by the first launch: torch for CUDA
-brings it, others need not have it.
+Torch's operations read and write a state about six times: gathered, cast, multiplied, normalised, exponentiated. The
+kernel reads it once from memory, and once more from the cache if unit states are summed. Both kernels are registered as
+operators of torch, so they work with fake tensors. The first launch imports Triton. Torch for CUDA installs Triton;
+other builds need not have it.
 """
 
 from __future__ import annotations
@@ -23,45 +23,46 @@ from ib_callback.estimator.quantise import assign, in_parts, reference_points
 
 # More bins than this do not fit into the registers of one block of threads.
 MOST_BINS = 1024
-# For so many bins, filled up to a power of two: rows of a program, dimensions of a step in 16 bits (half as many in 32,
-# but 16 at least), and stages of loading. Compiled for 8.0 and 9.0, each fits into 99 KiB of shared memory, the least
-# that a block of threads has from compute capability 8.0 on, and into the registers but for 48 bytes a thread (1,024
-# bins in float32); rows at odd addresses need more.
+# Key: number of bins, rounded up to a power of two. Value: rows of a program, dimensions of a step in 16 bits (half as
+# many in 32 bits, but at least 16), and stages of loading. Compiled for compute capability 8.0 and 9.0, each fits into
+# 99 KiB of shared memory, the least that a block of threads has from 8.0 on. Each fits into the registers too, except
+# 48 bytes a thread for 1,024 bins in float32. Rows at odd addresses need more.
 _SHAPES = {128: (64, 32, 3), 256: (32, 32, 3), 512: (32, 16, 3), 1024: (16, 16, 2)}
-# By how much assignments, norms and sums of unit states may differ from torch's in the self-check; and entropies.
+# In the self-check, assignments, norms and sums of unit states may differ from torch's by the first number, entropies
+# by the second.
 _TOLERANCE, _ENTROPY_TOLERANCE = 1e-5, 1e-9
-# Whether the kernels give the right numbers there, by device.
+# For each device: whether the kernels give the right numbers there.
 _verdicts: dict[torch.device, bool] = {}
-# triton.language, from the first launch on: kernels look for it among the globals of their module.
+# triton.language, set by the first launch: kernels look it up among the globals of their module.
 tl: Any = None
 
 
 def is_installed() -> bool:
-    """Whether Triton can be found; it is not imported."""
+    """Whether Triton is installed; does not import it."""
     return optional.is_installed("triton")
 
 
 def available(device: torch.device) -> bool:
     """Whether the kernels can be used on `device`; the first call on a device runs them there and compares with torch.
 
-    If they fail or put out other numbers, that is said once and torch's operations are used from then on. For fake
-    tensors there is nothing to compare: then it is enough that Triton is installed.
+    If they fail or give other numbers, one warning says so, and torch's operations are used from then on. Fake tensors
+    have nothing to compare: for them it is enough that Triton is installed.
     """
     if device.type != "cuda" or os.environ.get("IB_CALLBACK_TRITON") == "0":
         return False
     if device in _verdicts:
         return _verdicts[device]
-    # Of AMD's GPUs nothing is known, nor do all take the products asked for.
+    # The kernels were never tried on AMD's GPUs, and not all of those support the products used here.
     if not is_installed() or torch.version.hip is not None:
         return False
     if isinstance(torch.empty(0), FakeTensor):
         return True
     try:
-        # Before 8.0 there are neither bfloat16 nor TF32 products, and nothing is said of what cannot be had.
+        # Before 8.0 there are neither bfloat16 nor TF32 products. The kernels cannot run then, so there is no warning.
         wrong = _differences(device) if torch.cuda.get_device_capability(device) >= (8, 0) else None
         _verdicts[device] = wrong == ""
     except (MemoryError, torch.OutOfMemoryError):
-        return False  # which says nothing of the kernels
+        return False  # lack of memory says nothing about the kernels
     except Exception as error:
         wrong, _verdicts[device] = describe(error), False
     if wrong:
@@ -78,25 +79,27 @@ def quantise(
 ) -> tuple[Tensor, Tensor]:
     """Soft assignments of some of the rows, written into `out`; deterministic.
 
-    Products of two 16-bit numbers are exact in float32, in which they are summed up, so that assignments come to 1e-6
-    of those of the sum of the parts. It is points that are coarse: in two parts of float16 assignments come to 1e-6 of
-    those of float32 points, of bfloat16 to 1e-5 (three: 1e-6).
+    Products of two 16-bit numbers are exact in float32 and are summed in float32. So the assignments agree to 1e-6 with
+    those of the sum of the parts. The parts themselves are coarser than float32 points: assignments with two parts of
+    float16 agree to 1e-6 with those of float32 points, with two parts of bfloat16 to 1e-5, with three to 1e-6.
 
     Args:
-        rows: [R, dim], bfloat16, float16 or float32, neighbours in a row side by side.
-        positions: [T] numbers of the rows wanted, int64 or int32, each in 0 … R - 1, which is not checked.
+        rows: [R, dim], bfloat16, float16 or float32, stride 1 in the last dimension.
+        positions: [T] numbers of the wanted rows, int64 or int32, each in 0 … R - 1 (not checked).
         points: [P, num_bins, dim], of the dtype of the rows, contiguous: parts w_p of the reference points, the
             largest first.
-        divisor: temperature, times whatever the parts were multiplied by.
-        out: [T, num_bins] float32, neighbours in a row side by side: gets softmax_j(sum_p z·w_pj / (|z| divisor)).
-        with_unit: whether unit states are summed up.
+        divisor: the temperature times the factor by which the parts were scaled.
+        out: [T, num_bins] float32, stride 1 in the last dimension. It receives
+            softmax_j(sum_p z·w_pj / (|z| divisor)).
+        with_unit: whether to sum unit states.
 
     Returns:
-        Norms [T], float32; and the sums of z / |z| of each block of rows, [blocks, dim], float32, whose sum is that of
-        all ([0, dim] without `with_unit`). Zero, NaN or infinite rows have norms that tell, and no assignments.
+        Norms [T], float32; and the sum of z / |z| for each block of rows, [blocks, dim], float32 ([0, dim] without
+        `with_unit`). Added up, these give the sum over all rows. A zero, NaN or infinite row is recognised by its norm
+        and has no usable assignments.
 
     Raises:
-        ValueError: for tensors that the kernel would read wrongly.
+        ValueError: the kernel would read these tensors wrongly.
     """
     norms, unit = _room(rows, positions, points, out, with_unit)
     count, num_bins, dim = len(norms), out.shape[1], rows.shape[1]
@@ -121,18 +124,18 @@ def _(
 
 @torch.library.custom_op("ib_callback::entropies", mutates_args=())
 def entropies(table: Tensor, index: Tensor | None, num_bins: int) -> Tensor:
-    """`histogram.entropy` of the histograms in some rows of a table, read once and not copied.
+    """`histogram.entropy` of the histograms in some rows of a table. They are read once and not copied.
 
     Args:
         table: [N, L * num_bins], float32 or float64, contiguous.
-        index: [R] numbers of the rows wanted, int64 or int32, each in 0 … N - 1, which is not checked; None: all.
-        num_bins: of each histogram, at most `MOST_BINS`.
+        index: [R] numbers of the wanted rows, int64 or int32, each in 0 … N - 1 (not checked); None: all.
+        num_bins: number of bins of each histogram, at most `MOST_BINS`.
 
     Returns:
         [R, L], float64, as fractions of log(num_bins).
 
     Raises:
-        ValueError: for tensors that the kernel would read wrongly.
+        ValueError: the kernel would read these tensors wrongly.
     """
     result = _room_for_entropies(table, index, num_bins)
     if result.numel():
@@ -170,7 +173,7 @@ def _kernels() -> tuple[Any, Any]:
         block = tl.program_id(0)
         numbers = block * ROWS + tl.arange(0, ROWS)
         here = numbers < count
-        # Numbers of elements pass 2^31 in large batches.
+        # In large batches the number of elements exceeds 2^31.
         starts = tl.load(positions + numbers, mask=here, other=0).to(tl.int64) * row_stride
         bins = tl.arange(0, BINS)
         steps = tl.arange(0, STEP)
@@ -181,12 +184,12 @@ def _kernels() -> tuple[Any, Any]:
             z = tl.load(rows + starts[:, None] + k[None, :], mask=here[:, None] & (k < dim)[None, :], other=0.0)
             z32 = z.to(tl.float32)
             squares += tl.sum(z32 * z32, axis=1)
-            # Tensor cores cut off what they add up, rather than round it. So only the few products of one step are
-            # added up there, the small ones first, and the sums of the steps are added as float32 numbers are.
-            # TF32 has ten bits; three products of it, of high and low parts, make one of float32 (of other dtypes the
-            # word says nothing).
+            # Tensor cores truncate sums instead of rounding them. So they add only the few products of one step, the
+            # small ones first; the sums of the steps are added in ordinary float32.
+            # TF32 has ten bits; three TF32 products of high and low parts make one float32 product. For other dtypes
+            # this setting has no effect.
             part = tl.zeros([ROWS, BINS], dtype=tl.float32)
-            if WIDE:  # Triton's interpreter would multiply the bits of bfloat16 numbers as integers
+            if WIDE:  # because Triton's interpreter would multiply the bits of bfloat16 numbers as integers
                 z = z32
             for p in tl.static_range(PARTS):
                 w = tl.load(
@@ -228,7 +231,8 @@ def _kernels() -> tuple[Any, Any]:
         mask = here[:, None] & (bins < num_bins)[None, :]
         counts = tl.load(table + starts[:, None] + bins[None, :], mask=mask, other=0.0).to(tl.float64)
         total = tl.sum(counts, axis=1)
-        # The smallest normal float64, as in `histogram.entropy`: a bin of zero adds nothing. (tl.maximum hides NaN.)
+        # The smallest normal float64, as in `histogram.entropy`: a bin of zero adds nothing. Not tl.maximum, which
+        # hides NaN.
         logs = tl.log(tl.where(counts < 2.2250738585072014e-308, 2.2250738585072014e-308, counts))
         weighted_logs = tl.sum(counts * logs, axis=1)
         value = (tl.log(total) - weighted_logs / total) / tl.log(num_bins.to(tl.float64))
@@ -238,26 +242,29 @@ def _kernels() -> tuple[Any, Any]:
 
 
 def _shape(num_bins: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """Bins filled up, rows of a program, dimensions of a step, stages; of these two alone, so that numbers are, too."""
+    """Bins rounded up to a power of two, rows of a program, dimensions of a step, stages of loading.
+
+    They depend on these two arguments alone, so the computed numbers do not depend on anything else either.
+    """
     bins = _power_of_two(num_bins)
     rows, step, stages = _SHAPES[max(bins, min(_SHAPES))]
     return bins, rows, max(16, step * 2 // dtype.itemsize), stages
 
 
 def _options(warps: int, stages: int) -> dict[str, Any]:
-    """What the compiler is told; fused multiplications outright, because Triton's default for them is to change."""
+    """Options for the compiler. Fused multiplications are set explicitly because Triton's default will change."""
     return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
 
 
 def _power_of_two(num_bins: int) -> int:
-    """As many bins or more, a power of two; at least 16, which products of tensor cores need."""
+    """The least power of two that holds `num_bins`; at least 16, which the products of tensor cores need."""
     if not 2 <= num_bins <= MOST_BINS:
         raise ValueError(f"num_bins: expected 2 to {MOST_BINS}, got {num_bins}.")
     return max(16, 1 << (num_bins - 1).bit_length())
 
 
 def _room(rows: Tensor, positions: Tensor, points: Tensor, out: Tensor, with_unit: bool) -> tuple[Tensor, Tensor]:
-    """Norms and sums of unit states, not filled in; what the kernel would read wrongly is refused, fake or not."""
+    """Empty tensors for norms and sums of unit states; refuses tensors that the kernel would read wrongly."""
     wrong = [
         name
         for name, right in (
@@ -287,7 +294,7 @@ def _room(rows: Tensor, positions: Tensor, points: Tensor, out: Tensor, with_uni
 
 
 def _room_for_entropies(table: Tensor, index: Tensor | None, num_bins: int) -> Tensor:
-    """Room for entropies, not filled in; what the kernel would read wrongly is refused, fake or not."""
+    """An empty tensor for entropies; refuses tensors that the kernel would read wrongly."""
     _power_of_two(num_bins)
     if (
         table.ndim != 2
@@ -313,14 +320,14 @@ def _room_for_entropies(table: Tensor, index: Tensor | None, num_bins: int) -> T
 def _differences(device: torch.device) -> str:
     """What differs between the kernels and torch's operations in a small problem on `device`; empty if nothing does."""
     dim, num_bins, temperature = 130, 100, 0.05
-    states = 3.0 * reference_points(dim, 70, seed=1).to(device)  # not of a generator that training uses
+    states = 3.0 * reference_points(dim, 70, seed=1).to(device)  # does not touch a generator that training uses
     points = reference_points(dim, num_bins).to(device)
     positions = torch.arange(69, -1, -1, device=device)
     wrong = []
 
     def compare(name: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
         largest = float((found.double() - expected.double()).abs().max())
-        if not largest <= tolerance:  # NaN is not
+        if not largest <= tolerance:  # also true for NaN
             wrong.append(f"{name} differ by {largest:.1e}")
 
     for dtype in (torch.bfloat16, torch.float16, torch.float32):

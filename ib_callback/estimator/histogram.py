@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Elements per step of `entropy`: on a CPU its float64 scratch then stays in a core's cache. A GPU has no use for that,
-# and each step costs it a dozen launches.
+# Elements per step of `entropy`. On a CPU the float64 scratch then stays in a core's cache. A GPU gains nothing from
+# small steps, and each step costs it a dozen launches.
 _CHUNK_ELEMENTS = {"cpu": 1 << 16}
 _CHUNK_ON_DEVICES = 1 << 21
 
@@ -17,8 +17,7 @@ _CHUNK_ON_DEVICES = 1 << 21
 def segment_sum(rows: Tensor, members: Tensor, offsets: Tensor) -> Tensor:
     """Sums of `rows` over segments of a list of row numbers; differentiable in `rows`.
 
-    Each segment is added up in the order of its members by one worker, so the result is the same on every
-    run, on a GPU too.
+    One worker adds up each segment in the order of its members, so the result is the same on every run, also on a GPU.
 
     Args:
         rows: [N, D], floating point.
@@ -38,15 +37,15 @@ def segment_sum(rows: Tensor, members: Tensor, offsets: Tensor) -> Tensor:
 def entropy(histograms: Tensor) -> Tensor:
     """Entropy of unnormalised histograms divided by log of the number of bins ("efficiency", in [0, 1]).
 
-    Each histogram is normalised by its own float64 sum, and logarithms are float64: at high temperatures all
-    entropies lie within 1e-3 of 1 and their differences are the signal. Differentiable; a bin that underflowed
-    to zero adds nothing to value or gradient.
+    Each histogram is normalised by its own float64 sum, and logarithms are float64, because at high temperatures
+    all entropies lie within 1e-3 of 1 and their differences are the signal. Differentiable. A bin that underflowed
+    to zero adds nothing to the value or the gradient.
 
     Args:
         histograms: [..., num_bins], non-negative, each with a positive sum.
 
     Returns:
-        [...], float64, dimensionless. On the same device, except for MPS, which has no float64: on the CPU.
+        [...], float64, dimensionless. On the same device; for MPS, which has no float64, on the CPU.
 
     >>> entropy(torch.tensor([[1.0, 1.0, 1.0, 1.0], [5.0, 0.0, 0.0, 0.0]]))
     tensor([1., 0.], dtype=torch.float64)
@@ -66,7 +65,7 @@ def divergence(histograms: Tensor, reference: Tensor) -> Tensor:
 
     Args:
         histograms: [..., num_bins], float64.
-        reference: float64, broadcastable to `histograms`; positive wherever they are.
+        reference: float64, broadcastable to `histograms`; positive wherever the histograms are positive.
 
     Returns:
         [...], float64.
@@ -79,10 +78,10 @@ def divergence(histograms: Tensor, reference: Tensor) -> Tensor:
 
 
 def sensitivity(histograms: Tensor) -> Tensor:
-    """By how much `entropy` changes for an error of 1 in the logarithm of each bin, if errors are independent.
+    """Standard deviation of `entropy` if each bin's logarithm has an independent error of unit variance.
 
-    To first order an error e_j of log q_j changes H by -sum_j q_j (log q_j + H) e_j. For e_j of unit variance that has
-    this standard deviation.
+    To first order, errors e_j of log q_j change H by -sum_j q_j (log q_j + H) e_j. This function returns the standard
+    deviation of that sum.
 
     Args:
         histograms: [..., num_bins], float64, each with a positive sum.

@@ -1,4 +1,4 @@
-"""What a wider label adds to a narrower one, I(W;Z given N), tested against permutations within the narrower."""
+"""What a wider label W adds to a narrower label N: I(W;Z given N), tested against permutations of W within N."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ib_callback.estimator.histogram import entropy
 
 @dataclass(frozen=True)
 class Increment:
-    """What a wider label adds. Information in fractions of log(num_bins).
+    """What a wider label W adds to a narrower label N. Information is in fractions of log(num_bins).
 
-    information: I(W;Z given N) = I(N,W;Z) - I(N;Z), plain.
-    null, null_std: its mean and standard deviation when wide labels are permuted within each narrow one.
-    above_null: information - null, a lower baseline like every other above-null number.
-    z_score: above_null / null_std; None where permutations change nothing.
-    p_value: share of permutations, the measured labels counted as one, that reach the measured information.
-    num_permutations: their number R; the smallest p value is 1 / (R + 1).
-    num_positions: positions whose label a permutation can change; the others say nothing about the increment.
+    information: the plain increment I(W;Z given N) = I(N,W;Z) - I(N;Z).
+    null, null_std: mean and standard deviation of the increment when wide labels are permuted within each narrow label.
+    above_null: information - null. Like every other above-null number it is a lower baseline.
+    z_score: above_null / null_std; None if permutations change nothing.
+    p_value: share of permutations that reach the measured information. The measured labels count as one permutation.
+    num_permutations: the number of permutations R; the smallest p value is 1 / (R + 1).
+    num_positions: positions whose label a permutation can change. Other positions say nothing about the increment.
     """
 
     information: float
@@ -57,25 +57,26 @@ def information_increment(
 ) -> Increment:
     """Return what `wide` says about representations beyond `narrow`, and whether chance would say as much.
 
-    The plain increment is inflated like every information from finite samples, most of all where wide labels occur
-    once. Permuting wide labels among the positions of the same narrow label keeps everything but their link with Z:
-    label counts, I(N;Z), and how alike assignments of one narrow label are.
+    Like every information from finite samples, the plain increment is too high, most of all where wide labels occur
+    only once. The test permutes wide labels among the positions of the same narrow label. This breaks only their link
+    with Z. It keeps the label counts, I(N;Z), and how similar the assignments of one narrow label are.
 
     Args:
         z: representations [T, dim] of one layer.
         narrow: [T] integer labels, such as tokens (`ngram_labels`).
-        wide: [T] integer labels; those that cross narrow ones are taken together with them.
-        within: [T] integers; labels are permuted only among positions that share this too. Positions of one sequence
-            are alike and share topics, so wide labels that cluster in sequences differ from permuted ones even if the
-            model ignores them: give the sequence of each position to ask for what lies beyond it. The positions that
-            count are then far fewer.
-        num_permutations: R; 100 make the smallest p value 0.0099.
+        wide: [T] integer labels. A wide label that occurs under several narrow labels counts as a different label under
+            each.
+        within: [T] integers. If given, labels are permuted only among positions that share this number too. Positions
+            of one sequence are similar and share topics. So wide labels that cluster in sequences differ from permuted
+            ones even if the model ignores them. Pass the sequence of each position to measure what lies beyond that
+            effect. Far fewer positions count then.
+        num_permutations: R; with 100 the smallest p value is 0.0099.
         num_bins: as in `soft_mutual_information`.
-        seed: likewise, and of the permutations.
-        temperature: likewise.
+        seed: as in `soft_mutual_information`; also the seed of the permutations.
+        temperature: as in `soft_mutual_information`.
 
     Raises:
-        TypeError, ValueError: as `soft_mutual_information`.
+        TypeError, ValueError: as for `soft_mutual_information`.
         RepresentationError: vectors of `z` are zero, NaN or infinite.
 
     >>> z = torch.nn.functional.one_hot(torch.tensor([0, 1] * 32), 64).double()  # depends on the wide label only
@@ -94,16 +95,16 @@ def information_increment(
 def increment_of(
     assignments: Tensor, narrow: Tensor, wide: Tensor, within: Tensor | None, *, num_permutations: int, seed: int
 ) -> Increment:
-    """`information_increment` of soft assignments [T, num_bins], in float64; the labels are checked already."""
+    """`information_increment` of float64 soft assignments [T, num_bins] and labels that have been checked."""
     return increment_from(*permuted_increments(assignments, narrow, wide, within, num_permutations, seed))
 
 
 def permuted_increments(
     assignments: Tensor, narrow: Tensor, wide: Tensor, within: Tensor | None, num_permutations: int, seed: int
 ) -> tuple[npt.NDArray[np.float64], int]:
-    """Plain increments, [1 + R], of the labels as they are and of each permutation, and how many positions count.
+    """Plain increments [1 + R]: of the labels as they are, then of each permutation; and how many positions count.
 
-    The permutations depend on the labels and the seed alone, so that values of several layers can be averaged.
+    The permutations depend on the labels and the seed alone, so values of several layers can be averaged.
     """
     narrow, wide = narrow.to(assignments.device), wide.to(assignments.device)
     joint = _joint(narrow, wide)
@@ -123,7 +124,7 @@ def permuted_increments(
         if number_of:
             key = torch.from_numpy(random.random_sample(len(labels))).to(rows.device)
             shuffled = torch.argsort(key)
-            # Sorted by stratum, at random within: where each position's assignment is taken from.
+            # Sorted by stratum, in random order within it: where each position's assignment is taken from.
             source = shuffled[torch.argsort(stratum[movable][shuffled], stable=True)]
             moved = torch.empty_like(rows)
             moved[order] = rows[source]
@@ -133,7 +134,7 @@ def permuted_increments(
 
 
 def increment_from(values: npt.NDArray[np.float64], num_positions: int) -> Increment:
-    """The test that `permuted_increments`, or their mean over layers, come to."""
+    """The result of the test for the values of `permuted_increments`, or for their mean over layers."""
     information, permuted = float(values[0]), values[1:]
     std = float(permuted.std(ddof=1))
     above = information - float(permuted.mean())
@@ -145,7 +146,7 @@ def increment_from(values: npt.NDArray[np.float64], num_positions: int) -> Incre
         null_std=std,
         above_null=above,
         z_score=above / std if std > 1e-12 else None,
-        # Rounding must not tell a permutation that changes nothing from the labels as they are.
+        # A permutation that changes nothing must count as equal to the measured labels in spite of rounding.
         p_value=(1 + int((permuted >= information - 1e-12).sum())) / len(values),
         num_permutations=len(permuted),
         num_positions=num_positions,
@@ -153,7 +154,7 @@ def increment_from(values: npt.NDArray[np.float64], num_positions: int) -> Incre
 
 
 def _joint(a: Tensor, b: Tensor) -> Tensor:
-    """[T] one number for each pair of labels."""
+    """[T] one number for each different pair of labels."""
     first, second = (torch.unique(x, return_inverse=True)[1] for x in (a, b))
     return torch.unique(first * (second.max() + 1) + second, return_inverse=True)[1]
 

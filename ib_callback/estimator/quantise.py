@@ -49,8 +49,7 @@ def reference_points(dim: int, num_bins: int = 100, *, seed: int = 0) -> Tensor:
 def soft_assign(z: Tensor, points: Tensor, temperature: float | str) -> Tensor:
     """Soft assignment p_j = softmax_j(cos(z, w_j) / temperature); differentiable in `z`.
 
-    Runs with autocast off and without TF32. float64 input stays float64, everything else is quantised
-    in float32.
+    Runs with autocast off and without TF32. float64 input is quantised in float64, everything else in float32.
 
     Args:
         z: representations [..., dim].
@@ -72,7 +71,7 @@ def soft_assign(z: Tensor, points: Tensor, temperature: float | str) -> Tensor:
         )
     number = resolve_temperature(temperature, z.shape[-1], len(points))
     z = z if z.dtype == torch.float64 else z.float()
-    # Cosines do not change with scale, but squares of very large or small components leave float32's range.
+    # Scaling does not change a cosine, but squares of very large or small components leave float32's range.
     largest = z.detach().abs().amax(-1, keepdim=True)
     assignments, norms = assign(z / torch.where(largest > 0, largest, 1.0), points.to(z), number)
     bad = int((~usable(norms)).sum())
@@ -95,7 +94,7 @@ def assign(z: Tensor, points: Tensor, temperature: float) -> tuple[Tensor, Tenso
         return torch.softmax(logits, dim=-1).to(dtype), norms
 
 
-# Dtypes of states of which products are taken as they are.
+# States of these dtypes are multiplied without a cast.
 HALVES = (torch.bfloat16, torch.float16)
 # Settings of torch that let a GPU add up 16-bit products in 16 bits.
 _SUMS_IN_16_BITS = (
@@ -103,23 +102,25 @@ _SUMS_IN_16_BITS = (
     "allow_fp16_reduced_precision_reduction",
     "allow_bf16_reduced_precision_reduction",
 )
-# By how much points are scaled for the parts of float16, whose smallest normal number is 6e-5.
+# Points are scaled by this factor before they are split into float16 parts, whose smallest normal number is 6e-5.
 _SCALE = 256.0
 
 
 def in_parts(points: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
     """Reference points as a sum of parts in the dtype of the states, for products of 16-bit numbers summed in float32.
 
-    A float32 point is a 16-bit one and the rest of it, rounded to 16 bits, with an error of 2^-17 (bfloat16) or 2^-21
-    (float16) of itself, or of .001 where it is smaller. Products of two 16-bit numbers are exact in float32, so that
-    the cosines of 16-bit states are those of float32 points nearly to float32's rounding, at the speed of 16 bits.
+    A float32 point is split into a 16-bit number and a remainder, which is rounded to 16 bits too. The relative error
+    is 2^-17 (bfloat16) or 2^-21 (float16); for components under .001 it is relative to .001. Products of two 16-bit
+    numbers are exact in float32. So 16-bit states get the cosines to float32 points, almost to float32's rounding, at
+    the speed of 16 bits.
 
     Args:
         points: [num_bins, dim], float32.
         dtype: float32, bfloat16 or float16.
 
     Returns:
-        Parts [P, num_bins, dim] of that dtype, P = 1 for float32 and else 2, and by how much their sum is too large.
+        Parts [P, num_bins, dim] of that dtype, with P = 1 for float32 and 2 otherwise; and the factor by which their
+        sum is too large.
     """
     if dtype not in HALVES:
         return points.to(dtype)[None], 1.0
@@ -127,24 +128,24 @@ def in_parts(points: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
 
 
 def halves(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """[2, ...] of 16 bits that add up to float32 values: these rounded, and what is left of them."""
+    """Float32 values as a sum of two 16-bit tensors, [2, ...]: the rounded values, and the rounded remainders."""
     high = values.to(dtype)
     return torch.stack([high, (values - high.float()).to(dtype)])
 
 
 def usable(norms: Tensor) -> Tensor:
-    """Where a vector of that norm has a direction that float32 can tell: not zero, NaN, infinite or near its limits."""
+    """Where a vector of that norm has a usable direction in float32: not zero, NaN, infinite or near its limits."""
     return (norms > 1e-18) & (norms < 1e18)
 
 
 def resolve_temperature(temperature: float | str, dim: int, num_bins: int) -> float:
-    """The softmax temperature as a number: `"calibrated"` is solved for `dim` and `num_bins`."""
+    """The softmax temperature as a number; `"calibrated"` is computed from `dim` and `num_bins`."""
     number = check_temperature(temperature)
     return calibrated_temperature(dim, num_bins) if isinstance(number, str) else number
 
 
 def check_temperature(temperature: Any) -> float | str:
-    """Return `temperature` as a float if it is a number that a softmax can use, or as it is if it is "calibrated"."""
+    """Return `temperature` as a float if a softmax can use it, or unchanged if it is "calibrated"; raise otherwise."""
     if isinstance(temperature, str) and temperature == "calibrated":
         return temperature
     expected = f'temperature: expected a finite number above 0 or "calibrated", got {temperature!r}'
@@ -156,7 +157,7 @@ def check_temperature(temperature: Any) -> float | str:
 
 
 def check_seed(seed: Any) -> int:
-    """Return `seed` as an int if NumPy's frozen generator takes it."""
+    """Return `seed` as an int if NumPy's frozen generator accepts it; raise otherwise."""
     if check_integer("seed", seed, minimum=0, cure="0 is the default") >= 2**32:
         raise ValueError(f"seed: expected less than 2**32, got {seed}; 0 is the default.")
     return int(seed)
@@ -164,7 +165,10 @@ def check_seed(seed: Any) -> int:
 
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
-    """Autocast off; float32 products in full float32 (no TF32 on GPUs, no bfloat16 on CPUs), sums of any in float32."""
+    """Turn autocast off, and compute float32 products in full float32 (no TF32 on GPUs, no bfloat16 on CPUs).
+
+    Products of 16-bit numbers are summed in float32 too.
+    """
     of_gpus: Any = torch.backends.cuda.matmul
     of_cpus: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     settings: list[tuple[Any, str, Any]] = [(each, "fp32_precision", "ieee") for each in (of_gpus, of_cpus)]

@@ -1,4 +1,4 @@
-"""Accumulator of soft histograms by label: update with batches, merge across processes, read off results."""
+"""Accumulator of soft histograms by label: update it with batches, merge it across processes, read the results."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ib_callback.estimator.quantise import reference_points, resolve_temperature
 
 
 class SoftHistogram:
-    """Sums of soft assignments by label, from which entropies and mutual information are read at any time.
+    """Sums of soft assignments by label, from which entropies and mutual information can be read at any time.
 
-    The streaming form of `soft_entropy` and `soft_mutual_information`: the state is num_labels x num_bins
-    float64 sums and num_labels counts on the CPU, however many positions went in. Not differentiable.
+    This is the streaming form of `soft_entropy` and `soft_mutual_information`. Its state is num_labels x num_bins
+    float64 sums and num_labels counts on the CPU, for any number of positions. Not differentiable.
 
-    However float64 data are cut into updates and merges, entropies agree to 1e-12. float32 and half-precision
-    input is quantised in float32, where a matrix product may round a row differently in batches of different
-    size; entropies then agree to 1e-6 at the calibrated temperature from dim 3 on, typically to 1e-8.
+    For float64 data, entropies agree to 1e-12, whatever the split into updates and merges. float32 and half-precision
+    input is quantised in float32. A matrix product may then round a row differently in batches of different
+    sizes. Entropies agree to 1e-6 at the calibrated temperature from dim 3 on, typically to 1e-8.
 
     Args:
         dim: dimension of the representations, at least 2.
@@ -75,7 +75,7 @@ class SoftHistogram:
             "seed": int(seed),
             "temperature": resolve_temperature(temperature, int(dim), int(num_bins)),
         }
-        # Outside inference mode, or no later update could change them in place.
+        # Outside inference mode, because later updates could not change inference tensors in place.
         with torch.inference_mode(False):
             self._sums = torch.zeros(num_labels, int(num_bins), dtype=torch.float64, device="cpu")
             self._counts = torch.zeros(num_labels, dtype=torch.int64, device="cpu")
@@ -91,14 +91,14 @@ class SoftHistogram:
 
     @torch.no_grad()
     def update(self, z: Tensor, labels: Tensor) -> None:
-        """Add positions. No autograd graph is kept; if an error is raised nothing has been added.
+        """Add positions. No autograd graph is kept. If an error is raised, nothing has been added.
 
         Args:
             z: representations [T, dim], floating point, on any device; T may be 0.
             labels: [T], integer, in 0 ... num_labels - 1.
 
         Raises:
-            TypeError: `z` is not a floating-point tensor or `labels` not an integer one.
+            TypeError: `z` is not a floating-point tensor, or `labels` is not an integer tensor.
             ValueError: wrong shapes, or labels out of range.
             RepresentationError: vectors of `z` are zero, NaN or infinite.
         """
@@ -116,12 +116,12 @@ class SoftHistogram:
             )
         assignments = soft_assign(z, self._points, float(self._settings["temperature"]))
         values, counts, sums = (part.cpu() for part in histograms_by_label(assignments, labels))
-        # Each label occurs once in `values`, so that these additions need no order.
+        # Each label occurs once in `values`, so the order of these additions does not matter.
         self._sums[values] += sums
         self._counts[values] += counts
 
     def merge(self, other: SoftHistogram) -> None:
-        """Add the positions of `other` to this histogram, in place; `other` is left as it is.
+        """Add the positions of `other` to this histogram, in place; `other` does not change.
 
         Raises:
             TypeError: `other` is not a SoftHistogram.
@@ -156,8 +156,8 @@ class SoftHistogram:
         """Return I(X;Z) = H(Z) - H(Z given X), in units of log(num_bins) nats.
 
         Args:
-            weighting: `"empirical"`: a label weighs as much as its share of the positions. `"uniform"`: every
-                label seen weighs the same; the result is then no mutual information and may be negative.
+            weighting: `"empirical"`: the weight of a label is its share of the positions. `"uniform"`: every
+                label seen has the same weight. The result is then not a mutual information and may be negative.
 
         Raises:
             ValueError: unknown weighting.
@@ -170,19 +170,19 @@ class SoftHistogram:
         return self.entropy() - float((weights * entropy(self._sums[seen])).sum())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a copy of sums and counts, and the settings they were made with: plain types and tensors."""
+        """Return a copy of the sums, the counts and the settings, as plain types and tensors."""
         return {"settings": dict(self._settings), "sums": self._sums.clone(), "counts": self._counts.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace the sums and counts by those of `state`.
 
-        The settings in `state` are compared with those of this histogram and never taken over.
+        The settings in `state` must equal those of this histogram; this histogram keeps its own settings.
 
         Args:
             state: what `state_dict` returned.
 
         Raises:
-            ValueError: `state` is incomplete or was made with other settings, which are named. Nothing
+            ValueError: `state` is incomplete or was made with other settings; the message names them. Nothing
                 is replaced then.
         """
         own = {"sums": self._sums, "counts": self._counts}
@@ -212,5 +212,5 @@ class SoftHistogram:
 
 
 def _same(own: int | float, theirs: Any) -> bool:
-    # Temperatures are solved for; another build of the solver may round the last digits differently.
+    # Temperatures come from a solver; another build of the solver may round the last digits differently.
     return math.isclose(own, theirs, rel_tol=1e-9) if isinstance(theirs, (int, float)) else False

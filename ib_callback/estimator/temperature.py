@@ -1,10 +1,11 @@
 """The calibrated softmax temperature: where a von Mises-Fisher kernel carries exactly `log num_bins` nats.
 
-A soft assignment softmax(cos(z, w_j) / temperature) over points w_j that are uniform on the sphere is, as the
-number of points grows, a von Mises-Fisher density of mean direction z and concentration 1 / temperature. Its
-divergence from the uniform density is the information that one assignment carries. The calibrated temperature
-sets that divergence to log(num_bins), the most that `num_bins` bins can hold: the kernel of a colder one is
-narrower than the spacing of the points, that of a warmer one is so wide that the bins cannot be told apart.
+Take a soft assignment softmax(cos(z, w_j) / temperature) over points w_j that are uniform on the sphere. As the
+number of points grows, it becomes a von Mises-Fisher density of mean direction z and concentration
+1 / temperature. Its divergence from the uniform density is the information that one assignment carries. The
+calibrated temperature sets that divergence to log(num_bins), the most that `num_bins` bins can hold. At a colder
+temperature the kernel is narrower than the spacing of the points. At a warmer one it is so wide that the bins
+cannot be told apart.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import numpy as np
 
 from ib_callback.common.checks import check_integer
 
-# The quadrature stops where the integrand has fallen to exp(-_DROP) of its peak, below double precision even
-# after the slowest tail (dim 2, exp(x / 2)) is summed up.
+# The quadrature stops where the integrand has fallen to exp(-_DROP) of its peak. That is below double precision
+# even after the slowest tail (dim 2, exp(x / 2)) is summed.
 _DROP = 45.0
 # Step of the quadrature in units of min(peak width, 1). The trapezoidal error of a Gaussian peak is
 # exp(-2 pi^2 / step^2); the integrand is analytic and bounded for |Im x| < pi / 2, which adds
@@ -28,8 +29,9 @@ _STEP = 0.25
 def calibrated_temperature(dim: int, num_bins: int = 100) -> float:
     """Return the temperature at which KL(vMF(1 / temperature) ‖ uniform on S^(dim-1)) equals log(num_bins).
 
-    The equation is solved exactly, with a relative error of the result below 1e-12 for dim and num_bins up to
-    65,536, not by a large-dimension approximation. For large dim it tends to 1 / sqrt(2 dim log(num_bins)).
+    The equation is solved numerically, without a large-dimension approximation. The relative error of the result is
+    below 1e-12 for dim and num_bins up to 65,536. For large dim the temperature tends to
+    1 / sqrt(2 dim log(num_bins)).
 
     Args:
         dim: dimension of the representations, at least 2.
@@ -57,18 +59,18 @@ def kl_to_uniform(concentration: float, dim: int) -> float:
     """Return KL(vMF(concentration) ‖ uniform) on the unit sphere S^(dim-1), in nats.
 
     With s = 1 - cos(angle to the mean direction), the density of s on [0, 2] is proportional to
-    exp(-concentration s) (s (2 - s))^((dim - 3) / 2), so that
+    exp(-concentration s) (s (2 - s))^((dim - 3) / 2). Hence
     KL = -concentration E[s] - log Z(concentration) + log Z(0). Substituting s = 2 sigmoid(x) makes the
-    integrand smooth and unimodal on the real line, where the trapezoidal rule converges geometrically. No
-    Bessel function is involved: those over- or underflow from a few hundred dimensions on.
+    integrand smooth and unimodal on the real line, where the trapezoidal rule converges geometrically. The
+    computation avoids Bessel functions because they over- or underflow from a few hundred dimensions on.
 
     Args:
         concentration: concentration of the von Mises-Fisher density, finite and at least 0.
         dim: dimension of the space around the sphere, at least 2.
 
     Returns:
-        The divergence in nats; the absolute error is below 1e-11 for dim up to 65,536 wherever the divergence
-        is at most log(65,536).
+        The divergence in nats. The absolute error is below 1e-11 for dim up to 65,536 if the divergence is at
+        most log(65,536).
 
     On the ordinary sphere the divergence is k coth(k) - 1 - log(sinh(k) / k) with k the concentration:
 

@@ -1,4 +1,4 @@
-"""From the soft assignments of one batch after another to sums of entropies; no assignment outlives its batch."""
+"""Add up the soft assignments of one batch after another to sums of entropies. No assignment outlives its batch."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ib_callback.estimator.rows import entropies_of_rows
 from ib_callback.measuring.plan.jackknife import ROWS, JackknifePlan, Shares
 from ib_callback.measuring.plan.plan import Batch, LateLabels, NullPlan, Plan
 
-# Numbers whose divergences are taken at a time.
+# Divergences are computed for this many numbers at a time.
 _DIVERGENCES = 1 << 18
 
 
 @dataclass(frozen=True)
 class JackknifeSums:
-    """For each of L layers, what `Sums` holds of the whole, by omission or group. float64, on the CPU.
+    """The numbers of `Sums` for each omission or group of sequences (plan/jackknife.py). float64, on the CPU.
 
-    removed: [label sets, 2 G - 1, L] by how much each omission lowers the set's `Sums.conditional`.
-    single: [G, L] sum over the positions of a group of the entropy of one assignment.
-    totals: [totals, 2 G - 1, L] entropies of the plan's `totals` without each omission.
+    removed: [label sets, 2 G - 1, L]: by how much each omission lowers the set's `Sums.conditional`.
+    single: [G, L]: sum of the entropies of single assignments, over the positions of each group.
+    totals: [totals, 2 G - 1, L]: entropies of the plan's `totals` without each omission.
     """
 
     removed: Tensor
@@ -37,16 +37,16 @@ class JackknifeSums:
 
 @dataclass(frozen=True)
 class Sums:
-    """What a pass over the probe adds up to, for each of L layers. float64, on the CPU, efficiencies.
+    """The sums of a pass over the probe, for each of L layers. float64, on the CPU, as efficiencies.
 
-    Where states are quantised in several variants (capture.py) there are L columns for each of them, side by side.
+    If states are quantised in several variants (capture.py), each variant has L columns, side by side.
 
-    conditional: [label sets, L] sum over labels of (count or 1) times the entropy of the label's histogram.
-    single: [L] sum over valid positions of the entropy of one assignment; 0 if features alone are measured.
-    kept: [num_kept, L] entropies of the kept histograms.
+    conditional: [label sets, L]: sum over labels of (count or 1) times the entropy of the label's histogram.
+    single: [L]: sum over valid positions of the entropy of a single assignment; 0 if only features are measured.
+    kept: [num_kept, L]: entropies of the kept histograms.
     nulls: for each null plan, [R + U, L] divergences of its subsets, then its unions, from the whole sample.
-    sensitivity: [L] of the entropy over all positions to errors of its bins (`histogram.sensitivity`).
-    jackknife: the same with groups of sequences left out, if that is planned.
+    sensitivity: [L]: sensitivity of the entropy over all positions to errors of its bins (`histogram.sensitivity`).
+    jackknife: the sums with groups of sequences left out, if that is planned.
     """
 
     conditional: Tensor
@@ -58,14 +58,14 @@ class Sums:
 
     @staticmethod
     def join(groups: Sequence[Sums], variants: int = 1) -> Sums:
-        """Sums of groups of layers side by side, within each of so many variants of the assignments (capture.py)."""
+        """Put sums of groups of layers side by side, separately for each variant of the assignments (capture.py)."""
         by_variant = [
             [_each(group, partial(_variant, number, variants)) for group in groups] for number in range(variants)
         ]
         return _side_by_side([_side_by_side(parts) for parts in by_variant])
 
     def of(self, columns: Sequence[int]) -> Sums:
-        """The sums of some columns, as if they were all layers there are."""
+        """The sums of some columns, as if there were no other layers."""
         index = torch.tensor(columns)
         return _each(self, lambda tensor: tensor.index_select(-1, index))
 
@@ -75,7 +75,7 @@ def _variant(number: int, of: int, tensor: Tensor) -> Tensor:
 
 
 def _each(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same with all tensors [..., L] changed, in whatever holds them."""
+    """Apply `change` to all tensors [..., L] in a nested structure."""
     if part is None:
         return None
     if isinstance(part, Tensor):
@@ -86,7 +86,7 @@ def _each(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _side_by_side(parts: Sequence[Any]) -> Any:
-    """Tensors [..., L] of groups of layers as one, in whatever holds them."""
+    """Join tensors [..., L] of groups of layers along L, in nested structures."""
     first = parts[0]
     if first is None:
         return None
@@ -98,12 +98,15 @@ def _side_by_side(parts: Sequence[Any]) -> Any:
 
 
 class _Place:
-    """Where histograms are, as rows of L * num_bins: float32 ones beside the assignments, float64 ones on `exact`."""
+    """The place of histograms, stored as rows of L * num_bins.
+
+    float32 histograms are on the device of the assignments, float64 histograms on the device `exact`.
+    """
 
     def __init__(self, num_layers: int, num_bins: int, device: torch.device) -> None:
         self.shape = (num_layers, num_bins)
         self.device = device
-        # MPS has no float64; the few float64 sums are then kept on the CPU.
+        # MPS has no float64, so the few float64 sums are kept on the CPU.
         self.exact = torch.device("cpu") if device.type == "mps" else device
 
     def on(self, index: Tensor) -> Tensor:
@@ -116,24 +119,24 @@ class _Place:
         return torch.zeros(*sizes, dtype=torch.float64, device=self.exact)
 
     def entropy(self, table: Tensor, index: Tensor | None = None) -> Tensor:
-        """[R, L] entropies of histograms [N, L * num_bins], of all or of the rows in `index`."""
+        """[R, L] entropies of histograms [N, L * num_bins]: of all rows, or of those in `index`."""
         return entropies_of_rows(table, index, self.shape[1])
 
     def bits(self, values: Tensor, bits: Tensor) -> Tensor:
-        """[number of bits, R] 0/1."""
+        """Which bits are set in `values`: [number of bits, R], 0 or 1."""
         return (self.to(values) >> bits) & 1
 
 
 class Accumulator:
-    """Histograms of labels that are not finished yet, and sums over those that are.
+    """Histograms of unfinished labels, and sums over finished ones. The last batch of a label finishes it.
 
     All layers are reduced together: assignments of a batch form one table [T_b, L, num_bins].
 
     Args:
-        plan: of the probe.
+        plan: the plan of the probe.
         num_layers, num_bins: shape of the assignments.
         weighting: `"empirical"` or `"uniform"` weights of the labels.
-        device: where the assignments are.
+        device: the device of the assignments.
     """
 
     def __init__(self, plan: Plan, num_layers: int, num_bins: int, *, weighting: str, device: torch.device) -> None:
@@ -153,7 +156,7 @@ class Accumulator:
         """Add one batch.
 
         Args:
-            batch: its plan.
+            batch: the plan of the batch.
             assignments: [T_b, L, num_bins], float32.
         """
         batch = uploaded(batch, self._at.device)
@@ -172,7 +175,8 @@ class Accumulator:
             pieces[on(batch.long_target)] = whole
 
         single, finished = None, []
-        # With features alone, mostly nobody asks for the entropies of single positions: as many as all else together.
+        # If only features are measured, the entropies of single positions are mostly not needed. They would cost as
+        # much as everything else together.
         if self._plan.single or batch.any_alone:
             alone = at.entropy(rows)
             single = alone.sum(0)
@@ -191,7 +195,7 @@ class Accumulator:
             self._groups.add(batch, single, finished, self._slots, closing)
 
     def sums(self) -> Sums:
-        """The sums after the last batch; to be asked for once."""
+        """The sums after the last batch; call it only once."""
         kept = self._at.entropy(self._kept)
         late = self._plan.late
         self._finish(kept[late.kept], late.sets, late.count)
@@ -202,7 +206,7 @@ class Accumulator:
         return Sums(conditional, single, kept, nulls, of_total, jackknife)
 
     def _finish(self, entropies: Tensor, sets: Tensor, count: Tensor) -> Tensor:
-        """Add finished labels, with entropies [G, L], to the label sets that their bits name, and return the sum."""
+        """Add finished labels, with entropies [G, L], to the label sets named by their bits; return what was added."""
         member = self._at.bits(sets, self._sets)
         weights = member * self._at.to(count) if self._empirical else member
         added = weights.double() @ entropies
@@ -212,7 +216,7 @@ class Accumulator:
     def _null(self, plan: NullPlan) -> Tensor:
         unions = torch.from_numpy(plan.design.unions).to(self._at.exact) @ self._kept[plan.parts]
         whole = self._kept[plan.total].view(self._at.shape)
-        # A few histograms at a time: the logarithms of all would take several times what is kept.
+        # A few histograms at a time, because the logarithms of all would take several times the memory of what is kept.
         size = max(1, _DIVERGENCES // self._kept.shape[1])
         rows = (*self._kept[plan.subsets].split(size), *unions.split(size))
         return torch.cat([divergence(some.view(-1, *self._at.shape), whole) for some in rows if len(some)])
@@ -228,9 +232,9 @@ class _GroupSums:
         dtype = torch.float32 if plan.scale is None else torch.float16
         self._scale = plan.scale or 1.0
         self._held = torch.empty(plan.num_held + 1, columns, dtype=dtype, device=at.device)
-        self._held[plan.num_held] = 0.0  # what a label's first share begins from
+        self._held[plan.num_held] = 0.0  # a label's first share begins from zero
         self._late_shares = torch.empty(plan.num_snapshots, columns, dtype=dtype, device=at.device)
-        # Of late labels, what their shares so far add up to.
+        # For late labels: the sum of their shares so far.
         self._so_far = torch.zeros(len(plan.first_late_share) - 1, columns, dtype=torch.float32, device=at.device)
         self._removed = at.zeros(num_sets, len(plan.taken), num_layers)
         self._single = at.zeros(plan.taken.shape[1], num_layers)
@@ -238,12 +242,12 @@ class _GroupSums:
         self._omissions = torch.arange(len(plan.taken), device=at.exact).unsqueeze(1)
 
     def hold(self, batch: Batch, slots: Tensor, late: Tensor) -> None:
-        """Hold what labels have added up to, where the batch begins another share of them, before it is added.
+        """Save the sums of labels for which this batch begins a new share, before the batch is added.
 
         Args:
-            batch: its plan.
+            batch: the plan of the batch.
             slots: [num_slots, L * num_bins] histograms of labels.
-            late: [late labels, L * num_bins] likewise.
+            late: [late labels, L * num_bins] histograms of late labels.
         """
         here, on = batch.grouped, self._at.on
         assert here is not None
@@ -259,18 +263,18 @@ class _GroupSums:
         """Add one batch, after its pieces were added to slots and kept histograms.
 
         Args:
-            batch: its plan.
-            single: [L] sum of the entropies of its positions; None if nobody asked for them.
-            finished: [label sets, L] each, what labels that lie in this batch alone add.
+            batch: the plan of the batch.
+            single: [L] sum of the entropies of its positions; None if they are not needed.
+            finished: tensors [label sets, L]: the contributions of labels that occur in this batch only.
             slots: [num_slots, L * num_bins] histograms of labels.
-            closing: [G, L] entropies of the labels that end in it.
+            closing: [G, L] entropies of the labels that end in this batch.
         """
         here, on, to = batch.grouped, self._at.on, self._at.to
         assert here is not None
         if single is not None:
             self._single[here.group] += single
         weights = self._at.bits(batch.close_sets[here.confined], self._sets) * to(batch.close_count[here.confined])
-        # Of labels that lie in one group nothing is left without it.
+        # If a label occurs in one group only, nothing of it is left without that group.
         for conditional in (*finished, weights.double() @ closing[to(here.confined)]):
             self._removed[:, to(here.omissions)] += conditional.unsqueeze(1)
         row = on(batch.close_slot)[on(batch.close_row)]
@@ -288,7 +292,7 @@ class _GroupSums:
         return JackknifeSums(*read([self._removed, self._single, totals]))
 
     def _late_labels(self, kept: Tensor, entropies: Tensor) -> None:
-        """Shares of late labels, some labels at a time, for their held shares have to be added up."""
+        """Add the shares of late labels; some labels at a time, because their saved shares must be added up."""
         first, row = self._plan.first_late_share, self._plan.late.row.numpy()
         labels = (self._late.sets, self._late.count)
         rows = torch.arange(len(kept), device=kept.device)
@@ -322,15 +326,15 @@ class _GroupSums:
         entropies: Tensor,
         running: Tensor,
     ) -> None:
-        """Labels that span groups: the entropy of what is left of them without each.
+        """For labels that span groups: the entropies of what is left of them without each group.
 
         Args:
-            shares: of the labels.
+            shares: shares of the labels.
             labels: label sets and numbers of positions of the finished labels.
-            histograms: where those of the finished labels are.
-            histogram_of_row: [labels] which of them is whose.
-            entropies: [labels, L] of these.
-            running: histograms that `shares` are between.
+            histograms: table that holds the histograms of the finished labels.
+            histogram_of_row: [labels] row of each label's histogram.
+            entropies: [labels, L] entropies of these histograms.
+            running: running histograms; a share is the difference of two of them.
         """
         sets, count = labels
         for begin in range(0, len(shares), ROWS):
@@ -343,7 +347,7 @@ class _GroupSums:
                 self._at.exact
             )
             rest = self._at.to(part.rest).unsqueeze(1)
-            # A histogram of which nothing is left has no entropy, and no weight.
+            # If nothing is left of a histogram, it has no entropy and no weight.
             left.add_((rest == 0).to(left))
             change = self._at.to(count[part.row]).unsqueeze(1) * entropies[self._at.to(part.row)]
             change -= rest * self._at.entropy(left)

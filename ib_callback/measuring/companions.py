@@ -1,4 +1,4 @@
-"""Comparison measures of representations, from their second moments, to hold our numbers to others."""
+"""Other published measures of representations, computed from second moments, to compare with the numbers of `Meter`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def rankme(first: Tensor, second: Tensor, count: int) -> float:
     Args:
         first: [dim] sum of the states; not used, because states are not centred here.
         second: [dim, dim] sum of their outer products, float64.
-        count: states.
+        count: number of states.
 
     Returns:
-        From 1, all states along one direction, to dim; 0 without any state.
+        A number from 1 (all states along one direction) to dim; 0 without any state.
 
     >>> rankme(torch.zeros(4), torch.eye(4, dtype=torch.float64), 9)
     4.0
@@ -34,15 +34,15 @@ def alpha_req(first: Tensor, second: Tensor, count: int) -> float:
     """α-ReQ: how fast the spectrum of the covariance decays, λ_j ~ j^-α (Agrawal et al., NeurIPS 2022).
 
     -α is the slope of log λ_j on log j by least squares, over all eigenvalues above the rounding error of the
-    largest, with weights 1/j, so that each octave of ranks counts as much (as Stringer et al., Nature 2019, do).
+    largest. The weights are 1/j, so each octave of ranks counts equally (as in Stringer et al., Nature 2019).
 
     Args:
         first: [dim] sum of the states, float64.
         second: [dim, dim] sum of their outer products, float64.
-        count: states.
+        count: number of states.
 
     Returns:
-        α, 0 for a flat spectrum, and for one of fewer than two eigenvalues.
+        α; 0 for a flat spectrum, and for a spectrum of fewer than two eigenvalues.
 
     >>> spectrum = torch.arange(1, 9, dtype=torch.float64) ** -1.5
     >>> round(alpha_req(torch.zeros(8, dtype=torch.float64), torch.diag(spectrum), 1), 9)

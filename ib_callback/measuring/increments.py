@@ -21,13 +21,15 @@ from ib_callback.results.points import OrderIncrement
 def ngram_labels(
     probe: Probe, order: str, *, side: str = "preceding", widest: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return where the n-gram labels of a probe are, and which: what `Meter` uses, for the pure functions.
+    """Return the n-gram labels of a probe and their positions, as `Meter` uses them, for the pure functions.
 
     Args:
         probe: frozen text.
-        order: of the labels, such as `"bigram"`.
-        side: `"preceding"`, the tokens that end at a position (complexity), or `"trailing"`, those just after it.
-        widest: the order that decides which positions are valid; by default `order`. Give all labels the same one.
+        order: order of the labels, such as `"bigram"`.
+        side: `"preceding"`, the tokens that end at a position (complexity), or `"trailing"`, the tokens just after it
+            (expressivity).
+        widest: the order that decides which positions are valid; by default `order`. To combine labels of several
+            orders, pass the same one for all of them.
 
     Returns:
         Positions [T, 2], sequence and offset in the probe, and labels [T], numbered from 0. With hidden states
@@ -48,7 +50,7 @@ def ngram_labels(
     columns = -steps if side == "preceding" else 1 + steps
     contexts = probe.input_ids.numpy()[positions.sequence[:, None], positions.offset[:, None] + columns]
     segments = context_segments(contexts, [width], first_bit=0)
-    # Labels of several positions first, in the order of the sort; after them positions alone in their label.
+    # First labels with several positions, in the order of the sort; then positions whose label occurs once.
     labels = np.full(len(positions), -1, np.int64)
     size = segments.stop - segments.start
     labels[segments.order[ranges(segments.start, segments.stop)]] = np.repeat(np.arange(len(size)), size)
@@ -69,24 +71,25 @@ def model_increments(
 ) -> dict[str, Increment]:
     """Return what a wider order adds in each layer, tested against permutations within the narrower order.
 
-    The plain increment of a layer is its information at the wider order less that at the narrower, as
+    The plain increment of a layer is its information at the wider order minus that at the narrower order, as
     `Meter.measure` gives them. Each permutation takes as long as the accumulation of one order.
 
     Args:
-        meter: its probe, layers and settings of the quantisation; its widest order decides which positions are valid.
+        meter: gives the probe, the layers and the settings of the quantisation; its widest order decides which
+            positions are valid.
         model: as for `Meter.measure`.
         narrow: name of an order.
-        wide: name of a wider one, at most as wide as the widest of the meter.
-        side: `"preceding"`, of the complexity, or `"trailing"`, of the expressivity.
+        wide: name of a wider order, at most as wide as the widest of the meter.
+        side: `"preceding"` for complexity, or `"trailing"` for expressivity.
         within_sequences: permute only within a sequence; see `within` of `information_increment`.
-        num_permutations: R; the least p value is 1 / (R + 1).
+        num_permutations: number of permutations R; the smallest p value is 1 / (R + 1).
 
     Returns:
-        By name of the layer.
+        {name of the layer: increment}.
 
     Raises:
-        ValueError: an order that is unknown or too wide, `wide` not wider than `narrow`, or another side.
-        ModelError, ProbeError, RepresentationError: as `Meter.measure`.
+        ValueError: an order is unknown or too wide, `wide` is not wider than `narrow`, or `side` is unknown.
+        ModelError, ProbeError, RepresentationError: as for `Meter.measure`.
     """
     check_integer("num_permutations", num_permutations, minimum=2, cure="100 is the default")
     if parse_orders(narrow)[narrow] >= parse_orders(wide)[wide]:
@@ -104,25 +107,25 @@ def model_increments(
 def mean_increments(
     meter: Meter, model: nn.Module, *, num_permutations: int = 100
 ) -> dict[str, dict[str, OrderIncrement]]:
-    """What each order adds to the next narrower one, in the mean over layers, tested as `model_increments` does.
+    """What each order adds to the next narrower order, as a mean over layers, tested as in `model_increments`.
 
-    A permutation is the same one in every layer, so that its increment can be averaged over layers like the measured
-    one: the mean is tested as a whole.
+    Every layer has the same permutations. So increments of permutations can be averaged over layers like the measured
+    ones, and the mean is tested as a whole.
 
     Memory: the soft assignments of as many layers as `memory_budget` (by default 1 GiB) holds, 4 bytes × positions ×
-    bins each, twice while they are put together, and up to twelve times that of one layer for permutations. Hidden
-    states are not kept.
+    bins each. They need twice that while they are put together, and permutations need up to twelve times the memory of
+    one layer. Hidden states are not kept.
 
     Args:
-        meter: its orders are held against each other; the rest as for `model_increments`.
+        meter: its orders are compared with each other; the rest as for `model_increments`.
         model: as for `Meter.measure`.
-        num_permutations: R; the least p value is 1 / (R + 1).
+        num_permutations: number of permutations R; the smallest p value is 1 / (R + 1).
 
     Returns:
-        By quantity, "complexity" and "expressivity", and by name of the wider order; nothing of a single order.
+        {"complexity" or "expressivity": {name of the wider order: increment}}; empty for a single order.
 
     Raises:
-        ModelError, ProbeError, RepresentationError: as `Meter.measure`.
+        ModelError, ProbeError, RepresentationError: as for `Meter.measure`.
     """
     check_integer("num_permutations", num_permutations, minimum=2, cure="100 is the default")
     orders = sorted(meter.orders, key=meter.orders.__getitem__)

@@ -1,4 +1,4 @@
-"""Measuring a model on a probe: the framework-free heart that both callbacks drive."""
+"""Measure a model on a probe, without any training framework. Both callbacks are built on this module."""
 
 from __future__ import annotations
 
@@ -94,20 +94,21 @@ from ib_callback.probe.ngrams import Positions, parse_orders, valid_positions
 from ib_callback.probe.probe import Probe
 from ib_callback.results.measurement import Measurement
 
-# Bytes that `assignments` holds at a time, unless a budget is set.
+# Bytes that `assignments` holds at a time if no budget is set.
 _ASSIGNMENTS_MEMORY = 1 << 30
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a measurement will do, found out before training time is spent.
+    """What a measurement will do, known before training time is spent.
 
     layers: names of the measured layers.
-    num_sequences, num_positions: of the probe.
-    memory: bytes that a measurement needs beside the forward pass.
-    passes: forward passes over the probe in one measurement (more than one if `memory_budget` asks for groups).
-    feature_probes: the same of each further probe, by its name.
-    num_positions_local: of the local numbers, those with labels from far away; None if they were not asked for.
+    num_sequences, num_positions: numbers of sequences and of valid positions in the probe.
+    memory: bytes that a measurement needs in addition to the forward pass.
+    passes: forward passes over the probe in one measurement; several if `memory_budget` requires groups of layers.
+    feature_probes: (name, preflight) of each further probe.
+    num_positions_local: number of positions behind the local numbers (see `baseline` in `Meter`); None if these are
+        not measured.
     missing: which of "readout" and "prediction" the model does not have, and why.
     """
 
@@ -140,75 +141,79 @@ class Preflight:
 class Meter:
     """Measures complexity, expressivity and what follows from them, on a frozen probe.
 
-    The plan for the probe is made on first use and kept. A measurement leaves no trace in the model or in any
-    random state, and two measurements of the same model are bitwise equal. Forward hooks run in it, since they may be
-    part of the model, but for those of loggers such as `wandb.watch`.
+    On first use the meter makes a plan for the probe, and keeps it. A measurement leaves no trace in the model or in
+    any random state, and two measurements of the same model are bitwise equal. Forward hooks run during a measurement,
+    because they may be part of the model. Hooks of loggers such as `wandb.watch` do not run.
 
     Args:
         probe: frozen held-out text.
         preset: `"paper"`, the literal definition of Conklin et al. (ICLR 2026), or `"paper-calibrated"`, the same at
-            the calibrated temperature; measuring/presets.py cites its sections. Fixes `temperature` (1.0, or
+            the calibrated temperature; measuring/presets.py cites the sections. A preset fixes `temperature` (1.0, or
             "calibrated"), `num_bins` (100), `weighting` ("uniform"), `bound` ("diagonal") and `draws` (1), and turns
-            off `null`, `baseline`, `center`, `standard_errors`, `loss`, `readout` and `prediction`; another value of
-            these is an error. The rest is free. The probe is yours: the published one is
-            `Probe.from_c4(tokenizer, num_sequences=10_000, max_length=512)`; another size is said once.
+            off `null`, `baseline`, `center`, `standard_errors`, `loss`, `readout` and `prediction`. Another value of
+            one of these is an error. You choose everything else, also the probe. The published probe is
+            `Probe.from_c4(tokenizer, num_sequences=10_000, max_length=512)`; with another size, one message says so.
         orders: n-gram orders of the context labels; the widest decides which positions are valid.
         primary: order that the headline numbers refer to; by default `token` if measured, else the first order.
         features: names of probe labels to measure information about; by default all.
         layers: `"hidden_states"`, `"blocks"`, module names or globs, or a callable model → modules.
         num_bins: number n of reference points.
-        temperature: `"calibrated"`, or a number.
-        seed: of the reference points, and of the subsets and permutations of the nulls.
-        weighting: of labels in H(Z given X): `"empirical"` by frequency, `"uniform"` all alike.
-        bound: what the distance is taken to: `"diagonal"`, I(Y;Z) = I(X;Z), or `"ib_curve"`, the Information
-            Bottleneck curve of the probe's own p(x, y) of the primary order, with as many codewords as bins. It is
-            computed before the first measurement (some seconds to a minute) and kept in the user's cache directory.
-        null: whether to estimate what finite sampling alone yields.
-        baseline: whether to measure the document baseline, what labels from far away in the same document yield, and
-            so the local information above it. Sequences of under 48 valid positions are left out of these; where
-            over half of the positions would be, there is none, and none with `weighting="uniform"`. True or
-            "circular" shifts labels along a circle; "linear" pairs positions at one distance, for text that drifts
-            along the document, and leaves out those at one end. See docs/reading-the-numbers.md.
-        baseline_offset: the distance of a linear shift, in valid positions, at least 16, or "half" of each sequence's;
-            None: 16.
-        draws: sets of reference points. With several, `Measurement.averaged` holds means over all of them, with the
-            spread between them in the standard errors; plain numbers stay those of the first. Accumulation takes as
-            many times as long, and as much memory; the forward pass is the same one.
-        center: whether to measure states with the layer's mean unit state removed as well, `Measurement.centred`: a
-            direction that is common to all states hides much of what they say. The mean is that over all valid
-            positions of this model, so that a pass of its own goes before: twice the price.
-        last_block: with layers="hidden_states", whether to measure the last block before the final norm, too: the views
-            "last_block" and "late_blocks".
-        companions: comparison measures to compute, of "rankme" and "alpha_req" (measuring/companions.py).
-        companion_layers: of which layers: "last", "late" (the last quarter) or "all".
-        batch_size: sequences in a forward pass; halved for good when memory runs out.
-        memory_budget: what a measurement may take beside the model and its forward, in bytes or as text such as
-            "8GiB" or "500 MB": layers are measured in as many groups, each with a pass of its own, as this asks for.
-            None: all at once, and in groups from when memory has run out (docs/memory.md).
+        temperature: softmax temperature: `"calibrated"`, or a number.
+        seed: seed of the reference points, and of the subsets and permutations of the nulls.
+        weighting: weights of the labels in H(Z given X): `"empirical"`, by frequency, or `"uniform"`, all equal.
+        bound: the line to which the distance is measured: `"diagonal"`, I(Y;Z) = I(X;Z), or `"ib_curve"`, the
+            Information Bottleneck curve of the probe's own p(x, y) at the primary order, with as many codewords as
+            bins. The curve is computed before the first measurement (some seconds to a minute) and kept in the
+            user's cache directory.
+        null: whether to estimate the null: the information that finite sampling alone gives.
+        baseline: whether to measure the document baseline: the information that labels from far away in the same
+            document give. Information above it is called local. Sequences with fewer than 48 valid positions are left
+            out. There is no baseline if that would leave out over half of the positions, or with
+            `weighting="uniform"`. True or "circular" shifts labels along a circle. "linear" pairs positions at one
+            distance, for text that drifts along the document, and leaves out positions at one end. See
+            docs/reading-the-numbers.md.
+        baseline_offset: distance of a linear shift in valid positions, at least 16, or "half" for half of each
+            sequence; None: 16.
+        draws: number of sets of reference points. With several, `Measurement.averaged` holds means over all sets, and
+            its standard errors include the spread between them; the plain numbers still use the first set. D draws
+            take D times the time and memory of accumulation; the forward pass is shared.
+        center: whether to measure the states also after removing the layer's mean unit state: `Measurement.centred`. A
+            direction that all states share hides much of what they say. The mean is over all valid positions, which
+            needs another pass before: a measurement costs twice as much.
+        last_block: with layers="hidden_states", whether to measure also the last block before the final norm: the views
+            "last_block" and "late_blocks" (a view is one way to read a measurement; see measuring/views.py).
+        companions: comparison measures to compute: "rankme", "alpha_req" or both (measuring/companions.py).
+        companion_layers: layers for these: "last", "late" (the last quarter) or "all".
+        batch_size: sequences in a forward pass; halved permanently when memory runs out.
+        memory_budget: memory that a measurement may use in addition to the model and its forward pass, in bytes or as
+            text such as "8GiB" or "500 MB". If needed, layers are measured in groups, with one pass for each group.
+            None: all layers at once, and in groups after memory has run out (docs/memory.md).
         forward: callable(model, input_ids [B, S], attention_mask [B, S]) that runs the model, for models whose
             own call differs.
         progress: whether to show a bar when a measurement takes more than two seconds.
-        feature_probes: further probes of which the labels alone are measured, with all other settings as given here,
-            at positions that have as many tokens on both sides. The label's name is the feature's; of a mapping
-            `{name: probe}`, name, underscore and label's name, unless both are the same.
-        process_group: the ranks that share each measurement, of `torch.distributed`; None: all there are. Every one of
-            them calls `measure`, runs its part of the batches, sums up layers of its own, and returns the same point.
-            "alone": this process measures by itself, as where only one rank calls `measure` (no model that is sharded).
-        standard_errors: whether to estimate them, by leaving out groups of sequences in turn; True for 16 groups, or
-            their number. Batches then never cross a group. Needs memory for shares of labels (see `preflight`).
+        feature_probes: further probes. Only their labels are measured, with all other settings as given here, at
+            positions with as many tokens on both sides as in the main probe. A feature has the name of its label.
+            With a mapping `{name: probe}` it is `name_label`, unless both are the same.
+        process_group: the ranks of `torch.distributed` that share each measurement; None: all ranks. Each of them
+            calls `measure`, runs its part of the batches, adds up some of the layers, and returns the same point.
+            "alone": this process measures by itself, for programs in which only one rank calls `measure`; not for
+            sharded models.
+        standard_errors: whether to estimate standard errors by leaving out groups of sequences in turn; True for 16
+            groups, or their number. Batches then never cross a group. Needs memory for shares of labels (see
+            `preflight`).
         loss: whether to measure the next-token loss on the probe, with the model's own head and in the same pass. True:
-            on pairs of neighbouring real tokens that are thinned evenly, but not to under 8,192, where the head
-            would cost more than a tenth of a forward of the trunk; `"all"`: on all of them. None for a model that does
-            not predict the next token; `settings["loss"]` says why.
-        readout: whether to measure the last layer's states, after the final norm, with the model's own output
-            embeddings of the probe's 100 most frequent tokens as reference points, mean state and mean embedding
-            removed: `Measurement.readout`. States wait for their mean.
-        prediction: whether to measure the model's next-token distributions, grouped into the 99 most frequent tokens
-            of the probe and the rest, in the place of soft assignments: `Measurement.prediction`. They are had like
-            the loss, at up to 8,192 valid positions. None: as `loss` is.
+            on pairs of neighbouring real tokens. If the head would cost more than a tenth of the forward pass of the
+            rest of the model, the pairs are thinned evenly, but not to fewer than 8,192. `"all"`: on all pairs. The
+            measured loss is None for a model that does not predict the next token; `settings["loss"]` says why.
+        readout: whether to measure `Measurement.readout`: the last layer's states after the final norm, with the
+            model's own output embeddings of the probe's 100 most frequent tokens as reference points. The mean state
+            and the mean embedding are removed. States are held until their mean is known.
+        prediction: whether to measure `Measurement.prediction`: the model's next-token distributions, grouped into the
+            probe's 99 most frequent tokens and the rest, in place of soft assignments. They are computed in the same
+            way as the loss, at up to 8,192 valid positions. None: the same as `loss`.
 
     Raises:
-        TypeError, ValueError: a setting that cannot be, or that contradicts the preset; says what was expected.
+        TypeError, ValueError: a setting is invalid or contradicts the preset; the message says what was expected.
     """
 
     @takes_presets
@@ -259,7 +264,7 @@ class Meter:
         check_weighting(weighting)
         self.weighting = weighting
         self.bound = choose_bound(bound, weighting)
-        # Nulls and ceiling are not defined for uniform weights.
+        # Nulls and the ceiling are not defined for uniform weights.
         self.null = bool(null) and weighting == "empirical"
         self.baseline = choose_baseline(baseline, baseline_offset, weighting)
         each = 2 if self.baseline is None else 3 if self.baseline.shift == "circular" else 5
@@ -297,15 +302,15 @@ class Meter:
         self._distributions: Distributions | None = None
         self._curve: IBCurve | None = None
         self._quantiser = Quantiser(self.num_bins, self.temperature, self.seed, self.draws)
-        self._autocast = ""  # known from the first forward pass on
+        self._autocast = ""  # set at the first forward pass
         self._planes = True
         self._refused: tuple[int, str] | None = None  # a model by its id, and why
         self._told_equal: set[str] = set()  # names of layers with equal states
-        self._read_ahead: dict[str, bool] = {}  # by the names of the kinds of models that have been looked at
-        self._cross_checked: set[tuple[str, ...]] = set()  # likewise, and by the names of the layers
+        self._read_ahead: dict[str, bool] = {}  # by the name of each kind of model that has been checked
+        self._cross_checked: set[tuple[str, ...]] = set()  # the same name, with the names of the layers
         self._routes = Routes()
         self._told: set[str] = set()
-        self._at_once: int | None = None  # layers, and where histograms are: known once memory has run out
+        self._at_once: int | None = None  # layers, and where histograms are: set after memory has run out
         self._on_host = False
         self._short = False  # whether memory has run out
         self._further = [
@@ -314,7 +319,7 @@ class Meter:
         ]
 
     def _for_features(self, probe: Probe) -> Meter:
-        """A meter like this one of the features of another probe, without the orders."""
+        """A meter with the same settings that measures only the features of another probe, no orders."""
         other = copy.copy(self)
         other.probe, other.features = probe, tuple(probe.labels)
         other._planes, other._plans, other._further, other.loss = False, {}, [], False
@@ -324,19 +329,19 @@ class Meter:
         return other
 
     def _further_meters(self) -> list[Meter]:
-        """Those of the feature probes, as this one is set now: callbacks choose these settings for each run."""
+        """The meters of the feature probes, with this meter's present settings, which callbacks set for each run."""
         for meter, _ in self._further:
             meter.layers, meter.forward, meter.progress = self.layers, self.forward, self.progress
         return [meter for meter, _ in self._further]
 
     @property
     def probes(self) -> tuple[Probe, ...]:
-        """The main probe and those of which features are measured."""
+        """The main probe and the feature probes."""
         return (self.probe, *(meter.probe for meter, _ in self._further))
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of all features that are measured, those of `feature_probes` included."""
+        """Names of all measured features, including those of `feature_probes`."""
         return (*self.features, *(name for _, names in self._further for name in names.values()))
 
     @property
@@ -347,7 +352,7 @@ class Meter:
 
     @property
     def unmeasured(self) -> list[str]:
-        """Quantities (results/metrics.py) that these settings and this probe leave out, whatever the model is."""
+        """Quantities (results/metrics.py) that these settings and this probe leave out for every model."""
         of_null = ["complexity_null", "expressivity_null", "complexity_null_se", "expressivity_null_se"]
         of_null += ["information_null", "information_null_std", "information_p_value"]
         found = [] if self.null else of_null
@@ -364,14 +369,14 @@ class Meter:
         mask, width = self.probe.attention_mask.numpy(), max(self.orders.values())
         try:
             return has_baseline(valid_positions(mask, width), self.baseline)
-        except ProbeError:  # no position is valid, which the plan says
+        except ProbeError:  # no position is valid; making the plan reports this
             return True
 
     def _views(self, num_layers: int) -> Views:
         return Views(num_layers, draws=self.draws, center=self.center, last_block=self.last_block)
 
     def plan(self) -> Plan:
-        """The plan for the present batch size, made on first use. Raises ProbeError if no position is valid."""
+        """The plan for the present batch size, made on first use. Raises a ProbeError if no position is valid."""
         if self.batch_size not in self._plans:
             if self.preset is not None and self._planes:
                 tell_of_size(self.preset, self.probe)
@@ -379,7 +384,7 @@ class Meter:
         return self._plans[self.batch_size]
 
     def _predicted_plan(self) -> Plan:
-        """The same for the positions at which next-token distributions are looked at."""
+        """The plan for the positions at which next-token distributions are measured."""
         if self.batch_size not in self._predicted_plans:
             self._predicted_plans = {self.batch_size: self._make_plan((), predicted=True)}
         return self._predicted_plans[self.batch_size]
@@ -399,12 +404,12 @@ class Meter:
         )
 
     def prediction_positions(self) -> Positions:
-        """Where next-token distributions are looked at: `sequence` [P] and `offset` [P], the same for every model."""
+        """Where next-token distributions are measured: `sequence` [P] and `offset` [P], the same for every model."""
         valid = valid_positions(self.probe.attention_mask.numpy(), max(self.orders.values()), probe=self.probe.name)
         return positions_for_prediction(self.probe, valid, self.seed)
 
     def curve(self) -> IBCurve | None:
-        """The IB curve that is the bound, in nats, computed on first use; None if the bound is the diagonal."""
+        """The IB curve used as the bound, in nats, computed on first use; None if the bound is the diagonal."""
         if self.bound == "ib_curve" and self._curve is None:
             self._curve = probe_curve(
                 self.probe,
@@ -419,9 +424,10 @@ class Meter:
         """Check everything that can be checked before training: blocks, vocabulary, positions, memory, one forward.
 
         Raises:
-            ModelError: blocks not found, token ids or lengths beyond the model's, parameters that the forward changes.
-            ProbeError: no valid position, or more memory needed than `memory_budget` allows.
-            RepresentationError: the model's states are zero, NaN or inf already now.
+            ModelError: blocks were not found, token ids or lengths exceed the model's, or the forward pass changes
+                parameters.
+            ProbeError: there is no valid position, or `memory_budget` is too small.
+            RepresentationError: the model's states are zero, NaN or inf.
         """
         root = access.unwrap(model)
         self._refused = None
@@ -483,19 +489,19 @@ class Meter:
     def plan_summary(
         self, model: nn.Module | None = None, *, num_layers: int | None = None, num_ranks: int = 1
     ) -> PlanSummary:
-        """What a measurement will take: labels, memory by part, passes and predicted seconds; `str()` is a text of it.
+        """What a measurement will need: labels, memory by part, passes and predicted seconds; `str()` makes it a text.
 
-        Seconds are those of this machine: batches of a small part of the probe are added up, and one batch is run
-        through the model, if there is one. Ranks share forwards and layers alike.
+        Seconds are estimated on this machine: the meter adds up batches of a small part of the probe, and runs one
+        batch through the model, if given. Ranks are assumed to share forward passes and layers equally.
 
         Args:
-            model: to be measured; it says how many layers there are.
-            num_layers: instead of a model, of which no forwards are predicted then.
-            num_ranks: that share a measurement, as in data-parallel training.
+            model: the model to measure; it decides the number of layers.
+            num_layers: number of layers, if no model is given; forward passes are not predicted then.
+            num_ranks: number of ranks that share a measurement, as in data-parallel training.
 
         Raises:
-            ModelError, ProbeError: as `preflight`; also where `memory_budget` is too small.
-            ValueError: neither a model nor a number of layers, or both.
+            ModelError, ProbeError: as for `preflight`; also if `memory_budget` is too small.
+            ValueError: neither a model nor a number of layers is given, or both.
         """
         if (model is None) == (num_layers is None):
             raise ValueError("plan_summary: expected a model, or num_layers= without one, such as num_layers=32.")
@@ -515,7 +521,7 @@ class Meter:
             at_once = need.layers_within(self.memory_budget, at_once, probe=self.probe.name)
         variants = self._views(1).num_variants
         parts = plan.memory_by_part(at_once * variants, self.num_bins)
-        if num_ranks > 1:  # of all their layers, what is sent of it, and as much received of all ranks
+        if num_ranks > 1:  # assignments of all layers, the parts of them that are sent, and as much that is received
             together = min(number, at_once * num_ranks) * variants
             parts["assignments"] = 3 * plan.memory_by_part(together, self.num_bins)["assignments"]
         of_plan = bytes_of([plan, self._predicted_plan() if self.prediction else None])
@@ -541,7 +547,7 @@ class Meter:
         )
 
     def _seconds_of_adding(self, device: torch.device) -> float:
-        """For each position and layer, from the first batches of the probe."""
+        """Seconds for each position and layer, from the first batches of the probe."""
         part = self.probe.input_ids[: 4 * self.batch_size], self.probe.attention_mask[: 4 * self.batch_size]
         few = copy.copy(self)
         few.probe, few.features, few._plans, few.standard_errors = Probe.from_tokens(*part), (), {}, 0
@@ -555,7 +561,7 @@ class Meter:
         return (time.perf_counter() - started) / (4 * plan.num_positions)
 
     def _seconds_of_a_forward(self, root: nn.Module, plan: Plan) -> float:
-        """Of the first batch, once the model has run it before."""
+        """Seconds for the first batch, after the model has run it once."""
         batch, times = plan.batches[0], []
         with self._visit(root):
             for _ in range(2):
@@ -569,20 +575,21 @@ class Meter:
     def measure(self, model: nn.Module, *, step: int | None = None) -> Measurement:
         """Measure `model` as it is.
 
-        When memory runs out, measuring is tried again, and from then on done, with fewer layers at a time where our own
-        work needs too much, and with smaller batches where the model's forward does (docs/memory.md).
+        When memory runs out, the meter tries again with smaller settings and keeps them: fewer layers at a time if its
+        own work needs too much memory, smaller batches if the model's forward pass does (docs/memory.md).
 
         Args:
             model: in any mode, on any device, wrapped for data parallelism or compiled.
-            step: optimizer steps taken, for the record.
+            step: number of optimizer steps taken so far, for the record.
 
         Raises:
-            ModelError, ProbeError: as `preflight`; after a forward that changed parameters the model is not run again.
+            ModelError, ProbeError: as for `preflight`. If a forward pass changed parameters, the model is not run
+                again.
             RepresentationError: zero vectors, NaN or inf at valid positions.
             torch.OutOfMemoryError: even one layer of one sequence at a time does not fit.
 
         Returns:
-            The point; information in fractions of log(num_bins), as Conklin et al. (ICLR 2026) plot it.
+            The measured point, with information in fractions of log(num_bins), as Conklin et al. (ICLR 2026) plot it.
         """
         if step is not None:
             check_integer("step", step, minimum=0, cure="None is for a model outside training")
@@ -603,7 +610,10 @@ class Meter:
         return point
 
     def _found(self, root: nn.Module, team: Team) -> _Found:
-        """What the own part of the passes comes to: fails before an agreement of all ranks, or after the last one."""
+        """The result of this rank's part of the passes.
+
+        Errors are raised only before an agreement of all ranks, or after the last one.
+        """
         further = self._further_meters()
         layers = self._layers(root)
         kept = Kept()
@@ -629,7 +639,7 @@ class Meter:
 
     @contextmanager
     def _known_to_all(self) -> Iterator[None]:
-        """What is known of models after an error is what was known before: ranks would make unequal forwards later."""
+        """Undo what was learned about models if an error is raised, because later forwards of ranks would differ."""
         known = self._read_ahead.copy(), self._cross_checked.copy()
         try:
             yield
@@ -640,7 +650,7 @@ class Meter:
     def _read(
         self, root: nn.Module, team: Team, found: _Found, by_rank: list[_Parts], step: int | None, started: float
     ) -> Measurement:
-        """The point, from what all ranks found."""
+        """Make the point from the results of all ranks."""
         layers, main = found.layers, found.passes[0]
         views = self._views(len(layers))
         sums = [
@@ -731,19 +741,19 @@ class Meter:
             paths = ranks.of_every(path)
             if ranks.rank != planner:
                 kept(lambda: self._take_plan(paths[planner]))
-            ranks.agree_on(kept)  # all have it before it is removed
+            ranks.agree_on(kept)  # all ranks have read the file before it is removed
 
     def _take_plan(self, path: Path | None) -> None:
-        """That of a file of another process of this machine; one of its own where the file cannot be had."""
+        """Take the plan from the file of another process of this machine; make one if the file cannot be read."""
         try:
             if path is not None:
                 self._plans = {self.batch_size: read_plan(path)}
-        except (OSError, ValueError):  # as where the machine's processes do not see each other's files
+        except (OSError, ValueError):  # for example, if processes of a machine do not see each other's files
             pass
         self.plan()
 
     def _agreed_settings(self, root: nn.Module) -> dict[str, str]:
-        """What ranks that share a measurement must have alike, by name, as texts to be compared."""
+        """Settings that must be equal on all ranks that share a measurement, by name, as texts to compare."""
         settings = {k: v for k, v in self.settings(root).items() if k not in ("dtype", "loss")}
         settings |= {"batch_size": self.batch_size, "memory_budget": self.memory_budget, "loss": self.loss}
         settings |= {"readout": self.readout, "prediction": self.prediction, "null": self.null}
@@ -752,42 +762,45 @@ class Meter:
         return {name: repr(value) for name, value in settings.items()}
 
     def _curve_of(self, plan: Plan, outcome: Outcome) -> IBCurve | None:
-        """The curve in efficiencies of other assignments, if it bounds them: of all positions, by no more bins."""
+        """The curve in efficiencies for the assignments of a codebook.
+
+        None if it does not bound them: it needs all positions, and no more bins.
+        """
         fits = outcome.num_bins <= self.num_bins and outcome.plan.num_positions == plan.num_positions
         return self._curve.to_efficiency(outcome.num_bins) if self._curve is not None and fits else None
 
     def _find_route(self, root: nn.Module, team: Team) -> Route:
-        """How the loss of the model can be had; found out anew."""
+        """Find out how the loss of the model can be computed."""
         known = self._read_ahead.get(_kind_of(root))
         route = reads_ahead(root) if known else find_route(root, self.probe, self.forward, team)
         every = team.ranks.of_every(route)
         return self._routes.note(root, self._told_of(next((each for each in every if each.is_failure), every[0])))
 
     def _route(self, root: nn.Module, team: Team) -> Route | None:
-        """That of a measurement; None if neither losses nor distributions are wanted."""
+        """The route (the way to the loss) of a measurement; None if neither losses nor distributions are measured."""
         return (self._routes.get(root) or self._find_route(root, team)) if self.loss or self.prediction else None
 
     def _loss_pass(self, root: nn.Module, route: Route | None) -> LossPass | None:
-        """What adds up the losses of a pass, and makes distributions; None if neither are wanted."""
+        """The object that adds up the losses of a pass and makes distributions; None if neither is measured."""
         if route is None:
             return None
         number = number_of_pairs(self.probe, root, every=self.loss == "all") if self.loss else 0
         pairs = pairs_for_loss(self.probe, number, self.seed)
-        if self.prediction and self._distributions is None:  # a function of the probe, which is sorted for it
+        if self.prediction and self._distributions is None:  # made once: it depends on the probe, and sorts it
             tokens = frequent_tokens(self.probe, NUMBER - 1)
             self._distributions = Distributions(self.prediction_positions(), tokens)
         return LossPass(root, self.probe, pairs, route, self._distributions)
 
     def _told_of(self, route: Route) -> Route:
-        """The route, after whoever measures was told of an accident, once."""
-        # Of distributions alone, the view tells.
+        """Return the route; if it failed, warn once."""
+        # If only distributions are measured, the view itself reports the failure.
         if self.loss and route.is_failure and route.why not in self._told:
             self._told.add(route.why)
             warn(f"the next-token loss on the probe could not be measured: {route.why}.", stacklevel=4)
         return route
 
     def _tell_of_equal_states(self, measurement: Measurement) -> None:
-        """Once for each layer."""
+        """Warn once for each layer whose states are all equal."""
         complexities = measurement[self.primary].complexity_by_layer
         equal = [name for name, value in zip(measurement.layers, complexities, strict=True) if value == 0]
         if self._told_equal.issuperset(equal):
@@ -803,16 +816,16 @@ class Meter:
         )
 
     def assignments(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """The soft assignments that a measurement of `model` adds up, layer after layer, for an analysis of your own.
+        """Yield the soft assignments that a measurement of `model` adds up, layer by layer, for your own analysis.
 
-        They are read in as many passes as `memory_budget` (by default 1 GiB) asks for; `ngram_labels` with `widest=`
-        the widest order of this meter tells where they are and what is there.
+        `memory_budget` (by default 1 GiB) decides how many passes this takes. For the positions and labels of the
+        assignments, call `ngram_labels` with `widest=` the widest order of this meter.
 
         Yields:
-            Name of the layer and [T, num_bins], float32, on the CPU, of the valid positions in the order of the probe.
+            Name of the layer and [T, num_bins], float32, on the CPU, for the valid positions in the order of the probe.
 
         Raises:
-            ModelError, ProbeError, RepresentationError: as `measure`.
+            ModelError, ProbeError, RepresentationError: as for `measure`.
         """
         root = access.unwrap(model)
         self.probe.verify()
@@ -826,11 +839,14 @@ class Meter:
                 yield layer.name, table[:, index]
 
     def _table(self, root: nn.Module, plan: Plan, layers: list[Layer], of: list[Layer]) -> Tensor:
-        """[T, L, num_bins] of some layers, `of` all, of all valid positions in the order of the probe, on the CPU."""
+        """Assignments [T, L, num_bins] of `layers`, some of the layers `of`, on the CPU.
+
+        They are those of all valid positions in the order of the probe.
+        """
         parts: list[Tensor] = []
 
         def keep(_: Round[Batch], assignments: Tensor | None) -> None:
-            # The next batch overwrites them, and of several draws the first is meant.
+            # Copied, because the next batch overwrites them. With several draws, the first one is used.
             assert assignments is not None
             parts.append(assignments[:, : len(layers)].to("cpu", copy=True))
 
@@ -842,13 +858,13 @@ class Meter:
 
     @contextmanager
     def _visit(self, root: nn.Module) -> Iterator[None]:
-        """Nothing of the model is changed by the body, or the model is not measured again."""
+        """Check that the body does not change the model; if it does, the model is not measured again."""
         self._check_not_refused(root)
         try:
             with unchanged_parameters(root), untouched(root), resharded(root):
                 yield
         except ChangedParametersError as error:
-            if not is_sharded(root):  # where it is, a rank that refused would keep the others waiting
+            if not is_sharded(root):  # with a sharded model, a rank that refused would keep the others waiting
                 self._refused = (id(root), str(error))
             raise
 
@@ -859,7 +875,7 @@ class Meter:
             )
 
     def settings(self, model: nn.Module) -> dict[str, Any]:
-        """All that decides whether two measurements can be compared, as JSON values."""
+        """Everything that decides whether two measurements can be compared, as JSON values."""
         root = access.unwrap(model)
         probes = [(self.probe, {name: name for name in self.features})]
         probes += [(meter.probe, names) for meter, names in self._further]
@@ -904,7 +920,7 @@ class Meter:
         }
 
     def _layers(self, root: nn.Module) -> list[Layer]:
-        """The layers to measure, after checking that the model can be, and that the probe fits it."""
+        """The layers to measure, after checking that the model can be measured and that the probe fits it."""
         if refusal := parallelism(root).refusal:
             raise ModelError(refusal)
         if self.forward is None:
@@ -917,7 +933,7 @@ class Meter:
         return layers
 
     def _suggestion(self, root: nn.Module) -> str:
-        """What to pass as layers= for a model in which they were not found."""
+        """What to pass as layers= for a model whose layers were not found."""
         if self.layers != "hidden_states" or self.forward is not None:
             return ""
         check_fit(root, self.probe)
@@ -932,7 +948,7 @@ class Meter:
         return told
 
     def _captured(self, root: nn.Module, layers: list[Layer]) -> list[Layer]:
-        """The layers, and the last block before the final norm where it is wanted."""
+        """The layers, and the last block before the final norm if it is measured."""
         return [*layers, access.resolve_layers(root, "blocks")[-1]] if self.last_block else layers
 
     def _companions(self, layers: list[Layer], moments: list[Moments]) -> dict[str, dict[str, float]]:
@@ -948,7 +964,7 @@ class Meter:
         return found
 
     def _accompanied(self, num_layers: int) -> list[int]:
-        """Numbers of the layers of which comparison measures are wanted."""
+        """Numbers of the layers for which comparison measures are computed."""
         if not self.companions:
             return []
         views = self._views(num_layers).layers
@@ -960,7 +976,10 @@ class Meter:
     def _need(
         self, plan: Plan, root: nn.Module | None, readout: Readout | None, num_ranks: int, num_crews: int
     ) -> Need:
-        """Bytes of a measurement on one rank, where histograms are; without a model, those that do not depend on it."""
+        """Bytes that a measurement needs on one rank, on the device that holds the histograms.
+
+        Without a model, only the part that does not depend on it.
+        """
         predicted = self._predicted_plan() if self.prediction else None
         beside = 0 if predicted is None else predicted.memory(1, NUMBER)
         own = plan.memory(1, NUMBER) if self.readout else 0
@@ -970,25 +989,26 @@ class Meter:
         elif self._states_may_wait_there():
             beside += waiting
         if root is not None and self.companions:
-            # Second moments, and a product that is added to them.
+            # Second moments, and the product that is added to them.
             number = len(self._accompanied(len(self._layers(root))))
             beside += 8 * (number + 1) * dim_of(head.output_head(root)) ** 2
-        # States that wait are added up when the layers are done; others as they come.
+        # States that are held for their mean are added up after the layers; others at once.
         after = beside + own if waiting else 0
         beside += 0 if waiting else own
-        # In one layer's hook: logits and assignments of all tokens of a batch.
+        # Inside one layer's hook: logits and assignments of all tokens of a batch.
         tokens = max((batch.sequences.stop - batch.sequences.start) * batch.width for batch in plan.batches)
         moment = max(8 * self.num_bins * tokens, 0 if root is None else self._logits(root, tokens))
         parts = plan.memory_by_part(self._views(1).num_variants, self.num_bins)
-        # Of each own layer a rank has the assignments of all ranks' layers in its batch, too, and what it exchanges.
+        # For each of its layers, a rank also holds the assignments of all ranks' layers in its batch, and the buffers
+        # of the exchange.
         tables = num_ranks + 2 * num_crews - 1 if num_ranks > 1 else 0
         each = sum(parts.values()) + tables * parts["assignments"]
         return Need(each, beside, after, parts["scratch"], moment)
 
     def _logits(self, root: nn.Module, tokens: int) -> int:
-        """Bytes of the logits that are made at a time, of so many tokens, for losses and distributions.
+        """Bytes of the logits for losses and distributions of this many tokens.
 
-        There are those before them still, their logarithms, and what becomes of these.
+        They include the logits of the step before, the logarithms, and the results.
         """
         if not (self.loss or self.prediction):
             return 0
@@ -998,7 +1018,7 @@ class Meter:
         return 16 * rows * (access.vocabulary_size(root) or 0)
 
     def _groups(self, root: nn.Module, plan: Plan, layers: list[Layer], team: Team) -> list[list[Layer]]:
-        """Layers cut into groups that fit the memory budget of each rank, and what memory there turned out to be."""
+        """Cut the layers into groups that fit each rank's memory budget, and the memory that proved to be available."""
         size = self._at_once or len(layers)
         if self.memory_budget is not None:
             readout = self._readout(root, plan, team, len(layers)) if self.readout else None
@@ -1009,11 +1029,11 @@ class Meter:
         return [layers[i : i + size] for i in range(0, len(layers), size)]
 
     def _sums(self, root: nn.Module, layers: list[Layer], team: Team, losses: LossPass | None = None) -> _Passes:
-        """What whole passes come to, on every rank its part; with smaller batches if memory runs out."""
+        """The result of whole passes, on every rank its part; with smaller batches if memory runs out."""
         while True:
             try:
                 return self._passes(root, layers, team, losses)
-            except RanksError:  # also where its cause was a lack of memory: the others are amid the forward
+            except RanksError:  # even if its cause was a lack of memory, because the others are inside the forward
                 raise
             except RepresentationError as error:
                 if self._planes:
@@ -1028,7 +1048,7 @@ class Meter:
                 means = self._cheaper(root, layers, team, of_measuring=is_of_measuring(error))
                 if means is None:
                     raise
-            # Outside the except block, so that the failed pass's tensors are no longer held by its traceback.
+            # Outside the except block, where the traceback no longer holds the tensors of the failed pass.
             let_go()
             self.batch_size, self._at_once, self._on_host = means.batch_size, means.layers, means.on_host
             self._short = True
@@ -1037,27 +1057,27 @@ class Meter:
             )
 
     def _cheaper(self, root: nn.Module, layers: list[Layer], team: Team, *, of_measuring: bool) -> Means | None:
-        """What to try after memory ran out, the same on all ranks; None: nothing is left."""
+        """What to try next after memory ran out, the same on all ranks; None if nothing is left to try."""
         means = Means(self.batch_size, self._at_once, self._on_host)
         plan = self.plan()
         at_once = len(self._groups(root, plan, layers, team)[0])
         host_layers = self._host_layers(root, plan, len(layers))
         found = cheaper(means, at_once, of_measuring=of_measuring, host_layers=host_layers)
-        return team.ranks.of_first(found)  # for they may have more memory left or less
+        return team.ranks.of_first(found)  # because ranks may differ in free memory
 
     def _host_layers(self, root: nn.Module, plan: Plan, num_layers: int) -> int:
-        """How many layers the host could take at a time; 0 where the model is there already."""
+        """How many layers fit into the host's memory at a time; 0 if the model is on the host already."""
         if access.device_of(root).type == "cpu":
             return 0
         each = plan.memory(self._views(1).num_variants, self.num_bins)
         return max(1, min(num_layers, (free_memory(torch.device("cpu")) or 0) * 3 // 4 // each))
 
     def _accumulates_on(self, root: nn.Module) -> torch.device:
-        """Where histograms are."""
+        """The device that holds the histograms."""
         return torch.device("cpu") if self._on_host else access.device_of(root)
 
     def _passes(self, root: nn.Module, layers: list[Layer], team: Team, losses: LossPass | None) -> _Passes:
-        """The same with the batch size as it is. What it holds is let go of before a smaller batch is tried."""
+        """Run `_sums` with the present batch size. Its memory is freed before a smaller batch is tried."""
         kept = Kept()
         if not team.is_alone:
             self._plan_with(team.ranks)
@@ -1077,18 +1097,18 @@ class Meter:
             sums, of_group = self._pass(root, plan, group, team, centers and centers[start:stop], second, *of_first)
             parts.append(sums)
             moments.append(of_group)
-            trim()  # before the histograms of the next layers come
+            trim()  # frees memory for the histograms of the next layers
             start = stop
         with own_work():
             outcomes = {name: codebook.outcome() for name, codebook in aimed.items()}
-        of_loss = self.loss and losses is not None and losses.outcome().is_failure  # which tells of itself
+        of_loss = self.loss and losses is not None and losses.outcome().is_failure  # has its own warning
         for name, outcome in outcomes.items():
             if outcome.is_failure and not (name == "prediction" and of_loss):
                 self._tell_of(name, outcome.why)
         return _Passes(plan, [len(group) for group in groups], parts, moments, outcomes)
 
     def _mean_states(self, root: nn.Module, plan: Plan, layers: list[Layer], team: Team) -> list[Tensor]:
-        """[dim] of each layer, the mean unit state, by a pass of its own."""
+        """The mean unit state [dim] of each layer, from a separate pass."""
         kept = Kept()
         moments = self._forward(root, team).moments(self._bar(team, plan), layers, kept)
         team.ranks.agree_on(kept)
@@ -1106,7 +1126,7 @@ class Meter:
         losses: LossPass | None,
         aimed: Mapping[str, Readout | Prediction],
     ) -> tuple[Sums | None, Moments]:
-        """One pass over the probe for some of the layers, and for losses and codebooks if they are wanted of it."""
+        """One pass over the probe for some of the layers, and for losses and codebooks if given."""
         if losses is not None:
             losses.begin()
         forward = self._forward(root, team, losses)
@@ -1155,13 +1175,13 @@ class Meter:
         )  # fmt: skip
 
     def _states_may_wait_there(self) -> bool:
-        """Whether states of the readout may wait on a GPU: nobody set a budget, and memory has not run out before."""
+        """Whether states of the readout may be held on a GPU: no budget is set, and memory has not run out before."""
         return self.memory_budget is None and not self._short
 
     def _aimed(
         self, root: nn.Module, plan: Plan, team: Team, losses: LossPass | None, num_layers: int
     ) -> dict[str, Readout | Prediction]:
-        """What takes part in a pass beside so many layers, by the name of the view."""
+        """Readout and prediction, if they take part in a pass over this many layers, by the name of the view."""
         found: dict[str, Readout | Prediction] = {}
         if self.readout:
             found["readout"] = self._readout(root, plan, team, num_layers)
@@ -1173,14 +1193,14 @@ class Meter:
         return found
 
     def _tell_of(self, view: str, why: str) -> None:
-        """Tell whoever measures of an accident, once."""
+        """Warn once that a view could not be measured."""
         text = f"the {view} of the model could not be measured: {why}."
         if text not in self._told:
             self._told.add(text)
             warn(text, stacklevel=4)
 
     def _warn_if_bidirectional(self, forward: ProbeForward, layers: list[Layer]) -> None:
-        """Once for each kind of model."""
+        """Warn once for each kind of model that looks at following tokens."""
         kind = _kind_of(forward.model)
         if not self._planes or kind in self._read_ahead:
             return
@@ -1189,9 +1209,9 @@ class Meter:
             warn(bidirectional.explanation(forward.model), stacklevel=3)
 
     def _check_layers(self, forward: ProbeForward, layers: list[Layer], *, called: bool = False) -> None:
-        """Cross-check layers that were found with what the model returns, once for each kind of model.
+        """Compare the layers that were found with what the model returns, once for each kind of model.
 
-        `called`: whether the model has been called in this mode already.
+        `called`: whether the model was called in this mode before.
         """
         checked = (_kind_of(access.bare(forward.model)), *(layer.name for layer in layers))
         if (
@@ -1210,7 +1230,7 @@ class Meter:
 
     @contextmanager
     def _told_which_layers(self, forward: ProbeForward, layers: list[Layer]) -> Iterator[None]:
-        """Where layers that were found cannot be captured, the error of the cross-check, which has a cure, if any."""
+        """If layers that were found cannot be captured, raise the cross-check's error, if any: it names a cure."""
         try:
             yield
         except ModelError:
@@ -1218,7 +1238,7 @@ class Meter:
             raise
 
     def _bar(self, team: Team, plan: Plan) -> Iterator[Round[Batch]]:
-        """The rounds of a pass."""
+        """The rounds of a pass, with a progress bar."""
         rounds = list(team.rounds(plan.batches))
         shown = self.progress and team.ranks.is_first
         with progress_bar("information", total=len(rounds), unit="batch", shown=shown, delay=2.0) as done:
@@ -1227,18 +1247,18 @@ class Meter:
                 done(number)
 
 
-# By rank: the own sums of each group of layers, of each probe, and those of codebooks.
+# From each rank: its sums of each group of layers, for each probe, and its sums of codebooks.
 _Parts = tuple[list[list[Sums | None]], dict[str, Sums | None]]
 
 
 @dataclass(frozen=True)
 class _Passes:
-    """What passes over one probe come to.
+    """The results of the passes over one probe.
 
-    groups: how many layers were in each pass.
-    parts: sums of the own columns of each pass.
-    moments: of each, over all ranks.
-    aimed: what codebooks that are aimed at the output come to, by name, with the own sums.
+    groups: number of layers in each pass.
+    parts: this rank's sums of its columns, for each pass.
+    moments: moments of each pass, over all ranks.
+    aimed: results of the codebooks of the output (readout and prediction), by name, with this rank's sums.
     """
 
     plan: Plan
@@ -1250,7 +1270,7 @@ class _Passes:
 
 @dataclass(frozen=True)
 class _Found:
-    """What all passes of a measurement come to on one rank: `passes` of the main probe, then of further ones."""
+    """The results of all passes of a measurement on one rank: `passes` over the main probe, then over further ones."""
 
     layers: list[Layer]
     passes: list[_Passes]
@@ -1260,7 +1280,7 @@ class _Found:
 
 
 def _joined(by_rank: list[list[Sums | None]], passes: _Passes, team: Team, variants: int) -> Sums:
-    """The sums of all layers, of the parts of all ranks in each pass."""
+    """Join the parts of all ranks in each pass to the sums of all layers."""
     parts = []
     for number, num_layers in enumerate(passes.groups):
         of_ranks = (by_rank[rank][number] for rank in team.by_layer(num_layers))
@@ -1269,7 +1289,7 @@ def _joined(by_rank: list[list[Sums | None]], passes: _Passes, team: Team, varia
 
 
 def _in_file(plan: Plan, files: ExitStack) -> Path | None:
-    """The path of a plan's file; None where there is no room for it."""
+    """Write a plan to a file and return its path; None if there is no room for it."""
     try:
         return files.enter_context(shared_plan(plan))
     except OSError:
@@ -1277,7 +1297,7 @@ def _in_file(plan: Plan, files: ExitStack) -> Path | None:
 
 
 def _check_alike(settings: list[dict[str, str]]) -> None:
-    """Raise a ProbeError if ranks were asked for different measurements."""
+    """Raise a ProbeError if the ranks have different settings."""
     for rank, other in enumerate(settings):
         if other["probe"] != settings[0]["probe"]:
             raise ProbeError(
@@ -1285,7 +1305,7 @@ def _check_alike(settings: list[dict[str, str]]) -> None:
                 "split between the ranks gives each its own rows: build the probe once (ib-callback probe build, or "
                 "Probe.save), and load it on every rank with Probe.load."
             )
-        names = dict.fromkeys([*settings[0], *other])  # some have those alone that are not as they are by default
+        names = dict.fromkeys([*settings[0], *other])  # some settings are there only if they differ from the default
         differing = [name for name in names if other.get(name) != settings[0].get(name)]
         if differing:
             told = "; ".join(
@@ -1309,5 +1329,15 @@ def _kind_of(model: nn.Module) -> str:
 
 
 def measure(model: nn.Module, probe: Probe, *, step: int | None = None, **meter_keywords: Any) -> Measurement:
-    """Measure `model` on `probe` once; `step` is for the record, the other keywords are those of `Meter`."""
+    """Measure `model` on `probe` once.
+
+    Args:
+        model: as for `Meter.measure`.
+        probe: frozen held-out text.
+        step: number of optimizer steps taken so far, for the record.
+        **meter_keywords: further arguments of `Meter`.
+
+    Returns:
+        The measured point, with information in fractions of log(num_bins).
+    """
     return Meter(probe, **meter_keywords).measure(model, step=step)

@@ -1,4 +1,4 @@
-"""What is measured on a probe, and the plan for it: made once, before the first measurement."""
+"""Choose what to measure on a probe, and plan it once, before the first measurement."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def make_plan(
     """Plan the measurement of `probe`.
 
     Args:
-        probe: what is measured on.
+        probe: the probe to measure on.
         orders: names and widths; the widest decides which positions are valid.
         features: names of probe labels.
         batch_size: sequences in a forward pass.
         null: whether to plan for null information.
-        seed: of the random subsets, permutations and shifts.
+        seed: seed of the random subsets, permutations and shifts.
         baseline: which document baseline to plan for.
-        planes: whether to plan for the orders; if not, positions that carry none of the features are left out.
+        planes: whether to plan for the orders; if not, positions without a label of any feature are left out.
         num_groups: groups of sequences to leave out in turn for standard errors; 0 for none.
-        predicted: whether to plan for the positions alone at which next-token distributions are looked at
+        predicted: whether to plan only for the positions at which next-token distributions are measured
             (thinning.py). Batches and groups are those of the plan for all positions.
 
     Raises:
-        ProbeError: no position is valid, a feature labels none of them, or fewer than three groups can be made.
+        ProbeError: no position is valid, a feature has no label at any of them, or fewer than three groups can be made.
     """
     mask = probe.attention_mask.numpy()
     width = max(orders.values())
@@ -66,7 +66,7 @@ def make_plan(
 
 
 def _labelled(positions: Positions, tables: list[np.ndarray]) -> Positions:
-    """The positions that carry a label in any table; all of them if none does, for `Feature.plan` to say so."""
+    """The positions with a label in any table; all positions if there are none, because `Feature.plan` reports that."""
     carries = np.any([table[positions.sequence, positions.offset] >= 0 for table in tables], axis=0)
     return Positions(positions.sequence[carries], positions.offset[carries]) if carries.any() else positions
 
@@ -81,7 +81,7 @@ def _group(probe: Probe, positions: Positions, num_groups: int, batch_size: int)
         paired="preference" in probe.labels and len(probe) % 2 == 0,
         sources=probe.groups,
     )
-    if groups.number < 3:  # without two neighbours something must be left
+    if groups.number < 3:  # after leaving out two neighbours, something must be left
         of_sources = " in parts of one source or more" if probe.groups else ""
         raise ProbeError(
             f"probe {probe.name!r}: expected at least three sequences (pairs, of preferences) with valid positions for "

@@ -2,14 +2,14 @@
 
 "Conklin et al., ICLR 2026", by section:
 
-- Entropy Estimation: one set of points uniform on the unit sphere; softmax of the cosines as they are, which is a
+- Entropy Estimation: one set of points uniform on the unit sphere; softmax of the plain cosines, which is a
   temperature of 1; H(Z), an efficiency, as a mean over layers; I(X;Z) = 1/|X| Σ over labels of H(Z) - H(Z given
-  X = x), in which each label weighs as much as any other.
+  X = x), in which all labels have the same weight.
 - Relating Representation Structure to Performance: the bound is where expressivity / complexity is 1, the diagonal.
 - Data and Sampling: 10,000 samples of C4 of at most 512 tokens.
 
-Nothing else is measured there, so that what `Meter` measures beside it is off. The number of points is left open as n;
-100 is that of the published figures.
+The paper measures nothing else, so the presets turn off everything else that `Meter` measures. The paper leaves the
+number of points open as n; its figures use 100.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _PAPER: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": _PAPER,
-    # Between states of some thousand dimensions all cosines are small, and at a temperature of 1 all entropies near 1.
+    # In some thousand dimensions all cosines are small, so at a temperature of 1 all entropies are near 1.
     "paper-calibrated": _PAPER | {"temperature": "calibrated"},
 }
 SEQUENCES, TOKENS = 10_000, 512
 
 
 def takes_presets(init: Callable[_Init, None]) -> Callable[_Init, None]:
-    """Let the keyword `preset` of an `__init__` set others, whose own defaults and types stay as they are written."""
+    """Let the keyword `preset` of an `__init__` set other keywords; their written defaults and types stay."""
     defaults = {name: p.default for name, p in inspect.signature(init).parameters.items() if p.kind is p.KEYWORD_ONLY}
 
     @functools.wraps(init)
@@ -66,16 +66,16 @@ def takes_presets(init: Callable[_Init, None]) -> Callable[_Init, None]:
 def settings_of(preset: Any, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a preset that were not given.
 
-    A program that passes every keyword there is (Lightning's command line, a configuration in a dataclass) passes
-    defaults that nobody chose: of these, those that equal the defaults count as not given.
+    A keyword that equals its default counts as not given, because some programs pass every keyword: Lightning's command
+    line, or a configuration in a dataclass.
 
     Args:
-        preset: its name.
+        preset: name of the preset.
         given: keywords by name.
-        defaults: of all keywords that there are.
+        defaults: defaults of all keywords.
 
     Raises:
-        ValueError: no such preset, or a keyword contradicts it; says which, and what the preset has.
+        ValueError: there is no such preset, or a keyword contradicts it; the message names both values.
     """
     if not isinstance(preset, str) or preset not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(map(repr, PRESETS))}, or None, got {preset!r}.")
@@ -96,12 +96,12 @@ def _contradictions(preset: str, given: Mapping[str, Any]) -> list[str]:
 
 
 def _same(value: Any, other: Any) -> bool:
-    """Whether two settings mean the same; None turns off what False does."""
+    """Whether two settings mean the same; None turns a measurement off, as False does."""
     return np.ndim(value) == 0 and bool(value == other or (other is False and value is None))
 
 
 def tell_of_size(preset: str, probe: Probe) -> None:
-    """One line for whoever watches, once, if the probe is not of the published size."""
+    """Say once, in one line, if the probe does not have the published size."""
     sequences, longest = len(probe), int(probe.attention_mask.sum(1).max())
     elsewhere = dist.is_available() and dist.is_initialized() and dist.get_rank() != 0
     if (sequences, longest) != (SEQUENCES, TOKENS) and not elsewhere:

@@ -1,4 +1,4 @@
-"""From the sums of a pass to the quantities of a measurement (design: Conklin et al., ICLR 2026; Conklin 2025)."""
+"""Turn the sums of a pass into the quantities of a measurement (Conklin et al., ICLR 2026; Conklin 2025)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from ib_callback.results.measurement import Measurement
 from ib_callback.results.points import FeaturePoint, PlanePoint
 from ib_callback.results.uncertainty import Array, jackknife_error, with_errors
 
-# Of the estimate of a rounding error, for a number to be told apart from it: in trials at both temperatures, 2 to 1000
-# bins and up to 256,000 positions in a batch, it was at most 1.6.
+# A number counts as real if it exceeds this multiple of the estimated rounding error. In trials at both temperatures,
+# with 2 to 1000 bins and up to 256,000 positions in a batch, the error was at most 1.6 times the estimate.
 _ROUNDINGS = 3.0
-# Of float64 entropies, which is what remains of it where all states lie in one bin.
+# Rounding error of float64 entropies; it is all that remains if all states lie in one bin.
 _FLOAT64 = 1e-14
 
 
@@ -45,12 +45,12 @@ def read_out(
     companions: Mapping[str, Mapping[str, float]] | None = None,
     aimed: Mapping[str, tuple[Plan, Sums, IBCurve | None]] | None = None,
 ) -> Measurement:
-    """The measurement that the sums of a whole pass amount to.
+    """Make the measurement from the sums of a whole pass.
 
-    `others` are passes over further probes, of which the features are measured: the name that the measurement gives
-    to each label, plan and sums. `curve`, if it is the bound, is in efficiencies. `views` says what the columns of the
-    sums are; None: one for each layer. `dispersion` [L] and `companions` are taken as they are. `aimed` are views of
-    passes with other codebooks (model/codebook.py), by name: plan, sums, and the curve, if it is the bound and theirs.
+    `others` are passes over the feature probes: the feature name of each label, plan and sums. `curve` is the bound in
+    efficiencies, or None for the diagonal. `views` says what the columns of the sums are; None: one column for each
+    layer. `dispersion` [L] and `companions` are copied into the measurement. `aimed` are the views of the output, with
+    other codebooks (model/codebook.py), by name: plan, sums, and the curve if it bounds them.
     """
     views = views or Views(len(layers))
     readings = Readings(plan, sums.of(range(views.num_layers)), weighting)
@@ -107,16 +107,16 @@ def read_out(
 
 @dataclass
 class Draft:
-    """The point of an order while quantities are read: each adds to it what it knows, by name (results/metrics.py).
+    """The unfinished point of an order. Each quantity adds its numbers to it, by name (results/metrics.py).
 
-    layers: [L] complexity and expressivity of each layer, plain, of the document baseline, local and null.
+    layers: [L] complexity and expressivity of each layer: plain, document baseline, local and null.
     measured: nulls and their standard errors.
-    num_positions_local: behind the document baseline.
-    noise: an upper estimate of the standard deviation of a local complexity of labels that say nothing.
-    replicates: [2 G - 1] values of all of them without each omission, where standard errors are planned.
-    draws: [D] values of all of them without each of several draws of reference points.
-    baseline_errors: standard errors of linear combinations of some of the baselines, from their weights. Baselines of
-        different entries are estimated independently.
+    num_positions_local: number of positions behind the document baseline.
+    noise: an upper estimate of the standard deviation of the local complexity, for labels that say nothing.
+    replicates: [2 G - 1] values of each of these numbers without each omission, if standard errors are planned.
+    draws: [D] values of each of these numbers without each of several draws of reference points.
+    baseline_errors: functions that give the standard error of a linear combination of baselines from its weights.
+        Baselines of different entries are estimated independently.
     """
 
     layers: dict[str, list[float]] = field(default_factory=dict)
@@ -134,7 +134,8 @@ class Draft:
         if number == 1:
             return first
         values = {name: np.array([fmean(draft.layers[name]) for draft in drafts]) for name in first.layers}
-        # A null has a value of its own; its error, of the same random subsets in all draws, does not average out.
+        # Each draw has its own null. The error of the null does not average out, because all draws use the same random
+        # subsets.
         values |= {name: np.array([draft.measured[name] for draft in drafts]) for name in first.measured}
         noises = [draft.noise for draft in drafts if draft.noise is not None]
         return cls(
@@ -158,7 +159,7 @@ class Draft:
     def point(
         self, curve: Callable[[float], float] | None = None, *, ceiling: float | None = None, is_diagonal: bool = True
     ) -> PlanePoint:
-        """The point, with all that follows from what was added; `curve` is the bound if the diagonal is not."""
+        """The finished point, with everything that follows from its numbers; `curve` None means the diagonal."""
         given: dict[str, Any] = {f"{name}_by_layer": values for name, values in self.layers.items()} | self.measured
         point = PlanePoint.from_layers(
             **given, ceiling=ceiling, noise=self.noise, num_positions_local=self.num_positions_local
@@ -174,10 +175,10 @@ class Draft:
 
 @dataclass
 class Found:
-    """What the quantities of a plan read from a pass, one after the other.
+    """Collects what the quantities of a plan read from a pass, one after the other.
 
     primary: the order that features are compared with.
-    drafts: of the points of orders.
+    drafts: drafts of the points, by order.
     """
 
     primary: str
@@ -186,7 +187,7 @@ class Found:
 
     @property
     def complexities(self) -> dict[str, float]:
-        """Of the primary order, with what is above its null and the error of that, where they are known."""
+        """Complexity of the primary order; also its part above the null and the error of that part, if known."""
         draft = self.drafts[self.primary]
         found = {"complexity": fmean(draft.layers["complexity"])}
         if "complexity_null" in draft.measured:
@@ -195,20 +196,20 @@ class Found:
         return found
 
     def add(self, readings: Readings, *, features: bool = True) -> None:
-        """Read all quantities of the plan, or those of orders alone."""
+        """Read all quantities of the plan, or only those of orders."""
         for quantity in readings.plan.quantities:
             if features or quantity.of_orders:
                 quantity.read(readings, self)
 
 
 class Readings:
-    """The sums of a pass in the terms of quantities; information and entropies in fractions of log(num_bins).
+    """The sums of a pass as information and entropies, in fractions of log(num_bins).
 
-    plan: that the pass followed.
+    plan: the plan of the pass.
     kept: [num_kept, L] entropies of the kept histograms.
     entropy: [L] H(Z) over all valid positions.
-    ceiling_by_layer: [L] H(Z) less the mean entropy of one assignment; as for `information`.
-    ceiling: in the mean over layers.
+    ceiling_by_layer: [L] H(Z) minus the mean entropy of a single assignment; 0 if below its rounding error.
+    ceiling: its mean over layers.
     left_out: the same sums without groups of sequences; None unless standard errors are planned.
     """
 
@@ -231,9 +232,9 @@ class Readings:
         return self._conditional[number] / (label_set.num_positions if self._empirical else label_set.num_labels)
 
     def information(self, number: int, total: int | None = None) -> np.ndarray:
-        """[L] information about the labels of a set; 0 where that is below the rounding error of the sums.
+        """[L] information about the labels of a set; 0 where it is below the rounding error of the sums.
 
-        `total` is the kept histogram over its positions; None: all of them.
+        `total` is the number of the kept histogram over the set's positions; None for all positions.
         """
         entropy = self.entropy if total is None else self.kept[total]
         counts = self.plan.counts[number]
@@ -241,22 +242,22 @@ class Readings:
         return _resolved(entropy - self.given(number), self._rounding(counts.count, weights))
 
     def _rounding(self, count: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """[L] rounding error of an information about labels that occur `count` times, were all states the same.
+        """[L] rounding error of the information about labels that occur `count` times, if all states are the same.
 
-        That is where it matters: the histograms of all labels then have the shape of the whole. A bin in which c
-        numbers were added up in float32, c at most the depth of the plan, errs by about 2^-24 sqrt(c) of itself, or
-        2^-24 c/8 where that is more, because equal numbers are rounded to the same side until the sum doubles. H(Z
-        given label) errs by that times its sensitivity. Labels of the same count err alike, so nothing averages out.
-        H(Z) adds that of its pieces.
+        The rounding error matters in that case, because the histograms of all labels then have the shape of the whole.
+        Suppose that c numbers were added up in float32 for a bin, with c at most the depth of the plan. The relative
+        error of the bin is about 2^-24 sqrt(c), or 2^-24 c/8 if that is larger, because equal numbers are rounded to
+        the same side until the sum doubles. The error of H(Z given label) is that times its sensitivity. Labels with
+        the same count have the same error, so nothing averages out. H(Z) adds the error of its pieces.
         """
         added = np.minimum(count - 1, self.plan.depth)
         terms = float(weights @ np.maximum(np.sqrt(added), added / 8)) + math.sqrt(PIECE)
         return _ROUNDINGS * 2.0**-24 * terms * self._sensitivity + _FLOAT64
 
     def curve(self, null: NullPlan, single: float, *, layer: int | None = None) -> SubsetCurve:
-        """The null of labels by their counts, in a layer or in the mean over all.
+        """The null of labels as a function of their counts, in a layer or as a mean over all layers.
 
-        `single` is that of labels that occur once, which is exact.
+        `single` is the null of labels that occur once, which is exact.
         """
         divergences = self._nulls[null.number]
         of = divergences.mean(1) if layer is None else divergences[:, layer]
@@ -265,7 +266,7 @@ class Readings:
 
 
 def _resolved(information: np.ndarray, rounding: np.ndarray) -> np.ndarray:
-    """What is above the rounding error; 0 where it is not."""
+    """The information where it is above the rounding error, else 0."""
     return np.where(np.abs(information) > rounding, information, 0.0)
 
 
@@ -274,7 +275,10 @@ def _normalised(weights: np.ndarray) -> np.ndarray:
 
 
 class LeftOut:
-    """Means over layers, as fractions of log(num_bins), [2 G - 1]: one value for each omission (plan/jackknife.py)."""
+    """Means over layers, in fractions of log(num_bins), with one value for each omission: [2 G - 1].
+
+    plan/jackknife.py defines the omissions.
+    """
 
     def __init__(self, plan: Plan, sums: Sums, jackknife: JackknifeSums) -> None:
         assert plan.jackknife is not None
@@ -287,7 +291,7 @@ class LeftOut:
         self._single = single / self._jackknife.rest
 
     def information(self, number: int, total: int | None = None) -> Array:
-        """I(X;Z) for the labels of a set, over the positions of the kept histogram `total`; None: all of them."""
+        """I(X;Z) for the labels of a set, over the positions of the kept histogram `total`; None: all positions."""
         rest = self._jackknife.rest_of_set[number]
         entropy = self._totals[0 if total is None else self._jackknife.totals.index(total)]
         return entropy - (self._conditional[number] - self._removed[number]) / rest
@@ -295,13 +299,13 @@ class LeftOut:
     def null(self, number: int, curve: SubsetCurve, single: float) -> Array:
         """Null information of a set's label counts without each omission.
 
-        The curve d(c) of a smaller probe is taken to be that of the whole in another scale, the ratio of the two
-        d(1), which are exact: benchmarks/coverage.py compares this with what it stands for.
+        The curve d(c) of the smaller probe is approximated by that of the whole probe times the ratio of the two
+        values d(1), which are exact. benchmarks/coverage.py compares this approximation with the truth.
 
         Args:
-            number: of the set.
-            curve: of the whole probe.
-            single: d(1) of the whole, H(Z) minus the mean entropy of one assignment.
+            number: number of the label set.
+            curve: curve of the whole probe.
+            single: d(1) of the whole probe: H(Z) minus the mean entropy of a single assignment.
         """
         scale = (self._entropy - self._single) / single if single > 0 else np.ones_like(self._entropy)
         return scale * [curve.null_alone(counts) for counts in self._jackknife.counts[number]]

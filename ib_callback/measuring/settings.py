@@ -1,4 +1,4 @@
-"""What is asked of a meter, checked and completed."""
+"""The settings of a meter, checked and completed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHIFTS = ("circular", "linear")
 
 
 def choose_layers(layers: Any) -> Layers:
-    """Which modules to measure; names as a tuple. Raises a ModelError if it is none of what `Meter` takes."""
+    """Which modules to measure; names as a tuple. Raises a ModelError for anything that `Meter` does not accept."""
     if isinstance(layers, str) or callable(layers):
         return layers
     names = tuple(layers) if isinstance(layers, Iterable) else ()
@@ -33,7 +33,7 @@ def choose_layers(layers: Any) -> Layers:
 
 
 def choose_process_group(group: Any) -> Any:
-    """The ranks that share a measurement. Raises a TypeError for what is no process group."""
+    """The ranks that share a measurement. Raises a TypeError if `group` is not a process group."""
     if group is None or (isinstance(group, str) and group == "alone") or hasattr(group, "size"):
         return group
     raise TypeError(
@@ -63,7 +63,7 @@ def choose_features(features: str | Iterable[str] | None, probe: Probe, orders: 
 
 
 def choose_bound(bound: str, weighting: str) -> str:
-    """What distances are taken to."""
+    """The line to which distances are measured."""
     if bound not in BOUNDS:
         raise ValueError(f"bound: expected one of {', '.join(map(repr, BOUNDS))}, got {bound!r}.")
     if bound == "ib_curve" and weighting != "empirical":
@@ -75,7 +75,7 @@ def choose_bound(bound: str, weighting: str) -> str:
 
 
 def choose_companions(companions: str | Iterable[str], layers: str) -> tuple[tuple[str, ...], str]:
-    """Names of comparison measures, and of which layers they are wanted."""
+    """Names of comparison measures, and the layers for which they are computed."""
     if not isinstance(companions, Iterable):
         raise TypeError(f"companions: expected some of {', '.join(map(repr, COMPANIONS))}, or (), got {companions!r}.")
     names = (companions,) if isinstance(companions, str) else tuple(companions)
@@ -87,7 +87,7 @@ def choose_companions(companions: str | Iterable[str], layers: str) -> tuple[tup
 
 
 def choose_loss(loss: Any) -> bool | str:
-    """Whether to measure the loss, and on all pairs of tokens."""
+    """Whether to measure the loss; "all" for all pairs of tokens."""
     if loss is not True and loss is not False and loss != "all":
         raise ValueError(f'loss: expected True, "all" or False, got {loss!r}.')
     return loss
@@ -111,7 +111,7 @@ def choose_groups(standard_errors: Any, weighting: str) -> int:
 
 
 def choose_baseline(baseline: Any, offset: Any, weighting: str) -> Baseline | None:
-    """Which document baseline to measure; None for none, and with weights for which it is not defined."""
+    """Which document baseline to measure; None for none, or if it is not defined for the weighting."""
     if baseline not in (True, False, None, *SHIFTS):
         raise ValueError(f"baseline: expected True, False, {' or '.join(map(repr, SHIFTS))}, got {baseline!r}.")
     if offset is not None and baseline != "linear":
@@ -126,13 +126,13 @@ def choose_baseline(baseline: Any, offset: Any, weighting: str) -> Baseline | No
     return Baseline("linear", NEAREST if offset is None else offset) if baseline == "linear" else Baseline()
 
 
-# Further probes of which only the feature labels are measured, beside the main probe of a meter. Information about a
-# feature needs a probe that carries it, and that is usually another one than the text on which complexity is measured:
-# preference needs pairs of answers. Its valid positions are those of the main probe's orders (the same K), so that its
-# numbers are those of a measurement of that probe with these orders, but no n-gram of it is counted.
+# Feature probes: probes beside the main probe of a meter, on which only the feature labels are measured. Information
+# about a feature needs a probe with its labels, usually not the text on which complexity is measured: preference needs
+# pairs of answers. The orders of the main probe (the same K) decide which positions are valid. So the numbers equal
+# those of a measurement of that probe with these orders, but no n-gram of it is counted.
 FeatureProbes = Probe | Iterable[Probe] | Mapping[str, Probe]
 
-# Names of more labels than this would make every line of a trajectory longer than its numbers.
+# With more names than this, every line of a trajectory would hold more names than numbers.
 MOST_NAMES = 100
 
 
@@ -142,14 +142,14 @@ def named_features(
     """Each probe, and the name under which each of its labels is measured.
 
     Args:
-        feature_probes: one probe or several; of a mapping each key goes before the names of its probe's labels.
+        feature_probes: one probe or several; in a mapping, each key becomes a prefix of its probe's label names.
         orders: names of the n-gram orders that are measured.
         features: labels of the main probe that are measured.
 
     Raises:
-        TypeError: something that is no probe.
+        TypeError: something that is not a probe.
         ProbeError: a probe without labels.
-        ValueError: two features of one name, or one with the name of an order.
+        ValueError: two features with the same name, or a feature with the name of an order.
 
     >>> pairs = Probe.from_tokens([[1, 2, 3]], labels={"preference": [[-1, 1, 1]]})
     >>> [names for _, names in named_features([pairs], ["token"], [])]
@@ -186,11 +186,11 @@ def named_features(
 
 
 def label_names(probe: Probe, names: Mapping[str, str]) -> dict[str, list[str]]:
-    """What the labels of each feature are called, by the name of the feature; only those that have names.
+    """{feature: names of its label's values}, for features whose values have names.
 
     Args:
-        probe: with names for the numbers that its labels are.
-        names: the name under which each of its labels is measured.
+        probe: the probe with the labels.
+        names: for each label of the probe, the name of its feature.
     """
     known = probe.label_names
     texts = {public: list(known.get(label, ())) for label, public in names.items()}

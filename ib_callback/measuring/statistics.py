@@ -1,4 +1,4 @@
-"""What can be said of a probe before there is a model: its labels, the null to expect, the memory to have."""
+"""What is known about a probe without a model: its labels, the expected null, and the memory needed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
 class SideStatistics:
     """Labels of one order on one side of the valid positions.
 
-    labels: how many there are; singletons: of these, how many occur once.
-    singleton_share: of the positions, how many carry such a label.
+    labels: number of labels; singletons: number of labels that occur once.
+    singleton_share: share of the positions whose label occurs once.
     expected_null: fraction of log(num_bins); see `isotropic_null`.
     """
 
@@ -40,8 +40,8 @@ class SideStatistics:
 class FeatureStatistics:
     """Labels of one feature.
 
-    counts: {name or number: (sequences that carry it, valid positions that carry it)}.
-    null: how its null is drawn, in words.
+    counts: {name or number of the label: (sequences with it, valid positions with it)}.
+    null: how the null is drawn, in words.
     """
 
     counts: dict[str, tuple[int, int]]
@@ -54,7 +54,7 @@ class ProbeStatistics:
 
     num_positions: valid positions at the widest order.
     orders: {order: (context before, context after)}.
-    memory: bytes that a measurement needs beside the forward pass.
+    memory: bytes that a measurement needs in addition to the forward pass.
     """
 
     num_positions: int
@@ -66,14 +66,14 @@ class ProbeStatistics:
 def probe_statistics(
     probe: Probe, *, num_layers: int = 32, num_bins: int = 100, batch_size: int = 8, dim: int = DIM
 ) -> ProbeStatistics:
-    """Plan a measurement of the four orders and all features of `probe`, and read off what it will be like.
+    """Plan a measurement of the four orders and all features of `probe`, and return what the plan says about it.
 
     Args:
-        probe: any.
-        num_layers: that are measured at once.
-        num_bins: reference points.
+        probe: any probe.
+        num_layers: number of layers that are measured at once.
+        num_bins: number of reference points.
         batch_size: sequences in a forward pass.
-        dim: of the states, for the expected null.
+        dim: dimension of the states, for the expected null.
 
     Raises:
         ProbeError: no position is valid.
@@ -105,17 +105,17 @@ def probe_statistics(
 
 
 def isotropic_null(counts: LabelCounts, num_positions: int, *, dim: int = DIM, num_bins: int = 100) -> float:
-    """The null information of labels with these counts, were the states independent and in random directions.
+    """The null information of labels with these counts, if states were independent and in random directions.
 
-    That is Σ_x (c(x)/T) d(c(x)), d(c) the expected divergence of the mean of c assignments from the mean of all,
-    at the calibrated temperature. Real states share directions, so that the null of a trained model is usually
-    lower: of a collapsed one it is 0.
+    It is Σ_x (c(x)/T) d(c(x)), where d(c) is the expected divergence of the mean of c assignments from the mean of
+    all, at the calibrated temperature. Real states share directions, so the null of a trained model is usually
+    lower. For a collapsed model it is 0.
 
     Args:
-        counts: of the labels.
-        num_positions: T.
-        dim: of the states.
-        num_bins: reference points.
+        counts: counts of the labels.
+        num_positions: number of positions T.
+        dim: dimension of the states.
+        num_bins: number of reference points.
 
     Returns:
         Fraction of log(num_bins).
@@ -126,8 +126,8 @@ def isotropic_null(counts: LabelCounts, num_positions: int, *, dim: int = DIM, n
     curve = PchipInterpolator(np.log(sizes), np.log(divergence))
     count = counts.count
     within = np.exp(curve(np.log(np.minimum(count, sizes[-1]))))
-    beyond = within * np.minimum(1.0, sizes[-1] / count)  # where divergences are small they fall like 1/c
-    # Drawn without replacement from T, not from infinitely many.
+    beyond = within * np.minimum(1.0, sizes[-1] / count)  # small divergences fall like 1/c
+    # Correction because positions are drawn from T without replacement.
     finite = (num_positions - count) / max(1, num_positions - 1)
     return float((counts.share * beyond * finite).sum())
 
@@ -144,7 +144,7 @@ def _isotropic_divergence(dim: int, num_bins: int) -> tuple[np.ndarray, np.ndarr
         histogram = assignments[: _POOL // size * size].reshape(-1, size, num_bins).mean(1)
         terms = histogram * np.log(np.maximum(histogram, 1e-300) / whole)
         found = terms.sum(1).mean() / np.log(num_bins)
-        # The pool's own mean is nearer to its subsets than the mean of infinitely many would be.
+        # The mean of the finite pool is nearer to its subsets than the mean of infinitely many states would be.
         divergence.append(found * (_POOL - 1) / (_POOL - size))
     return np.array(_SIZES, np.float64), np.array(divergence)
 

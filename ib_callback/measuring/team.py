@@ -1,11 +1,12 @@
-"""Who does what of a measurement that several ranks share.
+"""How several ranks share the work of a measurement. All ranks of a measurement together are its *team*.
 
-Sums are separate by layer. So each of R ranks runs every R-th batch of the plan, one exchange a round sends each rank
-the assignments of its own layers in all R batches, and it accumulates them in the order of the plan, like one alone.
+Each layer has its own sums. So each of R ranks runs every R-th batch of the plan. In each round, one exchange sends
+every rank the assignments of its own layers in all R batches. The rank adds them up in the order of the plan, as one
+process alone would do.
 
-Ranks that make a forward together, as those of a tensor-parallel group do, are a *crew*: they run the same batch, all
-of them hold its states, and so each takes layers of its own without being sent any. Crews run different batches. Where
-every rank is a crew of its own, which is mostly so, the exchange is among all of them.
+Ranks that make a forward pass together, such as those of a tensor-parallel group, form a *crew*. They run the same
+batch, and all of them hold its states. So each takes its own layers without an exchange. Different crews run different
+batches. Usually every rank is a crew of its own, and the exchange is among all ranks.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ib_callback.measuring.plan.memory import own_work
 from ib_callback.measuring.plan.plan import Batch, Plan
 
 Thing = TypeVar("Thing")
-# What each crew does at the same time; None where nothing is left for it.
+# What each crew does in one round; None if nothing is left for it.
 Round = Sequence[Thing | None]
 
 
@@ -34,15 +35,15 @@ class Team:
     """The ranks that share a measurement.
 
     Args:
-        ranks: all of them.
-        crews: numbers among them of those that make each forward together, of all crews; all of one size.
-        in_step: whether forwards of different crews wait for each other, as those of sharded models do.
+        ranks: all ranks of the measurement.
+        crews: for each crew, the numbers of its ranks; all crews have the same size.
+        in_step: whether forward passes of different crews wait for each other, as with sharded models.
 
     Attributes:
-        num_crews: D, that run batches at the same time.
-        crew: number of the own one.
-        peers: the ranks that have the same place in their crews, in the order of the crews.
-        together: the ranks of the own crew.
+        num_crews: number of crews D; they run batches at the same time.
+        crew: number of this rank's crew.
+        peers: the ranks with the same place in their crews, in the order of the crews.
+        together: the ranks of this rank's crew.
     """
 
     def __init__(self, ranks: Ranks, crews: Sequence[Sequence[int]] | None = None, *, in_step: bool = False) -> None:
@@ -61,16 +62,16 @@ class Team:
 
     @classmethod
     def alone(cls) -> Team:
-        """This process alone."""
+        """A team of this process alone."""
         return cls(Ranks.alone())
 
     @property
     def is_alone(self) -> bool:
-        """Whether nobody shares."""
+        """Whether the team is one process."""
         return self.ranks.size == 1
 
     def rounds(self, things: Sequence[Thing]) -> Iterator[Round[Thing]]:
-        """What all crews do at the same time, in the order of the things.
+        """Deal things out to the crews, one for each crew in each round, in order.
 
         >>> list(Team.alone().rounds("ab"))
         [('a',), ('b',)]
@@ -80,11 +81,11 @@ class Team:
             yield (*some, *[None] * (self.num_crews - len(some)))
 
     def shares(self, number: int) -> list[range]:
-        """Which of so many layers each rank accumulates, by its number among the ranks: neighbours, evenly."""
+        """For each rank, which of `number` layers it accumulates: neighbouring layers, evenly distributed."""
         size = self.ranks.size
         bounds = [rank * number // size for rank in range(size + 1)]
         shares = [range(*pair) for pair in pairwise(bounds)]
-        # Those of the peers that exchange layers are side by side.
+        # The layers of peers, which exchange with each other, are side by side.
         order = [crew[place] for place in range(self._size) for crew in self._crews]
         return [shares[order.index(rank)] for rank in range(size)]
 
@@ -94,18 +95,21 @@ class Team:
         return sorted(range(self.ranks.size), key=lambda rank: (shares[rank].start, shares[rank].stop, rank))
 
     def beside(self, number: int) -> list[list[int]]:
-        """By rank, which columns of one it accumulates: that one on a rank that has the fewest of so many layers."""
+        """For each rank, its columns of a table with one extra column.
+
+        A rank with the fewest of the `number` layers takes that column.
+        """
         shares = self.shares(number)
         least_busy = min(range(self.ranks.size), key=lambda rank: (len(shares[rank]), -rank))
         return [[0] if rank == least_busy else [] for rank in range(self.ranks.size)]
 
     def of_peers(self, by_rank: Sequence[Thing]) -> list[Thing]:
-        """What belongs to the peers, in their order, of what is given for all ranks."""
+        """Select the entries of the peers, in their order, from one entry for each rank."""
         return [by_rank[crew[self._place]] for crew in self._crews]
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Around the model's own forward: where the others wait in it, a failure cannot be survived."""
+        """Wrap the model's own forward pass: if other ranks wait inside it, no rank can go on after a failure."""
         try:
             yield
         except RanksError:
@@ -121,14 +125,15 @@ class Team:
 
 
 def crews_of(together: Sequence[Sequence[int]], members: Sequence[int]) -> list[list[int]]:
-    """The crews, as numbers among the ranks; all ranks in one where they are not of one size.
+    """The crews, as numbers of ranks; one crew of all ranks if the crews would differ in size.
 
     Args:
-        together: for each rank, the numbers among all processes of those that make its forwards with it, if any.
+        together: for each rank, the processes that make its forward passes with it, if any, as numbers among all
+            processes.
         members: the number of each rank among all processes.
 
     Raises:
-        ValueError: some that make a forward together are not among the ranks.
+        ValueError: a process that takes part in a forward pass is not among the ranks.
 
     >>> crews_of([(4, 6), (5, 7), (4, 6), (5, 7)], [4, 5, 6, 7])
     [[0, 2], [1, 3]]
@@ -146,17 +151,17 @@ def crews_of(together: Sequence[Sequence[int]], members: Sequence[int]) -> list[
 
 
 class SharedAccumulator:
-    """An Accumulator of the columns that are this rank's own, fed with the assignments of all ranks.
+    """An Accumulator of this rank's own columns, fed with the assignments of all ranks.
 
-    All memory that an exchange needs is had when it is made, for a rank that fails amid the rounds must still take part
-    in them. What fails is kept, and nothing is accumulated any more.
+    It allocates all memory for exchanges at the start, because a rank that fails must still take part in the remaining
+    rounds. The failure is kept, and nothing is accumulated after it.
 
     Args:
-        plan: of the probe.
-        columns: by rank, those that it accumulates, of all columns of the assignments.
+        plan: the plan of the probe.
+        columns: for each rank, the columns of the assignments that it accumulates.
         num_bins, weighting, device: as for `Accumulator`.
         team: the ranks.
-        kept: for failures.
+        kept: collects failures.
     """
 
     def __init__(
@@ -183,11 +188,11 @@ class SharedAccumulator:
         self._received = torch.zeros(rows_received * own * num_bins, device=device)
 
     def add(self, batches: Round[Batch], assignments: Tensor | None) -> None:
-        """Add a round: on every rank, each with the assignments of its own batch.
+        """Add a round. All ranks call this, each with the assignments of its own batch.
 
         Args:
-            batches: of the plan, by crew.
-            assignments: [T_b, columns, num_bins] of the own crew's; None where there is none, or where it failed.
+            batches: batch of each crew, from the plan.
+            assignments: [T_b, columns, num_bins] of this rank's batch; None if it has no batch or failed.
         """
         if self._team.is_alone:
             if batches[0] is not None and assignments is not None:
@@ -207,7 +212,7 @@ class SharedAccumulator:
                 self._add(batch, part.view(len(batch.positions), *self._own))
 
     def sums(self) -> Sums | None:
-        """Of the own columns, after the last round; None if there are none."""
+        """The sums of this rank's columns, after the last round; None if it has no column."""
         return None if self._accumulator is None else self._accumulator.sums()
 
     def _add(self, batch: Batch, assignments: Tensor) -> None:

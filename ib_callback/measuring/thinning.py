@@ -1,4 +1,4 @@
-"""Which positions are looked at where all would cost too much: even over the probe, and the same ones every time."""
+"""Choose positions where measuring all would cost too much: spread evenly over the probe, and the same every time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from ib_callback.measuring.quantities.documents import FEWEST, long_enough
 from ib_callback.probe.ngrams import Positions
 from ib_callback.probe.probe import Probe
 
-# Positions that are always looked at: of the loss at least, of next-token distributions at most.
+# The least number of positions for the loss, and the largest number for next-token distributions.
 POSITIONS = 8192
-# Of a sequence, where those of all sequences would be too few for labels from far away (quantities/documents.py).
+# Positions of a sequence, if an even choice over all sequences would leave too few in each for labels from far away
+# (quantities/documents.py).
 OF_SEQUENCE = 64
 
 
 def evenly(total: int, number: int, seed: int | Sequence[int]) -> np.ndarray:
-    """Numbers of `number` out of `total` things, ascending: one from each of as many equal stretches, by chance.
+    """Choose `number` of `total` things, in ascending order: a random one from each of `number` equal stretches.
 
     >>> evenly(3, 5, seed=0)
     array([0, 1, 2])
@@ -35,9 +36,9 @@ def neighbours(probe: Probe) -> Positions:
 
 
 def pairs_for_loss(probe: Probe, number: int, seed: int) -> Positions:
-    """So many pairs of neighbouring real tokens, at least 8,192 where there are as many, even over the probe.
+    """Choose `number` pairs of neighbouring real tokens, at least 8,192 if there are as many, evenly over the probe.
 
-    Those of several numbers share 8,192, so that next-token distributions are those of the same positions.
+    The choice for any number contains the same 8,192 pairs, so next-token distributions always use the same positions.
     """
     pairs = neighbours(probe)
     chosen = evenly(len(pairs), min(number, POSITIONS), seed)
@@ -50,11 +51,11 @@ def pairs_for_loss(probe: Probe, number: int, seed: int) -> Positions:
 
 
 def positions_for_prediction(probe: Probe, valid: Positions, seed: int) -> Positions:
-    """At most 8,192 of the valid positions: all, or even ones over the probe.
+    """Choose at most 8,192 of the valid positions: all, or a choice that is even over the probe.
 
-    Those of the pairs that the loss is of in any case, where these are mostly valid positions. A document baseline
-    needs 48 positions of a sequence: where most valid positions are in sequences that have these, and most of the even
-    ones are not, there are up to 64 of each of 128 of these sequences, even over both.
+    If most pairs that the loss always uses are valid positions, the choice consists of these. A document baseline needs
+    48 positions in a sequence. If most valid positions are in sequences that long, but most of an even choice would not
+    be, up to 64 positions are taken from each of 128 such sequences, evenly over both.
     """
     if len(valid) <= POSITIONS:
         return valid

@@ -1,8 +1,8 @@
-"""Views of a measurement: other layers than all of them, and other variants of the assignments than the first.
+"""Views of a measurement: the same quantities for a part of the layers, or for another variant of the assignments.
 
-A pass sums columns: those of all layers for the first draw of reference points, for the next draw, …, then for each
-draw again with the mean unit state of each layer removed (model/capture.py). A view is what the sums of some of these
-columns amount to, as if they were all there is: ratios are ratios of means.
+A pass adds up columns: one for each layer with the first draw of reference points, then with the next draw, …; then for
+each draw again, with the mean unit state of each layer removed (model/capture.py). A view is a measurement made from
+the sums of some of these columns, as if there were no others. Its ratios are ratios of means.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Views:
-    """What is read from one pass.
+    """The columns of one pass, and the views that are read from them.
 
-    num_layers: L, that are measured.
-    draws: of reference points.
-    center: whether each draw is there with mean unit states removed, too.
+    num_layers: number of measured layers L.
+    draws: number of draws of reference points.
+    center: whether each draw is also measured with mean unit states removed.
     last_block: whether each variant has one more column, the last block before the final norm.
     """
 
@@ -28,17 +28,17 @@ class Views:
 
     @property
     def num_columns(self) -> int:
-        """Of one variant."""
+        """Number of columns of one variant."""
         return self.num_layers + self.last_block
 
     @property
     def num_variants(self) -> int:
-        """Of the assignments."""
+        """Number of variants of the assignments."""
         return self.draws * (2 if self.center else 1)
 
     @property
     def layers(self) -> dict[str, list[int]]:
-        """Parts of the layers by name: the last quarter, the last one, and both before the final norm."""
+        """Parts of the layers by name: the last quarter, the last layer, and both before the final norm."""
         every = list(range(self.num_columns))
         number = max(1, math.ceil(self.num_layers / 4))
         measured = every[: self.num_layers]
@@ -50,7 +50,7 @@ class Views:
 
     @property
     def others(self) -> dict[str, list[list[int]]]:
-        """By name of the view, its columns for each draw; all but the plain numbers.
+        """{name of the view: its columns for each draw}; without the plain numbers.
 
         >>> Views(5).others
         {'late': [[3, 4]], 'last': [[4]]}

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _PACKAGES = ("numpy", "scipy", "torch")
-# Not read: tests; copies of other projects; what some distributions leave out or package apart; and folders
-# of much source with little text, which would take a third of the time.
+# Not read: tests; copies of other projects; folders that some distributions leave out or package separately; and
+# folders with much source and little text, which would take a third of the time.
 _SKIPPED_FOLDERS = frozenset(
     "__pycache__ _dynamo _inductor _vendor distutils dist-packages encodings ensurepip f2py idlelib lib2to3 "
     "pydoc_data site-packages test testing tests third_party tkinter turtledemo".split()
@@ -22,7 +22,7 @@ _TRIPLE_QUOTED = re.compile(rb'""".*?"""|\'\'\'.*?\'\'\'', re.DOTALL)
 
 
 def _source_files(root: Path) -> Iterator[Path]:
-    """The Python files below `root`, in the order of their paths and not in that of the file system."""
+    """The Python files below `root`, sorted by path, because the order of the file system varies."""
     found = []
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in _SKIPPED_FOLDERS]
@@ -40,7 +40,7 @@ def _parse(source: bytes) -> ast.Module | None:
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:
-    """The docstrings of a definition and all within it; the texts of a call like `add_docstr(f, "...")`."""
+    """The docstrings of a definition and of everything inside it; the texts of a call like `add_docstr(f, "...")`."""
     if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
         docstring = ast.get_docstring(node, clean=False)
         if docstring:
@@ -56,7 +56,7 @@ def _docstrings(node: ast.AST) -> Iterator[str]:
 def _module_texts(path: Path) -> list[list[str]]:
     """The docstrings of one source file: of the module, and of each class, function and call in it."""
     source = path.read_bytes()
-    # Parsing is what takes the time, and many files hold next to no text.
+    # Parsing takes most of the time, and many files hold almost no text.
     quoted = sum(len(text) for text in _TRIPLE_QUOTED.findall(source))
     if quoted < max(600, 0.1 * len(source)):
         return []
@@ -89,9 +89,9 @@ def roots() -> list[Path]:
 
 
 def modules() -> Iterator[list[list[str]]]:
-    """One module after another: for each of its classes, functions and so on the docstrings in it.
+    """Yield for each module one list of docstrings for each of its classes, functions and so on.
 
-    Files are parsed, never imported. The order is that of the paths below each package.
+    Files are parsed, never imported. Modules are sorted by their path below each package.
     """
     folders = roots()
     yield _topics(folders[0])

@@ -1,4 +1,4 @@
-"""The file of a probe: one safetensors file, whose header says what it is and what its content adds up to."""
+"""The file of a probe: one safetensors file. Its header describes the content and holds its fingerprint."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ib_callback.probe.content import Content, fingerprint, normalised
 
 FORMAT_VERSION = 1
 _LABELS = "labels/"
-# Of the header, which the fingerprint of the content does not cover.
+# Checksum of the header, because the fingerprint covers only the content.
 _CHECKSUM = "header_sha256"
 
 
 def write(path: str | os.PathLike[str], content: Content) -> None:
-    """Write normalised content in one step: readers see the old file or the new one, never a part of one.
+    """Write normalised content in one step: readers see the whole old file or the whole new one.
 
     Missing folders are made.
     """
@@ -53,20 +53,20 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Content:
-    """What a probe file holds, verified to be what was saved.
+    """Read the content of a probe file, and verify that it is what was saved.
 
     Raises:
         ProbeError: not a probe file, damaged, changed, or of a newer format.
         FileNotFoundError: there is no such file.
-        OSError: it may not be read.
+        OSError: there is no permission to read the file.
     """
     safetensors = require("safetensors", extra="hf", purpose="Loading a probe")
     path = _local(path)
     try:
         mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):  # opening a pipe would wait for whoever writes to it
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for its writer
             raise _refusal(path, f"it is {_kind(mode)}, and not a file")
-        with open(path, "rb"):  # safetensors would say of a file that may not be read that there is none
+        with open(path, "rb"):  # without permission to read, safetensors would say that there is no such file
             pass
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such probe file. Make a probe and save it: probe.save(path).") from None
@@ -102,9 +102,9 @@ def read(path: str | os.PathLike[str]) -> Content:
 
 
 def _entry(path: str | os.PathLike[str], metadata: dict[str, str], name: str) -> Any:
-    """An entry of the header that is JSON; None if there is none.
+    """Parse an entry of the header as JSON; None if there is no such entry.
 
-    The checksum tells that the header is what somebody wrote, and not that this package did.
+    It may be invalid: the checksum shows that the header did not change, not that this package wrote it.
     """
     if name not in metadata:
         return None
@@ -122,7 +122,7 @@ def _source(path: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str,
 
 
 def _local(path: str | os.PathLike[str]) -> Path:
-    """Not by the name alone: under that of an address a folder would be made."""
+    """The path on this machine; raises for an address such as "s3://…", which would become the name of a folder."""
     if is_remote(path):
         raise ProbeError(
             f"{os.fspath(path)}: expected a probe file of this machine, got an address. Copy the file from or to there "
@@ -144,7 +144,7 @@ def _checksum(metadata: dict[str, str]) -> str:
 
 
 def _check_header(path: str | os.PathLike[str], metadata: dict[str, str]) -> None:
-    """Refuse a header that is not whole, or of a format that is not known."""
+    """Raise if the header is not complete, or of an unknown format."""
     version = metadata.get("format_version", str(FORMAT_VERSION))
     if version != str(FORMAT_VERSION):
         raise ProbeError(
@@ -156,7 +156,7 @@ def _check_header(path: str | os.PathLike[str], metadata: dict[str, str]) -> Non
 
 
 def _bytes_of_bool(tensor: Tensor) -> Tensor:
-    """A mask as its bytes: a damaged one, say 3, would become a sound true by any operation on bool."""
+    """The bytes of a mask, because any operation on bool would turn a damaged byte such as 3 into a valid true."""
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
 
@@ -165,7 +165,7 @@ def _refusal(path: str | os.PathLike[str], reason: str) -> ProbeError:
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    """Half the size where all numbers fit into 32 bits; they are long again after loading."""
+    """Halve the size if all numbers fit into 32 bits; loading makes them long again."""
     limits = torch.iinfo(torch.int32)
     fits = limits.min <= int(tensor.min()) and int(tensor.max()) <= limits.max
     return tensor.to(torch.int32) if fits else tensor

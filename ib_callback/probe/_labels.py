@@ -1,4 +1,7 @@
-"""Label columns of a dataset to numbers by token: ints or strings, of a whole document, of its words or of spans."""
+"""Turn label columns of a dataset into one number for each token.
+
+A label is an int or a string, and belongs to a whole document, to a word or to a span of characters.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +25,16 @@ _SPAN = ("start", "end", "label")
 
 
 class LabelReader:
-    """Numbers the labels of one feature as documents go by, and their names in the end.
+    """Turns the labels of one feature into numbers as documents are read, and gives their names at the end.
 
     Args:
-        name: of the feature.
-        class_names: of the numbers, where the dataset knows them (a `datasets.ClassLabel`).
+        name: name of the feature.
+        class_names: names of the numbers, if the dataset knows them (a `datasets.ClassLabel`).
 
-    A document's label is an integer (0 or more; -1, None or NaN for none; also as a float, 2.0), a bool, or a string.
-    Or it is a list: of spans `(start, end, label)` in characters of the text, also as
-    `{"start": …, "end": …, "label": …}`; or, where the text is a list of words, of one label for each word. Strings
-    are numbered in the order of the alphabet.
+    A document's label is an integer of at least 0 (also as a float, 2.0), a bool, or a string; -1, None or NaN means no
+    label. It can also be a list of spans `(start, end, label)` in characters of the text, also as
+    `{"start": …, "end": …, "label": …}`. If the text is a list of words, it can be a list with one label for each word.
+    Strings are numbered in alphabetical order.
     """
 
     def __init__(self, name: str, class_names: Sequence[str] | None = None) -> None:
@@ -46,15 +49,15 @@ class LabelReader:
 
         Args:
             value: what the column holds.
-            index: of the document, for messages.
-            words: of which the text consists, joined by single spaces; None: it is a plain string.
+            index: index of the document, for messages.
+            words: words of the text, which are joined by single spaces; None if the text is a plain string.
 
         Raises:
-            ProbeError: not a label.
+            ProbeError: `value` is not a label.
         """
         if isinstance(value, np.ndarray):
             value = value.tolist()
-        if isinstance(value, Mapping):  # a sequence of structs, as some versions of `datasets` give it
+        if isinstance(value, Mapping):  # some versions of `datasets` give a sequence of structs in this form
             columns: list[Any] = [value.get(key) for key in _SPAN]
             if not all(isinstance(column, (list, tuple)) and len(column) == len(columns[0]) for column in columns):
                 raise self._refusal(value, index)
@@ -71,14 +74,14 @@ class LabelReader:
         return np.array([self._span(item, index) for item in value], np.int64).reshape(-1, 3)
 
     def finish(self, table: Tensor) -> tuple[Tensor, tuple[str, ...] | None]:
-        """Final numbers for a table [N, S] of those that `read` gave, and their names; None where they have none."""
+        """Replace the numbers from `read` in a table [N, S] by the final ones; also return their names, or None."""
         if self._class_names is not None:
             return table, self._class_names
         if not self._codes:
             return table, None
         used = set(table.unique().tolist())
         names = sorted(name for name, code in self._codes.items() if code in used)
-        final = torch.full((len(self._codes) + 1,), NO_LABEL)  # the last entry is for none, -1
+        final = torch.full((len(self._codes) + 1,), NO_LABEL)  # index -1, no label, picks the last entry
         for number, name in enumerate(names):
             final[self._codes[name]] = number
         return final[table], tuple(names)
@@ -102,7 +105,7 @@ class LabelReader:
             self._check_kind("strings", value, index)
             return self._codes.setdefault(value, len(self._codes))
         if isinstance(value, (float, np.floating)):
-            # Where pandas wrote the file, integers of which some are missing are floats, and NaN is a missing label.
+            # Pandas writes integers as floats if some are missing, and the missing ones as NaN.
             if np.isnan(value):
                 return NO_LABEL
             if float(value).is_integer() and abs(float(value)) < 2**53:
@@ -135,15 +138,15 @@ class LabelReader:
 
 
 def by_token(labelling: Labelling, text: str, encoded: Encoded) -> np.ndarray:
-    """[n] int64: the label of each token of a text. Of a span, those of the tokens that begin in it.
+    """[n] int64: the label of each token of a text. A span labels the tokens that begin in it.
 
-    A token begins at its first character that is not white space; tokens that the tokenizer added, or of white
-    space alone, carry no label of a span. Where spans overlap, the later one in the list counts.
+    A token begins at its first character that is not white space. Tokens that the tokenizer added, and tokens of
+    white space alone, get no label from a span. If spans overlap, the later one in the list counts.
 
     Args:
-        labelling: of the text.
+        labelling: label or spans of the text.
         text: the whole text.
-        encoded: the text, with the places of its tokens.
+        encoded: the encoded text, with the places of its tokens.
     """
     labels = np.full(len(encoded.ids), labelling if isinstance(labelling, int) else NO_LABEL, np.int64)
     if isinstance(labelling, int):

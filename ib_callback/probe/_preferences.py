@@ -1,6 +1,6 @@
-"""Preference pairs to the sequences of a probe: pair i is sequences 2i, preferred, and 2i + 1, rejected.
+"""Turn preference pairs into the sequences of a probe: pair i becomes sequences 2i, preferred, and 2i + 1, rejected.
 
-A row becomes two texts, and the place in each where the continuation begins that was preferred or rejected.
+A row becomes two texts. For each text the code finds where the preferred or rejected continuation begins.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ib_callback.probe._tokenizing import Encoded, Encoder, bytes_predicted
 from ib_callback.probe.content import NO_LABEL, Content
 
 FEATURE = "preference"
-# By number, 0 and 1.
+# Names of the label's values 0 and 1.
 LABEL_NAMES = ("rejected", "preferred")
 REASONS = {
     "tie": "of equal texts or scores",
@@ -32,13 +32,13 @@ REASONS = {
 PROMPT, CHOSEN, REJECTED = "prompt", "chosen", "rejected"
 SCORES = ("score_chosen", "score_rejected")
 COLUMNS = (PROMPT, CHOSEN, REJECTED, *SCORES)
-# For chat templates that ask for today's: the one that Llama 3's template itself falls back to.
+# Used for chat templates that ask for today's date; Llama 3's own template falls back to the same one.
 DATE = datetime.date(2024, 7, 26)
 _TODAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
 
 class Member(NamedTuple):
-    """A text, and the first character of its continuation; None: the tokens that both members share tell."""
+    """A text, and the first character of its continuation; None: it begins where the tokens of both members differ."""
 
     text: str
     border: int | None
@@ -47,7 +47,7 @@ class Member(NamedTuple):
 class Pair(NamedTuple):
     """A preferred and a rejected text.
 
-    templated: they hold all special tokens already, by a chat template.
+    templated: a chat template wrote the texts, so they hold all special tokens already.
     """
 
     chosen: Member
@@ -56,7 +56,7 @@ class Pair(NamedTuple):
 
 
 class DropError(Exception):
-    """What makes no pair; its argument is the reason in one word, of those in REASONS."""
+    """A row that makes no pair; the argument is the reason, one of the words in REASONS."""
 
 
 def collect_pairs(
@@ -68,18 +68,18 @@ def collect_pairs(
     source: Mapping[str, str],
     progress: Callable[[int], object] = lambda _: None,
 ) -> Content:
-    """Tokenise pairs in order, until `num_sequences` sequences are there, two a pair.
+    """Tokenise pairs in order until there are `num_sequences` sequences, two for each pair.
 
     Args:
         rows: read no further than needed.
         tokenizer: see `Encoder`.
         sizes: with an even number of sequences.
-        name: of the probe.
-        source: how it is made; sizes, and how many pairs were read and left out and why, are added.
+        name: name of the probe.
+        source: how the probe is made. This function adds sizes, and how many pairs were read and left out, and why.
         progress: called with the number of sequences so far.
 
     Raises:
-        ProbeError: an odd number is asked for, no row makes a pair, or a row is none.
+        ProbeError: `sizes` asks for an odd number of sequences, no row makes a pair, or a row has the wrong content.
         TypeError: `tokenizer` is not a tokenizer.
     """
     number = sizes.num_sequences
@@ -123,20 +123,20 @@ def collect_pairs(
 def read_pair(row: Mapping[str, Any], tokenizer: Any, index: int) -> Pair:
     """The two texts of a row.
 
-    Strings are taken as text: the prompt, if there is one, and the continuation as they are, or with a blank line
-    between them where neither has white space there. Without a prompt, it is what both texts begin with. Lists of
-    messages `{"role": …, "content": …}` go through the tokenizer's chat template; without one they are written
-    as `Role: content`, with blank lines between. The messages that both lists begin with are the prompt; lists that
-    begin with the assistant are preceded by the row's prompt.
+    Strings are joined as they are, prompt and continuation. If neither has white space at the joint, a blank line goes
+    between them. Without a prompt, the common beginning of both texts is the prompt. The tokenizer's chat template
+    writes lists of messages `{"role": …, "content": …}`. Without a template they become `Role: content`, with blank
+    lines between. The messages at which both lists begin alike are the prompt. The row's prompt goes before lists that
+    begin with the assistant.
 
     Args:
-        row: with `chosen` and `rejected`, perhaps `prompt`, perhaps `score_chosen` and `score_rejected`.
+        row: with `chosen` and `rejected`; optionally with `prompt`, `score_chosen` and `score_rejected`.
         tokenizer: of transformers or `tokenizers`.
-        index: of the row, for messages.
+        index: index of the row, for messages.
 
     Raises:
         DropError: equal texts or scores, a continuation without text, or messages that the chat template refuses.
-        ProbeError: the row has no such columns, or they hold something else.
+        ProbeError: a column is missing or holds something else.
     """
     missing = [column for column in (CHOSEN, REJECTED) if column not in row]
     if missing:
@@ -167,7 +167,7 @@ def _labelled(
         DropError: "tie" or "long".
     """
     members = (pair.chosen, pair.rejected)
-    # Those of a chat template hold their special tokens already.
+    # Texts written by a chat template hold their special tokens already.
     encoded = [encoder(member.text, places=True, special_tokens=not pair.templated) for member in members]
     shared = _shared(encoded[0].ids, encoded[1].ids)
     rows = []
@@ -179,8 +179,8 @@ def _labelled(
             labels[one.special] = NO_LABEL
         rows.append((one.ids, labels, bytes_predicted(member.text, one)))
     complete = all((labels != NO_LABEL).any() for _, labels, _ in rows)
-    # Also of texts that differ: templates trim, tokenizers fold case, and both are cut. One sequence that is
-    # preferred and rejected tells nothing of preference, and hides what other pairs tell.
+    # Different texts can have equal tokens, because templates trim, tokenizers fold case, and both texts are cut. A
+    # sequence that is both preferred and rejected says nothing about preference, and hides what other pairs say.
     same = np.array_equal(encoded[0].ids, encoded[1].ids)
     if same and (complete or len(encoded[0].ids) < max_length):
         raise DropError("tie")
@@ -192,8 +192,9 @@ def _labelled(
 def _start(text: str, border: int, encoded: Encoded, whole: Encoder, templated: bool) -> int:
     """The first token of the continuation.
 
-    A token that holds characters of both prompt and continuation belongs to the continuation: which token it is
-    depends on it. Where tokenizers do not know where tokens come from, the tokens of the prompt alone tell.
+    A token with characters of both prompt and continuation belongs to the continuation, because the continuation
+    decides which token it is. If the tokenizer does not say where tokens come from, the prompt is tokenised alone to
+    find the start.
     """
     if encoded.offsets is None:
         return _shared(encoded.ids, whole(text[:border], special_tokens=not templated).ids)
@@ -244,7 +245,7 @@ def _member(prompt: list[dict[str, str]], rest: list[dict[str, str]], tokenizer:
     if tokenizer is None:
         before = "".join(f"{message['role'].capitalize()}: {message['content']}\n\n" for message in prompt)
         text = before + "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in rest)
-        # The name of who speaks is no part of what is preferred.
+        # The speaker's role is not part of what was preferred.
         return Member(text, len(before) + len(rest[0]["role"]) + 1)
     try:
         fixed = _with_fixed_date(tokenizer)
@@ -253,19 +254,19 @@ def _member(prompt: list[dict[str, str]], rest: list[dict[str, str]], tokenizer:
             return Member(text, None)
         answers = rest[0]["role"] == "assistant"
         before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=answers, **fixed)
-    except Exception as error:  # jinja2's errors, and whatever a template raises by itself
+    except Exception as error:  # jinja2's errors, and any error that the template itself raises
         if not type(error).__module__.startswith("jinja2"):
             raise
         raise DropError("template") from error
-    # Some templates write earlier turns otherwise than the last one.
+    # Some templates write earlier turns in a different way from the last one.
     return Member(text, _common_start(before, text))
 
 
 def _after_shared(members: list[Member], contents: list[str]) -> list[Member]:
-    """Borders where the first messages of the continuations begin, if all before is the same in both members.
+    """Move the borders to the first messages of the continuations, if everything before is the same in both members.
 
-    Templates write more before an answer than they do to ask for one (an empty `<think>` block), and write earlier
-    turns otherwise than the last one.
+    The border found before can be too early: templates write more before an answer (an empty `<think>` block) than
+    when they ask for one, and write earlier turns in a different way from the last one.
     """
     if any(member.border is None for member in members):
         return members
@@ -277,16 +278,16 @@ def _after_shared(members: list[Member], contents: list[str]) -> list[Member]:
 
 
 def _with_fixed_date(tokenizer: Any) -> dict[str, str]:
-    """Keywords by which a chat template that writes today's date writes one that is the same every day.
+    """Keyword arguments that make a chat template write a fixed date instead of today's.
 
-    The probe of tomorrow, or of another machine, would be another one.
+    With today's date, the probe would be a different one tomorrow.
     """
     template = tokenizer.chat_template
     if "strftime_now" not in json.dumps(template):
         return {}
-    if not isinstance(template, str):  # several, by name
+    if not isinstance(template, str):  # several templates, by name
         template = tokenizer.get_chat_template()
-    # In the source, for transformers lets no function of a caller into a template.
+    # Replaced in the template's source, because transformers passes no function of a caller into a template.
     return {"chat_template": _TODAY.sub(lambda found: json.dumps(DATE.strftime(found[2])), template)}
 
 
@@ -322,10 +323,10 @@ def _content(content: Any, column: str, index: int) -> str:
 
 
 def written_out(messages: Any, index: int) -> str:
-    """A conversation as one text, `Role: content` with blank lines between; a string is one already.
+    """Write a conversation as one text, `Role: content` with blank lines between; a string stays as it is.
 
     Raises:
-        ProbeError: it is neither.
+        ProbeError: `messages` is neither.
     """
     if isinstance(messages, str):
         return messages
@@ -334,13 +335,13 @@ def written_out(messages: Any, index: int) -> str:
 
 
 def _common_start(first: str, second: str) -> int:
-    """How many characters two texts begin with in common."""
+    """Length of the common beginning of two texts, in characters."""
     pairs = zip(first, second, strict=False)
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def _shared(first: np.ndarray, second: np.ndarray) -> int:
-    """How many tokens two texts begin with in common."""
+    """Length of the common beginning of two texts, in tokens."""
     length = min(len(first), len(second))
     differ = first[:length] != second[:length]
     return int(differ.argmax()) if differ.any() else length

@@ -1,11 +1,11 @@
-"""From a docstring to its paragraphs of English, without markup, code, tables and formulas."""
+"""Extract the paragraphs of English from a docstring, without markup, code, tables and formulas."""
 
 from __future__ import annotations
 
 import inspect
 import re
 
-# Words that carry the grammar of English rather than a subject. Text with few of them is not running prose.
+# Words of English grammar, which any subject needs. Text with few of them is not running prose.
 FUNCTION_WORDS = frozenset(
     "a about after all also an and any are as at be because been before both but by can could do does each "
     "for from has have how if in into is it its may more must no not of on one only or other should so some "
@@ -36,7 +36,7 @@ _INLINE = (
     (re.compile(r"\*\*?(\w(?:[^*]*\w)?[.:,]?)\*\*?"), r"\1"),
 )
 _WORD = re.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*")
-# A match reaches to the end of the word, so that a word counts once.
+# A match reaches to the end of the word, so a word counts once.
 _SYMBOLIC = re.compile(r"(?:\w\.\w|[_=(){}\[\]<>|/@#$%^*+~0-9])\S*")
 _TEMPLATE = re.compile(r"\{\w*\}|%\(?\w+\)?s|%[sdr]\b|\\|https?:|>>>|::")
 
@@ -65,7 +65,7 @@ def _plain(lines: list[str]) -> str:
 def _blocks(docstring: str) -> list[list[str]]:
     """Runs of lines that belong together, without section titles, code, tables and most directives."""
     blocks: list[list[str]] = [[]]
-    indents: list[int] = []  # of the lines of the last block
+    indents: list[int] = []  # indents of the lines of the last block
     code_deeper_than: int | None = None
     doctest = False
 

@@ -24,11 +24,11 @@ from ib_callback.common.optional import require
 
 C4 = "allenai/c4"
 TULU = "allenai/llama-3.1-tulu-3-8b-preference-mixture"
-# Of these datasets whole files are downloaded, in order and no more than needed: `huggingface_hub` takes up a download
-# where it broke off, and compares its size. What `datasets` streams has to be read again from the start.
-# By dataset and configuration.
+# By dataset and configuration: the files of datasets that are downloaded as whole files, in order and no more than
+# needed. `huggingface_hub` resumes a download that broke off, and compares its size. A stream of `datasets` would start
+# again from the beginning.
 _SHARDS = {(C4, "en"): "en/c4-{split}.*.json.gz", (TULU, None): "data/{split}-*.parquet"}
-# By the ending of a file, without .gz: the loader of `datasets` that reads it.
+# By the suffix of a file, without .gz: the loader of `datasets` that reads it.
 _LOADERS = {
     ".json": "json",
     ".jsonl": "json",
@@ -41,19 +41,20 @@ _LOADERS = {
 
 
 _LIST_OF_NULL = re.compile(rb"\[\s*null\b")
-_LOOKED_AT = 1 << 20  # bytes of a file in JSON; pyarrow reads blocks of a third of that
+_LOOKED_AT = 1 << 20  # bytes checked at the start of a JSON file; pyarrow reads blocks of a third of that
 _TRIES = {"STREAMING_READ_MAX_RETRIES": 2, "STREAMING_OPEN_MAX_RETRIES": 2}
 
 
 @dataclass
 class Rows:
-    """Where rows come from. What is noted while they are opened is there when the first row is.
+    """Where rows come from. Opening the rows fills in some of these fields; they are complete at the first row.
 
     open: begins reading at the first row.
     what: the dataset, for messages.
-    identity: what decides the content, known without a network; None: unknown, so nothing built of it is cached.
-    source: what to note about it in a probe.
-    columns: all that there are, as far as the dataset knows.
+    identity: everything that decides the content and is known without a network; None if that is unknown, and then
+        no probe of it is cached.
+    source: what a probe records about the dataset.
+    columns: all columns, if the dataset knows them.
     class_names: {column: names of its integers}.
     """
 
@@ -68,8 +69,8 @@ class Rows:
         """Each row, in order.
 
         Raises:
-            ProbeError: it cannot be reached or read, or rows are no dicts; also where it was cut off, so that no probe
-                is shorter for it.
+            ProbeError: the dataset cannot be reached or read, or a row is not a dict. A stream that breaks off raises
+                too, because the probe would otherwise be too short.
         """
         seen = 0
         try:
@@ -78,7 +79,7 @@ class Rows:
                     raise ProbeError(f"{self.what}: expected rows that are dicts, got {type(row).__name__} {row!r}")
                 seen += 1
                 yield row
-        except StopIteration:  # raised by `datasets` when it opens a file without rows
+        except StopIteration:  # `datasets` raises it when it opens a file without rows
             return
         except (ProbeError, ImportError):
             raise
@@ -95,17 +96,17 @@ def rows_of(
 
     Args:
         dataset: see `Probe.from_dataset`.
-        columns: that are read; others are left out where that saves work.
+        columns: the columns to read; others are left out if that saves work.
         config: the dataset's configuration, for names and folders.
-        split: for names, folders and dicts of splits; None: the only one there is.
-        revision: of a dataset on the hub; None: the newest.
+        split: for names, folders and dicts of splits; None if there is only one.
+        revision: revision of a dataset on the hub; None: the newest.
 
     Raises:
-        ProbeError: no such file, or options that do not go with this kind.
-        TypeError: not a dataset.
+        ProbeError: there is no such file, or an option does not apply to this kind of dataset.
+        TypeError: `dataset` is not a dataset.
     """
     if isinstance(dataset, (str, Path)):
-        if not str(dataset):  # as a path it would be the current folder
+        if not str(dataset):  # as a path, empty text would mean the current folder
             raise ProbeError("dataset: expected a file, a folder or a name on the hub, got an empty string.")
         path = expanded(dataset)
         if path.is_file():
@@ -148,12 +149,12 @@ def rows_of(
 def _hub(name: str, columns: Sequence[str], config: str | None, split: str | None, revision: str | None) -> Rows:
     asked = {"dataset": name, "config": str(config), "split": str(split)}
 
-    # Without `datasets` a cached probe can still be read, so it is imported when the dataset is opened.
+    # `datasets` is imported when the dataset is opened, because a cached probe can be read without it.
     def open_rows(rows: Rows) -> Iterable[Any]:
         datasets = require("datasets", extra="hf", purpose=f"Reading {name}")
         import huggingface_hub
 
-        # One commit for all files, so that a change on the hub in the meantime cannot mix two versions.
+        # One commit for all files, so a change on the hub in the meantime cannot mix two versions.
         info = patiently(lambda: huggingface_hub.HfApi().dataset_info(name, revision=revision), name)
         commit = rows.source["revision"] = info.sha or revision or "main"
         pattern = _SHARDS.get((name, config), "").format(split=split)
@@ -171,7 +172,7 @@ def _hub(name: str, columns: Sequence[str], config: str | None, split: str | Non
 
 @contextmanager
 def _few_tries(config: Any) -> Iterator[None]:
-    """`datasets` tries 20 times, each time huggingface_hub six times in 23 s: ten minutes until anything is said."""
+    """Fewer tries: `datasets` tries 20 times, and each time huggingface_hub six times in 23 s: ten silent minutes."""
     before = {name: getattr(config, name) for name in _TRIES}
     vars(config).update({name: min(tries, _TRIES[name]) for name, tries in before.items()})
     try:
@@ -183,7 +184,7 @@ def _few_tries(config: Any) -> Iterator[None]:
 def _streamed(rows: Iterable[Any], config: Any) -> Iterator[Any]:
     iterator, end = iter(rows), object()
     while True:
-        with _few_tries(config):  # not beyond: what the user streams in the meantime is none of ours
+        with _few_tries(config):  # only here, because the user may stream other data in the meantime
             row = next(iterator, end)
         if row is end:
             return
@@ -201,7 +202,7 @@ def _file(path: Path, columns: Sequence[str]) -> Rows:
         datasets = require("datasets", extra="hf", purpose=f"Reading {path}")
         if loader == "json":
             _check_objects(path)
-        # Not resolved: in the hub's cache the name with the ending is a link.
+        # The path is not resolved, because in the hub's cache the name with the suffix is a link.
         loaded = datasets.load_dataset(loader, data_files=str(path.absolute()), split="train", streaming=True)
         return _opened(loaded, columns, rows)
 
@@ -226,12 +227,12 @@ def _folder(path: Path, columns: Sequence[str], config: str | None, split: str |
 
 
 def _check_objects(path: Path) -> None:
-    """That the first lines of a file in JSON are objects: where they are null, pyarrow ends the process.
+    """Check that the first lines of a JSON file are objects, because pyarrow ends the process if they are null.
 
-    A list, or one object over several lines, is left to `datasets`, which reads them, too.
+    A list, or one object over several lines, is not checked: `datasets` reads these too.
 
     Raises:
-        ProbeError: a line is no object; it is named.
+        ProbeError: a line is not an object; the message names it.
         OSError: the file cannot be read.
     """
     with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
@@ -262,12 +263,12 @@ def _says(line: bytes, kind: type) -> bool:
 
 
 def _opened(dataset: Any, columns: Sequence[str], rows: Rows) -> Iterable[Any]:
-    """A dataset of `datasets` with the wanted columns alone, as Python objects, and its class names noted."""
+    """Reduce a dataset of `datasets` to the wanted columns, as Python objects, and record its class names."""
     for column, feature in (dataset.features or {}).items():
         names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
         if names and column in columns:
             rows.class_names[column] = tuple(names)
-    if (getattr(dataset, "format", None) or {}).get("type") == "custom":  # set_transform: it makes the rows
+    if (getattr(dataset, "format", None) or {}).get("type") == "custom":  # a set_transform function makes the rows
         return dataset
     if hasattr(dataset, "with_format"):
         dataset = dataset.with_format(None)

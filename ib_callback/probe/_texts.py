@@ -1,4 +1,4 @@
-"""From texts and a tokenizer to the content of a probe: one document a sequence, cut and padded."""
+"""Make the content of a probe from texts and a tokenizer: one document a sequence, cut and padded."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ib_callback.probe.content import NO_LABEL, Content
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a probe is to be.
+    """The size of a probe to build.
 
     num_sequences: how many to take; None: all.
-    max_length: most tokens of a sequence.
-    min_length: texts with fewer tokens are skipped; None: nothing is skipped for its length.
+    max_length: largest number of tokens in a sequence.
+    min_length: texts with fewer tokens are skipped; None: no text is skipped because of its length.
 
     Raises:
-        TypeError, ValueError: numbers that make no probe.
+        TypeError, ValueError: a number that cannot be used.
     """
 
     num_sequences: int | None
@@ -49,13 +49,13 @@ class Sizes:
             )
 
     def noted(self) -> dict[str, str]:
-        """For the source of a probe."""
+        """The sizes as entries for the `source` of a probe."""
         noted = {"num_sequences": str(self.num_sequences), "max_length": str(self.max_length)}
         return noted if self.min_length is None else noted | {"min_length": str(self.min_length)}
 
 
 class Document(NamedTuple):
-    """A text, the words it was joined from if it was, what its label columns hold, by name, and its source."""
+    """A text; the words that it was joined from, if any; what its label columns hold, by name; and its source."""
 
     text: str
     words: Sequence[str] | None
@@ -72,17 +72,17 @@ def texts_content(
     labels: Mapping[str, Iterable[Any]] | None = None,
     groups: Iterable[Any] | None = None,
 ) -> Content:
-    """The content of `Probe.from_texts`."""
+    """The content for `Probe.from_texts`."""
     readers = [LabelReader(feature) for feature in labels or {}]
     source = {"constructor": "from_texts"}
     return collect(documents(texts, labels, groups), tokenizer, sizes, name=name, source=source, readers=readers)
 
 
 def documents(texts: Iterable[Any], labels: Mapping[str, Any] | None = None, groups: Any = None) -> Iterator[Document]:
-    """Texts with the label that each column has for them, and their source.
+    """Yield each text with its label from each column, and with its source.
 
     Raises:
-        ProbeError: a column is too short or too long, or not a column.
+        ProbeError: a column is too short, too long, or not a column.
         TypeError: `texts` is one string or holds something else.
     """
     if isinstance(texts, (str, bytes)):
@@ -114,7 +114,7 @@ def documents(texts: Iterable[Any], labels: Mapping[str, Any] | None = None, gro
 
 
 def check_group(group: Any, where: str) -> None:
-    """Raise a ProbeError unless a text has a source."""
+    """Raise a ProbeError if a text has no source."""
     if isinstance(group, bool) or not isinstance(group, (int, np.integer, str)):
         raise ProbeError(
             f"{where}: expected its source, an integer or a string, got {group!r}. Give one without a source a name of "
@@ -138,13 +138,13 @@ def collect(
         texts: read no further than needed.
         tokenizer: see `Encoder`.
         sizes: with a `min_length`.
-        name: of the probe.
-        source: how it is made; sizes and numbers of texts are added.
+        name: name of the probe.
+        source: how the probe is made; this function adds sizes and numbers of texts.
         readers: one for each label of the documents.
         progress: called with the number of sequences so far.
 
     Raises:
-        ProbeError: no text is long enough, or labels are not usable.
+        ProbeError: no text is long enough, or labels cannot be used.
         TypeError: `tokenizer` is not a tokenizer.
     """
     assert sizes.min_length is not None
@@ -183,10 +183,10 @@ def collect(
 
 
 class Table:
-    """Rows of ids and labels, until they are padded to one tensor.
+    """Collects rows of ids and labels, and pads them to one tensor at the end.
 
     Args:
-        readers: of the labels.
+        readers: one for each label.
     """
 
     def __init__(self, readers: Sequence[LabelReader]) -> None:
@@ -199,14 +199,14 @@ class Table:
         return len(self._ids)
 
     def add(self, ids: np.ndarray, labels: Sequence[np.ndarray], *, num_bytes: int | None) -> None:
-        """A row: ids [n], for each reader [n] labels, and the bytes of all tokens but the first, if they are known."""
+        """Add a row: ids [n], [n] labels for each reader, and the bytes of all tokens except the first, if known."""
         self._ids.append(torch.from_numpy(ids))
         self._num_bytes = None if self._num_bytes is None or num_bytes is None else self._num_bytes + num_bytes
         for column, label in zip(self._labels, labels, strict=True):
             column.append(torch.from_numpy(label))
 
     def content(self, name: str, source: Mapping[str, str], counts: Mapping[str, int], tokenizer: Any) -> Content:
-        """Everything, padded on the right, with final numbers and names of labels."""
+        """All rows, padded on the right, with the final numbers and names of labels."""
         lengths = torch.tensor([len(row) for row in self._ids])
         ids = pad_sequence(self._ids, batch_first=True)
         self._ids.clear()

@@ -1,4 +1,4 @@
-"""Tokenizers of every kind behind one call: texts to ids, cut to a length, with the places they come from."""
+"""One call for tokenizers of every kind: it turns texts into ids, cut to a length, and says where they come from."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 
 from ib_callback.common.errors import ProbeError
 
-# Pieces that tokenizers differ in: words, digits, white space, accents, other scripts, special tokens.
+# A text on which tokenizers differ: words, digits, white space, accents, other scripts, special tokens.
 _SAMPLE = "Tell me: what is 12 + 345?\n\n\tÜber Café 北京 🙂 don't  <|endoftext|> </s> [SEP] <unk>"
 
 
 class Encoded(NamedTuple):
-    """One text: ids [n] int32, and if asked for, offsets [n, 2] (characters) and special [n] bool, if known.
+    """One encoded text: ids [n] int32; on request, and if known, offsets [n, 2] in characters and special [n] bool.
 
-    special: tokens that the tokenizer added to the text.
+    special: true for tokens that the tokenizer added to the text.
     """
 
     ids: np.ndarray
@@ -27,16 +27,16 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """A text to ids, cut to `max_length`, by a copy of any tokenizer: the settings of one's own stay as they are.
+    """Turns a text into ids, cut to `max_length`. It uses a copy, so the settings of the given tokenizer do not change.
 
     Args:
         tokenizer: of transformers (fast or slow), or a `tokenizers.Tokenizer`.
-        max_length: most tokens of a text; None: as many as there are.
+        max_length: largest number of tokens of a text; None: no limit.
 
     Raises:
         TypeError: `tokenizer` is not a tokenizer.
-        ProbeError: it draws at random; or, when called, a text that is no valid Unicode, or a `max_length` that the
-            tokenizer does not cut to, for its special tokens alone are too many.
+        ProbeError: the tokenizer draws at random. When called: the text is not valid Unicode, or the special tokens
+            alone are more than `max_length`, so the tokenizer cannot cut to it.
     """
 
     def __init__(self, tokenizer: Any, max_length: int | None) -> None:
@@ -69,12 +69,12 @@ class Encoder:
 
         Args:
             text: what is to become a sequence.
-            places: also say where tokens come from, as far as the tokenizer knows.
-            special_tokens: add those that the tokenizer adds by default.
+            places: also say where in the text tokens come from, if the tokenizer knows.
+            special_tokens: add the tokenizer's default special tokens.
         """
         try:
             encoded = self._encode(text, places, special_tokens)
-        except TypeError as error:  # what `tokenizers` raises, as if it were no string
+        except TypeError as error:  # `tokenizers` raises it as if the text were not a string
             raise ProbeError(
                 f"texts: expected valid Unicode, got {text[:40]!r}, perhaps with half a surrogate pair. "
                 "Clean it first: text.encode('utf-8', 'replace').decode()."
@@ -105,11 +105,11 @@ class Encoder:
 
 
 def bytes_predicted(text: str, encoded: Encoded) -> int | None:
-    """UTF-8 bytes of the text behind the first token, up to the end of the last one; None without places of tokens.
+    """UTF-8 bytes of the text after the first token, up to the end of the last; None if places of tokens are unknown.
 
-    White space between tokens counts, whether or not the tokenizer says that it is part of one. If the tokenizer added
-    the first token, the text begins with the next one. Of a character that was cut into several tokens each is said to
-    hold all of it: it counts as a whole where the last token holds a part of it, and not where the first one does.
+    White space between tokens counts, whether or not the tokenizer assigns it to a token. If the tokenizer added the
+    first token, the text begins with the next one. If a character was cut into several tokens, the tokenizer reports
+    all of it for each of them. Such a character counts as a whole at the last token, and not at all at the first.
     """
     if encoded.offsets is None or encoded.special is None:
         return None
@@ -121,12 +121,12 @@ def bytes_predicted(text: str, encoded: Encoded) -> int | None:
 
 
 def _is_raw(tokenizer: Any) -> bool:
-    """Whether it is a `tokenizers.Tokenizer` rather than one of transformers."""
+    """Whether `tokenizer` is a `tokenizers.Tokenizer` rather than a tokenizer of transformers."""
     return hasattr(tokenizer, "enable_truncation") and hasattr(tokenizer, "encode")
 
 
 def _backend(tokenizer: Any) -> Any:
-    """The `tokenizers.Tokenizer` of a fast tokenizer; None of a slow one."""
+    """The `tokenizers.Tokenizer` inside a fast tokenizer; None for a slow one."""
     return tokenizer if _is_raw(tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
 
 
@@ -140,11 +140,11 @@ def describe(tokenizer: Any) -> str:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Hex SHA-256 of all that decides which ids a tokenizer gives; its name and where it was loaded from do not.
+    """Hex SHA-256 of everything that decides which ids a tokenizer gives. Its name and origin do not count.
 
-    Of a fast tokenizer that is its serialised form without truncation and padding, which callers set; of a slow
-    one its vocabulary, SentencePiece model and special tokens. The ids of a sample text stand for behaviour that
-    is in code.
+    For a fast tokenizer the hash covers its serialised form, without truncation and padding, which callers set. For a
+    slow one it covers the vocabulary, the SentencePiece model and the special tokens. The ids of a sample text stand
+    for behaviour that is in code.
     """
     parts: dict[str, Any] = {"class": type(tokenizer).__name__}
     inner = _backend(tokenizer)
@@ -161,16 +161,17 @@ def tokenizer_hash(tokenizer: Any) -> str:
         parts["split"] = getattr(tokenizer, "encode_special_tokens", False)
     else:
         parts["side"] = getattr(tokenizer, "truncation_side", "right")
-        # Whether special tokens that stand in a text are taken as text. Serialised forms leave it out.
+        # Whether special tokens that occur in a text are treated as text. The serialised form does not hold this.
         parts["split"] = bool(getattr(tokenizer, "split_special_tokens", False))
     parts["sample"] = Encoder(tokenizer, None)(_SAMPLE).ids.tolist()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def template_hash(tokenizer: Any) -> str:
-    """Hex SHA-256 of all that decides what a chat template writes; empty if there is none.
+    """Hex SHA-256 of everything that decides what a chat template writes; empty without a template.
 
-    Templates name special tokens (`{{ bos_token }}`), which can be set apart from those in the vocabulary.
+    This includes special tokens that the template names (`{{ bos_token }}`), because they can differ from those in the
+    vocabulary.
     """
     template = getattr(tokenizer, "chat_template", None)
     if not template:

@@ -1,7 +1,7 @@
 """English prose that every installation has: the documentation inside Python, NumPy, SciPy and torch.
 
-It needs no network, so a probe (`Probe.builtin`), a demonstration and tests can be made of it anywhere. It
-depends on the installed versions alone; `corpus_fingerprint` tells whether two machines have the same.
+It needs no network, so a probe (`Probe.builtin`), the demo and tests can use it anywhere. The text depends only
+on the installed versions. If `corpus_fingerprint` is equal on two machines, they have the same text.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ END_OF_TEXT = "<|endoftext|>"
 _MIN_DOCUMENT = 800  # characters: over 128 tokens for the usual tokenizers
 _MAX_DOCUMENT = 4000
 _HELD_OUT_DOCUMENTS = 512
-_SHARED_WORDS = 8  # a run of so many words in common is a copy, not a coincidence
+_SHARED_WORDS = 8  # a common run of this many words is a copy, not a coincidence
 
 _WORD = re.compile(r"[a-z]+")
 
@@ -106,7 +106,7 @@ def _pieces(parts: list[str]) -> list[list[str]]:
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Syntax trees are millions of objects without cycles: the collector finds none and doubles the time."""
+    """Turn garbage collection off. It would double the time: syntax trees are millions of objects without cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -176,20 +176,20 @@ def _default_tokenizer() -> str:
 
 
 def documents() -> list[str]:
-    """All documents: one of each longer class, function or topic, and one of a module's short texts together.
+    """All documents. Each longer class, function or topic is one; the short texts of a module together are one.
 
     Returns:
-        Texts of 800 characters or more, in the order of the files they are from. Paragraphs are separated by
-        an empty line; none occurs twice in the whole list.
+        Texts of 800 characters or more, in the order of the files that they come from. Paragraphs are separated by
+        an empty line; no paragraph occurs twice in the whole list.
     """
     return [_join(parts) for parts in _documents()]
 
 
 def split() -> tuple[list[str], list[str]]:
-    """The text to train on and the text held out of it: `(training, held_out)`.
+    """The text to train on and the held-out text: `(training, held_out)`.
 
-    The documents are ordered by the SHA-256 of their text, which mixes the sources; the first 512 are held
-    out. Training documents lose the paragraphs that share a run of eight words with a held-out document.
+    The documents are ordered by the SHA-256 of their text, which mixes the sources. The first 512 are held out.
+    Paragraphs of training documents that share a run of eight words with a held-out document are removed.
 
     Raises:
         ProbeError: the installation comes without the source files that hold the text.
@@ -199,9 +199,9 @@ def split() -> tuple[list[str], list[str]]:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
-    """Train a byte-level BPE tokenizer, so that any text can be encoded and nothing is unknown.
+    """Train a byte-level BPE tokenizer. It can encode any text, without unknown tokens.
 
-    The same texts give the same tokenizer. Its one special token, `<|endoftext|>`, has the id 0; encoding
+    The same texts give the same tokenizer. Its only special token, `<|endoftext|>`, has the id 0; encoding
     does not add it.
 
     Args:
@@ -233,7 +233,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
 def default_tokenizer() -> Tokenizer:
     """The tokenizer of `Probe.builtin()`: 4096 entries, trained on `split()[0]` once per process.
 
-    Every call returns a new object, so that padding or truncation set on one is not seen by others.
+    Every call returns a new object, so padding or truncation that you set on one does not affect others.
     """
     tokenizers = require("tokenizers", extra="hf", purpose="The built-in tokenizer")
     return tokenizers.Tokenizer.from_str(_default_tokenizer())
@@ -241,7 +241,7 @@ def default_tokenizer() -> Tokenizer:
 
 @lru_cache(maxsize=1)
 def corpus_fingerprint() -> str:
-    """Hex SHA-256 over all documents in order: two machines with the same one have the same built-in text."""
+    """Hex SHA-256 over all documents in order; equal on machines with the same built-in text."""
     digest = hashlib.sha256()
     for parts in _documents():
         text = _join(parts).encode()
@@ -250,7 +250,7 @@ def corpus_fingerprint() -> str:
 
 
 def source() -> dict[str, str]:
-    """What a probe of this text notes: the corpus, and the versions that it depends on, by name."""
+    """The `source` of a probe of this text: the corpus, and the versions that it depends on, by name."""
     return {
         "constructor": "builtin",
         "corpus": CORPUS,

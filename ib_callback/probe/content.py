@@ -1,4 +1,4 @@
-"""What a probe is made of, however it was built: token ids, a mask and labels; their checks and their fingerprint."""
+"""The content of a probe: token ids, a mask and labels, with their checks and their fingerprint."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ NO_LABEL = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """All that a probe holds, as whoever built or read it has it; `normalised` makes it what a probe is.
+    """Everything that a probe holds, unchecked; `normalised` checks it and brings it into the final form.
 
     Attributes:
         input_ids: [N, S] integers: tensor, array or nested lists.
         attention_mask: [N, S], true or 1 at real tokens; None: all are real.
-        labels: {name: [N, S] integers}, -1 where a position has none; or None.
-        label_names: {name of a label: names of its numbers, from 0 on}; or None.
-        groups: [N] integers or strings, the source that each sequence is of; None: each is of one of its own.
+        labels: {label: [N, S] integers}, -1 where a position has no label; or None.
+        label_names: {label: names of its values 0, 1, …}; or None.
+        groups: [N] integers or strings, the source of each sequence; None: each sequence has a source of its own.
         name: short name, for messages and files.
-        source: how it was made, as strings by name.
-        tokenizer: what tokenizer the ids are of, in words; None: not known.
-        num_bytes: UTF-8 bytes of the text of all real tokens but the first of each sequence; None: not known.
+        source: how the probe was made, as strings by name.
+        tokenizer: class, name and size of the tokenizer that made the ids, as text; None: unknown.
+        num_bytes: UTF-8 bytes of the text of all real tokens except the first of each sequence; None: unknown.
     """
 
     input_ids: Any
@@ -48,12 +48,11 @@ class Content:
 def normalised(content: Content) -> Content:
     """Check content, and bring it into the one form that is fingerprinted.
 
-    Ids under padding become 0 and labels there -1, so that what padding holds makes no difference. The tensors are
-    new, contiguous and on the CPU: ids and labels [N, S] long, mask [N, S] bool. Labels are in the order of their
-    names.
+    At padding, ids become 0 and labels -1, so what padding holds makes no difference. The tensors are new,
+    contiguous and on the CPU: ids and labels [N, S] long, mask [N, S] bool. Labels are sorted by name.
 
     Raises:
-        ProbeError: anything is not as `Content` says, or a sequence has padding amid its tokens, or no real token.
+        ProbeError: anything is not as `Content` says, or a sequence has padding between its tokens, or no real token.
     """
     check_name(content.name)
     if content.num_bytes is not None:
@@ -82,7 +81,7 @@ def normalised(content: Content) -> Content:
 
 
 def check_name(name: Any) -> None:
-    """Refuse what cannot be a probe's name."""
+    """Raise if `name` cannot be the name of a probe."""
     if not isinstance(name, str) or not name:
         raise ProbeError(f"name: expected a non-empty string, got {name!r}.")
 
@@ -90,7 +89,7 @@ def check_name(name: Any) -> None:
 def fingerprint(input_ids: Tensor, attention_mask: Tensor, labels: Mapping[str, Tensor]) -> str:
     """Hex SHA-256 over ids, mask and labels, their shapes and the labels' names; the same on every platform.
 
-    `attention_mask` may be bool, or the bytes of a file as uint8: bytes other than 0 and 1 make a difference.
+    `attention_mask` may be bool, or the bytes of a file as uint8. Bytes other than 0 and 1 change the fingerprint.
     """
     parts = [("input_ids", input_ids, "<i8"), ("attention_mask", attention_mask, "u1")]
     parts += [(f"labels/{name}", labels[name], "<i8") for name in sorted(labels)]
@@ -128,7 +127,7 @@ def _check_shape(tensor: Tensor, shape: torch.Size, what: str, cure: str) -> Non
 
 
 def _mask(values: Any, shape: torch.Size) -> Tensor:
-    # A mask of bool would take eight times as much by way of integers.
+    # Converted through integers, a bool mask would take eight times as much memory.
     if isinstance(values, Tensor) and values.dtype == torch.bool:
         numbers = values.detach().to("cpu", copy=True).contiguous()
     else:
@@ -198,7 +197,7 @@ def _label_names(names: Any, labels: Mapping[str, Tensor]) -> dict[str, tuple[st
 
 
 def _groups(groups: Any, number: int) -> tuple[int, ...]:
-    """Groups numbered from 0 on in the order in which they come."""
+    """Number groups from 0 in the order in which they first occur."""
     if isinstance(groups, (str, bytes, Mapping)) or not isinstance(groups, Iterable):
         raise ProbeError(f"groups: expected the source of each of the {number} sequences, got {type(groups).__name__}.")
     given = groups.tolist() if isinstance(groups, (Tensor, np.ndarray)) else list(groups)

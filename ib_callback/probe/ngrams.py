@@ -1,4 +1,4 @@
-"""Which label every valid position carries: n-gram contexts and features, as nested segments of sorted positions."""
+"""The labels of valid positions, n-gram contexts and features, as nested segments of sorted positions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def order_name(order: int) -> str:
 
 
 def parse_orders(orders: str | Iterable[str]) -> dict[str, int]:
-    """Map order names to context widths, as given.
+    """Map the names of orders to context widths, in the given order.
 
     >>> parse_orders(["trigram", "token", "5-gram"])
     {'trigram': 3, 'token': 1, '5-gram': 5}
@@ -59,15 +59,15 @@ class Positions:
 
 
 def valid_positions(mask: np.ndarray, width: int, *, probe: str = "the probe") -> Positions:
-    """Positions whose `width` tokens ending there and `width` tokens starting just after are all real.
+    """Positions at which a context of `width` tokens ends and another begins just after, all of them real tokens.
 
     Args:
         mask: [N, S] bool, True at real tokens.
         width: K, the widest n-gram order.
-        probe: its name, for the message.
+        probe: name of the probe, for the message.
 
     Raises:
-        ProbeError: there is none.
+        ProbeError: there is no such position.
     """
     num_sequences = len(mask)
     # A window of 2K tokens that starts at s - K + 1 holds both contexts of s.
@@ -85,7 +85,7 @@ def valid_positions(mask: np.ndarray, width: int, *, probe: str = "the probe") -
 
 @dataclass(frozen=True)
 class LabelSet:
-    """One labelling of positions whose conditional entropy is wanted.
+    """One labelling of positions whose conditional entropy is measured.
 
     name: e.g. `("complexity", "bigram")` or `("feature", "language")`.
     num_positions: positions that carry a label of this set.
@@ -101,13 +101,13 @@ class LabelSet:
 class Segments:
     """Groups of positions that carry the same label in one or more label sets.
 
-    A bigram label that always follows the same token covers exactly the positions of one trigram label; such
-    labels are one group here, with one histogram and one entropy.
+    A bigram that always follows the same token covers exactly the positions of one trigram label. Such labels
+    form one group, with one histogram and one entropy.
 
     order: [M] positions, sorted so that each group is contiguous.
     start, stop: [G] bounds of each group within `order`; every group has at least two positions.
-    sets: [G] int64, bit i set where the group is a label of label set i.
-    alone: [T] int64, bit i set where the position is the only one that carries its label in label set i.
+    sets: [G] int64; bit i is set if the group is a label of label set i.
+    alone: [T] int64; bit i is set if no other position has the same label in label set i.
     """
 
     order: np.ndarray
@@ -118,12 +118,12 @@ class Segments:
 
 
 def context_segments(contexts: np.ndarray, widths: Sequence[int], first_bit: int) -> Segments:
-    """Group positions by their contexts backed off to each width: one sort makes all orders nested segments.
+    """Group positions by their contexts cut to each width: after one sort all orders are nested segments.
 
     Args:
         contexts: [T, K] token ids, nearest token first.
         widths: widths to group by, ascending, each at most K.
-        first_bit: number of the label set of the first width; the others follow.
+        first_bit: number of the label set of the first width; those of the other widths follow.
     """
     order = _sort_rows(contexts[:, : widths[-1]])
     changed = np.zeros(len(order), bool)
@@ -151,8 +151,8 @@ def value_segments(values: np.ndarray, bit: int) -> Segments:
 
 
 def _sort_rows(rows: np.ndarray) -> np.ndarray:
-    """Stable lexicographic argsort of the rows, first column most significant."""
-    # Packing columns into 63-bit keys makes this one or two sorts instead of one for each column.
+    """Stable lexicographic argsort of the rows; the first column is the most significant."""
+    # Packing columns into 63-bit keys needs one or two sorts instead of one for each column.
     bits = max(1, int(rows.max(initial=0)).bit_length())
     per_key = max(1, 63 // bits)
     keys = []
@@ -165,7 +165,7 @@ def _sort_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def _merge_segments(order: np.ndarray, parts: list[tuple[int, np.ndarray]], num_positions: int) -> Segments:
-    """One group for each distinct segment, with the bits of all label sets in which it is a label."""
+    """Make one group of each distinct segment, with the bits of all label sets in which it is a label."""
     total = len(order)
     alone = np.zeros(num_positions, np.int64)
     bounds, bits = [], []

@@ -1,8 +1,8 @@
 """How much of a probe occurs in training text: whole sequences, and n-grams of tokens.
 
-A held-out probe is held out only if the model has not been trained on it. The usual test is for common n-grams of 13
-tokens (Brown et al., 2020, appendix C). The n-grams of the probe are kept by a hash of 64 bits, for which training text
-that streams past is searched; whole sequences are then compared token by token.
+A probe is held out only if the model has not been trained on its text. The usual test looks for common n-grams of 13
+tokens (Brown et al., 2020, appendix C). The n-grams of the probe are kept as 64-bit hashes. Training text streams past
+and is searched for these hashes; whole sequences are then compared token by token.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Integers = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
 NGRAM = 13
-# Tokens looked at in one go: few enough to stay in a core's cache.
+# Tokens looked at in one step: few enough to stay in a core's cache.
 CHUNK = 1 << 16
-# Whether any n-gram of the probe begins with these bits of a hash is looked up before the hash itself is.
+# A table of the first bits of all hashes of the probe is looked up first; it rules out most hashes of the text.
 _FIRST_BITS = 22
 _BELOW = np.uint64(64 - _FIRST_BITS)
 _MIX, _BASE = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x9E3779B97F4A7C15)
@@ -38,15 +38,16 @@ class Overlap:
     """What a probe shares with the training text that was looked at.
 
     Attributes:
-        num_sequences: of the probe.
-        num_ngrams: n-grams in the probe, each place counted; those that occur in the text are `found_ngrams`.
-        n: tokens of an n-gram.
+        num_sequences: number of sequences in the probe.
+        num_ngrams: number of n-grams in the probe, repeated ones counted each time. `found_ngrams` of them occur in the
+            text.
+        n: number of tokens in an n-gram.
         sequences: numbers of the sequences that share an n-gram with the text.
-        duplicates: numbers of the sequences that occur in it as a whole. The first and the last token of a sequence may
-            differ, where tokenizers put special ones.
-        share_of_sequence: [N] share of each sequence's n-grams that was found; 0 for those that are too short.
-        too_short: sequences of fewer than n tokens, of which nothing can be said.
-        num_texts, num_tokens: examined. The text of a packed block is one text.
+        duplicates: numbers of the sequences that occur in the text as a whole. The first and the last token may differ,
+            because tokenizers put special tokens there.
+        share_of_sequence: [N] share of each sequence's n-grams that was found; 0 for sequences that are too short.
+        too_short: sequences of fewer than n tokens, which the test cannot judge.
+        num_texts, num_tokens: how many were examined. A packed block counts as one text.
     """
 
     num_sequences: int
@@ -88,7 +89,7 @@ def overlap(
     n: int,
     max_texts: int | None,
 ) -> Overlap:
-    """What `Probe.overlap` says, of ids [N, S] and a mask [N, S] of a probe."""
+    """The result of `Probe.overlap` for the ids [N, S] and the mask [N, S] of a probe."""
     check_integer("n", n, minimum=1, cure=f"{NGRAM} is usual")
     if max_texts is not None:
         check_integer("max_texts", max_texts, minimum=1, cure="None is for all")
@@ -106,12 +107,12 @@ class _Index:
         self.rows = [ids[real] for ids, real in zip(input_ids.numpy(), attention_mask.numpy(), strict=True)]
         hashes = [ngram_hashes(row, n) for row in self.rows]
         self.hashes, kinds = np.unique(np.concatenate(hashes), return_inverse=True)
-        # Which of the distinct n-grams each sequence consists of.
+        # For each sequence: the numbers of the distinct n-grams in it.
         self.kinds = np.split(kinds, np.cumsum([len(row) for row in hashes])[:-1])
         self.seen = np.zeros(len(self.hashes), bool)
         self.may_be = np.zeros(1 << _FIRST_BITS, bool)
         self.may_be[self.hashes >> _BELOW] = True
-        # Sequences by the n-gram that any occurrence of the whole begins with, special tokens left aside.
+        # Sequences by their first n-gram, leaving special tokens aside: every whole occurrence begins with it.
         self.anchored: dict[int, list[int]] = {}
         self.cores: dict[int, Integers] = {}
         for sequence, (row, kinds) in enumerate(zip(self.rows, self.kinds, strict=True)):
@@ -124,10 +125,10 @@ class _Index:
         self.num_texts = self.num_tokens = 0
 
     def add(self, text: Any) -> None:
-        """Look at one text: ids [n] of any kind, which may lie on a disk and are copied in parts."""
+        """Look at one text: ids [n] of any integer type. They may be on disk; they are copied in parts."""
         self.num_texts += 1
         self.num_tokens += len(text)
-        # Parts that overlap by as much as a sequence can be long.
+        # Parts overlap by the length of the longest sequence.
         for begin in range(0, max(len(text) - self.longest, 1), CHUNK):
             self._look_at(np.asarray(text[begin : begin + CHUNK + self.longest], np.int64))
 
@@ -160,7 +161,7 @@ class _Index:
 
 
 def ngram_hashes(tokens: Integers, n: int) -> Hashes:
-    """Hash of the n-gram that begins at each place; the last n - 1 places, where none does, are left out.
+    """Hash of the n-gram that begins at each place. No n-gram begins at the last n - 1 places; they are left out.
 
     Σ h(t[i + j]) B^(n-1-j) modulo 2^64.
 
@@ -169,7 +170,7 @@ def ngram_hashes(tokens: Integers, n: int) -> Hashes:
     """
     number = max(len(tokens) - n + 1, 0)
     mixed = tokens.astype(np.uint64) * _MIX
-    mixed ^= mixed >> np.uint64(29)  # neighbouring ids, multiplied, are far from random in their lower bits
+    mixed ^= mixed >> np.uint64(29)  # after the product the lower bits of neighbouring ids are far from random
     hashes = np.zeros(number, np.uint64)
     for j in range(n if number else 0):
         hashes *= _BASE
@@ -201,7 +202,7 @@ def _texts_of(data: Any, tokenizer: Any, text_column: str) -> Iterator[Any]:
                 )
             item = item[column]
         elif isinstance(item, (tuple, list)) and item and getattr(item[0], "ndim", 0) == 1:
-            item = item[0]  # of (inputs, labels), the way TensorDataset gives rows
+            item = item[0]  # TensorDataset gives rows as (inputs, labels)
         if isinstance(item, str):
             if tokenizer is None:
                 raise ProbeError(

@@ -1,4 +1,4 @@
-"""The probe: a frozen, tokenised, held-out sample of text on which a model is measured again and again."""
+"""The probe: a frozen, tokenised, held-out sample of text. Every measurement of a model uses the same one."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 class Probe:
     """A frozen sample of N sequences of up to S tokens, one document each.
 
-    Two measurements can be compared only if they are of the same probe, so a probe never changes: its
+    Two measurements can be compared only if they use the same probe. So a probe never changes: its
     attributes cannot be assigned, its tensors are copies, and `verify` notices edits in place.
 
     Attributes:
         input_ids: [N, S] long, on the CPU; 0 at padding.
-        attention_mask: [N, S] bool, true at real tokens. Padding is at the ends of a sequence, not within.
-        labels: {name: [N, S] long} in the order of the names; -1 where a position has no label.
-        label_names: {name: the names of its numbers from 0 on}, of labels that have names.
+        attention_mask: [N, S] bool, true at real tokens. Padding is at the start or end of a sequence, never between
+            real tokens.
+        labels: {label: [N, S] long}, sorted by label; -1 where a position has no label.
+        label_names: {label: names of its values 0, 1, …}, for labels whose values have names.
         name: short name, for messages and files.
-        fingerprint: hex SHA-256 over ids, mask and labels, with their shapes and the labels' names. What
-            padding holds makes no difference, nor does the platform; nor do the names of the labels' numbers, nor
-            groups.
-        groups: the source that each sequence is of, numbered from 0 on; None: each is of one of its own.
+        fingerprint: hex SHA-256 over ids, mask and labels, with their shapes and the names of the labels. It is the
+            same on every platform. It does not depend on what padding holds, on `label_names` or on `groups`.
+        groups: number of the source of each sequence, counted from 0; None if each sequence has a source of its own.
         source: how the probe was made, as strings by name.
-        tokenizer: class, name and size of the tokenizer; None if it is not known.
-        num_bytes: UTF-8 bytes of the text of all real tokens but the first of each sequence; None if it is not known.
+        tokenizer: class, name and size of the tokenizer; None if unknown.
+        num_bytes: UTF-8 bytes of the text of all real tokens except the first of each sequence; None if unknown.
 
     Examples:
         >>> probe = Probe.from_tokens([[5, 6, 7], [8, 9, 0]], [[1, 1, 1], [1, 1, 0]])
@@ -70,7 +70,7 @@ class Probe:
 
     @classmethod
     def _warned(cls, content: Content) -> Probe:
-        """The probe, after whoever called the constructor that calls this was told what there is to say."""
+        """Make the probe, and give its warnings at the line that called the public constructor."""
         for message in remarks(content):
             warnings.warn(message, stacklevel=3)
         return cls(content)
@@ -87,23 +87,23 @@ class Probe:
         name: str = "tokens",
         num_bytes: int | None = None,
     ) -> Probe:
-        """A probe of text that is tokenised already.
+        """Make a probe of text that is tokenised already.
 
         Args:
             input_ids: [N, S] integers: tensor, array or nested lists. One document a sequence, not packed.
             attention_mask: [N, S], true or 1 at real tokens; None: all are real.
-            labels: {name: [N, S] integers}, -1 where a position has none.
-            label_names: {name of a label: names of its numbers, from 0 on}.
-            groups: [N] integers or strings, the source of each sequence (a book, a user), where several are of one:
-                they are no independent witnesses, so that the null of a feature permutes them together, and standard
-                errors leave them out together. See docs/features.md.
+            labels: {label: [N, S] integers}, -1 where a position has no label.
+            label_names: {label: names of its values 0, 1, …}.
+            groups: [N] integers or strings: the source of each sequence (a book, a user). Pass them if several
+                sequences share a source. Such sequences are not independent, so the null of a feature permutes them
+                together, and standard errors leave them out together. See docs/features.md.
             name: short name, for messages and files.
-            num_bytes: UTF-8 bytes of the text of all real tokens but the first of each sequence, for bits per byte.
+            num_bytes: UTF-8 bytes of the text of all real tokens except the first of each sequence, for bits per byte.
 
         Raises:
             ProbeError: wrong shapes or dtypes, negative ids at real tokens, labels under -1, a sequence with
-                padding amid its tokens or without a real token, or no sequence at all.
-            TypeError, ValueError: `num_bytes` is no integer from 0 on.
+                padding between its tokens or without a real token, or no sequence at all.
+            TypeError, ValueError: `num_bytes` is not an integer of at least 0.
         """
         return cls(
             Content(
@@ -131,21 +131,21 @@ class Probe:
         groups: Iterable[Any] | None = None,
         name: str = "texts",
     ) -> Probe:
-        """A probe of the first texts that are long enough, one document a sequence, cut at `max_length`.
+        """Make a probe of the first texts that are long enough, one document a sequence, cut at `max_length`.
 
-        Special tokens are those that the tokenizer adds by default, and they count. The sequences are padded
-        on the right with id 0; no pad token is needed. The tokenizer's settings stay as they are.
+        The tokenizer adds its default special tokens, and they count as tokens. Sequences are padded on the right
+        with id 0; no pad token is needed. The tokenizer's settings do not change.
 
         Args:
             texts: documents; read in order, and no further than needed.
             tokenizer: of transformers (fast or slow), or a `tokenizers.Tokenizer`.
             num_sequences: how many to take; None: all.
-            max_length: most tokens of a sequence.
+            max_length: largest number of tokens in a sequence.
             min_length: texts with fewer tokens are skipped.
-            labels: {name: a label or None for each text, skipped ones too}. Integers or strings, which are
-                numbered by the alphabet; a text's label becomes that of all its tokens, None is no label. Or for
-                each text a list of spans `(start, end, label)`, in characters: see `from_dataset`.
-            groups: the source of each text, skipped ones too, as for `from_tokens`.
+            labels: {label: one value for each text, also for skipped texts}. A value is an integer, a string, or
+                None for no label. Strings are numbered in alphabetical order. All tokens of a text get its value. A
+                value can also be a list of spans `(start, end, label)` in characters: see `from_dataset`.
+            groups: the source of each text, also of skipped texts, as for `from_tokens`.
             name: short name, for messages and files.
 
         Raises:
@@ -171,25 +171,26 @@ class Probe:
         groups: Iterable[Any] | None = None,
         name: str = "texts",
     ) -> dict[str, Probe]:
-        """A probe for each of several tokenizers, all of the same documents, for models of different families.
+        """Make one probe for each tokenizer, all of the same documents, to compare models of different families.
 
-        A document counts only if it has `min_length` tokens under every tokenizer. Each is cut at `max_length` tokens
-        of each tokenizer, and so not at the same letter: pass texts that are cut already if that matters.
-        `source["documents"]` is the same in all of them: SHA-256 over the texts.
+        A document is used only if it has `min_length` tokens under every tokenizer. Every tokenizer cuts a document
+        after `max_length` of its own tokens, so the cuts lie at different characters. If that matters, pass texts
+        that are cut already. `source["documents"]`, the SHA-256 over the texts, is the same in all probes.
 
         Args:
-            texts: documents; read in order, and no further than needed. Those that count are kept in memory meanwhile.
-            tokenizers: by a name of your choice, which becomes part of the probe's.
+            texts: documents; read in order, and no further than needed. Documents that are used stay in memory
+                meanwhile.
+            tokenizers: {name of your choice: tokenizer}. The name becomes part of the probe's name.
             num_sequences: how many to take; None: all.
-            max_length: most tokens of a sequence.
-            min_length: least tokens, under each tokenizer.
-            labels: as for `Probe.from_texts`, one for each text, skipped ones too.
-            groups: likewise.
-            name: of the probes, before the name of the tokenizer.
+            max_length: largest number of tokens in a sequence.
+            min_length: smallest number of tokens, under each tokenizer.
+            labels: as for `Probe.from_texts`, one value for each text, also for skipped texts.
+            groups: as for `Probe.from_texts`.
+            name: first part of the probes' names; the name of the tokenizer follows.
 
         Raises:
             ProbeError: no document is long enough under every tokenizer, or lengths or labels cannot be used.
-            TypeError: `tokenizers` is no mapping, or what `Probe.from_texts` refuses.
+            TypeError: `tokenizers` is not a mapping, or as for `Probe.from_texts`.
 
         Warns:
             UserWarning: fewer than `num_sequences` documents are long enough.
@@ -213,7 +214,7 @@ class Probe:
         name: str | None = None,
         **reading: Unpack[SplitOptions],
     ) -> Probe:
-        """A probe of the first rows of a dataset that are long enough, streamed, and cached.
+        """Make a probe of the first rows of a dataset that are long enough. Rows are streamed; the probe is cached.
 
         Args:
             dataset: a name on the HuggingFace hub; a local file (.json, .jsonl, .parquet, .csv, or .txt with a
@@ -222,28 +223,28 @@ class Probe:
             text_column: the column with the text: strings, or lists of words, which are joined by spaces.
             label_columns: columns with labels, or {feature: column}. A label is an integer (-1 or None: none) or
                 a string, for all tokens of its row; or a list with one of these for each word; or a list of spans
-                `(start, end, label)` in characters of the text. Strings are numbered by the alphabet, and
-                `label_names` keeps their names, as those of `datasets.ClassLabel`. A token has the label of the
-                span that its first character lies in.
-            group_column: a column with the source of each row, `groups` of `from_tokens`.
+                `(start, end, label)` in characters of the text. A token has the label of the span that contains its
+                first character. Strings are numbered in alphabetical order. `label_names` keeps these strings, or
+                the names of a `datasets.ClassLabel`.
+            group_column: a column with the source of each row; it becomes `groups` as in `from_tokens`.
             num_sequences: how many rows to take; None: all.
-            max_length: most tokens of a sequence.
+            max_length: largest number of tokens in a sequence.
             min_length: rows with fewer tokens are skipped.
             name: short name, for messages and files; None: that of the dataset.
-            **reading: `config=None`, `split=None` (needed where there are several) and `revision=None` of datasets
-                on the hub; `skip=0` rows to leave out first; `cache=True`, `cache_dir=None` (the user's cache
-                directory) and `progress=None` (a bar on terminals).
+            **reading: `config=None`, `split=None` (needed if there are several) and `revision=None` of datasets
+                on the hub; `skip=0`, the number of rows to leave out first; `cache=True`, `cache_dir=None` (the
+                user's cache directory) and `progress=None` (a bar on terminals).
 
-        A probe of a named dataset, of files or of a `datasets.Dataset` is kept in the cache, by all that decides its
-        content, and read from there the next time, by any process, without a network.
+        A probe of a named dataset, of files or of a `datasets.Dataset` is cached under a key of everything that decides
+        its content. The next call with the same key, in any process, reads it from there without a network.
 
         Raises:
-            ProbeError: the dataset cannot be reached or read, has no such columns, or no row is long enough.
-            TypeError: not a dataset or tokenizer.
+            ProbeError: the dataset cannot be reached or read, a column is missing, or no row is long enough.
+            TypeError: `dataset` is not a dataset, or `tokenizer` is not a tokenizer.
             ImportError: the package `datasets` is missing.
 
         Warns:
-            UserWarning: fewer than `num_sequences` rows are long enough, or all that were taken have the same label.
+            UserWarning: fewer than `num_sequences` rows are long enough, or all rows taken have the same label.
         """
         check_keywords("from_dataset", reading, SplitOptions)
         content = dataset_content(
@@ -269,9 +270,9 @@ class Probe:
         split: str = "validation",
         **reading: Unpack[ReadingOptions],
     ) -> Probe:
-        """A probe of English C4 (allenai/c4, "en"), the validation split, which models must not be trained on.
+        """Make a probe of English C4 (allenai/c4, "en"), by default of its validation split.
 
-        For arguments, errors and caching see `from_dataset`.
+        Do not train the model on that split. For arguments, errors and caching see `from_dataset`.
         """
         check_keywords("from_c4", reading, ReadingOptions)
         sizes = Sizes(num_sequences, max_length, min_length)
@@ -289,21 +290,21 @@ class Probe:
         name: str = "preferences",
         **reading: Unpack[SplitOptions],
     ) -> Probe:
-        """A probe of preference pairs: sequence 2i is the preferred text of pair i, 2i + 1 the rejected one.
+        """Make a probe of preference pairs: sequence 2i is the preferred text of pair i, 2i + 1 the rejected text.
 
-        `labels["preference"]` is 1 (preferred) or 0 (rejected) at the tokens of the continuation, and -1 at those of
-        the prompt. Both members of a pair are there or neither is: left out are pairs of equal texts (or equal
-        `score_chosen` and `score_rejected`), with an empty continuation, or with a prompt that leaves no room for
-        one within `max_length`. `source` counts them, by reason.
+        `labels["preference"]` is 1 (preferred) or 0 (rejected) at the tokens of the continuation, and -1 at the tokens
+        of the prompt. A pair is always used or left out as a whole. A pair is left out if its texts (or its
+        `score_chosen` and `score_rejected`) are equal, if a continuation is empty, or if the prompt leaves no room for
+        a continuation within `max_length`. `source` counts these pairs by reason.
 
         Args:
-            pairs: as `dataset` in `from_dataset`, with columns `chosen` and `rejected`, and perhaps `prompt`: strings,
-                or lists of messages `{"role": …, "content": …}`, which are written by the tokenizer's chat template
-                where it has one, and else as `Role: content` with blank lines between. Without a prompt, it is what
-                both begin with.
+            pairs: as `dataset` in `from_dataset`, with the columns `chosen`, `rejected` and optionally `prompt`.
+                They hold strings or lists of messages `{"role": …, "content": …}`. The tokenizer's chat template
+                writes messages; without a template they become `Role: content` with blank lines between. Without a
+                prompt column, the prompt is the common beginning of both texts.
             tokenizer: as for `from_texts`.
-            num_sequences: how many to take, two a pair; None: all.
-            max_length: most tokens of a sequence.
+            num_sequences: how many to take, two for each pair; None: all.
+            max_length: largest number of tokens in a sequence.
             name: short name, for messages and files.
             **reading: see `from_dataset`.
 
@@ -326,10 +327,10 @@ class Probe:
         max_length: int = 512,
         **reading: Unpack[ReadingOptions],
     ) -> Probe:
-        """A probe of preference pairs of Tulu 3 (allenai/llama-3.1-tulu-3-8b-preference-mixture).
+        """Make a probe of preference pairs of Tulu 3 (allenai/llama-3.1-tulu-3-8b-preference-mixture).
 
-        The dataset has a train split only. Leave the rows of the probe out of preference tuning: they are the
-        first ones, after `skip=`. For arguments, errors and caching see `from_preferences` and `from_dataset`.
+        The dataset has only a train split, and the probe takes its first rows, after `skip=`. Leave these rows out
+        of preference tuning. For arguments, errors and caching see `from_preferences` and `from_dataset`.
         """
         check_keywords("from_tulu", reading, ReadingOptions)
         sizes = Sizes(num_sequences, max_length)
@@ -338,23 +339,23 @@ class Probe:
 
     @classmethod
     def builtin(cls, tokenizer: Any = None, *, num_sequences: int = 256, max_length: int = 128) -> Probe:
-        """A probe that needs no network: documentation text that comes with Python, NumPy, SciPy and torch.
+        """Make a probe without a network: from the documentation text of Python, NumPy, SciPy and torch.
 
-        The text depends on the installed versions, which `source` records; to measure on the same probe
+        The text depends on the installed versions, which `source` records. To measure on the same probe
         elsewhere, save it. A model trained on `builtin_text.split()[0]` has not seen the text of the probe.
 
         Args:
             tokenizer: as for `from_texts`; None: a small byte-level BPE of 4096 entries, trained on the
                 training part of the text when first needed.
-            num_sequences: at most 512 are there.
-            max_length: most tokens of a sequence. With the small BPE all sequences reach 128 tokens.
+            num_sequences: how many to take; there are at most 512.
+            max_length: largest number of tokens in a sequence. With the small BPE all sequences reach 128 tokens.
 
         Raises:
             ImportError: the package `tokenizers` is missing.
             ProbeError: the installation has no source files to take the text from.
 
         Warns:
-            UserWarning: fewer than `num_sequences` documents are there.
+            UserWarning: there are fewer than `num_sequences` documents.
         """
         held_out = builtin_text.split()[1]
         own = builtin_text.default_tokenizer() if tokenizer is None else tokenizer
@@ -375,7 +376,7 @@ class Probe:
         return cls(_file.read(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the probe to one safetensors file, in one step; a file that is there already is replaced.
+        """Write the probe to one safetensors file, in one step. An existing file is replaced.
 
         Raises:
             ProbeError: the probe was changed in place.
@@ -385,7 +386,7 @@ class Probe:
         _file.write(path, self._content)
 
     def verify(self) -> None:
-        """Recompute the fingerprint, and refuse content that was edited in place.
+        """Recompute the fingerprint, and raise if the content was edited in place.
 
         Raises:
             ProbeError: ids, mask or labels were changed in place since the probe was made.
@@ -409,17 +410,17 @@ class Probe:
         n: int = NGRAM,
         max_texts: int | None = None,
     ) -> Overlap:
-        """What this probe shares with training text: whole sequences, and runs of `n` tokens.
+        """Find what this probe shares with training text: whole sequences, and runs of `n` tokens (n-grams).
 
-        The text is read once, in order, and not kept: memory is that of the probe's n-grams, under 100 bytes each.
+        The text is read once, in order, and not kept. Memory holds only the probe's n-grams, under 100 bytes each.
 
         Args:
-            data: texts (with `tokenizer`), sequences of token ids, rows with a column of either (`input_ids`, if
-                present, before `text_column`), such as a dataset of `datasets`; or one long array of token ids.
-            tokenizer: that of the probe, as for `Probe.from_texts`.
-            text_column: of rows that are not tokenised.
-            n: tokens of an n-gram. Fewer find more by chance.
-            max_texts: look at no more than these; None: at all.
+            data: texts (with `tokenizer`); sequences of token ids; rows with a column of either, such as a dataset of
+                `datasets` (`input_ids` is used if present, else `text_column`); or one long array of token ids.
+            tokenizer: the tokenizer of the probe, as for `Probe.from_texts`.
+            text_column: the column with the text, for rows that are not tokenised.
+            n: number of tokens in an n-gram. Shorter n-grams match more often by chance.
+            max_texts: look at no more than this many texts; None: at all.
 
         Raises:
             ProbeError: texts without a tokenizer, or rows without tokens and text.
@@ -451,12 +452,15 @@ class Probe:
 
     @property
     def label_names(self) -> dict[str, tuple[str, ...]]:
-        """Names of the numbers of labels, from 0 on, of those labels that have names (a copy)."""
+        """For each label whose values have names: the names of the values 0, 1, … (a copy)."""
         return dict(self._content.label_names)
 
     @property
     def groups(self) -> tuple[int, ...] | None:
-        """The source of each sequence, numbered from 0 on; None: each is of one of its own. Not in the fingerprint."""
+        """Number of the source of each sequence, counted from 0; None if each sequence has a source of its own.
+
+        Not part of the fingerprint.
+        """
         return self._content.groups
 
     @property
@@ -476,15 +480,15 @@ class Probe:
 
     @property
     def tokenizer(self) -> str | None:
-        """What tokenizer the ids are of, in words; None if that is not known."""
+        """Class, name and size of the tokenizer that made the ids, as text; None if unknown."""
         return self._content.tokenizer
 
     @property
     def num_bytes(self) -> int | None:
-        """UTF-8 bytes of the text of all real tokens but the first of each sequence, which are what is predicted.
+        """UTF-8 bytes of the text of all real tokens except the first of each sequence: the tokens that are predicted.
 
-        Known where the tokenizer says where its tokens come from; None otherwise. It is no part of the fingerprint. A
-        character that a byte-level tokenizer cuts at the end of a sequence counts whole: at most 3 bytes too many.
+        None if the tokenizer does not say where in the text its tokens come from. Not part of the fingerprint. If a
+        byte-level tokenizer cuts a character at the end of a sequence, all its bytes count: at most 3 too many.
         """
         return self._content.num_bytes
 

@@ -1,4 +1,4 @@
-"""The same documents under several tokenizers, so that models of different families are measured on the same texts."""
+"""The same documents under several tokenizers, to measure models of different families on the same texts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def contents_for(
     labels: Mapping[str, Iterable[Any]] | None,
     groups: Iterable[Any] | None = None,
 ) -> dict[str, Content]:
-    """The contents of `Probe.for_tokenizers`, by the name of the tokenizer."""
+    """The contents for `Probe.for_tokenizers`, by the name of the tokenizer."""
     if not isinstance(tokenizers, Mapping) or not tokenizers:
         raise TypeError(f"tokenizers: expected {{name: tokenizer}} with at least one, got {type(tokenizers).__name__}.")
     assert sizes.min_length is not None
@@ -78,13 +78,13 @@ def texts_of(source: str, *, text_column: str = "text") -> Iterator[str]:
     """The texts of a known corpus or of a file, in order, read no further than needed.
 
     Args:
-        source: "c4", English C4's validation split; "tulu", the preferred conversations of Tulu 3's preference pairs,
-            written as `Role: content`; "builtin", the held-out part of the text that every installation has; or a file
-            as for `Probe.from_dataset`: .txt with a document a line, .jsonl, .json, .parquet or .csv, also .gz.
-        text_column: of a file with columns.
+        source: "c4", the validation split of English C4; "tulu", the preferred conversations of Tulu 3's preference
+            pairs, written as `Role: content`; "builtin", the held-out part of the text that every installation has; or
+            a file as for `Probe.from_dataset`: .txt with a document a line, .jsonl, .json, .parquet or .csv, also .gz.
+        text_column: the column with the text, for a file with columns.
 
     Raises:
-        ProbeError: it cannot be reached or read, or a row has no text.
+        ProbeError: the source cannot be reached or read, or a row has no text.
     """
     try:
         yield from _texts_of(source, text_column)

@@ -1,1 +1,1 @@
-"""Numbers without tensors: one measurement, a run of them, and the rules that read it (phases, stopping, selection)."""
+"""Numbers without tensors: one measurement, the measurements of a run, and rules (phases, stopping, selection)."""

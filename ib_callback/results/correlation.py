@@ -1,4 +1,4 @@
-"""How the metrics of a run go together, with each other or with scores from elsewhere."""
+"""Correlations of the metrics of a run, with each other or with scores from elsewhere."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MIN_POINTS = 3
 class Correlation:
     """Correlation coefficients in [-1, 1] over the points at which both numbers are defined.
 
-    Neighbouring points of one run are not independent, so that these describe a run and prove nothing.
+    Neighbouring points of one run are not independent. So these numbers describe a run, but prove nothing.
 
     Attributes:
-        pearson: of the values; None for fewer than 3 points, or where one number does not vary.
-        spearman: of their ranks, ties averaged; None likewise.
+        pearson: correlation of the values; None for fewer than 3 points, or if one number does not vary.
+        spearman: correlation of the ranks, with ties averaged; None in the same cases.
         num_points: number of points.
     """
 
@@ -38,20 +38,20 @@ def correlations(
 ) -> dict[tuple[str, str], Correlation]:
     """Correlations between numbers over the points of a run.
 
-    Published work correlates optimality and the like with benchmark scores, over models and over checkpoints
-    ("Conklin et al., ICLR 2026"; "Conklin 2025"). Points of the collapse dominate a correlation: leave them out,
-    as `Trajectory.correlations` does by default.
+    Published work correlates optimality and similar numbers with benchmark scores, over models and over checkpoints
+    ("Conklin et al., ICLR 2026"; "Conklin 2025"). Points of the collapse dominate a correlation. Leave them out, as
+    `Trajectory.correlations` does by default.
 
     Args:
-        measurements: the points to use; those that could not be measured are left out.
-        scores: by step, such as the loss or the result of a benchmark; None, or a step left out: not known.
+        measurements: the points to use; points that could not be measured are left out.
+        scores: {step: score}, such as the loss or the result of a benchmark. A score of None, or none, means unknown.
 
     Returns:
-        By pair of names. With scores: every metric with `"score"`. Without: training step, the metrics of the
-        primary order, the entropy and the information on each feature, each with each.
+        {(name, name): correlation}. With scores: every metric with `"score"`. Without: every two of training step,
+        metrics of the primary order, entropy and information about each feature.
 
     Raises:
-        TypeError: scores that are no numbers by step.
+        TypeError: `scores` does not map steps to numbers.
     """
     known = None if scores is None else _by_step(scores)
     points = [m for m in measurements if m.error is None]
@@ -68,7 +68,7 @@ def correlations(
 
 
 def _by_step(scores: Any) -> dict[int, float | None]:
-    """A mapping of numbers to numbers as it is, or a series of pandas; anything else is a TypeError."""
+    """Accept a mapping of numbers to numbers, or a series of pandas; anything else is a TypeError."""
     cure = "Pass {step: score}: dict(zip(trajectory.steps, scores)) of a list with one for each point."
     if not hasattr(scores, "items"):
         raise TypeError(f"scores: expected a number by step, got {type(scores).__name__} {scores!r:.80}. {cure}")
@@ -86,12 +86,12 @@ def _by_step(scores: Any) -> dict[int, float | None]:
 
 
 def correlation(x: Iterable[float | None], y: Iterable[float | None]) -> Correlation:
-    """Of two lists of equal length; pairs in which one is None are left out.
+    """The correlation of two lists of equal length; pairs with a None are left out.
 
     >>> correlation([1, 2, 3, None, 5], [1, 4, 9, 16, 25]).spearman
     1.0
     """
-    from scipy import stats  # here, for it takes as long to import as all else together
+    from scipy import stats  # imported here, because it takes as long to import as everything else together
 
     pairs = [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
     first, second = np.array(pairs, dtype=np.float64).reshape(-1, 2).T

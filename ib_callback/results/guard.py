@@ -1,4 +1,4 @@
-"""The guard of rules for stopping and selection: nothing is done against the loss on held-out text."""
+"""The guard of the rules for stopping and selection: it prevents decisions that the held-out loss contradicts."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import math
 from numbers import Real
 from typing import Any, Literal, cast
 
-# "run": that of the run, for a rule to which nobody gave one; "loss" outside of a run.
+# "run": the guard of the run, for a rule without its own guard; outside of a run the same as "loss".
 Guard = Literal["run", "loss"] | float | None
-# Two measurements of one run on one probe differ by noise of at most .008 nats each late in training (eight recorded
-# runs, scatter of their last 12 losses: .0001 to .008, while the loss falls). Four of these are a difference.
+# Late in training, the noise in one measurement of the loss is at most .008 nats. (The scatter of the last 12 losses of
+# eight recorded runs, while the loss falls, is .0001 to .008.) About four times that counts as a difference.
 TOLERANCE = 0.03
 
 
 class _LeftOpen(str):
-    """What becomes of "run": "loss" in every respect, but known not to have been given."""
+    """The guard that stands for "run": it equals "loss", but `is_left_open` can tell that nobody gave it."""
 
     __slots__ = ()
 
 
 def is_left_open(guard: Guard) -> bool:
-    """Whether nobody gave this guard, so that the one of the run counts."""
+    """Whether nobody gave this guard; the guard of the run then applies."""
     return isinstance(guard, _LeftOpen)
 
 
 def check_guard(guard: Any) -> Guard:
-    """The guard as it is kept: a tolerance as a float, "run" as a "loss" of which `is_left_open` is true.
+    """Check a guard and return its internal form: a tolerance as a float, "run" as a "loss" that `is_left_open`.
 
     Raises:
-        ValueError: neither "loss", nor a tolerance in nats, nor None.
+        ValueError: the guard is neither "loss", "run", a tolerance in nats nor None.
     """
     if isinstance(guard, str) and guard == "run":
         return cast(Guard, _LeftOpen("loss"))
@@ -43,5 +43,5 @@ def check_guard(guard: Any) -> Guard:
 
 
 def tolerance_of(guard: Guard) -> float | None:
-    """By how many nats the loss may be above its lowest; None: it is not looked at."""
+    """By how many nats the loss may exceed its lowest value; None: the loss is not used."""
     return TOLERANCE if isinstance(guard, str) else None if guard is None else float(guard)

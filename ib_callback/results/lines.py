@@ -1,4 +1,4 @@
-"""Lines of trajectory files and of files of results: a measurement each, the latter with the model that it is of."""
+"""Lines of trajectory files and of files of results. Each is a measurement; in a file of results it names its model."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ib_callback.common.messages import warn
 from ib_callback.results.measurement import Measurement, incomparable_settings
 
 _SEAL = re.compile(rb', "crc32": "([^"]*)"}\s*$')
-# Settings in which different checkpoints of one model may differ and be one course, of which the trajectory then warns.
+# Settings in which checkpoints of one model may differ and still form one course; the trajectory then warns.
 _OF_THE_MODEL = ("dtype", "layers", "loss")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Which model a measurement is of.
+    """The model and checkpoint of a measurement.
 
     Attributes:
-        model: its name; measurements of one name are one course of training.
-        revision: which checkpoint of it: a branch, tag or commit on the hub, or the name of a file or folder.
-        family: models that belong together, such as "olmo2".
-        stage: of the training, such as "stage1" or "dpo". Steps are counted anew in each.
-        num_parameters: of the model, those that are shared counted once.
-        tokens: that the training had seen by then.
+        model: name of the model. Measurements with the same name form one course: the checkpoints of one training.
+        revision: the checkpoint: a branch, tag or commit on the hub, or the name of a file or folder.
+        family: name of a family of models, such as "olmo2".
+        stage: stage of the training, such as "stage1" or "dpo". Each stage counts its steps from the beginning.
+        num_parameters: number of parameters of the model; shared ones count once.
+        tokens: number of tokens that the training had seen by then.
         source: what was loaded, as a path or as `repository@commit`.
-        request: a digest of the probe and of all settings that were asked for.
+        request: a digest of the probe and of all requested settings.
     """
 
     model: str
@@ -49,7 +49,7 @@ class Origin:
         """The origin in a line of results; None for a line of a trajectory, which names no model.
 
         Raises:
-            ValueError: a value is not what it should be; the message names it.
+            ValueError: a value is invalid; the message names it.
         """
         if data.get("model") is None:
             return None
@@ -66,19 +66,19 @@ Row = tuple[Origin | None, Measurement]
 
 
 def to_line(measurement: Measurement, origin: Origin | None = None) -> bytes:
-    """A measurement as one line of JSON, its line break included; its last entry is a checksum of all before it."""
+    """A measurement as one line of JSON, including its line break. The last entry is a checksum of all before it."""
     data = ({} if origin is None else asdict(origin)) | measurement.to_dict()
     content = json.dumps(data, allow_nan=False).encode()
     return content[:-1] + b', "crc32": "%s"}\n' % checksum(content)
 
 
 def checksum(content: bytes) -> bytes:
-    """Eight hex digits."""
+    """A checksum of eight hex digits."""
     return b"%08x" % zlib.crc32(content)
 
 
 def _check_line(line: bytes) -> None:
-    """Raise a ValueError for a line that is not what was written; one without a checksum is of an earlier version."""
+    """Raise a ValueError if a line was changed. Lines without a checksum come from an earlier version and pass."""
     seal = _SEAL.search(line)
     if seal is not None and seal[1] != checksum(line[: seal.start()] + b"}"):
         raise ValueError(
@@ -87,28 +87,28 @@ def _check_line(line: bytes) -> None:
 
 
 def parse_lines(data: bytes, path: Path, check: Callable[[Measurement], None]) -> list[tuple[bytes, Measurement]]:
-    """Every line with its measurement, a torn last line left out with a warning.
+    """Every line with its measurement; an incomplete last line is left out with a warning.
 
     Args:
         data: content of the file.
-        path: of the file, for messages.
-        check: called with each measurement in turn; raises a ValueError for one that cannot follow the others.
+        path: path of the file, for messages.
+        check: called with each measurement in turn; raises a ValueError if it cannot follow the others.
 
     Raises:
-        TrajectoryError: a line that is damaged elsewhere than at the end of the file; it is named.
+        TrajectoryError: a line is damaged that is not the last one; the message names it.
     """
     return [(line, measurement) for line, _, measurement in _parsed(data, path, check)]
 
 
 def read_rows(path: Path, check: Callable[[Measurement], None] = lambda _: None) -> list[Row]:
-    """Every line of a file, a torn last line left out with a warning.
+    """Every line of a file; an incomplete last line is left out with a warning.
 
     Args:
-        path: of the file.
+        path: path of the file.
         check: as for `parse_lines`, for lines that name no model.
 
     Raises:
-        TrajectoryError: the file cannot be read, or a line of it; it is named.
+        TrajectoryError: the file or one of its lines cannot be read; the message names it.
     """
     with json_lines.explained(path, "read"):
         data = path.read_bytes()
@@ -136,22 +136,23 @@ def _parsed(
 
 
 def courses_of(rows: Iterable[Row], path: object) -> dict[str, list[tuple[Origin, Measurement]]]:
-    """Measurements by model, each model's in the order of training: by step, those without a step last.
+    """Courses by model: the measurements of each model, sorted by step; those without a step come last.
 
-    Where a model was trained in several stages its stages have a course each, for steps are counted anew; and one each
-    has what was measured with settings that cannot be compared, numbered from the second on. Of a checkpoint that was
-    measured again with the same settings the last success counts; a failure counts where there is no success. The
-    tokens of an origin are those of its measurement.
+    If a model was trained in several stages, each stage is a course, because each counts its steps from the beginning.
+    Measurements with settings that cannot be compared form separate courses, which are numbered from the second on. If
+    a checkpoint was measured several times with the same settings, the last success counts; without a success, a
+    failure counts. The tokens of an origin are those of its measurement.
 
     Args:
-        rows: of one file or of several.
-        path: for messages.
+        rows: rows of one or several files.
+        path: the path, for messages.
 
     Raises:
         TrajectoryError: a line names no model.
 
     Warns:
-        RuntimeWarning: a model was measured with settings that cannot be compared, or two checkpoints have one step.
+        RuntimeWarning: a model was measured with settings that cannot be compared, or two checkpoints have the same
+            step.
     """
     stages: dict[str, dict[str | None, list[tuple[Origin, Measurement]]]] = {}
     for origin, measurement in rows:
@@ -178,7 +179,7 @@ def courses_of(rows: Iterable[Row], path: object) -> dict[str, list[tuple[Origin
 def _comparable(
     entries: Iterable[tuple[Origin, Measurement]],
 ) -> list[tuple[list[tuple[Origin, Measurement]], str]]:
-    """Groups whose settings can be compared, each with how it differs from the first one; failures are in the first."""
+    """Groups whose settings can be compared, each with its differences from the first; failures are in the first."""
     groups: list[tuple[list[tuple[Origin, Measurement]], str]] = []
     failed = []
     for entry in entries:
@@ -190,7 +191,7 @@ def _comparable(
             group
             for (group, _), differences in zip(groups, found, strict=True)
             if all(re.split(r"[./]", name)[0] in _OF_THE_MODEL for name in differences)
-            # The same checkpoint in another precision, or at other layers, takes no place of the first.
+            # The same checkpoint in another precision, or at other layers, must not replace the first measurement.
             and _key(*entry) not in {_key(*other) for other in group}
         ]
         if fitting:
@@ -206,7 +207,7 @@ def _comparable(
 
 
 def _key(origin: Origin, measurement: Measurement) -> object:
-    """What tells a checkpoint from others; of a trajectory's points that have no step each is one of its own."""
+    """A key that identifies a checkpoint; points of a trajectory without a step are all different."""
     known = (origin.revision, measurement.step)
     return known if origin.request is not None or known != (None, None) else id(measurement)
 

@@ -1,4 +1,4 @@
-"""What one measurement yields: plain numbers, no tensors, the same in memory, in a log and in a file."""
+"""The result of one measurement: plain numbers without tensors, the same in memory, in a log and in a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ib_callback.results.metrics import (
 )
 from ib_callback.results.points import FeaturePoint, OrderIncrement, PlanePoint
 
-# Of a p-value: what says nothing is below it in so many cases.
+# Level for p-values: labels that say nothing fall below it with this probability.
 CHANCE = 0.05
 
 _Point = TypeVar("_Point", "PlanePoint", "FeaturePoint", "OrderIncrement", "Measurement")
@@ -34,48 +34,51 @@ _Point = TypeVar("_Point", "PlanePoint", "FeaturePoint", "OrderIncrement", "Meas
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """All that was measured on one model at one training step.
+    """Everything that was measured on one model at one training step.
 
-    `complexity`, `expressivity`, `optimality` and `distance_to_bound` are those of the primary order;
-    `m["bigram"]` is the `PlanePoint` of another one. If `error` is set the point is missing: its numbers are
-    None and `orders` is empty.
+    `complexity`, `expressivity`, `optimality` and `distance_to_bound` are those of the primary order. `m["bigram"]` is
+    the `PlanePoint` of another order. If `error` is set, the point is missing: its numbers are None and `orders` is
+    empty.
 
     Attributes:
-        step: optimizer steps taken, None outside training.
+        step: number of optimizer steps taken; None outside training.
         entropy: H(Z), mean over layers, in [0, 1].
-        ceiling: the most that any labelling could reach, mean over layers.
-        orders: a `PlanePoint` by name of the order.
-        features: a `FeaturePoint` by name of the feature label.
-        layers: names of the measured layers, L of them.
+        ceiling: the most information that any labelling could reach, mean over layers.
+        orders: {name of the order: `PlanePoint`}.
+        features: {name of the feature label: `FeaturePoint`}.
+        layers: names of the L measured layers.
         entropy_by_layer: H(Z) of each layer, [L].
-        ceiling_by_layer: the ceiling of each layer, [L]; empty with `weighting="uniform"` and of earlier versions.
-        views: a `PlanePoint` by name of the order, by name of the view: "late" and "last", the last quarter of the
-            layers and the last one; "averaged", over draws of reference points, and "centred", with mean states
-            removed, where asked for, and their "averaged/late" and so on. `m["late/token"]` is a point.
+        ceiling_by_layer: the ceiling of each layer, [L]; empty with `weighting="uniform"` and from earlier versions.
+        views: {name of the view: {name of the order: `PlanePoint`}}. "late" is the last quarter of the layers, "last"
+            the last layer. On request there are also "averaged", over draws of reference points; "centred", with mean
+            states removed; and combinations such as "averaged/late". `m["late/token"]` is a point.
         dispersion: mean cosine distance of states at two different positions, mean over layers, in [0, 2].
-        dispersion_by_layer: of each layer, [L].
-        companions: measures for comparison, where asked for: by name, and by layer.
-        loss: mean next-token loss on the probe, nats a token, over the pairs of neighbouring real tokens that
-            `settings["loss"]` counts. None where there is none, with the reason as `settings["loss"]["path"]`.
-        loss_se: its standard error, sequences (or their `Probe.groups`) being drawn; with `loss=True` also that of the
-            choice of positions.
-        bits_per_byte: loss × all predicted tokens / (`Probe.num_bytes` × ln 2): the unit in which models of different
-            tokenizers can be compared. None where the probe does not know its bytes.
-        predictive_information: plug-in entropy of the next token, over all pairs, minus loss; nats a token. The entropy
-            of a small probe is too low, since many of its tokens occur once, and so is this: compare it on one probe.
-        loss_jackknife: [2 G - 1] the loss without groups of sequences, as those of `PlanePoint`; empty without errors.
-        num_positions: valid positions T of the probe.
+        dispersion_by_layer: the dispersion of each layer, [L].
+        companions: comparison measures, on request: {name of the measure: {layer: value}}.
+        loss: mean next-token loss on the probe, in nats a token, over the pairs of neighbouring real tokens that
+            `settings["loss"]` counts. None if there is no loss; `settings["loss"]["path"]` says why.
+        loss_se: standard error of the loss for a random draw of sequences (or of their `Probe.groups`); with
+            `loss=True` also for the choice of positions.
+        bits_per_byte: loss × all predicted tokens / (`Probe.num_bytes` × ln 2). In this unit, models with different
+            tokenizers can be compared. None if the probe does not know its bytes.
+        predictive_information: plug-in entropy of the next token, over all pairs, minus the loss; nats a token. On a
+            small probe many tokens occur once, so its entropy is too low, and so is this number. Compare it only on
+            the same probe.
+        loss_jackknife: [2 G - 1] the loss without groups of sequences, as for `PlanePoint`; empty without standard
+            errors.
+        num_positions: number of valid positions T of the probe.
         seconds: wall-clock time of this measurement.
-        settings: all that decides whether two measurements can be compared, as JSON values, `"primary"` too.
+        settings: everything that decides whether two measurements can be compared, as JSON values, also `"primary"`.
         error: why the point is missing, else None.
-        tokens_seen: training tokens so far, where the trainer knows it.
+        tokens_seen: number of training tokens so far, if the trainer knows it.
         overhead: share of the run's wall-clock time spent measuring so far, in [0, 1].
-        train_loss: of the training at this step, where it was told; nats a token, as a rule.
-        scheduled: whether the schedule asked for this point. One that was measured for a checkpoint, or because the
-            training ended there, can be selected; it counts for no phase and no patience, since an interruption or
-            other checkpoints would change both.
-        increments: what each order adds to the next narrower one, tested by permutation: by quantity, "complexity" and
-            "expressivity", and by name of the wider order. None unless `ib-callback measure --increments` asked for it.
+        train_loss: training loss at this step, if known; usually in nats a token.
+        scheduled: whether the schedule asked for this point. Other points are measured for a checkpoint, or because
+            training ended there. They can be selected, but do not count for phases and patience, because an
+            interruption or other checkpoints would change both.
+        increments: what each order adds to the next narrower order, tested by permutation: {"complexity" or
+            "expressivity": {name of the wider order: increment}}. None unless `ib-callback measure --increments` asked
+            for it.
     """
 
     step: int | None
@@ -106,7 +109,7 @@ class Measurement:
     increments: dict[str, dict[str, OrderIncrement]] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        # Lists for tuples, so that settings equal what a file gives back.
+        # Lists instead of tuples, so settings equal what a file gives back.
         object.__setattr__(self, "settings", json_values(self.settings))
         if self.error is None:
             self._check_measured()
@@ -138,7 +141,7 @@ class Measurement:
         layers: Sequence[str] = (),
         seconds: float | None = None,
     ) -> Measurement:
-        """A missing point: the reason in `error`, None for every number.
+        """Make a missing point, with the reason in `error` and None for every number.
 
         >>> print(Measurement.failed(32, "NaN at 7 positions of layer h.3", settings={}))
         step 32: not measured: NaN at 7 positions of layer h.3
@@ -170,7 +173,7 @@ class Measurement:
 
     @property
     def distance_to_bound(self) -> float | None:
-        """Bound(complexity) minus expressivity of the primary order."""
+        """Distance to the bound, bound(complexity) − expressivity, of the primary order."""
         return self._of_primary("distance_to_bound")
 
     @property
@@ -185,7 +188,7 @@ class Measurement:
 
     @property
     def averaged(self) -> dict[str, PlanePoint]:
-        """The points averaged over all draws of reference points, by order; with one draw, the plain ones."""
+        """The points averaged over all draws of reference points, by order; with one draw, the plain points."""
         return self.views.get("averaged", self.orders)
 
     @property
@@ -197,7 +200,7 @@ class Measurement:
     def readout(self) -> dict[str, PlanePoint]:
         """The points of the last layer with the model's output embeddings as reference points, by order.
 
-        Empty where there are none: `settings["readout"]["why"]` says why.
+        Empty if there is no readout; `settings["readout"]["why"]` says why.
         """
         return self.views.get("readout", {})
 
@@ -205,13 +208,13 @@ class Measurement:
     def prediction(self) -> dict[str, PlanePoint]:
         """The points of the model's next-token distributions, grouped by frequent tokens, by order.
 
-        Empty where there are none: `settings["prediction"]["why"]` says why.
+        Empty if there is no prediction; `settings["prediction"]["why"]` says why.
         """
         return self.views.get("prediction", {})
 
     @property
     def _without(self) -> list[str]:
-        """Views that were to be measured and are not there, for a reason that another model may not have."""
+        """Views that were requested but are missing for a reason that depends on the model."""
         told = {view: self.settings.get(view) for view in ("readout", "prediction")}
         return [view for view, each in told.items() if isinstance(each, Mapping) and "why" in each]
 
@@ -241,10 +244,7 @@ class Measurement:
         return iter(self.orders)
 
     def scalars(self) -> dict[str, float | int | None]:
-        """Every number that is logged, under its name without prefix; None where undefined.
-
-        Standard errors are among them where they are known.
-        """
+        """Every logged number by its name without prefix, including known standard errors; None where undefined."""
         named: dict[str, float | int | None] = {
             name: getattr(self, name) for name in (*PRIMARY_SCALARS, *(quantity.name for quantity in WHOLE))
         }
@@ -275,18 +275,18 @@ class Measurement:
         return named | {name: value for name, value in told.items() if value is not None}
 
     def metrics(self, prefix: str = "ib/") -> dict[str, float]:
-        """Scalars for a logger: finite floats by prefixed name; undefined ones are left out."""
+        """Scalars for a logger: finite floats by prefixed name; undefined numbers are left out."""
         return {prefix + name: float(value) for name, value in self.scalars().items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values that mirror the attributes; never NaN, so strict JSON. `from_dict` inverts it.
+        """The attributes as JSON values, without NaN, so the result is strict JSON. `from_dict` inverts this.
 
         Raises:
-            ValueError: a number that is not finite.
+            ValueError: a number is not finite.
         """
         rest = json_values(asdict(self), "a measurement")
         if self.train_loss is None:
-            del rest["train_loss"]  # most runs do not have it
+            del rest["train_loss"]  # left out if unknown, as in most runs
         if self.scheduled:
             del rest["scheduled"]
         if not self.companions:
@@ -300,18 +300,18 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
-        """The measurement that `to_dict` described. Unknown keys are ignored, so that newer files load.
+        """Make the measurement from the result of `to_dict`. Unknown keys are ignored, so newer files load.
 
         Raises:
-            ValueError: a required key is missing, or a value is not what it should be; the message names it.
+            ValueError: a required key is missing, or a value is invalid; the message names it.
         """
         return _read(cls, data, "measurement")
 
     def shown_first(self, order: str | None = None) -> dict[str, float | None]:
-        """What the validation study chose to be shown first, and the plane it lies in, by name; None where undefined.
+        """The number that the validation study chose to show first, and its plane, by name; None where undefined.
 
         Args:
-            order: by default the primary one.
+            order: an n-gram order, by default the primary one.
         """
         point = self.views.get(FIRST_VIEW, {}).get(order or self.primary or "")
         return {name: getattr(point, name, None) for name in FIRST_SHOWN}
@@ -330,7 +330,7 @@ class Measurement:
             parts.append(f"loss {_short(self.loss)}{of_bytes}")
         if self.primary in self.orders:
             point = self.orders[self.primary]
-            # The null is not on a curve.
+            # Above-null numbers refer to the diagonal, not to a curve.
             is_diagonal = self.settings.get("bound", "diagonal") == "diagonal"
             parts += [
                 f"{self.primary} complexity {_short(point.complexity, point.complexity_null)}",
@@ -339,7 +339,7 @@ class Measurement:
                 f"distance to bound {_short(point.distance_to_bound, point.distance_null if is_diagonal else None)}",
             ]
             if point.complexity_local is not None:
-                # What chance and the document alone would give is left out of these.
+                # Local numbers leave out what chance and the document alone would give.
                 parts += [f"local {name} {_short(getattr(point, f'{name}_local'))}" for name in PRIMARY_SCALARS[:3]]
                 parts[-1] += " (too little local complexity)" if point.optimality_local is None else ""
             elif point.num_positions_local is not None:
@@ -358,7 +358,7 @@ class Measurement:
 
 
 def metrics_of(measurement: Measurement) -> list[str]:
-    """Every metric that a measurement has, undefined ones included."""
+    """Every metric that a measurement has, including undefined ones."""
     return [name for name in measurement.scalars() if name not in BOOKKEEPING]
 
 
@@ -370,7 +370,7 @@ def _numbers_of(
 
 
 def settings_differences(a: Measurement | Mapping[str, Any], b: Measurement | Mapping[str, Any]) -> list[str]:
-    """Name the settings in which two measurements, or settings dicts, differ; empty if they can be compared.
+    """List the settings in which two measurements, or settings dicts, differ; empty if they can be compared.
 
     >>> settings_differences({"num_bins": 100, "seed": 0}, {"num_bins": 64, "seed": 0})
     ['num_bins: 100 vs 64']
@@ -379,12 +379,13 @@ def settings_differences(a: Measurement | Mapping[str, Any], b: Measurement | Ma
     if same_layers(*(x.get("layers") for x in settings)):
         for x in settings:
             x.pop("layers", None)
-    # How the loss was had makes no difference, nor whether it was; on which pairs of tokens of one probe does.
+    # It does not matter whether the loss was measured, or how; on one probe, the pairs of tokens do matter.
     positions = [(x.pop("loss", None) or {}).get("positions") for x in settings]
     if None not in positions and settings[0].get("probe") == settings[1].get("probe"):
         for x, number in zip(settings, positions, strict=True):
             x["loss"] = {"positions": number}
-    # What is measured beside the plain numbers has names of its own. Means over other numbers of draws have one name.
+    # Numbers of views have names of their own, so these settings do not matter. But means over different numbers of
+    # draws have the same name.
     means_of_draws = all(x.get("draws", 1) > 1 or x.get("center") for x in settings)
     beside = {"center", "last_block", "readout", "prediction", *(() if means_of_draws else ("draws",))}
     for x in settings:
@@ -398,9 +399,9 @@ def settings_differences(a: Measurement | Mapping[str, Any], b: Measurement | Ma
     return differences
 
 
-# Settings that do not change what a number is: which numbers there are, and what they are called; the version of the
-# package, which changes some; views and comparison measures beside the plain numbers; and groups of sequences, which
-# change nulls of features and standard errors alone. Of feature probes, only the same feature on two of them.
+# Settings that do not change what a number means: which numbers exist and their names; the version of the package,
+# which changes some numbers; additional views and comparison measures; and groups of sequences, which change only nulls
+# of features and standard errors. Feature probes matter only if the same feature is measured on two different ones.
 _HARMLESS = (
     "version", "orders", "features", "label_names", "draws", "center", "last_block", "companions", "groups",
     "readout", "prediction",
@@ -408,7 +409,7 @@ _HARMLESS = (
 
 
 def incomparable_settings(a: Measurement, b: Measurement) -> dict[str, str]:
-    """In which settings two measurements differ so that their numbers cannot be compared, by name of the setting.
+    """{setting: difference} for settings that make the numbers of two measurements incomparable.
 
     >>> old, new = (Measurement.failed(0, "", settings={"seed": n, "version": str(n)}) for n in (0, 1))
     >>> incomparable_settings(old, new)
@@ -424,8 +425,8 @@ def incomparable_settings(a: Measurement, b: Measurement) -> dict[str, str]:
     return {name: text for name, text in found.items() if re.split(r"[./]", name)[0] not in _HARMLESS}
 
 
-# As earlier versions recorded layers of wrapped models: of Fabric (around DistributedDataParallel), FSDP, activation
-# checkpointing and torch.compile, and of PEFT.
+# Parts of layer names that earlier versions recorded for wrapped models: of Fabric (around DistributedDataParallel),
+# FSDP, activation checkpointing, torch.compile and PEFT.
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_forward_module\.(?:module\.)?|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.)"
 )
@@ -433,7 +434,7 @@ _PEFT = "base_model.model."
 
 
 def same_layers(a: Any, b: Any) -> bool:
-    """Whether lists of names mean the same layers: of one of them the names may be those inside a wrapper."""
+    """Whether two lists of names mean the same layers; the names of one list may be those inside a wrapper."""
     if a == b:
         return True
     lists = isinstance(a, (list, tuple)) and isinstance(b, (list, tuple))
@@ -472,7 +473,7 @@ def _short(value: float | None, null: float | None = None) -> str:
 
 
 def json_values(values: Mapping[str, Any], what: str = "settings") -> dict[str, Any]:
-    """A deep copy as a file would give it back; raises a ValueError if it could not."""
+    """A deep copy in the form in which a file would return it; raises a ValueError if a file cannot hold it."""
     try:
         return json.loads(json.dumps(dict(values), allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -482,7 +483,7 @@ def json_values(values: Mapping[str, Any], what: str = "settings") -> dict[str, 
 
 
 def _read(cls: type[_Point], data: Any, where: str) -> _Point:
-    """What a file says of an object, each field checked by its annotation."""
+    """Make an object from the data of a file; each field is checked against its annotation."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{where} must be an object, got {data!r}")
     required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
@@ -499,7 +500,7 @@ def _read(cls: type[_Point], data: Any, where: str) -> _Point:
         raise ValueError(f"{where}: {error}") from error
 
 
-# What a file may hold for a field, by its annotation.
+# {annotation of a field: what a file may hold for it}.
 _EXPECTED = {
     "float": "a finite number",
     "int": "an integer >= 0",
@@ -550,7 +551,7 @@ def _value(value: Any, annotation: str, name: str) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    # A comparison, for an integer may be too large for a float.
+    # Compared, not converted, because an integer may be too large for a float.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
@@ -562,10 +563,10 @@ ADVICE = (
 
 
 def warn_of_other_tokenizers(measurements: Iterable[Measurement], *, stacklevel: int = 3) -> None:
-    """One warning if measurements are of the same documents under different tokenizers.
+    """Warn once if measurements are of the same documents under different tokenizers.
 
     Warns:
-        RuntimeWarning: what can be compared, and what cannot.
+        RuntimeWarning: says what can be compared, and what cannot.
     """
     probes: dict[str, set[str]] = {}
     for measurement in measurements:

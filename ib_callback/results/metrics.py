@@ -1,8 +1,9 @@
-"""The table of quantities: what each is, how it follows from what is measured, and which way is better.
+"""The table of quantities: what each one is, how it follows from measured numbers, and which direction is better.
 
 Fields of the points, logged names, standard errors, forms above null, directions of rules, columns of tables and labels
-of pictures are read from here. Fields are written out in points.py too, and a test compares them. A derived quantity
-is an entry here, its fields there, its naive formula in tests/support/quantities.py and a line in docs/quantities.md.
+of pictures are read from this table. points.py lists the fields again, and a test compares them. To add a derived
+quantity, add an entry here, its fields there, its naive formula in tests/support/quantities.py and a line in
+docs/quantities.md.
 
 All information quantities are efficiencies, i.e. fractions of log(num_bins). Complexity, expressivity, optimality and
 distance to the bound are those of Conklin et al., ICLR 2026, and Conklin 2025.
@@ -18,16 +19,16 @@ from typing import Any, Literal
 
 Mode = Literal["min", "max"]
 
-# Below this a divisor is zero and a ratio to it means nothing. An information that is within the rounding error of its
-# sums is 0 already where it is read out of them (measuring/readout.py).
+# A divisor below this counts as zero, and a ratio to it means nothing. Information within the rounding error of its
+# sums has already been set to 0 (measuring/readout.py).
 NEGLIGIBLE = 1e-12
-# A difference from a baseline below this many of its standard errors is not told apart from it.
+# A difference from a baseline of less than this many of its standard errors does not count as a difference.
 SIGNIFICANT_STANDARD_ERRORS = 3.0
-# What a formula may take beside quantities: the highest expressivity at the complexity of the point, …
+# Inputs of formulas that are not quantities. The highest expressivity at the complexity of the point:
 BOUND = "bound"
-# … the ceiling of the measurement, …
+# The ceiling of the measurement:
 CEILING = "ceiling"
-# … and, where no standard error is known, an upper estimate of that of a local complexity without meaning.
+# If no standard error is known: an upper estimate of that of the local complexity, for labels that say nothing:
 NOISE = "noise"
 
 
@@ -36,13 +37,13 @@ class Formula:
     """A quantity as a function of others.
 
     Attributes:
-        inputs: their names; derived ones come before it in the table.
-        value: function of them, of numbers as of arrays, element by element.
-        gradient: its partial derivatives, with which the errors of estimated baselines propagate.
-        divisor: the input that it is divided by; it is undefined where that is negligible …
-        resolved_by: … or, with the name of a standard error here, less than three of these: that of a baseline, or that
-            of a quantity that comes before it, known where errors were asked for …
-        else_by: … in place of which this is taken where they were not.
+        inputs: names of the inputs; derived inputs come earlier in the table.
+        value: function of the inputs, for numbers and, element by element, for arrays.
+        gradient: partial derivatives of that function; they propagate the errors of estimated baselines.
+        divisor: the input that is the divisor. If it is negligible, the quantity is undefined.
+        resolved_by: name of a standard error. If the divisor is less than three of these, the quantity is undefined. It
+            is the error of a baseline, or of an earlier quantity, which is known only if standard errors were measured.
+        else_by: name of the number that replaces `resolved_by` if standard errors were not measured.
     """
 
     inputs: tuple[str, ...]
@@ -53,7 +54,7 @@ class Formula:
     else_by: str | None = None
 
     def __call__(self, values: Mapping[str, float | None]) -> float | None:
-        """The quantity, from values by name; None where it or an input is undefined."""
+        """Compute the quantity from values by name; None if it or an input is undefined."""
         given = [values.get(name) for name in self.inputs]
         if None in given:
             return None
@@ -86,7 +87,7 @@ def _ratio(numerator: str, divisor: str, *, resolved_by: str | None = None, else
 
 
 def _scaled(information: str, baseline: str) -> Formula:
-    """Of the room between a baseline and the ceiling; undefined where the ceiling is nothing."""
+    """Information scaled by the room between a baseline and the ceiling; undefined if the ceiling is negligible."""
     return Formula(
         inputs=(information, baseline, CEILING),
         value=lambda i, b, c: None if b >= c else (i - b) / (1.0 - b / c),
@@ -100,26 +101,26 @@ class Quantity:
     """One number.
 
     Attributes:
-        name: of the field, and as logged (behind the order or the feature).
-        definition: a sentence.
-        kind: "layers": measured in each layer, field `<name>_by_layer`, and the mean taken; "baseline": estimated
-            from the same sums, with its standard error beside it, in the mean over layers and in each; "error": such
-            a standard error; "measured": any other number that is measured; "derived": by `formula`.
-        formula: of a derived quantity.
-        direction: whether low or high values are the better ones; None where neither are.
-        has_error: whether groups of sequences can be left out of it, which gives a standard error, field and logged
-            name `<name>_se`, where errors were asked for.
-        bound: "any" if it depends on the bound, of which there is none for other orders than that of an IB curve;
-            "curve" if it is defined for an IB curve alone, not for the diagonal. Logged where defined.
-        primary: whether a measurement shows it as its own, of its primary order or of the whole, and pictures over
-            steps have it.
+        name: name of the field, and last part of the logged name (after the order or the feature).
+        definition: a sentence that defines it.
+        kind: "layers": measured in each layer, field `<name>_by_layer`, and averaged over layers; "baseline": estimated
+            from the same sums, as a mean over layers and in each layer, with a standard error; "error": such a standard
+            error; "measured": any other measured number; "derived": computed by `formula`.
+        formula: formula of a derived quantity.
+        direction: whether low or high values are better; None if neither is.
+        has_error: whether groups of sequences can be left out of it. If errors are measured, it then has a standard
+            error, with the field and logged name `<name>_se`.
+        bound: "any" if it depends on the bound (an IB curve is the bound of one order only); "curve" if it is defined
+            only for an IB curve, not for the diagonal. It is logged where it is defined.
+        primary: whether it is an attribute of a measurement, for its primary order or as a whole, and appears in
+            pictures over steps.
         tabled: whether the table of a trajectory has it.
-        viewed: whether it is logged of views, too: of the last layers, of averaged and of centred states.
-        chance: what chance alone would give in its place.
-        above_chance: the same number less what chance alone, or chance and the document, would give.
-        beside: another quantity, drawn thinner beside it.
-        drawn_of: views of which pictures over steps have it, where it was measured.
-        label: on the axis of a picture over steps.
+        viewed: whether it is also logged for views: of the last layers, of averaged and of centred states.
+        chance: the quantity that chance alone would give in its place.
+        above_chance: the same quantity minus what chance alone, or chance and the document, would give.
+        beside: another quantity that pictures draw as a thinner line beside it.
+        drawn_of: views for which pictures over steps show it, if measured.
+        label: label on the axis of a picture over steps.
     """
 
     name: str
@@ -304,7 +305,7 @@ FEATURE = (
         direction="max",
     ),
 )
-# Of a measurement as a whole.
+# Quantities of a measurement as a whole.
 WHOLE = (
     Quantity("entropy", "H(Z), mean over layers, in [0, 1].", kind="layers"),
     Quantity("ceiling", "The most that any labelling could reach, mean over layers.", kind="layers"),
@@ -326,7 +327,7 @@ WHOLE = (
         kind="measured", direction="max",
     ),
 )
-# Of the training, logged where it was told.
+# Quantities of the training, logged if known.
 TRAINING = (
     Quantity(
         "train_loss", "Loss of the training at this step; nats a token, as a rule.",
@@ -334,25 +335,25 @@ TRAINING = (
     ),
 )
 # fmt: on
-# Names that a message lists where it has close ones to offer; a measurement has hundreds.
+# Largest number of names in a message that already names close ones; a measurement has hundreds.
 _SHOWN = 40
-# Logged as well, but of no use to a rule.
+# Logged too, but useless for rules.
 BOOKKEEPING = ("seconds", "overhead", "tokens_seen")
 
 PLANE_BY_NAME = {quantity.name: quantity for quantity in PLANE}
-# The numbers of its primary order that a measurement shows as its own.
+# Numbers of the primary order that are attributes of a measurement.
 PRIMARY_SCALARS = tuple(quantity.name for quantity in PLANE if quantity.primary)
 PLANE_SCALARS = tuple(PLANE_BY_NAME)
-# Those of views.
+# Numbers that are logged for views.
 VIEW_SCALARS = tuple(quantity.name for quantity in PLANE if quantity.viewed)
-# Views that are measured by default: the last quarter of the layers, the last one, and those aimed at the output.
+# Views that are measured by default: the last quarter of the layers, the last layer, and the two views of the output.
 VIEWS = ("late", "last", "readout", "prediction")
-# What is shown first of a measurement that has it: these numbers of this view, of the primary order. The rule of the
-# validation study chose the first of them among all candidates (docs/evidence.md).
+# Numbers that are shown first if a measurement has them: these numbers of this view, for the primary order. The rule of
+# the validation study chose the first of them among all candidates (docs/evidence.md).
 FIRST_VIEW = "prediction"
 FIRST_SHOWN = ("score_local", "complexity_local", "expressivity_local")
 FEATURE_SCALARS = tuple(quantity.name for quantity in FEATURE)
-# Standard errors, which are logged where they were asked for.
+# Standard errors, which are logged if they were requested.
 PLANE_ERRORS, FEATURE_ERRORS = (
     tuple(f"{quantity.name}_se" for quantity in table if quantity.has_error) for table in (PLANE, FEATURE)
 )
@@ -360,9 +361,9 @@ _DIRECTIONS = {quantity.name: quantity.direction for quantity in (*TRAINING, *WH
 
 
 def derived(table: Iterable[Quantity], measured: Mapping[str, float | None]) -> dict[str, Any]:
-    """Every quantity of a table, from those measured and what else its formulas take.
+    """Compute every quantity of a table from the measured ones and the other inputs of formulas.
 
-    Those of an IB curve are undefined: a curve comes later, if at all (`PlanePoint.against`).
+    Quantities of an IB curve stay undefined; a curve is added later, if at all (`PlanePoint.against`).
     """
     values = dict(measured)
     for quantity in table:
@@ -372,7 +373,7 @@ def derived(table: Iterable[Quantity], measured: Mapping[str, float | None]) -> 
 
 
 def chance_of(name: str, *, primary: str | None, bound: str) -> str | None:
-    """The number that chance alone would give in the place of another, by the names of the log; None: there is none.
+    """The logged name of the number that chance alone would give in place of `name`; None if there is none.
 
     >>> chance_of("optimality", primary="token", bound="diagonal")
     'token/optimality_null'
@@ -388,7 +389,7 @@ def chance_of(name: str, *, primary: str | None, bound: str) -> str | None:
 
 
 def is_unresolved(name: str, values: Mapping[str, Any]) -> bool:
-    """Whether a number of an order is undefined although all was measured that it follows from: a ratio to nothing."""
+    """Whether a number of an order is undefined although its inputs were measured: a ratio to a negligible number."""
     quantity = PLANE_BY_NAME.get(name)
     if quantity is None or quantity.formula is None or values.get(name) is not None:
         return False
@@ -396,7 +397,7 @@ def is_unresolved(name: str, values: Mapping[str, Any]) -> bool:
 
 
 def plane_scalars(order: str, *, primary: str | None, bound: str) -> tuple[str, ...]:
-    """Those of `PLANE_SCALARS` that are defined for an order with such a bound.
+    """The names in `PLANE_SCALARS` that are defined for an order with this bound.
 
     >>> "distance_to_bound" in plane_scalars("bigram", primary="token", bound="ib_curve")
     False
@@ -406,7 +407,7 @@ def plane_scalars(order: str, *, primary: str | None, bound: str) -> tuple[str, 
 
 
 def view_scalars(order: str, *, primary: str | None, bound: str) -> tuple[str, ...]:
-    """Those of `VIEW_SCALARS` that are defined for an order with such a bound."""
+    """The names in `VIEW_SCALARS` that are defined for an order with this bound."""
     return tuple(name for name in plane_scalars(order, primary=primary, bound=bound) if name in VIEW_SCALARS)
 
 
@@ -419,15 +420,15 @@ def metric_names(
     views: Iterable[str] = VIEWS,
     without: Iterable[str] = (),
 ) -> list[str]:
-    """Every metric of measurements with these orders and features, before one is made.
+    """Every metric that measurements with these orders and features will have.
 
     Args:
-        orders: that are measured.
-        features: likewise.
-        primary: the primary order; the IB curve is the bound of that one alone.
+        orders: the measured orders.
+        features: the measured features.
+        primary: the primary order; the IB curve is the bound of this order only.
         bound: as for `Meter`.
         views: names of the views (measuring/views.py).
-        without: quantities that are not measured; what follows from them is not there either.
+        without: quantities that are not measured; numbers that depend on them are left out too.
 
     >>> names = metric_names(["token"], ["preference"])
     >>> names[:4], names[-2:]
@@ -452,9 +453,9 @@ def metric_names(
 
 
 def spelled(name: str, available: Iterable[str]) -> str | None:
-    """The name of a number among those that exist, however a logger spells it; None: there is no such number.
+    """The name of an existing number, for any spelling that loggers use; None if there is no such number.
 
-    Loggers put `ib/` in front, and HuggingFace's Trainer writes `_` for `/` and perhaps `eval_` in front.
+    Loggers put `ib/` in front. HuggingFace's Trainer writes `_` instead of `/`, and may put `eval_` in front.
 
     >>> numbers = ["optimality", "token/complexity_null"]
     >>> [spelled(name, numbers) for name in ("optimality", "ib/optimality", "eval_ib_token_complexity_null")]
@@ -472,13 +473,13 @@ def spelled(name: str, available: Iterable[str]) -> str | None:
 
 
 def without_prefix(name: str) -> str:
-    """A name without what loggers put in front of it; of a name that has nothing in front, itself."""
+    """A name without the prefix of a logger; a name without a prefix is unchanged."""
     short = name.removeprefix("eval_")
     return next((short[len(prefix) :] for prefix in ("ib/", "ib_") if short.startswith(prefix)), name)
 
 
 def feature_of(name: str, features: Iterable[str]) -> str | None:
-    """The feature that a metric is of, however a logger spells it; None if it is of none of these.
+    """The feature to which a metric belongs, for any spelling that loggers use; None if it belongs to none of these.
 
     >>> [feature_of(name, ["preference"]) for name in ("preference", "ib/preference/ratio", "eval_ib_preference_ratio")]
     ['preference', 'preference', 'preference']
@@ -490,7 +491,7 @@ def feature_of(name: str, features: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, available: Iterable[str]) -> str:
-    """The end of a message on a name that does not exist: names that are close, or nothing.
+    """The end of a message about an unknown name: a suggestion of similar names, or empty.
 
     >>> did_you_mean("optimallity", ["optimality", "complexity"])
     '. Did you mean optimality?'
@@ -503,12 +504,12 @@ def resolve_metric(name: str, available: Iterable[str]) -> str:
     """The full name of a metric: `"preference"`, a feature, stands for `"preference/information"`.
 
     Args:
-        name: as logged, with or without a logger's prefix; see `spelled`.
-        available: the names that exist.
+        name: the name as logged, with or without a logger's prefix; see `spelled`.
+        available: the existing names.
 
     Raises:
-        ValueError: there is no such metric; the message names those that are close, and lists those that exist, of
-            hundreds the first.
+        ValueError: there is no such metric. The message suggests similar names and lists existing ones, at most the
+            first 40 if there are hundreds.
     """
     names = list(available)
     for candidate in (name, f"{name}/information"):
@@ -534,9 +535,9 @@ def resolve_metric(name: str, available: Iterable[str]) -> str:
 
 
 def better_direction(name: str) -> Mode | None:
-    """Whether high or low values of a metric are the better ones; None where neither is.
+    """Whether high or low values of a metric are better; None if neither is.
 
-    A name without any `/` that is no metric is taken for that of a feature. Spellings are those of `spelled`.
+    An unknown name without `/` is taken as the name of a feature. Spellings are those of `spelled`.
 
     >>> [better_direction(name) for name in ("ib/distance_to_bound", "eval_ib_bigram_distance_to_bound", "preference")]
     ['min', 'min', 'max']
@@ -544,19 +545,19 @@ def better_direction(name: str) -> Mode | None:
     plain = without_prefix(name)
     last = plain.rpartition("/")[2]
     if plain != name and "/" not in plain and plain not in _DIRECTIONS:
-        # As HuggingFace's Trainer spells "bigram/distance_to_bound".
+        # HuggingFace's Trainer writes "bigram/distance_to_bound" as "bigram_distance_to_bound".
         ends = [known for known in _DIRECTIONS if plain.endswith(f"_{known}")]
         last = max(ends, key=len, default=plain)
     return _DIRECTIONS.get(last, None if "/" in plain else "max")
 
 
 def check_direction(mode: str | None) -> None:
-    """Raise a ValueError unless mode is "min" or "max"."""
+    """Raise a ValueError unless `mode` is "min" or "max"."""
     if mode not in ("min", "max"):
         raise ValueError(f'mode must be "min" (low values are better) or "max", got {mode!r}')
 
 
 def check_metric(argument: str, name: object) -> None:
-    """Raise a TypeError unless the name of a metric is a text."""
+    """Raise a TypeError unless the name of a metric is a string."""
     if not isinstance(name, str):
         raise TypeError(f'{argument}: expected the name of a metric, such as "optimality", got {name!r}')

@@ -1,4 +1,4 @@
-"""How noisy a curve is, from its own points: their scatter about a smooth course."""
+"""Estimate the noise of a curve from its own points: their scatter around a smooth course."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-# Fewer values have too few differences for a median that means anything.
+# Fewer values give too few differences for a meaningful median.
 MIN_VALUES = 8
 # Median of |x| of a standard normal.
 _NORMAL_MEDIAN = 0.6744897501960817
@@ -16,18 +16,18 @@ _NORMAL_MEDIAN = 0.6744897501960817
 def scatter(values: Sequence[float], steps: Sequence[float]) -> float | None:
     """Standard deviation of the noise in the values of a curve, robust to trend, bends and outliers.
 
-    Every four successive points: how far they are from a parabola, in units in which independent noise of
-    standard deviation 1 gives 1 (their third divided difference, normalised). The median of the absolute values,
-    scaled as for Gaussian noise. A parabola in the step or in the number of the point, whichever fits better:
-    curves measured on a logarithmic schedule are smooth in the latter. Noise that successive points share is not
-    seen, so the estimate is a lower one.
+    For every four successive points, it computes their distance from a parabola (their third divided difference,
+    normalised so that independent noise of standard deviation 1 gives 1). The estimate is the median of the absolute
+    values, scaled as for Gaussian noise. The parabola is in the step or in the number of the point, whichever fits
+    better, because curves measured on a logarithmic schedule are smooth in the latter. Noise that successive points
+    share is not detected, so the estimate is a lower limit.
 
     Args:
-        values: in the order of measuring.
-        steps: at which they were measured, increasing.
+        values: values in the order of measuring.
+        steps: steps of the measurements, increasing.
 
     Returns:
-        In the unit of the values; None for fewer than 8 values.
+        The standard deviation in the unit of the values; None for fewer than 8 values.
 
     >>> scatter([0.0, 0.1, 0.4, 0.9, 1.6, 2.5, 3.6, 4.9], range(0, 800, 100))  # a parabola
     0.0
@@ -36,7 +36,7 @@ def scatter(values: Sequence[float], steps: Sequence[float]) -> float | None:
         return None
     y = np.asarray(values, dtype=np.float64)
     deviation = min(_deviation(y, np.asarray(x, dtype=np.float64)) for x in (steps, range(len(y))))
-    # What rounding leaves is not noise.
+    # Rounding errors do not count as noise.
     return deviation if deviation > 1e-12 * float(np.max(np.abs(y))) else 0.0
 
 

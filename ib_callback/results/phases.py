@@ -1,9 +1,10 @@
 """The phases of a training run: initial, fitting, compression and memorising, found in its measurements.
 
-After "Conklin et al., ICLR 2026" and "Conklin 2025": a language model first fits (complexity and expressivity grow)
-and then compresses (complexity falls, expressivity is kept). Before it fits, its representations collapse onto each
-other, or onto the frequencies of tokens: complexities before the end of that mean nothing, which is why there is an
-initial phase. A model that is trained too long on too little memorises, which the loss on held-out text shows.
+According to "Conklin et al., ICLR 2026" and "Conklin 2025", a language model first fits (complexity and expressivity
+grow) and then compresses (complexity falls, expressivity is kept). Before it fits, its representations collapse: hidden
+states nearly coincide, or reflect only the frequencies of tokens. Complexities before the end of this collapse mean
+nothing; this is the initial phase. A model that is trained too long on too little text memorises, and its loss on
+held-out text rises.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ib_callback.results.points import Array, PlanePoint, replicates_of
 from ib_callback.results.trend import find_fall, line
 from ib_callback.results.uncertainty import jackknife_error
 
-# The planes on which phases can be read, the one to be preferred first: view and ending of the names of the numbers.
+# The planes on which phases can be read, in order of preference: {plane: (view, ending of the names of the numbers)}.
 PLANES: dict[str, tuple[str, str]] = {
     "readout": ("readout", "_local"),
     "prediction": ("prediction", "_local"),
@@ -30,28 +31,29 @@ PLANES: dict[str, tuple[str, str]] = {
     "above_null": ("", "_above_null"),
     "plain": ("", ""),
 }
-# Successive points at which something must be so before it is recognised.
+# Number of successive points at which a condition must hold before a change is recognised.
 PERSISTENCE = 3
-# A rise of the expressivity without a collapse: models often gain a percent before they collapse.
+# Smallest rise of the expressivity that counts without a collapse; models often gain a percent before they collapse.
 _RISE = 0.05
-# A collapse: between two records of the expressivity the complexity falls by this share, and the expressivity by that.
-# In nine recorded runs these were 53 to 95 % and 18 to 98 %, on the readout plane and on that above null.
+# A collapse: between two records of the expressivity, complexity and expressivity fall by more than these shares. In
+# nine recorded runs they fell by 53 to 95 % and by 18 to 98 %, on the readout plane and on the plane above null.
 _COLLAPSE_COMPLEXITY, _COLLAPSE_EXPRESSIVITY = 1 / 3, 0.1
-# Expressivity is kept if it falls by less than this share of what the complexity does, both relatively; the ratio of
+# Expressivity is kept if its relative fall is less than this share of the relative fall of the complexity. The ratio of
 # both then improves.
 KEPT = 0.5
-# Where points have standard errors, a fall must be more than so many of its own.
+# If points have standard errors, a fall must exceed this many of its own standard errors.
 _ERRORS = 2.0
-# A model that begins so much better than token frequencies, in nats, was trained before: random weights never are.
+# A model whose first loss is better than token frequencies by this many nats was trained before; random weights never
+# reach that.
 _TRAINED = 0.5
-# A model has begun to learn once its loss has fallen by so much, in nats: in the first steps it may well rise.
+# A model has begun to learn when its loss has fallen by this many nats; in the first steps it may even rise.
 LEARNED = 0.5
-# Measured points in which a plane that the first one lacks may still turn up.
+# A plane that the first point lacks may still appear within this many measured points.
 _EARLY = 3
 
 
 class Phase(IntEnum):
-    """Where a run is; logged as `phase`."""
+    """The phase of a run; logged as `phase`."""
 
     INITIAL = 0
     FITTING = 1
@@ -69,23 +71,24 @@ def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseRule:
-    """How the phases of a run are read.
+    """The settings for finding the phases of a run.
 
     Attributes:
-        plane: on which plane: "readout", "prediction", "local", "above_null" or "plain"; None: the first of these that
-            the first point has.
-        drop: a fall of the complexity that is sure (see `ib_callback.results.trend.find_fall`) counts if it has come
-            by more than this share below its maximum since the fit began (of the running median of three points).
+        plane: the plane on which phases are read: "readout", "prediction", "local", "above_null" or "plain"; None: the
+            first of these that the first point has.
+        drop: a statistically clear fall of the complexity (see `ib_callback.results.trend.find_fall`) counts if the
+            complexity is more than this share below its maximum since the fit began. The maximum is that of the running
+            median of three points.
         collapse: a point is collapsed if its expressivity is below this share of its maximum since the fit began. The
-            low complexity of such a point is no compression.
-        tolerance: nats a token by which the held-out loss must exceed its minimum for the model to memorise; that of
-            the guard of the run. None: the loss is not looked at.
+            low complexity of such a point does not count as compression.
+        tolerance: the model memorises if the held-out loss exceeds its minimum by more than this, in nats a token. In a
+            run, the tolerance of its guard replaces it. None: the loss is not used.
         from_trained: whether the run begins from trained weights, and so has no phases. None: it does if its point at
-            step 0 predicts the next token better, by half a nat, than the frequencies of tokens on the probe.
+            step 0 predicts the next token better than the frequencies of tokens on the probe, by half a nat.
 
     Raises:
-        ValueError: a value out of range.
-        TypeError: a value of the wrong type.
+        ValueError: a value is out of range.
+        TypeError: a value has the wrong type.
     """
 
     plane: str | None = None
@@ -105,16 +108,16 @@ class PhaseRule:
             raise TypeError(f"from_trained must be True, False or None, got {self.from_trained!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values by name; `from_dict` inverts it."""
+        """The settings as JSON values by name; `from_dict` inverts this."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PhaseRule:
-        """The rule that `to_dict` described. Unknown keys are ignored, and absent ones have their default.
+        """Make the rule from the result of `to_dict`. Unknown keys are ignored; missing keys get their default.
 
         Raises:
-            TypeError: a value of the wrong type.
-            ValueError: one out of range.
+            TypeError: a value has the wrong type.
+            ValueError: a value is out of range.
         """
         return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
 
@@ -127,25 +130,25 @@ class Phases:
     """When the phases of a run began, and the phase of each of its points.
 
     Attributes:
-        plane: on which they were read, one of `PLANES`; None without a point that was measured.
-        trained: whether the run began from trained weights: then it has no phases.
-        fit_start: step at which the fitting began: of the lowest complexity in the collapse, where there was one; None
-            if it has not.
-        fit_recognised: step at which that became clear.
+        plane: the plane on which they were read, one of `PLANES`; None without a measured point.
+        trained: whether the run began from trained weights; it then has no phases.
+        fit_start: step at which fitting began. If there was a collapse, it is the step of the lowest complexity in it.
+            None if fitting has not begun.
+        fit_recognised: step at which the start of fitting became clear.
         compression_start: step of the maximum of the complexity from which it has been falling; None if it has
-            not fallen clearly and persistently, with expressivity kept.
-        compression_recognised: step at which that became clear.
-        memorising_start: step of the minimum of the held-out loss, if the model memorises since; else None.
-        memorising_recognised: step at which that became clear.
-        off_bound_start: step of the maximum of the complexity from which it falls clearly, but expressivity with it,
-            so that the run leaves the bound, which is no compression; None if it does not.
-        phases: of each point, in hindsight: 2 from `compression_start` on. None where nothing is known.
-        known: of each point, as known then, which is what a callback logs: 2 from `compression_recognised` on.
-        collapsed: whether each point has lost so much of its expressivity that its complexity means nothing;
+            not fallen clearly and persistently with expressivity kept.
+        compression_recognised: step at which the start of compression became clear.
+        memorising_start: step of the minimum of the held-out loss, if the model memorises since then; else None.
+        memorising_recognised: step at which the start of memorising became clear.
+        off_bound_start: step of the maximum of the complexity, if complexity falls clearly from there and expressivity
+            falls with it. The run then leaves the bound, and this is not compression. Otherwise None.
+        phases: phase of each point in hindsight: 2 from `compression_start` on. None where nothing is known.
+        known: phase of each point as known at that time, as a callback logs it: 2 from `compression_recognised` on.
+        collapsed: whether each point has lost so much of its expressivity that its complexity means nothing. It is
             judged from the fitting phase on, by the points before it.
-        learned: of each point, its expressivity as a share of the highest since the fit began, in hindsight; None
-            before the fit and where the point is missing.
-        notes: what there is to say of it, in sentences.
+        learned: expressivity of each point as a share of the highest since the fit began, in hindsight; None before
+            the fit and for missing points.
+        notes: remarks for the user, as sentences.
     """
 
     plane: str | None
@@ -165,26 +168,26 @@ class Phases:
 
 
 def find_phases(measurements: Iterable[Measurement], rule: PhaseRule = DEFAULT_RULE) -> Phases:
-    """Find the phases of a run, finished or still growing; docs/rules.md says how well that works.
+    """Find the phases of a run, finished or still running; docs/rules.md says how well this works.
 
-    All numbers are those of the primary order on one plane, which is stated.
+    All numbers are those of the primary order on one plane, which the result names.
 
-    *Initial* is from step 0 to the end of the collapse: the lowest complexity before expressivity exceeds every earlier
-    value for good. A run that was not measured at step 0 has no such phase.
-    *Fitting* is from there until the complexity has fallen clearly and persistently below its maximum since then.
-    *Compression* is from that maximum on, if expressivity is kept and the ratio of both improves over the same stretch.
-    *Memorising* is from the minimum of the held-out loss on, once that has been above it by more than the tolerance at
-    three points in succession, while the model is not collapsed and the training loss, where known, is lower than it
-    was there. If the loss finds a new minimum, it was none.
+    *Initial* lasts from step 0 to the end of the collapse: the lowest complexity before expressivity exceeds every
+    earlier value for good. A run that was not measured at step 0 has no such phase.
+    *Fitting* lasts from there until the complexity has fallen clearly and persistently below its maximum since then.
+    *Compression* begins at that maximum, if expressivity is kept and the ratio of both improves over the same stretch.
+    *Memorising* begins at the minimum of the held-out loss, if the loss then exceeds it by more than the tolerance at
+    three points in succession, while the model is not collapsed and the training loss, if known, is lower than at the
+    minimum. If the loss finds a new minimum later, the phase is withdrawn.
 
     A run that begins from trained weights has no phases.
 
-    Points that could not be measured, and those without a step, are left out; those off the schedule
-    (`Measurement.scheduled`) are judged by the others. Each point is judged by those up to it only.
+    Points that could not be measured, and points without a step, are left out. Points off the schedule
+    (`Measurement.scheduled`) get a phase, but do not influence it. Each point is judged only by points up to it.
 
     Args:
-        measurements: in the order of training; a `Trajectory`, for example.
-        rule: how phases are read.
+        measurements: measurements in the order of training, for example a `Trajectory`.
+        rule: settings for finding phases.
     """
     tracker = PhaseTracker(rule)
     for measurement in measurements:
@@ -193,13 +196,13 @@ def find_phases(measurements: Iterable[Measurement], rule: PhaseRule = DEFAULT_R
 
 
 def is_trained(first: Measurement) -> bool:
-    """Whether the first point of a run is of trained weights, by what it predicts at step 0."""
+    """Whether the first point of a run has trained weights, judged by its loss at step 0."""
     better = first.predictive_information
     return first.step == 0 and better is not None and better > _TRAINED
 
 
 def starts_trained(measurements: Iterable[Measurement], rule: PhaseRule = DEFAULT_RULE) -> bool:
-    """Whether a run begins from trained weights, by the rule or by its first point that was measured."""
+    """Whether a run begins from trained weights, according to the rule or to its first measured point."""
     if rule.from_trained is not None:
         return rule.from_trained
     first = next((m for m in measurements if m.error is None and m.step is not None), None)
@@ -207,7 +210,7 @@ def starts_trained(measurements: Iterable[Measurement], rule: PhaseRule = DEFAUL
 
 
 def plane_values(measurement: Measurement, plane: str) -> tuple[float, float] | None:
-    """Complexity and expressivity of the primary order on a plane; None where the point has none."""
+    """Complexity and expressivity of the primary order on a plane; None if the point lacks the plane."""
     point, ending = _plane_point(measurement, plane), PLANES[plane][1]
     complexity = getattr(point, f"complexity{ending}", None)
     expressivity = getattr(point, f"expressivity{ending}", None)
@@ -221,18 +224,18 @@ def _plane_point(measurement: Measurement, plane: str) -> PlanePoint | None:
 
 
 class PhaseTracker:
-    """Follows a growing run, one measurement after the other; `find_phases` for a whole one.
+    """Follows a growing run, one measurement after another. For a whole run use `find_phases`.
 
     Attributes:
         collapsed: whether the last measurement is a collapsed point.
-        trained: whether the run began from trained weights; None as long as that is not known.
-        plane: on which phases are read; None before the first measurement.
-        worse_for: number of scheduled points in succession, up to the last, whose held-out loss is above its minimum by
-            more than the tolerance; 0 before the model has begun to learn.
-        worse_since: step of the minimum before these.
+        trained: whether the run began from trained weights; None as long as this is unknown.
+        plane: the plane on which phases are read; None before the first measurement.
+        worse_for: number of the latest scheduled points in succession whose held-out loss exceeds its minimum by more
+            than the tolerance; 0 before the model has begun to learn.
+        worse_since: step of the minimum before these points.
         train_loss_falls: whether the training loss of these points is lower than at the minimum of the held-out loss;
-            None where it is not known.
-        begun: whether the model has begun to learn: its fit has begun, and the loss, where known, has fallen by half a
+            None if unknown.
+        begun: whether the model has begun to learn: its fit has begun, and the loss, if known, has fallen by half a
             nat or is below that of token frequencies.
     """
 
@@ -243,36 +246,36 @@ class PhaseTracker:
         self.worse_for = 0
         self.worse_since: int | None = None
         self.train_loss_falls: bool | None = None
-        self._early: list[Measurement] = []  # the first points, should a better plane turn up
-        self._lacking = 0  # number of points in succession, up to the last, without the plane
+        self._early: list[Measurement] = []  # the first points, in case a better plane appears
+        self._lacking = 0  # number of the latest points in succession without the plane
         self._first_loss: float | None = None
         self._predicts = False  # whether a point was better than token frequencies
         self._steps: list[int | None] = []
         self._known: list[Phase | None] = []
         self._collapsed: list[bool] = []
-        self._from_start: bool | None = None  # whether the run was seen from step 0 on
-        # Of the scheduled points that have values:
+        self._from_start: bool | None = None  # whether the run was measured from step 0 on
+        # For the scheduled points that have values:
         self._points: list[int] = []  # their numbers
         self._complexity: list[float] = []
-        self._replicates: list[Array | None] = []  # of the complexity, where points have errors
+        self._replicates: list[Array | None] = []  # jackknife values of the complexity, if points have errors
         self._expressivity: list[float] = []
-        self._off_schedule: dict[int, float] = {}  # expressivity of those that are judged only
+        self._off_schedule: dict[int, float] = {}  # expressivity of points off the schedule
         self._record = 0  # position of the highest expressivity so far
         self._start = 0  # position of the lowest complexity before the fit
-        self._rising: int | None = None  # since which position all are above step 0 …
-        self._exceeding = 0  # … and how many of the last ones clearly
-        self._fit: tuple[int, int] | None = None  # number of its first point, and of the one that showed it
+        self._rising: int | None = None  # the position since which expressivity is above that of step 0
+        self._exceeding = 0  # number of the latest points at which it is clearly above
+        self._fit: tuple[int, int] | None = None  # number of its first point, and of the point that showed it
         self._compression: tuple[int, int] | None = None
         self._off_bound: int | None = None  # number of the point
-        self._fall: tuple[float, float] | None = None  # by what share complexity and expressivity have fallen
+        self._fall: tuple[float, float] | None = None  # relative falls of complexity and expressivity
         self._losses: list[tuple[int, float, float | None]] = []  # number, held-out loss, training loss
         self._lowest = 0  # position of the lowest loss
-        self._lowest_of_all: float | None = None  # points off the schedule included
+        self._lowest_of_all: float | None = None  # including points off the schedule
         self._memorising: tuple[int, int] | None = None
 
     @property
     def phase(self) -> Phase | None:
-        """The phase as known by the last measurement; None where none is known, or the run has none."""
+        """The phase as known at the last measurement; None if none is known, or if the run has no phases."""
         if self.trained or self._from_start is None:
             return None
         if self._memorising is not None:
@@ -298,7 +301,7 @@ class PhaseTracker:
         return first is None or fallen or self._predicts
 
     def update(self, measurement: Measurement) -> Phase | None:
-        """Take the next measurement; the phase as known by it."""
+        """Take the next measurement, and return the phase as known then."""
         if self._finds_better_plane(measurement):
             return self._begin_again(measurement)
         index, step = len(self._steps), measurement.step
@@ -317,7 +320,7 @@ class PhaseTracker:
         return self.phase
 
     def _finds_better_plane(self, measurement: Measurement) -> bool:
-        """Whether one of the first points has a plane that is to be preferred to that of those before."""
+        """Whether one of the first points has a better plane than the points before it."""
         if self.rule.plane is not None or self.plane is None or measurement.error is not None:
             return False
         if sum(point.error is None for point in self._early) >= _EARLY:
@@ -381,17 +384,20 @@ class PhaseTracker:
             self._look_for_compression()
 
     def _look_for_fit(self, last: int) -> None:
-        """The end of the last collapse; without one, the lowest complexity before a clear rise of the expressivity."""
+        """Look for the end of the last collapse.
+
+        Without a collapse, look for the lowest complexity before a clear rise of the expressivity.
+        """
         expressivity, record = self._expressivity[last], self._expressivity[self._record]
         between = range(self._record, last)
         if expressivity > record and between:
             trough = self._lowest_of(between)
             fallen = self._complexity[trough] < (1 - _COLLAPSE_COMPLEXITY) * self._complexity[self._record]
             low = sum(self._expressivity[p] < (1 - _COLLAPSE_EXPRESSIVITY) * record for p in between)
-            # Once a model has fitted, a single point may be an error.
+            # After a model has fitted, a single low point may be an error.
             if fallen and low > (self._start > 0):
                 self._start, self._fit = trough, (self._points[trough], self._points[last])
-                # What was found in values before the collapse has nothing to do with what follows.
+                # Anything found before the collapse does not apply to what follows.
                 self._compression, self._off_bound, self._fall = None, None, None
         first = self._expressivity[0]
         if self._fit is None and last:
@@ -402,7 +408,7 @@ class PhaseTracker:
                 self._fit = (self._points[self._start], self._points[last])
 
     def _lowest_of(self, positions: range) -> int:
-        """Where the complexity is lowest; of equal ones the last."""
+        """The position of the lowest complexity; if several are equal, the last."""
         return min(reversed(positions), key=self._complexity.__getitem__)
 
     def _is_collapsed(self, expressivity: float) -> bool:
@@ -410,7 +416,7 @@ class PhaseTracker:
         return (self._fit is not None or bool(self.trained)) and expressivity < self.rule.collapse * highest
 
     def _look_for_compression(self) -> None:
-        # The complexity of step 0, and of the end of the collapse, is none of the fit.
+        # The complexities at step 0 and at the end of the collapse do not belong to the fit.
         first = self._start + 1 if self._from_start else 0
         counted = [p for p in range(first, len(self._points)) if not self._collapsed[self._points[p]]]
         fall = find_fall([self._complexity[position] for position in counted])
@@ -421,10 +427,10 @@ class PhaseTracker:
         if share <= self.rule.drop:
             return
         if highest == first and not self._from_start:
-            return  # nobody saw it rise: where that fall began is not known, or whether a collapse is part of it
+            return  # the rise was not measured, so the fall may have begun earlier, or be part of a collapse
         before, now = self._replicates[highest], self._replicates[-1]
         if before is not None and now is not None and len(before) == len(now):
-            # Of both points on the same text, so that most of their own errors cancels.
+            # Both points are on the same text, so most of their errors cancel.
             fallen = self._complexity[highest] - self._complexity[-1]
             if fallen < _ERRORS * jackknife_error(fallen, before - now):
                 return
@@ -436,7 +442,7 @@ class PhaseTracker:
             self._off_bound, self._fall = self._points[highest], (share, lost)
 
     def _maximum(self, counted: list[int]) -> tuple[int, float, float]:
-        """Where the complexity is highest, and what it and the expressivity are there, as medians of three points."""
+        """The position of the highest complexity, and complexity and expressivity there, as medians of three points."""
         windows = [counted[i : i + 3] for i in range(len(counted) - 2)]
         best = max(windows, key=lambda window: statistics.median(self._complexity[p] for p in window))
         highest = max(best, key=self._complexity.__getitem__)
@@ -469,7 +475,7 @@ class PhaseTracker:
 
     @property
     def has_compressed(self) -> bool:
-        """Whether a compression has been recognised, before the model memorised if it does."""
+        """Whether compression has been recognised; if the model memorises, before that."""
         return self._compression is not None
 
     @property
@@ -480,7 +486,7 @@ class PhaseTracker:
     # --- what has been found
 
     def phases(self) -> Phases:
-        """What has been recognised so far."""
+        """The phases that have been recognised so far."""
         hindsight: list[Phase | None] = [None if self.trained else Phase.INITIAL] * len(self._steps)
         if not self.trained:
             changes = (self._fit, self._compression, self._memorising)
@@ -546,7 +552,7 @@ class PhaseTracker:
         return "plane above the null" if self.plane == "above_null" else f"{self.plane} plane"
 
     def memorising_note(self) -> str:
-        """Since when the model memorises, and what the plane did meanwhile, in a sentence."""
+        """A sentence that says since when the model memorises, and what happened on the plane meanwhile."""
         at, lowest, _ = self._losses[self._lowest]
         loss = self._losses[-1][1]
         falls = self.train_loss_falls

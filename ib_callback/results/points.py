@@ -1,4 +1,4 @@
-"""The points of a measurement, one order in the plane or one feature: plain numbers, of the table in metrics.py."""
+"""The points of a measurement, for one order in the plane or one feature: plain numbers of the table in metrics.py."""
 
 from __future__ import annotations
 
@@ -32,24 +32,25 @@ Array = npt.NDArray[np.float64]
 class PlanePoint:
     """One point of the information plane: one n-gram order at one training step.
 
-    Values are Python floats, or None where undefined. A null is what finite sampling alone yields: the truth
-    lies between `*_above_null` (measured minus null) and the measured value.
+    Values are Python floats, or None where undefined. A null is the information that finite sampling alone gives. The
+    true value lies between `*_above_null` (measured minus null) and the measured value.
 
-    `complexity_null_by_layer` are interpolated in each layer: their mean may differ from the null in the last digits.
+    `complexity_null_by_layer` is interpolated in each layer, so its mean may differ from the null in the last digits.
 
-    `distance_to_bound` is bound(complexity) − expressivity, and `bound_ratio` expressivity / bound(complexity). With
-    the diagonal as bound the ratio is the optimality and stays None; with the IB curve, which is that of one order,
-    both are None for all other orders. `distance_above_null` is measured to the diagonal always: the null is the same
-    on both axes, not on both sides of a curve.
+    `distance_to_bound` is bound(complexity) − expressivity, and `bound_ratio` is expressivity / bound(complexity). With
+    the diagonal as bound, the ratio equals the optimality, so `bound_ratio` stays None. An IB curve belongs to one
+    order; for all other orders both numbers are None. `distance_above_null` is always measured to the diagonal, because
+    the null is the same on both axes, but not on both sides of a curve.
 
-    `num_positions_local` are the positions that the local numbers are of: those with a label from far away, for which
-    their sequence must have 48. Where they are under half of all, there is no document baseline, and nothing local. The
-    local optimality is None where the local complexity is under 3 of its standard errors.
+    `num_positions_local` is the number of positions behind the local numbers. These are positions with a label from far
+    away, so their sequence must have 48 valid positions. If they are fewer than half of all positions, there is no
+    document baseline, and there are no local numbers. The local optimality is None if the local complexity is under 3
+    of its standard errors.
 
     With `Meter(standard_errors=...)`, `*_se` are standard errors of the expected value at this probe size, and
     `*_jackknife` hold the [2 G - 1] values without each of G groups of sequences and without each two neighbouring
-    groups (uncertainty.py), so that two points can be compared group by group (`ib.difference`). Likewise, of a point
-    that is the mean over D draws of reference points, `*_draws` hold the [D] values without each of them.
+    groups (uncertainty.py). With these, two points can be compared group by group (`ib.difference`). If a point is the
+    mean over D draws of reference points, `*_draws` hold the [D] values without each draw.
     """
 
     complexity: float | None
@@ -142,18 +143,18 @@ class PlanePoint:
 
         Args:
             complexity_by_layer: I(X;Z) of each layer, [L], as fractions of log(num_bins).
-            expressivity_by_layer: I(Y;Z) of each layer, [L], likewise.
-            ceiling: of the measurement, in the same unit.
-            noise: an upper estimate of the standard deviation of a local complexity of labels without meaning, by which
-                the local optimality is resolved where no standard errors are known.
-            num_positions_local: behind the document baseline.
+            expressivity_by_layer: I(Y;Z) of each layer, [L], in the same unit.
+            ceiling: ceiling of the measurement, in the same unit.
+            noise: an upper estimate of the standard deviation of the local complexity, for labels that say nothing. If
+                standard errors are unknown, it decides whether the local optimality is defined.
+            num_positions_local: number of positions behind the document baseline.
             **measured: nulls and their standard errors by name, in the same unit: `complexity_null`,
-                `complexity_null_se` and so on; the error of one that is exact is 0.0. Further values by layer, [L],
-                likewise: `complexity_baseline_by_layer`, `complexity_null_by_layer`, ….
+                `complexity_null_se` and so on; the error of an exact null is 0.0. Also further values by layer, [L]:
+                `complexity_baseline_by_layer`, `complexity_null_by_layer`, ….
 
         Raises:
-            ValueError: no layers, or unequal numbers of layers.
-            TypeError: nothing of that name is measured.
+            ValueError: there are no layers, or their numbers differ.
+            TypeError: there is no measured number of that name.
 
         >>> point = PlanePoint.from_layers(
         ...     [0.5, 0.75], [0.25, 0.5], complexity_null=0.125, complexity_null_se=0.001,
@@ -168,19 +169,19 @@ class PlanePoint:
             if (given := measured.pop(f"{quantity.name}_by_layer", None)) is not None:
                 by_layer[quantity.name] = given
         layers, values = _means(by_layer)
-        # A null has a value of its own, estimated for the mean over layers.
+        # The null has a separate estimate for the mean over layers.
         values |= _named(measured, PLANE)
         values |= {BOUND: values["complexity"], CEILING: ceiling, NOISE: noise}
         return cls(**layers, **derived(PLANE, values), num_positions_local=num_positions_local)
 
     def against(self, bound: Callable[[float], float] | None) -> PlanePoint:
-        """The same point with its distance to another bound than the diagonal.
+        """The same point with its distance to a bound other than the diagonal.
 
-        A bound that is concave, like the IB curve, holds for the mean over layers if it holds for each of them.
+        A concave bound, like the IB curve, holds for the mean over layers if it holds for each layer.
 
         Args:
-            bound: the highest expressivity at a complexity, in the unit of the point; None: none is known for this
-                order, and so there is neither a distance nor a ratio.
+            bound: function that gives the highest expressivity at a complexity, in the unit of the point; None if no
+                bound is known for this order. There is then neither a distance nor a ratio.
         """
         highest = None if bound is None or self.complexity is None else bound(self.complexity)
         values = {**vars(self), BOUND: highest}
@@ -188,10 +189,10 @@ class PlanePoint:
         return replace(self, **changed)
 
     def spread(self, metric: str) -> float | None:
-        """Standard deviation of a number between draws of reference points; None where there was one, or no number.
+        """Standard deviation of a number between draws of reference points; None with one draw, or without the number.
 
         Args:
-            metric: a quantity that has errors.
+            metric: a quantity that has standard errors.
         """
         draws = replicates_of(self, metric, of="draws")
         return None if draws is None else math.sqrt(len(draws)) * draws_error(draws)
@@ -203,7 +204,7 @@ def replicates_of(
     bound: Callable[[float], float] | None = None,
     of: Literal["jackknife", "draws"] = "jackknife",
 ) -> Array | None:
-    """Values of a number of `point` without each omission [2 G - 1], or each draw [D]; None where they are not known.
+    """Values of a number of `point` without each omission [2 G - 1], or without each draw [D]; None if unknown.
 
     Args:
         point: measured with errors, or over several draws.
@@ -220,7 +221,7 @@ def replicates_of(
     complexities = getattr(point, f"complexity_{of}")
     if not complexities or getattr(point, metric) is None:
         return None
-    # A ratio to the bound is that to a curve.
+    # The ratio to the bound is known only for a curve, whose function is needed here.
     if PLANE_BY_NAME[metric].bound and bound is None and point.bound_ratio is not None:
         return None
 
@@ -244,24 +245,28 @@ def replicates_of(
 
 
 def draws_error(without: Array) -> float:
-    """Standard error that the choice of reference points gives a mean over [D] draws, from its values without each."""
+    """Standard error of a mean over D draws that comes from the choice of reference points.
+
+    `without`: [D] values of the mean without each draw.
+    """
     return math.sqrt((len(without) - 1) * float(np.var(without)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturePoint:
-    """Information that representations carry about a feature label, I(F;Z), over positions that carry one.
+    """Information of representations about a feature label, I(F;Z), over the positions that have a label.
 
-    `information_null` and `information_null_std` are mean and standard deviation over permutations of the
-    labels: of whole sequences where the label is constant within them (preference: swapped within pairs), else
-    of positions, in which case the standard deviation is an upper estimate (0.9 to 2 times the true one).
-    `information_p_value` is (1 + permutations with at least the measured information) / (1 + permutations), where whole
-    sequences are permuted: how often labels that say nothing look at least as informative. At least 1/101.
+    `information_null` and `information_null_std` are mean and standard deviation over permutations of the labels. Whole
+    sequences are permuted if the label is constant within them (preference: swapped within pairs), otherwise positions.
+    For positions the standard deviation is an upper estimate (0.9 to 2 times the true one).
+    `information_p_value` says how often labels that say nothing look at least as informative: (1 + permutations with at
+    least the measured information) / (1 + permutations). It exists if whole sequences are permuted, and is at least
+    1/101.
     `information_se`, with `Meter(standard_errors=...)`, is the standard error of the information's expected value.
-    `ratio` is information / complexity of the primary order, and `ratio_above_null` that of both above their nulls: the
-    plain one of an untrained model is often higher than that of a trained one. None where undefined.
-    `information_jackknife`, likewise, are the [2 G - 1] values without groups of sequences of the feature's own probe,
-    as those of `PlanePoint`: two models can be compared group by group.
+    `ratio` is information / complexity of the primary order. `ratio_above_null` is the ratio of both above their nulls;
+    the plain ratio of an untrained model is often higher than that of a trained one. None where undefined.
+    `information_jackknife`, with `Meter(standard_errors=...)`, holds the [2 G - 1] values without groups of sequences
+    of the feature's own probe, as for `PlanePoint`. With these, two models can be compared group by group.
     """
 
     information: float | None
@@ -291,16 +296,16 @@ class FeaturePoint:
 
         Args:
             information_by_layer: I(F;Z) of each layer, [L], as fractions of log(num_bins).
-            num_positions: positions that carry the label.
-            complexity: in the same unit.
-            complexity_above_null: likewise, what of it is above its null.
-            complexity_null_se: standard error of that null, by which it is resolved.
-            information_jackknife: the information without each omission, where errors were asked for.
+            num_positions: number of positions with a label.
+            complexity: complexity of the main probe's primary order, in the same unit.
+            complexity_above_null: its part above the null, in the same unit.
+            complexity_null_se: standard error of that null; it decides whether a ratio to that part is defined.
+            information_jackknife: the information without each omission, if standard errors were measured.
             **measured: other fields by name: `information_null`, `information_p_value` and so on.
 
         Raises:
-            ValueError: no layers.
-            TypeError: nothing of that name is measured.
+            ValueError: there are no layers.
+            TypeError: there is no measured number of that name.
 
         >>> FeaturePoint.from_layers([0.0, 0.25], num_positions=640, complexity=0.5).ratio
         0.25
@@ -318,16 +323,19 @@ class FeaturePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class OrderIncrement:
-    """What an order adds to the next narrower one, in the mean over layers, tested by permuting its labels within that.
+    """What an order adds to the next narrower order, as a mean over layers.
+
+    It is tested by permuting the labels of the order within each label of the narrower order.
 
     Attributes:
-        narrower: name of that order.
-        information: what it adds, a fraction of log(num_bins), plain.
-        null: mean of that over permutations.
-        null_std: their standard deviation.
-        p_value: share of permutations, the measured labels counted as one, that reach it; at least 1 / (R + 1).
-        num_permutations: their number R.
-        num_positions: those whose label a permutation can change; the others say nothing about it.
+        narrower: name of the narrower order.
+        information: the plain information that the order adds, a fraction of log(num_bins).
+        null: mean of that information over permutations.
+        null_std: standard deviation over permutations.
+        p_value: share of permutations that reach the measured information; the measured labels count as one. At least
+            1 / (R + 1).
+        num_permutations: number of permutations R.
+        num_positions: number of positions whose label a permutation can change. Other positions say nothing about it.
     """
 
     narrower: str
@@ -340,7 +348,7 @@ class OrderIncrement:
 
 
 def _means(by_layer: Mapping[str, Sequence[float]]) -> tuple[dict[str, Any], dict[str, float | None]]:
-    """The fields by layer, and the mean of each."""
+    """The fields by layer, and the means over layers."""
     layers: dict[str, Any] = {}
     means: dict[str, float | None] = {}
     for name, given in by_layer.items():

@@ -1,4 +1,4 @@
-"""Measurements of many models in one file: a line is that of a trajectory, with the model that it is of."""
+"""Measurements of many models in one file. Each line has the form of a line of a trajectory, and names its model."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from ib_callback.results.lines import Origin, courses_of, read_rows, to_line
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.trajectory import FILENAME, Trajectory, aligned, read_run_file
 
-# Columns of a table that go before the numbers.
+# Columns of a table that come before the numbers.
 _COLUMNS = ("model", "revision", "family", "stage", "num_parameters", "tokens")
 
 
 class Results(Mapping[str, Trajectory]):
     """Trajectories by model, in the order of the file.
 
-    A model that was trained in stages has a trajectory for each, "OLMo-2-1B stage1", for steps are counted anew; one
-    that was measured with settings that cannot be compared has "OLMo-2-1B" and "OLMo-2-1B (2)".
+    A model that was trained in stages has one trajectory for each stage, such as "OLMo-2-1B stage1", because each stage
+    counts its steps from the beginning. A model that was measured with settings that cannot be compared has several,
+    such as "OLMo-2-1B" and "OLMo-2-1B (2)".
 
     Args:
-        entries: measurements with their origins. Of a checkpoint that was measured again the last success counts.
+        entries: measurements with their origins. If a checkpoint was measured several times, the last success counts.
 
     >>> results = Results([(Origin(model="small"), Measurement.failed(0, "no weights", settings={}))])
     >>> results
@@ -44,10 +45,10 @@ class Results(Mapping[str, Trajectory]):
 
     @classmethod
     def load(cls, *paths: str | os.PathLike[str]) -> Results:
-        """Read files of results, such as those of several shards, trajectory files and directories of runs.
+        """Read files of results (for example of several shards), trajectory files and directories of runs.
 
-        A run is a model with the name of its directory, or as much of its path as tells it from others. A torn last
-        line, left by a crash in the middle of a write, is dropped with a warning.
+        A run counts as a model with the name of its directory, or with as much of its path as distinguishes it from
+        others. An incomplete last line, left by a crash during a write, is dropped with a warning.
 
         Raises:
             TrajectoryError: a file cannot be read, is damaged elsewhere than in its last line, or holds steps of a run
@@ -61,7 +62,7 @@ class Results(Mapping[str, Trajectory]):
             found = read_rows(file, run.append)
             if any(origin is None for origin, _ in found):
                 rules[name] = read_run_file(file.parent)
-            # A file that names models in some of its lines alone is nobody's.
+            # A file that names models only in some of its lines is not the file of a run.
             of_run = all(origin is None for origin, _ in found)
             for origin, measurement in found:
                 if origin is None and not of_run:
@@ -95,19 +96,19 @@ class Results(Mapping[str, Trajectory]):
         return f"Results({models}: {', '.join(names)})" if self else "Results(empty)"
 
     def origins(self, model: str) -> list[Origin]:
-        """Where each point of a model's trajectory is from, in its order."""
+        """The origin of each point of a model's trajectory, in order."""
         return list(self._origins[model])
 
     def points(self, model: str) -> list[tuple[dict[str, Any], Measurement]]:
-        """Each point of a model's trajectory, with what goes before its numbers in a table."""
+        """Each point of a model's trajectory, with the columns that come before its numbers in a table."""
         return [
-            # A name tells trajectories apart, which the model alone may not.
+            # The name of the trajectory, because the model's own name may not distinguish trajectories.
             ({name: getattr(origin, name) for name in _COLUMNS} | {"model": model, "step": point.step}, point)
             for origin, point in zip(self._origins[model], self[model], strict=True)
         ]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a point: model, revision, family, stage, size, tokens, step, every number as logged, and `error`."""
+        """One row for each point: model, revision, family, stage, size, tokens, step, logged numbers and `error`."""
         return tidy.rows_of(point for model in self for point in self.points(model))
 
     def to_pandas(self) -> Any:
@@ -119,7 +120,7 @@ class Results(Mapping[str, Trajectory]):
         return tidy.to_pandas(self.rows())
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write `rows` as a table with a header; what is undefined is empty.
+        """Write `rows` as a table with a header; undefined numbers are empty.
 
         Raises:
             OSError: the file cannot be written.
@@ -127,7 +128,7 @@ class Results(Mapping[str, Trajectory]):
         write_atomically(path, tidy.to_csv(self.rows()).encode())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one line a point, atomically.
+        """Write one line for each point, atomically.
 
         Raises:
             TrajectoryError: the file cannot be written.
@@ -141,7 +142,7 @@ class Results(Mapping[str, Trajectory]):
             write_atomically(path, b"".join(lines))
 
     def table(self) -> str:
-        """The models as aligned text, the smallest first: size, points, and the range of steps and tokens."""
+        """The models as an aligned table, smallest first: size, points, and the range of steps and tokens."""
         rows = [("model", "family", "parameters", "points", "missing", "steps", "tokens")]
         sizes = {name: max(o.num_parameters or 0 for o in origins) for name, origins in self._origins.items()}
         for name in sorted(self, key=sizes.__getitem__):
@@ -161,16 +162,16 @@ class Results(Mapping[str, Trajectory]):
 
 
 def append_result(path: str | os.PathLike[str], origin: Origin, measurement: Measurement) -> None:
-    """Append one line to a file of results and flush it to the disk; a torn last line is cut off.
+    """Append one line to a file of results and flush it to the disk. An incomplete last line is removed first.
 
     Raises:
-        TrajectoryError: the file cannot be written. A line written in part is taken back.
+        TrajectoryError: the file cannot be written. A partly written line is removed.
     """
     json_lines.append(Path(path), to_line(measurement, origin))
 
 
 def _place_of(file: Path) -> tuple[str, ...]:
-    """The directory of a run, or another file without its suffix."""
+    """The parts of the path: of the directory of a run, or of another file without its suffix."""
     whole = file.resolve()
     return whole.parent.parts if whole.name == FILENAME else (*whole.parent.parts, whole.stem)
 

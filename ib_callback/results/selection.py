@@ -1,4 +1,4 @@
-"""Which point of a run is the best one, and how sure that is."""
+"""Select the best point of a run, and say how sure the choice is."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from ib_callback.results.stopping import guarded_rule
 
 SelectFrom = Literal["compression", "fit"] | int
 _FROM_PHASE = {"compression": Phase.COMPRESSION, "fit": Phase.FITTING}
-# Beyond this many standard deviations a difference is not taken for noise.
+# A difference of more than this many standard deviations does not count as noise.
 _CLEAR = 2.0
-# Information that random labels reach in a greater share of cases is no evidence of any.
+# If random labels reach the information in a greater share of cases, it is not evidence.
 _BY_CHANCE = 0.05
-# Why a point is none that could be chosen otherwise.
+# The reason why a point that is otherwise a candidate cannot be selected.
 NO_CHECKPOINT = "no checkpoint"
 
 
@@ -45,7 +45,7 @@ class Candidate:
 
     Attributes:
         measurement: the point.
-        value: of the metric; None where it is undefined.
+        value: value of the metric; None if undefined.
         rejected: why it cannot be selected; None if it can.
     """
 
@@ -56,18 +56,18 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The best point of a run, the next best one, and what the difference between them means.
+    """The best point of a run, the second best, and whether the difference between them means anything.
 
     Attributes:
         best: the best candidate; None if there is none.
-        runner_up: the second best; None if there is none.
-        noise: standard deviation of the noise in one value, estimated by `scatter` from the values of
-            all measured points from the start of the selection on, collapsed ones left out; None if these
-            are fewer than 8. What is slower than a few measurements is not noise in this sense.
-        candidates: every point of the run, in its order.
+        runner_up: the second best candidate; None if there is none.
+        noise: standard deviation of the noise in one value, estimated by `scatter` from the values of all measured
+            points from the start of the selection on, without collapsed ones; None for fewer than 8 points. Changes
+            that are slower than a few measurements do not count as noise.
+        candidates: every point of the run, in order.
         by: full name of the metric.
-        fallback: where nothing can be selected, the candidate that is kept meanwhile: that of the lowest held-out loss
-            or, without a loss, the latest one; None with `guard=None`, and of points without a checkpoint.
+        fallback: the candidate that is kept as long as nothing can be selected: the one with the lowest held-out loss
+            or, without a loss, the latest one. None with `guard=None`, and if points have no checkpoint.
     """
 
     best: Candidate | None
@@ -79,18 +79,18 @@ class Choice:
 
     @property
     def p_value(self) -> float | None:
-        """Share of random labellings that say as much at the best point; None unless it was selected by a feature."""
+        """Share of random labels with at least the information at the best point; None unless selected by a feature."""
         feature = None if self.best is None else self.best.measurement.features.get(self.by.partition("/")[0])
         return None if feature is None else feature.information_p_value
 
     @property
     def may_be_chance(self) -> bool:
-        """Whether a feature was selected by of which labels at random would say as much in over 5 % of cases."""
+        """Whether the point was selected by a feature for which random labels say as much in over 5 % of cases."""
         return self.p_value is not None and self.p_value > _BY_CHANCE
 
     @property
     def difference(self) -> float | None:
-        """How much better the best value is than that of the runner-up, 0 or more; None without one."""
+        """How much better the best value is than that of the runner-up, at least 0; None without a runner-up."""
         values = [c.value for c in (self.best, self.runner_up) if c is not None and c.value is not None]
         return abs(values[0] - values[1]) if len(values) == 2 else None
 
@@ -99,11 +99,11 @@ class Choice:
         """Whether the difference is less than two standard deviations of a difference; None if unknown."""
         if self.difference is None or self.noise is None:
             return None
-        # Each of the two values has the noise.
+        # Both values have this noise.
         return self.difference <= _CLEAR * 2**0.5 * self.noise
 
     def describe(self) -> str:
-        """One or two sentences for a person."""
+        """The choice in one or two sentences."""
         if self.best is None:
             reasons = dict.fromkeys(c.rejected for c in self.candidates if c.rejected)
             return f"No point can be selected: {'; '.join(reasons) or 'nothing was measured'}."
@@ -123,39 +123,41 @@ class Choice:
 
 @dataclass(frozen=True)
 class Selection:
-    """By which metric, and from when on, the best point of a run is chosen.
+    """The rule that selects the best point of a run: the metric, and from when on points count.
 
-    Collapsed and untrained models have the lowest complexity and distance of a run, and the plain optimality of
-    an untrained one can equal that of the trained one: hence the default to choose in the compression phase. With
-    "compression" and "fit" the points from the start of that phase on count, in hindsight, unless they are
-    collapsed; none as long as it has not been recognised. A step as `select_from` is taken at its word.
+    By default the rule selects in the compression phase. The reason is that collapsed and untrained models have the
+    lowest complexity and distance of a run, and the plain optimality of an untrained model can equal that of the
+    trained one. With "compression" and "fit", points from the start of that phase on count, in hindsight, unless they
+    are collapsed. As long as the phase has not been recognised, no point counts. If `select_from` is a step, all points
+    from that step on count.
 
-    Nor can a point be selected that has learned little: soon after a collapse, when representations still lie close
-    together, the distance is small and the optimality may be high, though hardly anything is expressed yet.
+    A point that has learned little cannot be selected. Soon after a collapse hidden states still nearly coincide: the
+    distance is small and the optimality may be high, although hardly anything is expressed yet.
 
-    Nor, with the guard, a point whose loss on held-out text is above the lowest of the run, of those that can be
-    selected (that have a checkpoint), by more than the tolerance: of checkpoints equal in loss the better by the metric
-    is chosen. Where points have no loss there is no guard, nor is there one of runs from trained weights, whose points
-    all count, and of a selection by a feature, unless it is a tolerance.
+    With the guard, a point cannot be selected if its loss on held-out text exceeds the lowest loss by more than the
+    tolerance. The lowest loss is taken over points that can be selected (that have a checkpoint). So among checkpoints
+    with about the same loss, the metric decides. The guard has no effect if points have no loss. The guard "loss" also
+    has none for runs from trained weights, in which all points count, and for a selection by a feature; a tolerance
+    acts there too.
 
-    With `guard=None` exactly the published choice: the best value among all points that `select_from` admits, phases
-    read on the plain plane; collapsed ones, and those that have learned little, are not looked for.
+    `guard=None` makes exactly the published choice: the best value among all points that `select_from` admits, with
+    phases read on the plain plane. Collapsed points, and points that have learned little, are then not excluded.
 
-    A value that is undefined is never best. Of equal values the earlier is the better.
+    An undefined value is never best. If values are equal, the earlier point is better.
 
     Args:
-        by: a metric as logged, without prefix, or a feature, which means its information.
-        mode: "min" or "max"; by default what is known to be better for the metric.
+        by: a metric as logged, without prefix, or the name of a feature, which means its information.
+        mode: "min" or "max"; by default the better direction of the metric, if known.
         select_from: "compression", "fit", or the first step that can be selected.
-        phase_rule: when a phase is recognised.
-        least_learned: share of the highest expressivity of the run so far that a point must have, unless `select_from`
-            is a step.
-        guard: "loss", a tolerance in nats a token, or None for the published choice; by default that of the run,
-            outside of one "loss".
+        phase_rule: settings for finding phases.
+        least_learned: a point must have at least this share of the highest expressivity of the run so far, unless
+            `select_from` is a step.
+        guard: "loss", a tolerance in nats a token, or None for the published choice; by default the guard of the run,
+            and "loss" outside of a run.
 
     Raises:
-        ValueError: no default exists for `mode`, or another setting is out of range.
-        TypeError: `by` is no text.
+        ValueError: `mode` has no default for this metric, or another setting is out of range.
+        TypeError: `by` is not a string.
     """
 
     by: str = "optimality"
@@ -181,11 +183,11 @@ class Selection:
 
     @property
     def rule(self) -> PhaseRule:
-        """How phases are read: by `phase_rule` and the guard."""
+        """The settings for finding phases: `phase_rule` under the guard."""
         return guarded_rule(self.phase_rule, self.guard)
 
     def margin(self, measurement: Measurement, *, trained: bool) -> float | None:
-        """By how much the loss may be above the lowest, in nats; None where that does not count.
+        """By how many nats the loss may exceed the lowest; None if the loss does not count.
 
         Args:
             measurement: a point of the run.
@@ -195,28 +197,28 @@ class Selection:
         return None if self.guard == "loss" and (trained or by_feature) else tolerance_of(self.guard)
 
     def value(self, measurement: Measurement) -> float | None:
-        """The number that counts; None where it is undefined or the point is missing.
+        """The value of the metric; None if it is undefined or the point is missing.
 
         Raises:
-            ValueError: a point that was measured has no such metric.
+            ValueError: a measured point does not have this metric.
         """
         if measurement.error is not None:
             return None
         return measurement.scalars()[resolve_metric(self.by, metrics_of(measurement))]
 
     def better(self, value: float, than: float) -> bool:
-        """Whether a value is strictly better than another one."""
+        """Whether a value is strictly better than another."""
         return value > than if self.mode == "max" else value < than
 
     def ranked(self, candidates: Iterable[Candidate]) -> list[Candidate]:
-        """Those that have a value, the best one first; of equal values the earlier one."""
+        """The candidates that have a value, best first; if values are equal, earlier points come first."""
         known = (candidate for candidate in candidates if candidate.value is not None)
         return sorted(known, key=lambda candidate: candidate.value or 0.0, reverse=self.mode == "max")
 
     def eligible(self, measurement: Measurement, tracker: PhaseTracker) -> bool:
-        """Whether a point can be selected as known when it was measured; `tracker` must have taken it last.
+        """Whether a point can be selected as far as known when it was measured; `tracker` must have taken it last.
 
-        False for the points between the start of a phase and its recognition, which `choose` counts.
+        False for points between the start of a phase and its recognition; `choose` counts these.
         """
         trained = bool(tracker.trained)
         phase = _before_memorising(tracker.phase, tracker.has_compressed)
@@ -234,20 +236,20 @@ class Selection:
         return None if best is None else best.measurement
 
     def choose(self, measurements: Sequence[Measurement], *, available: Collection[int] | None = None) -> Choice:
-        """The best point of a run, with all that is known about the choice.
+        """Select the best point of a run, and return everything that is known about the choice.
 
         Args:
-            measurements: in the order of training.
-            available: the steps of which a checkpoint exists; by default every step can be selected.
+            measurements: measurements in the order of training.
+            available: steps with a checkpoint; by default every step can be selected.
 
         Raises:
-            ValueError: no point that was measured has the metric; the message lists those that exist.
+            ValueError: no measured point has the metric; the message lists existing metrics.
         """
         names = dict.fromkeys(name for m in measurements if m.error is None for name in metrics_of(m))
         by = resolve_metric(self.by, names) if names else self.by
         reasons, trained = self.reasons(measurements)
         measured = [m for m in measurements if m.error is None and m.loss is not None]
-        # A checkpoint is compared with those that exist; whether one is missed, with all that might.
+        # A checkpoint is compared with existing checkpoints. Whether one is missing is judged by all points.
         of_all, of_existing = (
             min((m.loss for m in points if m.loss is not None), default=math.inf)
             for points in (measured, [m for m in measured if available is None or m.step in available])
@@ -256,7 +258,7 @@ class Selection:
         values: list[float] = []
         steps: list[int] = []
         for m, rejected in zip(measurements, reasons, strict=True):
-            # A metric that only some points have is undefined at the others.
+            # If only some points have the metric, it is undefined at the others.
             value = m.scalars().get(by)
             if rejected is None and value is None:
                 rejected = "the metric is undefined"
@@ -284,12 +286,12 @@ class Selection:
         )
 
     def reasons(self, measurements: Sequence[Measurement]) -> tuple[list[str | None], bool]:
-        """Why each point cannot be selected, None if it can; values, losses and checkpoints are not looked at.
+        """Why each point cannot be selected, None if it can; values, losses and checkpoints are ignored.
 
         Returns:
-            That, and whether the run began from trained weights.
+            The reasons, and whether the run began from trained weights.
         """
-        # A step needs no phases, which could not be found without a null.
+        # A step needs no phases; without a null they could not be found.
         if isinstance(self.select_from, int):
             trained = starts_trained(measurements, self.rule)
             return [self._rejected(m, Phase.INITIAL, False, None, trained) for m in measurements], trained
@@ -303,7 +305,7 @@ class Selection:
 
     @staticmethod
     def _fallback(candidates: Iterable[Candidate], available: Collection[int] | None) -> Candidate | None:
-        """What is kept as long as nothing can be selected."""
+        """The candidate that is kept as long as nothing can be selected."""
         exist = [c for c in candidates if c.measurement.step is not None and c.measurement.step in (available or ())]
         with_loss = [c for c in exist if c.measurement.loss is not None]
         if with_loss:
@@ -331,7 +333,7 @@ class Selection:
 
 
 def _before_memorising(phase: Phase | None, has_compressed: bool) -> Phase | None:
-    """What a run that memorises had come to before: not every one has compressed."""
+    """The phase that a memorising run had reached before; not every run has compressed."""
     if phase is not Phase.MEMORISING:
         return phase
     return Phase.COMPRESSION if has_compressed else Phase.FITTING

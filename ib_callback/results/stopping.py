@@ -1,4 +1,4 @@
-"""When to stop: a rule on the measurements of a run, and no more than that; trainers act on it elsewhere."""
+"""Decide when to stop, from the measurements of a run. Trainers act on the decision elsewhere."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from ib_callback.results.phases import (
 )
 
 _ARMED_FROM = {"compression": Phase.COMPRESSION, "fit": Phase.FITTING, "immediately": Phase.INITIAL}
-# The measurements over which a loss must be flat cover at least this share of the steps taken: five of a dense schedule
-# say nothing of where a slow fall leads. Three recorded runs that fall to their end are not stopped before it, and one
-# that becomes flat is 7 measurements later.
+# The measurements over which a loss must be flat cover at least this share of the steps taken, because five
+# measurements of a dense schedule say nothing about a slow fall. With it, three recorded runs whose loss falls to the
+# end are not stopped before the end. One run that becomes flat is stopped 7 measurements later.
 _COVERED = 1 / 8
-# A model that has learned token frequencies and nothing more for this share of its steps is dead.
+# A model is dead if it has learned nothing beyond token frequencies for this share of its steps.
 _DEAD = 1 / 2
 # A monitored quantity still improves if it does so by more than this many standard deviations of its noise.
 _CLEAR = 2.0
 
 
 class StopReason(Enum):
-    """What a decision to stop, or to go on, is based on."""
+    """The reason for a decision to stop or to go on."""
 
     NOT_ARMED = "not armed"
     MISSING = "missing"
@@ -52,13 +52,13 @@ class StopReason(Enum):
 
 @dataclass(frozen=True)
 class StopDecision:
-    """Whether to stop, and why, as a value and in words; true where `stop` is: `if run.step(model, step): break`.
+    """Whether to stop, and why. It is true if `stop` is true, so you can write `if run.step(model, step): break`.
 
     Attributes:
         stop: whether to stop.
-        reason: what that is based on.
-        message: the same in words.
-        would_stop: whether it would stop if the rule acted (`PlateauStopping(act=False)` never does).
+        reason: the reason for the decision.
+        message: the reason in words.
+        would_stop: whether the rule would stop if it acted (`PlateauStopping(act=False)` never acts).
     """
 
     stop: bool
@@ -77,69 +77,74 @@ class StopDecision:
 class PlateauStopping:
     """Stop when a run has converged, memorises, diverges or has collapsed.
 
-    With the guard, the default, where points have a loss on held-out text (`Measurement.loss`): a run has *converged*
-    if since the fit both are flat, the loss and the monitored metric. Over the last `patience` measurements, and over
-    the last eighth of the steps, the lowest loss is less than the tolerance under the lowest before, and the best value
-    of the metric no better than in as many measurements before these, beyond its noise and `min_delta`; `arm` does not
-    matter then. It *memorises*, *diverges* or has *collapsed* if for `patience` measurements (3 at least), and an
-    eighth of the steps, the loss was above its minimum by more than the tolerance: it memorises if its phase says so,
-    has collapsed if its expressivity has, and diverges otherwise. Nothing of this acts before the model has begun to
-    learn (`PhaseTracker.begun`). It has *collapsed*, too, if its loss has fallen and then stands still for half of the
-    run without a fit; and *diverges* if for `patience` measurements its representations are not finite.
+    *With the guard* (the default), if points have a loss on held-out text (`Measurement.loss`). No decision acts before
+    the model has begun to learn (`PhaseTracker.begun`), except the last two:
 
-    Without a loss, which is said once, and of runs from trained weights: when the metric has not improved for
-    `patience` measurements; from trained weights a plateau counts only if the training loss, where known, does not
-    fall either. By default that waits for the compression phase: while a model fits, its distance to the
-    bound grows or wanders, and in the collapse it is the smallest of the whole run. Many models never compress.
+    - A run has *converged* if since the fit the loss and the monitored metric are both flat: over the last `patience`
+      measurements, and over the last eighth of the steps. The loss is flat if its lowest value is less than the
+      tolerance below the lowest before. The metric is flat if its best value is not better than in as many measurements
+      before these, beyond its noise and `min_delta`. `arm` does not matter in this case.
+    - A run *memorises*, *diverges* or has *collapsed* if the loss exceeds its minimum by more than the tolerance for
+      `patience` measurements (at least 3) and an eighth of the steps. It memorises if its phase says so, has collapsed
+      if its expressivity has, and diverges otherwise.
+    - A run has also *collapsed* if its loss has fallen and then stands still for half of the run without a fit.
+    - A run also *diverges* if its representations are not finite for `patience` measurements.
 
-    With `guard=None` exactly the published rule: a plateau of the metric from `arm` on, phases read on the plain plane,
-    and no point examined for collapse.
+    *Without a loss* (one message says so), and for runs from trained weights unless the guard is a tolerance, the rule
+    stops when the metric has not improved for `patience` measurements. For trained weights, a plateau counts only if
+    the training loss, if known, does not fall either. By default the rule waits for the compression phase, because the
+    distance to the bound grows or wanders while a model fits, and is the smallest of the whole run in the collapse.
+    Many models never compress.
 
-    The decision is a function of the measurements so far and of the settings. After an interruption,
-    `replay(trajectory)` brings a rule to where it was; there is no other state to save.
+    *With `guard=None`* the rule is exactly the published one: a plateau of the metric from `arm` on, with phases read
+    on the plain plane. No point is checked for collapse.
 
-    A point off the schedule, such as one of a checkpoint, leaves the decision as it was (`Measurement.scheduled`).
+    The decision depends only on the measurements so far and on the settings. After an interruption,
+    `replay(trajectory)` restores the rule; there is no other state to save.
 
-    The reasons, of which the last four stop the run:
+    A point off the schedule, such as one for a checkpoint, does not change the decision (`Measurement.scheduled`).
 
-    - *not armed*: the phase has not been reached. Values before that count for nothing, as best neither.
+    The reasons are as follows; the last four stop the run:
+
+    - *not armed*: the phase has not been reached. Values before it are ignored, also as the best value.
     - *missing*: the point could not be measured, lacks the loss that others have, or the metric is undefined (None)
-      though the point is neither collapsed nor of complexity 0, as those of a dead model are. It is no improvement and
-      does not count towards the patience: nothing was learned about the run.
-    - *improving*: the value is better than the best by more than `min_delta`; with the guard also: the loss falls.
-    - *waiting*: it is not, but fewer than `patience` points were so in succession; or points are still needed
+      although the point is neither collapsed nor has complexity 0, as in a dead model. Such a point is not an
+      improvement and does not count towards the patience, because it says nothing about the run.
+    - *improving*: the value is better than the best by more than `min_delta`; with the guard also if the loss falls.
+    - *waiting*: there is no improvement, but for fewer than `patience` points in succession; or more points are needed
       for the first smoothed value. A collapsed point (see `PhaseRule.collapse`) is never an improvement.
-    - *plateau*: converged, or `patience` points in succession were no improvement.
-    - *diverging*: the loss rises; without one, the median of those points is worse than the best by more than
+    - *plateau*: the run has converged, or `patience` points in succession were not an improvement.
+    - *diverging*: the loss rises; without a loss, the median of those points is worse than the best by more than
       `divergence`.
-    - *collapsed*: representations have; without a loss, most of those points are collapsed.
-    - *memorising*: the loss on held-out text rises while that of the training falls.
+    - *collapsed*: the representations have collapsed; without a loss, most of those points are collapsed.
+    - *memorising*: the loss on held-out text rises while the training loss falls.
 
     Args:
         monitor: a metric as logged, without prefix: `"distance_to_bound"`, `"bigram/optimality"`,
             `"preference/information"`, or `"preference"`, which means the same.
-        mode: "min" if low values are better, "max" if high ones are, as for the optimality.
+        mode: "min" if low values are better, "max" if high values are, as for the optimality.
         patience: number of measurements without improvement after which to stop.
         min_delta: smallest change that is an improvement; with `relative`, as a share of the best value.
         relative: whether `min_delta` is multiplied by max(|best|, floor).
-        arm: from when on: "compression", "fit" or "immediately". With "immediately" points are not examined for
-            collapse, and a run that is watched from step 0 takes the collapsed model for the best.
-        smoothing: number of measurements in the running median that is compared; 1 takes values as they are.
-        divergence: share of max(|best|, floor) by which values are worse than the best if they diverge.
-        floor: in the unit of the metric; a distance may cross zero, where a share of the best value is nothing.
-        guard: "loss", a tolerance in nats a token, or None for the published rule; by default that of the run, outside
-            of one "loss".
-        act: False decides, and says so (`StopDecision.would_stop`, `ib/would_stop`), but never stops.
-        phase_rule: when a phase is recognised.
+        arm: when the rule starts: "compression", "fit" or "immediately". With "immediately" points are not checked for
+            collapse, so a run that is measured from step 0 takes the collapsed model as the best.
+        smoothing: number of measurements in the running median that is compared; 1: no smoothing.
+        divergence: values diverge if they are worse than the best by this share of max(|best|, floor).
+        floor: lower limit for the scale, in the unit of the metric. It is needed because a distance may cross zero,
+            where a share of the best value is nothing.
+        guard: "loss", a tolerance in nats a token, or None for the published rule; by default the guard of the run, and
+            "loss" outside of a run.
+        act: if False, the rule decides and reports (`StopDecision.would_stop`, `ib/would_stop`), but never stops.
+        phase_rule: settings for finding phases.
 
     Attributes:
-        best: the best value (smoothed) since the rule was armed; None before there is one. With the guard, of the
-            last measurements that were compared.
-        best_step: the step at which it was measured.
+        best: the best (smoothed) value since the rule was armed; None before there is one. With the guard, the best of
+            the last measurements that were compared.
+        best_step: the step of that value.
 
     Raises:
-        ValueError: a setting out of range.
-        TypeError: a number of points is not an integer, or another value of the wrong type.
+        ValueError: a setting is out of range.
+        TypeError: a number of points is not an integer, or another value has the wrong type.
 
     >>> PlateauStopping("optimality", mode="max", arm="immediately", patience=3)
     PlateauStopping('optimality', mode='max', patience=3, arm='immediately')
@@ -183,30 +188,30 @@ class PlateauStopping:
         """Forget every measurement.
 
         Args:
-            metric: full name of the monitored one, where `check` has found it: points that lack it, measured before it
-                was, then count as undefined. None: the first point that could be measured must have it.
+            metric: full name of the monitored metric, as returned by `check`. Earlier points that lack it then count as
+                undefined. None: the first measured point must have it.
         """
         self._metric: str | None = metric
         self._phases = PhaseTracker(guarded_rule(self.phase_rule, self.guard))
         self._history: list[tuple[int, float, float | None]] = []  # since the fit: step, loss and value
-        self._values: list[float] = []  # those of points that are not collapsed, the last few
+        self._values: list[float] = []  # the last few values, without those of collapsed points
         self.best: float | None = None
         self.best_step: int | None = None
-        self._worse: list[float | None] = []  # since the best; None for collapsed points
-        self._all_losses: list[tuple[int, float]] = []  # of all points of the schedule: step, held-out loss
+        self._worse: list[float | None] = []  # values since the best; None for collapsed points
+        self._all_losses: list[tuple[int, float]] = []  # step and held-out loss of all points of the schedule
         self._train_losses: list[float] = []
         self._broken = 0  # number of points in succession whose states were not finite
         self._decision = self._go_on(StopReason.WAITING, "no point of the schedule has been measured")
 
     def check(self, available: Measurement | Iterable[str], *, has_loss: bool = True) -> str:
-        """The full name of the monitored metric, if it is among those measured; a warning if `mode` is the wrong way.
+        """Return the full name of the monitored metric; warn if `mode` is the wrong direction for it.
 
         Args:
-            available: a measured point, or names such as `metric_names` gives.
-            has_loss: whether points have a loss, where names are given.
+            available: a measured point, or names as from `metric_names`.
+            has_loss: whether points have a loss, if names are given.
 
         Raises:
-            ValueError: it is not; the message lists those that are.
+            ValueError: the metric is not measured; the message lists those that are.
         """
         try:
             names = metrics_of(available) if isinstance(available, Measurement) else available
@@ -234,9 +239,9 @@ class PlateauStopping:
         return metric
 
     def replay(self, measurements: Iterable[Measurement]) -> StopDecision | None:
-        """Forget every measurement and take these instead; the decision at the last one, None if there is none."""
+        """Forget every measurement and take these instead; return the decision at the last one, None without any."""
         points = list(measurements)
-        # The first ones, of an earlier version or with other settings, may lack what later ones have.
+        # Early points, from an earlier version or with other settings, may lack metrics that later ones have.
         names = dict.fromkeys(name for point in points if point.error is None for name in metrics_of(point))
         has_loss = any(point.loss is not None for point in points)
         self.reset(self.check(names, has_loss=has_loss) if names else None)
@@ -249,12 +254,12 @@ class PlateauStopping:
         """Take the next measurement of the run.
 
         Args:
-            measurement: later than all before it.
-            phases: of the run, if they are followed anyway; it has taken this measurement. None: the rule follows them
-                itself, by its `phase_rule`.
+            measurement: the next measurement, later than all before it.
+            phases: tracker of the run's phases that has taken this measurement, if there is one. None: the rule follows
+                the phases itself, with its `phase_rule`.
 
         Raises:
-            ValueError: the metric does not exist; raised by the first point that could be measured.
+            ValueError: the metric does not exist; raised at the first measured point.
         """
         if self._metric is None and measurement.error is None:
             self._metric = self.check(measurement)
@@ -272,7 +277,7 @@ class PlateauStopping:
                 f"representations are not finite for {self._broken} measurements: {measurement.error}",
             )
         collapsed = False
-        # Bare patience needs no phases, which could not be found without a null.
+        # Patience alone needs no phases; without a null they could not be found.
         needs = self.arm != "immediately" or (self.guard is not None and bool(self._all_losses))
         if needs and phases is None:
             phases = self._phases
@@ -288,7 +293,7 @@ class PlateauStopping:
             assert phases is not None
             collapsed = phases.collapsed and self.guard is not None
             if (phases.phase or Phase.INITIAL) < _ARMED_FROM[self.arm]:
-                if collapsed and measurement.error is None:  # a dead model is none that waits for its compression
+                if collapsed and measurement.error is None:  # a dead model does not count as waiting for compression
                     return self._judge(measurement.step, None)
                 self._worse.clear()
                 waits_for = "fitting" if self.arm == "fit" else "compression"
@@ -297,7 +302,7 @@ class PlateauStopping:
             return self._go_on(StopReason.MISSING, f"the point could not be measured ({measurement.error})")
         value = measurement.scalars().get(self._metric or "")
         undefined = value is None or not math.isfinite(value)
-        # Of a dead model, whose complexity is 0, a ratio is undefined for good.
+        # For a dead model, whose complexity is 0, a ratio stays undefined.
         if collapsed or (undefined and measurement.complexity == 0 and self.guard is not None):
             return self._judge(measurement.step, None)
         if undefined:
@@ -311,7 +316,7 @@ class PlateauStopping:
         return decision
 
     def _note(self, measurement: Measurement) -> None:
-        """What is kept of every point of the schedule."""
+        """Record what is needed from every point of the schedule."""
         if measurement.error is not None:
             is_broken = self.guard is not None and measurement.error.startswith(RepresentationError.__name__)
             self._broken = self._broken + 1 if is_broken else 0
@@ -323,7 +328,7 @@ class PlateauStopping:
             self._train_losses.append(measurement.train_loss)
 
     def _training_fell(self) -> float:
-        """By how many nats the training loss is lower than before, in the mean of so many points as the patience."""
+        """By how many nats the training loss has fallen: mean of the last `patience` points against those before."""
         now, before = self._train_losses[-self.patience :], self._train_losses[: -self.patience][-self.patience :]
         return statistics.fmean(before) - statistics.fmean(now) if before else 0.0
 
@@ -344,7 +349,7 @@ class PlateauStopping:
         return self._judge_flat(step)
 
     def _judge_before(self, step: int, phases: PhaseTracker) -> StopDecision:
-        """Before the model has begun to learn more than the frequencies of tokens: whether it is dead."""
+        """Decide whether a model is dead that has not begun to learn more than the frequencies of tokens."""
         earlier = [loss for at, loss in self._all_losses if at <= step * (1 - _DEAD)]
         lately = [loss for at, loss in self._all_losses if at > step * (1 - _DEAD)]
         if earlier and len(lately) >= 2 * self.patience:
@@ -380,7 +385,7 @@ class PlateauStopping:
         return self._stop(StopReason.DIVERGING, f"{told}, {how}: diverging")
 
     def _judge_flat(self, step: int) -> StopDecision:
-        """Whether loss and metric both stand still; of the metric as many measurements before are looked at."""
+        """Whether loss and metric are both flat; the metric is compared with as many measurements before."""
         lately = max(self.patience, sum(at > step * (1 - _COVERED) for at, _, _ in self._history))
         if lately >= len(self._history):
             return self._go_on(StopReason.WAITING, f"{len(self._history)} measurements since the fit, of {lately + 1}")
@@ -413,10 +418,10 @@ class PlateauStopping:
             for last in range(width - 1, len(values))
         ]
 
-    # --- without
+    # --- without the guard
 
     def _judge(self, step: int | None, value: float | None) -> StopDecision:
-        """Decide on a value since arming; None if its point is collapsed."""
+        """Decide on a value since the rule was armed; None stands for a collapsed point."""
         smooth = None
         if value is not None:
             self._values = [*self._values, value][-self.smoothing :]
@@ -456,7 +461,7 @@ class PlateauStopping:
 
 
 def guarded_rule(rule: PhaseRule, guard: Guard) -> PhaseRule:
-    """The rule of phases under a guard: with its tolerance, or without one on the plain plane, as published."""
+    """The phase rule under a guard: with its tolerance or, without a guard, on the plain plane, as published."""
     if guard is None:
         return replace(rule, tolerance=None, plane=rule.plane or "plain")
     return replace(rule, tolerance=tolerance_of(guard))

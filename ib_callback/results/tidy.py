@@ -1,4 +1,4 @@
-"""Measurements as a table, one row a point: for pandas, CSV and JSON."""
+"""Measurements as a table with one row for each point, for pandas, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ib_callback.common.optional import require
 from ib_callback.results.measurement import Measurement
 
-# Columns that hold texts; all others hold numbers.
+# Columns that hold text; all others hold numbers.
 TEXTS = ("model", "revision", "family", "stage", "source", "error")
 
 
@@ -19,11 +19,11 @@ def rows_of(points: Iterable[tuple[Mapping[str, Any], Measurement]]) -> list[dic
     """Rows that all have the same columns.
 
     Args:
-        points: each with the columns that go before its numbers.
+        points: each point with the columns that come before its numbers.
 
     Returns:
-        Those columns, every number under its name as logged, without prefix, and `error`: why a point is missing. What
-        is undefined or missing is None.
+        For each point: those columns; every number by its logged name, without prefix; and `error`, why the point is
+        missing. Undefined and missing values are None.
     """
     found = [(head, measurement.scalars(), measurement.error) for head, measurement in points]
     heads = dict.fromkeys(name for head, _, _ in found for name in head)
@@ -39,13 +39,13 @@ def to_pandas(rows: list[dict[str, Any]]) -> Any:
     """
     pandas = require("pandas", extra="pandas", purpose="A table as a DataFrame")
     frame = pandas.DataFrame(rows)
-    # A column without any number would hold None objects.
+    # Otherwise a column without any number would hold None objects.
     empty = {name: float for name in frame.columns if name not in TEXTS and frame[name].isna().all()}
     return frame.astype(empty)
 
 
 def to_csv(rows: list[dict[str, Any]]) -> str:
-    """With a header; what is None is empty. Empty without rows."""
+    """CSV text with a header; None becomes an empty cell. Empty without rows."""
     if not rows:
         return ""
     text = io.StringIO(newline="")
@@ -56,6 +56,6 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
 
 
 def to_json(rows: list[dict[str, Any]]) -> str:
-    """A list of objects, one a line; strict JSON, None as null."""
+    """A JSON list with one object on each line; strict JSON, with None as null."""
     lines = [json.dumps(row, allow_nan=False, ensure_ascii=False) for row in rows]
     return "[\n" + ",\n".join(lines) + "\n]\n"

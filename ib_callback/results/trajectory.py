@@ -1,6 +1,7 @@
 """A run as a sequence of measurements, in memory and as files.
 
-`ib_trajectory.jsonl` has one measurement a line, as a JSON object; `ib_run.json`, beside it, what holds for all.
+`ib_trajectory.jsonl` has one measurement on each line, as a JSON object. `ib_run.json`, beside it, has the settings of
+the whole run.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ class Trajectory(Sequence[Measurement]):
     """Measurements of one run in the order of training.
 
     Args:
-        measurements: with increasing steps.
-        phase_rule: when a phase of this run is recognised.
-        guard: by which its checkpoints are selected; phases are read with its tolerance or, with None, as published.
-        mixed: whether points of other settings are meant to be among them; then nothing is said of them.
+        measurements: measurements with increasing steps.
+        phase_rule: settings for finding the phases of this run.
+        guard: guard for selecting its checkpoints. Phases are read with its tolerance or, with None, as published.
+        mixed: whether points with different settings are intended; there is then no warning about them.
 
     Attributes:
-        phase_rule, guard: taken by `phases`, `best`, pictures and tables, unless they are told otherwise.
+        phase_rule, guard: defaults for `phases`, `best`, pictures and tables.
 
     >>> trajectory = Trajectory([Measurement.failed(step, "collapsed", settings={}) for step in (0, 500)])
     >>> trajectory.steps
@@ -60,7 +61,7 @@ class Trajectory(Sequence[Measurement]):
         self.phase_rule = phase_rule
         self.guard: Guard = check_guard(guard)
         self._mixed = mixed
-        self._told: set[str] = set()  # settings in which points differ from the first one that was measured
+        self._told: set[str] = set()  # settings in which points differ from the first measured one
         self._measurements: list[Measurement] = []
         self._last_step: int | None = None
         for measurement in measurements:
@@ -70,12 +71,12 @@ class Trajectory(Sequence[Measurement]):
         """Add the next point.
 
         Raises:
-            TypeError: not a Measurement.
+            TypeError: `measurement` is not a Measurement.
             ValueError: its step does not come after the last one.
 
         Warns:
-            RuntimeWarning: its numbers cannot be compared with those of the first one that was measured: another probe,
-                other bins, layers, …; once for each such setting. The point is added all the same.
+            RuntimeWarning: its numbers cannot be compared with those of the first measured point, because the probe,
+                the bins, the layers or another setting differs; once for each setting. The point is still added.
         """
         if not isinstance(measurement, Measurement):
             raise TypeError(f"expected a Measurement, got {type(measurement).__name__}")
@@ -106,7 +107,7 @@ class Trajectory(Sequence[Measurement]):
 
     @property
     def mixture(self) -> dict[str, str]:
-        """In which settings its points cannot be compared with the first one measured, by name of the setting."""
+        """{setting: difference} for settings that make points incomparable with the first measured one."""
         measured = [m for m in self._measurements if m.error is None]
         return {name: text for m in measured for name, text in incomparable_settings(measured[0], m).items()}
 
@@ -116,7 +117,7 @@ class Trajectory(Sequence[Measurement]):
     def __getitem__(self, index: slice) -> Trajectory: ...
     def __getitem__(self, index: int | slice) -> Measurement | Trajectory:
         if isinstance(index, slice):
-            # What there is to say of these points has been said.
+            # Warnings about these points have been given already.
             return Trajectory(self._measurements[index], phase_rule=self.phase_rule, guard=self.guard, mixed=True)
         return self._measurements[index]
 
@@ -143,27 +144,27 @@ class Trajectory(Sequence[Measurement]):
         return [measurement.step for measurement in self._measurements]
 
     def values(self, name: str) -> list[float | None]:
-        """One number of every point, None where it is undefined or the point is missing.
+        """One number of every point; None if it is undefined or the point is missing.
 
         Args:
-            name: as logged: `"optimality"`, `"bigram/complexity_null"`, `"preference/ratio"`; with a logger's prefix
-                too (`results.metrics.spelled`).
+            name: name as logged: `"optimality"`, `"bigram/complexity_null"`, `"preference/ratio"`; also with a logger's
+                prefix (`results.metrics.spelled`).
 
         Raises:
-            KeyError: no point that was measured has such a number; the message lists those that exist.
+            KeyError: no measured point has this number; the message lists those that exist.
         """
         scalars = [measurement.scalars() for measurement in self._measurements]
         known = list(
             dict.fromkeys(k for s, m in zip(scalars, self._measurements, strict=True) if not m.error for k in s)
         )
         full = spelled(name, known)
-        # As long as every point is missing, nobody can tell which names will exist.
+        # As long as every point is missing, it is unknown which names will exist.
         if known and full is None:
             raise KeyError(f"no number {name!r}; those measured: {', '.join(known)}{did_you_mean(name, known)}")
         return [s.get(full or name) for s in scalars]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a point: step, every number as it is logged, and why it is missing; None where undefined."""
+        """One row for each point: step, every logged number, and why the point is missing; None where undefined."""
         return rows_of(({"step": point.step}, point) for point in self)
 
     def to_pandas(self) -> Any:
@@ -175,7 +176,7 @@ class Trajectory(Sequence[Measurement]):
         return to_pandas(self.rows())
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write `rows` as a table with a header; what is undefined is empty.
+        """Write `rows` as a table with a header; undefined numbers are empty.
 
         Raises:
             OSError: the file cannot be written.
@@ -183,11 +184,13 @@ class Trajectory(Sequence[Measurement]):
         write_atomically(path, to_csv(self.rows()).encode())
 
     def table(self, *, order: str | None = None, loss: Mapping[int, float] | None = None) -> str:
-        """The run as aligned text, one line a point; information in fractions of log(num_bins), losses in nats a token.
+        """The run as an aligned table with one line for each point.
+
+        Information is in fractions of log(num_bins), losses are in nats a token.
 
         Args:
             order: the n-gram order to show, by default the primary one of each point.
-            loss: training loss by step, shown beside that of the probe.
+            loss: {step: training loss}, shown beside the loss on the probe.
         """
         names = [quantity.name for quantity in PLANE if quantity.tabled]
         tabled = [quantity.name for quantity in WHOLE if quantity.tabled]
@@ -216,18 +219,18 @@ class Trajectory(Sequence[Measurement]):
         """When the phases of the run began, and the phase of each point; see `ib_callback.results.phases.find_phases`.
 
         Args:
-            rule: when a phase is recognised; by default the run's own rule, `phase_rule` under its `guard`.
-            **changes: parameters of the rule that are to be others, such as `drop` or `persistence`.
+            rule: settings for finding phases; by default the run's own rule, `phase_rule` under its `guard`.
+            **changes: parameters of the rule to change, such as `drop` or `collapse`.
 
         Raises:
-            TypeError: an unknown parameter.
-            ValueError: a parameter out of range.
+            TypeError: a parameter is unknown.
+            ValueError: a parameter is out of range.
         """
         return find_phases(self, replace(rule or self.rule, **changes))
 
     @property
     def rule(self) -> PhaseRule:
-        """How the phases of this run are read: by `phase_rule` and what follows from `guard`."""
+        """The settings for finding the phases of this run: `phase_rule` under `guard`."""
         return guarded_rule(self.phase_rule, self.guard)
 
     def best(
@@ -242,15 +245,15 @@ class Trajectory(Sequence[Measurement]):
         """The best point of the run, or None if none can be selected; see `ib_callback.results.selection.Selection`.
 
         Args:
-            by: a metric as logged, without prefix, or a feature, which means its information.
+            by: a metric as logged, without prefix, or the name of a feature, which means its information.
             select_from: "compression", "fit", or the first step that can be selected.
-            mode: "min" or "max"; by default what is known to be better for the metric.
-            phase_rule: when a phase is recognised; by default the run's own rule.
-            guard: "loss" or a tolerance in nats: a point whose held-out loss is above the lowest by more cannot be the
-                best. None: exactly the published choice. "run": the run's own.
+            mode: "min" or "max"; by default the better direction of the metric, if known.
+            phase_rule: settings for finding phases; by default the run's own rule.
+            guard: "loss" or a tolerance in nats: a point cannot be the best if its held-out loss exceeds the lowest by
+                more. None: exactly the published choice. "run": the run's own guard.
 
         Raises:
-            ValueError: no point has such a metric, or a setting is out of range.
+            ValueError: no point has this metric, or a setting is out of range.
         """
         guard = self.guard if is_left_open(check_guard(guard)) else guard
         return Selection(by, mode, select_from, phase_rule or self.phase_rule, guard=guard).best(self)
@@ -261,25 +264,26 @@ class Trajectory(Sequence[Measurement]):
         """Correlations of the metrics with scores, or with each other; see `ib_callback.results.correlation`.
 
         Args:
-            scores: by step, such as the loss or the result of a benchmark.
-            select_from: which points to use: "compression", "fit", or all from a step on. The collapse dominates
-                what it takes part in: by default points from where a fit is recognised are used, or all where none is.
+            scores: {step: score}, such as the loss or the result of a benchmark.
+            select_from: which points to use: "compression", "fit", or all from a step on. By default points from the
+                fit on are used, because points of the collapse would dominate; all points if no fit is recognised.
 
         Returns:
-            By pair of names: `(metric, "score")` with scores, else every two of the main metrics and `"step"`.
+            {(name, name): correlation}: `(metric, "score")` with scores, else every two of the main metrics and
+            `"step"`.
 
         Raises:
-            TypeError: scores that are no numbers by step.
+            TypeError: `scores` does not map steps to numbers.
         """
         if select_from is None:
             select_from = self.phases().fit_recognised or 0
-        # By the phases alone: points of a high loss are no less a part of what hangs together.
+        # Selected only by phase, because points with a high loss belong to a correlation too.
         selection = Selection("complexity", None, select_from, self.rule, least_learned=0.0, guard="loss")
         reasons, _ = selection.reasons(self)
         return correlations([m for m, reason in zip(self, reasons, strict=True) if reason is None], scores)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one JSON object a line, atomically: a reader sees the old file or the new one, never a part.
+        """Write one JSON object on each line, atomically: a reader sees the whole old file or the whole new one.
 
         Raises:
             TrajectoryError: the file cannot be written.
@@ -291,15 +295,15 @@ class Trajectory(Sequence[Measurement]):
     def load(cls, path: str | os.PathLike[str], model: str | None = None) -> Trajectory:
         """Read a trajectory file, or the one in a run's output directory, and the rules of the run beside it.
 
-        A torn last line, left by a crash in the middle of a write, is dropped with a warning.
+        An incomplete last line, left by a crash during a write, is dropped with a warning.
 
         Args:
-            path: of the file or the directory, or of a file of results (`ib_callback.results.results`).
-            model: which of the models in a file of results; not needed where there is one.
+            path: path of the file or the directory, or of a file of results (`ib_callback.results.results`).
+            model: name of the model, for a file of results with several models.
 
         Raises:
-            TrajectoryError: the file cannot be read, is damaged elsewhere than in its last line, or has several models
-                of which none was named, or not that one.
+            TrajectoryError: the file cannot be read, is damaged elsewhere than in its last line, has several models but
+                `model` was not given, or does not have that model.
         """
         file = expanded(path)
         if file.is_dir():
@@ -322,12 +326,12 @@ class Trajectory(Sequence[Measurement]):
 def write_run_file(
     directory: str | os.PathLike[str], *, phase_rule: PhaseRule, guards: Mapping[str, Guard] | None = None
 ) -> None:
-    """Write what holds for a whole run into its output directory, atomically.
+    """Write the settings of a whole run into its output directory, atomically.
 
     Args:
-        directory: of the run.
-        phase_rule: as given, without what follows from a guard.
-        guards: of its rules, "stopping" where it has one and "selection".
+        directory: output directory of the run.
+        phase_rule: the phase rule as given, without the effect of a guard.
+        guards: guards of its rules, "selection" and, if there is one, "stopping".
 
     Raises:
         TrajectoryError: the file cannot be written.
@@ -340,21 +344,21 @@ def write_run_file(
 
 
 def _seal_of(content: Mapping[str, Any]) -> str:
-    """Of all but the seal; files without a guard, of an earlier version, have that of their rule alone."""
+    """Checksum of everything except the checksum; files of an earlier version, without a guard, cover only the rule."""
     sealed = {name: value for name, value in content.items() if name != "crc32"}
     return checksum(json.dumps(sealed if "guard" in sealed else sealed["phase_rule"]).encode()).decode()
 
 
 def read_run_file(directory: str | os.PathLike[str]) -> tuple[PhaseRule, Guard]:
-    """The phase rule of the run in a directory, and what selection is guarded by; the defaults of a run without them.
+    """The phase rule of the run in a directory, and the guard of its selection; defaults if the file lacks them.
 
     Warns:
-        RuntimeWarning: the file is damaged, and the defaults are taken.
+        RuntimeWarning: the file is damaged, and the defaults are used.
     """
     path = Path(directory) / RUN_FILENAME
     try:
         content = json_lines.parsed(path.read_bytes())
-        if content.get("crc32") not in (None, _seal_of(content)):  # None: of an earlier version
+        if content.get("crc32") not in (None, _seal_of(content)):  # None: written by an earlier version
             raise ValueError("its checksum is not that of its content")
         rule = PhaseRule.from_dict(content["phase_rule"])
         return rule, check_guard(content["guard"]["selection"] if "guard" in content else _guard_of(rule))
@@ -371,34 +375,34 @@ def read_run_file(directory: str | os.PathLike[str]) -> tuple[PhaseRule, Guard]:
 
 
 def _guard_of(rule: PhaseRule) -> Guard:
-    """What a rule was guarded by that has a tolerance, but no guard beside it."""
+    """The guard that belongs to a rule, for files that hold only the rule's tolerance and no guard."""
     return "loss" if rule.tolerance in (TOLERANCE, 0) else rule.tolerance
 
 
 def append_line(path: str | os.PathLike[str], measurement: Measurement) -> None:
-    """Append one measurement to a trajectory file and flush it to the disk; a torn last line is cut off.
+    """Append one measurement to a trajectory file and flush it to the disk. An incomplete last line is removed first.
 
     Raises:
-        TrajectoryError: the file cannot be written. A line written in part is taken back.
+        TrajectoryError: the file cannot be written. A partly written line is removed.
     """
     json_lines.append(Path(path), to_line(measurement))
 
 
 def check_writable(directory: str | os.PathLike[str], names: Iterable[str] = ()) -> None:
-    """Make the directory if needed and prove that files can be made in it, before a long run depends on it.
+    """Make the directory if needed, and check that files can be written in it, before a long run depends on it.
 
     Args:
-        directory: of the run.
-        names: of the files that the run will write; those that are there already must be open to writing.
+        directory: output directory of the run.
+        names: names of the files that the run will write; existing ones must be writable.
 
     Raises:
-        TrajectoryError: the directory cannot be made or written, or one of the files cannot.
+        TrajectoryError: the directory cannot be made or written, or one of the files cannot be written.
     """
     trial = Path(directory) / f".ib_callback.{os.getpid()}.tmp"
     try:
         trial.parent.mkdir(parents=True, exist_ok=True)
         trial.touch()
-        # On a shared file system a process of the same number may have been faster.
+        # On a shared file system, another process with the same number may have removed it first.
         trial.unlink(missing_ok=True)
     except OSError as error:
         raise TrajectoryError(
@@ -418,9 +422,9 @@ def check_writable(directory: str | os.PathLike[str], names: Iterable[str] = ())
 
 
 def _check_file(path: Path) -> None:
-    """Raise an OSError if a file that is there could not be written; its content and its times stay.
+    """Raise an OSError if an existing file cannot be written; its content and its times do not change.
 
-    Permission bits do not tell: root need not mind them, and a file may be immutable or on a mount of its own.
+    Permission bits are not enough: root ignores them, and a file may be immutable or on a separate mount.
     """
     target = Path(os.path.realpath(path))
     if target.exists():
@@ -430,14 +434,14 @@ def _check_file(path: Path) -> None:
     elif os.path.lexists(target):
         raise OSError(errno.ELOOP, "a link in a circle")
     if path.is_symlink():
-        # Through the link files are replaced where it leads to, and a file that is missing is made there.
+        # Files are replaced at the target of a link, and a missing file is made there.
         trial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         os.close(os.open(trial, os.O_WRONLY | os.O_CREAT))
         trial.unlink(missing_ok=True)
 
 
 def aligned(rows: Sequence[Sequence[str]], align: Sequence[Callable[[str, int], str]]) -> list[str]:
-    """Lines of a table, its columns aligned by `str.rjust` or `str.ljust` each."""
+    """Lines of a table; each column is aligned by `str.rjust` or `str.ljust`."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(f(text, width) for f, text, width in zip(align, row, widths, strict=True)).rstrip() for row in rows
@@ -445,8 +449,8 @@ def aligned(rows: Sequence[Sequence[str]], align: Sequence[Callable[[str, int], 
 
 
 def cell(value: float | None) -> str:
-    """A number in a table."""
+    """The text of a number in a table."""
     if value is None:
         return "-"
-    # At temperature 1.0 the information is a millionth of log(num_bins).
+    # At temperature 1.0, information is about a millionth of log(num_bins).
     return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"

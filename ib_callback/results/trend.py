@@ -1,4 +1,4 @@
-"""Whether the last stretch of a noisy curve falls: a generalised likelihood-ratio test of slopes over all suffixes."""
+"""Test whether the end of a noisy curve falls: a generalised likelihood-ratio test of slopes over all suffixes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from scipy.special import stdtr
 
 Array = npt.NDArray[np.float64]
 
-# A line through fewer values leaves nothing from which its noise could be estimated.
+# A line through fewer values leaves too little to estimate its noise.
 MIN_VALUES = 6
-# Autocorrelation of the noise that is assumed before the residuals have spoken, and how many values that counts for:
-# few residuals say little, and always too little of it.
+# Autocorrelation of the noise that is assumed in advance, and the number of values that this assumption counts for. It
+# is needed because few residuals say little about the autocorrelation, and always underestimate it.
 _ASSUMED, _WEIGHT = 0.5, 10
 _MOST = 0.8
-# Suffixes grow by this factor, for two that share nearly all of their values say the same.
+# Suffixes grow by this factor, because two that share nearly all of their values say the same.
 _GROWTH = 1.25
 
 
@@ -27,9 +27,9 @@ class Fall:
     """A fall of the last values of a curve.
 
     Attributes:
-        length: number of values in it.
-        start, end: of the line through them, in the unit of the values.
-        evidence: −log10 of the p-value of a slope that is not negative.
+        length: number of values in the fall.
+        start, end: first and last value of the line through them, in the unit of the values.
+        evidence: −log10 of the p-value for the hypothesis that the slope is not negative.
     """
 
     length: int
@@ -39,17 +39,17 @@ class Fall:
 
 
 def find_fall(values: Sequence[float]) -> Fall | None:
-    """The fall of the last values that is surest of all suffixes; None if none of them is sure.
+    """The clearest fall at the end of a curve, over all suffixes of its values; None if no fall is clear.
 
-    Each suffix of at least 6 values is fitted by a line, and its slope tested by Student's t. The standard error
-    takes autocorrelation ρ of the noise into account: its square is multiplied by (1 + ρ) / (1 − ρ), with ρ estimated
-    from the residuals (corrected for their number, and drawn towards 0.5, which is assumed of short ones).
+    A line is fitted to each suffix of at least 6 values, and its slope is tested with Student's t. The standard error
+    takes the autocorrelation ρ of the noise into account: its square is multiplied by (1 + ρ) / (1 − ρ). ρ is estimated
+    from the residuals, corrected for their number, and drawn towards 0.5, which is assumed for short suffixes.
 
-    It is sure if the p-value is under what `needed` says. `benchmarks/phase_power.py` prints the power and the false
-    alarms that result.
+    A fall is clear if its evidence reaches `needed`. `benchmarks/phase_power.py` prints the resulting power and false
+    alarms.
 
     Args:
-        values: in the order of measuring.
+        values: values in the order of measuring.
 
     >>> find_fall([1.0] * 20) is None
     True
@@ -62,26 +62,26 @@ def find_fall(values: Sequence[float]) -> Fall | None:
 
 
 def needed(number: int) -> float:
-    """The evidence that makes a fall sure among so many values.
+    """The evidence that a fall needs to be clear, for a curve of `number` values.
 
-    Its p-value is under 1 / (2 number³): the more values, the more suffixes have been looked at by whoever asks after
-    each value anew. Chosen by simulation: false alarms in at most 2 % of runs of 15 to 200 points, with an
-    autocorrelation of .5 too.
+    The p-value must be under 1 / (2 number³), because the test is repeated after each value, over ever more suffixes.
+    This was chosen by simulation: false alarms in at most 2 % of runs of 15 to 200 points, also with an autocorrelation
+    of .5.
     """
     return 3 * math.log10(number) + 0.3
 
 
 def line(values: Sequence[float]) -> Fall:
-    """The line through values, at least 3, as a fall."""
+    """The line through at least 3 values, as a fall."""
     start, end, evidence = lines(np.asarray(values, dtype=np.float64))
     return Fall(len(values), float(start), float(end), float(evidence))
 
 
 def lines(values: Array) -> tuple[Array, Array, Array]:
-    """Lines through curves: first and last value of each, and the evidence that it falls, 0 where it does not.
+    """Lines through curves: first and last value of each line, and the evidence that it falls, 0 if it does not.
 
     Args:
-        values: [..., values of a curve], at least 3.
+        values: [..., n], curves of at least 3 values.
     """
     number = values.shape[-1]
     x = np.arange(number) - (number - 1) / 2
@@ -89,11 +89,11 @@ def lines(values: Array) -> tuple[Array, Array, Array]:
     slope = values @ x / spread
     mean = values.mean(axis=-1)
     rest = values - mean[..., None] - slope[..., None] * x
-    # What rounding leaves is no noise, and no slope.
+    # Rounding errors count neither as noise nor as a slope.
     size = np.abs(values).max(axis=-1) + 1e-300
     squares = np.maximum((rest**2).sum(axis=-1), number * (1e-12 * size) ** 2)
     correlation = (rest[..., 1:] * rest[..., :-1]).sum(axis=-1) / squares
-    # Residuals of a line have less of it than the noise.
+    # Residuals of a line have a lower autocorrelation than the noise.
     correlation = correlation + (2 + 4 * np.clip(correlation, 0.0, 1.0)) / number
     correlation = np.clip((number * correlation + _WEIGHT * _ASSUMED) / (number + _WEIGHT), 0.0, _MOST)
     error = np.sqrt(squares / max(number - 2, 1) / spread * (1 + correlation) / (1 - correlation))
@@ -104,7 +104,7 @@ def lines(values: Array) -> tuple[Array, Array, Array]:
 
 
 def lengths(number: int) -> Iterator[int]:
-    """Of the suffixes that are looked at, of so many values."""
+    """Lengths of the suffixes that are tested, for a curve of `number` values."""
     length = MIN_VALUES
     while length <= number:
         yield length

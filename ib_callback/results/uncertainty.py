@@ -1,20 +1,20 @@
-"""How sure the numbers are: standard errors, differences between two measurements, and a correction for chance.
+"""Uncertainty of the numbers: standard errors, differences between two measurements, and a correction for chance.
 
-Standard errors come from leaving out one group of sequences at a time: the delete-a-group jackknife.
+Standard errors come from leaving out one group of sequences at a time: the delete-a-group jackknife. Whole sequences
+are left out because sequences are independent draws of text, but positions within a sequence are not.
 
-Sequences are independent draws of text, positions within one are not, so groups of sequences are what is left out.
-With θ the statistic, θ(g) its value without group g, θ(g, h) without two, G groups in all (Efron and Stein, "The
-jackknife estimate of variance", 1981):
+Let θ be the statistic, θ(g) its value without group g, θ(g, h) without two groups, with G groups in all (Efron and
+Stein, "The jackknife estimate of variance", 1981):
 
     V = (G − 1)/G Σ_g (θ(g) − mean of θ(g))²,      standard error² = V − B
 
-V counts what pairs of groups contribute together twice: for an information near zero, or near its null, V is twice the
-variance. That excess is B = ½ ((G − 2)/G)² var Q, Q(g, h) = G θ − (G − 1)(θ(g) + θ(h)) + (G − 2) θ(g, h), estimated
-from the G − 1 pairs of neighbours; B is at most V/2.
+V counts joint contributions of pairs of groups twice. For information near zero, or near its null, V is twice the
+variance. The excess is B = ½ ((G − 2)/G)² var Q with Q(g, h) = G θ − (G − 1)(θ(g) + θ(h)) + (G − 2) θ(g, h). It is
+estimated from the G − 1 pairs of neighbouring groups; B is at most V/2.
 
-The error covers how far the statistic would move with another probe of the same size from the same source: that of
-its *expected value at this probe size*. What finite sampling adds to that expected value itself is the null's
-business. There are about G − 1 degrees of freedom, so intervals take Student's t.
+The standard error says how far the statistic would move with another probe of the same size from the same source. It is
+the error of the *expected value at this probe size*. The null describes what finite sampling adds to that expected
+value. There are about G − 1 degrees of freedom, so intervals use Student's t.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ib_callback.results.measurement import Measurement, same_layers, settings_d
 from ib_callback.results.metrics import PLANE, PLANE_BY_NAME, is_unresolved, spelled, without_prefix
 from ib_callback.results.points import Array, PlanePoint, draws_error, replicates_of
 
-# Groups where the user does not say how many: t is then 2.13 for 95 %, and half the groups would make it 2.36.
+# Default number of groups. With it, t is 2.13 for 95 %; with half as many groups it would be 2.36.
 NUM_GROUPS = 16
 
 
@@ -39,7 +39,7 @@ def jackknife_error(value: float, omitted: Sequence[float] | Array) -> float:
     """Standard error of a statistic, in its unit.
 
     Args:
-        value: of the whole probe.
+        value: value of the statistic on the whole probe.
         omitted: [2 G - 1] values without each group, then without each two neighbouring groups. With fewer than 4
             groups the pairs are not used.
 
@@ -58,14 +58,14 @@ def jackknife_error(value: float, omitted: Sequence[float] | Array) -> float:
 
 
 def num_groups(omitted: Sequence[float] | Array) -> int:
-    """G, from the number of omissions."""
+    """The number of groups G, from the number of omissions."""
     return (len(omitted) + 1) // 2
 
 
 def baseline_gradient(point: PlanePoint, metric: str) -> dict[str, float]:
-    """How much a number of `point` changes with each baseline that it depends on, by the name of the baseline.
+    """{baseline: derivative} of a number of `point` with respect to each baseline that it depends on.
 
-    Those are estimated, and their error is one of the number too. Empty where the number is undefined.
+    Baselines are estimated, and their errors add to that of the number. Empty if the number is undefined.
     """
     quantity = PLANE_BY_NAME[metric]
     if quantity.kind == "baseline":
@@ -86,22 +86,23 @@ def with_errors(
     baseline_error: Callable[[Mapping[str, float]], float],
     bound: Callable[[float], float] | None = None,
 ) -> PlanePoint:
-    """The point with the standard errors of its numbers, from its replicates.
+    """The point with the standard errors of its numbers, computed from its replicates.
 
-    That of the choice of reference points, of which each draw is one, adds likewise where there are several.
+    With several draws, the error from the choice of reference points is added too.
 
     Args:
-        point: with replicates.
-        baseline_error: standard error of a linear combination of baselines, its weights by name. Baselines are
-            estimated from random subsets, independently of the choice of sequences: their error adds in quadrature.
-        bound: as for `replicates_of`. A curve is taken as given: that of the sample moves with the probe too, so that
-            the error of a distance to it is one for comparing models on one probe.
+        point: a point with replicates.
+        baseline_error: function that gives the standard error of a linear combination of baselines from its weights by
+            name. Baselines are estimated from random subsets, independently of the choice of sequences, so their error
+            adds in quadrature.
+        bound: as for `replicates_of`. A curve counts as exact, although the curve of a sample changes with the probe.
+            So the error of a distance to it is valid for comparing models on one probe.
     """
     for quantity in PLANE:
         metric = quantity.name
         known: dict[str, Any] = {}
         if quantity.formula is not None and {*quantity.formula.inputs} <= vars(point).keys():
-            # Whether a divisor is resolved may depend on an error that is known only now.
+            # Whether a ratio is defined may depend on an error that is known only now.
             known[metric] = quantity.formula(vars(point))
             point = replace(point, **known)
         if quantity.has_error:
@@ -116,9 +117,9 @@ def with_errors(
     return point
 
 
-# Settings that change what a number means, so that a difference would be one of definitions, …
+# Settings that change what a number means; a difference between two values would be one of definitions.
 _DEFINITIONS = ("num_bins", "temperature", "seed", "weighting")
-# … and those that change what the document baseline is.
+# Settings that change the document baseline.
 _BASELINES = ("baseline", "baseline_offset")
 
 
@@ -126,18 +127,18 @@ _BASELINES = ("baseline", "baseline_offset")
 class Difference:
     """Difference of a number between two measurements.
 
-    metric: its name, `order/name`.
+    metric: name of the number, `order/name`.
     value: first minus second, in the unit of the number.
-    standard_error: of the expected difference at this probe size.
+    standard_error: standard error of the expected difference at this probe size.
     interval: 95 % confidence interval.
-    significant: whether the interval leaves out zero, and nothing above chance contradicts it.
+    significant: whether the interval excludes zero, and no form above chance contradicts it.
     paired: whether the two were compared group by group, on the same text. If not, the errors of both add up.
-    degrees_of_freedom: of the interval's Student t.
-    note: what to beware of, else empty.
-    contradicted_by: if the interval of a plain number leaves out zero, those of its forms above chance (above null,
-        local) that do not point the same way, or that are undefined on one side or both because too little is above
-        chance there; of one above null, its local form. What differs is then how much chance, or the document alone,
-        adds to the number.
+    degrees_of_freedom: degrees of freedom of the interval's Student t.
+    note: a caution, else empty.
+    contradicted_by: forms above chance that contradict a difference whose interval excludes zero. For a plain number
+        these are its forms above null and local; for a number above null, its local form. A form contradicts if it has
+        the other sign, or if it is undefined on one side or both because too little is above chance there. The two then
+        differ in how much chance, or the document alone, adds to the number.
     """
 
     metric: str
@@ -166,35 +167,35 @@ class Difference:
 def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, order: str | None = None) -> Difference:
     """Difference of a number between two measurements, `a` minus `b`, with its error.
 
-    Two checkpoints measured on the same probe see the same text, so most of the error that each has is common to
-    both and leaves the difference: groups of sequences are left out of both at once. On different probes, or with
-    different numbers of groups, the errors are taken to be independent.
+    Two checkpoints measured on the same probe see the same text. So most of the error is common to both, and cancels in
+    the difference: each group of sequences is left out of both at the same time. On different probes, or with different
+    numbers of groups, the errors count as independent.
 
     Args:
-        a: measured with `Meter(standard_errors=...)`.
-        b: likewise; its value is taken from that of `a`.
+        a: a measurement with `Meter(standard_errors=...)`.
+        b: another such measurement; its value is subtracted from that of `a`.
         metric: any number of an order that has a standard error (docs/quantities.md): complexity, expressivity,
             optimality, distance_to_bound, one of these above the null (`complexity_above_null`, …,
-            `distance_above_null`) or local (`complexity_local`, …, `distance_local`, `score_local`);
-            `"bigram/optimality"` names the order too, and a logger's prefix may stand in front. Or `"loss"` or
-            `"bits_per_byte"`, which are of no order.
-        order: n-gram order, by default the primary one of `a`; of a view, `"centred/late/token"`, or `"centred/late"`
-            for that of the primary order.
+            `distance_above_null`) or local (`complexity_local`, …, `distance_local`, `score_local`). The name may
+            include the order, `"bigram/optimality"`, and a logger's prefix. Also `"loss"` or `"bits_per_byte"`, which
+            belong to no order.
+        order: n-gram order, by default the primary one of `a`. For a view, `"centred/late/token"`, or `"centred/late"`
+            for the primary order.
 
     Raises:
-        ValueError: no such number, no errors, or the two were measured by different definitions.
+        ValueError: there is no such number, no standard errors, or the two have different definitions.
 
     Returns:
-        The difference. It says that two models differ on text like this probe; where many checkpoints are compared,
-        one in twenty differs by chance. That of a plain number, or of one above null, is held against its forms above
-        chance where both measurements have them, for those of an untrained model are often the higher ones: see
-        `Difference.contradicted_by`.
+        The difference. If it is significant, the two models differ on text like this probe. If you compare many
+        checkpoints, one pair in twenty differs by chance. A difference of a plain number, or of a number above null, is
+        checked against its forms above chance if both measurements have them, because an untrained model often has
+        higher plain numbers: see `Difference.contradicted_by`.
     """
     for name, measurement in (("a", a), ("b", b)):
         if measurement.error is not None:
             raise ValueError(f"{name}: expected a measured point, got one that is missing: {measurement.error}")
     names = dict.fromkeys((*a.scalars(), *b.scalars()))
-    # Not every number of a view is logged.
+    # Some numbers of views are not logged, so `spelled` may not find them.
     metric = spelled(metric, names) or without_prefix(metric)
     if metric in OF_LOSS:
         return _difference_of_loss(a, b, metric)
@@ -219,11 +220,11 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
             "Measure both with the same settings."
         )
     first, second = (_replicates(name, point, metric) for name, point in zip("ab", points, strict=True))
-    # The error of the baselines themselves, taken as independent: an upper estimate where the probe is the same.
+    # The errors of the baselines count as independent; on the same probe this is an upper estimate.
     parts = [_baseline_part(point, metric, *each) for point, each in zip(points, (first, second), strict=True)]
     of_first, of_second = (replicates_of(point, metric, of="draws") for point in points)
     if of_first is not None and of_second is not None:
-        # The same reference points for both, where as many: `seed` is among the definitions.
+        # With equally many draws, both have the same reference points, because `seed` is one of the definitions.
         alike = len(of_first) == len(of_second)
         parts += [draws_error(of_first - of_second)] if alike else [draws_error(of_first), draws_error(of_second)]
     found = _compared(a, b, f"{order}/{metric}", first, second, parts=parts)
@@ -239,7 +240,7 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
     )
 
 
-# Numbers of a measurement as a whole that can be compared, which have the replicates of the loss.
+# Numbers of a measurement as a whole that can be compared; their errors come from the replicates of the loss.
 OF_LOSS = ("loss", "bits_per_byte")
 
 
@@ -253,7 +254,7 @@ def _difference_of_loss(a: Measurement, b: Measurement, metric: str) -> Differen
                 f"{name}: no standard error of {metric} can be had; {why}. Use Meter(standard_errors=True), and "
                 f'settings["loss"] says how the loss was had: {measurement.settings.get("loss")}.'
             )
-        # Bytes a token are those of the probe.
+        # The number of bytes per token depends only on the probe.
         replicates.append((value, np.asarray(omitted) * (value / loss)))
     positions = [(x.settings.get("loss") or {}).get("positions") for x in (a, b)]
     found = _compared(a, b, metric, *replicates, same_positions=positions[0] == positions[1])
@@ -275,7 +276,7 @@ def _compared(
     parts: Sequence[float] = (),
     same_positions: bool = True,
 ) -> Difference:
-    """The difference of two numbers, from each with its replicates; `parts` are errors that add to theirs."""
+    """The difference of two numbers, given with their replicates; `parts` are further errors to add."""
     # Groups of the probe decide which sequences are left out together.
     same_text = same_positions and all(a.settings.get(k) == b.settings.get(k) for k in ("probe", "K", "groups"))
     paired = same_text and a.settings.get("probe") is not None and len(first[1]) == len(second[1])
@@ -287,7 +288,7 @@ def _compared(
         variances = [jackknife_error(*each) ** 2 for each in (first, second)]
         error = math.sqrt(sum(variances))
         shares = [v**2 / (num_groups(each[1]) - 1) for v, each in zip(variances, (first, second), strict=True)]
-        # Welch and Satterthwaite.
+        # The formula of Welch and Satterthwaite.
         freedom = sum(variances) ** 2 / sum(shares) if error > 0 else float(num_groups(first[1]) - 1)
     error = math.hypot(error, *parts)
     reach = float(stdtrit(freedom, 0.975)) * error
@@ -312,9 +313,9 @@ def _of_documents(metric: str) -> bool:
 def _contradictions(
     metric: str, value: float, first: PlanePoint, second: PlanePoint, *, same_baseline: bool
 ) -> dict[str, str]:
-    """Why each form above chance of a plain number does not bear out its difference, by its name.
+    """{form above chance: why it contradicts} the difference of a number.
 
-    Its sign alone is asked for: one that is within its own error, but points the same way, is no contradiction.
+    Only the sign counts: a form that is within its own error, but has the same sign, does not contradict.
     """
     found = {}
     for form in PLANE_BY_NAME[metric].above_chance:
@@ -352,7 +353,7 @@ def _replicates(name: str, point: PlanePoint, metric: str) -> tuple[float, Array
 
 
 def _baseline_part(point: PlanePoint, metric: str, value: float, omitted: Array) -> float:
-    """What estimated baselines add to the standard error of a number."""
+    """The part of a number's standard error that comes from estimated baselines."""
     whole = getattr(point, f"{metric}_se")
     if whole is None or not baseline_gradient(point, metric):
         return 0.0
@@ -375,30 +376,32 @@ def _note(a: Measurement, b: Measurement, paired: bool) -> str:
     return "; ".join(notes)
 
 
-# Room between null and ceiling, as a share of the ceiling, below which the correction blows up errors tenfold.
+# Smallest room between null and ceiling, as a share of the ceiling. With less, the correction multiplies errors by more
+# than ten.
 MIN_ROOM = 0.1
 
 
 def adjusted_information(information: float, null: float, ceiling: float) -> float | None:
     """Information corrected for chance: (I - null) / (1 - null / ceiling).
 
-    A label that occurs c times inflates I by how far the entropy of the mean of its c assignments falls short of that
-    of its distribution. For labels without meaning that is the null. For labels with meaning it is less, as their
-    assignments differ less among themselves: with I the truth, what can differ is ceiling - I instead of ceiling. If
-    it falls with c in the same way, then plain = I + null (1 - I / ceiling), which is solved for I. Up to the scale
-    it is the adjusted mutual information of Vinh, Epps and Bailey (2010), with the ceiling as the maximum.
+    The entropy of the mean of c assignments is lower than that of their distribution. A label that occurs c times
+    inflates I by this difference. For labels without meaning the inflation is the null. For labels with meaning it is
+    smaller, because their assignments differ less among themselves: if I is the true value, the possible difference is
+    ceiling - I instead of ceiling. If the inflation falls with c in the same way, then plain = I + null (1 - I /
+    ceiling). This function solves that for I. Up to the scale, the result is the adjusted mutual information of Vinh,
+    Epps and Bailey (2010), with the ceiling as the maximum.
 
-    It assumes that positions with the same label are no more alike than the label makes them. Those of one sequence
-    are, and what a label seems to say is then partly said by the sequence.
+    The correction assumes that positions with the same label are only as similar as the label makes them. Positions of
+    one sequence are more similar. Then the sequence contributes to what a label seems to say.
 
     Args:
         information: plain I(X;Z), in any unit.
-        null: in the same unit.
-        ceiling: likewise.
+        null: the null, in the same unit.
+        ceiling: the ceiling, in the same unit.
 
     Returns:
-        In the same unit; None where null and ceiling are within 10 % of each other: nearly every label occurs once,
-        and the sample says nothing about it.
+        The corrected information in the same unit; None if null and ceiling are within 10 % of each other. Nearly every
+        label then occurs once, and the sample says nothing about the information.
 
     >>> adjusted_information(0.75, null=0.5, ceiling=1.0)
     0.5
@@ -422,7 +425,7 @@ def adjusted(measurement: Measurement, order: str | None = None) -> Adjusted:
     """Return `adjusted_information` of complexity and expressivity, their ratio and their difference.
 
     Args:
-        measurement: with nulls.
+        measurement: a measurement with nulls.
         order: n-gram order, by default the primary one.
 
     Raises:
@@ -440,6 +443,6 @@ def adjusted(measurement: Measurement, order: str | None = None) -> Adjusted:
     expressivity = adjusted_information(point.expressivity, point.expressivity_null, measurement.ceiling)
     if complexity is None or expressivity is None:
         return Adjusted(complexity, expressivity, None, None)
-    # Like above null: no ratio to what cannot be told from nothing.
+    # As for numbers above null: no ratio to a number that cannot be distinguished from zero.
     ratio = None if point.optimality_above_null is None else expressivity / complexity
     return Adjusted(complexity, expressivity, ratio, complexity - expressivity)

@@ -1,1 +1,1 @@
-"""What touches the model that is measured: finding its layers, running it, hooks, and leaving no trace."""
+"""Everything that touches the measured model: finding its layers, running it, hooks, and leaving no trace."""

@@ -1,4 +1,7 @@
-"""Finding in a model what is measured: its blocks, its trunk, and its limits."""
+"""Find the parts of a model that matter for a measurement: its blocks, its trunk, and its limits.
+
+The *trunk* is the module that makes the hidden states: the model without its output head.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from torch import nn
 from ib_callback.common.errors import ModelError
 from ib_callback.measuring.model.fully_sharded import computed_in, computed_on
 
-# Where wrappers of torch.compile, FSDP, activation checkpointing and Lightning Fabric keep what they wrap.
+# Attributes in which wrappers of torch.compile, FSDP, activation checkpointing and Lightning Fabric keep their content.
 _WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
 Layers = str | Iterable[str] | Callable[[nn.Module], Iterable[nn.Module]]
@@ -29,13 +32,13 @@ class Layer:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside wrappers for data parallelism and compilation, whose forward is that of the inside.
+    """The model inside wrappers for data parallelism and compilation that do not change its forward pass.
 
-    Calling the inside of DistributedDataParallel, or of DeepSpeed's engine, needs no communication of theirs and gives
-    the same result.
+    Calling the model inside DistributedDataParallel, or inside DeepSpeed's engine, gives the same result without their
+    communication.
 
     Raises:
-        TypeError: it is no module.
+        TypeError: `model` is not a module.
         ModelError: its parameters have no values, or it runs outside Python.
     """
     if not isinstance(model, nn.Module):
@@ -53,18 +56,18 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Whether accelerate fetches a module's own parameters, from the host's memory or a disk, for each of its calls."""
+    """Whether accelerate fetches a module's own parameters from the host's memory or a disk for each call."""
     hook = getattr(module, "_hf_hook", None)
     return any(getattr(each, "offload", False) for each in getattr(hook, "hooks", [hook]))
 
 
 def without_parallelism(model: nn.Module) -> nn.Module:
-    """`unwrap` of what is known to be a model with values."""
+    """`unwrap` without its checks."""
     while True:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) or _hands_on(model):
             inside: Any = model.module
         else:
-            # Not by getattr: FSDP looks up what it lacks in what it wraps, and must not be bypassed.
+            # Not by getattr, because FSDP looks up missing attributes in what it wraps, and must not be bypassed.
             inside = dict(model._modules.items()).get("_orig_mod")  # TorchScript's table has no get
         if not isinstance(inside, nn.Module):
             return model
@@ -72,7 +75,7 @@ def without_parallelism(model: nn.Module) -> nn.Module:
 
 
 def _hands_on(model: nn.Module) -> bool:
-    """Whether a model is an engine of DeepSpeed that does nothing in its forward but book-keeping of the training."""
+    """Whether a model is an engine of DeepSpeed whose forward adds only book-keeping of the training."""
     if not any(base.__name__ == "DeepSpeedEngine" for base in type(model).__mro__):
         return False
     autocasts: Any = getattr(model, "torch_autocast_enabled", None)
@@ -80,17 +83,18 @@ def _hands_on(model: nn.Module) -> bool:
 
 
 def wrapped(module: nn.Module) -> nn.Module | None:
-    """What a wrapper wraps, one level down or, for PEFT, the base model; None if the module is no wrapper.
+    """The content of a wrapper, one level down or, for PEFT, the base model; None if the module is not a wrapper.
 
-    A part that is called `module` is taken for what is wrapped if it is the only part and all arguments are handed on,
-    as in DistributedDataParallel, DataParallel, DeepSpeed's engine and AveragedModel: a model may use that name too.
+    A part named `module` counts as wrapped if it is the only part and all arguments are passed on, as in
+    DistributedDataParallel, DataParallel, DeepSpeed's engine and AveragedModel. The checks are needed because a model
+    may use that name too.
     """
     get_base: Any = getattr(type(module), "get_base_model", None)
     if callable(get_base):  # PEFT
         try:
             base = get_base(module)
         except Exception:
-            return None  # something else of that name
+            return None  # another method of that name
         return base if any(base is part for part in module.modules() if part is not module) else None
     parts = {name: part for name, part in module._modules.items() if part is not None}
     for name in _WRAPPED:
@@ -103,16 +107,16 @@ def wrapped(module: nn.Module) -> nn.Module | None:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model inside all wrappers, which has the configuration; not always to be called by itself."""
+    """The model inside all wrappers, which has the configuration. Not every such model can be called on its own."""
     while (inside := wrapped(model)) is not None:
         model = inside
     return model
 
 
 def transformers_models(module: nn.Module, name: str = "") -> dict[str, nn.Module]:
-    """The transformers models inside a module by name, those that are part of another one left out."""
+    """The transformers models inside a module, by name, without those that are part of another one."""
     if is_transformers_model(module) or is_transformers_model(bare(module)):
-        # A sharded one has to be called through its wrapper.
+        # A sharded model has to be called through its wrapper.
         return {name: without_parallelism(module)}
     found: dict[str, nn.Module] = {}
     for child_name, child in module.named_children():
@@ -122,18 +126,18 @@ def transformers_models(module: nn.Module, name: str = "") -> dict[str, nn.Modul
 
 def is_transformers_model(module: nn.Module) -> bool:
     """Whether a module is a model of transformers or peft."""
-    # By name, so that neither package is imported for a model that has nothing to do with it.
+    # Checked by name, so neither package is imported for an unrelated model.
     bases = {(base.__module__.split(".")[0], base.__name__) for base in type(module).__mro__}
     return ("transformers", "PreTrainedModel") in bases or ("peft", "PeftModel") in bases
 
 
 def is_own_class(model: nn.Module) -> bool:
-    """Whether the forward of a model was written in transformers itself."""
+    """Whether the class that defines the model's forward is part of transformers itself."""
     return getattr(type(model).forward, "__module__", "").startswith("transformers.")
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """`model.named_modules()` under the names of the model without wrappers: a wrapper has the name of its inside."""
+    """`model.named_modules()` with names as in the model without wrappers: a wrapper has the name of its content."""
     seen: set[nn.Module] = set()
 
     def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -151,24 +155,24 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def resolve_layers(model: nn.Module, layers: Layers) -> list[Layer]:
-    """The modules to measure, in the order of the forward pass as far as the model's own order tells.
+    """The modules to measure, in the order in which the model registers them, usually that of the forward pass.
 
     Args:
         model: unwrapped model.
         layers: `"hidden_states"` (output of every block, the last after the final norm, as in
             `output_hidden_states=True` without the embeddings), `"blocks"` (raw block outputs), module names or
-            globs, or a callable model → modules. In a model without a configuration the blocks are the one
-            outermost list of modules that have parts, and the final norm is the last one behind it. Names are those
-            of the model without wrappers; those with them are understood, and reported without.
+            globs, or a callable model → modules. In a model without a configuration the blocks are the only outermost
+            list of modules that have parts, and the final norm is the last norm after it. Names are those of the model
+            without wrappers. Names with wrappers are accepted too, and reported without.
 
     Raises:
-        ModelError: nothing was found; lists candidates.
+        ModelError: nothing was found; the message lists candidates.
     """
     if isinstance(layers, str) and layers in ("hidden_states", "blocks"):
         trunk, blocks = _find_blocks(model)
         if layers == "blocks":
             return blocks
-        # hidden_states[-1] is by definition the trunk's own output, after the final norm where there is one.
+        # hidden_states[-1] is by definition the trunk's own output, after the final norm if there is one.
         return [*blocks[:-1], Layer(f"{blocks[-1].name}:final", trunk)]
     if callable(layers):
         names = {module: name for name, module in named_modules(model)}
@@ -185,7 +189,7 @@ def _matching(model: nn.Module, pattern: str) -> list[Layer]:
     named: dict[str, Layer] = {}
     for name, module in named_modules(model):
         if name:
-            named.setdefault(name, Layer(name, module))  # of a wrapper and its inside, what is called by its parent
+            named.setdefault(name, Layer(name, module))  # of a wrapper and its content, the one that the parent calls
     found = [layer for layer in named.values() if _matches(layer.name, pattern)]
     if not found:
         spelled = {module for name, module in model.named_modules() if _matches(name, pattern)}
@@ -199,7 +203,7 @@ def _matching(model: nn.Module, pattern: str) -> list[Layer]:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a dotted name matches a glob part by part: `h.*` is `h.0` but not `h.0.attn`."""
+    """Whether a dotted name matches a glob part by part: `h.*` matches `h.0` but not `h.0.attn`."""
     parts, patterns = name.split("."), pattern.split(".")
     return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
@@ -215,14 +219,14 @@ def _distinct(layers: list[Layer]) -> list[Layer]:
 
 
 def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
-    """What makes the hidden states, which is the decoder, the base model or the model itself, and its blocks."""
+    """The trunk, which is the decoder, the base model or the model itself, and its blocks."""
     refuse_encoder_decoder(model)
     base: Any = bare(model)
     number = getattr(text_config(model), "num_hidden_layers", None)
     names = {module: name for name, module in named_modules(model)}
     decoder = getattr(base, "get_decoder", None)
     inside = getattr(base, getattr(base, "base_model_prefix", ""), None)
-    # Some models call a part of their head "decoder"; what has the blocks is what is meant.
+    # Some models call a part of their head "decoder", so the trunk must be the candidate that has the blocks.
     candidates: tuple[Any, ...] = (decoder() if callable(decoder) else None, inside, base)
     for trunk in candidates:
         stack = _stack(trunk, number)
@@ -230,10 +234,10 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
             name = names[stack]
             headed = trunk is base and named_by_model(model, "get_output_embeddings") is not None
             if headed:
-                # It has a name for the rest that does not hold: its trunk is the part with the blocks.
+                # The model's name for its trunk does not apply here: the trunk is the part with the blocks.
                 trunk = next((part for part in base.children() if stack in part.modules() and part is not stack), base)
             if isinstance(trunk, nn.ModuleDict) or (trunk is base and (headed or not is_own_class(base))):
-                return _plain_trunk(model, name, stack)  # what is called puts out logits, or may
+                return _plain_trunk(model, name, stack)  # because the called module returns logits, or may
             return trunk, [Layer(f"{name}.{i}" if name else str(i), block) for i, block in enumerate(stack)]
     if number is None:
         lists = _lists_of_blocks(model)
@@ -253,9 +257,9 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
 
 
 def _lists_of_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Lists of modules that have parts themselves, by name; not those inside another one, such as heads in a block.
+    """Lists of modules that have parts themselves, by name; without lists inside another one, such as heads in a block.
 
-    A ModuleList of one counts where there is no longer list.
+    A ModuleList with one entry counts only if there is no longer list.
     """
     found: list[tuple[str, nn.Module]] = []
     inside: set[nn.Module] = set()
@@ -271,7 +275,7 @@ def _lists_of_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _norm_behind(model: nn.Module, name: str, stack: nn.Module) -> tuple[str, nn.Module] | None:
-    """The last norm beside a list of blocks, or else beside what holds it; None without one."""
+    """The last norm next to a list of blocks, or else next to the module that holds the list; None without one."""
     named = dict(named_modules(model))
     while name:
         name = name.rpartition(".")[0]
@@ -286,14 +290,14 @@ def _norm_behind(model: nn.Module, name: str, stack: nn.Module) -> tuple[str, nn
 
 
 def _plain_trunk(model: nn.Module, name: str, stack: nn.Module) -> tuple[nn.Module, list[Layer]]:
-    """The blocks of a list, and the norm behind them, or without one the last block."""
+    """The blocks of a list, and as the trunk the norm after them, or the last block if there is no norm."""
     blocks = [Layer(f"{name}.{i}", block) for i, block in enumerate(stack.children())]
     norm = _norm_behind(model, name, stack)
     return blocks[-1].module if norm is None else norm[1], blocks
 
 
 def _layers_of(model: nn.Module, name: str, stack: nn.Module) -> list[str]:
-    """The same as names to pass."""
+    """The layers of `_plain_trunk` as names for layers=."""
     norm = _norm_behind(model, name, stack)
     if norm is None:
         return [f"{name}.*"]
@@ -301,7 +305,7 @@ def _layers_of(model: nn.Module, name: str, stack: nn.Module) -> list[str]:
 
 
 def refuse_encoder_decoder(model: nn.Module) -> None:
-    """Raise a ModelError for a model with two stacks, each with tokens of its own; its encoder alone is none."""
+    """Raise a ModelError for an encoder-decoder, whose two stacks read different tokens; an encoder alone passes."""
     configs: tuple[Any, ...] = (getattr(bare(model), "config", None), text_config(model))
     if any(getattr(config, "is_encoder_decoder", False) is True for config in configs):
         raise ModelError(
@@ -314,7 +318,7 @@ def refuse_encoder_decoder(model: nn.Module) -> None:
 
 
 def _stack(trunk: Any, number: Any) -> nn.ModuleList | None:
-    """The list of `number` blocks; the shallowest one, for a block may itself hold a list of the same length."""
+    """The list of `number` blocks; the shallowest one, because a block may itself hold a list of the same length."""
     if not isinstance(trunk, nn.Module) or not isinstance(number, int) or number < 1:
         return None
     stacks = [(name.count("."), module) for name, module in trunk.named_modules() if isinstance(module, nn.ModuleList)]
@@ -334,22 +338,22 @@ def _candidates(model: nn.Module) -> str:
 
 
 def some(names: Iterable[str], limit: int = 12) -> str:
-    """The first of the names, and how many there are."""
+    """The first names as text, and how many there are in all."""
     names = list(names)
     return ", ".join(map(repr, names[:limit])) + (f" … ({len(names)} in all)" if len(names) > limit else "")
 
 
 def text_config(model: nn.Module) -> Any:
-    """The configuration of the part that reads text; None without one."""
+    """The configuration of the part of the model that reads text; None without one."""
     config: Any = getattr(bare(model), "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def named_by_model(model: nn.Module, getter: str) -> nn.Module | None:
-    """The module that a method of the model inside all wrappers returns; None without such a method, or such a part.
+    """The module that a method of the model inside all wrappers returns; None without such a method or module.
 
-    transformers raises NotImplementedError for a model whose embeddings it does not know; other classes may have a
-    method of this name that wants arguments.
+    transformers raises NotImplementedError for a model whose embeddings it does not know. Other classes may have a
+    method of this name that needs arguments.
     """
     try:
         found = getattr(bare(model), getter)()
@@ -359,24 +363,24 @@ def named_by_model(model: nn.Module, getter: str) -> nn.Module | None:
 
 
 def input_embeddings(model: nn.Module) -> nn.Module | None:
-    """The module that embeds token ids, if the model says."""
+    """The module that embeds token ids, if the model names it."""
     return named_by_model(model, "get_input_embeddings")
 
 
 def vocabulary_size(model: nn.Module) -> int | None:
-    """Number of token ids that the model can embed, if it says."""
+    """Number of token ids that the model can embed, if known."""
     rows = getattr(input_embeddings(model), "num_embeddings", None)
     size = rows if isinstance(rows, int) else getattr(text_config(model), "vocab_size", None)
     return size if isinstance(size, int) else None
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """Longest sequence that the model takes, if it says."""
+    """Length of the longest sequence that the model accepts, if known."""
     limit = getattr(text_config(model), "max_position_embeddings", None)
     if not isinstance(limit, int) or limit < 1:
         return None
     for name, module in model.named_modules():
-        # RoBERTa and its kin count positions from padding_idx + 1 on, in a table that is that much longer.
+        # RoBERTa and similar models count positions from padding_idx + 1, in a table that is longer by that number.
         padding = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and isinstance(padding, int):
             return limit - padding - 1
@@ -384,7 +388,7 @@ def position_limit(model: nn.Module) -> int | None:
 
 
 def tokens_ahead(model: nn.Module) -> int:
-    """How many learnt tokens a model puts before every text: those of PEFT's prompt tuning and p-tuning."""
+    """How many learnt tokens a model puts before every text, with PEFT's prompt tuning and p-tuning."""
     inside: nn.Module | None = model
     while inside is not None:
         config = getattr(inside, "active_peft_config", None) if is_transformers_model(inside) else None
@@ -396,19 +400,19 @@ def tokens_ahead(model: nn.Module) -> int:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model takes its input and computes: where FSDP does, or its input embeddings or first parameter are."""
+    """The device of the model's input: where FSDP computes, else that of its input embeddings or first parameter."""
     if (device := computed_on(model)) is not None:
         return device
     weight = getattr(input_embeddings(model), "weight", None)
     first = next(model.parameters(), None) if weight is None else weight
-    if first is not None and first.is_meta:  # offloaded: where it is fetched to
+    if first is not None and first.is_meta:  # offloaded, so the device to which it is fetched
         hook = getattr(input_embeddings(model), "_hf_hook", None) or getattr(model, "_hf_hook", None)
         return torch.device(getattr(hook, "execution_device", None) or "cpu")
     return torch.device("cpu") if first is None else first.device
 
 
 def dtype_of(model: nn.Module) -> str:
-    """Name of the dtype in which the model computes: to which FSDP casts parameters, or of the first floating one."""
+    """Name of the dtype in which the model computes: that of FSDP's casts, else of the first floating parameter."""
     first = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     dtype = computed_in(model) or first
     return "none" if dtype is None else str(dtype).removeprefix("torch.")

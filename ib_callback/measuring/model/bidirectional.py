@@ -1,4 +1,4 @@
-"""Whether hidden states see the tokens that follow, as those of an encoder do, and what then becomes of the numbers."""
+"""Whether hidden states depend on following tokens, as in an encoder, and what this means for the numbers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ib_callback.measuring.model.access import Layer
 from ib_callback.measuring.model.forward import ProbeForward
 from ib_callback.measuring.plan.plan import Batch
 
-# Mean total variation of the assignments, in [0, 1]. In a causal model it is 0, but for rounding (1e-7 in float32) if
-# it sorts tokens by expert; in an untrained BERT it is 0.1, in one of 16 dimensions 0.002.
+# Threshold on the mean total variation of the assignments, in [0, 1]. In a causal model it is 0, or rounding (1e-7 in
+# float32) if the model sorts tokens by expert. In an untrained BERT it is 0.1, in one with 16 dimensions 0.002.
 SEEN = 1e-4
 
 
 def sees_what_follows(forward: ProbeForward, batches: Iterable[Batch], layers: Sequence[Layer]) -> bool:
-    """Whether states change with the tokens behind them, by two passes over one sequence whose second half is changed.
+    """Whether states change with following tokens: runs one sequence twice, the second time with another second half.
 
-    Models that declare themselves causal are believed. Those that are not of transformers are not tried: their forward
+    Models that declare themselves causal are believed. Models outside transformers are not tried, because their forward
     may remember earlier calls.
     """
     model = forward.model
@@ -37,20 +37,20 @@ def sees_what_follows(forward: ProbeForward, batches: Iterable[Batch], layers: S
 
 
 def is_declared(model: torch.nn.Module) -> bool:
-    """Whether all attention in a model says of itself that it is causal, as in most decoders of transformers."""
+    """Whether all attention modules of a model declare themselves causal, as in most decoders of transformers."""
     said = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
     return bool(said) and all(causal is True for causal in said)
 
 
 def with_other_ending(input_ids: Tensor, position: int) -> Tensor | None:
-    """A copy of a sequence [1, S] with other tokens after `position`; None if all its tokens are one."""
+    """A copy of a sequence [1, S] with other tokens after `position`; None if all its tokens are the same."""
     changed = input_ids.clone()
     changed[:, position + 1 :] = input_ids[0, 0]
     return None if torch.equal(changed, input_ids) else changed
 
 
 def explanation(model: torch.nn.Module) -> str:
-    """What to make of measurements of such a model."""
+    """How to interpret measurements of such a model, for a warning."""
     return (
         f"the hidden states of {type(model).__name__} change with the tokens that follow: its attention is "
         "bidirectional. Complexity and expressivity are then both information about tokens that the model has read: "

@@ -1,4 +1,4 @@
-"""Tensors bit by bit: whether two hold the same bits, and checksums of them."""
+"""Compare tensors bit by bit, and compute checksums of their bits."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Words that lie so far apart are summed before they are weighted. A prime, so that rows of a matrix that change places
-# are noticed too.
+# Words at this distance are summed before they are weighted. It is a prime, so an exchange of two rows of a matrix
+# changes the checksum too.
 _COLUMNS = 1021
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor can be read here: not sparse or nested ones, those of torch's quantisation or without values."""
+    """Whether the bits of a tensor can be read. Not if it is sparse, nested, quantised by torch or without values."""
     return tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_nested or tensor.is_meta)
 
 
 def inner(tensor: Any) -> list[str]:
-    """The attributes of a tensor that is made of others, in which these are."""
+    """For a tensor that is made of other tensors: the names of the attributes that hold them."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return []
     return [name for name in tensor.__tensor_flatten__()[0] if isinstance(getattr(tensor, name), Tensor)]
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have one shape, type and content, to the sign of a zero and the kind of a NaN.
+    """Whether two tensors have the same shape, type and bits, including the sign of a zero and the kind of a NaN.
 
     Args:
-        a: plain, or made of such.
-        b: likewise; on any device.
+        a: a plain tensor, or one made of plain tensors.
+        b: the same kind of tensor, on any device.
     """
     parts = inner(a)
     if a.shape != b.shape or a.dtype != b.dtype or parts != inner(b):
@@ -41,10 +41,10 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def checksums(tensors: list[Tensor]) -> list[int]:
-    """One for each, of its bits, with one wait for each device; another one if values change places.
+    """One checksum of the bits for each tensor, with one wait for each device. It changes if values change places.
 
     Args:
-        tensors: of any shapes, types and devices, if `is_plain`.
+        tensors: plain tensors (`is_plain`) of any shapes, types and devices.
     """
     by_device: dict[torch.device, list[int]] = {}
     for place, tensor in enumerate(tensors):
@@ -57,13 +57,13 @@ def checksums(tensors: list[Tensor]) -> list[int]:
 
 
 def _checksum(tensor: Tensor) -> Tensor:
-    """Weighted sum of the bits as integers, modulo 2^64: exact in any order, and other if values change places."""
+    """Weighted sum of the bits as integers, modulo 2^64: exact in any order of summation, and changed by a swap."""
     words = _words(tensor)
     rows = len(words) // _COLUMNS
     columns = words[: rows * _COLUMNS].view(rows, _COLUMNS).sum(0, dtype=torch.int64)
     rest = words[rows * _COLUMNS :]
     columns[: len(rest)] += rest
-    columns = columns ^ (columns >> 32)  # else the highest bits, which are signs, would cancel in pairs
+    columns = columns ^ (columns >> 32)  # otherwise the highest bits, the signs, would cancel in pairs
     return (columns * _weights(tensor.device)).sum()
 
 
@@ -73,7 +73,7 @@ def _weights(device: torch.device) -> Tensor:
 
 
 def _words(tensor: Tensor) -> Tensor:
-    """[N] the bits of a tensor as integers: of 64 bits where they fill such, else of its own width."""
+    """[N] the bits of a tensor as integers: 64-bit ones if the tensor divides into them, else of its own width."""
     flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1).contiguous()
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)
@@ -82,5 +82,5 @@ def _words(tensor: Tensor) -> Tensor:
     if flat.nbytes % 8:
         return flat.view(widths[size])
     if flat.storage_offset() * size % 8:
-        flat = flat.clone()  # part of a larger tensor, as weights of an LSTM on a GPU are
+        flat = flat.clone()  # it is part of a larger tensor, like weights of an LSTM on a GPU
     return flat.view(torch.int64)

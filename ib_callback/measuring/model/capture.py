@@ -1,7 +1,7 @@
-"""Quantising representations inside the forward pass: one context manager owns every hook.
+"""Quantise representations inside the forward pass. One context manager owns every hook.
 
-A *variant* is a way in which the states of all layers are quantised: by each draw of reference points, and after that
-by each draw again with the layer's mean unit state removed, where that is asked for.
+A *variant* is one way to quantise the states of all layers: with each draw of reference points and then, on request,
+with each draw again after removing the layer's mean unit state.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from ib_callback.measuring.model.access import Layer
 from ib_callback.measuring.model.head import whole
 from ib_callback.measuring.plan.memory import own_work
 
-# Below this share of wanted positions, gathering their states costs less than quantising the others.
+# If a smaller share of positions is wanted, gathering their states costs less than quantising the others too.
 _SPARSE = 0.8
-# A unit state that is nearer to the mean than this has no direction away from it: float32 leaves a hundredth of that.
+# A unit state nearer to the mean than this has no usable direction from it: rounding in float32 is a hundredth of that.
 _AT_THE_MEAN = 1e-5
 
 
 class Quantiser:
-    """Reference points and temperature for every dimension met, on every device met.
+    """Reference points and temperatures, made on demand for every dimension and device.
 
     Args:
         num_bins, temperature, seed: as for `Meter`.
-        draws: sets of reference points, each of a seed of its own; the first is that of `seed`.
+        draws: number of sets of reference points. Each has its own seed; that of the first is `seed`.
     """
 
     def __init__(self, num_bins: int, temperature: float | str, seed: int, draws: int = 1) -> None:
@@ -58,13 +58,13 @@ class Quantiser:
     def of_rows(
         self, rows: Tensor, positions: Tensor, out: Tensor, draw: int, *, sum_units: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """The same of some rows on a GPU, into `out`, as `assign_rows` says."""
+        """Quantise some rows on a GPU into `out`, as in `assign_rows`."""
         dim = rows.shape[-1]
         parts, scale = self._points_for(dim, rows.device, rows.dtype, draw)
         return assign_rows(rows, positions, parts, self._temperature_for(dim) * scale, out, sum_units=sum_units)
 
     def takes_rows(self, rows: Tensor) -> bool:
-        """Whether `of_rows` can be asked: on a GPU, of states of 32 or 16 bits, at a temperature that these allow."""
+        """Whether `of_rows` works: on a GPU, for states of 32 or 16 bits, at a temperature that these allow."""
         of_gpu = rows.device.type == "cuda" and rows.dtype in (torch.float32, torch.bfloat16, torch.float16)
         return of_gpu and self._temperature_for(rows.shape[-1]) >= SHARP
 
@@ -72,7 +72,7 @@ class Quantiser:
         return resolve_temperature(self._temperature, dim, self.num_bins)
 
     def _points_for(self, dim: int, device: torch.device, dtype: torch.dtype, draw: int) -> tuple[Tensor, float]:
-        """Parts [P, num_bins, dim], and their scale, as `in_parts` makes them."""
+        """Parts [P, num_bins, dim] of the reference points, and their scale, as from `in_parts`."""
         key = (draw, dim, device, dtype)
         if key not in self._points:
             parts, scale = in_parts(reference_points(dim, self.num_bins, seed=self._seeds[draw]), dtype)
@@ -81,12 +81,12 @@ class Quantiser:
 
     @property
     def draws(self) -> int:
-        """How many sets of reference points there are."""
+        """Number of sets of reference points."""
         return len(self._seeds)
 
 
 def draw_seed(seed: int, draw: int) -> int:
-    """The seed of a draw of reference points. Meters with neighbouring seeds share none: 2^32 / golden ratio apart.
+    """The seed of a draw of reference points. Draws are 2^32 / golden ratio apart, so close seeds share no draw.
 
     >>> [draw_seed(7, draw) for draw in range(3)]
     [7, 2654435776, 1013904249]
@@ -95,16 +95,16 @@ def draw_seed(seed: int, draw: int) -> int:
 
 
 class Moments:
-    """What the unit states of each layer add up to over the valid positions, in float64, on the CPU once they are read.
+    """Sums of the unit states of each layer over the valid positions, in float64; on the CPU after they are read.
 
     Args:
-        num_layers: that are captured.
-        second: numbers of the layers of which second moments of the states as they are, too.
+        num_layers: number of captured layers.
+        second: numbers of the layers for which the second moments of the plain states are computed too.
 
     Attributes:
-        unit: for each layer [dim], sum of its unit states.
-        first, second: of the layers in `second`, sums of the states [dim] and of their outer products [dim, dim].
-        count: positions so far.
+        unit: for each layer [dim], the sum of its unit states.
+        first, second: for the layers in `second`, sums of the states [dim] and of their outer products [dim, dim].
+        count: number of positions so far.
     """
 
     def __init__(self, num_layers: int, second: Sequence[int] = ()) -> None:
@@ -114,16 +114,16 @@ class Moments:
         self.count = 0
         self._second = frozenset(second)
         self._pending: list[tuple[int, Tensor]] = []
-        self._sums: dict[tuple[int, ...], Tensor] = {}  # [layers, dim] of those layers
+        self._sums: dict[tuple[int, ...], Tensor] = {}  # {numbers of layers: [layers, dim]}
 
     def add(self, index: int, rows: Tensor, norms: Tensor, positions: Tensor) -> None:
         """Add the states of one layer, rows [R, dim] with their norms [R], at the [T] `positions` among them."""
         inverse = norms[positions].reciprocal()
         with exact_float32(rows.device):
             total = None
-            if rows.device.type == "cpu":  # which copies rows slowly, but need not wait for what it looks at
+            if rows.device.type == "cpu":  # copying rows is slow on a CPU, but looking at values needs no waiting
                 total = torch.zeros_like(norms).index_copy(0, positions, inverse) @ rows
-            if total is None or not total.isfinite().all():  # zero times what padding holds
+            if total is None or not total.isfinite().all():  # zero times an infinite or NaN state at padding
                 total = inverse @ rows[positions]
         self._pending.append((index, total[None]))
         self.add_second(index, rows, positions)
@@ -133,22 +133,22 @@ class Moments:
         self._pending.append((index, units))
 
     def add_second(self, index: int, rows: Tensor, positions: Tensor) -> None:
-        """Add states [R, dim] of one layer, where second moments are wanted."""
+        """Add states [R, dim] of one layer, if its second moments are wanted."""
         if index not in self._second:
             return
-        # Small eigenvalues would drown in the rounding of float32 sums.
+        # In float64, because small eigenvalues would be lost in the rounding of float32 sums.
         exact = rows[positions].to("cpu" if rows.device.type == "mps" else rows.device, torch.float64)
         for table, value in ((self.first, exact.sum(0)), (self.second, exact.T @ exact)):
             table[index] = table[index].add_(value) if index in table else value
 
     def finish(self, count: int) -> None:
-        """The batch is over, of so many positions. Nothing is waited for: a GPU keeps its sums."""
+        """End a batch of `count` positions. This does not wait for a GPU: the sums stay there."""
         pending, self._pending = self._pending, []
         self.count += count
         alike: dict[tuple[torch.Size, torch.device], list[tuple[int, Tensor]]] = {}
         for index, units in pending:
             alike.setdefault((units.shape, units.device), []).append((index, units))
-        for each in alike.values():  # of all layers together, for each step costs a GPU a launch
+        for each in alike.values():  # all layers together, because each step costs a GPU a launch
             indices, of_layers = tuple(index for index, _ in each), torch.stack([units for _, units in each])
             exact = (of_layers.cpu() if of_layers.device.type == "mps" else of_layers).sum(1, dtype=torch.float64)
             before = self._sums.get(indices)
@@ -164,7 +164,7 @@ class Moments:
             table.update(zip(table, read([*table.values()]), strict=True))
 
     def share(self, ranks: Ranks) -> None:
-        """Read what there is, and add what the other ranks have; on each of them, after the last batch."""
+        """Read the sums, and add those of the other ranks; every rank calls this after the last batch."""
         self._read()
         tables = [self.first, self.second]
         numbers = sorted(self._second)
@@ -178,35 +178,35 @@ class Moments:
         self.count = int(count)
 
     def mean(self, index: int) -> Tensor:
-        """[dim] mean unit state of a layer."""
+        """The mean unit state [dim] of a layer."""
         total = self.unit[index]
         assert total is not None
         return total / self.count
 
     def dispersion(self, index: int) -> float:
-        """Mean cosine distance, 1 - cosine, of two different positions of a layer; to some 1e-7, not below 0."""
+        """Mean cosine distance, 1 - cosine, of two different positions of a layer; exact to about 1e-7, at least 0."""
         count = self.count
         if count < 2:
             return 0.0
         squared = float(self.mean(index).square().sum())
         found = (1.0 - squared) * count / (count - 1)
-        return 0.0 if found < 0.0 else found  # not max(), which takes NaN for 0
+        return 0.0 if found < 0.0 else found  # max() would turn NaN into 0
 
 
 class Capture:
     """Hooks on some layers that write their soft assignments into one table; no activation is kept.
 
-    Use as a context manager around the forward passes of a measurement; `run` makes one of them.
+    Use it as a context manager around the forward passes of a measurement; `run` makes one of them.
 
     Args:
-        layers: L of them.
+        layers: the L layers to capture.
         quantiser: makes assignments; None: only the moments are wanted.
-        centers: [dim] of each layer, what is taken off its unit states in further variants.
-        moments: to add the states to.
-        ahead: tokens that the model puts before every text, whose states are left out.
+        centers: [dim] for each layer, the vector that is subtracted from its unit states in further variants.
+        moments: object to which the states are added.
+        ahead: number of tokens that the model puts before every text; their states are left out.
     """
 
-    # Kinds of devices that need not be waited for: there each pass is checked when it is over.
+    # On these kinds of devices a check needs no waiting, so each pass is checked when it ends.
     CHECKED_AT_ONCE: ClassVar[frozenset[str]] = frozenset({"cpu"})
 
     def __init__(
@@ -231,15 +231,15 @@ class Capture:
         self._table: Tensor | None = None
         self._is_running = False
         self._buffer = torch.empty(0)
-        self._kept = Kept()  # of the hooks, for an error amid a forward that ranks make together would part them
-        self.autocast = ""  # e.g. ", autocast bfloat16" once a layer has run under it
+        self._kept = Kept()  # keeps errors of hooks, because raising inside a shared forward would separate the ranks
+        self.autocast = ""  # e.g. ", autocast bfloat16" after a layer has run under it
         self._fired: list[int] = []
-        self._norms: list[Tensor] = []  # [positions] of each layer, in the pass
-        self._bad: Tensor | None = None  # [layers] how many states cannot be quantised, in all passes
+        self._norms: list[Tensor] = []  # [positions] norms of each layer in this pass
+        self._bad: Tensor | None = None  # [layers] number of states that cannot be quantised, in all passes
         self._seen = 0
 
     def __enter__(self) -> Capture:
-        with ExitStack() as hooks:  # removed again if one cannot be registered
+        with ExitStack() as hooks:  # removes the hooks again if one cannot be registered
             for index, layer in enumerate(self._layers):
                 hooks.callback(layer.module.register_forward_hook(self._hook(index)).remove)
             self._hooks = hooks.pop_all()
@@ -254,25 +254,25 @@ class Capture:
         """Run one forward pass.
 
         Args:
-            forward: makes the pass.
+            forward: function that makes the pass.
             positions: [T] flat numbers of the positions to quantise in the [B, S] input table.
             shape: B and S.
 
         Returns:
-            Assignments [T, variants * L, num_bins], float32, the layers of one variant side by side; the next pass
-            overwrites them.
+            Assignments [T, variants * L, num_bins], float32, with the layers of one variant side by side. The next
+            pass overwrites them.
 
         Raises:
-            ModelError: a layer did not run, ran more than once, or did not put out [B, S, dim].
-            RepresentationError: zero vectors, NaN or inf at the positions. Of states on another device than the CPU
-            `check_usable` tells, which waits for it.
+            ModelError: a layer did not run, ran more than once, or did not return [B, S, dim].
+            RepresentationError: zero vectors, NaN or inf at the positions, if the states are on the CPU. For other
+                devices `check_usable` raises it, because that must wait for the device.
         """
         self._positions, self._shape = positions, shape
         self._positions_by_device = {positions.device: positions}
         self._fired = [0] * len(self._layers)
         self._norms = [torch.empty(0)] * len(self._layers)
         self._kept = Kept()
-        self._table = self._kept(self._room)  # without it the forward is made all the same, for the other ranks
+        self._table = self._kept(self._room)  # if this fails, the forward is still made, for the other ranks
         self._is_running = True
         try:
             forward()
@@ -291,10 +291,10 @@ class Capture:
         return table
 
     def _room(self) -> Tensor:
-        """For the assignments of a pass."""
+        """The table for the assignments of a pass."""
         positions = self._positions
         if len(self._buffer) < len(positions) or self._buffer.device != positions.device:
-            # Kept for the next pass: touching fresh memory costs the CPU more than filling it.
+            # Kept for the next pass, because touching fresh memory costs the CPU more than filling it.
             num_bins = 1 if self._quantiser is None else self._quantiser.num_bins
             sizes = (len(positions), self._num_variants * len(self._layers), num_bins)
             self._buffer = torch.empty(sizes, device=positions.device, dtype=torch.float32)
@@ -304,7 +304,7 @@ class Capture:
         @own_work()
         def quantise(module: nn.Module, inputs: Any, output: Any) -> None:
             if not self._is_running:
-                return  # a forward pass that `run` did not make
+                return  # this forward pass was not made by `run`
             self._fired[index] += 1
             if self._fired[index] == 1:
                 self._kept(lambda: self._take(index, output))
@@ -312,8 +312,8 @@ class Capture:
         return quantise
 
     def _take(self, index: int, output: Any) -> None:
-        """Quantise what a layer put out."""
-        rows = self._states(index, output).flatten(0, 1)  # of parts on several ranks, which all must ask
+        """Quantise the output of a layer."""
+        rows = self._states(index, output).flatten(0, 1)  # may gather parts from several ranks, so all must call it
         if self._kept.error is not None:
             return
         if torch.is_autocast_enabled(rows.device.type):
@@ -325,7 +325,7 @@ class Capture:
             return
         if len(positions) < _SPARSE * len(rows):
             rows, positions = rows.index_select(0, positions), torch.arange(len(positions), device=rows.device)
-        # Rows of assignments are shorter than rows of states: else quantise all, then drop the few not wanted.
+        # Otherwise quantise all and drop the few not wanted: rows of assignments are shorter than rows of states.
         rows = rows.float()
         norms = self._write(index, rows, positions)
         self._norms[index] = norms[positions]
@@ -333,25 +333,25 @@ class Capture:
             self._moments.add(index, rows, norms, positions)
 
     def _positions_on(self, device: torch.device) -> Tensor:
-        """The positions on a device: layers of one model may be on several."""
+        """The positions on a device; the layers of a model may be on several devices."""
         if device not in self._positions_by_device:
             self._positions_by_device[device] = self._positions.to(device)
         return self._positions_by_device[device]
 
     def _center(self, index: int, device: torch.device) -> Tensor:
-        """[dim] what is taken off the unit states of a layer; copied to their device once."""
+        """[dim] the vector to subtract from the unit states of a layer; copied to their device once."""
         assert self._centers is not None
         if self._centers[index].device != device:
             self._centers[index] = self._centers[index].to(device)
         return self._centers[index]
 
     def _column(self, variant: int, index: int) -> Tensor:
-        """[T, num_bins] of the table, for a layer in a variant."""
+        """The part [T, num_bins] of the table for a layer in a variant."""
         assert self._table is not None
         return self._table[:, variant * len(self._layers) + index]
 
     def _write(self, index: int, rows: Tensor, positions: Tensor) -> Tensor:
-        """Quantise the states [R, dim] of a layer in every variant; the norms of all of them."""
+        """Quantise the states [R, dim] of a layer in every variant; return the norms of all states."""
         if self._quantiser is None:
             return torch.linalg.vector_norm(rows, dim=-1)
         draws = range(self._quantiser.draws)
@@ -368,7 +368,7 @@ class Capture:
         return norms
 
     def _write_on_gpu(self, quantiser: Quantiser, index: int, rows: Tensor, positions: Tensor) -> Tensor:
-        """The same of the states at the positions alone, as they are; their norms [T]."""
+        """Quantise only the states at the positions, without a cast; return their norms [T]."""
         draws, norms = range(quantiser.draws), torch.empty(0)
 
         def write(rows: Tensor, positions: Tensor, variant: int, draw: int, *, sum_units: bool) -> Tensor:
@@ -415,7 +415,7 @@ class Capture:
                 )
 
     def _count_unusable(self) -> None:
-        """Of all layers together, for each step costs a GPU a launch."""
+        """Count unusable states of all layers together, because each step costs a GPU a launch."""
         if not self._norms:
             return
         device = self._positions.device
@@ -425,7 +425,7 @@ class Capture:
         self._seen += len(self._positions)
 
     def check_usable(self) -> None:
-        """Raise a RepresentationError if states could not be quantised, in any pass so far; waits for the device."""
+        """Raise a RepresentationError if states of any pass so far could not be quantised; waits for the device."""
         if self._bad is None:
             return
         (counts,) = read([self._bad])
@@ -443,10 +443,10 @@ class Capture:
 
 
 def states_of(output: Any, shape: tuple[int, int], ahead: int = 0) -> Tensor | None:
-    """The states [B, S, dim] that a module put out for B, S tokens; None if it put out something else.
+    """The states [B, S, dim] in a module's output for B, S tokens; None if the output is something else.
 
-    Of what has so many tokens `ahead` of the text, the states of the text. Of what lies in parts on several ranks, as
-    with sequence parallelism, all of it, for which they all must ask.
+    The states of `ahead` tokens before the text are left out. If the states are split over several ranks, as with
+    sequence parallelism, they are gathered, so all these ranks must call this.
     """
     z = _main_part(output)
     if not isinstance(z, Tensor) or z.ndim != 3 or not z.is_floating_point():

@@ -1,4 +1,8 @@
-"""Codebooks aimed at the output: the model's own embeddings of frequent tokens in place of random reference points."""
+"""Codebooks of the output: frequent tokens of the probe take the place of random reference points.
+
+The readout compares states with the output embeddings of these tokens. The prediction uses their predicted
+probabilities as assignments.
+"""
 
 from __future__ import annotations
 
@@ -24,23 +28,23 @@ from ib_callback.measuring.plan.plan import Batch, Plan
 from ib_callback.measuring.team import Round, SharedAccumulator, Team
 from ib_callback.probe.probe import Probe
 
-# Reference points, and with them bins.
+# Number of reference points, which is also that of bins.
 NUMBER = 100
-# Bytes of states that are kept until their mean is known.
+# Bytes of states that may be held until their mean is known.
 KEPT = 2 << 30
-# Of a probe whose states are more than that: one sequence in so many gives the mean, by forwards of their own.
+# If the states of a probe exceed that, the mean is taken over every EVERY-th sequence, in separate forward passes.
 EVERY = 20
-# States wait where they are if that takes less than one part in so many of the free memory: a copy to the host would be
-# waited for, once a batch, and takes as long as a tenth of a small model's forward.
+# States stay on their device if they take less than 1/_SMALL_SHARE of its free memory. A copy to the host would make
+# every batch wait, for as long as a tenth of a small model's forward pass.
 _SMALL_SHARE = 8
-# A state that is nearer to the mean than this share of its norm has no direction away from it.
+# A state nearer to the mean than this share of its norm has no usable direction from it.
 _AT_THE_MEAN = 1e-5
-# How far logits of a sum of vectors may be from the sum of theirs: what 8 bits leave.
+# Allowed difference between the logits of a sum of vectors and the sum of their logits: the rounding of 8 bits.
 _LINEAR = 0.05
 
 
 def frequent_tokens(probe: Probe, number: int) -> Tensor:
-    """[up to `number`] ids of the most frequent real tokens of a probe; of equally frequent ones, lower ids first.
+    """Up to `number` ids of the most frequent real tokens of a probe; if equally frequent, lower ids come first.
 
     >>> frequent_tokens(Probe.from_tokens(torch.tensor([[7, 5, 5, 9, 9, 3]])), 3)
     tensor([5, 9, 3])
@@ -51,16 +55,17 @@ def frequent_tokens(probe: Probe, number: int) -> Tensor:
 
 
 def output_rows(model: nn.Module, module: nn.Module, tokens: Tensor, states: Tensor) -> Tensor | str:
-    """[G, dim] float32, what the output head `module` multiplies states with for each token, or why that is not known.
+    """The vectors [G, dim], float32, with which the output head multiplies states for each token; or why not.
 
-    To be called amid the forward of the model, when its parameters are in place. A plain linear layer is asked for its
-    rows; anything else, such as one with adapters or with quantised weights, for its logits of unit vectors.
+    Call it inside the forward pass of the model, when its parameters are in place. For a plain linear layer these are
+    rows of its weight. For any other head, such as one with adapters or quantised weights, they are computed from its
+    logits of unit vectors. The result is a text if they cannot be determined.
 
     Args:
-        model: unwrapped.
-        module: its head.
+        model: unwrapped model.
+        module: its output head.
         tokens: [G] ids.
-        states: [..., dim] such as the head is given.
+        states: [..., dim], an example of the head's input.
     """
     weight = _plain_weight(module)
     if weight is not None and weight.shape[1] != states.shape[-1]:
@@ -80,17 +85,17 @@ def output_rows(model: nn.Module, module: nn.Module, tokens: Tensor, states: Ten
 
 
 def _too_few(number: int, tokens: Tensor) -> str:
-    """To be found out beforehand, for a GPU that is asked for a row that is not there is of no use to the run again."""
+    """Say if the head has too few rows. Checked first, because reading a missing row breaks a GPU for the whole run."""
     return f"its output head has {number:,} rows, and the probe the token {int(tokens.max())}"
 
 
 def _plain_weight(module: nn.Module) -> Any:
-    """The weight of a linear layer that nothing was done to but to shard it; None of any other."""
+    """The weight of an unmodified linear layer, which may be sharded; None for any other module."""
     weight: Any = getattr(module, "weight", None)
     is_linear = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
     if not is_linear or weight.ndim != 2:
         return None
-    # Tensor parallelism replaces the forward of a module; other subclasses of tensors hold quantised numbers.
+    # Tensor parallelism replaces the forward of a module; other subclasses of Tensor hold quantised numbers.
     is_whole = type(weight) in (Tensor, nn.Parameter) and "forward" not in vars(module)
     return weight if is_whole or hasattr(weight, "device_mesh") else None
 
@@ -100,7 +105,7 @@ def _rows_of(weight: Any, tokens: Tensor) -> Tensor:
         return weight[tokens.to(weight.device)]
     from torch.distributed.tensor import DTensor, Replicate
 
-    # Each rank looks up what it has of them.
+    # Each rank looks up the rows that it holds.
     replicated = [Replicate()] * weight.device_mesh.ndim
     ids: Any = DTensor.from_local(tokens.to(weight.device), weight.device_mesh, replicated, run_check=False)
     found: Any = nn.functional.embedding(ids, weight)
@@ -135,13 +140,13 @@ def _rows_by_calls(model: nn.Module, call: Callable[[Tensor], Any], tokens: Tens
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a pass with such a codebook came to.
+    """The result of a pass with a codebook of the output.
 
-    plan: that it followed.
-    num_bins: of its assignments.
-    sums: None where there is a reason, `why`, that there are none.
-    is_failure: whether that is an accident rather than a property of the model.
-    told: about it, for the settings of the measurement.
+    plan: the plan of the pass.
+    num_bins: number of bins of its assignments.
+    sums: the sums of the pass; None if there are none, for the reason `why`.
+    is_failure: whether something went wrong; False if the model simply has no such view.
+    told: entries for the settings of the measurement.
     """
 
     plan: Plan
@@ -153,7 +158,7 @@ class Outcome:
 
 
 def dim_of(module: nn.Module | None) -> int:
-    """Of the states that an output head takes; 0 where it does not say."""
+    """Dimension of the states that an output head takes; 0 if unknown."""
     known, weight = getattr(module, "in_features", None), getattr(module, "weight", None)
     if isinstance(known, int):
         return known
@@ -163,29 +168,29 @@ def dim_of(module: nn.Module | None) -> int:
 class Readout:
     """Assigns the last layer's states, after the final norm, to the output embeddings of frequent tokens.
 
-    The mean state is removed from states, and from embeddings their mean; then they are compared as states and random
-    points are, by cosines and a softmax at the calibrated temperature. States wait for the mean, in the precision in
-    which the model made them, so that one pass is enough and the mean is exactly that of all positions: on their GPU,
-    where that takes little of what is free, else on the host.
-    Where they would take more than 2 GiB, the mean is that of every twentieth sequence, by forwards before the pass.
+    The mean state is removed from the states, and the mean embedding from the embeddings. Then states and embeddings
+    are compared in the same way as states and random points: by cosines and a softmax at the calibrated temperature.
+    States wait until their mean is known, in the precision of the model. So one pass is enough, and the mean is exactly
+    that of all positions. They wait on their GPU if they take little of its free memory, otherwise on the host. If they
+    would take more than 2 GiB, the mean is taken over every twentieth sequence, in forward passes before the main pass.
 
-    Use as a context manager around forward passes; after each, `take` its states.
+    Use it as a context manager around forward passes; after each, `take` its states.
 
     Args:
-        model: unwrapped.
-        plan: of the probe.
+        model: unwrapped model.
+        plan: the plan of the probe.
         tokens: [G] ids, at least 2.
-        weighting: of labels.
+        weighting: weights of the labels, as for `Meter`.
         limit: bytes of states that may wait.
         team: the ranks that share the passes; None: this process alone.
-        num_layers: that are accumulated beside it, which says on which rank it is.
-        device: where to accumulate; None: where the states are.
-        may_wait_there: whether states may wait for their mean on their GPU, if that takes little of what is free there.
+        num_layers: number of layers that are accumulated in the same pass; it decides which rank accumulates this.
+        device: device for accumulating; None: that of the states.
+        may_wait_there: whether states may wait on their GPU, if they take little of its free memory.
 
     Attributes:
-        why: the reason that there is no readout; "" if there is none.
-        is_failure: whether that is an accident rather than a property of the model.
-        mean: [dim] float64, of the states; None until it is known.
+        why: the reason that there is no readout; "" if there is one.
+        is_failure: whether something went wrong; False if the model simply has no readout.
+        mean: [dim] float64, the mean state; None until it is known.
     """
 
     def __init__(
@@ -223,7 +228,7 @@ class Readout:
         self._accumulator: SharedAccumulator | None = None
         self._mean_of = "all positions"
         self.mean: Tensor | None = None
-        self._mean_there: Tensor | None = None  # float32, where the points are
+        self._mean_there: Tensor | None = None  # float32, on the device of the points
 
     def __enter__(self) -> Readout:
         if not self.why and self._trunk is not None:
@@ -234,9 +239,9 @@ class Readout:
         self._hooks.close()
 
     def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        # Amid the forward, for of parts on several ranks all must ask.
+        # Inside the forward, because all ranks must take part in gathering states that are split over ranks.
         self._kept(lambda: self._survived(lambda: self._output.append(head.states_in(output))))
-        # Not again after a lack of memory: other ranks, which have theirs, would not take part.
+        # Not again after a lack of memory: ranks that have their points already would not take part.
         if self._points is None and not self.why and self._kept.error is None:
             self._kept(lambda: self._survived(partial(self._find_points, output)))
 
@@ -259,9 +264,9 @@ class Readout:
             self._points = (points / norms[:, None]).float().to(states.device)
 
     def look(self, run: Callable[[Tensor, int], object]) -> None:
-        """Find the mean beforehand where states may not wait: `run` makes the forward of sequences, cut to a width.
+        """Find the mean beforehand if states may not wait; `run` makes the forward of sequences, cut to a width.
 
-        The sequences are the same ones whatever the batch size is.
+        The choice of sequences does not depend on the batch size.
         """
         if self.why or self._fits():
             return
@@ -294,7 +299,7 @@ class Readout:
             self._begin()
 
     def _agree(self) -> None:
-        """What failed on one rank failed on all; a lack of memory is raised."""
+        """Make a failure on one rank a failure on all; raise a lack of memory."""
         self._team.ranks.agree_on(self._kept)
         found = self._team.ranks.first_failure((self.why, self.is_failure) if self.why else None)
         self.why, self.is_failure = ("", False) if found is None else found[1]
@@ -339,7 +344,7 @@ class Readout:
         return self._plan.num_positions * dim_of(self._head) * itemsize
 
     def take(self, batches: Round[Batch], ran: bool) -> None:
-        """The states of the forward pass of the own batch of a round; or not, where it did not run."""
+        """Take the states of this rank's batch of a round, if it `ran`."""
         batch = batches[self._team.crew]
         rows = None
         if batch is not None and ran:
@@ -354,7 +359,7 @@ class Readout:
             self._kept.release()
 
     def _rows(self, batch: Batch) -> Tensor | None:
-        """Those of a batch, where they are quantised, or wait for the mean."""
+        """The states of a batch, on the device where they are quantised or wait for the mean."""
         rows = self._states((batch.sequences.stop - batch.sequences.start, batch.width), batch.positions)
         if rows is None or self.mean is not None:
             return rows
@@ -393,7 +398,7 @@ class Readout:
         self._accumulator.add(batches, assignments)
 
     def _assigned(self, rows: Tensor) -> Tensor:
-        """[T_b, 1, G]."""
+        """Assignments [T_b, 1, G]."""
         assert self._points is not None
         assert self.mean is not None
         device = self._points.device
@@ -443,7 +448,7 @@ class Readout:
             self.why, self.is_failure = self.why or describe(error), True
 
     def _survived(self, body: Callable[[], object]) -> None:
-        """Nothing but a lack of memory ends the measurement for the readout's sake."""
+        """Run `body`; only a lack of memory may end the measurement, other errors end the readout."""
         if why := accident(body):
             self.why, self.is_failure = self.why or why, True
 
@@ -452,7 +457,7 @@ class Prediction:
     """Accumulates next-token distributions, grouped into frequent tokens and the rest, as soft assignments.
 
     Args:
-        plan: of the positions at which there are any.
+        plan: the plan of the positions with distributions.
         losses: makes them, in each forward pass.
         weighting: of labels.
         device: where to accumulate.
@@ -490,11 +495,11 @@ class Prediction:
         pass
 
     def look(self, run: Callable[[Tensor, int], object]) -> None:
-        """Nothing has to be known beforehand."""
+        """Do nothing: a prediction needs no mean."""
 
     @property
     def why(self) -> str:
-        """The reason that there is none; "" if there is none."""
+        """The reason that there is no prediction; "" if there is one."""
         return self._bad or ("" if self._losses.failed is None else self._losses.failed.why)
 
     @property
@@ -503,7 +508,7 @@ class Prediction:
         return bool(self._bad) or (self._losses.failed is not None and self._losses.failed.is_failure)
 
     def take(self, batches: Round[Batch], ran: bool) -> None:
-        """The distributions of the forward pass of the own batch of a round; or not, where it did not run."""
+        """Take the distributions of this rank's batch of a round, if it `ran`."""
         own = [None if batch is None else self._batches.get(batch.sequences.start) for batch in batches]
         assignments = None
         if ran and own[self._team.crew] is not None and not self.why:
@@ -514,7 +519,7 @@ class Prediction:
             self._kept.release()
 
     def _assigned(self) -> Tensor:
-        """[P, 1, G + 1] of the last forward."""
+        """Assignments [P, 1, G + 1] of the last forward pass."""
         grouped = self._losses.grouped.to(self._device)
         finite = grouped.isfinite().all()
         self._is_finite = finite if self._is_finite is None else self._is_finite & finite
@@ -528,7 +533,7 @@ class Prediction:
     def outcome(self) -> Outcome:
         """After the last batch; to be asked for once."""
         ranks = self._team.ranks
-        ranks.agree_on(self._kept)  # of a lack of memory
+        ranks.agree_on(self._kept)  # raises a lack of memory on all ranks
         if self._is_finite is not None and not read([self._is_finite])[0].numpy():
             self._bad = self._bad or "logits are not finite"
         found = ranks.first_failure((self.why, self.is_failure) if self.why else None)

@@ -1,7 +1,8 @@
-"""Whether the layers that were found by rule put out what the model itself returns as its hidden states.
+"""Check that the outputs of the layers found by rule are what the model itself returns as its hidden states.
 
-The blocks of a model are found as the shallowest list of the right length, which in some architectures is something
-else, such as the attention of every layer. A model of transformers can be asked: it is, once, on a few tokens.
+The rule takes the shallowest list of the right length as the blocks. In some architectures that list is something else,
+such as the attention of every layer. A model of transformers can return its hidden states, so it is run once on a few
+tokens to compare.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from ib_callback.measuring.model.forward import Inputs, ProbeForward, default_fo
 from ib_callback.measuring.model.head import whole
 from ib_callback.measuring.plan.plan import Batch
 
-# Tokens that the model is asked about: enough to tell any two modules apart.
+# Number of tokens in this check: enough to tell any two modules apart.
 TOKENS = 32
 
-# Where a module keeps its hooks.
+# Attributes in which a module keeps its hooks.
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -42,12 +43,12 @@ def check_hidden_states(
 ) -> bool:
     """Compare the layers that `layers="hidden_states"` found with the model's `output_hidden_states=True`.
 
-    Models that do not return hidden states are believed; returns whether this one does. A model that has not been
-    `called` in this mode is called before, so that nothing is set up in the pass that counts but what hidden states
-    need, and is taken down.
+    Models that do not return hidden states are not checked. Returns whether this one does. A model that has not been
+    `called` in this mode is called once before. Then the compared pass sets up only what hidden states need, and that
+    is undone.
 
     Raises:
-        ModelError: they differ; says where, and the `layers=` that measures what the model returns.
+        ModelError: the states differ. The message says where, and which `layers=` measures what the model returns.
     """
     inputs = _first_tokens(forward.longest(batches))
     if not returns_hidden_states(forward.model):
@@ -59,7 +60,8 @@ def check_hidden_states(
     if expected is None:
         return False
     found = [states[0] if len(states := seen.get(layer.module, [])) == 1 else None for layer in layers]
-    # Most return the embeddings first; some, such as Mamba, the last block before the final norm too, or neither.
+    # Most models return the embeddings first. Some, such as Mamba, also return the last block before the final norm, or
+    # return neither.
     choices = [[*expected[: len(layers) - 1], expected[-1]], expected[-len(layers) :]]
     wrong = [
         [layer.name for layer, states, own in zip(layers, found, choice, strict=False) if not alike(states, own)]
@@ -72,10 +74,10 @@ def check_hidden_states(
 
 @contextmanager
 def final_norm_reads_the_last_block(model: nn.Module, layers: Sequence[Layer]) -> Iterator[None]:
-    """Check in the body's first forward the norm that was found as the last layer, where no trunk was.
+    """In the body's first forward, check the norm that was taken as the last layer because no trunk was found.
 
     Raises:
-        ModelError: what it is given is not what the last block put out; says what to pass.
+        ModelError: the input of the norm is not the output of the last block. The message says what to pass.
     """
     blocks = access.resolve_layers(model, "blocks")
     norm, last = layers[-1].module, blocks[-1].module
@@ -100,7 +102,7 @@ def final_norm_reads_the_last_block(model: nn.Module, layers: Sequence[Layer]) -
         yield
     except ModelError:
         if reads or not put_out:
-            raise  # else it did not run
+            raise  # otherwise the norm did not run
     finally:
         for hook in hooks:
             hook.remove()
@@ -114,20 +116,21 @@ def final_norm_reads_the_last_block(model: nn.Module, layers: Sequence[Layer]) -
 
 
 def returns_hidden_states(model: nn.Module) -> bool:
-    """Whether a model may know `output_hidden_states=True`."""
+    """Whether a model may accept `output_hidden_states=True`."""
     return access.is_transformers_model(access.bare(model)) and takes(model, "output_hidden_states")
 
 
 def hidden_states(
     model: nn.Module, inputs: Inputs, modules: Iterable[nn.Module], look: Callable[[nn.Module, Tensor | None], None]
 ) -> list[Tensor] | None:
-    """The model's own hidden states [B, S, dim], the embeddings included where it does; None if it does not return any.
+    """The model's own hidden states [B, S, dim], with the embeddings if the model includes them; None without any.
 
     Args:
-        model: unwrapped.
-        inputs: what it is given.
-        modules: of which outputs are looked at in the same pass.
-        look: is given each of them with its states, or None where it has no [B, S, dim], whenever it runs.
+        model: unwrapped model.
+        inputs: the input of the model.
+        modules: modules whose outputs are observed in the same pass.
+        look: called whenever one of these modules runs, with the module and its states, or None if its output has no
+            [B, S, dim].
     """
     options = {"output_hidden_states": True} | ({"return_dict": True} if takes(model, "return_dict") else {})
     shape, ahead = (inputs.ids.shape[0], inputs.ids.shape[1]), access.tokens_ahead(model)
@@ -140,14 +143,14 @@ def hidden_states(
             table: Any = module._forward_hooks
             recording = [number for number, each in table.items() if _records(each)]
             module.register_forward_hook(hook)
-            for number in recording:  # what hooks of the user's own make of the states goes into both
+            for number in recording:  # these run last, so changes that the user's hooks make enter both sides
                 table.move_to_end(number)
         try:
             output = default_forward(model, **options)(model, inputs.ids, inputs.mask)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            return None  # it runs without being asked, which is all that a measurement needs
+            return None  # it runs without the argument, which is enough for a measurement
     states = getattr(output, "hidden_states", None)
     if not isinstance(states, (tuple, list)) or not all(isinstance(each, Tensor) for each in states):
         return None
@@ -162,9 +165,10 @@ def _records(hook: Any) -> bool:
 
 @contextmanager
 def hooks_put_back(model: nn.Module) -> Iterator[None]:
-    """At the end, modules have the hooks, and the names of attributes, that they had.
+    """Restore the hooks of all modules, and the names of their attributes, at the end.
 
-    transformers 5 hooks a model for good when it is first asked for hidden states, and notes on it that it did.
+    When hidden states are requested for the first time, transformers 5 adds permanent hooks and an attribute that marks
+    this.
     """
     before = [
         (module, {name: dict(vars(module).get(name, {})) for name in _HOOKS}, set(vars(module)))
@@ -178,14 +182,14 @@ def hooks_put_back(model: nn.Module) -> Iterator[None]:
             for kind, were in hooks.items():
                 table = vars(module).get(kind, {})
                 if list(table) != list(were):
-                    table.clear()  # in place, for handles refer to it
+                    table.clear()  # in place, because handles refer to the table
                     table.update(were)
             for name in set(vars(module)).difference(names):
                 del vars(module)[name]
 
 
 def keep_in(seen: dict[nn.Module, list[Tensor | None]]) -> Callable[[nn.Module, Tensor | None], None]:
-    """Keeps copies of states by module, on the host: what comes later in the model may write into them."""
+    """Make a function that copies states to the host, by module: later parts of the model may overwrite them."""
 
     def look(module: nn.Module, states: Tensor | None) -> None:
         seen.setdefault(module, []).append(None if states is None else whole(states).to("cpu", copy=True))
@@ -194,37 +198,37 @@ def keep_in(seen: dict[nn.Module, list[Tensor | None]]) -> Callable[[nn.Module, 
 
 
 def alike(states: Tensor | None, expected: Tensor) -> bool:
-    """Whether states are the expected ones, token by token, but for their dtype, which may change on the way out.
+    """Whether states equal the expected ones, token by token; only their dtype may change on the way out.
 
-    Both are of one pass, so that no more is allowed for: in bfloat16 one block moves states by little more than
-    their rounding, and a few tokens may have norms in which a sum over all would drown.
+    Both come from one pass, so only the rounding of that change is tolerated. In bfloat16 one block changes states by
+    little more than rounding. Tokens are compared one by one, because a few with very large norms would dominate a sum.
     """
     if states is None or states.shape != expected.shape:
         return False
     states, expected = whole(states), whole(expected)
     own = expected.to(states.device, torch.float32)
     apart = (states.to(expected.dtype).float() - own).norm(dim=-1)
-    # Of what is NaN, the measurement tells.
+    # NaN counts as equal here, because the measurement reports it.
     return not bool((apart > 1e-6 * own.norm(dim=-1)).any())
 
 
 def _first_tokens(inputs: Inputs) -> Inputs:
-    """The first few real tokens of a sequence [1, S]."""
+    """The first `TOKENS` real tokens of a sequence [1, S]."""
     first = int(inputs.mask[0].argmax())
     part = slice(first, first + TOKENS)
     return Inputs(inputs.ids[:, part], inputs.mask[:, part], inputs.positions[:0])
 
 
 def modules_that_put_out(model: nn.Module, inputs: Inputs, number: int) -> list[list[str]]:
-    """For each of the last `number` hidden states of a model, but its embeddings, names of modules that put it out.
+    """For each of the last `number` hidden states of a model, except its embeddings: names of modules that return it.
 
-    Another pass, with hooks on all modules. Those that run more than once are left out.
+    This runs another pass, with hooks on all modules. Modules that run more than once are left out.
     """
     parts: dict[str, nn.Module] = {}
     for name, module in access.named_modules(model):
         if name:
-            parts.setdefault(name, module)  # of a wrapper and its inside, what is called
-    embedding = access.input_embeddings(model)  # what it puts out is no layer
+            parts.setdefault(name, module)  # of a wrapper and its content, the one that is called
+    embedding = access.input_embeddings(model)  # its output is not a layer
     seen: dict[nn.Module, list[Tensor | None]] = {}
     expected = hidden_states(model, inputs, parts.values(), keep_in(seen))
     if expected is None:
@@ -235,14 +239,14 @@ def modules_that_put_out(model: nn.Module, inputs: Inputs, number: int) -> list[
 
 
 def names_for_layers(model: nn.Module, matches: list[list[str]]) -> list[str]:
-    """A name for each of the states that some module puts out, in order; one glob where that means the same."""
+    """A name for each state that some module returns, in order; a single glob if that means the same."""
     names = [name for name, _ in access.named_modules(model)]
     found = [each for each in matches if each]
     return _chosen(found, [*dict.fromkeys(names)]) if found else []
 
 
 def _chosen(matches: list[list[str]], names: list[str]) -> list[str]:
-    """One name for each different state, of one list where that is possible; as one glob if that means the same."""
+    """One name for each different state, from one list if possible; a single glob if that means the same."""
     patterns = [re.sub(r"(^|\.)0(?=\.|$)", r"\g<1>{}", name, count=1) for name in matches[0]]
     for pattern in sorted((each for each in patterns if "{}" in each), key=lambda each: each.count(".")):
         numbered = [pattern.format(i) for i in range(len(matches))]
@@ -287,7 +291,7 @@ def _explanation(
 
 
 def suggestion(forward: ProbeForward, batches: Iterable[Batch]) -> str:
-    """What would measure the states that a model returns in which no blocks were found; "" if it is not known."""
+    """For a model without blocks that were found: the layers= that measures its hidden states; "" if unknown."""
     if not returns_hidden_states(forward.model):
         return ""
     inputs = _first_tokens(forward.longest(batches))

@@ -1,4 +1,4 @@
-"""Running a model on a probe: how it is called, what it is given, and passes with hooks on its layers."""
+"""Run a model on a probe: how to call it, what to pass, and passes with hooks on its layers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Forward = Callable[[nn.Module, Tensor, Tensor], Any]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one forward pass is given: ids and mask [B, S], and the [T] flat numbers of the positions to quantise."""
+    """The input of one forward pass: ids and mask [B, S], and [T] flat numbers of the positions to quantise."""
 
     ids: Tensor
     mask: Tensor
@@ -36,30 +36,30 @@ class Inputs:
 
 
 class Losses(Protocol):
-    """What adds up losses of forward passes (loss.py)."""
+    """The interface of an object that adds up losses of forward passes (loss.py)."""
 
     @property
     def all_logits(self) -> bool:
         """Whether the forward is to make the logits of all tokens."""
 
     def wants(self, sequences: slice) -> bool:
-        """Whether something of these sequences is looked at."""
+        """Whether any position of these sequences is used."""
 
     def agree(self, ranks: Ranks) -> None:
-        """What failed on one of the ranks failed on all."""
+        """Make a failure on one rank a failure on all."""
 
     def run(self, call: Callable[[], Any], inputs: Inputs, sequences: slice) -> Any:
-        """Make the forward pass `call` of these sequences, add their losses, and return what it puts out."""
+        """Make the forward pass `call` of these sequences, add their losses, and return its output."""
 
 
 class ProbeForward:
     """Forward passes of one model over one probe.
 
     Args:
-        model: unwrapped.
-        probe: that fits the model (`check_fit`).
+        model: unwrapped model.
+        probe: a probe that fits the model (`check_fit`).
         quantiser: makes assignments of states.
-        forward: callable(model, input_ids, attention_mask) that runs the model; None: its own call.
+        forward: callable(model, input_ids, attention_mask) that runs the model; None: the model's own call.
         losses: adds up losses of the passes of `over` and `beside`.
         team: the ranks that share the passes; None: this process alone makes them.
     """
@@ -81,7 +81,7 @@ class ProbeForward:
             self._call = self._call.every
         self._device = access.device_of(model)
         self._ahead = access.tokens_ahead(model)
-        self.autocast = ""  # under which the last pass ran, e.g. ", autocast bfloat16"
+        self.autocast = ""  # the autocast of the last pass, e.g. ", autocast bfloat16"
 
     def over(
         self,
@@ -93,10 +93,11 @@ class ProbeForward:
         centers: Sequence[Tensor] | None = None,
         moments: Moments | None = None,
     ) -> None:
-        """Run the own batch of each round, and hand its assignments (`Capture.run`) on; the next one overwrites them.
+        """Run this rank's batch of each round, and pass its assignments (`Capture.run`) to `use`.
 
-        Every rank makes as many forwards: one that has nothing to run takes the first batch of the round; this one, and
-        one that has failed, hand None on. Failures are kept; alone they are raised.
+        The next batch overwrites the assignments. Every rank makes the same number of forward passes. A rank without a
+        batch runs the first one of the round, and passes None to `use`, as does a rank that has failed. Failures are
+        kept; a process that measures alone raises them.
         """
         with Capture(layers, self._quantiser, centers=centers, moments=moments, ahead=self._ahead) as capture:
             for batches in rounds:
@@ -109,7 +110,7 @@ class ProbeForward:
 
     def _own(self, capture: Capture, batches: Round[Batch], kept: Kept) -> Tensor | None:
         own, first = batches[self._team.crew], batches[0]
-        # Those of a crew run the same batch, even if one of them has failed.
+        # The ranks of a crew run the same batch, even if one of them has failed.
         batch = first if own is None else own
         assert batch is not None
 
@@ -125,14 +126,14 @@ class ProbeForward:
         return kept(run)
 
     def _failed_here(self, kept: Kept) -> bool:
-        """Whether something failed on a rank of the own crew, whose hooks may communicate, too."""
+        """Whether something failed on a rank of this crew; its hooks may communicate, too."""
         together = self._team.together
         if self._losses is not None and together.size > 1:
             self._losses.agree(together)
         return any(together.of_every(kept.error is not None))
 
     def beside(self, batches: Iterable[Batch], batch_size: int, kept: Kept) -> None:
-        """Run what these batches leave out, where nothing but the loss is to be had."""
+        """Run the sequences that these batches leave out, for their losses only."""
         if self._losses is None:
             return
         done = np.zeros(len(self._probe), bool)
@@ -164,7 +165,7 @@ class ProbeForward:
             losses.run(partial(self.call, inputs), inputs, sequences)
 
     def moments(self, rounds: Iterable[Round[Batch]], layers: Sequence[Layer], kept: Kept) -> Moments:
-        """Run the batches for the moments of states alone; those of the own ones."""
+        """Run the batches only for the moments of states; return the moments of this rank's batches."""
         moments = Moments(len(layers))
         with Capture(layers, None, moments=moments, ahead=self._ahead) as capture:
             for batches in rounds:
@@ -177,11 +178,11 @@ class ProbeForward:
         return moments
 
     def alone(self, sequences: Tensor, width: int) -> None:
-        """Run sequences, cut to a width, for hooks of others."""
+        """Run sequences, cut to a width, for hooks that were registered elsewhere."""
         self.call(self._inputs(sequences, width, torch.empty(0, dtype=torch.long)))
 
     def once(self, inputs: Inputs, layers: Sequence[Layer]) -> Tensor:
-        """Assignments [T, L, num_bins] from a pass of its own."""
+        """Assignments [T, L, num_bins] from a single separate pass."""
         with Capture(layers, self._quantiser, ahead=self._ahead) as capture:
             assignments = self._run(capture, inputs)
             capture.check_usable()
@@ -202,7 +203,7 @@ class ProbeForward:
         return Inputs(*upload([ids, mask, positions], self._device))
 
     def call(self, inputs: Inputs) -> Any:
-        """Run the model, for hooks of others, and return what it puts out."""
+        """Run the model, for hooks that were registered elsewhere, and return its output."""
         with self._team.forward():
             return self._call(self.model, inputs.ids, inputs.mask)
 
@@ -223,58 +224,61 @@ class ProbeForward:
 
 @dataclass(frozen=True)
 class OwnForward:
-    """The call of a model itself, however it is made: `one` for the logits of one token alone, `every` for all."""
+    """The model's own call in two forms: `one` asks for the logits of one token, `every` for those of all tokens."""
 
     one: Forward
     every: Forward
 
     @classmethod
     def of(cls, module: nn.Module) -> OwnForward:
-        """That of `default_forward`."""
+        """The calls that `default_forward` makes."""
         return cls(default_forward(module), default_forward(module, all_logits=True))
 
     def __call__(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
-        """As a forward of the user's own is called."""
+        """Call the model for the logits of one token, with the arguments of a user's own `forward`."""
         return self.one(model, input_ids, attention_mask)
 
 
 def takes_few_logits(module: nn.Module) -> bool:
-    """Whether a model can be asked for the logits of one token alone."""
+    """Whether a model can return the logits of one token only."""
     return "logits_to_keep" in _arguments(module)[0]
 
 
 def takes(module: nn.Module, argument: str) -> bool:
-    """Whether a model's forward takes an argument by this name, or hands it on to something that may."""
+    """Whether a model's forward takes an argument of this name, or passes it on to something that may take it."""
     names, open_ended = _arguments(module)
     return argument in names or open_ended
 
 
 def default_forward(module: nn.Module, *, all_logits: bool = False, **further: Any) -> Forward:
-    """The call of `module` itself with ids and mask: no cache, and the logits of one token where it allows that.
+    """The call of `module` itself with ids and mask: without a cache, and with the logits of one token if possible.
 
-    Arguments go by name where the class takes the name, or hands `**kwargs` on to something that takes it. A model that
-    takes no `attention_mask` is called with the ids alone, and refuses sequences with padding. With `all_logits` it is
-    not asked for those of one token; `further` arguments are handed on as they are.
+    Arguments are passed by name if the class takes the name, or passes `**kwargs` on to something that takes it. A
+    model without `attention_mask` is called with the ids only; sequences with padding are then an error. With
+    `all_logits` it returns the logits of all tokens. `further` arguments are passed on unchanged.
     """
     if not _classifies(module):
         return _default_forward(module, all_logits, further)
-    inside = _default_forward(module, True, further)  # it looks for the last token's among them
+    inside = _default_forward(module, True, further)  # the model itself picks the logits of the last token
     if getattr(access.text_config(module), "pad_token_id", 0) is not None:
         return inside
     return lambda model, input_ids, attention_mask: _with_padding_token(inside, model, input_ids, attention_mask)
 
 
 def _classifies(module: nn.Module) -> bool:
-    """Whether a model of transformers puts out logits of the last token that is no padding, as reward models do.
+    """Whether a model of transformers returns logits of the last token that is not padding, as reward models do.
 
-    Without a padding token it refuses batches.
+    Without a padding token such a model refuses batches.
     """
     kind = access.bare(module)
     return access.is_transformers_model(kind) and type(kind).__name__.endswith("ForSequenceClassification")
 
 
 def _with_padding_token(call: Forward, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
-    """The call while the configuration names a padding token that no text has: only the class depends on it."""
+    """Call the model while its configuration names a padding token that no text has.
+
+    This changes only the output of the classification head, which is not used.
+    """
     config = access.text_config(model)
     config.pad_token_id = -1
     try:
@@ -304,12 +308,12 @@ def _default_forward(module: nn.Module, all_logits: bool, further: dict[str, Any
 def _arguments(module: nn.Module | None) -> tuple[set[str], bool]:
     """Names that `module.forward` takes, and whether it takes any other name too.
 
-    A forward with `**kwargs` is taken to hand them on: to the class from which its own is derived, and beyond those to
-    the module that it wraps.
+    A forward with `**kwargs` is assumed to pass them on: to its base classes, and from the last one to the module that
+    it wraps.
     """
     names: set[str] = set()
     while module is not None:
-        # The classes' forwards, not the instance's: mixed-precision libraries patch the latter and hide its signature.
+        # The forwards of the classes: mixed-precision libraries patch that of the instance and hide its signature.
         for base in type(module).__mro__:
             if "forward" not in vars(base) or base is nn.Module:
                 continue
@@ -322,7 +326,7 @@ def _arguments(module: nn.Module | None) -> tuple[set[str], bool]:
 
 
 def check_fit(model: nn.Module, probe: Probe) -> None:
-    """Raise a ModelError for token ids outside the model's vocabulary, or sequences longer than it takes."""
+    """Raise a ModelError for token ids outside the model's vocabulary, or for sequences that are too long for it."""
     vocabulary = access.vocabulary_size(model)
     highest = int(probe.input_ids.max())
     if vocabulary is not None and highest >= vocabulary:
@@ -351,7 +355,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def accident(body: Callable[[], object]) -> str:
-    """Run what must not end a measurement, and say what went wrong; "" if nothing did.
+    """Run code that must not end a measurement, and return what went wrong; "" if nothing did.
 
     A lack of memory is raised, because smaller batches help.
     """
@@ -367,13 +371,13 @@ def accident(body: Callable[[], object]) -> str:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Free bytes on the device, if it can be told."""
+    """Free bytes on the device; None if unknown."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     if device.type == "cpu":
         try:
-            with open("/proc/meminfo") as file:  # Linux; unlike the free pages, it counts what caches would give up
+            with open("/proc/meminfo") as file:  # Linux; MemAvailable includes memory that caches would release
                 available = next(line for line in file if line.startswith("MemAvailable:"))
             return int(available.split()[1]) * 1024
         except (OSError, StopIteration, ValueError):

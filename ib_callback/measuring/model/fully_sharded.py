@@ -1,6 +1,6 @@
-"""What FSDP knows of itself: which parameters it manages, over which ranks, in what type and where it computes.
+"""Internal facts of FSDP: which parameters it manages, over which ranks, in what type and where it computes.
 
-torch tells of none of this in public names, so that each look may find nothing in another version; callers then take
+torch has no public names for any of this. So in another version a function here may find nothing; callers then take
 the safe way.
 """
 
@@ -20,15 +20,15 @@ def is_fsdp1(module: nn.Module) -> bool:
 
 
 def is_fsdp2(module: nn.Module) -> bool:
-    """Whether `fully_shard` (or the `replicate` that is made of it) was applied to a module itself."""
+    """Whether `fully_shard` (or `replicate`, which builds on it) was applied to the module itself."""
     return any(base.__name__ == "FSDPModule" for base in type(module).__mro__)
 
 
 def give_back(model: nn.Module) -> None:
-    """Let FSDP give back what parameters it has gathered.
+    """Make FSDP release the parameters that it has gathered.
 
-    The outermost module, and others by their strategy, keep them after a forward for the backward pass that they take
-    to follow, and would go on with them after the next optimizer step.
+    The outermost module, and others depending on their strategy, keep gathered parameters after a forward pass, because
+    they expect a backward pass. They would still use them after the next optimizer step.
     """
     for module in model.modules():
         sharded: Any = module
@@ -41,7 +41,7 @@ def give_back(model: nn.Module) -> None:
 
 
 def _runtime() -> Any:
-    """Of FSDP1, which has been imported wherever there is a module of it; importing it takes long."""
+    """The runtime module of FSDP1. It is imported already if a model uses FSDP1; importing it takes long."""
     return sys.modules["torch.distributed.fsdp._runtime_utils"]
 
 
@@ -60,12 +60,12 @@ def parameter_groups(model: nn.Module) -> Iterator[Any]:
 
 
 def managed(model: nn.Module) -> dict[int, tuple[Any, Any]]:
-    """What FSDP2 knows of each parameter, and the group in which it is gathered, by the id of the tensor.
+    """FSDP2's record of each parameter, and the group in which it is gathered, by the id of the tensor.
 
-    Loading may have put other tensors into the places, of which FSDP hears at the next forward only.
+    Loading may have replaced tensors; FSDP notices this only at the next forward pass.
 
     Raises:
-        AttributeError: torch has other names for it.
+        AttributeError: this version of torch has other names.
     """
     found: dict[int, tuple[Any, Any]] = {}
     for group in parameter_groups(model):
@@ -89,10 +89,10 @@ def _first_group(model: nn.Module) -> Any:
 
 
 def computed_in(model: nn.Module) -> torch.dtype | None:
-    """The type to which FSDP casts the first parameters for a forward; None if it leaves them as they are.
+    """The type to which FSDP casts the first parameters for a forward pass; None if it does not cast them.
 
-    A forward under FSDP2's `MixedPrecisionPolicy(param_dtype=…)`, or FSDP1's `MixedPrecision`, is that of a model
-    whose parameters have that type, whatever type the optimizer sees.
+    Under FSDP2's `MixedPrecisionPolicy(param_dtype=…)`, or FSDP1's `MixedPrecision`, the forward pass uses parameters
+    of that type, even if the optimizer sees another one.
     """
     policy = getattr(_first_group(model), "mp_policy", None)
     for module in model.modules():
@@ -103,7 +103,7 @@ def computed_in(model: nn.Module) -> torch.dtype | None:
 
 
 def computed_on(model: nn.Module) -> torch.device | None:
-    """Where FSDP computes, which is not where offloaded parameters lie; None without FSDP."""
+    """The device on which FSDP computes, which differs from that of offloaded parameters; None without FSDP."""
     device = getattr(_first_group(model), "device", None)
     for module in model.modules():
         if device is None and is_fsdp1(module):

@@ -1,4 +1,4 @@
-"""Leaving no trace: what a probe pass could change in a training run is saved before it and put back after it."""
+"""Leave no trace: save everything that a probe pass could change in a training run, and restore it afterwards."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from ib_callback.measuring.model.bits import is_plain, same_bits
 from ib_callback.measuring.model.fully_sharded import computed_on, is_fsdp1, is_fsdp2
 from ib_callback.measuring.model.fully_sharded import give_back as reshard
 
-# Packages whose forward hooks only look on, and count each forward as one of the training: `wandb.watch` would log
-# histograms of parameters more often, and the graph of a probe pass.
+# Packages whose forward hooks only observe, and count each forward pass as one of training. For example, `wandb.watch`
+# would log histograms of parameters more often, and the graph of a probe pass.
 OBSERVERS = ("wandb", "comet_ml", "mlflow", "neptune", "swanlab", "aim", "clearml")
 
-# accelerate hooks attention for context parallelism, which works inside `maybe_context_parallel` only: outside, where
-# a rank runs whole texts, all that is left of it is that padding is attended to.
+# For context parallelism, accelerate hooks attention, which makes sense only inside `maybe_context_parallel`. Outside,
+# a rank runs whole texts, and the only effect of the hook is that attention includes padding.
 _OF_CONTEXT_PARALLELISM = "_attach_context_parallel_hooks.<locals>._self_attn_pre_forward_hook"
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, with everything put back at the end, also when the body raises.
+    """Evaluation mode without gradients. Everything is restored at the end, also when the body raises.
 
-    Restored: the `training` flag of every submodule (each its own), every buffer, the rotary-length caches that
-    some models keep as plain attributes, the random states of Python, NumPy and torch, and gradient mode.
-    Compiled code is bypassed, because hooks registered after a compilation would silently not fire and new
-    graphs would eat the training's recompilation budget. Hooks of loggers are set aside (`OBSERVERS`); all others run,
-    because they may be part of the model (PEFT, accelerate, FSDP, steering of activations).
+    Restored are the `training` flag of every single submodule, every buffer, the rotary-length caches that some models
+    keep as plain attributes, the random states of Python, NumPy and torch, and gradient mode. Compiled code is
+    bypassed, because hooks registered after a compilation would silently not fire, and new graphs would use up the
+    training's recompilation budget. Hooks of loggers are set aside (`OBSERVERS`). All other hooks run, because they may
+    be part of the model (PEFT, accelerate, FSDP, steering of activations).
     """
     with ExitStack() as stack:
         stack.enter_context(preserved_rng(_devices(model)))
@@ -45,14 +45,14 @@ def untouched(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_unobserved(model))
         stack.enter_context(_padded(model))
         for module in model.modules():
-            # Not module.eval(): subclasses may override it, and train(mode) recurses.
+            # Not module.eval(), because subclasses may override it, and train(mode) recurses.
             module.training = False
         yield
 
 
 @contextmanager
 def _padded(model: nn.Module) -> Iterator[None]:
-    """Without the nested tensors that torch's encoder makes of padded sequences in evaluation mode, by itself."""
+    """Turn off the nested tensors that torch's encoder makes of padded sequences in evaluation mode."""
     nesting = [
         module
         for module in model.modules()
@@ -69,9 +69,9 @@ def _padded(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _unobserved(model: nn.Module) -> Iterator[None]:
-    """Without the forward hooks of `OBSERVERS`, of modules and of all modules; at the end they are where they were.
+    """Remove the forward hooks of `OBSERVERS`, both of modules and global ones, and put them back at the end.
 
-    And without accelerate's of context parallelism.
+    The hooks of accelerate for context parallelism are removed too.
     """
     tables = [hooks for module in model.modules() for hooks in (module._forward_pre_hooks, module._forward_hooks)]
     tables += [torch.nn.modules.module._global_forward_pre_hooks, torch.nn.modules.module._global_forward_hooks]
@@ -87,7 +87,7 @@ def _unobserved(model: nn.Module) -> Iterator[None]:
         for hooks, order, observing in aside:
             now = {**observing, **hooks}
             numbers = [number for number in order if number in now]
-            hooks.clear()  # in place, for handles refer to it
+            hooks.clear()  # in place, because handles refer to the table
             hooks.update({number: now[number] for number in dict.fromkeys([*numbers, *now])})
 
 
@@ -105,7 +105,7 @@ def _owner(hook: Any) -> str:
 
 @contextmanager
 def preserved_rng(devices: set[torch.device] | None = None) -> Iterator[None]:
-    """Put the random states of Python, NumPy and torch (CPU and the given devices) back at the end."""
+    """Restore the random states of Python, NumPy and torch (CPU and the given devices) at the end."""
     python_state = random.getstate()
     numpy_state = np.random.get_state()
     torch_state = torch.get_rng_state()
@@ -126,7 +126,7 @@ def preserved_rng(devices: set[torch.device] | None = None) -> Iterator[None]:
 def _preserved_state(model: nn.Module) -> Iterator[None]:
     saved = []
     for module in model.modules():
-        buffers = dict(module._buffers.items())  # by items(), which TorchScript has too
+        buffers = dict(module._buffers.items())  # TorchScript has items() too
         plain = [buffer for buffer in buffers.values() if buffer is not None and is_plain(buffer)]
         saved.append((module, module.training, buffers, [(buffer, buffer.clone()) for buffer in plain]))
     caches = [
@@ -141,10 +141,10 @@ def _preserved_state(model: nn.Module) -> Iterator[None]:
         for module, training, buffers, copies in saved:
             module.training = training
             if [*map(id, module._buffers.values())] != [*map(id, buffers.values())]:
-                module._buffers.clear()  # some may be new
+                module._buffers.clear()  # new buffers may have been added
                 module._buffers.update(buffers)
             for buffer, copy in copies:
-                # Unchanged buffers are not written: their version counters may matter to autograd.
+                # Unchanged buffers are not written, because their version counters may matter to autograd.
                 if (buffer.shape, buffer.dtype) != (copy.shape, copy.dtype):
                     buffer.data = copy
                 elif not same_bits(buffer, copy):
@@ -161,13 +161,13 @@ def _devices(model: nn.Module) -> set[torch.device]:
 
 
 def _eager() -> Any:
-    # Where nothing was compiled there is nothing to bypass, and importing the compiler takes seconds.
+    # If nothing was compiled, there is nothing to bypass, and importing the compiler takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager
 def resharded(model: nn.Module) -> Iterator[None]:
-    """At the end, FSDP gives its gathered parameters back: it would go on with stale weights otherwise."""
+    """Make FSDP release its gathered parameters at the end; otherwise it would continue with stale weights."""
     try:
         yield
     finally:
@@ -175,7 +175,7 @@ def resharded(model: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the forward gathers parameters of other ranks: with FSDP or stage 3 of DeepSpeed."""
+    """Whether the forward pass gathers parameters from other ranks, as with FSDP or stage 3 of DeepSpeed."""
     return any(is_fsdp1(module) or is_fsdp2(module) for module in model.modules()) or any(
         hasattr(p, "ds_id") for p in model.parameters()
     )

@@ -1,4 +1,4 @@
-"""The output head of a model: where it is, what it costs, and whether what a forward puts out are its logits."""
+"""The output head of a model: where it is, what it costs, and whether the output of a forward pass is its logits."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ib_callback.measuring.model import access
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
-    """What makes logits of the last hidden states, as the model inside all wrappers says."""
+    """The module that turns the last hidden states into logits, as named by the model inside all wrappers."""
     return access.named_by_model(model, "get_output_embeddings")
 
 
 def trunk_of(model: nn.Module) -> nn.Module | None:
-    """What makes the last hidden states; None where that is not known."""
+    """The module that makes the last hidden states; None if unknown."""
     try:
         return access.resolve_layers(model, "hidden_states")[-1].module
     except ModelError:
@@ -25,10 +25,11 @@ def trunk_of(model: nn.Module) -> nn.Module | None:
 
 
 def callable_alone(head: nn.Module) -> Callable[[Tensor], Any] | None:
-    """The head as it can be called amid the forward of its model, any number of times; None if it cannot be.
+    """A function that calls the head inside the forward pass of its model, any number of times; None if impossible.
 
-    FSDP1 and DeepSpeed gather its parameters in an order that they have seen before. FSDP2 counts the calls of modules
-    that it gathers together, so that its hooks are left out; what a module of its own has is gathered first.
+    It is impossible with FSDP1 and DeepSpeed, because they gather parameters in an order that they have seen before.
+    FSDP2 counts the calls of modules that it gathers together, so its hooks are bypassed; if the head is gathered by
+    itself, that is done first.
     """
     if type(head).__name__ == "FullyShardedDataParallel" or any(hasattr(p, "ds_id") for p in head.parameters()):
         return None
@@ -45,14 +46,14 @@ def callable_alone(head: nn.Module) -> Callable[[Tensor], Any] | None:
 
 
 def whole(tensor: Any) -> Tensor:
-    """All of a tensor that may lie in parts on several ranks, which then all must ask for it."""
+    """The whole of a tensor. If it is split over several ranks, all of them must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def relative_cost(model: nn.Module) -> float | None:
-    """Parameters of the head / those of the trunk, each once; None without a head, or where sizes are those of shards.
+    """Number of parameters of the head divided by that of the trunk; None without a head, or if only shards are known.
 
-    The trunk is what is left of the model without its input embeddings and the head.
+    Each parameter counts once. The trunk is the model without its input embeddings and the head.
     """
     head = output_head(model)
     if head is None or any(hasattr(module, "_handle") for module in model.modules()):  # FSDP1
@@ -60,19 +61,19 @@ def relative_cost(model: nn.Module) -> float | None:
     embeddings = access.input_embeddings(model)
     of_head = {id(parameter) for parameter in head.parameters()}
     other = set() if embeddings is None else {id(p) for p in embeddings.parameters()}
-    sizes = {id(p): int(getattr(p, "ds_numel", p.numel())) for p in model.parameters()}  # of a DTensor as a whole
+    sizes = {id(p): int(getattr(p, "ds_numel", p.numel())) for p in model.parameters()}  # a DTensor counts as a whole
     trunk = sum(size for number, size in sizes.items() if number not in of_head | other)
     own = sum(size for number, size in sizes.items() if number in of_head)
     return own / trunk if trunk else None if own == 0 else float("inf")
 
 
 def states_in(output: Any, shape: tuple[int, int] | None = None, ahead: int = 0) -> Tensor:
-    """The states [B, S, dim] in what the trunk puts out; `shape` is B and S, where they are known.
+    """The states [B, S, dim] in the output of the trunk; `shape` is B and S, if known.
 
-    `ahead`: learnt tokens before the text, whose states are left out.
+    `ahead`: number of learnt tokens before the text; their states are left out.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the output contains no states.
     """
     states = output if isinstance(output, Tensor) else getattr(output, "last_hidden_state", None)
     states = output[0] if states is None else states
@@ -85,21 +86,21 @@ def states_in(output: Any, shape: tuple[int, int] | None = None, ahead: int = 0)
 
 
 def _of_text(rows: Tensor, length: int, ahead: int) -> Tensor:
-    """[B, S, …] of [B, ahead + S, …]; any other tensor as it is."""
+    """The part [B, S, …] of a tensor [B, ahead + S, …]; any other tensor unchanged."""
     return rows[:, ahead:] if ahead and rows.ndim == 3 and rows.shape[1] == ahead + length else rows
 
 
 def logits_in(output: Any, model: nn.Module, shape: tuple[int, int], highest: int) -> Tensor | str:
-    """The logits [B, S, V] of all positions in what a forward puts out, or why there are none.
+    """The logits [B, S, V] of all positions in the output of a forward pass; or the reason, as text, if there are none.
 
-    A tensor without a name, or the first of several, is taken for logits only if its last dimension is the number of
-    rows of an embedding and not that of its columns: hidden states are tensors too.
+    Hidden states are tensors too. So an unnamed tensor, or the first of several, counts as logits only if its last
+    dimension is the number of rows, and not of columns, of an embedding.
 
     Args:
-        output: of the forward.
-        model: unwrapped.
+        output: output of the forward pass.
+        model: unwrapped model.
         shape: B and S.
-        highest: token id of the probe.
+        highest: the highest token id of the probe.
     """
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     found = named
@@ -120,7 +121,7 @@ def logits_in(output: Any, model: nn.Module, shape: tuple[int, int], highest: in
 
 
 def _vocabularies(model: nn.Module, *, named: bool) -> set[int]:
-    """Sizes that the last dimension of logits may have."""
+    """Possible sizes of the last dimension of logits."""
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     if not named:
         return {t.num_embeddings for t in tables} - {t.embedding_dim for t in tables}

@@ -1,10 +1,11 @@
 """The next-token loss of a model on a probe, and its next-token distributions, in passes that are made anyway.
 
-Two ways lead to it, and each model has one. "head": a hook on the trunk takes the last hidden states amid the model's
-own forward, which is asked for the logits of one token, and the model's own head makes logits of a few of them at a
-time. Amid the forward everything is gathered, on its device and under the autocast that the head needs. "logits": the
-forward makes the logits of all tokens itself, and they are reduced a few at a time. The first is taken where a trial
-shows that it gives the loss of the second: a model may scale its logits or cap them behind its head.
+There are two ways (*routes*) to the loss, and each model uses one. "head": the model's own forward pass is asked for
+the logits of one token only. A hook on the trunk takes the last hidden states, and the model's own head makes logits of
+a few of them at a time. This happens inside the forward pass, where parameters are gathered and on the device and under
+the autocast that the head needs. "logits": the forward pass makes the logits of all tokens itself, and they are reduced
+a few at a time. The route "head" is used if a trial shows that it gives the same loss as "logits". It may not, because
+a model may scale or cap its logits after the head.
 """
 
 from __future__ import annotations
@@ -39,23 +40,23 @@ from ib_callback.measuring.thinning import POSITIONS, neighbours
 from ib_callback.probe.ngrams import Positions
 from ib_callback.probe.probe import Probe
 
-# What looking at more than the least number of pairs may cost, in forwards of the trunk.
+# The cost allowed for more than the least number of pairs, as a share of the trunk's forward passes.
 SHARE = 0.1
-# Logits that are there at a time (in float32, twice). A head of 50,000 rows is a tenth faster with some 700 positions
-# at a time than with 170; a GPU wants more.
+# Number of logits that exist at a time (in float32, twice). With 50,000 rows, a head is a tenth faster with about 700
+# positions at a time than with 170; a GPU needs more.
 _AT_A_TIME = {"cpu": 1 << 25}
 _ON_DEVICES = 1 << 26
-# Logits that a CPU reduces at a time: one pass after the other over more of them takes a quarter longer.
+# Number of logits that a CPU reduces at a time; repeated passes over more of them take a quarter longer.
 _IN_CACHE = 1 << 18
-# Tokens of the sequence on which the two ways are compared, and how far their mean losses may be apart.
+# Number of tokens on which the two routes are compared, and the allowed difference of their mean losses.
 _TRIED = 128
 _AGREES = 1e-5
-# An untrained model's logits are so small that a cap does not show. Those of a second copy of the sequence are made as
-# large as this; rounding then is, too.
+# An untrained model's logits are so small that a cap has no effect. So the states of a second copy of the sequence are
+# scaled up to this size; rounding errors grow with them.
 _LARGE = 64.0
 _AGREES_LARGE = 1e-3
 _AGREES_LARGE_16_BITS = 0.05
-# Mean change of the logits with the tokens behind them, as a share of their spread: 1e-6 is rounding.
+# Threshold on the mean change of the logits with following tokens, as a share of their spread; rounding gives 1e-6.
 _SEEN = 1e-3
 
 Kind = Literal["head", "logits", "none"]
@@ -63,10 +64,10 @@ Kind = Literal["head", "logits", "none"]
 
 @dataclass(frozen=True)
 class Route:
-    """How a model's loss is had.
+    """How the loss of a model is computed.
 
-    kind: "head", "logits" or "none"; with "none", `why`.
-    is_failure: whether that is an accident rather than a property of the model.
+    kind: "head", "logits" or "none"; with "none", `why` gives the reason.
+    is_failure: whether something went wrong; False if the model simply has no loss.
     """
 
     kind: Kind
@@ -78,7 +79,7 @@ class Route:
 
 
 class Routes:
-    """The route of each model, as long as the model lives. A copy knows none."""
+    """The route of each model, as long as the model lives. A copy of this object starts empty."""
 
     def __init__(self) -> None:
         self._known: weakref.WeakKeyDictionary[nn.Module, Route] = weakref.WeakKeyDictionary()
@@ -87,20 +88,20 @@ class Routes:
         return Routes, ()
 
     def get(self, model: nn.Module) -> Route | None:
-        """The route of an unwrapped model; None if it is not known."""
+        """The route of an unwrapped model; None if unknown."""
         return self._known.get(model)
 
     def note(self, model: nn.Module, route: Route) -> Route:
-        """Remember it, unless it is an accident."""
+        """Remember a route, unless it is a failure; return it."""
         if not route.is_failure:
             self._known[model] = route
         return route
 
 
 def number_of_pairs(probe: Probe, model: nn.Module, *, every: bool) -> int:
-    """How many pairs of neighbouring real tokens are looked at: all, or as many as `SHARE` allows.
+    """Number of pairs of neighbouring real tokens for the loss: all, or as many as `SHARE` allows.
 
-    It is a function of the probe and the architecture alone.
+    It depends only on the probe and the architecture.
     """
     total = len(neighbours(probe))
     cost = None if every else head.relative_cost(model)
@@ -111,10 +112,10 @@ def number_of_pairs(probe: Probe, model: nn.Module, *, every: bool) -> int:
 
 @dataclass(frozen=True)
 class Distributions:
-    """Which next-token distributions are wanted, and how their tokens are grouped.
+    """Which next-token distributions to compute, and how to group their tokens.
 
-    positions: at which.
-    tokens: [G] ids that are groups of their own; all others are one more.
+    positions: positions of the distributions.
+    tokens: [G] ids that each form a group; all other tokens form one more group.
     """
 
     positions: Positions
@@ -122,7 +123,7 @@ class Distributions:
 
 
 class _Looked:
-    """Positions at which logits are looked at, ascending: those of the losses, those of the distributions, and both."""
+    """Positions at which logits are used, ascending: for losses, for distributions, and for either."""
 
     def __init__(self, probe: Probe, losses: Positions, distributions: Positions | None) -> None:
         width = probe.input_ids.shape[1]
@@ -134,7 +135,7 @@ class _Looked:
         self.for_distribution = np.zeros(len(union), bool) if distributions is None else np.isin(union, places[1])
 
     def within(self, sequences: slice) -> slice:
-        """Which of them are in these sequences."""
+        """The slice of these positions that lies in the given sequences."""
         begin, end = np.searchsorted(self.sequence, [sequences.start, sequences.stop])
         return slice(int(begin), int(end))
 
@@ -143,17 +144,17 @@ class LossPass:
     """Adds up losses by sequence, and makes next-token distributions, over the forward passes of a measurement.
 
     Args:
-        model: unwrapped.
-        probe: that fits it.
-        pairs: the first of each pair of tokens whose loss is wanted; none if no loss is.
-        route: how the logits can be had.
-        distributions: that are wanted.
+        model: unwrapped model.
+        probe: a probe that fits the model.
+        pairs: first position of each pair of tokens whose loss is computed; empty without a loss.
+        route: how to get the logits.
+        distributions: the distributions to compute, if any.
 
     Attributes:
-        sums: [N] of the losses of each sequence, in nats; after `settle`.
-        counts: [N] of its pairs, likewise.
-        grouped: [P, G + 1] float32, grouped distributions of the last forward pass, at its positions in their order.
-        failed: why there is no loss after all.
+        sums: [N] sum of the losses of each sequence, in nats; after `settle`.
+        counts: [N] number of pairs of each sequence; after `settle`.
+        grouped: [P, G + 1] float32, grouped distributions of the last forward pass, in the order of its positions.
+        failed: why the loss failed, if it did.
     """
 
     def __init__(
@@ -168,27 +169,27 @@ class LossPass:
         self._looked = _Looked(probe, pairs, None if distributions is None else distributions.positions)
         self._tokens = None if distributions is None else distributions.tokens
         self._highest = int(probe.input_ids.max())
-        # Found once: looking for them goes through all modules.
+        # Found once, because the search goes through all modules.
         self._trunk = head.trunk_of(model) if route.kind == "head" else None
         self._head = head.output_head(model) if route.kind == "head" else None
         self.begin()
 
     def begin(self) -> None:
-        """Forget what was added: the pass begins anew."""
+        """Forget everything that was added, because the pass starts again."""
         self.sums = np.zeros(len(self._probe))
         self.counts = np.zeros(len(self._probe), np.int64)
         self.grouped = torch.empty(0)
         self._unread: list[tuple[slice, np.ndarray, np.ndarray, Tensor]] = []
         self.failed = self.route if self.route.kind == "none" else None
-        self._kept = Kept()  # a lack of memory amid a forward
+        self._kept = Kept()  # keeps a lack of memory inside a forward pass
 
     def agree(self, ranks: Ranks) -> None:
-        """After the ranks have run as many passes: what failed on one of them failed on all."""
+        """Make a failure on one rank a failure on all; call it after all ranks have run equally many passes."""
         found = ranks.first_failure(self.failed)
         self.failed = None if found is None else found[1]
 
     def share(self, ranks: Ranks) -> None:
-        """Add what the other ranks have, each of other sequences; on each of them, after the last pass."""
+        """Add the losses of the other ranks, which ran other sequences; every rank calls this after the last pass."""
         self.settle()
         if ranks.size == 1:
             return
@@ -204,7 +205,7 @@ class LossPass:
 
     @property
     def num_groups(self) -> int:
-        """Of tokens, in distributions; the rest is one."""
+        """Number of groups of tokens in the distributions; the rest counts as one."""
         return 1 + (0 if self._tokens is None else len(self._tokens))
 
     @property
@@ -213,12 +214,12 @@ class LossPass:
         return self.route.kind == "logits"
 
     def wants(self, sequences: slice) -> bool:
-        """Whether something of these sequences is looked at, and not in vain."""
+        """Whether any position of these sequences is used, and nothing has failed."""
         here = self._looked.within(sequences)
         return self.failed is None and here.start < here.stop
 
     def run(self, call: Callable[[], Any], inputs: Inputs, sequences: slice) -> Any:
-        """Make the forward pass `call` of these sequences, add their losses, and return what it puts out."""
+        """Make the forward pass `call` of these sequences, add their losses, and return its output."""
         here = self._looked.within(sequences)
         if not self.wants(sequences):
             return call()
@@ -250,7 +251,7 @@ class LossPass:
         return output
 
     def settle(self) -> None:
-        """After the last pass: read the losses, for which a GPU is waited for."""
+        """Read the losses after the last pass; this waits for a GPU."""
         unread, self._unread = self._unread, []
         for (sequences, row, counted, _), losses in zip(unread, read([each[-1] for each in unread]), strict=True):
             of_pairs, length = losses.numpy().astype(np.float64)[counted], len(self.sums[sequences])
@@ -258,7 +259,7 @@ class LossPass:
             self.counts[sequences] += np.bincount(row[counted], minlength=length)
 
     def outcome(self) -> Route:
-        """How the loss was had in the end, or why it was not."""
+        """How the loss was computed in the end, or why not."""
         if self.failed is not None:
             return self.failed
         if not len(self._looked.sequence):
@@ -272,7 +273,7 @@ class LossPass:
         def take(module: nn.Module, inputs: Any, output: Any) -> None:
             self._kept(lambda: self._survived(lambda: use(head.states_in(output, shape))))
 
-        assert self._trunk is not None  # else this were not the route
+        assert self._trunk is not None  # because the route is "head"
         handle = self._trunk.register_forward_hook(take)
         try:
             output = call()
@@ -282,14 +283,14 @@ class LossPass:
         return output
 
     def _survived(self, body: Callable[[], object]) -> None:
-        """Nothing but a lack of memory ends the measurement for the loss's sake."""
+        """Run `body`; only a lack of memory may end the measurement, other errors end the loss."""
         if why := accident(body):
             self.failed = self.failed or Route("none", why, is_failure=True)
 
     def _of_states(self, states: Tensor, at: Tensor, reduced: _Reduced) -> None:
         states = states.flatten(0, 1).index_select(0, at.to(states.device))
         call = None if self._head is None else head.callable_alone(self._head)
-        assert call is not None  # else this were not the route
+        assert call is not None  # because the route is "head"
         for logits in _slices(call, states, rows_at_a_time(self._model, states.device)):
             reduced.add(logits)
 
@@ -304,12 +305,13 @@ class LossPass:
 
 
 class _Reduced:
-    """What logits are reduced to, a few positions after the other: losses, and distributions at some of them.
+    """Reduces logits of a few positions at a time to losses, and to distributions at some of the positions.
 
     Args:
         targets: [n] the token that follows each position.
-        wanted: [P] numbers of those whose distributions are wanted, ascending; `rows`: the same where the targets are.
-        tokens: as of `Distributions`, there; None where none is.
+        wanted: [P] numbers of the positions whose distributions are computed, ascending.
+        rows: `wanted` as a tensor on the device of the targets.
+        tokens: `Distributions.tokens` on that device; None without distributions.
     """
 
     def __init__(
@@ -327,9 +329,9 @@ class _Reduced:
 
     def add(self, logits: Tensor) -> None:
         """Reduce the logits [m, V] of the next m positions."""
-        # On a CPU so few that they stay in the cache between the passes over them.
+        # On a CPU so few at a time that they stay in the cache between passes over them.
         size = max(1, _IN_CACHE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
-        # The training's autocast would have its own idea of what is precise enough.
+        # Without the training's autocast, which could lower the precision.
         with torch.autocast(logits.device.type, enabled=False):
             for some in logits.split(size):
                 self._add(F.log_softmax(some.float(), dim=-1))
@@ -347,16 +349,16 @@ class _Reduced:
 
     @property
     def losses(self) -> Tensor:
-        """[n], in nats."""
+        """Losses [n], in nats."""
         return -torch.cat(self._losses)[:, 0]
 
     @property
     def grouped(self) -> Tensor:
-        """[P, G + 1], where distributions are wanted."""
+        """Distributions [P, G + 1] at the wanted positions."""
         if not self._grouped:
             return torch.empty(0)
         logs = torch.cat(self._grouped)
-        # What is left of 1 may be little; MPS has no float64.
+        # In float64, because the rest, 1 minus the shares, may be small. MPS has no float64.
         shares = logs.to(torch.float32 if logs.device.type == "mps" else torch.float64).exp()
         rest = (1.0 - shares.sum(-1, keepdim=True)).clamp_min(0.0)
         return torch.cat([shares, rest], dim=-1).float()
@@ -367,42 +369,43 @@ def _at_a_time(device: torch.device) -> int:
 
 
 def rows_at_a_time(model: nn.Module, device: torch.device) -> int:
-    """How many states are given to the head at once."""
+    """Number of states that are passed to the head at once."""
     return max(1, _at_a_time(device) // (access.vocabulary_size(model) or 1 << 17))
 
 
 def _slices(call: Callable[[Tensor], Any], states: Tensor, size: int) -> Iterator[Tensor]:
-    """Logits of states [n, dim], so many at a time."""
+    """Logits of states [n, dim], `size` states at a time."""
     for begin in range(0, len(states), size):
         logits = call(states[None, begin : begin + size])
         yield head.whole(logits)[0]
 
 
 def _losses(call: Callable[[Tensor], Any], states: Tensor, targets: Tensor, size: int) -> Tensor:
-    """[n] float32 losses of states [n, dim], so many at a time."""
+    """[n] float32 losses of states [n, dim], `size` states at a time."""
     reduced = _Reduced(targets)
     for logits in _slices(call, states, size):
         reduced.add(logits)
     return reduced.losses
 
 
-# --- which way a model goes
+# --- the choice of the route
 
 
 def find_route(model: nn.Module, probe: Probe, forward: Forward | None, team: Team | None = None) -> Route:
-    """Try a model on one sequence, if it must be tried, and say how its loss can be had.
+    """Find out how the loss of a model can be computed, with a trial on one sequence if needed.
 
-    One forward pass makes the logits of all tokens of a sequence and, in the same batch, of copies of it: one with the
-    states before the head made larger, and one with another second half, to see whether the model reads ahead.
+    One forward pass makes the logits of all tokens of a sequence and, in the same batch, of copies of it. In one copy
+    the states before the head are scaled up. Another copy has another second half, which shows whether the model reads
+    ahead: whether it uses following tokens.
 
     Args:
-        model: unwrapped, in evaluation mode and without gradients.
-        probe: that fits it.
+        model: unwrapped model, in evaluation mode and without gradients.
+        probe: a probe that fits the model.
         forward: as for `Meter`.
         team: the ranks that do the same; None: this process is alone.
 
     Raises:
-        RanksError: the forward failed, amid what ranks do together.
+        RanksError: the forward pass failed while ranks worked together.
     """
     call = forward or OwnForward.of(model)
     by_itself = isinstance(call, OwnForward)
@@ -425,14 +428,14 @@ def find_route(model: nn.Module, probe: Probe, forward: Forward | None, team: Te
 
 
 def reads_ahead(model: nn.Module) -> Route:
-    """That of an encoder."""
+    """The route of a model that uses following tokens: it has no next-token loss."""
     return Route("none", f"{type(access.bare(model)).__name__} reads the tokens that follow, so that it predicts none")
 
 
 def _tried(model: nn.Module, probe: Probe, forward: Forward, trial: _Trial | None, *, tries_order: bool) -> Route:
     row = int(probe.attention_mask.sum(1).argmax())
     ids = probe.input_ids[row][probe.attention_mask[row]].to(access.device_of(model))
-    # A forward of the user's own may want sequences of one length.
+    # The user's own `forward` may need sequences of one length.
     ids = ids[None] if trial is None else ids[None, :_TRIED]
     length = ids.shape[1]
     if length < 2:
@@ -469,7 +472,7 @@ def _change(before: Tensor, after: Tensor) -> float:
 
 
 class _Trial:
-    """Mean losses of a sequence, by the head alone: of its states, and of the same made large."""
+    """Mean losses of a sequence by the route "head": of its states, and of the same states scaled up."""
 
     def __init__(self, call: Callable[[Tensor], Any], size: int) -> None:
         self._call, self._size = call, size
@@ -477,7 +480,7 @@ class _Trial:
         self._error: Exception | None = None
 
     def see(self, ids: Tensor, shape: tuple[int, int], module: nn.Module, inputs: Any, output: Any) -> None:
-        """A hook on the trunk, of a batch that begins with two copies of a sequence: the second is made larger."""
+        """A hook on the trunk, for a batch that begins with two copies of a sequence; it scales the second one up."""
         if self._means or self._error is not None:
             self._error = self._error or RuntimeError("the trunk ran more than once")
             return
@@ -485,20 +488,20 @@ class _Trial:
             states = head.states_in(output, shape)
             largest = float(self._call(states[None, 0])[0].abs().max())
             if 0.0 < largest < _LARGE:
-                states[1] *= 2.0 ** math.ceil(math.log2(_LARGE / largest))  # exact
+                states[1] *= 2.0 ** math.ceil(math.log2(_LARGE / largest))  # a power of two is exact
             elif not largest > 0.0:
                 raise ValueError("all logits are 0, so that nothing is seen of what becomes of them")
             self._means = [self._slicings(row, ids) for row in states[:2]]
-        except Exception as error:  # amid a forward that ranks may make together
+        except Exception as error:  # must not leave a forward pass that ranks may make together
             self._error = error
 
     def raise_lack_of_memory(self) -> None:
-        """After the forward."""
+        """Raise a lack of memory; call it after the forward pass."""
         if self._error is not None and is_out_of_memory(self._error):
             raise self._error
 
     def _slicings(self, states: Tensor, ids: Tensor) -> list[float]:
-        """As a measurement slices the states, and in other ways."""
+        """Mean losses with the states sliced as in a measurement, and in other ways."""
         states, targets = states[:-1], ids[1:]
         sizes = dict.fromkeys((self._size, len(states), (len(states) + 1) // 2, 1))
         return [float(_losses(self._call, states, targets, size).double().mean()) for size in sizes]
@@ -521,12 +524,13 @@ class _Trial:
 
 
 def loss_numbers(losses: LossPass, probe: Probe, group_bounds: np.ndarray | None) -> dict[str, Any]:
-    """Fields of a measurement.
+    """The fields of a `Measurement` about the loss.
 
     Args:
-        losses: after the last pass.
-        probe: of the pass.
-        group_bounds: [G + 1] first sequence of each group that is left out in turn, and the end; None without errors.
+        losses: the losses after the last pass.
+        probe: the probe of the pass.
+        group_bounds: [G + 1] first sequence of each group that is left out in turn, and the end; None without standard
+            errors.
     """
     if losses.outcome().kind == "none":
         return {}
@@ -555,7 +559,7 @@ def loss_numbers(losses: LossPass, probe: Probe, group_bounds: np.ndarray | None
 
 
 def _drawn_together(probe: Probe) -> np.ndarray:
-    """[N] a number of what each sequence was drawn with: its source, its pair of preferences, or nothing else."""
+    """[N] a number shared by sequences that were drawn together: those of a source, or of a preference pair."""
     if probe.groups is not None:
         return np.unique(np.array(probe.groups), return_inverse=True)[1]
     paired = "preference" in probe.labels and len(probe) % 2 == 0
@@ -563,7 +567,7 @@ def _drawn_together(probe: Probe) -> np.ndarray:
 
 
 def _entropy_of_next(probe: Probe) -> float:
-    """Plug-in entropy of all tokens but the first of each sequence, in nats."""
+    """Plug-in entropy of all tokens except the first of each sequence, in nats."""
     follows = probe.attention_mask[:, :-1] & probe.attention_mask[:, 1:]
     counts = torch.unique(probe.input_ids[:, 1:][follows], return_counts=True)[1].double()
     share = counts / counts.sum()

@@ -1,9 +1,8 @@
-"""How a model lies on the ranks of a distributed training: which of them make one forward together, and what cannot
-be measured.
+"""How a model is distributed over ranks: which ranks make one forward pass together, and what cannot be measured.
 
-Data parallelism (DDP) needs nothing: `access.unwrap` takes the model out, whose forward has no communication. Fully
-sharded models gather their parameters in each forward, so that all ranks have to make equally many, of batches of
-their own. Ranks of tensor parallelism make parts of one forward, so that they have to run the same batch.
+Data parallelism (DDP) needs no care: `access.unwrap` takes the model out of its wrapper, and its forward pass does not
+communicate. Fully sharded models gather their parameters in each forward pass, so all ranks must make equally many,
+each with its own batches. Ranks of tensor parallelism make parts of one forward pass, so they must run the same batch.
 """
 
 from __future__ import annotations
@@ -22,19 +21,20 @@ from torch import nn
 from ib_callback.measuring.model import access
 from ib_callback.measuring.model.fully_sharded import is_fsdp1, is_fsdp2, managed
 
-# Where transformers and Lightning keep all of their meshes on a model, those of data parallelism among them.
+# Attributes in which transformers and Lightning keep all meshes of a model, including those of data parallelism.
 _MESHES_OF_ALL = ("_device_mesh", "_mesh_manager")
 
 
 @dataclass(frozen=True)
 class Parallelism:
-    """How a model lies on the ranks.
+    """How a model is distributed over ranks.
 
-    refusal: why it cannot be measured, with a cure; "" if it can be.
-    is_sharded: whether forwards communicate with ranks that may run other batches: all ranks must make equally many.
-    together: global ranks that must run the same batch in the same forward, this one among them; empty where nothing
-        is distributed. Of every rank among them it is the same.
-    kinds: names of what was found, for people.
+    refusal: why it cannot be measured, with a cure; "" if it can.
+    is_sharded: whether forward passes communicate with ranks that may run other batches. All ranks must then make
+        equally many.
+    together: global ranks, including this one, that must run the same batch in the same forward pass; empty without
+        such ranks. It is the same on each of them.
+    kinds: names of the kinds of parallelism that were found, for messages.
     """
 
     refusal: str = ""
@@ -43,7 +43,7 @@ class Parallelism:
     kinds: tuple[str, ...] = field(default=())
 
     def describe(self) -> str:
-        """One phrase.
+        """The kinds of parallelism in one phrase.
 
         >>> Parallelism(kinds=("FSDP2", "tensor parallel")).describe()
         'FSDP2, tensor parallel'
@@ -52,12 +52,12 @@ class Parallelism:
 
 
 def parallelism(model: nn.Module) -> Parallelism:
-    """How a model lies on the ranks. Looks only, and communicates with none.
+    """Find out how a model is distributed over ranks, without communication.
 
-    Where it cannot be told which ranks belong together, all of them do.
+    If it is unclear which ranks belong together, all of them are taken.
 
     Args:
-        model: as `access.unwrap` returns it.
+        model: the model from `access.unwrap`.
     """
     refusal = _refusal(model)
     if not (dist.is_available() and dist.is_initialized()):
@@ -91,19 +91,19 @@ def _is_sharded(model: nn.Module) -> bool:
 
 
 def _is_replicated(module: nn.Module) -> bool:
-    """Whether torch's composable `replicate` hangs on a module: its hooks broadcast buffers before each forward."""
+    """Whether torch's composable `replicate` was applied to a module; it broadcasts buffers before each forward."""
     contract: Any = sys.modules.get("torch.distributed._composable.contract")
     get: Any = getattr(contract, "_get_registry", lambda module: None)
     return "replicate" in (get(module) or ()) and not is_fsdp2(module)
 
 
 def _mesh_manager(model: nn.Module) -> Any:
-    """All meshes of a model that transformers has distributed; None of others."""
+    """All meshes of a model that transformers has distributed; None for other models."""
     return getattr(access.bare(model), "_mesh_manager", None)
 
 
 def _exchanges_tokens(model: nn.Module) -> bool:
-    """Whether experts of transformers lie on ranks with other batches, to which tokens are sent in each forward."""
+    """Whether experts of transformers are on ranks with other batches; tokens are sent there in each forward pass."""
     config = getattr(getattr(access.bare(model), "config", None), "distributed_config", None)
     return _mesh_manager(model) is not None and getattr(config, "ep_size", 1) > getattr(config, "tp_size", 1)
 
@@ -114,7 +114,7 @@ def _exchanges_tokens(model: nn.Module) -> bool:
 def _together(model: nn.Module) -> tuple[int, ...]:
     try:
         groups = {ranks for ranks in _groups(model) if len(ranks) > 1}
-    except Exception:  # private names of torch or transformers have changed
+    except Exception:  # for example, if private names of torch or transformers have changed
         return tuple(range(dist.get_world_size()))
     widest = max(groups, key=len, default=frozenset({dist.get_rank()}))
     if any(not ranks <= widest for ranks in groups):
@@ -123,10 +123,10 @@ def _together(model: nn.Module) -> tuple[int, ...]:
 
 
 def _groups(model: nn.Module) -> Iterator[frozenset[int]]:
-    """Groups of ranks, this one among them, that make one forward together; some more than once."""
+    """Groups of ranks, including this one, that make one forward pass together; a group may occur more than once."""
     of_fsdp = managed(model)
     for parameter, _ in of_fsdp.values():
-        if parameter.is_dtensor:  # it was sharded by something else before
+        if parameter.is_dtensor:  # another kind of parallelism sharded it before FSDP
             yield _beside_data_parallelism(parameter, model)
     for parameter in model.parameters():
         mesh = getattr(parameter, "device_mesh", None)
@@ -137,7 +137,7 @@ def _groups(model: nn.Module) -> Iterator[frozenset[int]]:
 
 
 def _beside_data_parallelism(parameter: Any, model: nn.Module) -> frozenset[int]:
-    """The ranks over which a parameter of FSDP2 lies beside its sharding."""
+    """The ranks over which a parameter of FSDP2 is spread in addition to its sharding."""
     mesh = parameter._unsharded_dtensor_spec.mesh
     if parameter.mesh_info.is_spmd_mesh:
         names = [name for i, name in enumerate(mesh.mesh_dim_names) if i not in parameter._dp_dim_indices]
@@ -148,14 +148,14 @@ def _beside_data_parallelism(parameter: Any, model: nn.Module) -> frozenset[int]
 
 
 def _ranks(mesh: Any, model: nn.Module) -> frozenset[int]:
-    """Those of a mesh; of the experts' mesh of transformers only those that have the same batch anyway."""
+    """The ranks of a mesh; for transformers' mesh of experts, only those that have the same batch anyway."""
     if (manager := _mesh_manager(model)) is not None and "ep" in (mesh.mesh_dim_names or ()):
         mesh = manager.get_mesh("tp")
     return frozenset(mesh.mesh.flatten().tolist())
 
 
 def _of_attributes(module: nn.Module) -> Iterator[frozenset[int]]:
-    """Those of process groups and meshes that a module keeps for itself, as layers of DeepSpeed and Megatron do."""
+    """The ranks of process groups and meshes that a module holds, as layers of DeepSpeed and Megatron do."""
     if is_fsdp1(module) or isinstance(module, (nn.SyncBatchNorm, nn.parallel.DistributedDataParallel)):
         return
     for name, value in vars(module).items():
@@ -188,7 +188,7 @@ def _refusal(model: nn.Module) -> str:
 
 
 def _pipeline(model: nn.Module) -> str:
-    """What shows that a model is a stage of a pipeline; "" if nothing does."""
+    """The evidence that a model is a stage of a pipeline; "" without any."""
     for path, module in model.named_modules():
         stage = vars(module).get("_pp_stage")
         if stage is not None and getattr(stage, "pp_size", 2) > 1:
@@ -198,7 +198,7 @@ def _pipeline(model: nn.Module) -> str:
                 return f"{path or 'the model'} is a {base.__name__}"
     if (pipelining := sys.modules.get("torch.distributed.pipelining.stage")) is not None:
         inside = set(map(id, model.modules()))
-        for each in gc.get_objects():  # a stage knows its module, and nothing in the module tells
+        for each in gc.get_objects():  # a stage refers to its module, but the module does not refer to the stage
             if isinstance(each, pipelining._PipelineStageBase) and each.num_stages > 1 and id(each.submod) in inside:
                 return f"stage {each.stage_index} of {each.num_stages} of torch.distributed.pipelining"
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -207,7 +207,7 @@ def _pipeline(model: nn.Module) -> str:
 
 
 def _passed_through(model: nn.Module) -> str:
-    """The first list of most of the model that holds empty places beside blocks, as the stages of pipelines do."""
+    """The first list with most of the model that holds empty places next to blocks, as in the stages of a pipeline."""
     total = sum(p.numel() for p in model.parameters())
     for path, module in model.named_modules():
         if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
@@ -219,7 +219,7 @@ def _passed_through(model: nn.Module) -> str:
 
 
 def _context(model: nn.Module) -> str:
-    """What shows that texts are shared out among ranks; "" if nothing does."""
+    """The evidence that each text is split over ranks; "" without any."""
     for path, module in model.named_modules():
         if any(base.__name__ in _ULYSSES for base in type(module).__mro__):
             return f"{path or 'the model'} is a {type(module).__name__}"
@@ -239,7 +239,7 @@ _ULYSSES = ("DistributedAttention", "UlyssesSPAttentionHF", "UlyssesSPViTAttenti
 
 
 def _ulysses_of_transformers(model: nn.Module) -> str:
-    """Whether DeepSpeed has put itself in the place of the attention that transformers calls."""
+    """Whether DeepSpeed has replaced the attention function that transformers calls."""
     table = getattr(sys.modules.get("transformers.modeling_utils"), "ALL_ATTENTION_FUNCTIONS", {})
     kind = getattr(access.text_config(model), "_attn_implementation", None)
     function = dict(table).get(kind)

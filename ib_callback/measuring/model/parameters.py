@@ -1,7 +1,7 @@
-"""Parameters of a model before and after a probe pass: whether the pass changed them, and putting them back.
+"""Check whether a probe pass changed the parameters of a model, and restore them.
 
 Some models change their own weights when they leave training mode: they rescale them in place, or repack quantised
-ones. Checkpoints of a run that measures such a model would hold other weights than those of one that does not.
+weights. If a run measured such a model, its checkpoints would hold other weights than without the measurement.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class ChangedParametersError(ModelError):
 
 @dataclass(frozen=True)
 class _Part:
-    """A parameter as it was, or a plain tensor inside it: the shard of a DTensor, each of a quantised one.
+    """A parameter before the pass, or a plain tensor inside it: the shard of a DTensor, or a part of a quantised one.
 
-    parameter: the object; `path`: attributes that lead from it to `tensor`.
-    values: shares the memory of `tensor`, and keeps it.
-    copy: of the values on the host; None without one.
+    parameter: the parameter object; `path`: attributes that lead from it to `tensor`.
+    values: shares the memory of `tensor`, and keeps it alive.
+    copy: copy of the values on the host; None without one.
     """
 
     name: str
@@ -47,17 +47,17 @@ class _Part:
     copy: Tensor | None = None
 
     def now(self) -> Tensor:
-        """What is in its place."""
+        """The tensor that is in its place now."""
         return functools.reduce(getattr, self.path, self.parameter)
 
     def is_elsewhere(self) -> bool:
-        """Whether other memory is in its place, or the same read in another way."""
+        """Whether its place now has other memory, or the same memory with another shape or type."""
         reads = (Tensor.data_ptr, Tensor.size, Tensor.stride, operator.attrgetter("dtype"))
         now = self.now()
         return any(read(now) != read(self.values) for read in reads)
 
     def put_back(self) -> None:
-        """The same memory in its place again."""
+        """Put the same memory back in its place."""
         if self.path:
             setattr(functools.reduce(getattr, self.path[:-1], self.parameter), self.path[-1], self.tensor)
         else:
@@ -66,7 +66,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Table:
-    """The parameters, or the parts, of a module as they were, and what else hung on it under any name."""
+    """The parameters, or the submodules, of a module before the pass, and all its other attributes."""
 
     module: nn.Module
     kind: str
@@ -75,13 +75,13 @@ class _Table:
 
     @classmethod
     def of(cls, module: nn.Module, kind: str) -> _Table:
-        # By items(), which the tables of TorchScript have too; those cannot change.
+        # The tables of TorchScript have items() too; they cannot change.
         return cls(module, kind, dict(getattr(module, kind).items()), dict(vars(module)))
 
     def put_back(self) -> list[tuple[str, Tensor]]:
-        """The same objects in their places, in their order; returns the parameters that others had stood in for.
+        """Put the same objects back in their places, in order; return the parameters that had been replaced.
 
-        What was added is taken off again and is no change, as it is with buffers.
+        Anything that was added is removed. This does not count as a change, as with buffers.
         """
         now = dict(getattr(self.module, self.kind).items())
         names = dict.fromkeys([*self.entries, *now])
@@ -100,7 +100,7 @@ class _Table:
 
 
 def _replaced(was: Any, now: Any) -> list[Tensor]:
-    """The parameters that were in a place and have other values, or are not there, now."""
+    """The parameters of a place that now have other values or are missing."""
     if isinstance(was, nn.Module):
         there = {id(parameter) for parameter in now.parameters()} if isinstance(now, nn.Module) else set()
         return [parameter for parameter in was.parameters() if id(parameter) not in there]
@@ -109,24 +109,24 @@ def _replaced(was: Any, now: Any) -> list[Tensor]:
 
 @contextmanager
 def unchanged_parameters(model: nn.Module, *, copied: bool = False) -> Iterator[None]:
-    """Parameters are after the body what they were before it, bit for bit; else an error says which is not.
+    """Check that parameters are the same before and after the body, bit for bit, and restore what can be restored.
 
-    Parameters, or whole parts of the model, that were replaced, and parameters put into other memory, are put back
-    always, and so is whether they are trained, and their gradients as objects. Values that were overwritten can be
-    put back from copies only; without them a checksum on their device tells that they were. Version counters are not
-    asked: writing through `.data` does not raise them, and writing what was there already does. Fully sharded models
-    give their gathered parameters back before they are looked at, and of those of FSDP1 the own shards are compared.
+    Replaced parameters, replaced parts of the model, and parameters moved to other memory are always put back. So are
+    `requires_grad` and the gradient objects. Overwritten values can be put back only from copies. Without copies, a
+    checksum on their device detects that they changed. Version counters are not used, because writing through `.data`
+    does not raise them, and writing the same values does. Fully sharded models release their gathered parameters before
+    the check; with FSDP1, each rank compares its own shards.
 
     Args:
-        model: unwrapped, still in the mode of its training.
-        copied: whether to copy parameters to the host, where there is room for them.
+        model: unwrapped model, still in the mode of its training.
+        copied: whether to copy parameters to the host, if there is room for them.
 
     Raises:
-        ChangedParametersError: a parameter has other values than before; also in the place of an error of the body.
+        ChangedParametersError: a parameter has other values than before. It replaces an error of the body.
     """
     reshard(model)
     before = _parts(model)
-    # accelerate puts others in the place of offloaded parameters, and takes them away, by itself.
+    # accelerate itself replaces offloaded parameters and takes the replacements away.
     of_its_own = [module for module in model.modules() if not access.is_offloaded(module)]
     tables = [_Table.of(module, kind) for module in of_its_own for kind in ("_parameters", "_modules")]
     training = [(p, p.requires_grad, p.grad) for p in model.parameters() if not is_managed(p)]
@@ -157,7 +157,7 @@ def unchanged_parameters(model: nn.Module, *, copied: bool = False) -> Iterator[
 
 
 def _put_back(tables: list[_Table], before: list[_Part]) -> list[str]:
-    """Names of the parameters that had other values and could be put back."""
+    """Put everything back; return the names of the parameters that had changed and could be put back."""
     names = {id(part.parameter): part.name for part in before}
     changed: list[str] = []
     for table in tables:
@@ -189,7 +189,7 @@ def _explanation(model: nn.Module, changed: list[str], lost: list[str], *, in_pr
 
 
 def _parts(model: nn.Module) -> list[_Part]:
-    """Of every parameter once, by its name in the bare model; of FSDP1 and DeepSpeed their shards."""
+    """The parts of every parameter, each once, by its name in the bare model; for FSDP1 and DeepSpeed, their shards."""
     found: dict[int, tuple[str, Tensor]] = {}
     for name, module in access.named_modules(model):
         kept = dict(module._parameters.items())
@@ -204,7 +204,7 @@ def _parts(model: nn.Module) -> list[_Part]:
 
 
 def is_managed(parameter: Any) -> bool:
-    """Whether FSDP or DeepSpeed puts other tensors into the place of a parameter, and this one back, by itself."""
+    """Whether FSDP or DeepSpeed itself replaces a parameter by other tensors, and puts it back."""
     return hasattr(parameter, "to_local") or hasattr(parameter, "ds_id") or hasattr(parameter, "_fsdp_flattened")
 
 

@@ -1,1 +1,1 @@
-"""The plan of a measurement: all that depends on the probe alone, computed once."""
+"""The plan of a measurement: everything that depends on the probe alone, computed once."""

@@ -1,4 +1,4 @@
-"""How groups of positions lie over batches: cut into pieces within a batch, kept in slots across batches."""
+"""Lay out groups of positions over batches: cut them into pieces within a batch, keep them in slots across batches."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import torch
 
 from ib_callback.probe.ngrams import Segments
 
-# A piece is added up by one worker, so long groups are cut: it bounds rounding error and keeps a GPU busy.
+# One worker adds up a piece. Long groups are cut, which bounds rounding error and keeps a GPU busy.
 PIECE = 64
-# A float32 sum over more batches than this would err by more than 1e-7 of itself.
+# A float32 sum over more batches than this would have a relative error above 1e-7.
 MANY_BATCHES = 64
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """Runs of at most PIECE members of one group within one batch. All int32 but for `content`.
+    """Runs of at most PIECE members of one group within one batch. All are int32 except `content`.
 
-    Groups with the same members in a batch share their pieces: a quadgram that occurs once there is at the position of
-    its token, and of as many other labels as there are label sets.
+    Groups with the same members in a batch share their pieces. For example, a token, a bigram and a quadgram that each
+    occur once in a batch, at the same position, have the same members. A *part* is one use of a piece by one group.
 
     members: [M] positions; piece i holds members[offsets[i]:offsets[i + 1]].
     piece_start: [num_batches + 1] first piece of each batch.
-    group, piece: [P] which group each part is of, and its piece; sorted by batch, then group.
-    content: [P] uint64, a random number for what is in the part: equal where parts are, the sum where they are united.
+    group, piece: [P] group and piece of each part; sorted by batch, then group.
+    content: [P] uint64, a random number that stands for the positions in the part: equal for equal parts; the number of
+        a union of parts is the sum of their numbers.
     part_start: [num_batches + 1] first part of each batch.
     """
 
@@ -50,7 +51,7 @@ def cut(group: np.ndarray, members: np.ndarray, batch_of: np.ndarray, num_batche
     """
     order, bounds = sort_by_batch(batch_of.astype(np.int32)[members], num_batches)
     first_position = np.searchsorted(batch_of, np.arange(num_batches + 1))
-    # Of 64 bits: that any two of 10^8 sums of them agree by chance has a probability of 3e-4.
+    # 64 bits, so the probability that any two of 10^8 sums agree by chance is 3e-4.
     mark = np.random.RandomState(0).randint(0, 1 << 63, len(batch_of), np.uint64) << np.uint64(1) | np.uint64(1)
     found: list[tuple[np.ndarray, ...]] = []
     for b in range(num_batches):
@@ -61,7 +62,7 @@ def cut(group: np.ndarray, members: np.ndarray, batch_of: np.ndarray, num_batche
     num_members, num_pieces, num_parts = (np.array([len(part[i]) for part in found]) for i in range(3))
     columns = [list(column) for column in zip(*found, strict=True)]
     found.clear()
-    # One after the other, each let go of before the next.
+    # One after the other; each is freed before the next.
     members_of, length, group_of, piece, content = (np.concatenate(columns.pop(0)) for _ in range(5))
     starts = [np.concatenate([[0], np.cumsum(number)]) for number in (num_pieces, num_parts)]
     members_of += np.repeat(first_position[:-1].astype(np.int32), num_members)
@@ -78,8 +79,8 @@ def cut(group: np.ndarray, members: np.ndarray, batch_of: np.ndarray, num_batche
 
 
 def sort_by_batch(batch: np.ndarray, num_batches: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stable order [M] of things by their batch, int32, and [num_batches + 1] where each batch begins in it."""
-    # Numbers of 16 bits are sorted in linear time, and what is of one batch then fits into the cache.
+    """Stable order [M] of things by their batch, int32, and [num_batches + 1] where each batch begins in that order."""
+    # 16-bit numbers are sorted in linear time, and the things of one batch then fit into the cache.
     short = batch.astype(np.uint16 if num_batches < 1 << 16 else np.int32)
     bounds = np.concatenate([[0], np.cumsum(np.bincount(short, minlength=num_batches))])
     return np.argsort(short, kind="stable").astype(np.int32), bounds
@@ -96,7 +97,7 @@ def _cut_batch(group: np.ndarray, row: np.ndarray, span: int, mark: np.ndarray) 
     start = np.flatnonzero(within_run % PIECE == 0)
     length = np.diff(start, append=len(key))
     content = np.add.reduceat(mark[row], start) if len(start) else np.zeros(0, np.uint64)
-    # The first piece of a long run makes room for their sum, so that it is shared among such runs alone.
+    # The sum of a long run is stored in place of its first piece, so only long runs may share that piece.
     of_run = np.searchsorted(run_start, start, side="right") - 1
     is_long = np.bincount(of_run, minlength=len(run_start))[of_run] > 1
     whole = np.zeros(len(run_start), np.uint64)
@@ -109,7 +110,7 @@ def _cut_batch(group: np.ndarray, row: np.ndarray, span: int, mark: np.ndarray) 
 
 
 def assign_slots(opens: np.ndarray, closes: np.ndarray, num_times: int) -> tuple[np.ndarray, int]:
-    """[G] the slot of each of G things that are held from one time to a later one, and how many slots that takes."""
+    """[G] the slot of each of G things that are held from one time to a later one; and the number of slots needed."""
     by_open, by_close = np.argsort(opens, kind="stable"), np.argsort(closes, kind="stable")
     open_bounds = np.searchsorted(opens[by_open], np.arange(num_times + 1))
     close_bounds = np.searchsorted(closes[by_close], np.arange(num_times + 1))
@@ -130,14 +131,14 @@ def assign_slots(opens: np.ndarray, closes: np.ndarray, num_times: int) -> tuple
 class Entries:
     """Where labels that span batches occur: one entry for each label and batch, sorted by label, then batch.
 
-    What a label has added up to so far is a running sum. Labels with the same positions so far share one, and so one
-    slot. Sums are not changed: the next one gets a slot of its own, and the slot of one that nobody needs any more is
-    free from the next batch on.
+    The sum of a label up to a batch is a running sum. Labels with the same positions so far share a running sum, and so
+    share its slot. Running sums do not change: the next one gets another slot. The slot of a sum that is no longer
+    needed is free from the next batch on.
 
-    label, batch, part: [E] number of the label, batch, and first of its parts there.
-    sum_of: [E] which running sum it leads to.
-    first_of: [sums] one of the entries that lead to it.
-    slot: [sums] where it is; number: of slots.
+    label, batch, part: [E] number of the label, batch, and first of the label's parts in the batch.
+    sum_of: [E] number of the running sum after the entry.
+    first_of: [sums] one of the entries that lead to each sum.
+    slot: [sums] slot of each sum; number: number of slots.
     """
 
     label: np.ndarray
@@ -150,12 +151,12 @@ class Entries:
 
     @property
     def is_first(self) -> np.ndarray:
-        """[E] whether the label occurs for the first time."""
+        """[E] whether the label occurs here for the first time."""
         return first_of_run(self.label)
 
     @property
     def is_last(self) -> np.ndarray:
-        """[E] whether it occurs for the last time."""
+        """[E] whether the label occurs here for the last time."""
         return np.append(first_of_run(self.label)[1:], True)[: len(self.label)]
 
 
@@ -165,10 +166,10 @@ def share_slots(
     """Give each running sum a slot.
 
     Args:
-        label: [E] of each entry, as of `Entries`.
-        batch: [E] its batch.
-        part: [E] its first part.
-        content: [E] uint64 of what is added, in all its parts.
+        label: [E] label of each entry, as in `Entries`.
+        batch: [E] batch of each entry.
+        part: [E] first part of each entry.
+        content: [E] uint64, `Pieces.content` summed over the parts of each entry.
         num_batches: number of batches.
     """
     first = first_of_run(label)
@@ -176,7 +177,7 @@ def share_slots(
     start = np.flatnonzero(first)
     running -= np.repeat(running[start] - content[start], np.diff(start, append=len(label)))
     del content
-    # The same positions are complete in the same batch.
+    # Sums of the same positions are complete in the same batch.
     order, bounds = sort_by_batch(batch, num_batches)
     sum_of, firsts, number = np.empty(len(label), np.int32), [np.empty(0, np.int32)], 0
     for b in range(num_batches):
@@ -190,30 +191,31 @@ def share_slots(
     ends = np.append(first[1:], True)[: len(label)]
     closes = np.zeros(len(first_of), np.int32)
     np.maximum.at(closes, sum_of, np.where(ends, batch, np.append(batch[1:], np.int32(0))))
-    # Each batch is two times, for a sum that is made and read in one batch has a slot, too.
+    # Each batch counts as two times, because a sum that is made and read in one batch needs a slot too.
     slot, number = assign_slots(2 * batch[first_of], 2 * closes + 1, 2 * num_batches + 2)
     return Entries(label, batch, part, sum_of, first_of, slot, number)
 
 
 class Layout:
-    """All groups of positions over all batches: groups of labels first, after them *bundles*.
+    """All groups of positions over all batches: first groups of labels, then *bundles*.
 
-    Label groups are summed in slots, in float32; those in many batches are *late*: summed in kept histograms, in
-    float64, and finished at the end. A bundle goes into one or several kept histograms.
+    Label groups are summed in slots, in float32. Labels in many batches are *late*: they are summed in kept histograms,
+    in float64, and finished at the end. A bundle is a group of positions that is added to one or several kept
+    histograms.
 
-    pieces: of all groups, and [parts] `is_first`, whether a part is the first of its group in its batch.
+    pieces: pieces of all groups; `is_first`: [parts] whether a part is the first of its group in its batch.
     opens, closes: [labels] first and last batch of each label that is not late.
-    entries: of labels that span batches.
-    counts, sets: [labels] positions of each label group, and its label sets (bits).
+    entries: entries of labels that span batches.
+    counts, sets: [labels] number of positions of each label group, and its label sets (bits).
     alone: [T] label sets in which a position is the only one of its label.
-    late: numbers of the late label groups, and `row_of_late`, [labels] their place in it or -1.
-    late_kept: their kept histograms.
+    late: numbers of the late label groups; `row_of_late`: [labels] place of each label in `late`, or -1.
+    late_kept: kept histograms of the late labels.
 
     Args:
         segments: the label groups.
-        bundles: [number of each] positions.
-        targets: of each bundle the kept histograms that it goes into.
-        num_kept: kept histograms so far; the late labels take the next ones.
+        bundles: the positions of each bundle.
+        targets: for each bundle, the kept histograms to which it is added.
+        num_kept: number of kept histograms so far; late labels take the next ones.
         batch_of: [T] batch of each position, ascending.
         num_batches: number of batches.
     """
@@ -243,7 +245,7 @@ class Layout:
         self.late_kept = slice(num_kept, num_kept + len(self.late))
         self.row_of_late = np.full(num_labels, -1, np.int32)
         self.row_of_late[self.late] = np.arange(len(self.late))
-        # Bundle of each group, -1 for labels in slots; late labels are the last bundles.
+        # Bundle of each group; -1 for labels in slots. Late labels are the last bundles.
         self._bundle = np.arange(len(sizes), dtype=np.int32) - np.int32(num_labels)
         self._bundle[:num_labels] = np.where(self.row_of_late < 0, -1, len(bundles) + self.row_of_late)
         self._targets = np.concatenate([*targets, np.arange(num_kept, self.late_kept.stop)])
@@ -278,7 +280,7 @@ class Layout:
         in_slots: np.ndarray,
     ) -> Entries:
         content = np.add.reduceat(self.pieces.content, first) if len(first) else self.pieces.content
-        self.pieces = replace(self.pieces, content=content[:0])  # of no more use
+        self.pieces = replace(self.pieces, content=content[:0])  # no longer needed
         spans = in_slots.copy()
         spans[in_slots] = self.opens[group[in_slots]] < self.closes[group[in_slots]]
         here = np.flatnonzero(spans).astype(np.int32)
@@ -287,7 +289,7 @@ class Layout:
         return share_slots(label, batch, first[here], content, self.num_batches)
 
     def work(self, number: int, first_position: int) -> dict[str, np.ndarray]:
-        """What `Batch` says of pieces, groups and slots, for one batch."""
+        """The fields of `Batch` about pieces, groups and slots, for one batch."""
         pieces, entries = self.pieces, self.entries
         begin, end = pieces.piece_start[number], pieces.piece_start[number + 1]
         offsets = pieces.offsets[begin : end + 1]
@@ -359,12 +361,12 @@ def first_of_run(*keys: np.ndarray) -> np.ndarray:
 
 
 def int64(values: np.ndarray) -> torch.Tensor:
-    """As a tensor of int64."""
+    """Make a tensor of int64."""
     return torch.from_numpy(values.astype(np.int64))
 
 
 def int32(values: np.ndarray) -> torch.Tensor:
-    """As a tensor of int32, for numbers that fit; a plan holds many."""
+    """Make a tensor of int32, for numbers that fit: a plan holds many, and this halves their memory."""
     return torch.from_numpy(values.astype(np.int32))
 
 

@@ -1,4 +1,4 @@
-"""From groups of positions and kept histograms to what is done after each batch: the making of a plan."""
+"""Make a plan: turn groups of positions and kept histograms into what is done after each batch."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MAX_LABEL_SETS = 62
 
 @dataclass
 class Builder:
-    """Collects what quantities need of a pass, then lays it out over batches.
+    """Collects what quantities need from a pass, then lays it out over batches.
 
-    Histograms of labels are finished one by one and only their entropies are added up; those that are *kept* are there
-    as a whole at the end, in float64.
+    Histograms of labels are finished one by one, and only their entropies are added up. *Kept* histograms are complete
+    at the end of the pass, in float64.
 
     positions: valid positions.
-    groups: of sequences, to be left out in turn; None without standard errors.
-    single: whether the mean entropy of a single assignment is wanted.
+    groups: groups of sequences to leave out in turn; None without standard errors.
+    single: whether the mean entropy of a single assignment is needed.
     """
 
     positions: Positions
@@ -40,14 +40,14 @@ class Builder:
 
     def __post_init__(self) -> None:
         self._segments: list[Segments] = []
-        # Bundles are groups of positions that go into kept histograms, several of them perhaps.
+        # Bundles are groups of positions that are added to one or several kept histograms.
         self._bundles: list[np.ndarray] = []
         self._bundle_targets: list[np.ndarray] = []
-        # Kept histograms of wholes, and of each group's share.
+        # Kept histograms of totals, and of each group's share in them.
         self._totals: list[tuple[int, slice]] = []
 
     def add_segments(self, segments: Segments, names: list[tuple[str, str]]) -> None:
-        """Register the label sets that `segments` groups by, each with the next number."""
+        """Register the label sets of `segments`, each with the next number."""
         self._segments.append(segments)
         for name in names:
             bit = len(self.label_sets)
@@ -63,12 +63,12 @@ class Builder:
             self.counts.append(LabelCounts.of(counts))
 
     def reserve(self, number: int) -> int:
-        """Numbers for so many kept histograms; returns the first."""
+        """Reserve numbers for this many kept histograms; return the first."""
         self.num_kept += number
         return self.num_kept - number
 
     def bundle(self, members: np.ndarray, targets: np.ndarray) -> None:
-        """Sum these positions into each of the kept histograms `targets`."""
+        """Add these positions to each of the kept histograms `targets`."""
         self._bundles.append(members.astype(np.int32))
         self._bundle_targets.append(targets)
 
@@ -91,9 +91,9 @@ class Builder:
         return total
 
     def keep_subsets(self, total: int, members: np.ndarray, counts: list[LabelCounts], seed: int) -> NullPlan:
-        """Keep the random subsets of `members` that a null of labels with these counts needs.
+        """Keep the random subsets of `members` that the null of labels with these counts needs.
 
-        `total` is the kept histogram over all members.
+        `total` is the number of the kept histogram over all members.
         """
         design, *drawn = draw_design(len(members), counts, seed)
         subsets, parts = (self.keep([members[part] for part in group]) for group in drawn)
@@ -101,13 +101,13 @@ class Builder:
         return self.nulls[-1]
 
     def build(self, mask: np.ndarray, bounds: np.ndarray, total: int, quantities: tuple[Quantity, ...]) -> Plan:
-        """The plan, when all quantities are registered.
+        """Make the plan, after all quantities are registered.
 
         Args:
             mask: [N, S] bool, real tokens.
             bounds: first sequence of each batch, and N.
-            total: kept histogram over all positions.
-            quantities: what is read from the sums.
+            total: number of the kept histogram over all positions.
+            quantities: the quantities that are read from the sums.
         """
         batch_of = np.searchsorted(bounds, self.positions.sequence, side="right") - 1
         layout = Layout(
@@ -145,12 +145,12 @@ def _batches(
     for number, (begin, end) in enumerate(pairwise(bounds.tolist())):
         here = slice(first_position[number], first_position[number + 1])
         if here.start == here.stop:
-            continue  # no valid position: nothing to run the model for
+            continue  # without a valid position the model need not run
         sequences = slice(begin, end)
         width = int(real_width[sequences].max())
         flat = (positions.sequence[here] - begin) * width + positions.offset[here]
         work = layout.work(number, here.start) | {"positions": flat, "alone": layout.alone[here]}
-        # Short numbers where they fit: a plan is kept as long as its meter, and the reduction is faster with them.
+        # Short integers where they fit, because a plan lives as long as its meter, and the reduction is faster.
         long = ("positions", "alone", "done_sets", "close_sets")
         tensors = {
             name: torch.from_numpy(values.astype(np.int64 if name in long else np.int32))

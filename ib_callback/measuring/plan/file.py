@@ -1,4 +1,4 @@
-"""A plan in a file, so that one process of a machine plans and the others read, in the same memory."""
+"""A plan in a file: one process of a machine makes the plan, the others read it and share its memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ALIGNED = 64
 
 
 class _Pickler(pickle.Pickler):
-    """Puts the numbers of tensors beside the pickle, as NumPy does with those of arrays."""
+    """Stores the numbers of tensors outside the pickle, as NumPy does for arrays."""
 
     def reducer_override(self, thing: Any) -> Any:
         if isinstance(thing, torch.Tensor):
@@ -29,18 +29,18 @@ class _Pickler(pickle.Pickler):
 
 
 def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
-    """Write a plan to a file that nobody else may read or change; whole, or not at all.
+    """Write a plan completely or not at all, to a file that no other user can read or change.
 
     Args:
-        plan: of a meter.
-        path: in a folder of one's own (`shared_plan` makes one): what is read from it is trusted.
+        plan: the plan of a meter.
+        path: a path in a private folder (`shared_plan` makes one), because readers trust the content.
     """
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
     _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(plan)
     raws = [buffer.raw() for buffer in buffers]
     head = pickle.dumps((stream.getvalue(), [raw.nbytes for raw in raws]))
-    descriptor, name = tempfile.mkstemp(dir=Path(path).parent)  # for its owner alone
+    descriptor, name = tempfile.mkstemp(dir=Path(path).parent)  # only its owner has access
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(len(head).to_bytes(8, "little"))
@@ -55,19 +55,20 @@ def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
 
 
 def read_plan(path: str | os.PathLike[str]) -> Plan:
-    """The plan in a file of `write_plan`, bit for bit; its numbers stay in the file's pages, shared by all who read it.
+    """Read the plan from a file of `write_plan`, bit for bit.
 
-    The file may be removed while plans from it are in use.
+    Its numbers stay in the file's pages, which all readers share. The file may be removed while plans from it are in
+    use.
 
     Raises:
-        ValueError: the file belongs to somebody else, or others may change it.
+        ValueError: the file belongs to another user, or others may change it.
     """
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
         owner = os.getuid() if hasattr(os, "getuid") else status.st_uid
         if status.st_uid != owner or status.st_mode & 0o022:
             raise ValueError(f"{path}: expected a plan that this user alone can write, got one of other permissions.")
-        # A private mapping: pages are shared until somebody writes to them, which nobody does.
+        # A private mapping: pages are shared until a process writes to them, and none does.
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     begin = 8 + int.from_bytes(pages[:8], "little")
     stream, sizes = pickle.loads(pages[8:begin])
@@ -83,7 +84,7 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
 
 @contextmanager
 def shared_plan(plan: Plan) -> Iterator[Path]:
-    """The path of a file with the plan in it, in a temporary folder of its own, until the body ends."""
+    """Give the path of a file with the plan, in a private temporary folder, until the body ends."""
     with tempfile.TemporaryDirectory(prefix="ib_plan_") as folder:
         path = Path(folder) / "plan"
         write_plan(plan, path)

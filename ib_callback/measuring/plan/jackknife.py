@@ -1,19 +1,20 @@
-"""What a measurement has to remember so that each group of sequences can be left out of it afterwards.
+"""What a measurement must remember so that each group of sequences can be left out of it afterwards.
 
-Sequences are exchangeable, positions within one are not, so the probe is cut into groups of neighbouring sequences
-and batches never cross a group. A label's histogram without group g is its whole histogram minus its share in g.
-Labels that lie in one group need nothing more than its number. Of a label that spans k groups the running sums at the
-end of each but the last are held until the label is finished, from when it goes on in the next group: shares are
-differences of successive ones. Labels of the same positions so far share them, as they share slots (batches.py). Of
-late labels, which go on to the end, the shares themselves are held.
+Sequences are exchangeable, but positions within a sequence are not. So the probe is cut into groups of neighbouring
+sequences, and batches never cross a group. A label's histogram without group g is its whole histogram minus its share
+in g. For a label that occurs in one group only, the number of the group is enough. A label that spans k groups has a
+running sum at the end of each group. All but the last of these sums are held, from the label's first batch in the next
+group until the label is finished. Shares are differences of successive sums. Labels with the same positions so far
+share the held sums, as they share slots (batches.py). For late labels, which are finished at the end, the shares
+themselves are held.
 
-At the scale of a paper, what is held would be nearly twice the slots. Where it is of more than a million histograms it
-is so in 16 bits. Bins then err by 2.5e-4 of themselves on average, each on its own, which sums over so many labels
-hardly notice, and they are all that is read: of 400 documents, with 140,000 histograms held, replicates changed by 5e-6
-at most, standard errors by .4 % at most and .01 % mostly, and no other number.
+At the scale of the paper, the held histograms would take nearly twice the memory of the slots. If there are more than a
+million, they are held in 16 bits. Bins then have independent relative errors of 2.5e-4 on average. Only sums over very
+many labels are read from them, which hardly change. With 400 documents and 140,000 held histograms, replicates changed
+by at most 5e-6, standard errors by at most .4 % and mostly .01 %, and no other number changed.
 
-Each group is left out alone, and each two neighbouring groups together (jackknife.py says why): 2 G - 1 *omissions*,
-numbered in this order.
+Each group is left out alone, and each two neighbouring groups together (results/uncertainty.py says why). This gives
+2 G - 1 *omissions*, numbered in this order.
 """
 
 from __future__ import annotations
@@ -29,25 +30,29 @@ import torch
 from ib_callback.measuring.plan.batches import Layout, assign_slots, first_of_run, int32, int64, ranges
 from ib_callback.measuring.plan.null import LabelCounts
 
-# Omissions are bits of an int64.
+# Omissions are stored as bits of an int64.
 MAX_GROUPS = 32
-# Shares whose histograms are formed at a time.
+# The histograms of this many shares are formed at a time.
 ROWS = 1024
-# More histograms than this are held in 16 bits, and what those can hold at most.
+# With more histograms than the first number, they are held in 16 bits. The second is the largest value these can hold.
 MANY_HELD = 1 << 20
 MOST_IN_HALF = 60_000
 
 
 @dataclass(frozen=True)
 class Groups:
-    """sequence_bounds: [G + 1] first sequence of each group, and the end; batch_bounds: likewise of batches."""
+    """Groups of neighbouring sequences.
+
+    sequence_bounds: [G + 1] first sequence of each group, and the end.
+    batch_bounds: first sequence of each batch, and the end.
+    """
 
     sequence_bounds: np.ndarray
     batch_bounds: np.ndarray
 
     @property
     def number(self) -> int:
-        """G."""
+        """The number of groups G."""
         return len(self.sequence_bounds) - 1
 
     def of_sequence(self, sequence: np.ndarray) -> np.ndarray:
@@ -64,17 +69,18 @@ def group_sequences(
     paired: bool,
     sources: Sequence[int] | None = None,
 ) -> Groups:
-    """Cut a probe into groups of neighbouring sequences, as equal as can be, and those into batches.
+    """Cut a probe into groups of neighbouring sequences of nearly equal size, and the groups into batches.
 
     Args:
         used: sequences that have valid positions, ascending.
-        num_sequences: N.
-        num_groups: wanted; fewer if there are fewer sequences in use.
-        batch_size: most sequences in a batch.
+        num_sequences: number of sequences N.
+        num_groups: wanted number of groups; there are fewer if fewer sequences are used.
+        batch_size: largest number of sequences in a batch.
         paired: whether sequences 2i and 2i + 1 belong together (preference pairs).
-        sources: of each sequence; those of one, and all between them, belong together. None: each has its own.
+        sources: source of each sequence. Sequences of one source, and all between them, stay together. None: each
+            sequence has its own source.
     """
-    parted = np.ones(num_sequences, bool)  # from the sequence before
+    parted = np.ones(num_sequences, bool)  # whether a cut is allowed between a sequence and the one before it
     if paired:
         parted[1::2] = False
     if sources is not None:
@@ -99,14 +105,14 @@ def group_sequences(
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of labels in groups: one entry for each label and group, or two neighbouring groups, that it occurs in.
+    """Shares of labels in groups: one entry for each label and each group, or two neighbouring groups, where it occurs.
 
-    row: which of the finished labels.
-    omissions: bits of the omissions that take this share, and nothing else, from the label.
-    before, after: numbers of the held running sums on either side of the share. `before` is the row of zeros, the last,
-        if it is the label's first share, `after` is -1 if it is the last one. Of late labels numbers of what their
-        shares so far add up to, from the label's first one on.
-    rest: positions of the label outside the share.
+    row: number of the label among the finished ones.
+    omissions: bits of the omissions that remove exactly this share from the label.
+    before, after: numbers of the held running sums before and after the share. For the label's first share `before` is
+        the last row, which holds zeros; for its last share `after` is -1. For late labels they are numbers of sums of
+        the label's shares, counted from its first.
+    rest: number of positions of the label outside the share.
     """
 
     row: torch.Tensor
@@ -124,13 +130,13 @@ class Shares:
 
 @dataclass(frozen=True)
 class GroupedBatch:
-    """For one batch: its group, what is held from before it on, and the shares of the labels that it finishes.
+    """For one batch: its group, what must be saved before it, and the shares of the labels that it finishes.
 
-    omissions: numbers of the omissions that take the group.
-    slot_from, slot_to: slots to copy, and where they are held.
-    late_from, late_to: late labels, by their row, whose share in an earlier group is complete, and where it is held.
-    confined: which of the labels that end here (`Batch.close_sets`) lie in this group alone.
-    shares: of those that do not.
+    omissions: numbers of the omissions that remove the group.
+    slot_from, slot_to: slots to copy, and the places where the copies are held.
+    late_from, late_to: late labels, by row, whose share in an earlier group is complete, and the places of the shares.
+    confined: which of the labels that end here (`Batch.close_sets`) occur in this group only.
+    shares: shares of the other labels that end here.
     """
 
     group: int
@@ -145,19 +151,19 @@ class GroupedBatch:
 
 @dataclass(frozen=True)
 class JackknifePlan:
-    """What leaving out groups needs.
+    """What a pass needs for leaving out groups.
 
     sequence_bounds: [G + 1] first sequence of each group, and the end.
-    num_held: running sums held at a time, at most.
-    first_late_share: [late labels + 1] number of the first held share of each, and how many there are.
-    scale: what held histograms are multiplied by, for 16 bits; None: they are in 32.
-    batches: by the number of the batch.
-    late: shares of the labels that `LateLabels` holds, by their row there, ascending.
+    num_held: largest number of running sums held at a time.
+    first_late_share: [late labels + 1] number of the first held share of each late label, and the number of shares.
+    scale: factor of held histograms in 16 bits; None: they are in 32 bits.
+    batches: one entry for each batch, by its number.
+    late: shares of the labels in `LateLabels`, by their row there, ascending.
     totals, shares_of_totals: kept histograms of the whole and of features, and their [G] shares.
-    taken: [2 G - 1, G] 0/1, which groups each omission takes.
-    rest: [2 G - 1] valid positions outside each omission.
-    rest_of_set: [label sets, 2 G - 1] positions that carry a label of the set outside each omission.
-    counts: for each label set and omission, the label counts outside it.
+    taken: [2 G - 1, G] 0/1, which groups each omission removes.
+    rest: [2 G - 1] number of valid positions outside each omission.
+    rest_of_set: [label sets, 2 G - 1] number of positions with a label of the set outside each omission.
+    counts: for each label set and omission, the label counts outside the omission.
     """
 
     sequence_bounds: np.ndarray
@@ -174,14 +180,14 @@ class JackknifePlan:
     counts: list[list[LabelCounts]]
 
     def bytes_per_bin(self) -> int:
-        """Bytes for each layer and bin: what is held, and what forming the histograms of shares takes for a moment."""
+        """Bytes for each layer and bin: held histograms, and scratch memory for forming the histograms of shares."""
         most = max(len(self.late), *(len(batch.shares) for batch in self.batches.values()))
         held = self.num_held + self.num_snapshots
         return (4 if self.scale is None else 2) * held + 4 * len(self.first_late_share) + 28 * min(ROWS, most)
 
     @property
     def num_snapshots(self) -> int:
-        """Held shares of late labels."""
+        """Number of held shares of late labels."""
         return int(self.first_late_share[-1])
 
 
@@ -191,11 +197,11 @@ def plan_jackknife(
     """Plan snapshots and shares for the label groups of a layout.
 
     Args:
-        layout: of groups over batches.
-        groups: of sequences.
+        layout: layout of label groups over batches.
+        groups: groups of sequences.
         sequence: [T] sequence of each position.
         num_sets: number of label sets.
-        totals: kept histograms of the whole and of features, with those of their groups.
+        totals: kept histograms of the whole and of features, each with the histograms of its shares.
     """
     counts, entries, row_of_late = layout.counts, layout.entries, layout.row_of_late
     num_batches = layout.num_batches
@@ -205,7 +211,7 @@ def plan_jackknife(
     label, batch = layout.pieces.group[is_label], layout.batch_of_part[is_label]
     size = np.diff(layout.pieces.offsets)[layout.pieces.piece[is_label]]
 
-    # Labels by group, sorted: how many positions, and the first batch.
+    # Each label in each group, sorted: number of positions, and first batch.
     order = np.lexsort((batch, label))
     label, batch, size = label[order], batch[order], size[order]
     start = np.flatnonzero(first_of_run(label, group_of_batch[batch]))
@@ -216,21 +222,21 @@ def plan_jackknife(
     is_last = np.append(is_first[1:], True)[: len(label)]
 
     is_late = row_of_late[label] >= 0
-    # Running sums at the end of each group but the last, from the label's next batch on.
+    # Running sums at the end of each group except the last; they are held from the label's next batch on.
     group_of_entry = group_of_batch[entries.batch]
     leaves = np.flatnonzero((entries.label[1:] == entries.label[:-1]) & (group_of_entry[1:] != group_of_entry[:-1]))
     sums, held_as = entries.sum_of[leaves], np.empty(len(leaves), np.int32)
     opens, until = entries.batch[leaves + 1], layout.closes[entries.label[leaves]]
-    # Labels share one copy if they need it at the same time: intervals of one sum that overlap become one.
+    # Labels share one copy if they need it at the same time: overlapping intervals of one sum are merged.
     order = np.lexsort((opens, sums))
     sums, opens, until = sums[order], opens[order], until[order]
-    of_sum = sums.astype(np.int64) * (num_batches + 1)  # above all that is of the sums before
+    of_sum = sums.astype(np.int64) * (num_batches + 1)  # larger than any number of the sums before
     reach = np.maximum.accumulate(until + of_sum) - of_sum
     begins = np.append(True, (sums[1:] != sums[:-1]) | (opens[1:] > reach[:-1]))[: len(sums)]
     held_as[order] = np.cumsum(begins) - 1
     ends = np.append(begins[1:], True)[: len(sums)]
     sums, opens, until = sums[begins], opens[begins], reach[ends].astype(np.int32)
-    # Each batch is two times: before it sums are copied, after it those of finished labels are let go.
+    # Each batch counts as two times: sums are copied before it, and those of finished labels are freed after it.
     place, num_held = assign_slots(2 * opens, 2 * until + 1, 2 * num_batches + 2)
     held_in = _by_batch(np.arange(len(sums)), opens, num_batches)
 
@@ -245,7 +251,7 @@ def plan_jackknife(
     largest = max(share[is_late].max(initial=0), counts[label[spans]].max(initial=0))
     many = num_held + len(snapped) > MANY_HELD
 
-    # Of the labels that end in a batch, those come first that have the lower numbers, as in `Batch.close_sets`.
+    # Labels that end in a batch are sorted by number, as in `Batch.close_sets`.
     closes = layout.closes
     ending = np.flatnonzero(layout.opens < closes)
     ending = ending[np.argsort(closes[ending], kind="stable")]
@@ -254,7 +260,7 @@ def plan_jackknife(
     is_confined = np.zeros(len(counts), bool)
     is_confined[label[is_first & is_last]] = True
 
-    # Shares in single groups, then those in two neighbours of labels that occur in both.
+    # First shares in single groups; then shares in two neighbouring groups, for labels that occur in both.
     both = np.flatnonzero(~is_last & (np.append(group[1:], -1)[: len(group)] == group + 1))
     of_label = np.concatenate([label, label[both]])
     positions = np.concatenate([share, share[both] + share[both + 1]])
@@ -304,20 +310,20 @@ def plan_jackknife(
 
 
 def omissions_of(num_groups: int) -> np.ndarray:
-    """[2 G - 1, G] bool, which groups each omission takes: each one, then each two neighbours."""
+    """[2 G - 1, G] bool, which groups each omission removes: first single groups, then pairs of neighbours."""
     one = np.eye(num_groups, dtype=bool)
     return np.concatenate([one, one[:-1] | one[1:]])
 
 
 def _omissions(group: np.ndarray, both: np.ndarray, num_groups: int) -> np.ndarray:
-    """Bits of the omissions that take each share and nothing else from its label.
+    """Bits of the omissions that remove exactly each share from its label.
 
     Args:
-        group: [R] of the shares in single groups; those of one label follow each other.
-        both: [P] which of them the label's next share, in the next group, joins in a share of two neighbours.
-        num_groups: G.
+        group: [R] group of each share in a single group; the shares of one label follow each other.
+        both: [P] shares that form a share of two neighbouring groups together with the label's next share.
+        num_groups: number of groups G.
     """
-    # Omission G + g takes g and g + 1. A single share is what it takes from labels that occur in one of them.
+    # Omission G + g removes g and g + 1. From a label that occurs in only one of them, it removes a single share.
     bit = np.int64(1)
     previous_too, next_too = np.zeros((2, len(group)), bool)
     previous_too[both + 1] = next_too[both] = True
@@ -328,7 +334,7 @@ def _omissions(group: np.ndarray, both: np.ndarray, num_groups: int) -> np.ndarr
 
 
 def _by_batch(values: np.ndarray, batch: np.ndarray, num_batches: int) -> list[np.ndarray]:
-    """The values of each batch, in their order."""
+    """The values of each batch, in the given order."""
     order = np.argsort(batch, kind="stable")
     return np.split(values[order], np.searchsorted(batch[order], np.arange(1, num_batches)))
 
@@ -336,9 +342,9 @@ def _by_batch(values: np.ndarray, batch: np.ndarray, num_batches: int) -> list[n
 def _counts_outside(
     shares: Shares, of_label: np.ndarray, layout: Layout, takes_position: np.ndarray, num_sets: int
 ) -> list[list[np.ndarray]]:
-    """For each label set and omission, how many labels occur how often (the index) outside the omission.
+    """For each label set and omission: entry c is the number of labels that occur c times outside the omission.
 
-    `of_label` is the label of each share, `takes_position` [2 G - 1, T] which positions each omission takes.
+    `of_label` is the label of each share; `takes_position` [2 G - 1, T] says which positions each omission removes.
     """
     share_sets, count = layout.sets[of_label], layout.counts[of_label]
     rest, omissions = shares.rest.numpy(), shares.omissions.numpy()

@@ -1,4 +1,4 @@
-"""How much memory a measurement takes beside the model, how it is made to fit, and what to try when it does not."""
+"""Memory of a measurement, apart from the model's: how much it needs, how to make it fit, what to try if it fails."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ import torch
 
 from ib_callback.common.errors import ProbeError
 
-# So much of what is there beside the layers does not count: allocators keep as much unused.
+# This much memory beyond that of the layers does not count, because allocators keep as much unused.
 SLACK = 64 << 20
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a measurement takes beside the model and its forward pass, on the device where it is added up.
+    """Bytes that a measurement needs in addition to the model and its forward pass, on the device that adds up.
 
-    each: of one layer: slots, snapshots, kept histograms, its part of the table of assignments, and scratch.
-    beside: of what is there beside the layers: the plan, states that wait for the readout, other histograms.
-    after: of what is there when the layers are done.
-    scratch: of `each`, what is there while a batch is added up; moment: what is there while it is run, instead, mostly
-        logits. These are the model's, and fewer layers do not lower them, so that no budget is held against them.
+    each: for one layer: slots, snapshots, kept histograms, its part of the table of assignments, and scratch.
+    beside: independent of the layers: the plan, states that wait for the readout, other histograms.
+    after: needed when the layers are done.
+    scratch: the part of `each` that is needed while a batch is added up.
+    moment: needed instead of `scratch` while a batch is run, mostly for logits. It belongs to the model, and fewer
+        layers do not lower it, so it does not count towards a budget.
     """
 
     each: int
@@ -37,17 +38,17 @@ class Need:
     moment: int = 0
 
     def of(self, num_layers: int) -> int:
-        """Bytes at the peak of a measurement of so many layers at a time."""
+        """Bytes at the peak of a measurement of this many layers at a time."""
         return max(num_layers * self.each + self._beyond(num_layers), self.after)
 
     def _beyond(self, num_layers: int) -> int:
         return self.beside + max(0, self.moment - num_layers * self.scratch)
 
     def layers_within(self, budget: int, num_layers: int, *, probe: str) -> int:
-        """How many of `num_layers` layers to measure at a time, for all to stay within so many bytes.
+        """How many of `num_layers` layers to measure at a time to stay within `budget` bytes.
 
         Raises:
-            ProbeError: not even one.
+            ProbeError: not even one layer fits.
         """
         beside = max(0, self.beside - SLACK)
         if self.each + beside <= budget and self.after <= budget + SLACK:
@@ -62,11 +63,11 @@ class Need:
 
 @dataclass(frozen=True)
 class Means:
-    """How a measurement is made: what may be changed when memory runs out.
+    """Settings of a measurement that may change when memory runs out.
 
     batch_size: sequences in a forward pass.
-    layers: measured at a time, in as many passes; None: all that the budget allows.
-    on_host: whether histograms are on the host though the model is not.
+    layers: number of layers measured at a time, one pass for each group; None: as many as the budget allows.
+    on_host: whether histograms are on the host although the model is on another device.
     """
 
     batch_size: int
@@ -74,22 +75,23 @@ class Means:
     on_host: bool = False
 
     def describe(self) -> str:
-        """For a warning."""
+        """These settings as words, for a warning."""
         layers = "" if self.layers is None else f", {self.layers} layer{'s' * (self.layers > 1)} at a time"
         return f"batch_size={self.batch_size}{layers}{', histograms in host memory' if self.on_host else ''}"
 
 
 def cheaper(means: Means, layers: int, *, of_measuring: bool, host_layers: int) -> Means | None:
-    """What to try after memory ran out; None: nothing is left. A pure function, so that all ranks can take one answer.
+    """What to try after memory ran out; None if nothing is left. A pure function, so all ranks can use one answer.
 
-    Histograms do not depend on the batch, so that where the measuring's own work ran out of memory fewer layers are
-    taken at a time, and at last they go to the host. Where the model's forward did, batches are made smaller first.
+    Histograms do not depend on the batch size. So if the measurement's own work ran out of memory, fewer layers are
+    measured at a time, and at last the histograms move to the host. If the model's forward pass ran out of memory,
+    batches get smaller first.
 
     Args:
-        means: that failed.
-        layers: how many were measured at a time.
+        means: the settings that failed.
+        layers: number of layers that were measured at a time.
         of_measuring: whether memory ran out in our own hooks and sums.
-        host_layers: how many layers the host could take at a time; 0 if histograms are there already.
+        host_layers: how many layers fit into the host's memory at a time; 0 if histograms are there already.
     """
     smaller_batch = replace(means, batch_size=max(1, means.batch_size // 2)) if means.batch_size > 1 else None
     fewer = None
@@ -103,7 +105,7 @@ def cheaper(means: Means, layers: int, *, of_measuring: bool, host_layers: int) 
 
 @contextmanager
 def own_work() -> Iterator[None]:
-    """Mark errors of the body, also as a decorator, as those of measuring itself, not of the model's forward."""
+    """Mark errors of the body as errors of the measurement itself, not of the model's forward; also a decorator."""
     try:
         yield
     except Exception as error:
@@ -117,13 +119,13 @@ def is_of_measuring(error: BaseException) -> bool:
 
 
 def trim() -> None:
-    """Give free pages back to the system, where the C library can; of planning, glibc keeps as many as the plan has."""
+    """Return free pages to the system if the C library can; after planning, glibc keeps as many as the plan takes."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def let_go() -> None:
-    """Give back what a failed pass held, once no traceback holds it any more."""
+    """Free the memory of a failed pass, after no traceback holds it any more."""
     gc.collect()
     trim()
     if torch.cuda.is_available():
@@ -131,7 +133,7 @@ def let_go() -> None:
 
 
 def bytes_of(things: Iterable[Any]) -> int:
-    """Bytes of all tensors and arrays in what holds them: dataclasses, mappings and sequences; each once."""
+    """Bytes of all tensors and arrays in dataclasses, mappings and sequences; each is counted once."""
     seen: set[int] = set()
     return sum(_bytes(thing, seen) for thing in things)
 

@@ -1,11 +1,11 @@
 """The permutation null: the information that labels without meaning reach on a finite sample.
 
-E[I(π(X);Z)] over permutations π of the labels depends on the label counts only: it is H(Z) − Σ_x (c(x)/T) g(c(x)),
+E[I(π(X);Z)] over permutations π of the labels depends only on the label counts. It is H(Z) − Σ_x (c(x)/T) g(c(x)),
 where g(c) is the expected entropy of the mean of c assignments drawn without replacement. The mean over subsets of
-the cross-entropy to the whole sample's histogram is H(Z) exactly, so H(Z) − g(c) = d(c), the expected divergence of
-a subset's histogram from the whole's; and divergences scatter far less than entropies. d(1) and d(T) = 0 are known
-exactly from the pass itself; in between, d is estimated at a grid of sizes from random subsets, which serve every
-order and both sides, and interpolated in log c, where it is smooth.
+the cross-entropy to the whole sample's histogram is exactly H(Z). So H(Z) − g(c) = d(c), the expected divergence of
+a subset's histogram from that of the whole sample. Divergences scatter far less than entropies. The pass itself gives
+d(1) exactly, and d(T) = 0. In between, d is estimated from random subsets at a grid of sizes, and interpolated in
+log c, where it is smooth. The same subsets serve every order and both sides.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from functools import cached_property
 
 import numpy as np
 
-# Up to this share of the positions a subset is drawn directly; larger ones are unions of the parts of one random
-# partition, which cost the pass no more than reading every position once.
+# Subsets of up to 1/NUM_PARTS of the positions are drawn directly. Larger ones are unions of the parts of one random
+# partition: the pass then reads every position only once.
 NUM_PARTS = 64
-# Histograms to spread over the sizes that are drawn directly; the standard error falls with their square root.
+# Number of histograms for all sizes that are drawn directly; the standard error falls with the square root of it.
 NUM_SUBSETS = 1536
 MIN_SUBSETS = 8
 # With fewer positions than this, subsets of any size are drawn directly.
 SMALL_SAMPLE = 2048
-# Positions that the subsets of any one size may add up to, as a multiple of T or at least so many.
+# The subsets of one size may add up to READS_PER_POSITION × T positions, or to MIN_READS if that is more.
 READS_PER_POSITION = 2
 MIN_READS = 20_000
 GRID_RATIO = 1.4
-# So many random orders of the positions show by themselves how far the mean of the subsets from one of them varies.
+# From this many random orders of the positions on, the scatter between them gives the error of their mean.
 MANY_ORDERS = 30
 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """How often labels occur: `share[i]` of all positions lie in labels that occur `count[i]` times."""
+    """How often labels occur: `share[i]` is the share of all positions whose label occurs `count[i]` times."""
 
     count: np.ndarray
     share: np.ndarray
@@ -47,7 +47,7 @@ class LabelCounts:
 
     @classmethod
     def of_numbers(cls, number: np.ndarray) -> LabelCounts:
-        """From how many labels occur how often, which is the index."""
+        """From an array whose entry c is the number of labels that occur c times."""
         count = np.flatnonzero(number)
         positions = count * number[count]
         return cls(count.astype(np.float64), positions / max(int(positions.sum()), 1))
@@ -55,16 +55,16 @@ class LabelCounts:
 
 @dataclass(frozen=True)
 class SubsetDesign:
-    """Which random subsets of T positions are summed, so that d can be estimated where labels need it.
+    """The random subsets of T positions that are summed to estimate d at the sizes that labels need.
 
-    The subsets themselves are drawn again whenever they are asked for: at the paper's scale they take over 1 GiB, and
-    after planning nobody needs more than their sizes.
+    The subsets themselves are not stored, but drawn again on each request: at the paper's scale they take over 1 GiB,
+    and after planning only their sizes are needed.
 
-    drawn: size and number of the subsets of each size, ascending.
+    drawn: (size, number of subsets), ascending in size.
     unions: [U, parts] 0/1, which parts of a random partition make up each union; empty if unions are not needed.
     union_size: [U] nominal sizes (parts differ by at most one position).
-    num_positions: T.
-    seed: of the draw.
+    num_positions: number of positions T.
+    seed: seed of the draw.
     """
 
     drawn: tuple[tuple[int, int], ...]
@@ -91,25 +91,25 @@ class SubsetDesign:
             return []
         random = np.random.RandomState(self.seed)
         for _ in _draw_subsets(random, self.drawn, self.num_positions):
-            pass  # the partition is drawn after them
+            pass  # the generator draws the partition after the subsets
         return _draw_parts(random, self.num_positions)
 
     @cached_property
     def dependence(self) -> dict[float, dict[float, float]]:
-        """By size and size, the mean correlation between the divergences of their subsets, each with itself included.
+        """For each two sizes, the mean correlation between the divergences of their subsets, with themselves included.
 
-        For a size with itself that is the variance of the mean divergence, as a share of the variance of one. A
-        divergence is, to leading order, a square of how far the mean of a subset is from that of all T positions. Two
-        such means, of s and s' positions of which o are the same, are correlated by
+        For two equal sizes this is the variance of the mean divergence, as a share of the variance of one divergence.
+        To leading order, a divergence is the squared distance of the mean of a subset from that of all T positions.
+        Two such means, of s and s' positions with o positions in common, have the correlation
 
             r = (o / (s s') − 1 / T) / sqrt((1 / s − 1 / T) (1 / s' − 1 / T)),
 
-        and their squares by r² (as of normal variables). So two halves of T are one, not two, and unions of the same
-        parts go together, whatever their sizes are.
+        and their squares have r² (as for normal variables). So the two halves of T count as one subset, and unions of
+        the same parts are correlated whatever their sizes.
         """
         found: dict[float, dict[float, float]] = {}
         for size, number in zip(*np.unique(self.subset_size, return_counts=True), strict=True):
-            # From each random order as many as there are, which have nothing in common.
+            # Each random order gives as many disjoint subsets as fit.
             most = self.num_positions // int(size)
             of_one_order = np.array([most] * (number // most) + [number % most])
             pairs = float((of_one_order * (of_one_order - 1)).sum())
@@ -128,20 +128,20 @@ class SubsetDesign:
 
 
 def design_subsets(num_positions: int, label_counts: list[LabelCounts], seed: int) -> SubsetDesign:
-    """Choose subsets for label sets with these counts, with most of them where most of the weight lies."""
+    """Choose subsets for label sets with these counts; sizes that matter more get more subsets."""
     return draw_design(num_positions, label_counts, seed)[0]
 
 
 def draw_design(
     num_positions: int, label_counts: list[LabelCounts], seed: int
 ) -> tuple[SubsetDesign, list[np.ndarray], list[np.ndarray]]:
-    """The same, with its `subsets` and `parts`, so that they need not be drawn again."""
+    """`design_subsets`, together with the `subsets` and `parts`, which then need not be drawn again."""
     random = np.random.RandomState(seed)
     largest = int(max((counts.count.max() for counts in label_counts), default=1))
     direct_limit = num_positions if num_positions <= SMALL_SAMPLE else num_positions // NUM_PARTS
     grid = _grid(min(largest, num_positions))
     direct = [size for size in grid if size <= direct_limit and size < num_positions]
-    # One size beyond the limit is needed so that labels between the last direct size and the first union interpolate.
+    # One size beyond the limit is needed, to interpolate between the last direct size and the first union.
     needs_unions = largest > max(direct, default=1) and num_positions > direct_limit
 
     drawn = tuple(zip(direct, _allocate(direct, num_positions, label_counts), strict=True))
@@ -154,7 +154,7 @@ def draw_design(
         part_counts = [k for k in (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45) if (k - 1) * direct_limit < 2 * largest]
         rows = []
         for k in part_counts:
-            # Every part is used alike: row u takes k of them from place u on in a random circle.
+            # Every part is used equally often: row u takes k parts from place u on in a random circle.
             circle = np.argsort(random.permutation(NUM_PARTS))
             rows.append((circle[None] - np.arange(NUM_PARTS)[:, None]) % NUM_PARTS < k)
         unions = np.concatenate(rows).astype(np.float64)
@@ -165,7 +165,7 @@ def draw_design(
 def _draw_subsets(
     random: np.random.RandomState, drawn: Iterable[tuple[int, int]], num_positions: int
 ) -> Iterator[np.ndarray]:
-    """So many subsets of each size: those of one random order of the positions have nothing in common."""
+    """Draw the given number of subsets of each size; those from one random order of the positions are disjoint."""
     for size, number in drawn:
         left = number
         while left:
@@ -180,7 +180,7 @@ def _draw_parts(random: np.random.RandomState, num_positions: int) -> list[np.nd
 
 
 def _grid(largest: int) -> list[int]:
-    """Sizes from 2 to at least `largest`: every small one, where most labels are, then geometric."""
+    """Sizes from 2 to at least `largest`: every small size, because most labels are rare; then a geometric grid."""
     sizes = list(range(2, min(largest, 8) + 1))
     size = 8.0
     while sizes and sizes[-1] < largest:
@@ -203,7 +203,7 @@ def _allocate(sizes: list[int], num_positions: int, label_counts: list[LabelCoun
 
 
 def _weights_on(knots: np.ndarray, counts: LabelCounts) -> np.ndarray:
-    """Share of the positions that each knot stands for when d is interpolated linearly in log c."""
+    """Share of the positions that each knot represents when d is interpolated linearly in log c."""
     place = np.interp(np.log(counts.count), np.log(knots), np.arange(len(knots)))
     lower = np.minimum(place.astype(int), len(knots) - 1)
     upper = np.minimum(lower + 1, len(knots) - 1)
@@ -215,13 +215,13 @@ def _weights_on(knots: np.ndarray, counts: LabelCounts) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SubsetCurve:
-    """d(c) = H(Z) − g(c), in the mean over layers, for c from 1 to T.
+    """d(c) = H(Z) − g(c), as a mean over layers, for c from 1 to T.
 
     size: [k] ascending, from 1 to T.
     value: [k] d, as a fraction of log(num_bins).
-    error: [k] standard error of `value`; 0 at 1 and T, which are exact.
+    error: [k] standard error of `value`; 0 at 1 and T, where d is exact.
     spread: [k] standard deviation over subsets.
-    correlation: [k, k] of these errors; None: there is none.
+    correlation: [k, k] correlation of these errors; None if they are uncorrelated.
     """
 
     size: np.ndarray
@@ -232,13 +232,13 @@ class SubsetCurve:
 
     @classmethod
     def estimate(cls, design: SubsetDesign, subsets: np.ndarray, unions: np.ndarray, single: float) -> SubsetCurve:
-        """From the divergences of all subsets from the whole.
+        """Estimate the curve from the divergences of all subsets from the whole.
 
         Args:
-            design: which subsets they are.
-            subsets: [R] of the directly drawn subsets, means over layers.
-            unions: [U] of the unions, likewise.
-            single: d(1), H(Z) minus the mean entropy of one assignment.
+            design: the design of the subsets.
+            subsets: [R] divergences of the directly drawn subsets, means over layers.
+            unions: [U] divergences of the unions, means over layers.
+            single: d(1), H(Z) minus the mean entropy of a single assignment.
         """
         points = {1.0: (single, 0.0, 0.0), float(design.num_positions): (0.0, 0.0, 0.0)}
         dependence = design.dependence
@@ -248,7 +248,7 @@ class SubsetCurve:
                     continue
                 drawn = divergences[sizes == drawn_size]
                 spread = float(drawn.std(ddof=1))
-                # Of subsets that go together, the mean varies more than they do among themselves.
+                # The mean of correlated subsets varies more than their scatter suggests.
                 share = dependence[drawn_size][drawn_size]
                 error = spread * math.sqrt((len(drawn) - 1) / len(drawn) * share / (1 - share))
                 orders = np.arange(len(drawn)) // int(design.num_positions // drawn_size)
@@ -265,7 +265,7 @@ class SubsetCurve:
 
     def null(self, counts: LabelCounts) -> tuple[float, float]:
         """Null information of labels with these counts, and the standard error of that estimate."""
-        if len(self.size) == 1:  # a single position: nothing to permute
+        if len(self.size) == 1:  # with a single position there is nothing to permute
             return 0.0, 0.0
         return self.null_alone(counts), self.error_of({"null": counts})({"null": 1.0})
 
@@ -277,13 +277,13 @@ class SubsetCurve:
 
     @cached_property
     def _interpolated(self) -> Callable[[np.ndarray], np.ndarray]:
-        """D as a function of log c: made once, for it takes longer than reading it."""
+        """D as a function of log c; made once, because making it takes longer than evaluating it."""
         from scipy.interpolate import PchipInterpolator  # imports scipy.optimize
 
         return PchipInterpolator(np.log(self.size), self.value)
 
     def error_of(self, counts: Mapping[str, LabelCounts]) -> Callable[[Mapping[str, float]], float]:
-        """Standard error of a linear combination of the nulls of such counts, as a function of its weights by name."""
+        """A function that gives the standard error of a linear combination of these nulls from its weights by name."""
         on_curve = {name: _weights_on(self.size, each) for name, each in counts.items()}
 
         def error(weights: Mapping[str, float]) -> float:
@@ -296,8 +296,8 @@ class SubsetCurve:
     def spread_of_null(self, counts: LabelCounts) -> float:
         """An upper estimate of the standard deviation of the information over permutations.
 
-        Labels that hold much of the sample diverge together, since what one has the others lack; the spreads of
-        those above 1/16 of the sample are added, the others' squares are.
+        Labels with a large share of the sample diverge together, because what one has the others lack. For labels
+        above 1/16 of the sample the spreads are added; for the others the squares of the spreads are added.
         """
         spread = np.interp(np.log(counts.count), np.log(self.size), self.spread)
         common = counts.count > self.size[-1] / 16

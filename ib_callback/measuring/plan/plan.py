@@ -1,11 +1,11 @@
 """The plan of a measurement: everything about it that depends on the probe alone. builder.py makes it.
 
-Positions with equal labels form groups (probe/ngrams.py). Per batch of sequences, each group's positions are cut into
-short pieces; one reduction over the assignments of all layers gives the histogram of every piece. A group whose
-positions all lie in one batch is finished there and never stored. The others hold a slot from their first batch
-to their last, together with groups of the same positions so far, and slots are reused. Some histograms are kept to
-the end, in float64: totals, labels found in many batches, random subsets for the null, and feature labels under
-permutation.
+Positions with equal labels form groups (probe/ngrams.py). In each batch of sequences, the positions of each group are
+cut into short pieces. One reduction over the assignments of all layers gives the histogram of every piece. A group
+whose positions are all in one batch is finished there and never stored. Every other group occupies a slot from its
+first batch to its last. Groups with the same positions so far share a slot, and slots are reused. Some histograms are
+kept to the end, in float64: totals, labels that occur in many batches, random subsets for the null, and feature labels
+under permutation.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ from ib_callback.probe.probe import Probe
 
 @dataclass(frozen=True)
 class Batch:
-    """What is done after the forward pass of one batch; row numbers refer to the assignments of its positions.
+    """What is done after the forward pass of one batch. Row numbers refer to the assignments of its positions.
 
-    sequences: which sequences of the probe, and `width`, to how many tokens they are cut (trailing padding only).
+    sequences: the sequences of the probe; `width`: the number of tokens to which they are cut (only trailing padding).
     positions: [T_b] flat numbers of the valid positions in the [sequences, width] table.
-    alone: [T_b] label sets (bits) in which the position is the only one of its label; `any_alone`: whether one is.
-    members, offsets: rows of each piece, as `histogram.segment_sum` takes them.
+    alone: [T_b] label sets (bits) in which the position is the only one of its label; `any_alone`: whether any is set.
+    members, offsets: rows of each piece, as arguments of `histogram.segment_sum`.
     long_*: groups of several pieces; their sum replaces the piece `long_target`.
-    done_piece: groups finished within this batch, those of the same positions once; `done_row`, `done_sets`,
-        `done_count`: for each such group its row among them, label sets and positions.
+    done_piece: groups finished within this batch; groups of the same positions appear once. `done_row`, `done_sets`,
+        `done_count`: for each such group its row in `done_piece`, its label sets and its number of positions.
     open_piece, open_slot: running sums that begin here.
-    more_piece, more_slot, more_to: those that go on from a slot, and to which one.
-    close_slot: groups that end here, likewise once; `close_row`, `close_sets`, `close_count`: for each.
+    more_piece, more_slot, more_to: running sums that continue: piece to add, slot to read and slot to write.
+    close_slot: groups that end here; groups of the same positions appear once. `close_row`, `close_sets`,
+        `close_count`: the same as for groups that are done.
     kept_members, kept_offsets, kept_target: pieces to add to each kept histogram.
-    grouped: what leaving out groups of sequences needs of it, if that is planned.
+    grouped: what leaving out groups of sequences needs in this batch, if that is planned.
     """
 
     sequences: slice
@@ -87,7 +88,7 @@ class NullPlan:
 
 @dataclass(frozen=True)
 class LateLabels:
-    """Labels found in many batches: summed in float64 in `kept` histograms, and finished at the end."""
+    """Labels that occur in many batches: summed in float64 in `kept` histograms, and finished at the end."""
 
     kept: slice
     sets: torch.Tensor
@@ -96,10 +97,10 @@ class LateLabels:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Which document baseline is wanted (quantities/documents.py).
+    """Which document baseline to measure (quantities/documents.py).
 
-    shift: of the labels along their document, "circular" or "linear".
-    offset: of a linear shift, in valid positions; "half": half of those of the sequence.
+    shift: how labels are shifted along their document, "circular" or "linear".
+    offset: distance of a linear shift in valid positions; "half": half of the positions of the sequence.
     """
 
     shift: str = "circular"
@@ -108,15 +109,15 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a plan is asked for.
+    """What a plan must provide.
 
-    probe: what is measured on.
-    orders: names and widths; none if features alone are wanted.
+    probe: the probe to measure on.
+    orders: names and widths; empty if only features are measured.
     features: names of probe labels.
-    total: kept histogram over all positions.
-    null: whether null information is wanted.
-    baseline: which document baseline is; None: none.
-    seed: of random subsets, permutations and shifts.
+    total: number of the kept histogram over all positions.
+    null: whether to estimate null information.
+    baseline: which document baseline to measure; None: none.
+    seed: seed of random subsets, permutations and shifts.
     """
 
     probe: Probe
@@ -129,13 +130,13 @@ class Wanted:
 
 
 class Quantity(Protocol):
-    """Something to measure, planned: how its numbers follow from the sums of a pass.
+    """A planned quantity: how its numbers follow from the sums of a pass.
 
-    It knows the numbers of its label sets, nulls and kept histograms, which it had from a Builder. Every class in the
-    modules of `measuring/quantities` that has a `turn` is a kind of these.
+    It holds the numbers of its label sets, nulls and kept histograms, which a Builder gave it. Every class in the
+    modules of `measuring/quantities` that has the attribute `turn` is a kind of quantity.
 
-    turn: kinds are planned and read by it, those of a lower one first.
-    of_orders: whether it is about the points of orders, which are read in every view (measuring/views.py).
+    turn: place of the kind in planning and reading; lower ones come first.
+    of_orders: whether it belongs to the points of orders, which are read in every view (measuring/views.py).
     """
 
     turn: ClassVar[int]
@@ -143,22 +144,22 @@ class Quantity(Protocol):
 
     @classmethod
     def plan(cls, builder: Any, wanted: Wanted) -> Sequence[Quantity]:
-        """Register with the builder (builder.Builder) what this kind needs of a pass; none if it is not wanted."""
+        """Register with the builder (builder.Builder) what this kind needs from a pass; empty if it is not measured."""
 
     def read(self, readings: Any, found: Any) -> None:
-        """Add to what is `found` (readout.Found) what the `readings` (readout.Readings) of a pass say of this."""
+        """Read this quantity from the `readings` of a pass (readout.Readings); add it to `found` (readout.Found)."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """The plan of a measurement. See the module's docstring.
 
-    label_sets: in the order of their bits.
+    label_sets: the label sets, in the order of their bits.
     counts: label counts of each label set.
-    total: kept histogram over all valid positions.
+    total: number of the kept histogram over all valid positions.
     single: whether the entropies of single assignments are summed.
     nulls: all subset designs.
-    quantities: what is read from the sums, in this order.
+    quantities: the quantities, in the order in which they are read from the sums.
     jackknife: what leaving out groups of sequences needs; None without standard errors.
     """
 
@@ -177,25 +178,25 @@ class Plan:
 
     @property
     def depth(self) -> int:
-        """The most float32 numbers that are added up one after the other in a histogram (batches.py)."""
+        """The largest number of float32 values that are added up one after the other in a histogram (batches.py)."""
         return PIECE + math.ceil(max(len(batch.positions) for batch in self.batches) / PIECE) + MANY_BATCHES
 
     def memory(self, num_layers: int, num_bins: int) -> int:
-        """Bytes that the histograms and assignments of so many layers at once need beside the forward pass."""
+        """Bytes for histograms and assignments of this many layers at once, in addition to the forward pass."""
         return sum(self.memory_by_part(num_layers, num_bins).values())
 
     def memory_by_part(self, num_layers: int, num_bins: int) -> dict[str, int]:
-        """The same by part.
+        """The bytes of `memory`, by part.
 
-        slots: histograms of labels that are not finished yet, float32.
+        slots: histograms of unfinished labels, float32.
         kept: histograms that are kept to the end, float64.
-        errors: for leaving out groups of sequences, if that is planned.
+        errors: histograms for leaving out groups of sequences, if that is planned.
         assignments: the table of one batch, float32.
-        scratch: what adding up a batch, or reading the sums in the end, takes for a moment.
+        scratch: temporary memory for adding up a batch, or for reading the sums at the end.
         """
         added = max(_scratch(batch) for batch in self.batches)
         table = 4 * max(len(batch.positions) for batch in self.batches)
-        # The unions of a null, when the table is gone.
+        # The unions of a null; they come after the table of assignments is freed.
         read = max((8 * len(null.design.unions) for null in self.nulls), default=0)
         parts = {
             "slots": 4 * self.num_slots,
@@ -208,7 +209,7 @@ class Plan:
 
 
 def _scratch(batch: Batch) -> int:
-    """Bytes for each bin that `Accumulator.add` takes for a moment beside the assignments."""
+    """Temporary bytes for each bin that `Accumulator.add` needs in addition to the assignments."""
     pieces = len(batch.offsets) - 1 + len(batch.long_target)
     kept = 8 * len(batch.kept_members) + 16 * len(batch.kept_target)
     moving = 4 * max(len(batch.done_piece), len(batch.open_piece), 2 * len(batch.more_piece), len(batch.close_slot))

@@ -1,4 +1,4 @@
-"""What a plan comes to, before there is a model or training time is spent: labels, memory, passes, seconds."""
+"""Summary of a plan before training time is spent, or without a model: labels, memory, passes, seconds."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What a measurement will take; for each rank, where several share it.
+    """What a measurement will need; on each rank, if several ranks share it.
 
-    num_sequences, num_positions: of the probe.
-    num_layers: of the model, and `num_ranks` that share them.
-    labels: of all label sets together; singletons: of these, how many occur once.
-    slots: histograms of labels at a time, for each layer and draw.
-    bytes_by_part: beside the model and its forward pass, at the peak: plan.Plan.memory_by_part, `plan` itself, and
-        `views`: the histograms of readout and prediction and, where the model is known, states that wait.
-    passes: forward passes over the probe.
-    seconds_adding: that it takes to add up all batches here, from a few batches of this probe, on one rank.
-    seconds_forward: that the forwards take here, from one batch; None where no model was given.
+    num_sequences, num_positions: numbers of sequences and of valid positions in the probe.
+    num_layers: number of layers of the model; `num_ranks`: number of ranks that share them.
+    labels: number of labels in all label sets together; singletons: number of those that occur once.
+    slots: number of label histograms held at a time, for each layer and draw.
+    bytes_by_part: memory in addition to the model and its forward pass, at the peak: the parts of
+        plan.Plan.memory_by_part; `plan`, the plan itself; and `views`, the histograms of readout and prediction and, if
+        the model is known, states that wait.
+    passes: number of forward passes over the probe.
+    seconds_adding: time to add up all batches on this machine, on one rank, estimated from a few batches of this probe.
+    seconds_forward: time of the forward passes on this machine, estimated from one batch; None without a model.
     """
 
     num_sequences: int
@@ -41,7 +42,7 @@ class PlanSummary:
 
     @property
     def seconds(self) -> float:
-        """Predicted, of one measurement; without the forwards where no model was given."""
+        """Predicted seconds of one measurement; without a model, the forward passes are not included."""
         return self.seconds_adding + (self.seconds_forward or 0.0)
 
     def __str__(self) -> str:
@@ -58,7 +59,7 @@ class PlanSummary:
 
 
 def layers_of_rank(num_layers: int, num_ranks: int) -> int:
-    """The most layers that one of several ranks adds up.
+    """The largest number of layers that one of several ranks adds up.
 
     >>> layers_of_rank(32, 8), layers_of_rank(3, 8)
     (4, 1)

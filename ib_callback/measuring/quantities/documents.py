@@ -1,12 +1,12 @@
-"""The document baseline: what labels from far away in the same document would yield.
+"""The document baseline: the information that labels from far away in the same document give.
 
-Representations of one document are alike, and so are its labels: those of an untrained model say little else. Labels
-that are shifted along their own document keep all of that, and nothing of the local context. What is above them is
-local information: a contrast, not an information given the document.
+The representations of one document are similar, and so are its labels. The representations of an untrained model say
+little else. Labels that are shifted along their own document keep this similarity, but nothing of the local context.
+Information above this baseline is called local. It is a difference, not a conditional information given the document.
 
-By default labels are shifted along a circle. Where text drifts along the document that breaks the drift too, which
-then looks local (Harris, "Nonsense correlations in neuroscience", bioRxiv 2020.11.29.402719). A linear shift pairs each
-position with the labels of one at a fixed distance, in one direction, and leaves out positions for which there is none.
+By default labels are shifted along a circle. If text drifts along the document, this also breaks the drift, which then
+looks local (Harris, "Nonsense correlations in neuroscience", bioRxiv 2020.11.29.402719). A linear shift pairs each
+position with the labels of a position at a fixed distance in one direction, and leaves out positions without a partner.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ib_callback.measuring.plan.plan import Baseline, Wanted
 from ib_callback.measuring.readout import Found, Readings
 from ib_callback.probe.ngrams import Positions, Segments, context_segments
 
-# Labels come from at least so many valid positions away, in both directions: closer ones share context.
+# Labels come from at least this many valid positions away, in both directions, because closer ones share context.
 NEAREST = 16
-# Sequences with fewer valid positions leave too little choice of where labels may come from.
+# Sequences with fewer valid positions offer too few places from which labels can come.
 FEWEST = 48
-# Below this share of all positions they would be of other text than the plain numbers.
+# If a smaller share of all positions is left, local and plain numbers would describe different text.
 _LEAST_KEPT = 0.5
 
 
@@ -35,20 +35,20 @@ class Documents:
 
     baselines: for each order the number of its shifted label set, which serves both sides; -1 without one.
     plain: for each order the numbers of the sets of preceding and trailing contexts over the same positions.
-    total: kept histogram over these.
-    num_positions: how many they are. With too few, there is no baseline, and this number is the reason.
+    total: number of the kept histogram over these positions.
+    num_positions: number of these positions. If they are too few, there is no baseline.
     """
 
     baselines: dict[str, int]
     plain: dict[str, tuple[int, int]]
     total: int
     num_positions: int
-    turn: ClassVar[int] = 25  # no nulls of these
+    turn: ClassVar[int] = 25  # after the nulls, because these label sets have none
     of_orders: ClassVar[bool] = True
 
     @classmethod
     def plan(cls, builder: Builder, wanted: Wanted) -> list[Documents]:
-        """Register the shifted labels and, where sequences are left out, the plain labels of the others."""
+        """Register the shifted labels and, if sequences are left out, the plain labels of the others."""
         positions = builder.positions
         if wanted.baseline is None or not wanted.orders:
             return []
@@ -61,7 +61,7 @@ class Documents:
         steps = np.arange(widths[-1])
 
         def register(side: str, taken: np.ndarray, columns: np.ndarray) -> list[int]:
-            """Label the kept positions with the contexts of the `taken` ones; the numbers of the sets."""
+            """Label the kept positions with the contexts of the `taken` ones; return the numbers of the sets."""
             first = len(builder.label_sets)
             rows, offsets = positions.sequence[taken, None], positions.offset[taken, None] + columns
             segments = context_segments(wanted.probe.input_ids.numpy()[rows, offsets], widths, first_bit=first)
@@ -108,7 +108,7 @@ def long_enough(positions: Positions) -> np.ndarray:
 
 
 def _pairs(positions: Positions, baseline: Baseline, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the positions that are kept, and of those whose labels they get."""
+    """Numbers of the positions that are kept, and of the positions whose labels they get."""
     kept = long_enough(positions)
     if not len(kept):
         return kept, kept
@@ -121,13 +121,13 @@ def _pairs(positions: Positions, baseline: Baseline, seed: int) -> tuple[np.ndar
 
 
 def linear_shift(sequences: np.ndarray, offset: int | str) -> tuple[np.ndarray, np.ndarray]:
-    """Places of pairs of positions of one sequence: one, and that which is `offset` further on.
+    """Pair each position with the one that is `offset` further on in the same sequence.
 
-    All in the same direction, since what drifts alike in all documents would differ between two.
+    All shifts have the same direction, because a drift that all documents share would differ between two directions.
 
     Args:
         sequences: [T] number of the sequence of each position, ascending.
-        offset: in positions; "half": half of those of the sequence.
+        offset: distance in positions; "half": half of the positions of the sequence.
 
     Returns:
         [P] places in `sequences` that have such a partner, ascending, and [P] their partners.
@@ -139,14 +139,14 @@ def linear_shift(sequences: np.ndarray, offset: int | str) -> tuple[np.ndarray, 
 
 
 def shift(sequences: np.ndarray, seed: int) -> np.ndarray:
-    """For each position the place of another one of its sequence, that far along it that contexts do not overlap.
+    """Pair each position with another one of its sequence, so far away that contexts do not overlap.
 
-    The positions of a sequence make up a circle, along which all are shifted alike: by an offset that is uniform over
-    those of at least 16 positions in both directions, a function of seed and number of the sequence.
+    The positions of a sequence form a circle, and all of them are shifted by the same offset. It is drawn uniformly
+    from the offsets of at least 16 positions in both directions. It depends on the seed and the number of the sequence.
 
     Args:
         sequences: [T] number of the sequence of each position, ascending; each occurs at least 33 times.
-        seed: that of the meter.
+        seed: the seed of the meter.
 
     Returns:
         [T] places in `sequences`, a permutation.
@@ -159,7 +159,7 @@ def shift(sequences: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _among(segments: Segments, kept: np.ndarray, num_positions: int) -> Segments:
-    """Segments of the kept positions as segments of all."""
+    """Turn segments of the kept positions into segments of all positions."""
     alone = np.zeros(num_positions, np.int64)
     alone[kept] = segments.alone
     return Segments(kept[segments.order], segments.start, segments.stop, segments.sets, alone)

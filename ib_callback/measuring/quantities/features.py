@@ -1,4 +1,4 @@
-"""Information about features: what positions can carry beside tokens, such as a preference or a language."""
+"""Information about features: labels of positions other than n-grams, such as a preference or a language."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from ib_callback.measuring.readout import Found, Readings
 from ib_callback.probe.ngrams import Positions, value_segments
 from ib_callback.results.points import FeaturePoint
 
-# At least 50 by definition; the mean's standard error is then 1/10 of the spread.
+# The definition asks for at least 50. With 100 the standard error of the mean is 1/10 of the spread.
 NUM_PERMUTATIONS = 100
-# With fewer preference pairs, what real models say of preference is hardly told from chance (docs/features.md).
+# With fewer preference pairs, the information of real models about preference hardly differs from chance
+# (docs/features.md).
 PAIRS_NEEDED = 256
-# Of sums of a few float64 numbers of order 1.
+# Rounding error of sums of a few float64 numbers of order 1.
 _ROUNDING = 1e-14
 
 
@@ -27,11 +28,11 @@ _ROUNDING = 1e-14
 class Feature:
     """One feature.
 
-    labels: what it is.
-    number: of its label set.
-    total: kept histogram over the positions that carry it.
-    permutations: for the null by sequences: kept histograms under permutation.
-    null: for the null by positions: random subsets of those that carry the feature.
+    labels: the labels of the feature.
+    number: number of its label set.
+    total: number of the kept histogram over the positions with a label.
+    permutations: if the null permutes sequences: kept histograms under permutation.
+    null: if the null permutes positions: random subsets of the positions with a label.
     """
 
     labels: FeatureLabels
@@ -47,7 +48,7 @@ class Feature:
         """Register the labels of each feature and its null.
 
         Raises:
-            ProbeError: no valid position carries a feature.
+            ProbeError: no valid position has a label of a feature.
         """
         return [cls._plan(builder, wanted, name) for name in wanted.features]
 
@@ -69,7 +70,7 @@ class Feature:
             permutations = _Permutations.plan(builder, labels.values, labels.permuted, labels.num_labels)
         elif wanted.null:
             subsets = builder.keep_subsets(total, labelled, builder.counts[number:], wanted.seed)
-            # Every labelled position as a label of its own: their mean entropy is where the null's curve begins.
+            # Each labelled position also gets a label of its own: their mean entropy is where the null's curve begins.
             each = np.where(labels.values >= 0, np.arange(len(builder.positions)), -1)
             builder.add_segments(value_segments(each, number + 1), [("single", name)])
         return cls(labels, number, total, permutations, subsets)
@@ -81,7 +82,7 @@ class Feature:
         mean = spread = p_value = None
         if self.permutations is not None:
             mean, spread, p_value = self.permutations.null(readings, entropy)
-            if not information.any():  # else rounding would decide
+            if not information.any():  # otherwise rounding would decide
                 p_value = 1.0
         elif self.null is not None:
             curve = readings.curve(self.null, float(readings.information(self.number + 1, self.total).mean()))
@@ -107,12 +108,12 @@ class Feature:
 
 @dataclass(frozen=True)
 class _Permutations:
-    """Kept histograms of V labels under R permutations of whole sequences, and as they are in the last row.
+    """Kept histograms of V labels under R permutations of whole sequences; the last row holds the actual labels.
 
-    Summed like the permuted ones, the last row is bitwise equal to those permutations that change nothing, or names
-    only, and so can be compared with all of them.
+    The last row is summed like the permuted ones. So it is bitwise equal to permutations that change nothing, or only
+    names, and can be compared with all of them.
 
-    kept: [R + 1, V] numbers of the histograms; count: [R + 1, V] positions in each.
+    kept: [R + 1, V] numbers of the histograms; count: [R + 1, V] number of positions in each.
     """
 
     kept: np.ndarray
@@ -133,13 +134,13 @@ class _Permutations:
         return cls(kept, count)
 
     def null(self, readings: Readings, entropy: np.ndarray) -> tuple[float, float, float]:
-        """Mean and standard deviation of the information under permutation, and the p-value of the measured."""
+        """Mean and standard deviation of the information under permutation, and the p-value of the measured value."""
         weights = self.count / self.count.sum(1, keepdims=True)
-        # A label with no positions under some permutation has an empty histogram and no weight.
+        # A label without positions under a permutation has an empty histogram and no weight.
         entropies = np.where(self.count > 0, readings.kept[self.kept].mean(-1), 0.0)
         values = entropy.mean() - (weights * entropies).sum(1)
         permuted, measured = values[:-1], values[-1]
-        # Permutations that change names only may differ in the order of the last sum.
+        # Permutations that change only names may differ in the order of the last sum.
         at_least = int((permuted >= measured - _ROUNDING).sum())
         return float(permuted.mean()), float(permuted.std(ddof=1)), (1 + at_least) / (1 + len(permuted))
 
@@ -148,14 +149,14 @@ class _Permutations:
 class FeatureLabels:
     """One feature over the T valid positions of a probe.
 
-    name: the probe's name for it.
-    values: [T] labels renumbered from 0, -1 where the position carries none.
+    name: the probe's name of the feature.
+    values: [T] labels renumbered from 0; -1 where the position has no label.
     num_labels: number of distinct labels in the probe, V.
     permuted: [R, N] label of each sequence (renumbered, -1 for none) under R random permutations of whole
-        sequences; None where the label varies within sequences, so that positions are what is exchangeable.
-    paired: whether it was swapped within pairs of sequences.
-    by_source: what was permuted where sequences share sources: "over", the labels of whole sources, if each has one;
-        "within", those of the sequences of each source; None where each sequence is of a source of its own.
+        sequences; None if the label varies within sequences, because then positions are permuted.
+    paired: whether labels were swapped within pairs of sequences.
+    by_source: what was permuted if sequences share sources: "over", the labels of whole sources, if each source has
+        one label; "within", the labels of the sequences of each source. None if no sequences share a source.
     """
 
     name: str
@@ -169,7 +170,7 @@ class FeatureLabels:
 def feature_labels(
     name: str, table: np.ndarray, positions: Positions, seed: int, groups: Sequence[int] | None = None
 ) -> FeatureLabels:
-    """Read a feature off the probe's label table [N, S] at the valid positions; `groups` are its sources [N]."""
+    """Read a feature from the probe's label table [N, S] at the valid positions; `groups` are the sources [N]."""
     names, numbers = np.unique(table[table >= 0], return_inverse=True)
     renumbered = np.full(table.shape, -1, np.int64)
     renumbered[table >= 0] = numbers
@@ -190,7 +191,7 @@ def feature_labels(
 
 
 def too_few_pairs(labels: FeatureLabels) -> str:
-    """What to say of the number of preference pairs; nothing where they are enough, or are no pairs."""
+    """A sentence that there are too few preference pairs; empty if there are enough, or if the labels are not pairs."""
     pairs = 0 if labels.permuted is None or not labels.paired else int((labels.permuted[0] >= 0).sum()) // 2
     if not 0 < pairs < PAIRS_NEEDED:
         return ""
@@ -201,7 +202,7 @@ def too_few_pairs(labels: FeatureLabels) -> str:
 
 
 def _label_of_sequence(table: np.ndarray) -> np.ndarray | None:
-    """[N] the one label that a sequence carries, -1 where it carries none; None if some sequence carries several."""
+    """[N] the one label of each sequence, -1 for none; None if some sequence has several labels."""
     highest = table.max(1)
     return highest if ((table < 0) | (table == highest[:, None])).all() else None
 
@@ -209,10 +210,10 @@ def _label_of_sequence(table: np.ndarray) -> np.ndarray | None:
 def _permuted(
     labels: np.ndarray, sources: np.ndarray, random: np.random.RandomState
 ) -> tuple[np.ndarray, Literal["over", "within"] | None]:
-    """[R, N] labels permuted over what is exchangeable of the sequences that carry one, and what that was.
+    """[R, N] permuted labels of the sequences that have one, and what was permuted, "over" or "within" sources.
 
-    Sequences of one source are alike for other reasons than their labels. Where every source has one label, sources
-    are exchangeable, which of them has which; where sources have several, so are the sequences within each.
+    Sequences of one source are similar for other reasons than their labels. If every source has one label, the labels
+    of whole sources are permuted. If sources have several labels, the labels are permuted within each source.
     """
     carriers = np.flatnonzero(labels >= 0)
     _, source = np.unique(sources[carriers], return_inverse=True)
@@ -238,7 +239,7 @@ def _permuted(
 def _swapped_pairs(labels: np.ndarray, random: np.random.RandomState) -> np.ndarray:
     """[R, N] labels swapped within a random half of the pairs.
 
-    Members of a pair share their prompt; what is exchangeable is which of the two was preferred.
+    The members of a pair share their prompt. So a permutation may only exchange which of the two was preferred.
     """
     other = labels.reshape(-1, 2)[:, ::-1].reshape(-1)
     swapped = random.random_sample((NUM_PERMUTATIONS, len(labels) // 2)) < 0.5
@@ -246,7 +247,7 @@ def _swapped_pairs(labels: np.ndarray, random: np.random.RandomState) -> np.ndar
 
 
 def _are_pairs(labels: np.ndarray) -> bool:
-    """Whether sequences 2i and 2i + 1 carry different labels throughout, or neither carries one."""
+    """Whether in each pair, sequences 2i and 2i + 1 have different labels, or neither has one."""
     if len(labels) % 2:
         return False
     first, second = labels.reshape(-1, 2).T

@@ -1,4 +1,4 @@
-"""The nulls of orders: what labels with the same counts, permuted over positions, would yield."""
+"""The nulls of orders: the information of labels with the same counts, permuted over positions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Nulls:
     """The nulls of all orders and both sides.
 
     sets: for each order the numbers of its label sets, by the name of their null.
-    null: of all of them, since it depends on the label counts only.
+    null: one null for all of them, because a null depends only on label counts.
     """
 
     sets: dict[str, dict[str, int]]
     null: NullPlan
-    turn: ClassVar[int] = 20  # it takes all label sets so far for those of orders
+    turn: ClassVar[int] = 20  # it assumes that all label sets so far belong to orders
     of_orders: ClassVar[bool] = True
 
     @classmethod
@@ -54,5 +54,5 @@ class Nulls:
                 if readings.left_out is not None:
                     draft.replicates[name] = readings.left_out.null(number, curve, readings.ceiling)
             draft.baseline_errors.append(curve.error_of(counts))
-            # Of labels that say nothing, plain and shifted ones are two draws.
+            # For labels that say nothing, the plain and the shifted labels are two independent draws.
             draft.noise = math.sqrt(2.0) * curve.spread_of_null(counts["complexity_null"])

@@ -17,7 +17,7 @@ from ib_callback.probe.ngrams import context_segments
 class Orders:
     """The planes of all orders.
 
-    sets: for each order the numbers of its label sets, preceding and trailing contexts.
+    sets: for each order the numbers of its two label sets: preceding and trailing contexts.
     """
 
     sets: dict[str, tuple[int, int]]
@@ -37,7 +37,7 @@ class Orders:
             contexts = wanted.probe.input_ids.numpy()[positions.sequence[:, None], positions.offset[:, None] + columns]
             segments = context_segments(contexts, widths, first_bit=len(builder.label_sets))
             builder.add_segments(segments, [(quantity, name) for name in names])
-        # The ceiling, and the null of labels that occur once.
+        # Needed for the ceiling, and for the null of labels that occur once.
         builder.single = True
         return [cls({name: (number, len(names) + number) for number, name in enumerate(names)})]
 
