@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
+from markdown.extensions.toc import slugify
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,11 @@ OUTSIDE = {
 }
 # Pages of the navigation that may be missing: they are written on branches of their own.
 PENDING = {"integrations.md", "troubleshooting.md", "trackers.md"}
+# Anchors of the equations, by number.
+_MATHEMATICS = (ROOT / "docs/mathematics.md").read_text(encoding="utf-8")
+EQUATIONS = {
+    title.partition(" ")[0]: slugify(title, "-") for title in re.findall(r"^### (E\d+ .*)$", _MATHEMATICS, re.MULTILINE)
+}
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 _CODE = re.compile(r"^(```|~~~).*?^\1[ ]*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
@@ -101,14 +107,22 @@ def outside_code(markdown: str, change: Any) -> str:
     return re.sub("\x00(\\d+)\x00", lambda match: blocks[int(match[1])], changed)
 
 
-def on_page_content(content: str, **_: Any) -> str:
-    r"""Formulas, which the extension arithmatex leaves as \(…\) and \[…\], become MathML, which browsers draw."""
+def on_page_content(content: str, page: Any, **_: Any) -> str:
+    r"""Formulas, which the extension arithmatex leaves as \(…\) and \[…\], become MathML, which browsers draw.
+
+    Equations that a docstring cites become links.
+    """
 
     def formula(match: re.Match[str]) -> str:
         latex = html.unescape(match[2]).strip()
         display = "block" if match[1].startswith("<div") else "inline"
         return f"{match[1]}{convert(latex[2:-2], display=display)}{match[3]}"
 
+    def citation(match: re.Match[str]) -> str:
+        place = posixpath.relpath("mathematics.html", posixpath.dirname(page.file.src_uri) or ".")
+        return f'<a href="{place}#{EQUATIONS[match[1]]}">{match[1]}</a>'
+
+    content = re.sub(r"\b(E\d+) of docs/mathematics\.md", citation, content)
     return re.sub(r'(<(?:span|div) class="arithmatex">)(.*?)(</(?:span|div)>)', formula, content, flags=re.DOTALL)
 
 
@@ -129,7 +143,7 @@ def as_markdown(notebook: Path, name: str) -> tuple[str, dict[str, bytes]]:
                 picture = f"{name}-{len(pictures)}.png"
                 pictures[picture] = base64.b64decode("".join(data["image/png"]))
                 parts.append(f"![{''.join(data.get('text/plain', 'A picture'))}]({picture})")
-            elif output["output_type"] == "stream" or "text/plain" in data:
+            elif output.get("name") == "stdout" or "text/plain" in data:  # no progress bars
                 printed += "".join(output.get("text", data.get("text/plain", ""))).rstrip() + "\n"
         if printed:
             parts.append(f"```text\n{printed}```")

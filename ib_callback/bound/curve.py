@@ -40,6 +40,8 @@ FILENAME = "ib_curve.json"
 class IBCurve:
     """Achievable complexity and expressivity: a concave curve from (0, 0) on, of which these are the corners.
 
+    (E11 of docs/mathematics.md)
+
     It is a lower bound on what codes of X can reach, hence on the true bound, and rounding apart it lies at or below
     min(complexity, `mutual_information`), an upper bound on it. Between corners it is reached by time-sharing: the
     one code for a share of the positions and the other for the rest, which may take twice `num_codewords`.

@@ -57,6 +57,8 @@ def information_increment(
 ) -> Increment:
     """Return what `wide` says about representations beyond `narrow`, and whether chance would say as much.
 
+    (E23 of docs/mathematics.md)
+
     The plain increment is inflated like every information from finite samples, most of all where wide labels occur
     once. Permuting wide labels among the positions of the same narrow label keeps everything but their link with Z:
     label counts, I(N;Z), and how alike assignments of one narrow label are.

@@ -1,6 +1,7 @@
 """How sure the numbers are: standard errors, differences between two measurements, and a correction for chance.
 
-Standard errors come from leaving out one group of sequences at a time: the delete-a-group jackknife.
+Standard errors come from leaving out one group of sequences at a time: the delete-a-group jackknife (E22 of
+docs/mathematics.md).
 
 Sequences are independent draws of text, positions within one are not, so groups of sequences are what is left out.
 With θ the statistic, θ(g) its value without group g, θ(g, h) without two, G groups in all (Efron and Stein, "The
@@ -36,7 +37,7 @@ NUM_GROUPS = 16
 
 
 def jackknife_error(value: float, omitted: Sequence[float] | Array) -> float:
-    """Standard error of a statistic, in its unit.
+    """Standard error of a statistic, in its unit. (E22 of docs/mathematics.md)
 
     Args:
         value: of the whole probe.
@@ -380,7 +381,7 @@ MIN_ROOM = 0.1
 
 
 def adjusted_information(information: float, null: float, ceiling: float) -> float | None:
-    """Information corrected for chance: (I - null) / (1 - null / ceiling).
+    """Information corrected for chance: (I - null) / (1 - null / ceiling). (E16 of docs/mathematics.md)
 
     A label that occurs c times inflates I by how far the entropy of the mean of its c assignments falls short of that
     of its distribution. For labels without meaning that is the null. For labels with meaning it is less, as their
