@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import html
+import importlib
+import inspect
 import json
 import posixpath
 import re
@@ -70,6 +72,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Let links lead to where things are in the site; a link to anything that is not in it becomes its text."""
+    markdown = re.sub(r"^<!-- signature: (\S+) -->$", lambda match: signature(match[1]), markdown, flags=re.MULTILINE)
     place = page.file.src_uri
     in_repository = OUTSIDE.get(place, f"docs/{place}")
     moved = {path: site for site, path in OUTSIDE.items()}
@@ -95,6 +98,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return outside_code(markdown, lambda text: _LINK.sub(link, text))
 
 
+def signature(name: str) -> str:
+    """A class with all keywords that it takes in effect, those that it hands on to others as well."""
+    module, _, attribute = name.rpartition(".")
+    parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters.values()
+    lines = [str(each.replace(annotation=each.empty)) for each in parameters]
+    lines.insert(next((n for n, each in enumerate(parameters) if each.kind is each.KEYWORD_ONLY), len(lines)), "*")
+    return "\n".join(["```python", f"{attribute}(", *(f"    {line}," for line in lines), ")", "```"])
+
+
 def outside_code(markdown: str, change: Any) -> str:
     """Change everything but blocks and spans of code; a link whose text is code is still a link."""
     blocks: list[str] = []
@@ -115,6 +127,7 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
 
     def formula(match: re.Match[str]) -> str:
         latex = html.unescape(match[2]).strip()
+        latex = re.sub(r"\\(log|exp|cos) (?=[\w\\])", r"\\\1\\, ", latex)  # its converter leaves no space there
         display = "block" if match[1].startswith("<div") else "inline"
         return f"{match[1]}{convert(latex[2:-2], display=display)}{match[3]}"
 

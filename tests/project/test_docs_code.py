@@ -82,9 +82,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=builtin_text.default_tokenizer(), eos_token="<|endoftext|>")
     config = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 512, "bos_token_id": 0, "eos_token_id": 0}
     model, other = (GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **config)).eval() for _ in range(2))
-    texts = sorted(builtin_text.split()[1], key=len)[-6:]
+    texts = [" ".join(str((number + 3) * step % 97) for step in range(1, 200)) for number in range(6)]
     probe = ib.Probe.from_texts(texts, tokenizer, num_sequences=4, max_length=64)
-    answers = [{"prompt": f"Is {number} even?", "chosen": "It is.", "rejected": "Who knows?"} for number in range(8)]
+    answers = [{"prompt": f"{n}?", "chosen": " 1 2 3 4 5 6 7 8 9", "rejected": " 9 8 7 6 5 4 3 2 1"} for n in range(8)]
     pairs = ib.Probe.from_preferences(answers, tokenizer, max_length=48)
     meter = ib.Meter(probe, standard_errors=4)
     first, second = meter.measure(model, step=0), meter.measure(other, step=1)
