@@ -135,7 +135,8 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
         place = posixpath.relpath("mathematics.html", posixpath.dirname(page.file.src_uri) or ".")
         return f'<a href="{place}#{EQUATIONS[match[1]]}">{match[1]}</a>'
 
-    content = re.sub(r"\b(E\d+) of docs/mathematics\.md", citation, content)
+    if page.file.src_uri.startswith("api/"):
+        content = re.sub(r"\b(E\d+) of docs/mathematics\.md", citation, content)
     return re.sub(r'(<(?:span|div) class="arithmatex">)(.*?)(</(?:span|div)>)', formula, content, flags=re.DOTALL)
 
 

@@ -1,4 +1,7 @@
-"""Comparison measures of representations, from their second moments, to hold our numbers to others."""
+"""Comparison measures of representations, from their second moments, to hold our numbers to others.
+
+(E24 of docs/mathematics.md)
+"""
 
 from __future__ import annotations
 

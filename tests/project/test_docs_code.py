@@ -147,7 +147,7 @@ def test_quick_starts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def command(block: str) -> None:
     """Run those commands of a block that are ours."""
-    for line in block.splitlines():
+    for line in block.replace("\\\n", " ").splitlines():
         words = shlex.split(line)
         if words and words[0].endswith("ib-callback") and (IN_FULL or words[1] != "plot"):  # which takes seconds
             assert main(words[1:]) == 0, line

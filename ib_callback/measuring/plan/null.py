@@ -6,6 +6,8 @@ the cross-entropy to the whole sample's histogram is H(Z) exactly, so H(Z) − g
 a subset's histogram from the whole's; and divergences scatter far less than entropies. d(1) and d(T) = 0 are known
 exactly from the pass itself; in between, d is estimated at a grid of sizes from random subsets, which serve every
 order and both sides, and interpolated in log c, where it is smooth.
+
+(E12 of docs/mathematics.md)
 """
 
 from __future__ import annotations

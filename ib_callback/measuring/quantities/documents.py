@@ -7,6 +7,8 @@ local information: a contrast, not an information given the document.
 By default labels are shifted along a circle. Where text drifts along the document that breaks the drift too, which
 then looks local (Harris, "Nonsense correlations in neuroscience", bioRxiv 2020.11.29.402719). A linear shift pairs each
 position with the labels of one at a fixed distance, in one direction, and leaves out positions for which there is none.
+
+(E14 of docs/mathematics.md)
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Information about features: what positions can carry beside tokens, such as a preference or a language."""
+"""Information about features: what positions can carry beside tokens, such as a preference or a language.
+
+(E18 of docs/mathematics.md)
+"""
 
 from __future__ import annotations
 
