@@ -102,7 +102,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "small": trajectory, "large": trajectory, "llama": model, "gpt2": other,
         "llama_tokenizer": tokenizer, "gpt2_tokenizer": tokenizer, "joint": torch.eye(3).numpy(),
         "hidden": model(ids, attention_mask=mask, output_hidden_states=True).hidden_states[1].detach(),
-        "folder": folder,
+        "folder": folder, "num_steps": 1, "train_one_step": lambda model: None,
     }  # fmt: skip
 
 
