@@ -45,6 +45,8 @@ class IBCurve:
     reached by time-sharing: one code for a share of the positions and the other for the rest, which may take twice
     `num_codewords`.
 
+    (E11 of docs/mathematics.md)
+
     Hidden states of a language model see more of the text than X, the token. So their point may lie above this curve,
     and above the diagonal. The excess is information from the wider context, not an error.
 

@@ -17,7 +17,7 @@ def soft_entropy(z: Tensor, *, num_bins: int = 100, seed: int = 0, temperature: 
     """Return the soft entropy H(Z): the entropy of the mean soft assignment, divided by log(num_bins).
 
     H(Z) = - sum_j q_j log(q_j) / log(n), with q = mean_t softmax(cos(z_t, w) / temperature) over the n
-    reference points w. Differentiable in `z`.
+    reference points w. Differentiable in `z`. (E5 of docs/mathematics.md)
 
     Args:
         z: representations [T, dim], floating point, T >= 1 and dim >= 2. Only their directions matter.
@@ -60,6 +60,8 @@ def soft_mutual_information(
     H(Z given X) = sum_x w(x) H(Z given X = x). H is the entropy of `soft_entropy`, here over the positions
     labelled x. Differentiable in `z`. The positions of each label are added up in a fixed order, so the result
     is the same on every run, also on a GPU.
+
+    (E6 of docs/mathematics.md; with uniform weights E7 of docs/mathematics.md)
 
     Args:
         z: representations [T, dim], floating point, T >= 1 and dim >= 2. Only their directions matter.

@@ -61,6 +61,8 @@ def information_increment(
     only once. The test permutes wide labels among the positions of the same narrow label. This breaks only their link
     with Z. It keeps the label counts, I(N;Z), and how similar the assignments of one narrow label are.
 
+    (E23 of docs/mathematics.md)
+
     Args:
         z: representations [T, dim] of one layer.
         narrow: [T] integer labels, such as tokens (`ngram_labels`).

@@ -23,6 +23,8 @@ SHARP = 1e-3
 def reference_points(dim: int, num_bins: int = 100, *, seed: int = 0) -> Tensor:
     """Reference points w_j, uniform on the unit sphere; a function of the three arguments alone.
 
+    (E2 of docs/mathematics.md)
+
     They are drawn by NumPy's frozen `RandomState` in float64 and cast at the end, because torch's CPU
     normals differ between vector instruction sets.
 
@@ -47,7 +49,7 @@ def reference_points(dim: int, num_bins: int = 100, *, seed: int = 0) -> Tensor:
 
 
 def soft_assign(z: Tensor, points: Tensor, temperature: float | str) -> Tensor:
-    """Soft assignment p_j = softmax_j(cos(z, w_j) / temperature); differentiable in `z`.
+    """Soft assignment p_j = softmax_j(cos(z, w_j) / temperature); differentiable in `z`. (E3 of docs/mathematics.md)
 
     Runs with autocast off and without TF32. float64 input is quantised in float64, everything else in float32.
 

@@ -33,6 +33,8 @@ def calibrated_temperature(dim: int, num_bins: int = 100) -> float:
     below 1e-12 for dim and num_bins up to 65,536. For large dim the temperature tends to
     1 / sqrt(2 dim log(num_bins)).
 
+    (E4 of docs/mathematics.md)
+
     Args:
         dim: dimension of the representations, at least 2.
         num_bins: number of reference points, at least 2.

@@ -1,4 +1,7 @@
-"""Other published measures of representations, computed from second moments, to compare with the numbers of `Meter`."""
+"""Other published measures of representations, computed from second moments, to compare with the numbers of `Meter`.
+
+(E24 of docs/mathematics.md)
+"""
 
 from __future__ import annotations
 

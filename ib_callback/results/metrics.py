@@ -6,7 +6,7 @@ quantity, add an entry here, its fields there, its naive formula in tests/suppor
 docs/quantities.md.
 
 All information quantities are efficiencies, i.e. fractions of log(num_bins). Complexity, expressivity, optimality and
-distance to the bound are those of Conklin et al., ICLR 2026, and Conklin 2025.
+distance to the bound are those of Conklin et al., ICLR 2026, and Conklin 2025. (E8 to E16 of docs/mathematics.md)
 """
 
 from __future__ import annotations

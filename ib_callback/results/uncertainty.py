@@ -1,6 +1,7 @@
 """Uncertainty of the numbers: standard errors, differences between two measurements, and a correction for chance.
 
-Standard errors come from leaving out one group of sequences at a time: the delete-a-group jackknife. Whole sequences
+Standard errors come from leaving out one group of sequences at a time: the delete-a-group jackknife
+(E22 of docs/mathematics.md). Whole sequences
 are left out because sequences are independent draws of text, but positions within a sequence are not.
 
 Let θ be the statistic, θ(g) its value without group g, θ(g, h) without two groups, with G groups in all (Efron and
@@ -36,7 +37,7 @@ NUM_GROUPS = 16
 
 
 def jackknife_error(value: float, omitted: Sequence[float] | Array) -> float:
-    """Standard error of a statistic, in its unit.
+    """Standard error of a statistic, in its unit. (E22 of docs/mathematics.md)
 
     Args:
         value: value of the statistic on the whole probe.
@@ -382,7 +383,7 @@ MIN_ROOM = 0.1
 
 
 def adjusted_information(information: float, null: float, ceiling: float) -> float | None:
-    """Information corrected for chance: (I - null) / (1 - null / ceiling).
+    """Information corrected for chance: (I - null) / (1 - null / ceiling). (E16 of docs/mathematics.md)
 
     The entropy of the mean of c assignments is lower than that of their distribution. A label that occurs c times
     inflates I by this difference. For labels without meaning the inflation is the null. For labels with meaning it is

@@ -133,7 +133,7 @@ def is_transformers_model(module: nn.Module) -> bool:
 
 def is_own_class(model: nn.Module) -> bool:
     """Whether the class that defines the model's forward is part of transformers itself."""
-    return getattr(type(model).forward, "__module__", "").startswith("transformers.")
+    return (getattr(type(model).forward, "__module__", None) or "").startswith("transformers.")
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

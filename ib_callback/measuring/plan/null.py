@@ -6,6 +6,8 @@ the cross-entropy to the whole sample's histogram is exactly H(Z). So H(Z) − g
 a subset's histogram from that of the whole sample. Divergences scatter far less than entropies. The pass itself gives
 d(1) exactly, and d(T) = 0. In between, d is estimated from random subsets at a grid of sizes, and interpolated in
 log c, where it is smooth. The same subsets serve every order and both sides.
+
+(E12 of docs/mathematics.md)
 """
 
 from __future__ import annotations

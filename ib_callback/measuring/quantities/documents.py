@@ -7,6 +7,8 @@ Information above this baseline is called local. It is a difference, not a condi
 By default labels are shifted along a circle. If text drifts along the document, this also breaks the drift, which then
 looks local (Harris, "Nonsense correlations in neuroscience", bioRxiv 2020.11.29.402719). A linear shift pairs each
 position with the labels of a position at a fixed distance in one direction, and leaves out positions without a partner.
+
+(E14 of docs/mathematics.md)
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Information about features: labels of positions other than n-grams, such as a preference or a language."""
+"""Information about features: labels of positions other than n-grams, such as a preference or a language.
+
+(E18 of docs/mathematics.md)
+"""
 
 from __future__ import annotations
 
