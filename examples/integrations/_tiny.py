@@ -29,10 +29,11 @@ def model(vocabulary: int = 4096) -> LlamaForCausalLM:
 
 
 class PlainTorch(torch.nn.Module):
-    """A transformer of plain torch that predicts the next token: ids (texts, tokens) to logits."""
+    """A transformer of plain torch that predicts the next token; its weights are the same at each call."""
 
     def __init__(self, vocabulary: int = 4096) -> None:
         super().__init__()
+        torch.manual_seed(0)
         self.embed, self.head = torch.nn.Embedding(vocabulary, 32), torch.nn.Linear(32, vocabulary)
         self.blocks = torch.nn.ModuleList(torch.nn.TransformerEncoderLayer(32, 2, 64, batch_first=True) for _ in "ab")
 
