@@ -23,4 +23,5 @@ arguments = TrainingArguments(
 )
 data = {"train_dataset": rows[32:], "eval_dataset": rows[:32], "data_collator": default_data_collator}
 trainer = Trainer(args=arguments, model_init=lambda _: _tiny.model(), **data, callbacks=[callback])
-print(trainer.hyperparameter_search(space, n_trials=2, direction="minimize", backend="optuna"))
+sampler = optuna.samplers.TPESampler(seed=0)
+print(trainer.hyperparameter_search(space, n_trials=2, direction="minimize", backend="optuna", sampler=sampler))
