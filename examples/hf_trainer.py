@@ -2,8 +2,8 @@
 
     python examples/hf_trainer.py
 
-trains a small GPT-2 from scratch for some seconds on the CPU and needs no network. In a real run the probe would be
-`Probe.from_c4(tokenizer)`, which is held out of the usual training text and the same for everybody.
+trains a small GPT-2 from scratch for some seconds on the CPU and needs no network. In a real run, use
+`Probe.from_c4(tokenizer)`: its text is held out of the usual training text, and is the same for everybody.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     callback = IBCallback(
         probe,
         every_n_steps=ib.logarithmic(),
-        # Models as small as this one never compress: for a real one leave arm= and select_from= at "compression".
+        # Models as small as this one never compress. For a real one, leave out arm= and select_from=.
         early_stopping=ib.PlateauStopping("token/expressivity_above_null", mode="max", arm="fit"),
         select="optimality",
         select_from="fit",
@@ -61,7 +61,7 @@ def main() -> None:
             learning_rate=2e-3,
             logging_steps=10,
             save_steps=20,
-            save_total_limit=2,  # the last one, and whatever is the best
+            save_total_limit=2,  # the last one and the best one
             report_to="none",  # "wandb" adds the numbers and the information plane to the Trainer's run
             use_cpu=True,
             dataloader_pin_memory=False,

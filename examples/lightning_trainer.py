@@ -2,9 +2,9 @@
 
     python examples/lightning_trainer.py
 
-trains a small GPT-2 from scratch for some seconds on the CPU and needs no network. In a real run the probe would be
-`Probe.from_c4(tokenizer)`, which is held out of the usual training text and the same for everybody. A script that
-imports `pytorch_lightning` uses the very same callback.
+trains a small GPT-2 from scratch for some seconds on the CPU and needs no network. In a real run, use
+`Probe.from_c4(tokenizer)`: its text is held out of the usual training text, and is the same for everybody. A script
+that imports `pytorch_lightning` uses the same callback.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LENGTH = 64
 
 
 class LanguageModel(LightningModule):
-    """The transformers model inside is found by the callback; of any other, name modules with `layers=`."""
+    """The callback finds the transformers model inside. For any other model, name its modules with `layers=`."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -63,12 +63,13 @@ def main() -> None:
     callback = IBCallback(
         probe,
         every_n_steps=10,
-        # Models as small as this one never compress: for a real one leave arm= and select_from= at "compression".
+        # Models as small as this one never compress. For a real one, leave out arm= and select_from=.
         early_stopping=ib.PlateauStopping("token/expressivity_above_null", mode="max", arm="fit"),
         select_from="fit",
     )
-    # Stock callbacks see the numbers. Of the selectable ones they see none before the fit, for the plain optimality of
-    # an untrained model can equal that of a trained one, and the distance of a collapsed one is the smallest of all.
+    # Stock callbacks see the numbers. The selectable numbers have no value before the fit. Without that, an untrained
+    # model could win, because its plain optimality can equal that of a trained one, or a collapsed model, because its
+    # distance to the bound is the smallest of all.
     watched = "ib/selectable/optimality"
     checkpoint = ModelCheckpoint(monitor=watched, mode="max", every_n_train_steps=10, filename="{step}")
     trainer = Trainer(
