@@ -84,6 +84,32 @@ class IBCallback(Follows, TrainerCallback):
     Each trial of `Trainer.hyperparameter_search` is a run of its own, with its files in the folder of its checkpoints
     (`run-N`) or, with `output_dir`, in one of that name below it.
 
+    What is logged, with the default `prefix="ib/"`; a number that is undefined is left out:
+
+    | key | is |
+    |---|---|
+    | `ib/prediction_score` | the number shown first, `score_local` of the predictions (docs/evidence.md) |
+    | `ib/loss`, `ib/loss_se` | the loss of the model on the probe, in nats a token, and its standard error |
+    | `ib/bits_per_byte`, `ib/predictive_information` | the loss a byte; how far it is below that of token frequencies |
+    | `ib/train_loss` | the training loss that the trainer knows |
+    | `ib/complexity`, `ib/expressivity` | I(X;Z) and I(Y;Z) of the primary order |
+    | `ib/optimality`, `ib/distance_to_bound` | expressivity / complexity; bound(complexity) - expressivity |
+    | `ib/entropy`, `ib/ceiling`, `ib/dispersion` | H(Z); the most any labelling reaches; spread of the states |
+    | `ib/<order>/<number>` | every number of an order, such as `ib/bigram/complexity_null` (docs/quantities.md) |
+    | `ib/<view>/<number>` | the same of the last layers, the last one, `readout` and `prediction`, primary order |
+    | `ib/<view>/<order>/<number>` | likewise of each order |
+    | `ib/<feature>/<number>` | information about a feature, its null and its ratio |
+    | `ib/phase` | 0 initial, 1 fitting, 2 compression, 3 memorising |
+    | `ib/selectable/<number>` | the number, at points that can be selected |
+    | `ib/would_stop` | with `PlateauStopping(act=False)`, whether it would stop |
+    | `ib/seconds`, `ib/overhead` | time of this measurement; share of the wall-clock time so far |
+    | `ib/tokens_seen` | training tokens so far, where they are known |
+    | `ib/plane`, `ib/over_steps`, `ib/layers` | pictures, where the tracker takes them |
+
+    The settings of the run (probe, orders, bins, seed, guard, …) go into the tracker's configuration as `ib_...`.
+    docs/trackers.md says what goes where. `prefix="code/"` lets a second callback with another probe live beside the
+    first, `console=` turns the lines at the console on and off, and `alert=True` sends alerts.
+
     Mistakes (a model without recognisable blocks, a probe from another tokenizer, a directory that cannot be
     written, a metric that does not exist) raise before the first step. A measurement that fails later is a warning
     and a point with `.error`.
@@ -487,11 +513,12 @@ class IBCallback(Follows, TrainerCallback):
         settings = {} if self._described else run.described
         self._described = True
         captions = {name: run.caption(name) for name in pictures}
-        report(
-            handler,
-            Report(state.global_step, metrics, pictures, captions, settings, self.prefix),
-            lambda target, logs: target.on_log(args, state, control, model=model, logs=logs),
-        )
+
+        def log_by_itself(target: Any, logs: dict[str, float]) -> None:
+            target.on_log(args, state, control, model=model, logs=logs)
+
+        told = Report(state.global_step, metrics, pictures, captions, settings, self.prefix)
+        report(handler, told, log_by_itself)
 
     def _stop_if_decided(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, point: Measurement

@@ -110,10 +110,36 @@ class IBCallback(Follows, Callback):
     that does not exist) raise before the first step. A measurement that fails later is a warning and a point with
     `.error`; `callback_metrics` then keeps the values of the last point. A number that is undefined at a point, such
     as a ratio to nothing, is NaN there and missing in the loggers. As long as a metric cannot be selected, its
-    `ib/selectable/...` is NaN in the loggers; in `callback_metrics` it is a huge number on the worse side that
-    gets better with every batch, for NaN makes stock `EarlyStopping` stop at once and `ModelCheckpoint` hold on to the
+    `ib/selectable/...` is missing in the loggers. In `callback_metrics` it is then a huge number on the worse side that
+    gets better with every batch: NaN would make stock `EarlyStopping` stop at once and `ModelCheckpoint` hold on to the
     first checkpoint. What a stock callback holds for the best it keeps, though the loss may fall far below it later:
     use `select`, or let it monitor `"ib/selectable/loss"` (`mode="min"`) with `select_from=0`.
+
+    What is logged, with the default `prefix="ib/"`; a number that is undefined is left out:
+
+    | key | is |
+    |---|---|
+    | `ib/prediction_score` | the number shown first, `score_local` of the predictions (docs/evidence.md) |
+    | `ib/loss`, `ib/loss_se` | the loss of the model on the probe, in nats a token, and its standard error |
+    | `ib/bits_per_byte`, `ib/predictive_information` | the loss a byte; how far it is below that of token frequencies |
+    | `ib/train_loss` | the training loss that the trainer knows |
+    | `ib/complexity`, `ib/expressivity` | I(X;Z) and I(Y;Z) of the primary order |
+    | `ib/optimality`, `ib/distance_to_bound` | expressivity / complexity; bound(complexity) - expressivity |
+    | `ib/entropy`, `ib/ceiling`, `ib/dispersion` | H(Z); the most any labelling reaches; spread of the states |
+    | `ib/<order>/<number>` | every number of an order, such as `ib/bigram/complexity_null` (docs/quantities.md) |
+    | `ib/<view>/<number>` | the same of the last layers, the last one, `readout` and `prediction`, primary order |
+    | `ib/<view>/<order>/<number>` | likewise of each order |
+    | `ib/<feature>/<number>` | information about a feature, its null and its ratio |
+    | `ib/phase` | 0 initial, 1 fitting, 2 compression, 3 memorising |
+    | `ib/selectable/<number>` | the number, at points that can be selected |
+    | `ib/would_stop` | with `PlateauStopping(act=False)`, whether it would stop |
+    | `ib/seconds`, `ib/overhead` | time of this measurement; share of the wall-clock time so far |
+    | `ib/tokens_seen` | training tokens so far, where they are known |
+    | `ib/plane`, `ib/over_steps`, `ib/layers` | pictures, where the tracker takes them |
+
+    The settings of the run (probe, orders, bins, seed, guard, …) go into the tracker's configuration as `ib_...`.
+    docs/trackers.md says what goes where. `prefix="code/"` lets a second callback with another probe live beside the
+    first, `console=` turns the lines at the console on and off, and `alert=True` sends alerts.
 
     A resumed run (`ckpt_path=`) continues its trajectory and finds its last values in `callback_metrics`. Where
     loggers give the resumed run a directory of its own, the files of the earlier part are copied there.
@@ -468,7 +494,10 @@ class IBCallback(Follows, Callback):
 
     def _log(self, trainer: Any, metrics: dict[str, float], step: int) -> None:
         # Through self.log() the values would arrive only at every log_every_n_steps, and then again and again.
-        self._to_loggers(trainer.loggers, step, lambda logger: logger.log_metrics(metrics, step=step))
+        def log_numbers(logger: Any) -> None:
+            logger.log_metrics(metrics, step=step)
+
+        self._to_loggers(trainer.loggers, step, log_numbers)
 
     def _log_beside(self, trainer: Any, *, final: bool = False) -> None:
         """Pictures, and the first time the settings, to the loggers that take them; W&B has its own way."""

@@ -15,12 +15,13 @@ from ib_callback.run.schedule import Schedule, count, in_words
 
 def say(message: str) -> None:
     """A line for whoever watches, above the progress bars of `tqdm` that are shown; it never raises."""
-    bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
     told = False
-    if len(getattr(bars, "_instances", ())) and bars is not None:
-        with suppress(Exception), bars.external_write_mode(file=sys.stderr):
-            told = True
-            tell(message)
+    with suppress(Exception):
+        bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+        if bars is not None and len(bars._instances):
+            with bars.external_write_mode(file=sys.stderr):
+                told = True
+                tell(message)
     if not told:
         tell(message)
 
@@ -87,10 +88,11 @@ def never_acts(meter: Meter, rules: LiveRules, points: int, *, step: int, max_st
     found = []
     for name, (number, _) in rules.earliest(has_loss=_has_loss(meter)).items():
         if points < number:
-            interval = max(1, (max_steps - step) // number)
+            interval = (max_steps - step) // number
+            more = f"Measure more often (every_n_steps={interval}) or train longer" if interval else "Train longer"
             found.append(
                 f"{name} cannot act in this run: expected at least {number} scheduled points, got {points} up to step "
-                f"{max_steps:,}. Measure more often (every_n_steps={interval}) or train longer"
+                f"{max_steps:,}. {more}"
             )
     start = rules.selection.select_from
     if rules.selects and isinstance(start, int) and start > max_steps:
