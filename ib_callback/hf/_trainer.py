@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,24 +11,28 @@ from types import FrameType
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, TrainingArguments
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, WandbCallback
 from transformers.trainer_callback import CallbackHandler
 
 from ib_callback.common import messages
 from ib_callback.results.metrics import better_direction
+from ib_callback.run.names import same_prefix
 from ib_callback.run.rules import LiveRules
 
 
-def evaluation_key(name: str) -> str:
+def evaluation_key(name: str, stem: str = "ib") -> str:
     """The name of a number in the Trainer's evaluation metrics.
 
     >>> evaluation_key("selectable/bigram/optimality")
     'eval_ib_selectable_bigram_optimality'
+    >>> evaluation_key("loss", "code")
+    'eval_code_loss'
     """
-    return "eval_ib_" + name.replace("/", "_")
+    return f"eval_{stem}_" + name.replace("/", "_")
 
 
-def watched_metric(args: TrainingArguments, names: Iterable[str], *, selects: bool = False) -> str | None:
+def watched_metric(
+    args: TrainingArguments, names: Iterable[str], *, selects: bool = False, stem: str = "ib"
+) -> str | None:
     """The number of ours by which the Trainer is to judge its models, by its key; None if it judges by another one.
 
     Args:
@@ -35,6 +40,7 @@ def watched_metric(args: TrainingArguments, names: Iterable[str], *, selects: bo
         names: all numbers that are measured.
         selects: whether the callback selects checkpoints. Without evaluations the Trainer then judges nothing, but
             for `save_strategy="best"` it wants a name all the same.
+        stem: of the prefix of the numbers.
 
     Raises:
         ValueError: there is no such number (the message lists those that exist), or it is better when low and the
@@ -43,8 +49,8 @@ def watched_metric(args: TrainingArguments, names: Iterable[str], *, selects: bo
     metric = args.metric_for_best_model
     if metric is None:
         return None
-    known = {evaluation_key(name): name for name in names}
-    if not metric.removeprefix("eval_").startswith(("ib_", "ib/")):
+    known = {evaluation_key(name, stem): name for name in names}
+    if not metric.removeprefix("eval_").startswith((f"{stem}_", f"{stem}/")):
         of_dataset = next((k for k in known if metric.endswith(f"_{k.removeprefix('eval_')}")), None)
         if of_dataset is not None:
             raise ValueError(
@@ -103,7 +109,7 @@ def judges_by_itself(args: TrainingArguments) -> bool:
     return args.metric_for_best_model is not None and args.eval_strategy != "no"
 
 
-def check_saving(args: TrainingArguments, rules: LiveRules) -> bool:
+def check_saving(args: TrainingArguments, rules: LiveRules, stem: str = "ib") -> bool:
     """Whether it falls to the callback to say when to save.
 
     Raises:
@@ -111,7 +117,7 @@ def check_saving(args: TrainingArguments, rules: LiveRules) -> bool:
     """
     best, evaluates, selects = args.save_strategy == "best", args.eval_strategy != "no", rules.selects
     by = rules.selection.by
-    instead = f'metric_for_best_model="ib_selectable_{by.replace("/", "_")}"'
+    instead = f'metric_for_best_model="{stem}_selectable_{by.replace("/", "_")}"'
     if best and not evaluates and not selects:
         raise ValueError(
             'save_strategy="best" without evaluation never saves anything: expected select= of IBCallback to say '
@@ -136,9 +142,9 @@ def check_saving(args: TrainingArguments, rules: LiveRules) -> bool:
     return best and not evaluates
 
 
-def for_evaluation(numbers: Mapping[str, float | int | None]) -> dict[str, float]:
-    """Numbers by evaluation key; those that are undefined are left out, for JSON has no word for them."""
-    named = {evaluation_key(name.removeprefix("ib/")): value for name, value in numbers.items()}
+def for_evaluation(numbers: Mapping[str, float | int | None], stem: str = "ib") -> dict[str, float]:
+    """Numbers by evaluation key. Undefined ones are left out because JSON has no word for them."""
+    named = {evaluation_key(name.removeprefix(f"{stem}/"), stem): value for name, value in numbers.items()}
     return {key: float(value) for key, value in named.items() if value is not None and math.isfinite(value)}
 
 
@@ -228,6 +234,13 @@ def find_handler(callback: TrainerCallback) -> CallbackHandler | None:
     return next((handler for handler in handlers if callback in handler.callbacks), None)
 
 
+def check_prefixes(handler: CallbackHandler | None, callback: TrainerCallback, prefix: str) -> None:
+    """Raise a ValueError if another IBCallback of the Trainer has the same prefix."""
+    others = [] if handler is None else handler.callbacks
+    if any(other is not callback and getattr(other, "prefix", None) == prefix for other in others):
+        raise ValueError(same_prefix(type(callback).__name__, prefix))
+
+
 def check_order(handler: CallbackHandler | None, callback: TrainerCallback) -> None:
     """Raise a ValueError if an EarlyStoppingCallback would look for a number before it is there."""
     for other in [] if handler is None else handler.callbacks:
@@ -240,30 +253,9 @@ def check_order(handler: CallbackHandler | None, callback: TrainerCallback) -> N
             )
 
 
-def report(
-    handler: CallbackHandler | None, args: Any, state: Any, control: Any, model: Any, metrics: Mapping[str, float]
-) -> None:
-    """Log to every target of `report_to` but Weights & Biases; a target that fails is a warning.
-
-    TensorBoard gets the names as they are; the other integrations name them as they do the Trainer's own logs.
-    """
-    integrations = tuple(kind for kind in INTEGRATION_TO_CALLBACK.values() if kind is not WandbCallback)
-    others = [] if handler is None else handler.callbacks
-    targets: list[Any] = [other for other in others if isinstance(other, integrations)]
-    for target in targets:
-        try:
-            writer = getattr(target, "tb_writer", None)
-            if writer is not None:
-                for name, value in metrics.items():
-                    writer.add_scalar(name, value, state.global_step)
-                writer.flush()
-            elif not hasattr(target, "tb_writer"):
-                target.on_log(args, state, control, model=model, logs=dict(metrics))
-        except Exception as error:  # a run must not die of its log
-            warn(
-                f"The information plane could not be logged by {type(target).__name__}; training goes on. "
-                f"{messages.describe(error)}"
-            )
+def shows_lines(args: TrainingArguments) -> bool:
+    """Whether the Trainer shows its progress: its bars are on (`disable_tqdm`), and its log level admits warnings."""
+    return not args.disable_tqdm and args.get_process_log_level() <= logging.WARNING
 
 
 def warn(message: str) -> None:

@@ -36,8 +36,10 @@ from ib_callback.hf._keeping import (  # noqa: E402
     run_folder,
     unlink_copies,
 )
+from ib_callback.hf._report import Report, draws_for, report  # noqa: E402
 from ib_callback.hf._trainer import (  # noqa: E402
     check_order,
+    check_prefixes,
     check_saving,
     find_handler,
     finite_best,
@@ -45,9 +47,9 @@ from ib_callback.hf._trainer import (  # noqa: E402
     judges_by_itself,
     keep_out_of_tables,
     last_logged_loss,
-    report,
     save_as_it_is,
     save_without_infinity,
+    shows_lines,
     warn,
     watched_metric,
 )
@@ -81,6 +83,32 @@ class IBCallback(Follows, TrainerCallback):
 
     Each trial of `Trainer.hyperparameter_search` is a run of its own, with its files in the folder of its checkpoints
     (`run-N`) or, with `output_dir`, in one of that name below it.
+
+    What is logged, with the default `prefix="ib/"`; a number that is undefined is left out:
+
+    | key | is |
+    |---|---|
+    | `ib/prediction_score` | the number shown first, `score_local` of the predictions (docs/evidence.md) |
+    | `ib/loss`, `ib/loss_se` | the loss of the model on the probe, in nats a token, and its standard error |
+    | `ib/bits_per_byte`, `ib/predictive_information` | the loss a byte; how far it is below that of token frequencies |
+    | `ib/train_loss` | the training loss that the trainer knows |
+    | `ib/complexity`, `ib/expressivity` | I(X;Z) and I(Y;Z) of the primary order |
+    | `ib/optimality`, `ib/distance_to_bound` | expressivity / complexity; bound(complexity) - expressivity |
+    | `ib/entropy`, `ib/ceiling`, `ib/dispersion` | H(Z); the most any labelling reaches; spread of the states |
+    | `ib/<order>/<number>` | every number of an order, such as `ib/bigram/complexity_null` (docs/quantities.md) |
+    | `ib/<view>/<number>` | the same of the last layers, the last one, `readout` and `prediction`, primary order |
+    | `ib/<view>/<order>/<number>` | likewise of each order |
+    | `ib/<feature>/<number>` | information about a feature, its null and its ratio |
+    | `ib/phase` | 0 initial, 1 fitting, 2 compression, 3 memorising |
+    | `ib/selectable/<number>` | the number, at points that can be selected |
+    | `ib/would_stop` | with `PlateauStopping(act=False)`, whether it would stop |
+    | `ib/seconds`, `ib/overhead` | time of this measurement; share of the wall-clock time so far |
+    | `ib/tokens_seen` | training tokens so far, where they are known |
+    | `ib/plane`, `ib/over_steps`, `ib/layers` | pictures, where the tracker takes them |
+
+    The settings of the run (probe, orders, bins, seed, guard, …) go into the tracker's configuration as `ib_...`.
+    docs/trackers.md says what goes where. `prefix="code/"` lets a second callback with another probe live beside the
+    first, `console=` turns the lines at the console on and off, and `alert=True` sends alerts.
 
     Mistakes (a model without recognisable blocks, a probe from another tokenizer, a directory that cannot be
     written, a metric that does not exist) raise before the first step. A measurement that fails later is a warning
@@ -116,6 +144,7 @@ class IBCallback(Follows, TrainerCallback):
         # After the training: the numbers of other weights than the last.
         self._after: tuple[tuple[int, int], Mapping[str, float | int | None]] | None = None
         self._saves_best = False
+        self._described = False  # whether the trackers have the settings of this run
         self._limited = False  # whether the Trainer removes checkpoints
 
     def on_train_begin(
@@ -127,25 +156,31 @@ class IBCallback(Follows, TrainerCallback):
         self._running, self._over, self._ended = False, False, False
         self._weights, self._evaluated, self._after, self._saved = None, None, None, step
         self._folder, self._to_keep = run_folder(self, args), []
-        self._watched = watched_metric(args, run.rules.names, selects=run.rules.selects)
+        self._described = False
+        check_prefixes(find_handler(self), self, self.prefix)
+        stem = run.names.stem
+        self._watched = watched_metric(args, run.rules.names, selects=run.rules.selects, stem=stem)
         if self._watched is not None:
             check_order(find_handler(self), self)
             save_without_infinity(state)
-        self._saves_best = check_saving(args, run.rules)
+        self._saves_best = check_saving(args, run.rules, stem)
         progress = self._progress if self._progress is not None else not args.disable_tqdm
         run.meter.progress = progress and state.is_world_process_zero
+        run.shows_lines = shows_lines(args) if run.config.console is None else run.config.console
         entry, directory, saved = self._entry(state), self._directory(args), self._checkpoint(step)
         self._files = Path(directory).absolute()
         if state.is_world_process_zero and isinstance(entry.get("directory"), str):
-            bring_along(Path(entry["directory"]), Path(directory))
+            bring_along(Path(entry["directory"]), Path(directory), run.names)
         run.begin(
             model,
             directory=directory,
             step=step,
             last_step=self._read_state(state),
             last_point=entry.get("last_point"),
+            max_steps=state.max_steps,
             # Evaluations that are judged, and checkpoints, are measured whether or not the schedule ever fires.
-            max_steps=None if self._watched is not None or run.rules.selects else state.max_steps,
+            beyond_schedule=self._watched is not None or run.rules.selects,
+            judged=self._watched is not None,
             writes=state.is_world_process_zero,
             training=state,
             resumed_from=saved if is_resumed(saved, state, self._state_key()) else None,
@@ -229,7 +264,7 @@ class IBCallback(Follows, TrainerCallback):
         self, state: TrainerState, metrics: dict[str, float], numbers: Mapping[str, float | int | None]
     ) -> None:
         """For the Trainer and its callbacks."""
-        found = for_evaluation(numbers)
+        found = for_evaluation(numbers, self._run.names.stem)
         if state.is_hyper_param_search:  # whose objective is by default the sum of all metrics
             found = {key: value for key, value in found.items() if key == self._watched}
         metrics.update(found)
@@ -242,7 +277,7 @@ class IBCallback(Follows, TrainerCallback):
             return self._run.numbers()
         if self._after is None or self._after[0] != weights:  # once for all evaluation datasets
             with self._run.at_work():
-                self._after = weights, self._run.meter.measure(model, step=step).metrics()
+                self._after = weights, self._run.meter.measure(model, step=step).metrics(self.prefix)
         return self._after[1]
 
     @survives
@@ -274,6 +309,9 @@ class IBCallback(Follows, TrainerCallback):
         # the next event, on_train_end, comes after load_best_model_at_end, in some versions even this one does.
         if "total_flos" in kwargs.get("logs", {}):
             self._record_last(args, state, control, kwargs["model"])
+            if self._running and state.is_world_process_zero:
+                with self._run.survived("The last pictures could not be logged"), self._run.at_work():
+                    self._report(args, state, control, kwargs["model"], {}, final=True)
             owns_best = self._running and self._selects and not judges_by_itself(args)
             is_last = self.selected is not None and self.selected.step == self._saved
             if owns_best and not is_last and not args.load_best_model_at_end:
@@ -302,6 +340,11 @@ class IBCallback(Follows, TrainerCallback):
     def _directory(self, args: TrainingArguments) -> Path:
         """Of the files of this run: each trial of a search is one of its own."""
         return self._folder if self.output_dir is None else Path(self.output_dir) / of_trial(self._folder, args)
+
+    @property
+    def prefix(self) -> str:
+        """Of the logged keys."""
+        return self._run.config.prefix
 
     @property
     def _selects(self) -> bool:
@@ -393,7 +436,8 @@ class IBCallback(Follows, TrainerCallback):
             control.should_save = True
 
     def _state_key(self) -> str:
-        return "ib_callback" if self.output_dir is None else f"ib_callback:{os.fspath(self.output_dir)}"
+        key = "ib_callback" if self._run.names.is_default else f"ib_callback[{self.prefix}]"
+        return key if self.output_dir is None else f"{key}:{os.fspath(self.output_dir)}"
 
     def _write_state(self, state: TrainerState) -> None:
         """Into every checkpoint: how far the trajectory has come, for a resumed run to know its own points."""
@@ -408,7 +452,8 @@ class IBCallback(Follows, TrainerCallback):
 
     def _read_state(self, state: TrainerState) -> int | None:
         entries: Any = state.stateful_callbacks or {}
-        if state.global_step and not any(key.startswith("ib_callback") for key in entries):
+        of_ours = "ib_callback" if self._run.names.is_default else f"ib_callback[{self.prefix}]"
+        if state.global_step and not any(key.partition(":")[0] == of_ours for key in entries):
             return -1  # this run never had the callback: the points that lie here are those of another one
         return self._entry(state).get("last_step")
 
@@ -453,11 +498,27 @@ class IBCallback(Follows, TrainerCallback):
         with self._run.survived("A point could not be logged"), self._run.at_work():
             metrics = self._run.logged(point)
             if metrics:
-                finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-                state.log_history.append({**finite, "epoch": state.epoch, "step": step})
+                state.log_history.append({**metrics, "epoch": state.epoch, "step": step})
             if metrics and state.is_world_process_zero:
-                report(find_handler(self), args, state, control, model, metrics)
+                self._report(args, state, control, model, metrics)
         self._stop_if_decided(args, state, control, point)
+
+    def _report(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any,
+        metrics: Mapping[str, float], *, final: bool = False,
+    ) -> None:  # fmt: skip
+        """Numbers, pictures, and the first time the settings, to the targets of `report_to`."""
+        handler, run = find_handler(self), self._run
+        pictures = run.figures(final=final) if draws_for(handler) else {}
+        settings = {} if self._described else run.described
+        self._described = True
+        captions = {name: run.caption(name) for name in pictures}
+
+        def log_by_itself(target: Any, logs: dict[str, float]) -> None:
+            target.on_log(args, state, control, model=model, logs=logs)
+
+        told = Report(state.global_step, metrics, pictures, captions, settings, self.prefix)
+        report(handler, told, log_by_itself)
 
     def _stop_if_decided(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, point: Measurement

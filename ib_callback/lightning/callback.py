@@ -12,7 +12,7 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from ib_callback.common.messages import describe, warn
 from ib_callback.common.optional import is_installed, require
 from ib_callback.common.ranks import of_rank_zero
 from ib_callback.lightning._averaging import Averaging, fingerprints, same_weights
+from ib_callback.lightning._loggers import Beside, beside_numbers, is_a
 from ib_callback.lightning._model import Losses, Target, find_target
 from ib_callback.lightning._saving import SavingWatch
 from ib_callback.measuring.meter import Meter
@@ -35,6 +36,7 @@ from ib_callback.measuring.model.guard import resharded, untouched
 from ib_callback.measuring.model.parameters import unchanged_parameters
 from ib_callback.probe.probe import Probe
 from ib_callback.run.config import RunConfig, split_keywords, takes_keywords_of
+from ib_callback.run.names import same_prefix
 from ib_callback.run.run import Follows, Run, survives
 from ib_callback.run.summary import Selected
 from ib_callback.run.trajectory_file import bring_along
@@ -108,10 +110,36 @@ class IBCallback(Follows, Callback):
     that does not exist) raise before the first step. A measurement that fails later is a warning and a point with
     `.error`; `callback_metrics` then keeps the values of the last point. A number that is undefined at a point, such
     as a ratio to nothing, is NaN there and missing in the loggers. As long as a metric cannot be selected, its
-    `ib/selectable/...` is NaN in the loggers; in `callback_metrics` it is a huge number on the worse side that
-    gets better with every batch, for NaN makes stock `EarlyStopping` stop at once and `ModelCheckpoint` hold on to the
+    `ib/selectable/...` is missing in the loggers. In `callback_metrics` it is then a huge number on the worse side that
+    gets better with every batch: NaN would make stock `EarlyStopping` stop at once and `ModelCheckpoint` hold on to the
     first checkpoint. What a stock callback holds for the best it keeps, though the loss may fall far below it later:
     use `select`, or let it monitor `"ib/selectable/loss"` (`mode="min"`) with `select_from=0`.
+
+    What is logged, with the default `prefix="ib/"`; a number that is undefined is left out:
+
+    | key | is |
+    |---|---|
+    | `ib/prediction_score` | the number shown first, `score_local` of the predictions (docs/evidence.md) |
+    | `ib/loss`, `ib/loss_se` | the loss of the model on the probe, in nats a token, and its standard error |
+    | `ib/bits_per_byte`, `ib/predictive_information` | the loss a byte; how far it is below that of token frequencies |
+    | `ib/train_loss` | the training loss that the trainer knows |
+    | `ib/complexity`, `ib/expressivity` | I(X;Z) and I(Y;Z) of the primary order |
+    | `ib/optimality`, `ib/distance_to_bound` | expressivity / complexity; bound(complexity) - expressivity |
+    | `ib/entropy`, `ib/ceiling`, `ib/dispersion` | H(Z); the most any labelling reaches; spread of the states |
+    | `ib/<order>/<number>` | every number of an order, such as `ib/bigram/complexity_null` (docs/quantities.md) |
+    | `ib/<view>/<number>` | the same of the last layers, the last one, `readout` and `prediction`, primary order |
+    | `ib/<view>/<order>/<number>` | likewise of each order |
+    | `ib/<feature>/<number>` | information about a feature, its null and its ratio |
+    | `ib/phase` | 0 initial, 1 fitting, 2 compression, 3 memorising |
+    | `ib/selectable/<number>` | the number, at points that can be selected |
+    | `ib/would_stop` | with `PlateauStopping(act=False)`, whether it would stop |
+    | `ib/seconds`, `ib/overhead` | time of this measurement; share of the wall-clock time so far |
+    | `ib/tokens_seen` | training tokens so far, where they are known |
+    | `ib/plane`, `ib/over_steps`, `ib/layers` | pictures, where the tracker takes them |
+
+    The settings of the run (probe, orders, bins, seed, guard, …) go into the tracker's configuration as `ib_...`.
+    docs/trackers.md says what goes where. `prefix="code/"` lets a second callback with another probe live beside the
+    first, `console=` turns the lines at the console on and off, and `alert=True` sends alerts.
 
     A resumed run (`ckpt_path=`) continues its trajectory and finds its last values in `callback_metrics`. Where
     loggers give the resumed run a directory of its own, the files of the earlier part are copied there.
@@ -155,8 +183,11 @@ class IBCallback(Follows, Callback):
         self._run = Run(meter, config=config, x_axis="trainer/global_step")
         directory = None if self.output_dir is None else os.fspath(self.output_dir)
         told_apart_by = {"probe": probe.name, "fingerprint": probe.fingerprint[:12], "output_dir": directory}
+        if not self._run.names.is_default:  # states of earlier versions have no prefix
+            told_apart_by["prefix"] = config.prefix
         self._key = f"{type(self).__qualname__}{told_apart_by!r}"
         self._begun = False
+        self._described = False  # whether the loggers have the settings of this run
         self._running = False
         self._step = 0
         self._epoch = 0
@@ -178,6 +209,11 @@ class IBCallback(Follows, Callback):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (vars(type(self)).get("_declared", type(self)), vars(self))
+
+    @property
+    def prefix(self) -> str:
+        """Of the logged keys."""
+        return self._run.config.prefix
 
     @property
     def state_key(self) -> str:
@@ -235,8 +271,10 @@ class IBCallback(Follows, Callback):
 
     def _begin(self, trainer: Any, pl_module: Any) -> None:
         run = self._run
+        if any(other is not self and getattr(other, "prefix", None) == self.prefix for other in trainer.callbacks):
+            raise ValueError(same_prefix(type(self).__name__, self.prefix))
         self._begun = True
-        self._running = False
+        self._running = self._described = False
         self._measured, self._trained, self._deferred = None, {}, None
         self._step = step = trainer.global_step
         self._epoch = trainer.current_epoch
@@ -247,11 +285,13 @@ class IBCallback(Follows, Callback):
             self._target = find_target(trainer, pl_module, self._layers, self._forward)
             self._set(self._target.layers, self._target.forward)
             run.meter.progress = trainer.is_global_zero and self._shows_progress(trainer)
+            shows = trainer.progress_bar_callback is not None if run.config.console is None else run.config.console
+            run.shows_lines = shows
             earlier = self._state if step else {}
             self._losses = Losses(*earlier.get("losses", ()))
             directory = self._directory(trainer)
             if earlier and writes:
-                bring_along(Path(earlier["directory"]), directory)
+                bring_along(Path(earlier["directory"]), directory, run.names)
             run.begin(
                 self._target.model,
                 directory=directory,
@@ -335,6 +375,9 @@ class IBCallback(Follows, Callback):
             self._record_final(trainer, pl_module)
         self._settle(wait=True)
         self._choose()
+        if trainer.is_global_zero:
+            with self._run.survived("The last pictures could not be logged"), self._run.at_work():
+                self._log_beside(trainer, final=True)
         self._finish(trainer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -393,6 +436,7 @@ class IBCallback(Follows, Callback):
                     self._publish(trainer)
                     if trainer.is_global_zero:
                         self._log(trainer, self._run.logged(point), trainer.global_step)
+                        self._log_beside(trainer)
 
     @property
     def _measures_averages(self) -> bool:
@@ -416,12 +460,12 @@ class IBCallback(Follows, Callback):
         with self._run.at_work(), untouched(pl_module), resharded(pl_module):
             final = self._run.record_final(self._target.model, trainer.global_step)
         if trainer.is_global_zero:
-            self._log(trainer, final.metrics("ib/final/"), trainer.global_step)
+            self._log(trainer, final.metrics(f"{self.prefix}final/"), trainer.global_step)
 
     def _publish(self, trainer: Any) -> None:
         """For stock callbacks."""
         numbers = self._run.numbers()
-        directions = {f"ib/{name}": mode for name, mode in self._run.rules.directions.items()}
+        directions = {f"{self.prefix}{name}": mode for name, mode in self._run.rules.directions.items()}
         self._stand_ins = {name: mode for name, mode in directions.items() if numbers[name] is None}
         # An undefined number must neither keep its value of an earlier point nor be missing, which stock
         # callbacks take for a mistake.
@@ -450,9 +494,28 @@ class IBCallback(Follows, Callback):
 
     def _log(self, trainer: Any, metrics: dict[str, float], step: int) -> None:
         # Through self.log() the values would arrive only at every log_every_n_steps, and then again and again.
-        for logger in [logger for logger in trainer.loggers if not _is_wandb(logger)]:
+        def log_numbers(logger: Any) -> None:
+            logger.log_metrics(metrics, step=step)
+
+        self._to_loggers(trainer.loggers, step, log_numbers)
+
+    def _log_beside(self, trainer: Any, *, final: bool = False) -> None:
+        """Pictures, and the first time the settings, to the loggers that take them; W&B has its own way."""
+        takers = [(logger, log) for logger in trainer.loggers if (log := beside_numbers(logger)) is not None]
+        if not takers:
+            return
+        pictures = self._run.figures(final=final)
+        settings = {} if self._described else self._run.described
+        self._described = True
+        if pictures or settings:
+            step = trainer.global_step
+            for logger, log in takers:
+                self._to_loggers([logger], step, functools.partial(_log_to, log, step, pictures, settings, self.prefix))
+
+    def _to_loggers(self, loggers: list[Any], step: int, log: Callable[[Any], None]) -> None:
+        for logger in [logger for logger in loggers if not _is_wandb(logger)]:
             try:
-                logger.log_metrics(metrics, step=step)
+                log(logger)
                 logger.save()
             except Exception as error:  # a run must not die of its log
                 name = type(logger).__name__
@@ -603,8 +666,14 @@ class IBCallback(Follows, Callback):
         return any(limit is not None and 0 <= limit <= reached for limit, reached in limits)
 
 
+def _log_to(
+    log: Beside, step: int, pictures: Mapping[str, bytes], settings: Mapping[str, Any], prefix: str, logger: Any
+) -> None:
+    log(step, pictures, settings, prefix)
+
+
 def _is_wandb(logger: Any) -> bool:
-    return any(base.__name__ == "WandbLogger" for base in type(logger).__mro__)
+    return is_a(logger, "WandbLogger")
 
 
 def _warn(message: str) -> None:

@@ -319,12 +319,16 @@ class Trajectory(Sequence[Measurement]):
             trajectory = cls(measurement for _, measurement in courses[name])
         elif model is not None:
             raise TrajectoryError(f"{file}: expected lines that name a model, got those of a run. Leave model= out")
-        trajectory.phase_rule, trajectory.guard = read_run_file(file.parent)
+        trajectory.phase_rule, trajectory.guard = read_run_file(file.parent, _run_file_of(file))
         return trajectory
 
 
 def write_run_file(
-    directory: str | os.PathLike[str], *, phase_rule: PhaseRule, guards: Mapping[str, Guard] | None = None
+    directory: str | os.PathLike[str],
+    *,
+    phase_rule: PhaseRule,
+    guards: Mapping[str, Guard] | None = None,
+    name: str = RUN_FILENAME,
 ) -> None:
     """Write the settings of a whole run into its output directory, atomically.
 
@@ -332,11 +336,12 @@ def write_run_file(
         directory: output directory of the run.
         phase_rule: the phase rule as given, without the effect of a guard.
         guards: guards of its rules, "selection" and, if there is one, "stopping".
+        name: name of the file.
 
     Raises:
         TrajectoryError: the file cannot be written.
     """
-    path = Path(directory) / RUN_FILENAME
+    path = Path(directory) / name
     with json_lines.explained(path, "written"):
         content: dict[str, Any] = {"phase_rule": phase_rule.to_dict(), "guard": dict(guards or {"selection": "loss"})}
         content["crc32"] = _seal_of(content)
@@ -349,13 +354,19 @@ def _seal_of(content: Mapping[str, Any]) -> str:
     return checksum(json.dumps(sealed if "guard" in sealed else sealed["phase_rule"]).encode()).decode()
 
 
-def read_run_file(directory: str | os.PathLike[str]) -> tuple[PhaseRule, Guard]:
+def _run_file_of(trajectory: Path) -> str:
+    """The name of the run file that stands beside a trajectory file: each prefix has its own."""
+    stem, found, _ = trajectory.name.partition("_trajectory.")
+    return f"{stem}_run.json" if found and stem else RUN_FILENAME
+
+
+def read_run_file(directory: str | os.PathLike[str], name: str = RUN_FILENAME) -> tuple[PhaseRule, Guard]:
     """The phase rule of the run in a directory, and the guard of its selection; defaults if the file lacks them.
 
     Warns:
         RuntimeWarning: the file is damaged, and the defaults are used.
     """
-    path = Path(directory) / RUN_FILENAME
+    path = Path(directory) / name
     try:
         content = json_lines.parsed(path.read_bytes())
         if content.get("crc32") not in (None, _seal_of(content)):  # None: written by an earlier version

@@ -23,6 +23,7 @@ from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.messages import describe
 from ib_callback.common.optional import is_installed, require
 from ib_callback.results.trajectory import Trajectory
+from ib_callback.run.trackers import numbers
 from ib_callback.run.wandb_log import AXIS, WandbLog, own_run
 
 # Beside W&B's files of a run: the steps and numbers that were logged, a point a line.
@@ -188,7 +189,7 @@ def _points(model: str, trajectory: Trajectory, there: There, where: str) -> tup
         elif step is None:
             without_step += 1
         else:
-            metrics = point.metrics(_PREFIX)
+            metrics = numbers(point, _PREFIX)
             if step in there:
                 _check_equal(model, step, metrics, there[step])
                 known += 1

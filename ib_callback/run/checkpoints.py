@@ -46,6 +46,7 @@ class CheckpointFile:
     Args:
         directory: the run's output directory, which must exist.
         start_step: step from which the run continues; 0 for a fresh run; None to read a finished run.
+        name: of the file; runs with a prefix of their own have their own file.
 
     Attributes:
         unknown: steps of which, at the last look, nobody could tell whether their checkpoint is there.
@@ -54,9 +55,11 @@ class CheckpointFile:
         TrajectoryError: the file cannot be read or written, or is damaged elsewhere than in its last line.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, start_step: int | None = None) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str], *, start_step: int | None = None, name: str = FILENAME
+    ) -> None:
         self.directory = Path(directory)
-        self.path = self.directory / FILENAME
+        self.path = self.directory / name
         self.unknown: set[int] = set()
         self._base = Path(os.path.abspath(directory))
         self._entries: list[tuple[int, Path]] = []

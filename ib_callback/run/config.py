@@ -16,6 +16,7 @@ from ib_callback.results.guard import Guard, check_guard, is_left_open
 from ib_callback.results.phases import DEFAULT_RULE, PhaseRule
 from ib_callback.results.selection import SelectFrom, Selection
 from ib_callback.results.stopping import PlateauStopping
+from ib_callback.run.names import DEFAULT_PREFIX, check_prefix
 from ib_callback.run.schedule import Schedule, as_schedule, as_steps, is_list
 
 Init = TypeVar("Init", bound=Callable[..., Any])
@@ -57,6 +58,13 @@ class RunConfig:
         mix_settings: continue the trajectory of a resumed run although its settings have changed.
         check_overlap: at the start, look for the probes in so many examples of the training data; what is found is a
             warning. 0: not at all.
+        prefix: of all logged keys, such as `"code/"`. Two callbacks with two probes need a prefix each. Files and saved
+            state are named after it: `"code/"` writes `code_trajectory.jsonl`.
+        console: whether to print a line when the run begins and a line for each measurement, through the logger
+            `ib_callback` or, where no logging is set up, on standard error. None: as the trainer's own switch says;
+            `ib.Run` prints. Decisions, warnings and the total cost are told in any case.
+        alert: whether to call `wandb.run.alert` or `trackio.alert`, whichever has an open run: when a rule says to
+            stop, and when the model memorises, has collapsed or diverges. Each kind is told once.
 
     Raises:
         TypeError: a value of the wrong type.
@@ -78,6 +86,9 @@ class RunConfig:
     tokens_per_step: int | None = None
     mix_settings: bool = False
     check_overlap: int = 0
+    prefix: str = DEFAULT_PREFIX
+    console: bool | None = None
+    alert: bool = False
 
     def __post_init__(self) -> None:
         if is_list(self.every_n_steps):
@@ -85,7 +96,10 @@ class RunConfig:
             object.__setattr__(self, "every_n_steps", as_steps(self.every_n_steps))
         as_schedule(self.every_n_steps)
         object.__setattr__(self, "guard", check_guard(self.guard))
-        for name in ("at_start", "at_finish"):
+        check_prefix(self.prefix)
+        if not isinstance(self.console, (bool, NoneType)):
+            raise TypeError(f"console: expected True, False or None, got {self.console!r}.")
+        for name in ("at_start", "at_finish", "alert"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}.")
         if not isinstance(self.from_trained, (bool, NoneType)):

@@ -16,7 +16,7 @@ _live: weakref.WeakValueDictionary[Path, RunLock] = weakref.WeakValueDictionary(
 
 
 class RunLock:
-    """A directory in use by a run, until `release` or the end of the process.
+    """A directory in use by a run, until `release` or the end of the process; each prefix has a lock of its own.
 
     The lock is the operating system's, so that it ends with the process, however that ends. Where the file system has
     no locks, it holds within this process only.
@@ -25,22 +25,23 @@ class RunLock:
         directory: existing directory.
         run: any object that all callbacks of one training share. The lock of an earlier training in this process is
             taken over: it ended without saying so, by an interrupt perhaps.
+        name: of the lock file.
 
     Raises:
         TrajectoryError: another callback of the same training, or another process, writes there.
     """
 
-    def __init__(self, directory: Path, run: object) -> None:
-        self._directory = directory.resolve()
+    def __init__(self, directory: Path, run: object, name: str = FILENAME) -> None:
+        self._path = directory.resolve() / name
         self._run = run
         # Not for one thread alone: a callback may be finished by another one. No marker file instead of a lock that the
         # file system does not have: it would outlive a killed run.
-        self._lock = FileLock(self._directory / FILENAME, blocking=False, thread_local=False, fallback_to_soft=False)
-        other = _live.get(self._directory)
+        self._lock = FileLock(self._path, blocking=False, thread_local=False, fallback_to_soft=False)
+        other = _live.get(self._path)
         if other is not None and other._run is run:
             raise TrajectoryError(
                 f"{directory}: another callback of this training writes its trajectory there. Give each its own "
-                "output_dir=."
+                'prefix=, such as prefix="code/", or its own output_dir=.'
             )
         if other is not None:
             other.release()
@@ -54,18 +55,18 @@ class RunLock:
             ) from None
         except OSError:  # a file system without locks
             pass
-        _live[self._directory] = self
+        _live[self._path] = self
 
     @property
     def holds(self) -> bool:
         """Whether the directory is still this run's: a later training in this process may have taken it over."""
-        return _live.get(self._directory) is self
+        return _live.get(self._path) is self
 
     def release(self) -> None:
         """Let other runs have the directory; more than once does no harm."""
         self._lock.release()
         if self.holds:
-            del _live[self._directory]
+            del _live[self._path]
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(None), ()  # copies of a callback, by copy or pickle, hold no lock

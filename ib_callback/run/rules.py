@@ -15,13 +15,18 @@ from ib_callback.results.metrics import (
     metric_names,
     resolve_metric,
 )
-from ib_callback.results.phases import LEARNED, Phases, PhaseTracker
+from ib_callback.results.phases import LEARNED, PERSISTENCE, Phase, Phases, PhaseTracker
 from ib_callback.results.selection import Choice
 from ib_callback.results.stopping import StopDecision, guarded_rule
 from ib_callback.results.trajectory import Trajectory
+from ib_callback.results.trend import MIN_VALUES
 from ib_callback.run.config import RunConfig
 
 SELECTABLE = "selectable/"
+# The numbers of the points at which a fit and a compression can be recognised at the earliest. A fit shows by a
+# maximum, a trough and a rise; a fall of the complexity by six points of the fit.
+_FIT = 3
+_COMPRESSION = MIN_VALUES + 1
 DEFAULT_CONFIG = RunConfig()
 
 
@@ -128,41 +133,82 @@ class LiveRules:
         return dict(self._numbers)
 
     def shown(self) -> dict[str, float]:
-        """What is logged beside the metrics of the last point: the phase, and what can be selected (NaN before)."""
+        """What trackers get beside the metrics of the last point: the phase, and what can be selected now.
+
+        Undefined ones are left out, so that no tracker has a panel without a number.
+        """
         selectable = {SELECTABLE + name: self._numbers.get(SELECTABLE + name) for name in self._shown}
         named: dict[str, Any] = {"phase": self._numbers["phase"], **selectable}
-        if self._first is not None and named["phase"] is None:
-            del named["phase"]
         if "would_stop" in self._numbers:
             named["would_stop"] = self._numbers["would_stop"]
-        return {name: float("nan") if value is None else float(value) for name, value in named.items()}
+        return {name: float(value) for name, value in named.items() if value is not None}
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the last point is collapsed."""
+        return self._tracker.collapsed
+
+    @property
+    def can_select(self) -> bool:
+        """Whether the last point can be selected by the metric that was asked for."""
+        return self.selects and self._numbers.get(SELECTABLE + self._selected_by) is not None
+
+    @property
+    def phase(self) -> Phase | None:
+        """The phase as known by the last point."""
+        return self._tracker.phase
 
     def describe(self) -> str:
-        """Under which conditions anything can happen, in a line; empty where nothing is asked for."""
+        """What the rules do and when, in a line; empty where none was asked for."""
         parts = []
         if self.stopping is not None:
             rule = self.stopping
-            who = "stopping:" if rule.act else "stopping, which is said and not done:"
+            who = "stopping:" if rule.act else "stopping (told, never done):"
             if rule.guard is None:
-                how = f"when {rule.monitor} has not improved for {rule.patience} measurements {_since(rule.arm)}"
+                how = f"when {rule.monitor} has not improved for {rule.patience} measurements, {_since(rule.arm)}"
             else:
                 how = (
                     f"when held-out loss and {rule.monitor} are both flat for {rule.patience} measurements after the "
-                    f"fit, or when for {rule.patience} the loss is more than {tolerance_of(rule.guard):g} nats above "
-                    "its minimum"
+                    f"fit, or when the loss is more than {tolerance_of(rule.guard):g} nats above its minimum for "
+                    f"{max(rule.patience, PERSISTENCE)} measurements"
                 )
             parts.append(f"{who} {how}")
         if self.selects:
             rule_of, start = self.selection, self.selection.select_from
-            where = f"from step {start} on" if isinstance(start, int) else _since(start)
-            text = f"selection: the checkpoint with the best {rule_of.by} {where} is kept"
+            where = f"from step {start:,} on" if isinstance(start, int) else _since(start)
+            text = f"selection: keeps the checkpoint with the best {rule_of.by}, {where}"
             if rule_of.guard == "loss" and self._selects_feature:
-                text += f", whatever the loss, for it is a feature (guard={TOLERANCE} counts)"
+                text += f", whatever the loss is, because it is a feature (guard={TOLERANCE} looks at the loss)"
             elif rule_of.guard is not None:
-                text += f", of those whose held-out loss is within {tolerance_of(rule_of.guard):g} nats of the lowest"
-                text += "; until there is one, that of the lowest loss"
+                text += f", of those with a held-out loss within {tolerance_of(rule_of.guard):g} nats of the lowest"
+                text += "; until there is one, keeps the checkpoint with the lowest loss"
             parts.append(text)
         return "; ".join(parts)
+
+    def earliest(self, *, has_loss: bool) -> dict[str, tuple[int, str]]:
+        """After how many scheduled points each rule can act at the earliest, and what else it needs; by its name.
+
+        Lower bounds, of a run that is measured from step 0 on: a fit is recognised at the third point or later, and a
+        compression at the seventh or later. Many models never compress. Runs from trained weights have no phases.
+
+        Args:
+            has_loss: whether points have a loss on held-out text.
+        """
+        found = {}
+        trained = self.phase_rule.from_trained is True
+        if (rule := self.stopping) is not None:
+            guarded = rule.guard is not None and has_loss and not (trained and rule.guard == "loss")
+            if guarded:
+                found["stopping"] = (
+                    (0 if trained else _FIT - 1) + rule.patience + 1,
+                    "it needs the held-out loss, and that the model has begun to fit",
+                )
+            else:
+                first, needs = _first_of(rule.arm, trained)
+                found["stopping"] = (first + rule.patience, needs)
+        if self.selects and not isinstance(start := self.selection.select_from, int):
+            found["selection"] = _first_of(start, trained)
+        return found
 
     @property
     def given_up(self) -> str:
@@ -194,8 +240,8 @@ class LiveRules:
             if self._begins_late and not self._tracker.trained and better > LEARNED:
                 found["late"] = (
                     f"the first point that could be measured, at step {self._first.step}, already predicts better than "
-                    f"token frequencies, by {better:.1f} nats: if the run began from trained weights, say so "
-                    "(from_trained=True)"
+                    f"token frequencies, by {better:.1f} nats. If the run began from trained weights, pass "
+                    "from_trained=True"
                 )
         found |= {note[:16]: note for note in self._tracker.phases().notes if not self._tracker.trained}
         if self.decision is not None and self.decision.would_stop and not self.decision.stop:
@@ -236,10 +282,19 @@ class LiveRules:
 
 def _since(start: str) -> str:
     return {
-        "compression": "once the model compresses",
-        "fit": "once the model fits",
-        "immediately": "from the first on",
+        "compression": "from the compression phase on",
+        "fit": "from the fitting phase on",
+        "immediately": "from the first point on",
     }[start]
+
+
+def _first_of(start: str, trained: bool) -> tuple[int, str]:
+    """The number of the first point of a phase at the earliest, and what it needs."""
+    if trained or start == "immediately":
+        return 1, ""
+    if start == "fit":
+        return _FIT, "the fitting phase has to be recognised first"
+    return _COMPRESSION, "the compression phase has to be recognised first, and many models never compress"
 
 
 def _check_exists(name: str, metrics: list[str]) -> str:

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from ib_callback.bound.curve import FILENAME as CURVE_FILENAME
 from ib_callback.common import json_lines
 from ib_callback.common.checks import check_integer
 from ib_callback.common.errors import ProbeError, RanksError, TrajectoryError
 from ib_callback.common.files import expanded, remove_partial_files, size_of
-from ib_callback.common.messages import describe, note, tell, warn
+from ib_callback.common.messages import describe, note, warn
 from ib_callback.common.optional import is_installed
 from ib_callback.common.ranks import Kept, Ranks, first_different, first_failure, is_rank_zero, of_rank_zero
 from ib_callback.measuring.meter import Meter, Preflight
@@ -29,13 +28,13 @@ from ib_callback.measuring.model.guard import preserved_rng
 from ib_callback.results.measurement import Measurement, settings_differences
 from ib_callback.results.selection import Choice
 from ib_callback.results.stopping import StopDecision
-from ib_callback.results.trajectory import FILENAME as TRAJECTORY_FILENAME
-from ib_callback.results.trajectory import RUN_FILENAME, Trajectory, append_line, check_writable, write_run_file
-from ib_callback.run.checkpoints import FILENAME as CHECKPOINTS_FILENAME
+from ib_callback.results.trajectory import Trajectory, append_line, check_writable, write_run_file
+from ib_callback.run import console, trackers
+from ib_callback.run.alerts import Alerts
 from ib_callback.run.checkpoints import CheckpointFile, is_complete
 from ib_callback.run.config import RunConfig, run_config, takes_keywords_of
-from ib_callback.run.lock import FILENAME as LOCK_FILENAME
 from ib_callback.run.lock import RunLock
+from ib_callback.run.names import Names
 from ib_callback.run.rules import LiveRules
 from ib_callback.run.schedule import At, Every, Logarithmic, never_fires
 from ib_callback.run.summary import Cost, Selected, summarise
@@ -43,16 +42,14 @@ from ib_callback.run.training_data import look_for_probes
 from ib_callback.run.trajectory_file import TrajectoryFile
 from ib_callback.run.wandb_log import WandbLog, open_run
 
-PLANE_FILENAME = "information_plane.png"
-FINAL_FILENAME = "ib_final.jsonl"
+PLANE_FILENAME = Names().plane
+FINAL_FILENAME = Names().final
 # Every point is drawn at once up to this number of them. A picture takes about as long as a measurement of a
 # small model, so that later ones wait until the run has this many times the points of the last picture.
 _DRAWN_SINGLY = 20
 _DRAWN_AGAIN = 1.25
 # Those that only a logger gets wait until the run has twice the points.
 _PICTURED_AGAIN = 2
-# Files of a run that are replaced as a whole, as a regular expression.
-_OWN_FILES = r"ib_(trajectory|checkpoints|final)(\.\d+)?\.jsonl|ib_(run|curve)\.json|information_plane\.png"
 _NOT_RECORDED = "A checkpoint could not be recorded, and will be tried again with the next point or checkpoint"
 
 Event = TypeVar("Event", bound=Callable[..., Any])
@@ -70,7 +67,11 @@ class _State:
     checkpoints: CheckpointFile | None = None  # likewise
     plane: Path | None = None  # likewise, and where no plane is drawn
     points_drawn: int = 0
-    points_pictured: int = 1  # likewise of the pictures for a logger, which need two
+    points_pictured: int = 1  # likewise of the further pictures for W&B, which need two
+    points_figured: int = 1  # likewise of all pictures for other trackers
+    encoded: tuple[int, dict[str, bytes]] = field(
+        default_factory=lambda: (0, {})
+    )  # the last pictures, and of how many points they are
     unsaved: list[Measurement] = field(default_factory=list)
     written: int = 0  # bytes of the file, as the last point left it
     outages: set[str] = field(default_factory=set)
@@ -151,6 +152,9 @@ class Run:
             raise TypeError(f"wandb: expected a run, such as wandb.init(…) returns, got {wandb!r}.")
         self.meter = meter
         self.config = config or run_config("Run", keywords, "; what is measured is asked of ib.Meter")
+        self.names = Names(self.config.prefix)
+        # What the config leaves open: callbacks do as their trainer does.
+        self.shows_lines = self.config.console is not False
         self.schedule = self.config.schedule
         self.rules = LiveRules(
             meter.orders,
@@ -164,7 +168,9 @@ class Run:
         self._phase_rule = self.config.rule_of_phases()
         self.trajectory = Trajectory(phase_rule=self._phase_rule, guard=self.rules.selection.guard)
         self.wandb_runs = [] if wandb is None else [wandb]
-        self._wandb = WandbLog(x_axis)
+        self._wandb = WandbLog(x_axis, prefix=self.config.prefix)
+        self._alerts = Alerts()
+        self.described: dict[str, Any] = {}  # the settings, for the configuration that trackers keep
         self._working_since: float | None = None
         self._state = _State(started=time.perf_counter())
         self._lock: RunLock | None = None
@@ -349,6 +355,8 @@ class Run:
         last_step: int | None = None,
         last_point: Sequence[Any] | None = None,
         max_steps: int | None = None,
+        beyond_schedule: bool = False,
+        judged: bool = False,
         writes: bool | None = None,
         weights: str | None = None,
         training: object = None,
@@ -368,6 +376,9 @@ class Run:
             last_point: likewise, what `progress` said of it. A file whose point of that step is another one is another
                 run's, and is moved away.
             max_steps: at which training will end, if known.
+            beyond_schedule: whether evaluations or checkpoints are measured too, so that a schedule that never fires
+                is no mistake.
+            judged: whether evaluations count as points of the schedule.
             writes: whether this is the one process that writes files; by default rank 0 is.
             weights: which ones `model` has whenever it is measured, if these are not those that are trained. A part of
                 the settings, so that points of both are not taken for one series.
@@ -384,7 +395,12 @@ class Run:
         """
         with self.at_work():
             last = (last_step, last_point)
-            self._open(model, Path(directory).absolute(), step, last, max_steps, writes, weights, training)
+            checked_until = None if beyond_schedule else max_steps
+            preflight = self._open(
+                model, Path(directory).absolute(), step, last, checked_until, writes, weights, training
+            )
+            with self.survived("The line about what will be measured could not be told"):
+                self._tell_of_beginning(preflight, step, max_steps, judged)
             if self.config.check_overlap and self._state.writes:
                 self.announce(look_for_probes(self.meter.probes, loaders, self.config.check_overlap, tokenizer))
             if step and resumed_from is not None and _may_be_complete(Path(resumed_from)):
@@ -403,7 +419,7 @@ class Run:
         writes: bool | None,
         weights: str | None,
         training: object,
-    ) -> None:
+    ) -> Preflight:
         self._release()
         last_step, last_point = last
         assert self._working_since is not None
@@ -427,8 +443,6 @@ class Run:
             for name in self.rules.needed:
                 if why := preflight.missing.get(name.partition("/")[0]):
                     _warn(f"{name} is undefined until the model has a {name.partition('/')[0]}: {why}.")
-            if told := self.rules.describe():
-                tell(told)
             if self.rules.given_up:
                 _warn(f"{self.rules.given_up}.")
             if self.rules.selects and not self.config.at_start:
@@ -437,69 +451,100 @@ class Run:
                     "it tells the phases, whether the weights were trained before, and how good a checkpoint is from "
                     "which a run is resumed."
                 )
-        guards = {f"ib_guard_{name}": str(guard) for name, guard in self.config.guards.items()}
-        self._wandb.config = {**guards, "ib_rules": self.rules.describe()}
+        self.described = trackers.settings(
+            self.meter,
+            self.config,
+            rules=self.rules.describe(),
+            num_layers=len(preflight.layers),
+            stem=self.names.stem,
+        )
+        self._wandb.config = self.described
         self._check_schedule(step, max_steps)
 
         def open_files() -> Trajectory:
             check_writable(directory, self._files())
-            self._lock = RunLock(directory, self if training is None else training)
+            self._lock = RunLock(directory, self if training is None else training, self.names.lock)
             with self.survived("What a killed run left half-written could not be removed"):
-                remove_partial_files(directory, _OWN_FILES)
-            file = TrajectoryFile(directory, start_step=step, last_step=last_step)
-            state.checkpoints = CheckpointFile(directory, start_step=step)
+                remove_partial_files(directory, self.names.replaced)
+            file = TrajectoryFile(directory, start_step=step, last_step=last_step, name=self.names.trajectory)
+            state.checkpoints = CheckpointFile(directory, start_step=step, name=self.names.checkpoints)
             state.file = file.path
-            with json_lines.explained(final := directory / FINAL_FILENAME, "moved"):
+            with json_lines.explained(final := directory / self.names.final, "moved"):
                 json_lines.set_aside(final)
             if last_step is not None:
                 self._compare_steps(file, step, last_step)
             if last_point is not None and not _is_of_run(file.trajectory, last_step, last_point):
                 file.begin_anew()
-                state.checkpoints = CheckpointFile(directory, start_step=0)
+                state.checkpoints = CheckpointFile(directory, start_step=0, name=self.names.checkpoints)
                 _warn(
                     f"The point of step {last_step} in {file.path} is not that of the checkpoint from which this run "
                     f"goes on, but another run's. The file was moved to {file.rotated}, and a new one begins here."
                 )
             self._compare_settings(file)
-            _set_aside_foreign(directory / RUN_FILENAME)
+            _set_aside_foreign(directory / self.names.run)
             self._write_run_file(directory)
             return file.trajectory
 
         self.trajectory = _from_writer(open_files, writes=state.writes)
         self.trajectory.phase_rule, self.trajectory.guard = self._phase_rule, self.rules.selection.guard
         self.rules.replay(self.trajectory)
+        self._alerts.begin(self.rules)
         state.not_compared = of_rank_zero(self._not_compared())
         curve = self.meter.curve()
         if state.writes and curve is not None:
-            with self.survived(f"{CURVE_FILENAME} could not be written, and later pictures from files will lack it"):
-                _check_is_curve(directory / CURVE_FILENAME)
-                curve.save(directory / CURVE_FILENAME)
+            with self.survived(
+                f"{self.names.curve} could not be written. Pictures drawn from the files later will lack it"
+            ):
+                _check_is_curve(directory / self.names.curve)
+                curve.save(directory / self.names.curve)
         if state.writes and self.config.log_plane:
             if is_installed("matplotlib"):
                 state.plane = self._own_plane(directory)
             else:
                 _warn(
-                    f"{PLANE_FILENAME} will not be drawn, for Matplotlib is not installed. Install it with: "
-                    'pip install "ib-callback[plot]", or pass log_plane=False.'
+                    f"{self.names.plane} will not be drawn: Matplotlib is not installed. Install it with: "
+                    'pip install "ib-callback[plot]". Or pass log_plane=False.'
                 )
 
+        return preflight
+
+    def _tell_of_beginning(self, preflight: Preflight, step: int, max_steps: int | None, judged: bool) -> None:
+        """What will be measured, and which rules can never act; on the process that writes."""
+        if not self._state.writes:
+            return
+        if self.shows_lines:
+            finish = self.config.at_finish
+            self.announce(
+                console.beginning(
+                    self.meter, preflight, self.rules, self.schedule, step=step, max_steps=max_steps, at_finish=finish
+                )
+            )
+        points = console.expected_points(self.schedule, step, max_steps)
+        if points is not None and max_steps is not None and not judged:
+            earlier = sum(point.scheduled for point in self.trajectory if point.step != step)
+            for sentence in console.never_acts(
+                self.meter, self.rules, points + earlier, step=step, max_steps=max_steps
+            ):
+                self.announce(sentence)
+
     def _write_run_file(self, directory: Path) -> None:
-        write_run_file(directory, phase_rule=self._phase_rule, guards=self.config.guards)
+        write_run_file(directory, phase_rule=self._phase_rule, guards=self.config.guards, name=self.names.run)
 
     def _files(self) -> list[str]:
         """Names of all that will be written."""
-        names = [TRAJECTORY_FILENAME, CHECKPOINTS_FILENAME, RUN_FILENAME, FINAL_FILENAME, LOCK_FILENAME]
-        names += [PLANE_FILENAME] if self.config.log_plane else []
-        return names + ([CURVE_FILENAME] if self.meter.curve() is not None else [])
+        own = self.names
+        names = [own.trajectory, own.checkpoints, own.run, own.final, own.lock]
+        names += [own.plane] if self.config.log_plane else []
+        return names + ([own.curve] if self.meter.curve() is not None else [])
 
     def _own_plane(self, directory: Path) -> Path | None:
         """Where the plane is drawn; None if somebody else's file is there."""
         from ib_callback.plot import may_be_replaced
 
-        plane = directory / PLANE_FILENAME
+        plane = directory / self.names.plane
         with self.survived(f"{plane} could not be looked at, and is drawn all the same"):
             # Earlier versions did not mark their pictures, but Matplotlib did.
-            earlier = any(directory.glob("ib_trajectory*.jsonl"))
+            earlier = any(directory.glob(f"{self.names.stem}_trajectory*.jsonl"))
             if not may_be_replaced(plane) and not (earlier and b"Matplotlib version" in plane.read_bytes()):
                 _warn(
                     f"{plane} is not a picture of an earlier run, and is left as it is: no plane is drawn. Move it "
@@ -665,9 +710,16 @@ class Run:
                 self.rules.update(point)
                 for remark in self.rules.remarks():
                     self.announce(f"step {step}: {remark}")
+            if self.shows_lines and point.error is None:
+                with self.survived("The line about a point could not be told"):
+                    self.announce(console.measured(point, self.rules))
             if self._state.writes:
                 plane, runs = self.draw(), self._wandb_runs()
                 pictures = self.pictures() if runs else {}
+                self._wandb.phase = self._phase_in_words()
+                if self.config.alert:
+                    with self.survived("An alert could not be sent"):
+                        self._alerts.update(self.rules, step, runs, stem=self.names.stem)
                 for run in runs:
                     self._wandb.log(run, self.logged(point), step=step, plane=plane, pictures=pictures)
         return point
@@ -720,7 +772,7 @@ class Run:
             state.final = replace(final, settings=self._with_weights(final.settings, "final"))
             if state.file is not None:
                 with self.survived("The measurement of the final model could not be written"):
-                    Trajectory([state.final]).save(state.file.parent / FINAL_FILENAME)
+                    Trajectory([state.final]).save(state.file.parent / self.names.final)
         return state.final
 
     @staticmethod
@@ -729,13 +781,19 @@ class Run:
 
     def numbers(self) -> dict[str, float | int | None]:
         """Every number of the last point that could be measured, by its logged name; None where undefined."""
-        return {f"ib/{name}": value for name, value in self.rules.numbers().items() if name != "tokens_seen"}
+        prefix = self.config.prefix
+        return {f"{prefix}{name}": value for name, value in self.rules.numbers().items() if name != "tokens_seen"}
 
     def logged(self, point: Measurement) -> dict[str, float]:
-        """What loggers get of a point just recorded: nothing if it could not be measured."""
+        """What trackers get of a point just recorded: nothing if it could not be measured."""
         if point.error is not None:
             return {}
-        return {**point.metrics(), **{f"ib/{name}": value for name, value in self.rules.shown().items()}}
+        prefix = self.config.prefix
+        shown = {f"{prefix}{name}": value for name, value in self.rules.shown().items()}
+        return {**trackers.numbers(point, prefix), **shown}
+
+    def _phase_in_words(self) -> str | None:
+        return None if self.rules.phase is None else self.rules.phase.name.lower()
 
     def note_checkpoint(self, step: int, path: str | os.PathLike[str], *, own: bool = True, holds: bool = True) -> None:
         """Record a checkpoint that is complete.
@@ -849,20 +907,50 @@ class Run:
         return None
 
     def pictures(self, *, final: bool = False) -> dict[str, bytes]:
-        """Further pictures for a logger if it is time to, or if they are out of date at the end: PNG by name."""
-        points = sum(point.error is None for point in self.trajectory)
-        pictured = self._state.points_pictured
-        if self._state.plane is None or points <= pictured or not (final or points >= _PICTURED_AGAIN * pictured):
+        """Further pictures for W&B if it is time to, or if they are out of date at the end: PNG by name."""
+        state, points = self._state, self._drawable()
+        if points <= state.points_pictured or not (final or points >= _PICTURED_AGAIN * state.points_pictured):
             return {}
-        self._state.points_pictured = points
-        pictures: dict[str, bytes] = {}
-        with self.survived("The pictures over steps and by layer could not be drawn"):
-            from ib_callback.plot import encoded, over_steps, plane_by_layer
+        state.points_pictured = points
+        return self._encoded(points, "over_steps", "layers")
 
-            pictures["over_steps"] = encoded(over_steps(self.trajectory, log=None))
-            last = next(point for point in reversed(self.trajectory) if point.error is None)
-            pictures["layers"] = encoded(plane_by_layer(last, curve=self.meter.curve()))
-        return pictures
+    def figures(self, *, final: bool = False) -> dict[str, bytes]:
+        """All pictures for a tracker other than W&B, likewise: PNG by name."""
+        state, points = self._state, self._drawable()
+        if points <= state.points_figured or not (final or points >= _PICTURED_AGAIN * state.points_figured):
+            return {}
+        state.points_figured = points
+        return self._encoded(points, trackers.PLANE, "over_steps", "layers")
+
+    def _drawable(self) -> int:
+        """The number of points to draw; 0 where nothing is drawn."""
+        return 0 if self._state.plane is None else sum(point.error is None for point in self.trajectory)
+
+    def _encoded(self, points: int, *names: str) -> dict[str, bytes]:
+        """Pictures of so many points, each drawn once."""
+        if self._state.encoded[0] != points:
+            self._state.encoded = points, {}
+        drawn = self._state.encoded[1]
+        with self.survived("The pictures for a tracker could not be drawn"):
+            for name in names:
+                if name not in drawn:
+                    drawn[name] = self._drawn(name)
+        return {name: drawn[name] for name in names if name in drawn}
+
+    def _drawn(self, name: str) -> bytes:
+        from ib_callback.plot import encoded, information_plane, over_steps, plane_by_layer
+
+        curve = self.meter.curve()
+        if name == trackers.PLANE:
+            return encoded(information_plane(self.trajectory, curve=curve))
+        if name == "over_steps":
+            return encoded(over_steps(self.trajectory, log=None))
+        last = next(point for point in reversed(self.trajectory) if point.error is None)
+        return encoded(plane_by_layer(last, curve=curve))
+
+    def caption(self, name: str) -> str:
+        """Of a picture of the points so far."""
+        return trackers.caption(name, self.trajectory.steps[-1] if self.trajectory else None, self._phase_in_words())
 
     def end(self, step: int, *, complete: bool = True) -> None:
         """Write what is still unwritten, draw the last plane, log the summary, and say what all of it cost.
@@ -925,7 +1013,8 @@ class Run:
     def _summary(self) -> dict[str, float | str]:
         """The run in a few values for a logger, by full name."""
         with self.survived("The summary of the run could not be made"):
-            return summarise(self.trajectory, self.rules, self.cost, self.selected, self.final)
+            prefix = self.config.prefix
+            return summarise(self.trajectory, self.rules, self.cost, self.selected, self.final, prefix=prefix)
         return {}
 
     def _wandb_runs(self) -> list[Any]:
@@ -938,7 +1027,7 @@ class Run:
     def announce(self, message: str) -> None:
         """Tell whoever watches the run, on the process that writes: also where nobody has set up logging."""
         if self._state.file is not None and message:
-            tell(message)
+            console.say(message if self.names.is_default else f"{self.names.stem}: {message}")
 
     def _release(self) -> None:
         lock, self._lock = self._lock, None

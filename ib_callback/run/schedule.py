@@ -14,6 +14,8 @@ from typing import TypeGuard
 from ib_callback.common.checks import check_integer
 
 Schedule = Callable[[int], bool]
+# Steps of a list that are named one by one.
+_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,40 @@ def never_fires(schedule: Schedule, step: int, max_steps: int) -> bool:
     if isinstance(schedule, Every):
         return step // schedule.interval == max_steps // schedule.interval
     return not any(schedule(s) for s in range(step + 1, min(max_steps, step + 1_000_000) + 1))
+
+
+def count(schedule: Schedule, step: int, max_steps: int) -> int | None:
+    """How many of the steps after `step` up to `max_steps` a schedule wants; None if only asking it would tell.
+
+    >>> count(every(500), 0, 2_000), count(logarithmic(per_decade=4), 0, 100), count(lambda step: True, 0, 100)
+    (4, 9, None)
+    """
+    if isinstance(schedule, At):
+        return sum(step < wanted <= max_steps for wanted in schedule.steps)
+    if isinstance(schedule, Every):
+        return max(0, max_steps // schedule.interval - step // schedule.interval)
+    if isinstance(schedule, Logarithmic):
+        most = math.ceil(math.log10(max(max_steps, 1)) * schedule.per_decade) + 1
+        wanted = {round(10 ** (k / schedule.per_decade)) for k in range(most + 1)}
+        return sum(step < each <= max_steps for each in wanted)
+    return None
+
+
+def in_words(schedule: Schedule) -> str:
+    """When a schedule measures, for a sentence.
+
+    >>> in_words(every(500)), in_words(as_schedule([1, 10])), in_words(logarithmic())
+    ('every 500 steps', 'at steps 1, 10', 'at 8 steps in each power of ten')
+    """
+    if isinstance(schedule, Every):
+        return "after every step" if schedule.interval == 1 else f"every {schedule.interval:,} steps"
+    if isinstance(schedule, Logarithmic):
+        return f"at {schedule.per_decade} steps in each power of ten"
+    if isinstance(schedule, At):
+        steps = sorted(schedule.steps)
+        shown = ", ".join(f"{step:,}" for step in steps[:_SHOWN])
+        return f"at steps {shown}" + (f", … ({len(steps)} steps)" if len(steps) > _SHOWN else "")
+    return "when your schedule says so"
 
 
 def is_list(schedule: object) -> TypeGuard[Iterable[int]]:

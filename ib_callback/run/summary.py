@@ -10,6 +10,7 @@ from ib_callback.results.measurement import Measurement
 from ib_callback.results.metrics import FIRST_SHOWN, FIRST_VIEW, PRIMARY_SCALARS
 from ib_callback.results.selection import Choice
 from ib_callback.results.trajectory import Trajectory
+from ib_callback.run.names import DEFAULT_PREFIX
 from ib_callback.run.rules import LiveRules
 
 
@@ -64,7 +65,13 @@ class Selected:
 
 
 def summarise(
-    trajectory: Trajectory, rules: LiveRules, cost: Cost, selected: Selected | None, final: Measurement | None = None
+    trajectory: Trajectory,
+    rules: LiveRules,
+    cost: Cost,
+    selected: Selected | None,
+    final: Measurement | None = None,
+    *,
+    prefix: str = DEFAULT_PREFIX,
 ) -> dict[str, float | str]:
     """Best point, phases, last values, what stopped the run and what following it cost; by full name.
 
@@ -98,4 +105,4 @@ def summarise(
         "skipped_points": cost.skipped,
         **({} if final is None else final.metrics("final/")),
     }
-    return {f"ib/{name}": value for name, value in values.items() if value is not None}
+    return {f"{prefix}{name}": value for name, value in values.items() if value is not None}

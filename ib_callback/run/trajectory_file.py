@@ -13,7 +13,9 @@ from ib_callback.common.messages import describe, note, warn
 from ib_callback.results.lines import parse_lines
 from ib_callback.results.trajectory import FILENAME, Trajectory, check_writable
 from ib_callback.run import checkpoints
+from ib_callback.run.names import Names
 
+DEFAULT_NAMES = Names()
 _LEVELS = 4
 
 
@@ -27,6 +29,7 @@ class TrajectoryFile:
         directory: the run's output directory, created if needed.
         start_step: step from which the run continues; 0 or None for a fresh run.
         last_step: of a resumed run, the last step whose point can belong to it, if that is known to lie earlier.
+        name: of the file; runs with a prefix of their own have their own file.
 
     Attributes:
         path: the file.
@@ -38,10 +41,15 @@ class TrajectoryFile:
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], *, start_step: int | None = 0, last_step: int | None = None
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        start_step: int | None = 0,
+        last_step: int | None = None,
+        name: str = FILENAME,
     ) -> None:
         check_writable(directory)
-        self.path = Path(directory) / FILENAME
+        self.path = Path(directory) / name
         self.trajectory = Trajectory(mixed=True)
         self.rotated: Path | None = None
         with json_lines.explained(self.path, "continued"):
@@ -81,20 +89,23 @@ class TrajectoryFile:
         self.trajectory = Trajectory((m for _, m in kept), mixed=True)
 
 
-def bring_along(came_from: Path, directory: Path) -> None:
+def bring_along(came_from: Path, directory: Path, names: Names = DEFAULT_NAMES) -> None:
     """Copy the points and the record of checkpoints of the earlier part of a resumed run to where the run continues.
 
     Nothing is done where points are already. A failure is a warning; the second try is for an error that passes.
     """
     for last_try in (False, True):
         try:
-            destination = directory / FILENAME
+            destination = directory / names.trajectory
             if size_of(destination) is not None or directory.resolve() == came_from.resolve():
                 return
             # Read first: a failure must not leave half of the files behind.
-            trajectory = (came_from / FILENAME).read_bytes()
+            trajectory = (came_from / names.trajectory).read_bytes()
             directory.mkdir(parents=True, exist_ok=True)
-            checkpoints.CheckpointFile(directory).take_over(checkpoints.CheckpointFile(came_from))
+            record = names.checkpoints
+            checkpoints.CheckpointFile(directory, name=record).take_over(
+                checkpoints.CheckpointFile(came_from, name=record)
+            )
             write_atomically(destination, trajectory)
             return
         except FileNotFoundError:  # which is said when it is known what is missing
@@ -102,7 +113,7 @@ def bring_along(came_from: Path, directory: Path) -> None:
         except Exception as error:  # what was measured is where it was
             if last_try:
                 warn(
-                    f"The earlier part of the trajectory, {came_from / FILENAME}, could not be taken over to "
+                    f"The earlier part of the trajectory, {came_from / names.trajectory}, could not be taken over to "
                     f"{directory}. {describe(error)}"
                 )
 

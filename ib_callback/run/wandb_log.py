@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +11,10 @@ from typing import Any
 from ib_callback.common.messages import describe, warn
 from ib_callback.common.optional import require
 from ib_callback.results.trajectory import Trajectory
+from ib_callback.run.names import DEFAULT_PREFIX
+from ib_callback.run.trackers import PLANE, caption, opened
 
-PICTURES = "ib/"
-PLANE_KEY = "ib/plane"
-TABLE_KEY = "ib/trajectory"
+TABLE = "trajectory"
 # The axis of runs that no trainer writes: optimizer steps. Behind the step of a live run nobody else may write.
 AXIS = "ib/step"
 
@@ -61,13 +60,20 @@ class WandbLog:
 
     Args:
         step_metric: name of that column, which the trainer's own rows have too.
-        strict: whether what goes wrong is an error, as where logging is all that is done, and not a warning.
+        strict: whether a failure is an error. By default it is a warning, because a run must not die of its log.
+        prefix: of the logged keys.
+
+    Attributes:
+        config: what goes into the configuration of each run.
+        phase: as known by the last point, in a word; for the captions of pictures.
     """
 
-    def __init__(self, step_metric: str, *, strict: bool = False) -> None:
+    def __init__(self, step_metric: str, *, strict: bool = False, prefix: str = DEFAULT_PREFIX) -> None:
         self.step_metric = step_metric
         self._strict = strict
-        self.config: dict[str, Any] = {}  # what goes into the configuration of a run
+        self._prefix = prefix
+        self.phase: str | None = None
+        self.config: dict[str, Any] = {}
         self._described: list[Any] = []  # runs that know which column is the step
         self._warned: set[str] = set()
 
@@ -94,11 +100,11 @@ class WandbLog:
             pictures: further images to log along, PNG by name.
         """
         try:
-            row: dict[str, Any] = {**metrics, **self._images(plane, pictures)}
+            row: dict[str, Any] = {**metrics, **self._images(plane, pictures, step)}
             if not row:
                 return
             if not any(run is known for known in self._described):
-                run.define_metric("ib/*", step_metric=self.step_metric)
+                run.define_metric(f"{self._prefix}*", step_metric=self.step_metric)
                 self._described.append(run)
                 if self.config and hasattr(run, "config"):
                     run.config.update(self.config, allow_val_change=True)
@@ -132,8 +138,8 @@ class WandbLog:
             table: dict[str, Any] = {}
             if trajectory:
                 columns, rows = _table(trajectory)
-                table = {TABLE_KEY: sys.modules["wandb"].Table(columns=columns, data=rows)}
-            row = {**table, **self._images(plane, pictures)}
+                table = {f"{self._prefix}{TABLE}": sys.modules["wandb"].Table(columns=columns, data=rows)}
+            row = {**table, **self._images(plane, pictures, step)}
             if row:
                 run.log({**row, self.step_metric: step})
             run.summary.update(dict(summary))
@@ -142,15 +148,19 @@ class WandbLog:
                 raise
             self._warn(f"The trajectory could not be logged to Weights & Biases: {_describe(error)}")
 
-    def _images(self, plane: Path | None, pictures: Mapping[str, bytes] | None) -> dict[str, Any]:
-        given: dict[str, tuple[str, Path | bytes]] = {} if plane is None else {PLANE_KEY: (plane.name, plane)}
-        given |= {f"{PICTURES}{name}": (name, content) for name, content in (pictures or {}).items()}
+    def _images(self, plane: Path | None, pictures: Mapping[str, bytes] | None, step: int) -> dict[str, Any]:
+        given: dict[str, Path | bytes] = {} if plane is None else {PLANE: plane}
+        given |= pictures or {}
         images = {}
-        for key, (name, source) in given.items():
+        for name, source in given.items():
             try:
-                images[key] = sys.modules["wandb"].Image(str(source) if isinstance(source, Path) else _opened(source))
+                image = str(source) if isinstance(source, Path) else opened(source)
+                images[f"{self._prefix}{name}"] = sys.modules["wandb"].Image(
+                    image, caption=caption(name, step, self.phase)
+                )
             except Exception as error:  # the scalars can still be logged
-                self._warn(f"{name} could not be logged to Weights & Biases: {_describe(error)}")
+                told = source.name if isinstance(source, Path) else name
+                self._warn(f"{told} could not be logged to Weights & Biases: {_describe(error)}")
         return images
 
     def _warn(self, message: str) -> None:
@@ -160,21 +170,18 @@ class WandbLog:
 
 
 def _table(trajectory: Trajectory) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows: the step, the phase in hindsight, every number, and why a point is missing."""
+    """Columns and rows: the step, the phase in hindsight, every number, and why a point is missing.
+
+    A number that is undefined at every point has no column.
+    """
     scalars = [point.scalars() for point in trajectory]
-    names = list(dict.fromkeys(name for values in scalars for name in values))
+    names = list(dict.fromkeys(name for values in scalars for name, value in values.items() if value is not None))
     phases = trajectory.phases().phases
     rows = [
         [point.step, None if phase is None else int(phase), *(values.get(name) for name in names), point.error]
         for point, phase, values in zip(trajectory, phases, scalars, strict=True)
     ]
     return ["step", "phase", *names, "error"], rows
-
-
-def _opened(content: bytes) -> Any:
-    from PIL import Image  # comes with Matplotlib, which has drawn it
-
-    return Image.open(io.BytesIO(content))
 
 
 def _describe(error: Exception) -> str:

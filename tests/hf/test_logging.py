@@ -14,9 +14,7 @@ from tiny_hf import LENGTH, tiny_callback, tiny_trainer
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import integration_utils
 
-from ib_callback.results.metrics import PRIMARY_SCALARS
-
-SHOWN = ["ib/phase", *(f"ib/selectable/{name}" for name in PRIMARY_SCALARS)]
+SHOWN = ["ib/phase"]  # nothing can be selected so early
 
 
 def rows_of(trainer: Trainer) -> list[dict[str, Any]]:
@@ -44,8 +42,8 @@ def test_log_history_has_every_point(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [0, 5, 10, 12]
     assert [row["epoch"] for row in rows] == [0, 5 / 16, 10 / 16, 12 / 16]
     for row, point in zip(rows, callback.trajectory, strict=True):
-        # Nothing can be selected yet, for which JSON has no number.
-        assert list(row) == [*point.metrics(), "ib/phase", "epoch", "step"]
+        assert set(row) == {*point.metrics(), *SHOWN, "epoch", "step"}
+        assert list(row)[:4] == ["ib/loss", "ib/complexity", "ib/expressivity", "ib/distance_to_bound"]
         assert {name: row[name] for name in point.metrics()} == point.metrics()
         assert all(type(value) is float for key, value in row.items() if key.startswith("ib/"))
         assert row["ib/quadgram/complexity"] == point["quadgram"].complexity
@@ -72,7 +70,7 @@ class Writer:
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         assert not self.closed
-        assert (name, step) not in self.scalars or not name.startswith("ib/")
+        assert (name, step) not in self.scalars or not name.startswith("ib/"), "logged twice"
         self.scalars[name, step] = value
 
     def add_text(self, name: str, text: str, step: int | None = None) -> None:
@@ -112,6 +110,27 @@ def test_tensorboard_gets_every_number_at_its_step(tmp_path: Path, monkeypatch: 
     assert {step for name, step in writer.scalars if name == "train/loss"} == {3, 6, 9, 12}
 
 
+def test_tensorboards_files_have_keys_settings_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    follow(monkeypatch)
+    callback = tiny_callback(every_n_steps=5, orders="token", log_plane=True)
+    tiny_trainer(tmp_path, [callback], steps=12, report_to=["tensorboard"]).train()
+    (directory,) = (tmp_path / "runs").iterdir()
+    events = EventAccumulator(str(directory), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert [event.step for event in events.Scalars("ib/complexity")] == [0, 5, 10, 12]
+    assert not any(tag.startswith("train/ib") for tag in tags["scalars"])
+    assert set(tags["images"]) == {"ib/plane", "ib/over_steps", "ib/layers"}
+    assert [event.step for event in events.Images("ib/plane")] == [5, 12], "whenever the points have doubled"
+    (text,) = events.Tensors("ib/settings/text_summary")
+    assert (
+        f"| ib_probe_fingerprint | {callback._run.meter.probe.fingerprint} |"
+        in text.tensor_proto.string_val[0].decode()
+    )
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
 def test_another_integration_gets_every_point(first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     follow(monkeypatch)
@@ -149,6 +168,6 @@ def test_a_target_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatch: p
                 raise ConnectionError("the service has gone")
 
     trainer = tiny_trainer(tmp_path, [Fails(), tiny_callback(every_n_steps=5, orders="token")], steps=12)
-    with pytest.warns(RuntimeWarning, match=r"could not be logged by Fails; .* ConnectionError: the service has gone"):
+    with pytest.warns(RuntimeWarning, match=r"could not be logged by Fails\. .* ConnectionError: the service has gone"):
         trainer.train()
     assert [row["step"] for row in rows_of(trainer)] == [0, 5, 10, 12]

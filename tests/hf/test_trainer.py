@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import io
 import math
 import warnings
 from pathlib import Path
@@ -8,12 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny_hf import tiny_callback
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
-from transformers.integrations.integration_utils import AzureMLCallback, TensorBoardCallback, WandbCallback
+from transformers.integrations.integration_utils import (
+    AzureMLCallback,
+    CometCallback,
+    MLflowCallback,
+    SwanLabCallback,
+    TensorBoardCallback,
+    TrackioCallback,
+    WandbCallback,
+)
 from transformers.trainer_callback import CallbackHandler
 
-from ib_callback.hf._trainer import check_order, evaluation_key, find_handler, for_evaluation, report, watched_metric
+from ib_callback.hf._report import Report, draws_for, report
+from ib_callback.hf._trainer import check_order, evaluation_key, find_handler, for_evaluation, watched_metric
 
 NAMES = ["optimality", "distance_to_bound", "bigram/optimality", "entropy", "selectable/bigram/distance_to_bound"]
 
@@ -157,6 +169,11 @@ def stand_in(kind: type[TrainerCallback], **attributes: Any) -> Any:
 
 METRICS = {"ib/complexity": 0.5, "ib/phase": 1.0}
 STATE = SimpleNamespace(global_step=7)
+TOLD = Report(step=7, numbers=METRICS, pictures={}, captions={}, settings={}, prefix="ib/")
+
+
+def by_on_log(target: Any, logs: dict[str, float]) -> None:
+    target.on_log(None, STATE, None, logs=logs)
 
 
 def test_reports_to_every_integration_but_weights_and_biases() -> None:
@@ -164,7 +181,7 @@ def test_reports_to_every_integration_but_weights_and_biases() -> None:
     board, azure = stand_in(TensorBoardCallback, tb_writer=writer), stand_in(AzureMLCallback)
     wandb, no_integration = stand_in(WandbCallback), stand_in(EarlyStoppingCallback)
     not_yet = stand_in(TensorBoardCallback, tb_writer=None)
-    report(handler_of(board, azure, wandb, no_integration, not_yet), None, STATE, None, None, METRICS)
+    report(handler_of(board, azure, wandb, no_integration, not_yet), TOLD, by_on_log)
     assert writer.scalars == [("ib/complexity", 0.5, 7), ("ib/phase", 1.0, 7)]
     assert writer.flushed == 1
     assert azure.seen == [(7, METRICS)]
@@ -174,15 +191,68 @@ def test_reports_to_every_integration_but_weights_and_biases() -> None:
 def test_a_target_that_fails_is_a_warning_and_the_others_are_served() -> None:
     fails, serves = stand_in(AzureMLCallback, seen=None), stand_in(AzureMLCallback)
     with pytest.warns(
-        RuntimeWarning, match=r"could not be logged by StandInAzureMLCallback; training goes on\. AttributeError: 'None"
+        RuntimeWarning,
+        match=r"could not be logged by StandInAzureMLCallback\. Training goes on\. AttributeError: 'None",
     ) as caught:
-        report(handler_of(fails, serves), None, STATE, None, None, METRICS)
+        report(handler_of(fails, serves), TOLD, by_on_log)
     assert len(caught) == 1
     assert serves.seen == [(7, METRICS)]
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+BESIDE = Report(
+    step=7, numbers=METRICS, pictures={"plane": png()}, captions={"plane": "step 7"}, settings={"ib_seed": 0},
+    prefix="ib/",
+)  # fmt: skip
+
+
+def test_trackio_gets_the_keys_as_they_are_with_pictures_and_settings() -> None:
+    """Its integration would put `train/` before each of them."""
+    rows: list[dict[str, Any]] = []
+    trackio = SimpleNamespace(config={}, log=rows.append, Image=lambda image, caption: (image.size, caption))
+    target = stand_in(TrackioCallback, _trackio=trackio)
+    report(handler_of(target), BESIDE, by_on_log)
+    assert rows == [{**METRICS, "ib/plane": ((4, 3), "step 7"), "train/global_step": 7}]
+    assert trackio.config == {"ib_seed": 0}
+    assert target.seen == []
+
+
+def test_mlflow_gets_the_settings_as_parameters_and_pictures_as_artifacts() -> None:
+    params: dict[str, str] = {}
+    images: dict[str, Any] = {}
+    mlflow = SimpleNamespace(
+        log_params=params.update, log_image=lambda image, artifact_file: images.update({artifact_file: image.size})
+    )
+    target = stand_in(MLflowCallback, _ml_flow=mlflow, _MAX_PARAM_VAL_LENGTH=4, _auto_end_run=False)
+    told = dataclasses.replace(BESIDE, settings={"ib_seed": 0, "ib_rules": "a long text"})
+    report(handler_of(target), told, by_on_log)
+    assert target.seen == [(7, METRICS)], "which keeps the names"
+    assert params == {"ib_seed": "0", "ib_rules": "a lo"}
+    assert images == {"ib/plane.png": (4, 3)}
+
+
+def test_swanlab_and_comet_get_the_keys_as_they_are() -> None:
+    seen: list[tuple[str, dict[str, float], int]] = []
+    swan = SimpleNamespace(log=lambda numbers, step: seen.append(("swan", numbers, step)))
+    comet = SimpleNamespace(log_metrics=lambda numbers, step: seen.append(("comet", numbers, step)))
+    targets = [stand_in(SwanLabCallback, _swanlab=swan), stand_in(CometCallback, _experiment=comet)]
+    report(handler_of(*targets), TOLD, by_on_log)
+    assert seen == [("swan", METRICS, 7), ("comet", METRICS, 7)]
+
+
+def test_pictures_are_drawn_for_those_that_take_them() -> None:
+    assert not draws_for(None)
+    assert not draws_for(handler_of(stand_in(AzureMLCallback), stand_in(WandbCallback)))
+    assert draws_for(handler_of(stand_in(TensorBoardCallback)))
 
 
 def test_nothing_to_report_to() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert report(None, None, STATE, None, None, METRICS) is None
-        assert report(handler_of(TrainerCallback()), None, STATE, None, None, METRICS) is None
+        assert report(None, TOLD, by_on_log) is None
+        assert report(handler_of(TrainerCallback()), TOLD, by_on_log) is None

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from PIL import Image
+from scripted import follow
 from tiny_lightning import csv_rows, saving, tiny_callback, tiny_module, tiny_trainer
 from wandb_offline import OfflineRun, read_offline_runs
 
 import ib_callback as ib
+from ib_callback.lightning._loggers import beside_numbers
 from ib_callback.results.trajectory import FILENAME
 
 
@@ -31,9 +35,7 @@ def test_every_logger_gets_every_point_once_and_at_its_step(tmp_path: Path) -> N
             for name, value in point.metrics().items():
                 assert float(logged[point.step][name]) == value
             assert float(logged[point.step]["ib/tokens_seen"]) == 64 * point.step
-            shown = {name.removeprefix("ib/selectable/") for name in logged[point.step] if "/selectable/" in name}
-            assert shown == {"complexity", "expressivity", "optimality", "distance_to_bound"}
-            assert all(math.isnan(float(logged[point.step][f"ib/selectable/{name}"])) for name in shown)
+            assert not any("/selectable/" in name for name in logged[point.step]), "none can be selected so early"
             assert float(logged[point.step]["ib/phase"]) in (0, 1)
         assert [int(row["step"]) for row in rows if row["loss"]] == [2, 5, 8, 11], "the trainer's own have suffered"
     assert (Path(loggers[0].log_dir) / FILENAME).is_file()
@@ -72,8 +74,7 @@ def test_rows_of_an_offline_run(opened_by: str, tmp_path: Path, monkeypatch: pyt
         scalars = {key: value for key, value in row.items() if key in point.metrics()}
         assert scalars == pytest.approx(point.metrics(), rel=1e-12)
         assert row["ib/tokens_seen"] == 64 * row["trainer/global_step"]
-        selectable = row["ib/selectable/optimality"]
-        assert selectable == point.optimality if point.step >= 10 else math.isnan(selectable)
+        assert row.get("ib/selectable/optimality") == (point.optimality if point.step >= 10 else None)
         assert row["ib/plane/_type"] == "image-file"
         with Image.open(run.files / row["ib/plane/path"]) as image:
             assert image.format == "PNG"
@@ -139,3 +140,43 @@ def test_a_logger_that_fails_is_a_warning(tmp_path: Path) -> None:
         trainer.fit(tiny_module())
     assert callback.trajectory.steps == [0, 5, 10, 12]
     assert [int(row["step"]) for row in csv_rows(Path(logger.log_dir)) if row["ib/complexity"]] == [0, 10, 12]
+
+
+def test_tensorboards_files_have_keys_settings_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    follow(monkeypatch)
+    callback = tiny_callback(every_n_steps=5, orders="token", log_plane=True)
+    logger = TensorBoardLogger(tmp_path)
+    tiny_trainer(tmp_path, [callback], steps=12, logger=logger).fit(tiny_module())
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("ib/complexity")] == [0, 5, 10, 12]
+    assert set(events.Tags()["images"]) == {"ib/plane", "ib/over_steps", "ib/layers"}
+    assert [event.step for event in events.Images("ib/plane")] == [5, 12]
+    (text,) = events.Tensors("ib/settings/text_summary")
+    assert b"| ib_num_bins | 12 |" in text.tensor_proto.string_val[0]
+
+
+def test_mlflow_gets_settings_and_pictures() -> None:
+    class MLFlowLogger:
+        run_id = "r"
+
+        def __init__(self) -> None:
+            self.params: dict[str, object] = {}
+            self.images: list[tuple[str, str, tuple[int, int]]] = []
+            self.experiment = SimpleNamespace(
+                log_image=lambda run, image, artifact_file: self.images.append((run, artifact_file, image.size))
+            )
+
+        def log_hyperparams(self, params: dict[str, object]) -> None:
+            self.params.update(params)
+
+    logger, buffer = MLFlowLogger(), io.BytesIO()
+    Image.new("RGB", (4, 3), "red").save(buffer, "PNG")
+    log = beside_numbers(logger)
+    assert log is not None
+    log(5, {"plane": buffer.getvalue()}, {"code_seed": 0}, "code/")
+    assert (logger.params, logger.images) == ({"code_seed": 0}, [("r", "code/plane.png", (4, 3))])
+    assert beside_numbers(object()) is None

@@ -89,7 +89,7 @@ def test_an_earlier_part_that_cannot_be_found_is_a_warning(tmp_path: Path) -> No
 
 
 def test_state_is_progress_in_plain_python_under_a_key_of_its_own(tmp_path: Path) -> None:
-    callbacks = [tiny_callback(every_n_steps=2), tiny_callback(output_dir=tmp_path / "other", num_bins=9)]
+    callbacks = [tiny_callback(every_n_steps=2), tiny_callback(prefix="b/", output_dir=tmp_path / "other", num_bins=9)]
     assert callbacks[0].state_key != callbacks[1].state_key
     assert all(callback.state_key.startswith("IBCallback{") for callback in callbacks)
     assert callbacks[0].state_dict() == {}

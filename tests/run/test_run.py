@@ -225,7 +225,7 @@ def test_a_further_picture_that_fails_is_a_warning(
     followed = make_run(log_plane=True)
     followed.begin(model, directory=tmp_path)
     record_all(followed, model, range(2))
-    with pytest.warns(RuntimeWarning, match=r"by layer could not be drawn\. RuntimeError: no fonts"):
+    with pytest.warns(RuntimeWarning, match=r"pictures for a tracker could not be drawn\. RuntimeError: no fonts"):
         assert set(followed.pictures()) == {"over_steps"}
 
 
@@ -345,7 +345,7 @@ def test_without_matplotlib(model: torch.nn.Module, tmp_path: Path, monkeypatch:
         importlib.util, "find_spec", lambda name, *rest: None if name == "matplotlib" else find_spec(name, *rest)
     )
     followed = make_run(log_plane=True)
-    with pytest.warns(RuntimeWarning, match=r'pip install "ib-callback\[plot\]", or pass log_plane=False') as caught:
+    with pytest.warns(RuntimeWarning, match=r'pip install "ib-callback\[plot\]"\. Or pass log_plane=False') as caught:
         followed.begin(model, directory=tmp_path)
     assert len(caught) == 1
     record_all(followed, model, range(3))
@@ -659,6 +659,7 @@ def test_what_is_said_is_said_by_the_process_that_writes(
     model: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     followed = make_run()
+    followed.shows_lines = False
     followed.begin(model, directory=tmp_path)
     followed.announce("to whom it may concern")
     assert capsys.readouterr().err == "ib_callback: to whom it may concern\n"

@@ -22,7 +22,7 @@ import torch
 import ib_callback as ib
 from ib_callback.run.config import split_keywords
 
-SETTINGS = {"num_bins": 12, "batch_size": 3, "log_plane": False}
+SETTINGS = {"num_bins": 12, "batch_size": 3, "log_plane": False, "console": False}
 TWO_RANKS = os.environ.get("WORLD_SIZE") == "2"
 
 

@@ -23,6 +23,7 @@ class OfflineRun:
     rows: list[dict[str, Any]] = field(default_factory=list)
     step_metrics: dict[str, str] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
 
     def table(self, row: dict[str, Any], key: str) -> list[dict[str, Any]]:
         """The rows of a table that was logged under `key`, each by the names of its columns."""
@@ -57,6 +58,8 @@ def _parse(path: Path) -> OfflineRun | None:
             run.rows.append(_values(record.history.item))
         elif kind == "summary":
             run.summary.update(_values(record.summary.update))
+        elif kind in ("config", "run"):
+            run.config.update(_values((record.config if kind == "config" else record.run.config).update))
         elif kind == "exit":
             complete = True
         elif kind == "metric" and record.metric.glob_name:

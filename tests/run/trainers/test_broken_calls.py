@@ -34,12 +34,12 @@ def undisturbed(server: ForkServer) -> Any:
 SAMPLE = [
     ("hf", "tell -> _io.write", "mute"),
     ("hf", "_append -> posix.fsync", "EIO"),
-    ("hf", "report -> kills.broken_calls.on_log", "mute"),
+    ("hf", "log_by_itself -> kills.broken_calls.on_log", "mute"),
     ("hf", "log -> kills.broken_calls.log", "strict"),
     ("hf", "at_work -> time.perf_counter", "mute"),
     ("lightning", "_set_wandb_runs -> kills.broken_calls.experiment", "EIO"),
     ("lightning", "_set_wandb_runs -> lightning.pytorch.trainer.trainer.loggers", "mute"),
-    ("lightning", "_log -> lightning_utilities.core.rank_zero.wrapped_fn", "strict"),
+    ("lightning", "log_numbers -> lightning_utilities.core.rank_zero.wrapped_fn", "strict"),
     ("lightning", "_absolute -> posixpath.abspath", "EIO"),
     ("lightning", "release -> filelock._api.release", "mute"),
 ]

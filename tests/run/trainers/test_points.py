@@ -16,6 +16,7 @@ from tiny_hf import measured, numbers, random_states, same_weights, tiny_model, 
 import ib_callback as ib
 from ib_callback.results.trajectory import FILENAME
 from ib_callback.run import run as run_module
+from ib_callback.run.checkpoints import CheckpointFile
 
 
 def test_the_training_is_the_same_with_and_without(loop: Loop, tmp_path: Path) -> None:
@@ -149,21 +150,30 @@ def test_an_output_directory_of_its_own(loop: Loop, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / FILENAME).exists()
 
 
-def test_two_that_follow_one_training_need_a_directory_each(
+def test_two_that_follow_one_training_live_side_by_side(
     loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     follow(monkeypatch)
-    keywords = {"steps": 4, "every_n_steps": 2, "orders": "token"}
-    loop.train(tmp_path, output_dir=tmp_path / "a", beside=[{"output_dir": tmp_path / "b"}], **keywords)
-    assert [ib.Trajectory.load(tmp_path / name).steps for name in "ab"] == [[0, 2, 4], [0, 2, 4]]
+    keywords = {"steps": 4, "every_n_steps": 2, "save_every": 2, "orders": "token", "select": "optimality"}
+    loop.train(tmp_path, beside=[{"prefix": "code/", "every_n_steps": 1}], **keywords)
+    points = [ib.Trajectory.load(tmp_path / f"{stem}_trajectory.jsonl").steps for stem in ("ib", "code")]
+    assert points == [[0, 2, 4], [0, 1, 2, 3, 4]]
+    for stem in ("ib", "code"):
+        assert list(CheckpointFile(tmp_path, name=f"{stem}_checkpoints.jsonl").existing()) == [2, 4]
+        assert (tmp_path / f"{stem}_run.json").is_file()
+    # Each finds its own points and files again.
+    loop.train(tmp_path, beside=[{"prefix": "code/", "every_n_steps": 1}], **{**keywords, "steps": 6}, resume=True)
+    points = [ib.Trajectory.load(tmp_path / f"{stem}_trajectory.jsonl").steps for stem in ("ib", "code")]
+    assert points == [[0, 2, 4, 6], [0, 1, 2, 3, 4, 5, 6]]
 
 
-def test_two_callbacks_in_one_directory_are_refused(trainer: Loop, tmp_path: Path) -> None:
+def test_two_callbacks_with_one_prefix_are_refused(trainer: Loop, tmp_path: Path) -> None:
     steps: list[int] = []
-    with pytest.raises(ib.TrajectoryError, match=r"another callback of this training.*Give each its own output_dir="):
+    with pytest.raises(ValueError, match=r"expected a prefix= of its own for each IBCallback.*got 'ib/' twice.*code/"):
         trainer.train(
-            tmp_path, beside=[{"output_dir": tmp_path}], orders="token", on_step=lambda model, step: steps.append(step)
-        )
+            tmp_path, output_dir=tmp_path / "a", beside=[{"output_dir": tmp_path / "b"}], orders="token",
+            on_step=lambda model, step: steps.append(step),
+        )  # fmt: skip
     assert steps == []
 
 

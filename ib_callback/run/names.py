@@ -1,0 +1,106 @@
+"""What a run's keys and files are called: two callbacks with two prefixes live side by side."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+DEFAULT_PREFIX = "ib/"
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*/")
+# Trainers log their own numbers under these.
+_TAKEN = ("train/", "trainer/", "eval/", "test/", "val/")
+
+
+def check_prefix(prefix: object) -> str:
+    """A prefix of logged keys, checked.
+
+    Raises:
+        TypeError: not a text.
+        ValueError: not one word and a slash, or a word under which trainers log their own numbers.
+    """
+    if not isinstance(prefix, str):
+        raise TypeError(f'prefix: expected a text such as "ib/" or "code/", got {prefix!r}.')
+    if not _WORD.fullmatch(prefix):
+        raise ValueError(
+            f'prefix: expected one word and a slash at its end, such as "code/", got {prefix!r}. Letters, digits, "_" '
+            'and "-" can be used.'
+        )
+    if prefix.lower() in _TAKEN:
+        raise ValueError(
+            f"prefix: expected a word of its own, got {prefix!r}, under which trainers log their own numbers. Use "
+            'another one, such as "code/".'
+        )
+    return prefix
+
+
+def same_prefix(owner: str, prefix: str) -> str:
+    """The message for two callbacks of one trainer that have the same prefix."""
+    return (
+        f"expected a prefix= of its own for each {owner} of a Trainer, got {prefix!r} twice: they would log under the "
+        f'same keys. Give one of them another, such as {owner}(probe, prefix="code/").'
+    )
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of a run's files, and its part in names that cannot have a slash.
+
+    Args:
+        prefix: of its logged keys.
+
+    >>> Names("ib/").trajectory, Names("code/").trajectory, Names("code/").plane
+    ('ib_trajectory.jsonl', 'code_trajectory.jsonl', 'code_information_plane.png')
+    """
+
+    prefix: str = DEFAULT_PREFIX
+
+    @property
+    def stem(self) -> str:
+        """The prefix without its slash."""
+        return self.prefix.removesuffix("/")
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nobody has chosen another prefix."""
+        return self.prefix == DEFAULT_PREFIX
+
+    @property
+    def trajectory(self) -> str:
+        """All points, a line each."""
+        return f"{self.stem}_trajectory.jsonl"
+
+    @property
+    def checkpoints(self) -> str:
+        """Which checkpoint holds the weights of which step."""
+        return f"{self.stem}_checkpoints.jsonl"
+
+    @property
+    def run(self) -> str:
+        """What holds for the whole run: phase rule and guards."""
+        return f"{self.stem}_run.json"
+
+    @property
+    def final(self) -> str:
+        """The model that training leaves behind, where no point has its weights."""
+        return f"{self.stem}_final.jsonl"
+
+    @property
+    def curve(self) -> str:
+        """The IB curve, where that is the bound."""
+        return f"{self.stem}_curve.json"
+
+    @property
+    def plane(self) -> str:
+        """The picture of the information plane."""
+        return "information_plane.png" if self.is_default else f"{self.stem}_information_plane.png"
+
+    @property
+    def lock(self) -> str:
+        """The lock of a live run."""
+        return ".ib_callback.lock" if self.is_default else f".{self.stem}_callback.lock"
+
+    @property
+    def replaced(self) -> str:
+        """Files that are replaced as a whole, as a regular expression."""
+        stem = re.escape(self.stem)
+        return rf"{stem}_(trajectory|checkpoints|final)(\.\d+)?\.jsonl|{stem}_(run|curve)\.json|{re.escape(self.plane)}"
