@@ -116,7 +116,8 @@ def permuted_increments(
     base = float((number * given_narrow).sum()) / len(assignments)
     movable = _movable(stratum, joint)
     rows, labels = assignments[movable], joint[movable]
-    # A joint label is fixed as a whole or has positions on both sides when strata are finer than narrow labels.
+    # Usually a joint label is fixed as a whole. If strata are finer than narrow labels, it may have both fixed and
+    # movable positions.
     fixed_rows, fixed_labels = assignments[~movable], joint[~movable]
     order = torch.argsort(stratum[movable], stable=True)
     random = np.random.RandomState(seed)

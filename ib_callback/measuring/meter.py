@@ -697,7 +697,7 @@ class Meter:
         return replace(measurement, **loss_numbers(found.losses, self.probe, bounds))
 
     def _join(self, root: nn.Module) -> Team:
-        """The ranks that share the measurement, once it is sure that they mean the same one."""
+        """The ranks that share the measurement, after checking that all of them make the same one."""
         ranks = Ranks.alone() if self.process_group == "alone" else Ranks(self.process_group)
         meters = (self, *self._further_meters())
 

@@ -1,4 +1,4 @@
-"""The content of probes of datasets: found in the cache, or built from rows of any kind."""
+"""The content of probes of datasets: read from the cache, or built from rows of any kind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ib_callback.probe.content import Content, check_name
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# To be raised when the same arguments begin to give another probe.
+# Raise this number when a change makes the same arguments give a different probe.
 BUILD_RULES = 2
 
 
@@ -46,13 +46,13 @@ class ReadingOptions(TypedDict, total=False):
 
 
 class SplitOptions(ReadingOptions, total=False):
-    """Those of constructors that leave the split open."""
+    """Keywords of constructors that leave the choice of the split to the user."""
 
     split: str | None
 
 
 def check_keywords(constructor: str, given: Iterable[str], options: type) -> None:
-    """Raise a TypeError if a constructor of `Probe` was given a keyword that is none of these options."""
+    """Raise a TypeError if a constructor of `Probe` was given a keyword that is not among these options."""
     known = list(options.__annotations__)
     for name in given:
         if name not in known:
@@ -73,7 +73,7 @@ def dataset_content(
     group_column: str | None = None,
     **reading: Unpack[SplitOptions],
 ) -> Content:
-    """The content of `Probe.from_dataset`."""
+    """The content for `Probe.from_dataset`."""
     features = _features(label_columns)
     groups = [] if group_column is None else [group_column]
     columns = list(dict.fromkeys([text_column, *features.values(), *groups]))
@@ -127,7 +127,7 @@ def dataset_content(
 def preferences_content(
     pairs: Any, tokenizer: Any, sizes: Sizes, *, probe_name: str, **reading: Unpack[SplitOptions]
 ) -> Content:
-    """The content of `Probe.from_preferences`."""
+    """The content for `Probe.from_preferences`."""
 
     def build(rows: Rows, stream: Iterator[Mapping[str, Any]], **keywords: Any) -> Content:
         return collect_pairs(stream, tokenizer, sizes, **keywords)
@@ -137,7 +137,7 @@ def preferences_content(
 
 
 def remarks(content: Content) -> Iterator[str]:
-    """What to warn of: fewer sequences than asked for, pairs that were left out, labels that are all the same."""
+    """Warnings: fewer sequences than requested, pairs that were left out, labels that are all the same."""
     source, found = content.source, len(content.input_ids)
     left_out = ""
     if "pairs_read" in source:
@@ -163,7 +163,7 @@ def remarks(content: Content) -> Iterator[str]:
 
 
 def _single_labels(content: Content) -> Iterator[str]:
-    """Features of which all sequences have the same label, or none."""
+    """Descriptions of features for which all sequences have the same label, or no label, for a warning."""
     for feature, table in content.labels.items():
         numbers = table[table >= 0].unique().tolist()
         if len(numbers) < 2:
@@ -189,9 +189,9 @@ def cached_content(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> Content:
-    """What is in the cache, or `build(rows, stream of them, name=, source=, progress=)`."""
+    """The content from the cache, or from `build(rows, stream of rows, name=, source=, progress=)`."""
     check_integer("skip", skip, minimum=0, cure="it is how many rows to leave out at the start")
-    # Refused before anything is read, for that may take long.
+    # Checked before anything is read, because reading may take long.
     check_name(probe_name)
     Encoder(tokenizer, sizes.max_length)
     rows = rows_of(dataset, columns=columns, config=config, split=split, revision=revision)
@@ -219,15 +219,15 @@ def cached_content(
 
 
 def _path(request: Mapping[str, str], name: str, directory: str | os.PathLike[str] | None, what: str) -> Path | None:
-    """The file of the probe that these arguments give; None where there is no cache, which is said.
+    """The cached file for these arguments; None, with a warning, if there is no cache.
 
     Args:
-        request: everything that decides its content, as it was asked for: what a hub would answer is no part of
-            it, so that the file is found without a network. A probe of a dataset's newest revision thus stays the
-            one that was frozen first; the revision it is of is in its `source`.
-        name: of the probe; a part of the file's name, for people.
-        directory: of the cache; None: `probes` in the user's cache directory.
-        what: is built, for messages.
+        request: everything that decides the content of the probe, as requested. Answers of a hub are not part of it, so
+            the file is found without a network. Therefore a probe of a dataset's newest revision stays the one that was
+            built first; its `source` names the revision.
+        name: name of the probe; it is part of the file's name, for human readers.
+        directory: directory of the cache; None: `probes` in the user's cache directory.
+        what: what is built, for messages.
     """
     everything = {**request, "name": name, "format": str(_file.FORMAT_VERSION), "rules": str(BUILD_RULES)}
     key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()

@@ -278,7 +278,7 @@ def _compared(
     same_positions: bool = True,
 ) -> Difference:
     """The difference of two numbers, given with their replicates; `parts` are further errors to add."""
-    # Groups of the probe decide which sequences are left out together.
+    # The groups of the probe decide which sequences are left out together.
     same_text = same_positions and all(a.settings.get(k) == b.settings.get(k) for k in ("probe", "K", "groups"))
     paired = same_text and a.settings.get("probe") is not None and len(first[1]) == len(second[1])
     value = first[0] - second[0]

@@ -412,7 +412,7 @@ class Readout:
         return assignments.masked_fill_(at_the_mean[:, None], 1.0 / len(self._tokens))[:, None]
 
     def outcome(self) -> Outcome:
-        """After the last batch; to be asked for once."""
+        """The result after the last batch; call it only once."""
         sums = self._sums()
         told = {"why": self.why} if self.why else {"tokens": len(self._tokens), "mean": self._mean_of}
         return Outcome(self._plan, len(self._tokens), sums, self.why, self.is_failure, told)
@@ -504,7 +504,7 @@ class Prediction:
 
     @property
     def is_failure(self) -> bool:
-        """Whether that is an accident rather than a property of the model."""
+        """Whether something went wrong; False if the model simply has no prediction."""
         return bool(self._bad) or (self._losses.failed is not None and self._losses.failed.is_failure)
 
     def take(self, batches: Round[Batch], ran: bool) -> None:
@@ -531,7 +531,7 @@ class Prediction:
             self._bad = self._bad or describe(error)
 
     def outcome(self) -> Outcome:
-        """After the last batch; to be asked for once."""
+        """The result after the last batch; call it only once."""
         ranks = self._team.ranks
         ranks.agree_on(self._kept)  # raises a lack of memory on all ranks
         if self._is_finite is not None and not read([self._is_finite])[0].numpy():

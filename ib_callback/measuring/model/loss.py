@@ -52,7 +52,7 @@ _IN_CACHE = 1 << 18
 _TRIED = 128
 _AGREES = 1e-5
 # An untrained model's logits are so small that a cap has no effect. So the states of a second copy of the sequence are
-# scaled up to this size; rounding errors grow with them.
+# scaled up until its largest logit reaches this size; rounding errors grow too.
 _LARGE = 64.0
 _AGREES_LARGE = 1e-3
 _AGREES_LARGE_16_BITS = 0.05
