@@ -16,23 +16,23 @@ def add_log_command(commands: Any) -> None:
         "log",
         help="finished runs and models into Weights & Biases or TensorBoard",
         description="Log a run that is over, or measured models, to Weights & Biases or TensorBoard: every number "
-        "under the name that a callback logs it by. Trackers refuse to write to past steps, so that the points lie on "
-        "an axis of their own, ib/step. What is there already is not logged again.",
+        "under the name that a callback uses. Trackers refuse to write to past steps, so the points have an axis of "
+        "their own, ib/step. Points that are there already are not logged again.",
         **examples(
             "ib-callback log RUN_DIR --wandb my-run-ib",
             "ib-callback log results.jsonl --wandb ENTITY/PROJECT/RUN_ID",
             "WANDB_MODE=offline ib-callback log results.jsonl --model pythia-14m --wandb pythia",
             "ib-callback log RUN_DIR OTHER_RUN_DIR --tensorboard runs/ib",
-            more="Several runs or models have a run, or a folder, each: RUN-NAME in the group RUN, DIR/NAME. Of a run "
-            "of W&B that was logged offline on another machine, or whose directory was removed before wandb sync, "
-            "nobody here can know what it has: log to another one.",
+            more="Each of several runs or models gets a run of its own, RUN-NAME in the group RUN, or a folder, "
+            "DIR/NAME. What a run of W&B has is not known here if it was logged offline on another machine, or if its "
+            "directory was removed before wandb sync: log to another run then.",
         ),
     )
     add_run_arguments(parser)
     to = parser.add_mutually_exclusive_group(required=True)
     to.add_argument(
         "--wandb", metavar="RUN",
-        help="the id of a run, ID, PROJECT/ID or ENTITY/PROJECT/ID; it is resumed, or made if there is none",
+        help="the id of a run, ID, PROJECT/ID or ENTITY/PROJECT/ID; it is resumed, or made if it does not exist",
     )  # fmt: skip
     to.add_argument("--tensorboard", metavar="DIR", help="where event files are written")
     parser.add_argument("--group", help="of runs of W&B, such as that of the live run")
@@ -42,7 +42,7 @@ def add_log_command(commands: Any) -> None:
 
 def _log(options: argparse.Namespace) -> int:
     if options.group is not None and options.wandb is None:
-        raise ValueError("--group: is of use with --wandb alone. Leave it out")
+        raise ValueError("--group: expected only together with --wandb. Leave it out, or add --wandb")
     measured, status = courses_of(options)
     courses = [(course.name, course.trajectory) for course in measured]
     pictures = not options.no_plane

@@ -52,7 +52,7 @@ def is_resumed(checkpoint: Path, state: TrainerState, key: str) -> bool:
         return True  # which says nothing
     then, callbacks = saved.get("log_history", []), cast(dict[str, Any], state.stateful_callbacks or {})
     now = [state.log_history[: len(then)], callbacks.get(key)]
-    # As text, for NaN equals nothing.
+    # As text, because NaN equals nothing.
     return json.dumps(now) == json.dumps([then, (saved.get("stateful_callbacks") or {}).get(key)])
 
 

@@ -155,7 +155,7 @@ def keep_out_of_tables(handler: CallbackHandler | None, callback: TrainerCallbac
     """
     later = [] if handler is None else handler.callbacks[handler.callbacks.index(callback) + 1 :]
     for other in later:
-        # By name, for its module can be imported in notebooks only.
+        # By name, because its module can be imported in notebooks only.
         if any(base.__name__ == "NotebookProgressCallback" for base in type(other).__mro__):
             _call_without(other, frozenset(keys))
 
@@ -178,7 +178,7 @@ def _call_without(table: Any, keys: frozenset[str]) -> None:
 
 
 def save_without_infinity(state: TrainerState) -> None:
-    """Until `save_as_it_is`: a best metric of infinity, which stands for none, is none in the file of the state.
+    """Until `save_as_it_is`: in the file of the state a best metric of infinity, which means none yet, is None.
 
     The Trainer puts it there between an evaluation and a checkpoint, where no callback is called.
     """

@@ -282,7 +282,7 @@ class IBCallback(Follows, TrainerCallback):
 
     @survives
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Take note of the checkpoint, and of which one is now the best."""
+        """Note the checkpoint, and which one is now the best."""
         if not self._running:
             return
         self._saved = state.global_step
@@ -329,8 +329,8 @@ class IBCallback(Follows, TrainerCallback):
             return
         if not self._over and self._run.config.at_finish and not self._run.recorded(state.global_step):
             warn(
-                f"The last step, step {state.global_step}, was not measured: a callback ended the training so late "
-                "that the best model had been loaded in its place. Put IBCallback after that callback."
+                f"The last step, step {state.global_step}, was not measured: a callback ended the training after the "
+                "best model had been loaded. Put IBCallback after that callback."
             )
         self._choose(args, state)
         self._running, self._ended = False, True
@@ -424,8 +424,8 @@ class IBCallback(Follows, TrainerCallback):
                     self._run.note_checkpoint(step, kept)
                     warn(
                         f"The best checkpoint of the earlier part of this run, of step {step}, cannot be compared with "
-                        f"later ones, and would be removed by save_total_limit. It stays as {kept}: remove it yourself "
-                        "when it is of no more use."
+                        f"later ones, and save_total_limit would remove it. It is kept as {kept}. Remove it yourself "
+                        "when you no longer need it."
                     )
                 del self._to_keep[0]
 
@@ -440,7 +440,7 @@ class IBCallback(Follows, TrainerCallback):
         return key if self.output_dir is None else f"{key}:{os.fspath(self.output_dir)}"
 
     def _write_state(self, state: TrainerState) -> None:
-        """Into every checkpoint: how far the trajectory has come, for a resumed run to know its own points."""
+        """Into every checkpoint: how far the trajectory has come, so that a resumed run knows its own points."""
         attributes: dict[str, Any] = {**self._run.progress(), "directory": str(self._files)}
         if self._selects:
             best, if_saved = self.selected, self._run.best_after_saving(state.global_step)

@@ -41,7 +41,7 @@ class Averaging:
 
     def changes_at_epoch_end(self, epoch: int) -> bool:
         """Whether the average that is saved changes once more after the last step of an epoch."""
-        # A copy is asked, for the callback may count how often it was.
+        # A copy is asked, because the callback may count how often it is asked.
         return any(copy.copy(callback).should_update(epoch_idx=epoch) for callback in self._saves)
 
     def epochs(self, trainer: Any) -> int | None:
@@ -124,6 +124,6 @@ def _exchange(a: Tensor, b: Tensor) -> None:
 
 
 def _is_lightnings(callback: Any, name: str) -> bool:
-    # By name, for there are two packages; somebody's own callback of that name may be anything.
+    # By name, because there are two packages; somebody's own callback of that name may be anything.
     bases = {(base.__module__.split(".")[0], base.__name__) for base in type(callback).__mro__}
     return not bases.isdisjoint({("lightning", name), ("pytorch_lightning", name)})

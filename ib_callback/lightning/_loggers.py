@@ -12,7 +12,7 @@ Beside = Callable[[int, Mapping[str, bytes], Mapping[str, Any], str], None]
 
 
 def is_a(logger: Any, name: str) -> bool:
-    """Whether a logger is of a class of that name, of whichever Lightning package."""
+    """Whether a logger has a class of that name, in either Lightning package."""
     return any(base.__name__ == name for base in type(logger).__mro__)
 
 

@@ -308,8 +308,8 @@ class IBCallback(Follows, Callback):
             if step and not earlier and self.trajectory and writes:
                 _warn(
                     "The checkpoint knows nothing of this callback. The points up to step "
-                    f"{self.trajectory[-1].step} in {directory} are taken for earlier ones of this run; if they are "
-                    "another run's, pass another output_dir=, or move the files away."
+                    f"{self.trajectory[-1].step} in {directory} are taken for earlier points of this run. If they "
+                    "belong to another run, pass another output_dir=, or move the files away."
                 )
             self._state = {"directory": os.path.abspath(directory)}
             self._watch_saving(trainer, earlier)
@@ -366,8 +366,8 @@ class IBCallback(Follows, Callback):
         if self._run.config.at_finish and not self._run.recorded(self._step):
             if self._averaging and not self._measures_averages and not self._has_weights(pl_module, self._trained):
                 _warn(
-                    f"The last step, step {self._step}, was not measured: the training ended before it was "
-                    "known to be the last, and its weights have given way to their average."
+                    f"The last step, step {self._step}, was not measured: when the training ended, the average had "
+                    "already replaced its weights."
                 )
             else:
                 self._record(trainer, pl_module)
@@ -519,9 +519,7 @@ class IBCallback(Follows, Callback):
                 logger.save()
             except Exception as error:  # a run must not die of its log
                 name = type(logger).__name__
-                _warn(
-                    f"The information of step {step} could not be logged to {name}; training goes on. {describe(error)}"
-                )
+                _warn(f"The numbers of step {step} could not be logged to {name}. Training goes on. {describe(error)}")
 
     def _stop_if_decided(self, trainer: Any) -> None:
         decision = self._run.decision
@@ -532,7 +530,7 @@ class IBCallback(Follows, Callback):
         self._run.announce(f"training stops at step {trainer.global_step}: {decision.message}")
 
     def _check_saving(self, trainer: Any) -> None:
-        """Warn, on one rank, of what `select` and `early_stopping` wait for in vain."""
+        """Warn, on one rank, of what keeps `select` and `early_stopping` from ever acting."""
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         rules = self._run.rules
@@ -571,7 +569,7 @@ class IBCallback(Follows, Callback):
                 if trainer.is_global_zero:
                     _warn(
                         f"The best checkpoint of the earlier part of this run, {path} of step {best['step']}, cannot "
-                        "be compared with later ones, and stays: remove it yourself when it is of no more use."
+                        "be compared with later ones, and is kept. Remove it yourself when you no longer need it."
                     )
         elif earlier:  # of an earlier version, perhaps
             kept = [self._run.own_step(Path(os.path.abspath(directory / name))) for name in earlier.get("withheld", ())]
@@ -637,7 +635,7 @@ class IBCallback(Follows, Callback):
         self._run.end(trainer.global_step, complete=complete)
 
     def _directory(self, trainer: Any) -> Path:
-        """On every rank the same, for not every logger knows its name and version on every rank."""
+        """The same on every rank, because not every logger knows its name and version on every rank."""
         if self.output_dir is not None:
             return Path(self.output_dir)
         directory = trainer.default_root_dir

@@ -60,7 +60,7 @@ class Backfilled:
         parts = [f"{self.logged} points logged"]
         parts += [f"{self.known} were there already"] if self.known else []
         parts += [f"{self.missing} could not be measured"] if self.missing else []
-        parts += [f"{self.without_step} have no step, and so no place on the axis"] if self.without_step else []
+        parts += [f"{self.without_step} have no step, so they have no place on the axis"] if self.without_step else []
         return f"{self.model}: {'; '.join(parts)}: {self.where}"
 
 
@@ -264,8 +264,8 @@ def _on_server(run: Any) -> There:
         rows = list(wandb.Api().run(f"{run.entity}/{run.project}/{run.id}").scan_history())
     except Exception as error:
         raise TrajectoryError(
-            f"the run {run.id} exists, and what it has cannot be read ({describe(error)}), so that points could be "
-            "there twice. Give another --wandb"
+            f"the run {run.id} exists, but its points cannot be read ({describe(error)}): points could be logged "
+            "twice. Give another --wandb"
         ) from error
     return numbers_of(rows, run.id)
 

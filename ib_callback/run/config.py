@@ -168,7 +168,7 @@ class RunConfig:
         if rule is None:
             return None
         guard, phases = self._guard_of(rule), self.rule_of_phases()
-        # The object that was given stays, for its user may look into it.
+        # The object that was given stays, because its user may look into it.
         kept = guard == rule.guard and phases == rule.phase_rule
         return rule if kept else replace(rule, guard=guard, phase_rule=phases)
 

@@ -49,9 +49,9 @@ class RunLock:
             self._lock.acquire()
         except Timeout:
             raise TrajectoryError(
-                f"{directory}: another live run, in another process, writes its trajectory there. Wait for it to end "
-                "(an interrupted one ends with its process, a notebook perhaps), or pass another output_dir=, on "
-                "another file system if there is no such run: some answer every request for a lock like that."
+                f"{directory}: another live run, in another process, writes its trajectory there. Wait for it to end, "
+                "or pass another output_dir=. An interrupted run ends with its process, perhaps a notebook. If "
+                "there is no such run, the file system refuses every lock: pass an output_dir= on another one."
             ) from None
         except OSError:  # a file system without locks
             pass

@@ -273,7 +273,7 @@ class LiveRules:
         return self._tracker.phases()
 
     def choose(self, trajectory: Trajectory, available: Collection[int]) -> Choice:
-        """The best of the points of which a checkpoint exists, as known now."""
+        """The best of the points that have a checkpoint, as known now."""
         if self.selects and not any(self._selected_by in point.scalars() for point in trajectory):
             # All of them were measured with other settings, before this run was resumed.
             return Choice(best=None, runner_up=None, noise=None, candidates=())

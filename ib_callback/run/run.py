@@ -1,4 +1,4 @@
-"""Following one run of training: what every loop needs alike, from the schedule to the last picture."""
+"""Following one run of training: what every training loop needs, from the schedule to the last picture."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ class _State:
     selected: Selected | None = None
     final: Measurement | None = None
     certain: bool = True  # whether no checkpoint that may be a better one could not be looked for
-    not_compared: frozenset[Path] = frozenset()  # checkpoints of an earlier part, of which the trajectory knows nothing
+    not_compared: frozenset[Path] = (
+        frozenset()
+    )  # checkpoints of an earlier part that the trajectory knows nothing about
     told_to_stop: bool = False
     asked: tuple[int, int | None, bool] | None = None  # what the schedule was asked last, and its answer
 
@@ -205,8 +207,8 @@ class Run:
                     self.record(seen.model, seen.step, train_loss=seen.loss)
                 else:
                     _warn(
-                        f"The last step seen, step {seen.step}, was not measured: the optimizer has made another one "
-                        "since. Call run.step(model, step) after the last step of the optimizer, too."
+                        f"Step {seen.step}, the last step that was reported, was not measured: the optimizer has "
+                        "made another step since. Call run.step(model, step) after the last step of the optimizer, too."
                     )
         self.end(seen.step, complete=kind is None)
 
@@ -253,7 +255,7 @@ class Run:
         return decision
 
     def _number_of(self, loss: Any) -> float | None:
-        with self.survived("A loss is not kept with its point, for it is no number"):
+        with self.survived("The training loss is not kept with its point: expected a number"):
             return None if loss is None else float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
         return None
 
@@ -273,7 +275,7 @@ class Run:
         step, path = self._within("saved", step), expanded(path)
         if self._last is None:
             raise RuntimeError("Run.saved: expected a first run.step(model, step), with which the run begins.")
-        with self.survived("A checkpoint could not be taken note of"), self.at_work():
+        with self.survived("A checkpoint could not be noted"), self.at_work():
             # Saved after a step of the optimizer that `step` is yet to be told of: the weights are those of now.
             holds = True
             if self.rules.selects and step >= self._last.step and not self.recorded(step):
@@ -412,7 +414,7 @@ class Run:
     def _open(
         self,
         model: torch.nn.Module,
-        directory: Path,  # absolute, for the working directory may change while training runs
+        directory: Path,  # absolute, because the working directory may change while training runs
         step: int,
         last: tuple[int | None, Sequence[Any] | None],
         max_steps: int | None,
@@ -447,9 +449,9 @@ class Run:
                 _warn(f"{self.rules.given_up}.")
             if self.rules.selects and not self.config.at_start:
                 _warn(
-                    f"at_start=False: the first point, at step {step}, is measured all the same, for select= needs it: "
-                    "it tells the phases, whether the weights were trained before, and how good a checkpoint is from "
-                    "which a run is resumed."
+                    f"at_start=False: the first point, at step {step}, is measured all the same, because select= "
+                    "needs it. It tells the phases, whether the weights were trained before, and how good the "
+                    "checkpoint is from which a run is resumed."
                 )
         self.described = trackers.settings(
             self.meter,
@@ -477,8 +479,8 @@ class Run:
                 file.begin_anew()
                 state.checkpoints = CheckpointFile(directory, start_step=0, name=self.names.checkpoints)
                 _warn(
-                    f"The point of step {last_step} in {file.path} is not that of the checkpoint from which this run "
-                    f"goes on, but another run's. The file was moved to {file.rotated}, and a new one begins here."
+                    f"The point of step {last_step} in {file.path} belongs to another run than the checkpoint that "
+                    f"this run resumes from. The file was moved to {file.rotated}, and a new one begins here."
                 )
             self._compare_settings(file)
             _set_aside_foreign(directory / self.names.run)
@@ -502,7 +504,7 @@ class Run:
                 state.plane = self._own_plane(directory)
             else:
                 _warn(
-                    f"{self.names.plane} will not be drawn: Matplotlib is not installed. Install it with: "
+                    f"{self.names.plane} will not be drawn because Matplotlib is not installed. Install it with: "
                     'pip install "ib-callback[plot]". Or pass log_plane=False.'
                 )
 
@@ -547,7 +549,7 @@ class Run:
             earlier = any(directory.glob(f"{self.names.stem}_trajectory*.jsonl"))
             if not may_be_replaced(plane) and not (earlier and b"Matplotlib version" in plane.read_bytes()):
                 _warn(
-                    f"{plane} is not a picture of an earlier run, and is left as it is: no plane is drawn. Move it "
+                    f"{plane} was not drawn by this package. It is left as it is, and no plane is drawn. Move it "
                     "away, or pass another output_dir=."
                 )
                 return None
@@ -569,9 +571,9 @@ class Run:
         rank = first_different([probe.fingerprint for probe in self.meter.probes])
         if rank is not None:
             raise ProbeError(
-                f"expected the same probes on every rank, got others on rank {rank} than on rank 0. A stream that is "
-                "split between the ranks gives each its own rows: build the probe once (ib-callback probe build, or "
-                "Probe.save), and load it on every rank with Probe.load."
+                f"expected the same probes on every rank, got different ones on rank {rank} and rank 0. A stream "
+                "that is split between the ranks gives each rank other rows. Build the probe once (ib-callback "
+                "probe build, or Probe.save), and load it on every rank with Probe.load."
             )
 
     def _check_schedule(self, step: int, max_steps: int | None) -> None:
@@ -594,8 +596,8 @@ class Run:
         if step and last_step >= 0 and (found is None or found < min(step, last_step)):
             there = "has none of them" if found is None else f"ends at step {found}"
             _warn(
-                f"This run was measured up to step {last_step} before it was interrupted, and {file.path} {there}: "
-                "phases, stopping and selection go by the points that are left. To have them all, stop now and put the "
+                f"This run was measured up to step {last_step} before it was interrupted, but {file.path} {there}. "
+                "Phases, stopping and selection use the points that are left. To use all points, stop now and put the "
                 "earlier file there, or pass the earlier output_dir=."
             )
 
@@ -611,7 +613,7 @@ class Run:
             f"{'; '.join(differences)} (then vs now)."
         )
         if self.config.mix_settings:
-            _warn(f"{found} Points before and after cannot be compared, and mix_settings=True mixes them.")
+            _warn(f"{found} Points before and after cannot be compared; mix_settings=True mixes them.")
             return
         file.begin_anew()
         _warn(
@@ -654,7 +656,7 @@ class Run:
         return False
 
     def _wanted(self, step: int, since: int | None) -> bool:
-        """Whether the schedule wants a step; it is asked once, for it may count how often it was."""
+        """Whether the schedule wants a step. It is asked once, because it may count how often it is asked."""
         asked = self._state.asked
         # A checkpoint may be saved at a step that has been asked for with those since the one before.
         if asked is None or asked[0] != step or since not in (None, asked[1]):
@@ -754,7 +756,7 @@ class Run:
         if at_start:
             _raise_on_every_rank(failure)
         if point.error is not None:
-            _warn(f"Nothing could be measured at step {step}; training goes on without this point. {point.error}")
+            _warn(f"Nothing could be measured at step {step}. Training goes on without this point. {point.error}")
         return point
 
     def record_final(self, model: torch.nn.Module, step: int) -> Measurement:
@@ -806,8 +808,8 @@ class Run:
         """
         if not holds and self.rules.selects and self._state.writes:
             _warn(
-                f"The checkpoint {path} holds other weights than those measured at step {step}, as if they had been "
-                "exchanged or trained since, and cannot be selected."
+                f"The checkpoint {path} cannot be selected: it holds other weights than those measured at step {step}. "
+                "They were exchanged, or trained further, since."
             )
         if self._state.checkpoints is not None:
             with self.survived(_NOT_RECORDED):
@@ -861,7 +863,7 @@ class Run:
         return None if found is not None and found.fallback and found.value is None else found
 
     def best_after_saving(self, step: int) -> Selected | None:
-        """What will be selected when this step has been saved, for its checkpoint to say so; no file is looked at."""
+        """What will be selected when this step has been saved, for its checkpoint to hold; it looks at no file."""
         selected = self._state.selected
         if self.rules.selects:
             with self.survived("The best checkpoint could not be determined"):
@@ -900,7 +902,7 @@ class Run:
             from ib_callback.plot import may_be_replaced, save_information_plane
 
             if drawn and not may_be_replaced(self._state.plane):
-                raise FileExistsError("another file was put there in mid-run, and is left as it is")
+                raise FileExistsError("another file was put there while the run went on, and is left as it is")
             save_information_plane(self.trajectory, self._state.plane, curve=self.meter.curve())
             self._state.points_drawn = points
             return self._state.plane
@@ -993,7 +995,7 @@ class Run:
             self._save(state.file)
             if state.unsaved:
                 steps = ", ".join(str(point.step) for point in state.unsaved)
-                _warn(f"Points that could not be written to {state.file}: steps {steps}. .trajectory has them.")
+                _warn(f"The points of steps {steps} could not be written to {state.file}. They are in .trajectory.")
             if self.rules.selects and (choice := self._choice()) is not None and choice.p_value is not None:
                 _warn(choice.describe()) if choice.may_be_chance else self.announce(choice.describe())
         plane = self.draw(final=True)
@@ -1004,7 +1006,7 @@ class Run:
                 cure = ", or leave select= out" if self.rules.selects else ""
                 self.announce(
                     f"overhead_budget={budget} was exceeded: {state.exempt} of the {state.points} measurements were of "
-                    "checkpoints, evaluations, the first or the last step, which no budget leaves out. To have fewer, "
+                    "checkpoints, evaluations, the first or the last step, which no budget skips. To have fewer, "
                     f"save or evaluate less often{cure}"
                 )
         self._release()
@@ -1032,7 +1034,7 @@ class Run:
     def _release(self) -> None:
         lock, self._lock = self._lock, None
         if lock is not None:
-            with self.survived("The output directory could not be released, and is in use until the process ends"):
+            with self.survived("The output directory could not be released. It stays in use until the process ends"):
                 lock.release()
 
     @property
@@ -1074,7 +1076,10 @@ class Run:
             state.checkpoints.write_anew()
         what = "was gone" if size is None else "had lost points"
         left = "" if moved is None else f" What was left is in {moved.name}."
-        _warn(f"{file} {what} in mid-run.{left} It has been written anew, with all {len(self.trajectory)} points.")
+        _warn(
+            f"{file} {what} while the run went on.{left} It has been written again, with all {len(self.trajectory)} "
+            "points."
+        )
 
     @contextmanager
     def survived(self, what: str) -> Iterator[None]:
@@ -1130,7 +1135,7 @@ class Follows:
 
 
 def survives(event: Event) -> Event:
-    """Of a callback, for an event while training runs: whatever goes wrong there is a warning."""
+    """Wrap an event of a callback that comes while training runs: whatever goes wrong there is a warning."""
 
     @functools.wraps(event)
     def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -1149,7 +1154,9 @@ def weights_seen(model: torch.nn.Module) -> tuple[int, int]:
 def _check_is_curve(path: Path) -> None:
     """Raise a TrajectoryError if a file of somebody else is where the curve goes."""
     if size_of(path) and b'"num_codewords"' not in path.read_bytes():
-        raise TrajectoryError(f"{path} is no curve of ours, and is left as it is; move it away, or pass output_dir=")
+        raise TrajectoryError(
+            f"{path} was not written by this package, and is left as it is. Move it away, or pass output_dir="
+        )
 
 
 def _identity(point: Measurement) -> list[float | None]:
@@ -1166,7 +1173,7 @@ def _set_aside_foreign(path: Path) -> None:
     """Move a file of somebody else out of the way that is where the rule of the run goes."""
     with json_lines.explained(path, "moved"):
         if size_of(path) and b'"phase_rule"' not in path.read_bytes():
-            _warn(f"{path} is not of a run of ours. It was moved to {json_lines.set_aside(path)}.")
+            _warn(f"{path} was not written by a run of this package. It was moved to {json_lines.set_aside(path)}.")
 
 
 def _may_be_complete(path: Path) -> bool:

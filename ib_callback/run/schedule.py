@@ -89,7 +89,7 @@ def logarithmic(per_decade: int = 8) -> Logarithmic:
 def never_fires(schedule: Schedule, step: int, max_steps: int) -> bool:
     """Whether a schedule wants none of the steps after `step` up to `max_steps`, if there are any.
 
-    A schedule is asked step by step until it wants one, for no more than a million steps.
+    A schedule is asked step by step until it wants one, up to a million steps.
     """
     if max_steps <= step:
         return False

@@ -49,8 +49,8 @@ def look_for_probes(probes: Iterable[Probe], loaders: Any, count: int, tokenizer
                 found = probe.overlap(examples, tokenizer)
                 if found:
                     _warn(
-                        f"Probe {probe.name!r} is not held out from the training data: {found}. What is measured on "
-                        "text that is trained on says little of other text; take the probe from another split."
+                        f"Probe {probe.name!r} is not held out from the training data: {found}. A measurement on "
+                        "text of the training says little about other text. Take the probe from another split."
                     )
                 else:
                     clean.append(
@@ -59,7 +59,7 @@ def look_for_probes(probes: Iterable[Probe], loaders: Any, count: int, tokenizer
                     )
         except Exception as error:  # whatever a user's dataset does, it will do when training needs it
             _warn(
-                "The training data could not be searched for the probe; training goes on. "
+                "The training data could not be searched for the probe. Training goes on. "
                 f"{describe(error).rstrip('.')}. {_BY_HAND}"
             )
     return "; ".join(clean)

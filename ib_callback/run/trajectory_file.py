@@ -139,7 +139,7 @@ def find_run(run_dir: Path) -> Path:
         raise TrajectoryError(f"{run_dir} has several runs; give the directory of one of them:{several}")
     if not found:
         raise TrajectoryError(
-            f"no {FILENAME} in {run_dir}, nor up to {_LEVELS} levels below it, checkpoints left aside. Give the output "
+            f"no {FILENAME} in {run_dir}, nor up to {_LEVELS} levels below it, outside of checkpoints. Give the output "
             "directory of a run that IBCallback followed, or write one there with ib.Trajectory.save"
         )
     return found[0]

@@ -90,7 +90,7 @@ class WandbLog:
         plane: Path | None = None,
         pictures: Mapping[str, bytes] | None = None,
     ) -> None:
-        """One row; unless this is strict, whatever goes wrong is a warning, for a run must not die of its log.
+        """One row; unless this is strict, a failure is a warning, because a run must not die of its log.
 
         Args:
             run: the open run.

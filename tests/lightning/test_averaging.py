@@ -252,7 +252,7 @@ def test_a_file_with_weights_that_were_not_measured_is_not_selected(same_file: b
 
     callback = tiny_callback(every_n_steps=2, select=SELECT)
     name = {"filename": "one", "save_top_k": 1, "enable_version_counter": False} if same_file else {}
-    with pytest.warns(RuntimeWarning, match="holds other weights than those measured at step 9"):
+    with pytest.warns(RuntimeWarning, match="cannot be selected: it holds other weights than those measured at step 9"):
         train(tmp_path, [callback, LambdaCallback(on_save_checkpoint=halve), saving(tmp_path, 3, **name)])
     best = callback.selected
     assert best.step in (3, 6)

@@ -94,7 +94,7 @@ def test_a_single_point_without_a_step_is_at_0_and_others_have_no_place(offline:
     assert (result.logged, result.without_step) == (1, 0)
     (result,) = to_wandb([("two", Trajectory([*alone, *alone]))], "two", pictures=False)
     assert (result.logged, result.without_step) == (0, 2)
-    assert "2 have no step, and so no place on the axis" in str(result)
+    assert "2 have no step, so they have no place on the axis" in str(result)
 
 
 # --- what the server says of a run that exists
@@ -120,7 +120,7 @@ def test_the_server_is_asked_what_a_resumed_run_has(monkeypatch: pytest.MonkeyPa
     def broken(path: str) -> None:
         raise ConnectionError("gone")
 
-    with pytest.raises(TrajectoryError, match=r"the run x exists, and what it has cannot be read"):
+    with pytest.raises(TrajectoryError, match=r"the run x exists, but its points cannot be read"):
         _on_server(server(monkeypatch, broken))
 
 
@@ -186,7 +186,7 @@ def test_without_tensorboard_the_error_says_what_to_install(
         (["--wandb", "a/b/c/d"], "expected ID, PROJECT/ID or ENTITY/PROJECT/ID"),
         (["--wandb", "a//d"], "expected ID, PROJECT/ID or ENTITY/PROJECT/ID"),
         (["--wandb", "a:d"], "expected the id of a run"),
-        (["--tensorboard", "logs", "--group", "g"], "--group: is of use with --wandb alone"),
+        (["--tensorboard", "logs", "--group", "g"], "--group: expected only together with --wandb"),
     ],
 )
 def test_mistakes(options: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,7 +162,7 @@ def test_nothing_is_drawn_where_nothing_was_measured(
 
     monkeypatch.setattr(followed.meter, "measure", fail)
     with pytest.warns(
-        RuntimeWarning, match=r"at step 0; training goes on without this point\. RuntimeError: out of luck"
+        RuntimeWarning, match=r"at step 0\. Training goes on without this point\. RuntimeError: out of luck"
     ):
         record_all(followed, model, range(1))
     followed.end(0)
@@ -247,7 +247,7 @@ def test_a_picture_of_somebody_else_is_left_as_it_is(
     if beside:
         COURSE.save(tmp_path / FILENAME)
     followed = make_run(log_plane=True)
-    says_so = pytest.warns(RuntimeWarning, match="not a picture of an earlier run, and is left as it is")
+    says_so = pytest.warns(RuntimeWarning, match="was not drawn by this package. It is left as it is")
     with nullcontext() if drawn else says_so:
         followed.begin(model, directory=tmp_path)
     record_all(followed, model, range(2))
@@ -271,7 +271,10 @@ def test_a_picture_that_is_put_there_in_mid_run_stays(
 @pytest.mark.parametrize("content", [b'{"fabric": "infiniband"}', b"no JSON"])
 def test_a_run_file_of_somebody_else_is_moved(content: bytes, model: torch.nn.Module, tmp_path: Path) -> None:
     (tmp_path / RUN_FILENAME).write_bytes(content)
-    with pytest.warns(RuntimeWarning, match=r"ib_run\.json is not of a run of ours. It was moved to .*ib_run\.1\.json"):
+    with pytest.warns(
+        RuntimeWarning,
+        match=r"ib_run\.json was not written by a run of this package\. It was moved to .*ib_run\.1\.json",
+    ):
         make_run().begin(model, directory=tmp_path)
     assert (tmp_path / "ib_run.1.json").read_bytes() == content
     with warnings.catch_warnings():
@@ -286,7 +289,9 @@ def test_a_curve_of_somebody_else_is_left_as_it_is(
     monkeypatch.setattr(Meter, "curve", lambda meter: curve)
     path = tmp_path / "ib_curve.json"
     path.write_bytes(b'{"mine": 1}')
-    with pytest.warns(RuntimeWarning, match=r"ib_curve\.json is no curve of ours, and is left as it is; move it away"):
+    with pytest.warns(
+        RuntimeWarning, match=r"ib_curve\.json was not written by this package, and is left as it is\. Move it away"
+    ):
         make_run().begin(model, directory=tmp_path)
     assert path.read_bytes() == b'{"mine": 1}'
     path.unlink()
@@ -707,7 +712,7 @@ def test_a_training_in_between_keeps_the_directory(model: torch.nn.Module, tmp_p
     inner.end(2)
     with pytest.warns(RuntimeWarning, match=r"another training in this process.*give each its own output_dir="):
         record_all(outer, model, range(5, 6))
-    with pytest.warns(RuntimeWarning, match=r"could not be written to .*: steps 5\. \.trajectory has them"):
+    with pytest.warns(RuntimeWarning, match=r"points of steps 5 could not be written to .*\. They are in \.trajectory"):
         outer.end(5)
     assert Trajectory.load(tmp_path) == inner.trajectory
     assert outer.trajectory.steps == [0, 1, 5]

@@ -105,5 +105,5 @@ class Failing(Numbered):
     ],
 )
 def test_a_dataset_that_fails_is_a_warning(dataset, why):
-    with pytest.warns(RuntimeWarning, match=f"could not be searched for the probe; training goes on. {why}"):
+    with pytest.warns(RuntimeWarning, match=f"could not be searched for the probe. Training goes on. {why}"):
         assert look_for_probes([LEAKED], loader(dataset), 10) == ""

@@ -91,7 +91,9 @@ def test_no_point_is_of_other_weights_than_its_step_says(leaves: bool, tmp_path:
     if leaves:
         run = train()
     else:
-        with pytest.warns(RuntimeWarning, match="The last step seen, step 6, was not measured: the optimizer has made"):
+        with pytest.warns(
+            RuntimeWarning, match="Step 6, the last step that was reported, was not measured: the optimizer has made"
+        ):
             run = train()
     assert run.trajectory.steps == [0, 2, 4, 5, 6][: 5 if leaves else 4]
     for point in run.trajectory:
@@ -215,7 +217,7 @@ def test_the_loss_is_kept_with_the_point(model: torch.nn.Module, made: list[int]
 def test_a_loss_that_is_no_number_ends_no_training(
     loss: Any, model: torch.nn.Module, made: list[int], tmp_path: Path
 ) -> None:
-    told = pytest.warns(RuntimeWarning, match="A loss is not kept with its point, for it is no number")
+    told = pytest.warns(RuntimeWarning, match="The training loss is not kept with its point: expected a number")
     with told, run_in(tmp_path, every_n_steps=1) as run:
         for step in range(3):
             run.step(model, step, loss=loss if step == 1 else 1.0)
@@ -322,7 +324,10 @@ def test_a_checkpoint_of_later_weights_than_its_step_is_not_selected(tmp_path: P
         run.step(model, 1)
         with torch.no_grad():
             next(model.parameters()).mul_(2)
-        with pytest.warns(RuntimeWarning, match=r"1\.pt holds other weights than those measured at step 1, .*trained"):
+        with pytest.warns(
+            RuntimeWarning,
+            match=r"1\.pt cannot be selected: it holds other weights than those measured at step 1\..*trained",
+        ):
             save(run, 1, tmp_path / "1.pt")
         save(run, 2, tmp_path / "2.pt")  # as it should have been said
         assert set(run._state.checkpoints.existing()) == {0, 2}

@@ -189,7 +189,7 @@ def test_points_of_another_run_are_not_taken_for_those_of_the_checkpoint(
     back = continued / saved.relative_to(tmp_path / "run")
     back.parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "aside").rename(back)
-    with pytest.warns(RuntimeWarning, match=f"point of step 4 in {continued}.* but another run's"):
+    with pytest.warns(RuntimeWarning, match=f"point of step 4 in {continued}.* belongs to another run"):
         outcome = loop.train(continued, resume=True, select="optimality", **KEYWORDS)
     assert outcome.followed.trajectory.steps == [5, 6, 8, 10, 12]
     moved = [ib.Trajectory.load(path) for path in continued.glob("ib_trajectory.*.jsonl")]
@@ -231,7 +231,7 @@ def test_a_file_that_loses_points_in_mid_run_gets_every_point(
 
     lost = "was gone" if loses == "its directory" else "had lost points"
     left = "" if loses in ("its directory", "all of it") else f" What was left is in {OLD}."
-    said = f"{FILENAME} {lost} in mid-run.{left} It has been written anew, with all 5 points."
+    said = f"{FILENAME} {lost} while the run went on.{left} It has been written again, with all 5 points."
     with pytest.warns(RuntimeWarning, match=said):
         outcome = loop.train(tmp_path / "run", on_step=on_step, phase_rule=rule, **{**KEYWORDS, "save_every": 0})
     assert outcome.followed.trajectory.steps == [0, 2, 4, 6, 8, 10, 12]
