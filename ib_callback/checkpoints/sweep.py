@@ -110,7 +110,7 @@ def run_sweep(checkpoints: Sequence[Checkpoint], path: Path, sweep: Sweep) -> Re
         ranks.by_first(lambda: lock.enter_context(_alone_with(path)) and None)
         todo = ranks.by_first(left)
         if len(todo) < len(checkpoints):
-            sweep.tell(f"{len(checkpoints) - len(todo)} of {len(checkpoints)} are in {path} already")
+            sweep.tell(f"{len(checkpoints) - len(todo)} of {len(checkpoints)} checkpoints are already in {path}")
         failed = []
         clock = _Clock(len(todo))
         for number, (checkpoint, folder) in enumerate(_fetched(todo, evict=sweep.evict and ranks.is_local_first), 1):

@@ -64,7 +64,7 @@ def test_the_checkpoints_of_a_run_give_the_trajectory_of_the_callback(run, capsy
     names = sorted(path.name for path in Path.cwd().glob("*.svg"))
     assert names == ["run_layers.svg", "run_plane.svg", "run_steps.svg"]
     assert main(["measure", str(run), "-o", "r.jsonl", "--probe", "probe.safetensors", *SMALL]) == 0
-    assert "3 of 3 are in r.jsonl already" in capsys.readouterr().err
+    assert "3 of 3 checkpoints are already in r.jsonl" in capsys.readouterr().err
     assert len(Path("r.jsonl").read_text().splitlines()) == 3
 
 
