@@ -114,6 +114,14 @@ def test_names_of_ours_exist(name: str) -> None:
     assert not unknown
 
 
+def test_names_of_ours_in_the_tutorial_exist() -> None:
+    # .ci/docs executes it, which takes a minute.
+    notebook = json.loads((ROOT / "docs/tutorial/tutorial.ipynb").read_text(encoding="utf-8"))
+    code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(code) > 5
+    assert not unknown_names("\n".join(code))
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in QUICKSTARTS])
 def test_blocks_run(name: str, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
