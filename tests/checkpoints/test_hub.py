@@ -325,10 +325,10 @@ def test_known_corpora_are_documents(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 IN_THE_WAY = {
-    "no network": ("ConnectError", "Without a network (or in offline mode, HF_HUB_OFFLINE=1): "),
-    "offline": ("OfflineModeIsEnabled", "Without a network (offline mode, HF_HUB_OFFLINE=1): "),
-    "too many": ("429", "The hub limits how often it is asked (429): wait for 1 s and try again, or log in (HF_TOKEN)"),
-    "cut": ("RemoteProtocolError", "The download was cut off: try again; without a steady network: "),
+    "no network": ("ConnectError", "There is no network (or offline mode is on, HF_HUB_OFFLINE=1): "),
+    "offline": ("OfflineModeIsEnabled", "There is no network (offline mode, HF_HUB_OFFLINE=1): "),
+    "too many": ("429", "The hub limits the number of requests (429): wait for 1 s and try again, log in (HF_TOKEN)"),
+    "cut": ("RemoteProtocolError", "The download was cut off: try again; if the connection stays unstable: "),
 }
 ASKING = {
     "a model": (["measure", LATE, *OPTIONS], "hf download made/tiny"),
@@ -397,7 +397,7 @@ def test_a_hub_that_asks_to_come_again_is_asked_again_after_as_long(
     hub.refusals[f"api/models/{LATE}/refs"] = 2
     assert measure(LATE) == 0
     assert waits == [1.0, 1.0]
-    assert f"{LATE}: the hub limits how often it is asked (429), and is asked again in 1 s" in capsys.readouterr().err
+    assert f"{LATE}: the hub limits the number of requests (429); trying again in 1 s" in capsys.readouterr().err
 
 
 def test_a_hub_that_lets_nobody_list_files_for_a_while_is_asked_again(
