@@ -302,7 +302,7 @@ def test_the_record_alone_tells_whose_checkpoints_they_are(tmp_path):
     found = remarks(report)
     assert (found["2,500"], found["2,600"], found["2,700"]) == ("deleted", f"not in {FILENAME}", "deleted")
     assert found["2,800"] == "no checkpoint"
-    assert f"Checkpoints that are not in {FILENAME} are taken for those of another run" in report.verdict
+    assert f"Checkpoints that are not in {FILENAME} are assumed to be of another run" in report.verdict
     assert "There is no" not in report.verdict
 
 
@@ -317,10 +317,7 @@ def test_of_a_run_that_saved_nothing_those_of_the_run_before_it_are_none(tmp_pat
 
 def test_without_a_record_the_report_says_so(tmp_path):
     report = select_report(save(tmp_path, run(C, E), (2000,)))
-    assert (
-        f"There is no {FILENAME}: whatever checkpoint lies in {tmp_path} is taken for one of this run."
-        in report.verdict
-    )
+    assert f"There is no {FILENAME}: every checkpoint in {tmp_path} is assumed to belong to this run." in report.verdict
 
 
 # --- where the trajectory is

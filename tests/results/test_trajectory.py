@@ -296,9 +296,9 @@ def test_a_last_line_torn_at_any_byte_is_dropped_and_can_be_appended_to(tmp_path
     path = tmp_path / "torn.jsonl"
     for size in [*range(first + 1, len(data) - 1, 41), len(data) - 2]:
         path.write_bytes(data[:size])
-        with pytest.warns(RuntimeWarning, match=r"torn\.jsonl: the last line is torn"):
+        with pytest.warns(RuntimeWarning, match=r"torn\.jsonl: the last line is incomplete"):
             assert Trajectory.load(path).steps == [0]
-        with pytest.warns(RuntimeWarning, match=r"torn\.jsonl: the last line is torn"):
+        with pytest.warns(RuntimeWarning, match=r"torn\.jsonl: the last line is incomplete"):
             append_line(path, point(20))
         assert Trajectory.load(path) == Trajectory([point(0), point(20)])
         assert path.read_bytes().startswith(data[:first] + b'{"step": 20,')
@@ -491,7 +491,7 @@ def test_a_checksum_that_is_none_is_no_missing_one(tmp_path, change):
     Trajectory([point(0), point(10)]).save(path)
     content, _, seal = path.read_text().replace('"step": 10', '"step": 12').removesuffix('"}\n').rpartition('"')
     path.write_text(f'{content}"{change(seal)}"}}\n')
-    with pytest.raises(TrajectoryError, match=r"jsonl:2: its checksum is not that of its content"):
+    with pytest.raises(TrajectoryError, match=r"jsonl:2: its checksum does not match its content"):
         Trajectory.load(path)
 
 
