@@ -309,9 +309,9 @@ def test_other_remains_of_a_crash_at_the_end_are_dropped_too(tmp_path, tail):
     path = tmp_path / "t.jsonl"
     Trajectory([point(0)]).save(path)
     path.write_bytes(path.read_bytes() + tail)
-    with pytest.warns(RuntimeWarning, match="torn"):
+    with pytest.warns(RuntimeWarning, match="incomplete"):
         assert Trajectory.load(path).steps == [0]
-    with pytest.warns(RuntimeWarning, match="torn"):
+    with pytest.warns(RuntimeWarning, match="incomplete"):
         append_line(path, point(20))
     assert Trajectory.load(path).steps == [0, 20]
 
@@ -321,7 +321,7 @@ def test_a_torn_line_longer_than_one_read_is_cut_off_whole(tmp_path):
     Trajectory([point(0)]).save(path)
     intact = path.read_bytes()
     path.write_bytes(intact + b'{"layers": "' + b"x" * 300_000)
-    with pytest.warns(RuntimeWarning, match="torn"):
+    with pytest.warns(RuntimeWarning, match="incomplete"):
         append_line(path, point(20))
     assert Trajectory.load(path).steps == [0, 20]
     assert len(path.read_bytes()) < 3 * len(intact)
@@ -341,9 +341,9 @@ def test_a_whole_last_line_without_a_line_break_is_kept(tmp_path):
 def test_a_file_of_one_torn_line_is_an_empty_trajectory(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_bytes(b'{"step": 0, "en')
-    with pytest.warns(RuntimeWarning, match="torn"):
+    with pytest.warns(RuntimeWarning, match="incomplete"):
         assert len(Trajectory.load(path)) == 0
-    with pytest.warns(RuntimeWarning, match="torn"):
+    with pytest.warns(RuntimeWarning, match="incomplete"):
         append_line(path, point(5))
     assert Trajectory.load(path).steps == [5]
 
