@@ -141,8 +141,8 @@ def point_at(course: Course, step: str) -> Measurement:
         best = measured[0] if len(measured) == 1 else course.trajectory.best(by="optimality")
         if best is None:
             raise NoPointError(
-                "no point can be selected as the best, for the compression phase was not recognised or has no measured "
-                "point; give --step last or a number."
+                "no point can be selected as the best because the compression phase was not recognised or has no "
+                "measured point; give --step last or a number."
             )
         return best
     for point in measured:

@@ -237,7 +237,7 @@ class _Telling:
                 )
                 yield Sentence(topic="start", text=text, numbers=(*self._cite("predictive_information", first),))
             else:
-                text = "The run begins from trained weights, by its own rule, and so has no phases."
+                text = "The run begins from trained weights, by its own rule, so it has no phases."
                 yield Sentence(topic="start", text=text, numbers=(_whole("phase_rule.from_trained", "true"),))
         elif first.step == 0:
             yield self._untrained(first)
@@ -385,7 +385,7 @@ class _Telling:
             else:
                 text = (
                     f"From {self._where(top)} on the {plane} goes down on both axes, {told[0]} in the end, {told[1]}: "
-                    "the run leaves the bound, which is no compression."
+                    "the run leaves the bound, and this is not compression."
                 )
             numbers = self._cite(complexity, top, last) + self._cite(expressivity, top, last)
             return Sentence(topic="phases", text=text, numbers=(*numbers,))
@@ -403,9 +403,9 @@ class _Telling:
             "end; "
         )
         text += (
-            "what falls while a model memorises is no compression."
+            "a fall while a model memorises is not compression."
             if phases.memorising_start is not None
-            else "that is no sure fall. Many small models never compress."
+            else "this fall is not certain. Many small models never compress."
         )
         return Sentence(topic="phases", text=text, numbers=(*self._cite(complexity, top, last),))
 

@@ -83,12 +83,14 @@ class IBCurve:
         ascends = alike and c[0] == e[0] == 0 and (np.diff(c) > 0).all() and (np.diff(e) >= 0).all()
         if not ascends or not np.isfinite([c[-1], e[-1], self.mutual_information]).all() or np.isnan(b).any():
             raise ValueError(
-                "the corners of an IBCurve are finite and ascend from (0, 0), with a complexity, an expressivity and a "
-                f"beta each, got {c.shape}, {e.shape} and {b.shape} of these"
+                "corners: expected finite values that ascend from (0, 0), as many complexities as expressivities and "
+                f"betas, got shapes {c.shape}, {e.shape} and {b.shape}"
             )
         taken = sorted(_OF_FILE & self.info.keys())
         if taken:
-            raise ValueError(f"info: expected names that are not taken in the file of a curve, got {', '.join(taken)}")
+            raise ValueError(
+                f"info: expected names that the file of a curve does not use itself, got {', '.join(taken)}"
+            )
 
     def bound(self, complexity: Any) -> Any:
         """The highest expressivity that was achieved with at most this complexity.
@@ -117,7 +119,7 @@ class IBCurve:
 
     def to_efficiency(self, num_bins: int) -> IBCurve:
         """The same curve in fractions of log(num_bins), the unit of `Meter`."""
-        check_integer("num_bins", num_bins, minimum=2, cure="it is the number of reference points of the Meter")
+        check_integer("num_bins", num_bins, minimum=2, cure="pass the number of reference points of the Meter")
         return self._in("efficiency", math.log(num_bins))
 
     def with_info(self, **info: Any) -> IBCurve:
@@ -170,12 +172,12 @@ class IBCurve:
             content = json_lines.parsed(data)
             number, unit = content.pop("format"), content.pop("unit")
             if number not in (1, FORMAT) or unit != "nats":
-                raise ValueError(f"format {number!r} in {unit!r} is none that this version of ib_callback knows")
+                raise ValueError(f"format {number!r} in {unit!r} is unknown to this version of ib_callback")
             if number == FORMAT:
                 content.pop(_CHECKSUM, None)
                 line = data.rstrip()  # removes any kind of line break
                 if line != _sealed(line[: -len(_sealed(b""))]):
-                    raise ValueError("its checksum is not that of its content")
+                    raise ValueError("its checksum does not match its content")
             known = {name: content.pop(name) for name in ("complexity", "expressivity", "mutual_information")}
             betas = np.array([math.inf if beta is None else beta for beta in content.pop("betas")])
             curve = cls(**known, betas=betas, num_codewords=content.pop("num_codewords"), info=content)
@@ -194,7 +196,7 @@ class IBCurve:
         slopes = np.diff(e) / np.diff(c)
         rounding = 1e-9 * (1 + self.mutual_information)
         if (e > np.minimum(c, self.mutual_information) + rounding).any() or (np.diff(slopes) > 1e-6).any():
-            raise ValueError("it is not concave, or exceeds its complexity or mutual information")
+            raise ValueError("it is not concave, or exceeds its complexity or its mutual information")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, IBCurve):
@@ -263,9 +265,9 @@ def ib_curve(
     seed = check_integer("seed", seed, minimum=0, cure="0 is the default")
     chosen = None if betas is None else _check_betas(betas)
     if num_codewords is not None:
-        num_codewords = check_integer("num_codewords", num_codewords, minimum=2, cure="with one nothing can be said")
+        num_codewords = check_integer("num_codewords", num_codewords, minimum=2, cure="one codeword carries nothing")
     if max_iterations is not None:
-        max_iterations = check_integer("max_iterations", max_iterations, minimum=1, cure="None is a good choice")
+        max_iterations = check_integer("max_iterations", max_iterations, minimum=1, cure="None chooses a good number")
     if tolerance is not None and not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance: expected a number of nats of at least 0, got {tolerance!r}.")
     where = torch.device(device) if device is not None else joint.device if isinstance(joint, torch.Tensor) else None

@@ -53,7 +53,7 @@ def probe_joint(probe: Probe, order: str = "token", *, orders: str | Iterable[st
     """
     widths = parse_orders(orders)
     if order not in widths:
-        raise ValueError(f"order: expected one of those in orders= ({', '.join(widths)}), got {order!r}.")
+        raise ValueError(f"order: expected one of orders= ({', '.join(widths)}), got {order!r}.")
     widest, width = max(widths.values()), widths[order]
     positions = valid_positions(probe.attention_mask.numpy(), widest, probe=probe.name)
     ids = probe.input_ids.numpy()
@@ -110,7 +110,7 @@ def probe_curve(
         The curve, in nats. `.to_efficiency(num_bins)` converts it to the unit of measurements. Its `info` holds the
         probe's fingerprint, the order, K (the widest order) and the number of valid positions.
     """
-    check_integer("num_codewords", num_codewords, minimum=2, cure="it is the number of bins, 100 by default")
+    check_integer("num_codewords", num_codewords, minimum=2, cure="pass the number of bins, 100 by default")
     widths = parse_orders(orders)
     probe.verify()
 
@@ -127,7 +127,7 @@ def probe_curve(
         curve = IBCurve.load(path)
         asked = {"probe": probe.fingerprint, "order": order, "K": max(widths.values())}
         if any(curve.info.get(key) != value for key, value in asked.items()) or curve.num_codewords != num_codewords:
-            raise ValueError(f"{path} holds another curve than its name says")
+            raise ValueError(f"{path} does not hold the curve that its name says")
         return curve
 
     if not cache or order not in widths:

@@ -55,7 +55,7 @@ def find_checkpoints(wanted: Wanted, tell: Tell) -> tuple[list[Checkpoint], list
             each = find_runs(Path(source), name)
             several = dict.fromkeys(checkpoint.model for checkpoint in each)
             if len(several) > 1 and wanted.name is None:
-                tell(f"{source} holds several runs, each a model: {', '.join(several)}; --name makes them one")
+                tell(f"{source} holds several runs, each a model: {', '.join(several)}; --name makes them one model")
             found += each if wanted.name is None else [replace(checkpoint, model=name) for checkpoint in each]
         elif hub.is_id(source):
             found += hub.find_on_hub(source, name, wanted.revisions)

@@ -33,10 +33,10 @@ _WEIGHTS = (
 )
 # Number of tries for a download. huggingface_hub itself resumes a file that stopped in the middle.
 _TRIES = 3
-TOO_DEEP = "The brackets of a file in JSON there are nested too deep: save the model or download it anew"
+TOO_DEEP = "The brackets of a JSON file there are nested too deep: save the model or download it again"
 _WAYS = (
-    "download it where there is one, `hf download {name}`, and copy the cache (HF_HOME), or name a folder instead; "
-    "HF_ENDPOINT names another hub"
+    "download it elsewhere with `hf download {name}` and copy the cache (HF_HOME), or name a folder instead; "
+    "HF_ENDPOINT sets another hub"
 )
 
 
@@ -144,8 +144,8 @@ def find_on_hub(name: str, model: str, globs: Sequence[str]) -> list[Checkpoint]
                 for name, (commit, weights) in cached.items()
             )
         raise ModelError(
-            f"{repository}: is no path here, and the hub cannot be asked for it ({_shortened(error)}), nor has its "
-            f"cache a revision that matches {' or '.join(map(repr, wanted))}. {ways_out(repository, error)}"
+            f"{repository}: there is no such path, the hub cannot be reached ({_shortened(error)}), and its cache has "
+            f"no revision that matches {' or '.join(map(repr, wanted))}. {ways_out(repository, error)}"
         ) from error
     commits = {ref.name: ref.target_commit for ref in (*refs.branches, *refs.tags)}
     chosen = [name for name in commits if any(fnmatch.fnmatchcase(name, glob) for glob in wanted)]
@@ -199,7 +199,7 @@ def by_name(option: str, name: str, load: Callable[..., Any], file: str) -> Any:
             in_the_way = error
         if in_the_way is not None:
             raise ValueError(
-                f"{option}: cannot be loaded ({_shortened(in_the_way)}), and is not whole in the cache. "
+                f"{option}: cannot be loaded ({_shortened(in_the_way)}), and its copy in the cache is not complete. "
                 f"{ways_out(name, in_the_way)}; or a file, {option.split()[0]} {file}"
             ) from error
         if is_too_deep(error):

@@ -69,7 +69,7 @@ class Loading:
             torch.empty(0, device=self.device)
         except Exception as error:  # torch raises errors of any kind
             raise ModelError(
-                f"--device: expected one that is here, such as cpu or cuda:0, got {self.device!r} "
+                f"--device: expected a device of this machine, such as cpu or cuda:0, got {self.device!r} "
                 f"({describe(error).splitlines()[0]})"
             ) from error
 
@@ -209,7 +209,7 @@ def _check_all_layers(model: nn.Module, left_over: Iterable[str], path: Path) ->
     ]
     if more:
         raise ModelError(
-            f"{path}: expected weights of the layers that its configuration has, got those of more: "
+            f"{path}: expected weights for the layers of its configuration, got weights for more layers: "
             f"{', '.join(more[:5])}{', …' if len(more) > 5 else ''}"
         )
 
@@ -291,12 +291,12 @@ def _read(path: Path, *, allow_pickle: bool) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path}: holds more than tensors and plain values, or is damaged ({describe(error).splitlines()[0]}). If "
-            "you trust whoever wrote it, load it with --allow-pickle, by which it can run any code"
+            "you trust whoever wrote it, load it with --allow-pickle, which lets it run any code"
         ) from error
     except (EOFError, OSError, RuntimeError) as error:
         raise ModelError(
             f"{path}: expected a whole file of weights, got one that cannot be read "
-            f"({describe(error).splitlines()[0]}). It may be torn: save it anew, or move it away"
+            f"({describe(error).splitlines()[0]}). It may be incomplete: save it again, or move it away"
         ) from error
     if isinstance(content, nn.Module):
         content = content.state_dict()

@@ -129,8 +129,8 @@ def _check_tokenizers(probe: Probe, models: dict[str, list[Checkpoint]], asked: 
         if share is not None and share < _COMES_BACK:
             raise ProbeError(
                 f"--probe {asked.probe}: expected ids of the tokenizer of {model}, got those of another one "
-                f"({probe.tokenizer}): only {share:.0%} of their neighbours come back from the text that it makes of "
-                "them. Give --documents FILE, of which each model's tokenizer makes its own probe, or with "
+                f"({probe.tokenizer}): only {share:.0%} of their neighbours come back when its text is tokenised "
+                "again. Give --documents FILE, of which each model's tokenizer makes its own probe, or with "
                 "--tokenizer the one that is right for the model"
             )
 

@@ -229,8 +229,8 @@ def _check_names(old: Iterable[Row], checkpoints: Iterable[Checkpoint], path: Pa
     for origin, _ in old:
         if origin is None:
             raise TrajectoryError(
-                f"{path}: expected a file of results, got the trajectory of a run, whose lines name no model. Give "
-                "another -o"
+                f"{path}: expected a file of results, got the trajectory of a run, which names no models. Give another "
+                "-o"
             )
         if origin.source is not None:
             sources[origin.model, origin.revision] = origin.source

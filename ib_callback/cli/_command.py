@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 # Every command ends with one of these exit codes.
 DONE, NOT_ALL, FAILED, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = (
-    "Exit status: 0 all was done, and that nothing can be concluded is an answer too; 1 it was done, but there is "
-    "nothing to select, a model, point or picture had to be left out, or a checkpoint failed, as the last lines or "
-    "those on standard error say; 2 it could not be done, and the line on standard error says why."
+    "Exit status. 0: all was done ('nothing can be concluded' is an answer too). 1: it was done, but nothing can be "
+    "selected, a model, point or picture was left out, or a checkpoint failed; the last lines or standard error say "
+    "which. 2: it could not be done, and standard error says why."
 )
 # Longest name of a file, in bytes. File systems allow 255, and `write_atomically` first uses a name longer by 42.
 _LONGEST_NAME = 213
@@ -84,7 +84,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that select runs and models, for `load_courses`."""
     parser.add_argument(
         "runs", nargs="+", metavar="RUN",
-        help=f"a directory where {FILENAME} lies, one above it, such a file, or a file of results of many models",
+        help=f"a directory that contains {FILENAME}, at any depth, such a file, or a file of results of many models",
     )  # fmt: skip
     parser.add_argument("--model", action="append", metavar="NAME", help="of a file of results; repeatable")
 
@@ -201,8 +201,8 @@ def _check_picture(option: str, path: Path) -> None:
 
     if not may_be_replaced(path):
         raise ValueError(
-            f"{option} {path}: expected no file, or a picture that ib-callback made, got something else, which is left "
-            "as it is. Give another path, or move it away"
+            f"{option} {path}: expected no file, or a picture that ib-callback made, got something else, which was not "
+            "changed. Give another path, or move it away"
         )
     try:
         check_format(path)
@@ -220,7 +220,7 @@ def _check_table(option: str, path: Path) -> None:
     if first and (not is_table or b"\0" in first):
         what = "measurements" if is_measured(path) else "something else"
         raise ValueError(
-            f"{option} {path}: expected no file, or a table that can be replaced, got {what}, which is left as it is. "
+            f"{option} {path}: expected no file, or a table that can be replaced, got {what}, which was not changed. "
             "Give another path, or move it away"
         )
 

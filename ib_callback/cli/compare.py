@@ -36,8 +36,10 @@ def add_compare_command(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
         help="many models side by side: ranked, paired, or layer by layer",
-        description="Compare models that were measured on the same documents with the same settings: who lies nearest "
-        "to the bound; with --pair what changed from one to another, with intervals; with --profile their layers.",
+        description=(
+            "Compare models that were measured on the same documents with the same settings: which model is nearest "
+            "to the bound; with --pair what changed from one to another, with intervals; with --profile their layers."
+        ),
         **examples(
             "ib-callback compare results.jsonl -o models.png",
             "ib-callback compare results.jsonl --pair OLMo-2-1B:OLMo-2-1B-DPO --metric preference/ratio",
@@ -51,7 +53,7 @@ def add_compare_command(commands: Any) -> None:
         help="which point of each model, by default the last; may be given several times (best: by optimality)",
     )  # fmt: skip
     parser.add_argument("--order", action="append", metavar="NAME", help="an n-gram order; may be given several times")
-    parser.add_argument("--plane", action="append", choices=NAMES, help="of the picture; may be given several times")
+    parser.add_argument("--plane", action="append", choices=NAMES, help="planes of the picture; repeatable")
     parser.add_argument("--by", metavar="METRIC", help="what to rank by, by default the distance to the bound")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(

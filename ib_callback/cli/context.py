@@ -29,9 +29,11 @@ def add_context_command(commands: Any) -> None:
     parser = commands.add_parser(
         "context",
         help="what each width of context adds, token to quadgram, plain and above its null",
-        description="Of each model, order by order: complexity with its null, above null and local, what the order "
-        "adds to the narrower one and whether chance would add as much, the widest order that the probe resolves, and "
-        "the distance to the bound.",
+        description=(
+            "For each model and order, show the complexity, its null, its values above null and local, what the order "
+            "adds to the narrower one, and whether chance would add as much. Also show the widest order that the "
+            "probe resolves and the distance to the bound."
+        ),
         **examples(
             "ib-callback context results.jsonl",
             "ib-callback context results.jsonl --model pythia-14m --step best --csv context.csv",

@@ -36,7 +36,7 @@ def add_correlate_command(commands: Any) -> None:
     """Add `correlate` to the parser of `ib-callback`."""
     parser = commands.add_parser(
         "correlate",
-        help="how metrics of models go together with their scores on a benchmark",
+        help="how metrics of models correlate with their scores on a benchmark",
         description="Correlate every metric of many models with a score from elsewhere: Pearson, Spearman, and the "
         "share of pairs of models that the metric orders as the scores do, with 95 % intervals; p corrected for "
         "testing several; partial correlations given loss and size; within and across families.",

@@ -159,19 +159,23 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--steps", type=positive, default=600, help="optimizer steps")
     demo.add_argument(
-        "--minutes", type=_minutes, default=3.0, help="end the training after so long, however many steps are done"
+        "--minutes", type=_minutes, default=3.0, help="end the training after this time, whatever step it has reached"
     )
-    demo.add_argument("--every", type=positive, metavar="N", help="measure every N steps; by default ever more rarely")
+    demo.add_argument(
+        "--every", type=positive, metavar="N", help="measure every N steps; by default less and less often"
+    )
     demo.add_argument("--output-dir", default="ib_demo", metavar="DIR", help="where everything is written")
-    demo.add_argument("--seed", type=int, default=0, help="of the weights and of the order of the text")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the weights and of the order of the text")
     demo.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads")
     demo.set_defaults(run=_demo)
     add_measure_command(commands)
     select = commands.add_parser(
         "select",
-        help="the best existing checkpoint of a finished run",
-        description="Print the best existing checkpoint of a run that was followed, HuggingFace's or Lightning's, or "
-        "of one model in a file of results, with all candidates and why the others are none.",
+        help="the best surviving checkpoint of a finished run",
+        description=(
+            "Print the best surviving checkpoint of a run that was followed, HuggingFace's or Lightning's, or of one "
+            "model in a file of results. Also print all candidates and why each other point was rejected."
+        ),
         **examples(
             "ib-callback select RUN_DIR",
             "ib-callback select results.jsonl --model pythia-14m --by preference --from 1000",
@@ -185,12 +189,12 @@ def parser() -> argparse.ArgumentParser:
     select.add_argument("--by", default="optimality", metavar="METRIC", help="a metric as logged, or a feature")
     select.add_argument(
         "--from", dest="select_from", default="compression", metavar="compression|fit|STEP",
-        help="from when on points can be selected: the start of a phase, or a step",
+        help="the first point that can be selected: the start of a phase, or a step",
     )  # fmt: skip
-    select.add_argument("--mode", choices=("min", "max"), help="which values are better, if it is not known")
+    select.add_argument("--mode", choices=("min", "max"), help="which values are better, if that is not known")
     select.add_argument(
         "--guard", type=_guard, default="run", metavar="loss|NATS|none",
-        help="how far above the lowest the held-out loss may be; none: the published choice; by default as in the run",
+        help="how far the held-out loss may be above its lowest; none: the published choice; by default as in the run",
     )  # fmt: skip
     select.add_argument("--path-only", action="store_true", help="print nothing but the path, for scripts")
     add_table_arguments(select)

@@ -53,8 +53,8 @@ def add_measure_command(commands: Any) -> None:
         "       %(prog)s --watch RUN_DIR (--documents ... | --probe FILE) [options]",
         help="measure trained models, or every checkpoint of a run, into a file of results",
         description="Measure trained models and checkpoints, one after another, and append each to a file of results "
-        "as soon as it is measured. What the file holds already, of the same probe and settings, is left out, so that "
-        "the same command goes on where it was stopped. Processes that torchrun starts share each measurement.",
+        "as soon as it is measured. Points that the file already has, with the same probe and settings, are skipped, "
+        "so the same command continues where it was stopped. Processes that torchrun starts share each measurement.",
         **examples(
             "ib-callback measure RUN_DIR -o results.jsonl --documents held_out.jsonl",
             "ib-callback plot results.jsonl --csv results.csv",
@@ -95,12 +95,12 @@ def add_measure_command(commands: Any) -> None:
     which = parser.add_argument_group("which checkpoints")
     which.add_argument(
         "--revisions", action="append", default=[], metavar="GLOB",
-        help="branches and tags of names on the hub, by default main; repeatable",
+        help="branches and tags on the hub, by default main; repeatable",
     )  # fmt: skip
     which.add_argument("--max-points", type=positive, metavar="N", help="the most of a model, thinned logarithmically")
     which.add_argument("--initial", action="store_true", help="add the untrained model of the configuration, as step 0")
     which.add_argument("--initial-seed", type=int, default=0, metavar="N", help="of its weights")
-    which.add_argument("--name", help="one name for all that is given, which so is one course of training")
+    which.add_argument("--name", help="one name for everything given, which makes it one course of training")
     which.add_argument(
         "--family", help="of these models; by default their architecture. Lines already written keep theirs"
     )
@@ -117,8 +117,9 @@ def add_measure_command(commands: Any) -> None:
 
     live = parser.add_argument_group(
         "of a live run",
-        "A sidecar on another device or machine, by which the training pays nothing. It owns the run's trajectory: it "
-        "is refused while a callback writes that, and a callback while it does.",
+        "A second process on another device or machine, which costs the training nothing. Only one may write the "
+        "run's trajectory: this command is refused while a callback writes it, and a callback is refused while this "
+        "command does.",
     )
     live.add_argument(
         "--watch", metavar="RUN_DIR",
@@ -274,7 +275,7 @@ def _watch(options: argparse.Namespace, loading: Loading) -> int:
         raise ValueError("--watch: expected one process, got several of a launcher. Start it without one")
     run = Path(options.watch)
     if not run.is_dir():
-        raise ValueError(f"--watch: expected the directory of a run, got {run}, which is none")
+        raise ValueError(f"--watch: expected the directory of a run, got {run}, which is not one")
     # The first checkpoint may not exist yet; only the tokenizer is needed here.
     name = run.resolve().name
     stand_in = Checkpoint(model=name, revision=None, step=None, tokens=None, stage=None, place=Local(run, run))
@@ -290,8 +291,8 @@ def _log(options: argparse.Namespace, name: str) -> AbstractContextManager[Log]:
     if shared is not None:
         if project is not None or group is not None:
             raise ValueError(
-                "--wandb-shared-run: expected to be given without --wandb-project and --wandb-group, for that run is "
-                f"there already, got one of them as well. Name its project as PROJECT/{shared}, or leave it out"
+                "--wandb-shared-run: expected to be given without --wandb-project and --wandb-group, because that run "
+                f"exists already, got one of them as well. Name its project as PROJECT/{shared}, or leave it out"
             )
         *where, run_id = shared.split("/")
         if len(where) > 2 or not all((*where, run_id)):
@@ -356,7 +357,7 @@ def _seconds(text: str) -> float:
 
 def _permutations(text: str) -> int:
     if not text.isdigit() or 0 < int(text) < _LEAST_PERMUTATIONS:
-        least = f"{_LEAST_PERMUTATIONS} permutations or more, for with fewer no p can be below .05, or 0 for none"
+        least = f"{_LEAST_PERMUTATIONS} permutations or more, because fewer give no p below .05, or 0 for no test"
         raise argparse.ArgumentTypeError(f"expected {least}; got {text}")
     return int(text)
 

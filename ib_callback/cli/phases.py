@@ -27,9 +27,11 @@ def add_phases_command(commands: Any) -> None:
     parser = commands.add_parser(
         "phases",
         help="where each model turns from fitting to compression, and whether its loss becomes flat there",
-        description="A row a model, the smallest first: when it turns to compression and when its held-out loss "
-        "becomes flat, both with an interval, how complexity and optimality go with the step in each phase, and "
-        "whether it approaches the bound.",
+        description=(
+            "Print one row per model, the smallest first: when it turns to compression and when its held-out loss "
+            "becomes flat, both with an interval, how complexity and optimality correlate with the step in each "
+            "phase, and whether it approaches the bound."
+        ),
         **examples(
             "ib-callback phases RUN_DIR OTHER_RUN_DIR",
             "ib-callback phases results.jsonl --plane plain --csv phases.csv -o phases.png",

@@ -34,8 +34,8 @@ def add_report_command(commands: Any) -> None:
         help="what runs and models tell, in plain sentences",
         description="Say in plain sentences what a run tells: its phases, its loss and where that was lowest, whether "
         "it memorises, collapses or diverges, the planes, what the noise allows, what is missing, and what it cost. "
-        "Behind each stand the numbers that it rests on, by their logged name (without ib/), and the steps. Where "
-        "nothing can be concluded it says so.",
+        "After each sentence come the numbers that it rests on, by their logged name (without ib/), and the steps. "
+        "If nothing can be concluded, the report says so.",
         **examples(
             "ib-callback report RUN_DIR",
             "ib-callback report results.jsonl --model pythia-14m",

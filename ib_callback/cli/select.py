@@ -26,7 +26,7 @@ _NOT_RECORDED = f"not in {checkpoints.FILENAME}"
 _LONGEST_REASON = 80
 _NOISE = (
     "How the noise is estimated: from the scatter of the values of successive points about a smooth curve, over all "
-    "points that count. What changes more slowly than from point to point is not seen, so that it may be larger."
+    "points that count. Slower changes are not seen, so the noise may be larger."
 )
 
 
@@ -233,18 +233,18 @@ def _about_checkpoints(
 ) -> list[str]:
     lines = []
     if any(_reason(candidate, missing or {}) == _NOT_RECORDED for candidate in choice.candidates):
-        lines.append(f"Checkpoints that are {_NOT_RECORDED} are taken for those of another run in the same directory.")
+        lines.append(f"Checkpoints that are {_NOT_RECORDED} are assumed to be of another run in the same directory.")
     measured = {candidate.measurement.step for candidate in choice.candidates}
     unmeasured = [path.name for step, path in existing.items() if step not in measured]
     if unmeasured:
         which = ", ".join(unmeasured[:3]) + (", …" if len(unmeasured) > 3 else "")
         lines.append(
-            f"Not among the candidates, for these steps were not measured: {len(unmeasured):,} of "
+            f"Not among the candidates because their steps were not measured: {len(unmeasured):,} of "
             f"{len(existing):,} checkpoints ({which}). ib.Meter measures them afterwards."
         )
     if missing is None and existing:
         lines.append(
-            f"There is no {checkpoints.FILENAME}: whatever checkpoint lies in {directory} is taken for one of this run."
+            f"There is no {checkpoints.FILENAME}: every checkpoint in {directory} is assumed to belong to this run."
         )
     return lines
 
@@ -255,8 +255,7 @@ def _cure(select_from: SelectFrom, phases: Phases) -> list[str]:
         return []
     told = f"The {select_from} phase was not recognised in this run"
     if phases.fit_start is None:
-        return [f"{told}, nor that it fits at all. Choose among the points from a step on with --from STEP."]
+        return [f"{told}, and neither was the fit. To choose among the points from a step on, give --from STEP."]
     return [
-        f"{told}; many small models never compress. Choose among earlier points with --from fit, or from a step on "
-        "with --from STEP."
+        f"{told}; many small models never compress. To choose among earlier points, give --from fit, or --from STEP."
     ]

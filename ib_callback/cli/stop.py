@@ -52,7 +52,7 @@ def add_stop_command(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--arm", choices=("compression", "fit", "immediately"), default="compression",
-        help="from when on, where the guard does not decide",
+        help="the phase from which the rule acts, where the guard does not decide",
     )  # fmt: skip
     parser.add_argument(
         "--guard", type=guard, default="loss", metavar="loss|NATS|none",
@@ -91,7 +91,7 @@ def _picture(courses: Sequence[Course], replays: Sequence[Replay], x: str) -> Fi
     by_name = {course.name: course for course in courses}
     drawn = [each for each in replays if each.monitor is not None]
     if not drawn:
-        raise ValueError("no run has two points with steps, of which a rule could have seen one")
+        raise ValueError("expected a run with at least two points that have steps, got none")
     notes = []
     if left_out := len(drawn) - MOST_RUNS if len(drawn) > MOST_RUNS else 0:
         notes.append(f"{left_out} more runs are not drawn: {MOST_RUNS} are the most.")

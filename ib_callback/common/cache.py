@@ -52,8 +52,8 @@ def cache_file(*names: str, what: str) -> Path | None:
     folder = user_cache_directory()
     if folder is None:
         warn(
-            f"{what}: it cannot be kept, for this user has no home directory, so every run and rank builds it anew. "
-            "Set HOME, or XDG_CACHE_HOME to a directory that can be written, or pass cache_dir= where there is one",
+            f"{what}: it cannot be cached because this user has no home directory. Every run and rank builds it again. "
+            "Set HOME, set XDG_CACHE_HOME to a writable directory, or pass cache_dir= if the call takes it",
             stacklevel=3,
         )
         return None
@@ -103,8 +103,8 @@ def build_once(
             write(path, content)
         except OSError as error:
             warn(
-                f"{what}: it cannot be kept in {path.parent} ({error.strerror or error}), so every run and rank "
-                "builds it anew. Point XDG_CACHE_HOME or cache_dir= to a directory that can be written"
+                f"{what}: it cannot be cached in {path.parent} ({error.strerror or error}). Every run and rank "
+                "builds it again. Point XDG_CACHE_HOME or cache_dir= to a writable directory"
             )
         return content
 
@@ -125,7 +125,7 @@ def _set_aside(path: Path, what: str) -> None:
     except OSError:
         return  # there is no file, or the directory cannot be written, which is reported later
     warn(
-        f"{what}: {path} is damaged or cannot be read. It was moved to {damaged.name} beside it, and is built anew",
+        f"{what}: {path} is damaged or cannot be read. It was moved to {damaged.name} beside it and is built again",
         stacklevel=3,
     )
 
@@ -142,7 +142,7 @@ def _locked(path: Path, what: str) -> Iterator[None]:
                 lock.acquire(timeout=patience)
             except Timeout:
                 waited += patience
-                _log.warning("%s: another process builds it; waiting for %s, %.0f s so far", what, path, waited)
+                _log.warning("%s: another process is building it. Waiting for %s, %.0f s so far", what, path, waited)
                 patience = SAY_WAITING_SECONDS[1]
     except OSError:  # the file system has no locks, or the directory cannot be written
         pass

@@ -63,8 +63,8 @@ def on_this_machine(name: str, path: str | os.PathLike[str]) -> str | os.PathLik
     """
     if is_remote(path):
         raise ValueError(
-            f"{name}: expected a folder of this machine, got {os.fspath(path)}, where nothing can be appended or "
-            "locked. Pass output_dir= a local folder, and copy it there when the run has ended"
+            f"{name}: expected a folder on this machine, got {os.fspath(path)}, where files cannot be appended to "
+            "or locked. Pass a local folder as output_dir=, and copy it there after the run"
         )
     text = os.fspath(path)
     if text.startswith("file:"):

@@ -26,7 +26,7 @@ def parsed(data: str | bytes) -> Any:
     except RecursionError:
         raise ValueError("its brackets are nested too deep") from None
     except (MemoryError, OverflowError) as error:
-        raise ValueError("what it says does not fit into the memory") from error
+        raise ValueError("its content does not fit into memory") from error
 
 
 def is_too_deep(error: BaseException) -> bool:
@@ -154,5 +154,6 @@ def _intact_end(handle: BinaryIO) -> tuple[int, bool, bytes]:
 
 def _warn_torn(path: Path) -> None:
     warn(
-        f"{path}: the last line is torn (a run ended in the middle of a write); this one point is dropped", stacklevel=3
+        f"{path}: the last line is incomplete because a run ended in the middle of a write. This one point is dropped",
+        stacklevel=3,
     )

@@ -28,22 +28,22 @@ def trouble(error: BaseException) -> str | None:
     """
     chain = list(_chain(error))
     if any(type(each).__name__ == "OfflineModeIsEnabled" for each in chain):
-        return "Without a network (offline mode, HF_HUB_OFFLINE=1)"
+        return "There is no network (offline mode, HF_HUB_OFFLINE=1)"
     statuses = [status for each in chain if (status := _status(each)) is not None]
     if _TOO_MANY in statuses:
         seconds = next((s for each in chain if (s := _asked_to_wait(each)) is not None), None)
         wait = "" if seconds is None else f" for {seconds:.0f} s"
-        cures = f"wait{wait} and try again, or log in (HF_TOKEN); or as without a network"
-        return f"The hub limits how often it is asked (429): {cures}"
+        cures = f"wait{wait} and try again, log in (HF_TOKEN), or do as you would offline"
+        return f"The hub limits the number of requests (429): {cures}"
     if any(status >= 500 for status in statuses):
-        return f"The hub has a fault of its own ({statuses[0]}): try again later; or as without a network"
+        return f"The hub has an internal error ({statuses[0]}): try again later, or do as you would offline"
     if any(type(each).__name__ in _CUT for each in chain):
-        return "The download was cut off: try again; without a steady network"
+        return "The download was cut off: try again; if the connection stays unstable"
     if any(
         isinstance(each, (ConnectionError, TimeoutError, socket.gaierror)) or type(each).__name__ in _NO_ANSWER
         for each in chain
     ):
-        return "Without a network (or in offline mode, HF_HUB_OFFLINE=1)"
+        return "There is no network (or offline mode is on, HF_HUB_OFFLINE=1)"
     return None
 
 
@@ -64,7 +64,7 @@ def patiently(ask: Callable[[], Answer], what: str) -> Answer:
             seconds = next((s for each in _chain(error) if (s := _asked_to_wait(each)) is not None), None)
             if seconds is None or seconds > _LONGEST_WAIT:
                 raise
-            tell(f"{what}: the hub limits how often it is asked (429), and is asked again in {seconds:.0f} s")
+            tell(f"{what}: the hub limits the number of requests (429); trying again in {seconds:.0f} s")
             time.sleep(seconds)
     return ask()
 

@@ -168,7 +168,7 @@ def check_labels(labels: Any, num_positions: int) -> None:
     if labels.shape != (num_positions,):
         raise ValueError(
             f"labels: expected shape ({num_positions},), one label for each row of z, "
-            f"got {tuple(labels.shape)}. Flatten both alike, e.g. z.reshape(-1, dim) and labels.reshape(-1)."
+            f"got {tuple(labels.shape)}. Flatten both in the same way, e.g. z.reshape(-1, dim) and labels.reshape(-1)."
         )
 
 

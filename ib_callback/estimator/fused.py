@@ -67,8 +67,8 @@ def available(device: torch.device) -> bool:
         wrong, _verdicts[device] = describe(error), False
     if wrong:
         warn(
-            f"The Triton kernels do not work on {device} ({wrong}). torch's own operations are used instead: "
-            "slower, with the same numbers. IB_CALLBACK_TRITON=0 says so from the start."
+            f"The Triton kernels do not work on {device} ({wrong}). torch's own operations are used instead. They are "
+            "slower and give the same numbers. IB_CALLBACK_TRITON=0 turns the kernels off from the start."
         )
     return _verdicts[device]
 
@@ -285,7 +285,7 @@ def _room(rows: Tensor, positions: Tensor, points: Tensor, out: Tensor, with_uni
             f"{name} {tuple(value.shape)} {value.dtype} of strides {value.stride()} on {value.device}"
             for name, value in (("rows", rows), ("positions", positions), ("points", points), ("out", out))
         )
-        raise ValueError(f"{wrong[0]}: not as quantise() needs it: {given}.")
+        raise ValueError(f"{wrong[0]}: expected the form that quantise() needs, got {given}.")
     blocks = -(-len(positions) // _shape(out.shape[1], rows.dtype)[1]) if with_unit else 0
     return (
         rows.new_empty(len(positions), dtype=torch.float32),

@@ -79,7 +79,7 @@ def soft_assign(z: Tensor, points: Tensor, temperature: float | str) -> Tensor:
     bad = int((~usable(norms)).sum())
     if bad:
         raise RepresentationError(
-            f"z: {bad} of {norms.numel()} vectors are zero, NaN or infinite, and have no direction. "
+            f"z: {bad} of {norms.numel()} vectors are zero, NaN or infinite and so have no direction. "
             "Drop them before measuring."
         )
     return assignments

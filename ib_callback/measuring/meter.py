@@ -271,22 +271,22 @@ class Meter:
         least = each * len(self.orders) + len(self.features)
         if least > MAX_LABEL_SETS:
             raise ValueError(
-                f"orders, features: expected at most {MAX_LABEL_SETS} label sets (two per order, one to three more "
-                f"for the document baseline, one per feature), got at least {least}. Measure fewer, or pass "
-                "baseline=False."
+                f"orders, features: expected at most {MAX_LABEL_SETS} label sets, got at least {least}. An order makes "
+                "two, the document baseline one to three, a feature one. Measure fewer, or pass baseline=False."
             )
         self.draws = check_integer("draws", draws, minimum=1, cure="1 is the default")
         self.center = bool(center)
         self.last_block = bool(last_block)
         if last_block and self.layers != "hidden_states":
             raise ValueError(
-                f'last_block: expected layers="hidden_states", whose last is behind the final norm, got {layers!r}. '
+                'last_block: expected layers="hidden_states", where the last layer follows the final norm, got '
+                f"{layers!r}. "
                 "Leave it out."
             )
         self.companions, self.companion_layers = choose_companions(companions, companion_layers)
         self.batch_size = check_integer("batch_size", batch_size, minimum=1, cure="8 is the default")
         self.memory_budget = (
-            None if memory_budget is None else check_bytes("memory_budget", memory_budget, cure="None is for no limit")
+            None if memory_budget is None else check_bytes("memory_budget", memory_budget, cure="None sets no limit")
         )
         if forward is not None and not callable(forward):
             raise TypeError(f"forward: expected callable(model, input_ids, attention_mask), got {forward!r}.")
@@ -505,10 +505,10 @@ class Meter:
         """
         if (model is None) == (num_layers is None):
             raise ValueError("plan_summary: expected a model, or num_layers= without one, such as num_layers=32.")
-        check_integer("num_ranks", num_ranks, minimum=1, cure="1 is for one process")
+        check_integer("num_ranks", num_ranks, minimum=1, cure="1 means one process")
         root = None if model is None else access.unwrap(model)
         if root is None:
-            number = check_integer("num_layers", num_layers, minimum=1, cure="32 is that of a model of 7B")
+            number = check_integer("num_layers", num_layers, minimum=1, cure="a model of 7B has 32")
             device, readout = torch.device("cpu"), None
         else:
             number, device = len(self._captured(root, self._layers(root))), access.device_of(root)
@@ -592,7 +592,7 @@ class Meter:
             The measured point, with information in fractions of log(num_bins), as Conklin et al. (ICLR 2026) plot it.
         """
         if step is not None:
-            check_integer("step", step, minimum=0, cure="None is for a model outside training")
+            check_integer("step", step, minimum=0, cure="None means a model outside training")
         root = access.unwrap(model)
         team = self._join(root)
         started = time.perf_counter()
@@ -715,7 +715,7 @@ class Meter:
         kept = Kept()
         kept(look)
         mine = None if kept.error is not None else kept(lambda: (self._agreed_settings(root), parallelism(root)))
-        with ranks.awaited('a measurement, which all ranks make (process_group="alone" is for one alone)'):
+        with ranks.awaited('a measurement, which all ranks make together (process_group="alone" measures on one rank)'):
             ranks.agree_on(kept)
         every = [each for each in ranks.of_every(mine) if each is not None]
         _check_alike([settings for settings, _ in every])
@@ -810,9 +810,9 @@ class Meter:
         if len(equal) == len(complexities):
             where, undefined = "all layers", ", and optimality and other ratios to it are undefined"
         warn(
-            f"the hidden states of {where} are so nearly the same at all positions that what they say about the "
-            f"tokens is below the rounding error of its own sums: complexity is given as 0 there{undefined}. Look for "
-            "a dead or collapsed model, or a probe of one token, or measure other layers with layers=."
+            f"the hidden states of {where} nearly coincide at all positions. What they say about the tokens is smaller "
+            f"than the rounding error of the sums, so complexity is given as 0 there{undefined}. Perhaps the model is "
+            "dead or has collapsed, or the probe has one token only. Otherwise measure other layers with layers=."
         )
 
     def assignments(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -871,7 +871,8 @@ class Meter:
     def _check_not_refused(self, root: nn.Module) -> None:
         if self._refused is not None and self._refused[0] == id(root):
             raise ModelError(
-                f"an earlier measurement changed the weights of the model, so it is not run again: {self._refused[1]}"
+                "an earlier measurement changed the weights of the model, so it is not measured again: "
+                f"{self._refused[1]}"
             )
 
     def settings(self, model: nn.Module) -> dict[str, Any]:
@@ -1053,7 +1054,8 @@ class Meter:
             self.batch_size, self._at_once, self._on_host = means.batch_size, means.layers, means.on_host
             self._short = True
             warn(
-                f"out of memory while measuring; trying again with {means.describe()}, also from now on.", stacklevel=3
+                f"out of memory while measuring; trying again with {means.describe()}, also from now on.",
+                stacklevel=3,
             )
 
     def _cheaper(self, root: nn.Module, layers: list[Layer], team: Team, *, of_measuring: bool) -> Means | None:

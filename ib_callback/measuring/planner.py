@@ -84,8 +84,8 @@ def _group(probe: Probe, positions: Positions, num_groups: int, batch_size: int)
     if groups.number < 3:  # after leaving out two neighbours, something must be left
         of_sources = " in parts of one source or more" if probe.groups else ""
         raise ProbeError(
-            f"probe {probe.name!r}: expected at least three sequences (pairs, of preferences) with valid positions for "
-            f"standard errors, got {len(used)} sequences{of_sources}. Use a larger probe, with texts in the order of "
+            f"probe {probe.name!r}: expected at least three sequences (or preference pairs) with valid positions for "
+            f"standard errors, got {len(used)} sequences{of_sources}. Use a larger probe with texts in the order of "
             "their sources, or standard_errors=False."
         )
     return groups

@@ -106,9 +106,9 @@ def tell_of_size(preset: str, probe: Probe) -> None:
     elsewhere = dist.is_available() and dist.is_initialized() and dist.get_rank() != 0
     if (sequences, longest) != (SEQUENCES, TOKENS) and not elsewhere:
         _tell_once(
-            f"preset={preset!r}: probe {probe.name!r} has {sequences:,} sequences of up to {longest:,} tokens, that of "
-            f"the paper {SEQUENCES:,} of up to {TOKENS:,}: Probe.from_c4(tokenizer, num_sequences=10_000, "
-            "max_length=512). Numbers depend on the size, so do not expect the published ones."
+            f"preset={preset!r}: probe {probe.name!r} has {sequences:,} sequences of up to {longest:,} tokens. The "
+            f"paper's probe has {SEQUENCES:,} of up to {TOKENS:,}: Probe.from_c4(tokenizer, num_sequences=10_000, "
+            "max_length=512). Numbers depend on the size, so they will differ from the published ones."
         )
 
 

@@ -68,8 +68,8 @@ def choose_bound(bound: str, weighting: str) -> str:
         raise ValueError(f"bound: expected one of {', '.join(map(repr, BOUNDS))}, got {bound!r}.")
     if bound == "ib_curve" and weighting != "empirical":
         raise ValueError(
-            f'bound="ib_curve" bounds mutual information, which weighting={weighting!r} does not yield. Use '
-            'weighting="empirical", or bound="diagonal".'
+            f'bound="ib_curve" bounds mutual information, but weighting={weighting!r} does not give mutual '
+            'information. Use weighting="empirical", or bound="diagonal".'
         )
     return bound
 
@@ -103,9 +103,9 @@ def choose_groups(standard_errors: Any, weighting: str) -> int:
         )
     if standard_errors is True:
         return NUM_GROUPS
-    if check_integer("standard_errors", standard_errors, minimum=3, cure="True is for 16 groups") > MAX_GROUPS:
+    if check_integer("standard_errors", standard_errors, minimum=3, cure="True means 16 groups") > MAX_GROUPS:
         raise ValueError(
-            f"standard_errors: expected at most {MAX_GROUPS} groups, got {standard_errors}; True is for 16."
+            f"standard_errors: expected at most {MAX_GROUPS} groups, got {standard_errors}; True means 16."
         )
     return int(standard_errors)
 
@@ -169,15 +169,15 @@ def named_features(
             )
         if not probe.labels:
             raise ProbeError(
-                f"feature_probes: expected probes with labels, got {probe!r}, which has none. Only features of these "
-                "probes are measured; pass labels= to Probe.from_texts, or leave the probe out."
+                f"feature_probes: expected probes with labels, got {probe!r}, which has no labels. Only features of "
+                "these probes are measured. Pass labels= to Probe.from_texts, or leave the probe out."
             )
         names = {label: label if prefix in ("", label) else f"{prefix}_{label}" for label in probe.labels}
         for name in names.values():
             if name in taken:
                 raise ValueError(
-                    f"feature_probes: the feature {name!r} of probe {probe.name!r} has the name of {taken[name]}. Give "
-                    "the probes names that go before their labels', such as "
+                    f"feature_probes: the feature {name!r} of probe {probe.name!r} has the name of {taken[name]}. Name "
+                    "the probes; each name is put before the labels of its probe, such as "
                     f'feature_probes={{"other": probe}} for "other_{name}".'
                 )
             taken[name] = f"a label of probe {probe.name!r}"

@@ -90,7 +90,7 @@ def probe_statistics(
         null = isotropic_null(counts, total, dim=dim, num_bins=num_bins)
         sides[label_set.name] = SideStatistics(label_set.num_labels, round(singles * total), singles, null)
     orders = {order: (sides["complexity", order], sides["expressivity", order]) for order in ORDER_NAMES}
-    none = FeatureStatistics({}, "which no valid position carries, so that it cannot be measured")
+    none = FeatureStatistics({}, "has no label at a valid position, so it cannot be measured")
     features = dict.fromkeys(probe.labels, none)
     for feature in (quantity.labels for quantity in plan.quantities if isinstance(quantity, Feature)):
         table = probe.labels[feature.name]

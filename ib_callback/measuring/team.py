@@ -118,8 +118,8 @@ class Team:
             if self.is_alone or not self._in_step:
                 raise
             raise RanksError(
-                f"rank {self.ranks.rank}: the model failed in a forward pass of the measurement, amid what its ranks "
-                f"do together, so that the others cannot go on: {describe(error)}. Where memory ran out, pass a "
+                f"rank {self.ranks.rank}: the model failed in a forward pass of the measurement while the ranks were "
+                f"exchanging data, so the other ranks cannot go on: {describe(error)}. If memory ran out, pass a "
                 "smaller batch_size= to the callback or Meter."
             ) from error
 
@@ -143,7 +143,7 @@ def crews_of(together: Sequence[Sequence[int]], members: Sequence[int]) -> list[
     if missing:
         raise ValueError(
             f"process_group: expected all ranks that make the model's forward together, got a group of {members} "
-            f"without {missing}. Leave process_group out, or pass a group with them."
+            f"without {missing}. Leave process_group out, or pass a group that contains them."
         )
     crews = sorted({tuple(sorted(number[each] for each in crew)) or (rank,) for rank, crew in enumerate(together)})
     evenly = len({len(crew) for crew in crews}) == 1 and sum(map(len, crews)) == len(members)

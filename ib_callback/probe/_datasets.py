@@ -57,7 +57,7 @@ def check_keywords(constructor: str, given: Iterable[str], options: type) -> Non
     for name in given:
         if name not in known:
             raise TypeError(
-                f"Probe.{constructor}: unexpected keyword {name}=. Expected, beside those of its signature: "
+                f"Probe.{constructor}: unexpected keyword {name}=. Expected those of its signature, or "
                 f"{', '.join(known)}."
             )
 
@@ -86,8 +86,8 @@ def dataset_content(
         if absent:
             raise ProbeError(
                 f"{rows.what}: expected a column {', '.join(map(repr, absent))}, got the columns "
-                f"{', '.join(rows.columns or map(str, first)) or '(none)'}. Name the one with the text, text_column=, "
-                "and those with labels, label_columns=, or sources, group_column=."
+                f"{', '.join(rows.columns or map(str, first)) or '(none)'}. Name the column with the text in "
+                "text_column=, those with labels in label_columns=, and that with sources in group_column=."
             )
         missing = 0
 
@@ -144,11 +144,11 @@ def remarks(content: Content) -> Iterator[str]:
         counts = {reason: int(source[f"pairs_dropped_{reason}"]) for reason in REASONS}
         reasons = ", ".join(f"{number} {REASONS[reason]}" for reason, number in counts.items() if number)
         left_out = f"left out {sum(counts.values())} of {source['pairs_read']} pairs: {reasons}" if reasons else ""
-        why = f"there were {source['pairs_read']} pairs; {left_out or 'none was left out'}"
+        why = f"there were {source['pairs_read']} pairs; {left_out or 'no pair was left out'}"
     else:
         short, empty = (int(source.get(key, 0)) for key in ("texts_too_short", "texts_without_text"))
         reasons = f", and {short} have fewer than min_length={source['min_length']} tokens" if short else ""
-        reasons += f"; {empty} have no text at all" if empty else ""
+        reasons += f", and {empty} have no text" if empty else ""
         why = f"there were {source['texts_read']} texts{reasons}"
     if source["num_sequences"] != "None" and found < int(source["num_sequences"]):
         yield f"asked for {source['num_sequences']} sequences, got {found}: {why}."
@@ -157,8 +157,8 @@ def remarks(content: Content) -> Iterator[str]:
     alone = list(_single_labels(content)) if "label_columns" in source else []
     if alone:
         yield (
-            f"a single label throughout the probe: {', '.join(alone)}. Information about it is 0. Rows are taken in "
-            "order, so if the dataset is sorted, shuffle it with a seed, or take more rows."
+            f"the whole probe has a single label: {', '.join(alone)}. The information about it is 0. Rows are taken in "
+            "order: if the dataset is sorted, shuffle it with a seed, or take more rows."
         )
 
 
@@ -169,7 +169,7 @@ def _single_labels(content: Content) -> Iterator[str]:
         if len(numbers) < 2:
             names = content.label_names.get(feature)
             found = [names[number] if names else number for number in numbers]
-            yield f"{feature!r} (all {found[0]!r})" if found else f"{feature!r} (all without)"
+            yield f"{feature!r} (all {found[0]!r})" if found else f"{feature!r} (all without a label)"
 
 
 def cached_content(
@@ -190,7 +190,7 @@ def cached_content(
     progress: bool | None = None,
 ) -> Content:
     """The content from the cache, or from `build(rows, stream of rows, name=, source=, progress=)`."""
-    check_integer("skip", skip, minimum=0, cure="it is how many rows to leave out at the start")
+    check_integer("skip", skip, minimum=0, cure="pass how many rows to leave out at the start")
     # Checked before anything is read, because reading may take long.
     check_name(probe_name)
     Encoder(tokenizer, sizes.max_length)
@@ -214,7 +214,7 @@ def cached_content(
 
     if path is None:
         return built()
-    require("safetensors.torch", extra="hf", purpose="Keeping a probe in the cache (cache=False does without)")
+    require("safetensors.torch", extra="hf", purpose="Keeping a probe in the cache (cache=False does not need it)")
     return build_once(path, built, write=_file.write, read=_file.read, what=what)
 
 
@@ -239,11 +239,13 @@ def _path(request: Mapping[str, str], name: str, directory: str | os.PathLike[st
 
 
 def _ways_out(in_the_way: str, path: Path | None) -> str:
-    where = f"the cache has no probe of these arguments ({path})" if path is not None else "the cache was not asked"
+    where = (
+        f"the cache has no probe with these arguments ({path})" if path is not None else "the cache was not searched"
+    )
     return (
-        f"{in_the_way}: {where}; build it where there is a network, with "
-        "`ib-callback probe build` and the same arguments, and pass the file to Probe.load; or take local files, "
-        "Probe.from_dataset('held_out.jsonl', tokenizer); or Probe.builtin(tokenizer)."
+        f"{in_the_way}: {where}. Build the probe where there is a network, with "
+        "`ib-callback probe build` and the same arguments, and load the file with Probe.load. Or use local files, "
+        "Probe.from_dataset('held_out.jsonl', tokenizer), or Probe.builtin(tokenizer)."
     )
 
 

@@ -64,19 +64,21 @@ def read(path: str | os.PathLike[str]) -> Content:
     path = _local(path)
     try:
         mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):  # opening a pipe would wait for its writer
-            raise _refusal(path, f"it is {_kind(mode)}, and not a file")
-        with open(path, "rb"):  # without permission to read, safetensors would say that there is no such file
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for whoever writes to it
+            raise _refusal(path, f"it is {_kind(mode)}, not a file")
+        with open(path, "rb"):  # safetensors would say of a file that may not be read that there is none
             pass
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such probe file. Make a probe and save it: probe.save(path).") from None
+        raise FileNotFoundError(
+            f"{path}: this probe file does not exist. Make a probe and save it: probe.save(path)."
+        ) from None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             _check_header(path, metadata)
             tensors = {key: _bytes_of_bool(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
-        raise _refusal(path, f"it is not a safetensors file, or not a whole one ({error})") from error
+        raise _refusal(path, f"it is not a safetensors file, or it is incomplete ({error})") from error
     labels = {key.removeprefix(_LABELS): label for key, label in tensors.items() if key.startswith(_LABELS)}
     if tensors.keys() - {_LABELS + name for name in labels} != {"input_ids", "attention_mask"}:
         raise _refusal(path, f"expected input_ids, attention_mask and labels/…, got {sorted(tensors)}")
@@ -125,8 +127,8 @@ def _local(path: str | os.PathLike[str]) -> Path:
     """The path on this machine; raises for an address such as "s3://…", which would become the name of a folder."""
     if is_remote(path):
         raise ProbeError(
-            f"{os.fspath(path)}: expected a probe file of this machine, got an address. Copy the file from or to there "
-            "by other means, and give its path here."
+            f"{os.fspath(path)}: expected a probe file on this machine, got an address. Copy the file by other means "
+            "and give its local path."
         )
     return expanded(path)
 
@@ -148,8 +150,8 @@ def _check_header(path: str | os.PathLike[str], metadata: dict[str, str]) -> Non
     version = metadata.get("format_version", str(FORMAT_VERSION))
     if version != str(FORMAT_VERSION):
         raise ProbeError(
-            f"{path}: expected probe format {FORMAT_VERSION}, got {version}, of a newer "
-            "ib-callback. Upgrade: pip install --upgrade ib-callback."
+            f"{path}: expected probe format {FORMAT_VERSION}, got {version}, which a newer ib-callback wrote. Upgrade: "
+            "pip install --upgrade ib-callback."
         )
     if metadata.get(_CHECKSUM) != _checksum(metadata):
         raise _refusal(path, "it is not a probe file, or its header was damaged or changed")
@@ -161,7 +163,7 @@ def _bytes_of_bool(tensor: Tensor) -> Tensor:
 
 
 def _refusal(path: str | os.PathLike[str], reason: str) -> ProbeError:
-    return ProbeError(f"{path}: cannot be loaded as a probe: {reason}. Copy the file anew, or make the probe again.")
+    return ProbeError(f"{path}: cannot be loaded as a probe: {reason}. Copy the file again, or make the probe again.")
 
 
 def _compact(tensor: Tensor) -> Tensor:

@@ -132,8 +132,8 @@ class LabelReader:
         return ProbeError(
             f"{self._what}: expected integers from 0 on, strings or None, or spans (start, end, label) of characters "
             f"with 0 <= start <= end, got {type(value).__name__} {value!r} at index {index}. Number other labels "
-            "first, e.g. by their bin. Labels of words need words: a text column that holds lists of them. Labels of "
-            "tokens go to Probe.from_tokens, with the ids."
+            "first, e.g. by their bin. Labels of words need a text column that holds lists of words. Pass labels of "
+            "tokens to Probe.from_tokens, with the ids."
         )
 
 

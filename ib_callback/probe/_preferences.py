@@ -24,9 +24,9 @@ FEATURE = "preference"
 # Names of the label's values 0 and 1.
 LABEL_NAMES = ("rejected", "preferred")
 REASONS = {
-    "tie": "of equal texts or scores",
+    "tie": "with equal texts or scores",
     "empty": "with an empty continuation",
-    "template": "that the chat template refuses",
+    "template": "rejected by the chat template",
     "long": "with a prompt that fills max_length",
 }
 PROMPT, CHOSEN, REJECTED = "prompt", "chosen", "rejected"
@@ -85,13 +85,13 @@ def collect_pairs(
     number = sizes.num_sequences
     if number is not None and number % 2:
         raise ProbeError(
-            f"num_sequences: expected an even number, two sequences a pair, got {number}. "
+            f"num_sequences: expected an even number, two sequences per pair, got {number}. "
             f"Pass {number + 1} or {number - 1 or 2}."
         )
     if getattr(tokenizer, "truncation_side", "right") != "right":
         raise ProbeError(
-            "tokenizer: expected one that cuts on the right, got truncation_side='left', by which pairs would "
-            "lose their prompts. Set tokenizer.truncation_side = 'right'."
+            "tokenizer: expected one that truncates on the right, got truncation_side='left', which would cut off the "
+            "prompts of pairs. Set tokenizer.truncation_side = 'right'."
         )
     encoder, whole = Encoder(tokenizer, sizes.max_length), Encoder(tokenizer, None)
     dropped: Counter[str] = Counter()
@@ -318,7 +318,7 @@ def _content(content: Any, column: str, index: int) -> str:
             return "".join(map(str, texts))
     raise ProbeError(
         f"pairs: expected the content of a message to be a string, or a list of parts with text alone, got "
-        f"{content!r} in column {column} of row {index}. Leave out what is no text."
+        f"{content!r} in column {column} of row {index}. Leave out everything that is not text."
     )
 
 

@@ -128,13 +128,14 @@ def rows_of(
         _no_options(kind, split=split)
     if ours and not isinstance(dataset, Mapping) and not hasattr(dataset, "select_columns"):
         raise TypeError(
-            f"dataset: expected a datasets.Dataset or IterableDataset, got {kind}, one column of it. Pass the "
-            "dataset itself and the name, text_column=; or the texts alone, Probe.from_texts(dataset[name], tokenizer)."
+            f"dataset: expected a datasets.Dataset or IterableDataset, got {kind}, which is one column. Pass the "
+            "dataset and the name of the column, text_column=; or the texts alone, Probe.from_texts(dataset[name], "
+            "tokenizer)."
         )
     if isinstance(dataset, Mapping) or not isinstance(dataset, Iterable):
         raise TypeError(
             "dataset: expected a datasets.Dataset or IterableDataset, a name on the hub, a file or folder, or an "
-            f"iterable of dicts, one a row, got {kind}."
+            f"iterable of dicts, one per row, got {kind}."
         )
     fingerprint = getattr(dataset, "_fingerprint", None)
     identity = {"dataset": kind, "fingerprint": fingerprint} if isinstance(fingerprint, str) else None
@@ -250,7 +251,7 @@ def _check_objects(path: Path) -> None:
     if wrong is not None:
         number, said = wrong[0], wrong[1][:40].decode(errors="replace")
         raise ProbeError(
-            f'{path}: expected an object in JSON a line, such as {{"text": "…"}}, got {said} in line {number}. Remove '
+            f'{path}: expected one JSON object per line, such as {{"text": "…"}}, got {said} in line {number}. Remove '
             "such lines."
         )
 
@@ -285,7 +286,8 @@ def _one_split(loaded: Any, split: str | None, what: str) -> Any:
     if split is None and len(loaded) == 1:
         return next(iter(loaded.values()))
     raise ProbeError(
-        f"{what}: expected split= to be one of {', '.join(loaded)}, got {split}. Name one that is not trained on."
+        f"{what}: expected split= to be one of {', '.join(loaded)}, got {split}. Name one that the training does not "
+        "use."
     )
 
 
@@ -301,4 +303,4 @@ def _of_files(files: Sequence[Path]) -> dict[str, str]:
 def _no_options(kind: str, **options: str | None) -> None:
     given = [f"{name}=" for name, value in options.items() if value is not None]
     if given:
-        raise ProbeError(f"{' and '.join(given)}: expected with a dataset on the hub, got {kind}. Leave it out.")
+        raise ProbeError(f"{' and '.join(given)}: expected only with a dataset on the hub, got {kind}. Leave it out.")

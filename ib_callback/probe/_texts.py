@@ -87,7 +87,7 @@ def documents(texts: Iterable[Any], labels: Mapping[str, Any] | None = None, gro
     """
     if isinstance(texts, (str, bytes)):
         raise TypeError(
-            f"texts: expected an iterable of strings, one a document, got {type(texts).__name__}. "
+            f"texts: expected an iterable of strings, one per document, got {type(texts).__name__}. "
             "Pass a single document as [text]."
         )
     given = {f"labels[{name!r}]": column for name, column in (labels or {}).items()}
@@ -97,14 +97,14 @@ def documents(texts: Iterable[Any], labels: Mapping[str, Any] | None = None, gro
         if not isinstance(text, str):
             raise TypeError(
                 f"texts: expected strings, got {type(text).__name__} at index {index}. "
-                "Of a dataset with columns pass the one with the text, e.g. dataset['text'], or use "
+                "From a dataset with columns, pass the text column, e.g. dataset['text'], or use "
                 "Probe.from_dataset."
             )
         for what, column in columns.items():
             if index >= len(column):
                 raise ProbeError(
-                    f"{what}: expected an entry for each text (skipped ones too), got {len(column)}, none for text "
-                    f"{index}."
+                    f"{what}: expected one entry per text, also for skipped ones, got {len(column)} entries and none "
+                    f"for text {index}."
                 )
         entries = {name: columns[f"labels[{name!r}]"][index] for name in labels or {}}
         group = None if groups is None else columns["groups"][index]
@@ -117,8 +117,8 @@ def check_group(group: Any, where: str) -> None:
     """Raise a ProbeError if a text has no source."""
     if isinstance(group, bool) or not isinstance(group, (int, np.integer, str)):
         raise ProbeError(
-            f"{where}: expected its source, an integer or a string, got {group!r}. Give one without a source a name of "
-            "its own."
+            f"{where}: expected the source as an integer or a string, got {group!r}. If a text has no source, invent a "
+            "name for it."
         )
 
 
@@ -158,7 +158,7 @@ def collect(
         in_spans = any(isinstance(label, np.ndarray) for label in labels)
         if in_spans and not encoder.has_offsets:
             raise ProbeError(
-                "tokenizer: labels of words or spans need one that knows where its tokens come from, got "
+                "tokenizer: labels of words or spans need a tokenizer that knows where its tokens come from, got "
                 f"{type(tokenizer).__name__}. Use a fast tokenizer."
             )
         encoded = encoder(text.text, places=encoder.has_offsets)
@@ -171,7 +171,7 @@ def collect(
         if len(table) == sizes.num_sequences:
             break
     if read == 0:
-        raise ProbeError("texts: expected at least one text, got none. Was the iterator used up before?")
+        raise ProbeError("texts: expected at least one text, got none. Perhaps the iterator was already used up.")
     if not len(table):
         raise ProbeError(
             f"texts: expected a text of at least min_length={sizes.min_length} tokens, got {read} texts, the "
@@ -231,10 +231,10 @@ class Table:
 def _column(what: str, values: Any, texts: Iterable[Any]) -> list[Any]:
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         entry = "source" if what == "groups" else "label or None"
-        raise ProbeError(f"{what}: expected one {entry} for each text, got {type(values).__name__}.")
+        raise ProbeError(f"{what}: expected one {entry} per text, got {type(values).__name__}.")
     column = list(values)
     if isinstance(texts, Sized) and len(column) != len(texts):
         raise ProbeError(
-            f"{what}: expected {len(texts)} entries, one for each text (skipped ones too), got {len(column)}."
+            f"{what}: expected {len(texts)} entries, one per text, also for skipped ones, got {len(column)}."
         )
     return column

@@ -45,15 +45,15 @@ class Encoder:
         if not self._raw and not (callable(tokenizer) and hasattr(tokenizer, "model_max_length")):
             raise TypeError(
                 "tokenizer: expected a transformers tokenizer, e.g. AutoTokenizer.from_pretrained(...), or a "
-                f"tokenizers.Tokenizer, got {type(tokenizer).__name__}. Of a processor pass its .tokenizer; texts "
-                "tokenised otherwise can go to Probe.from_tokens."
+                f"tokenizers.Tokenizer, got {type(tokenizer).__name__}. From a processor, pass its .tokenizer. If you "
+                "tokenise texts in another way, use Probe.from_tokens."
             )
         backend = _backend(tokenizer)
         dropout = getattr(getattr(backend, "model", None), "dropout", None)
         if dropout:
             raise ProbeError(
-                f"tokenizer: expected one that gives the same ids each time, got one with dropout={dropout}, whose "
-                "probe nobody could build again. Set .model.dropout = None on a copy of the tokenizers.Tokenizer."
+                f"tokenizer: expected one that gives the same ids each time, got one with dropout={dropout}, so the "
+                "probe could not be built again. Set .model.dropout = None on a copy of the tokenizers.Tokenizer."
             )
         self.has_offsets = self._raw or bool(getattr(tokenizer, "is_fast", False))
         self._tokenizer = tokenizer if backend is None else copy.deepcopy(tokenizer)
@@ -76,13 +76,13 @@ class Encoder:
             encoded = self._encode(text, places, special_tokens)
         except TypeError as error:  # `tokenizers` raises it as if the text were not a string
             raise ProbeError(
-                f"texts: expected valid Unicode, got {text[:40]!r}, perhaps with half a surrogate pair. "
+                f"texts: expected valid Unicode, got {text[:40]!r}, perhaps because of half a surrogate pair. "
                 "Clean it first: text.encode('utf-8', 'replace').decode()."
             ) from error
         if self._max_length is not None and len(encoded.ids) > self._max_length:
             raise ProbeError(
                 f"max_length: expected room for the tokenizer's special tokens and some text, got {self._max_length}, "
-                "and it cuts nothing to that. Raise max_length."
+                "to which the tokenizer cannot truncate. Raise max_length."
             )
         return encoded
 

@@ -154,9 +154,9 @@ def _split() -> tuple[tuple[str, ...], tuple[str, ...]]:
     found = _documents()
     if len(found) < 8:
         raise ProbeError(
-            "built-in text: expected the source files of the standard library, NumPy, SciPy and torch, "
-            f"got {len(found)} documents from those that are installed. "
-            "Make the probe of texts of your own: Probe.from_texts(texts, tokenizer)."
+            "built-in text: expected the source files of the standard library, NumPy, SciPy and torch, got "
+            f"{len(found)} documents from the installed ones. Make the probe from your own texts: "
+            "Probe.from_texts(texts, tokenizer)."
         )
     ordered = sorted(found, key=lambda parts: hashlib.sha256(_join(parts).encode()).digest())
     num_held_out = min(_HELD_OUT_DOCUMENTS, len(ordered) // 4)

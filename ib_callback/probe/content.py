@@ -56,7 +56,9 @@ def normalised(content: Content) -> Content:
     """
     check_name(content.name)
     if content.num_bytes is not None:
-        check_integer("num_bytes", content.num_bytes, minimum=0, cure="it is in UTF-8 bytes, None if it is not known")
+        check_integer(
+            "num_bytes", content.num_bytes, minimum=0, cure="pass UTF-8 bytes, or None if the number is not known"
+        )
     ids = _integers(content.input_ids, "input_ids")
     if ids.dim() != 2 or ids.numel() == 0:
         raise ProbeError(
@@ -112,7 +114,7 @@ def _integers(values: Any, what: str, *, booleans: bool = False) -> Tensor:
     except ValueError as error:
         raise ProbeError(
             f"{what}: expected [N, S], got rows of different lengths. Pad them to one length and pass the "
-            "attention_mask, or let Probe.from_texts do both."
+            "attention_mask, or use Probe.from_texts, which does both."
         ) from error
     if array.size and array.dtype.kind not in ("iub" if booleans else "iu"):
         raise ProbeError(f"{what}: expected an integer dtype, got {array.dtype}. {cure}")
@@ -150,8 +152,8 @@ def _mask(values: Any, shape: torch.Size) -> Tensor:
         )
     if (runs > 1).any():
         raise ProbeError(
-            "attention_mask: expected padding at the left or right end only, got padding amid the tokens of "
-            f"sequence {_first_row(runs > 1)}, which an n-gram would straddle. Pass one document a sequence."
+            "attention_mask: expected padding at the left or right end only, got padding between the tokens of "
+            f"sequence {_first_row(runs > 1)}, where an n-gram would cross it. Pass one document per sequence."
         )
     return mask
 
@@ -171,7 +173,7 @@ def _labels(labels: Any, mask: Tensor) -> dict[str, Tensor]:
         low = label < NO_LABEL
         if low.any():
             raise ProbeError(
-                f"{what}: expected 0 or more, or -1 for none, got {int(label[low][0])} in sequence "
+                f"{what}: expected 0 or more, or -1 for no label, got {int(label[low][0])} in sequence "
                 f"{_first_row(low)}. Number the labels from 0; turn -100 into -1."
             )
         checked[name] = label
@@ -206,8 +208,8 @@ def _groups(groups: Any, number: int) -> tuple[int, ...]:
     for index, group in enumerate(given):
         if isinstance(group, bool) or not isinstance(group, (int, np.integer, str)):
             raise ProbeError(
-                f"groups: expected an integer or a string for each sequence, got {group!r} for sequence {index}. Give "
-                "one without a source a name of its own."
+                f"groups: expected an integer or a string for each sequence, got {group!r} for sequence {index}. If a "
+                "sequence has no source, invent a name for it."
             )
     number_of = {group: place for place, group in enumerate(dict.fromkeys(given))}
     return tuple(number_of[group] for group in given)

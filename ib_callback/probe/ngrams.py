@@ -42,8 +42,7 @@ def _order_width(name: str) -> int:
         if match and int(match.group(1)) > len(ORDER_NAMES):
             return int(match.group(1))
     raise ValueError(
-        f"orders: unknown order {name!r}. Expected names among {', '.join(ORDER_NAMES)}, "
-        "and '5-gram', '6-gram' … beyond."
+        f"orders: unknown order {name!r}. Expected one of {', '.join(ORDER_NAMES)}, '5-gram', '6-gram', …."
     )
 
 
@@ -77,7 +76,7 @@ def valid_positions(mask: np.ndarray, width: int, *, probe: str = "the probe") -
     if not len(sequence):
         raise ProbeError(
             f"probe {probe!r}: no valid position. Expected sequences of at least {2 * width} real tokens "
-            f"({width} before and {width} after a position at the widest order), got at most {mask.sum(1).max()}. "
+            f"({width} before and {width} after a position for the widest order), got at most {mask.sum(1).max()}. "
             "Use longer texts or narrower orders."
         )
     return Positions(sequence, start + width - 1)

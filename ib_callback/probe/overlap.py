@@ -74,8 +74,8 @@ class Overlap:
         short = f" ({self.too_short:,} have fewer than {self.n} tokens and cannot be judged)" if self.too_short else ""
         return (
             f"{len(self.sequences):,} of {self.num_sequences:,} sequences share a run of {self.n} tokens with the "
-            f"{self.num_texts:,} texts ({self.num_tokens:,} tokens) examined, {len(self.duplicates):,} of them occur "
-            f"there as a whole, and {self.share:.2%} of the {self.n}-grams do{short}"
+            f"{self.num_texts:,} texts ({self.num_tokens:,} tokens) examined. {len(self.duplicates):,} of them occur "
+            f"there as a whole. {self.share:.2%} of the {self.n}-grams occur there{short}"
         )
 
 
@@ -92,7 +92,7 @@ def overlap(
     """The result of `Probe.overlap` for the ids [N, S] and the mask [N, S] of a probe."""
     check_integer("n", n, minimum=1, cure=f"{NGRAM} is usual")
     if max_texts is not None:
-        check_integer("max_texts", max_texts, minimum=1, cure="None is for all")
+        check_integer("max_texts", max_texts, minimum=1, cure="None reads all")
     index = _Index(input_ids, attention_mask, n)
     for text in islice(_texts_of(data, tokenizer, text_column), max_texts):
         index.add(text)
@@ -187,8 +187,8 @@ def _texts_of(data: Any, tokenizer: Any, text_column: str) -> Iterator[Any]:
     """
     if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
         raise TypeError(
-            f"data: expected texts, sequences of token ids or rows with a column of either, got {type(data).__name__}. "
-            "Pass a single text as [text]."
+            "data: expected texts, sequences of token ids or rows with a column of one of them, got "
+            f"{type(data).__name__}. Pass a single text as [text]."
         )
     encoder: Encoder | None = None
     one_long_array = getattr(data, "ndim", None) == 1 and hasattr(data, "dtype")
@@ -206,8 +206,8 @@ def _texts_of(data: Any, tokenizer: Any, text_column: str) -> Iterator[Any]:
         if isinstance(item, str):
             if tokenizer is None:
                 raise ProbeError(
-                    "texts can be compared only as tokens: expected tokenizer=, that of the probe, got None. "
-                    "Or pass rows with input_ids."
+                    "texts can be compared only as tokens: expected tokenizer=, got None. Pass the tokenizer of the "
+                    "probe, or rows with input_ids."
                 )
             encoder = encoder or Encoder(tokenizer, None)
             item = encoder(item).ids

@@ -51,7 +51,7 @@ def contents_for(
         )
     if sizes.num_sequences is not None and len(chosen) < sizes.num_sequences:
         warnings.warn(
-            f"asked for {sizes.num_sequences} documents, got {len(chosen)}: of the others none has "
+            f"asked for {sizes.num_sequences} documents, got {len(chosen)}: none of the others has "
             f"min_length={sizes.min_length} tokens under every tokenizer.",
             stacklevel=3,
         )
@@ -93,7 +93,7 @@ def texts_of(source: str, *, text_column: str = "text") -> Iterator[str]:
         if in_the_way is None:
             raise
         raise ProbeError(
-            f"{error} {in_the_way}: take texts of a file (.jsonl, .parquet, .csv, .txt), or those that every "
+            f"{error} {in_the_way}: use texts from a file (.jsonl, .parquet, .csv, .txt), or those that every "
             'installation has, "builtin"; or copy the cache of the hub (HF_HOME) from where there is a network.'
         ) from error
 

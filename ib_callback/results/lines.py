@@ -82,7 +82,7 @@ def _check_line(line: bytes) -> None:
     seal = _SEAL.search(line)
     if seal is not None and seal[1] != checksum(line[: seal.start()] + b"}"):
         raise ValueError(
-            'its checksum is not that of its content. If it was changed on purpose, take "crc32" out of it'
+            'its checksum does not match its content. If it was changed on purpose, take "crc32" out of it'
         )
 
 
@@ -169,8 +169,8 @@ def courses_of(rows: Iterable[Row], path: object) -> dict[str, list[tuple[Origin
                 key = name if number == 1 else f"{name} ({number})"
                 if number > 1:
                     warn(
-                        f"{path}: {name} was measured with several settings that cannot be compared, so that it has "
-                        f"a course for each; those of {key!r} differ from the first ones in {why}."
+                        f"{path}: {name} was measured with several settings that cannot be compared, so it has a "
+                        f"course for each; those of {key!r} differ from the first ones in {why}."
                     )
                 courses[key] = _in_order(course, key)
     return courses

@@ -342,7 +342,7 @@ class PhaseTracker:
             self.plane = next(plane for plane in PLANES if plane == "plain" or plane_values(measurement, plane))
             if self.plane == "plain":
                 warn(
-                    "phases are found from the plain expressivity, for it was measured without its null. At wide "
+                    "phases are found from the plain expressivity because the null was not measured. At wide "
                     "orders nearly all of it is null, and the fitting phase may never be recognised: measure with "
                     'null=True and weighting="empirical"',
                     stacklevel=4,
@@ -529,14 +529,14 @@ class PhaseTracker:
 
     def _notes(self) -> Iterable[str]:
         if self.trained:
-            yield "The run began from trained weights, so that it has no phases."
+            yield "The run began from trained weights, so it has no phases."
             return
         if self._off_bound is not None and self._fall is not None:
             share, lost = self._fall
             yield (
                 f"From step {self._steps[self._off_bound]} on the complexity has fallen by {share:.0%} on the "
                 f"{self._plane_text}, but expressivity with it"
-                f", by {lost:.0%}: the run leaves the bound, which is no compression. So did the 1B model of "
+                f", by {lost:.0%}: the run leaves the bound, and this is not compression. So did the 1B model of "
                 "Conklin et al., ICLR 2026, late in its training."
             )
         if self._memorising is not None:

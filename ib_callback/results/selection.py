@@ -269,7 +269,7 @@ class Selection:
                 exists = available is None or m.step in available
                 lowest = of_existing if exists else of_all
                 if margin is not None and m.loss is None and measured:
-                    rejected = "no loss on held-out text, as others have"
+                    rejected = "no loss on held-out text, unlike others"
                 elif margin is not None and m.loss is not None and m.loss > lowest + margin:
                     rejected = f"loss {m.loss - lowest:.2f} nats above the lowest"
                 elif not exists:

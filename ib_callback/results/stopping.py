@@ -220,7 +220,7 @@ class PlateauStopping:
             raise ValueError(f"{self!r} cannot work: {error}") from None
         if better_direction(metric) not in (None, self.mode):
             warnings.warn(
-                f"{self!r} takes a change for the worse as an improvement; "
+                f"{self!r} treats a change for the worse as an improvement; "
                 f"did you mean mode={better_direction(metric)!r}?",
                 RuntimeWarning,
                 stacklevel=2,
@@ -230,9 +230,9 @@ class PlateauStopping:
         if self.arm == "fit" and metric.endswith("distance_to_bound") and (self.guard is None or not has_loss):
             cure = "" if self.guard is not None else 'the guard (guard="loss", the default), or '
             warnings.warn(
-                f"{self!r}: the distance to the bound grows while a model fits, so that without a guard by the loss "
-                "this rule stops soon. A recorded run was stopped at step 400 of 3,500 so, at a loss of 5.11; it "
-                f'reaches 4.21. Cure: {cure}arm="compression"',
+                f"{self!r}: the distance to the bound grows while a model fits, so without a guard by the loss this "
+                "rule stops early. One recorded run was stopped in this way at step 400 of 3,500, at a loss of 5.11. "
+                f'The full run reaches 4.21. Cure: {cure}arm="compression"',
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -312,7 +312,7 @@ class PlateauStopping:
             fallen = self._training_fell()
             if fallen > TOLERANCE:
                 told = f"the training loss has fallen by {fallen:.3f} nats in {self.patience} measurements"
-                return self._go_on(StopReason.IMPROVING, f"{self._metric} stands still, but {told}")
+                return self._go_on(StopReason.IMPROVING, f"{self._metric} does not change, but {told}")
         return decision
 
     def _note(self, measurement: Measurement) -> None:
@@ -337,7 +337,7 @@ class PlateauStopping:
     def _judge_guarded(self, measurement: Measurement, phases: PhaseTracker) -> StopDecision:
         loss, step = measurement.loss, measurement.step
         if loss is None:
-            return self._go_on(StopReason.MISSING, "the point has no loss on held-out text, as others have")
+            return self._go_on(StopReason.MISSING, "the point has no loss on held-out text, unlike others")
         if step is None:
             return self._go_on(StopReason.MISSING, "the point has no step")
         if phases.worse_for:
@@ -359,7 +359,7 @@ class PlateauStopping:
             if learned > LEARNED and fallen < (tolerance_of(self.guard) or TOLERANCE):
                 return self._stop(
                     StopReason.COLLAPSED,
-                    f"the held-out loss has fallen by {learned:.2f} nats and then stands still for {len(lately)} "
+                    f"the held-out loss has fallen by {learned:.2f} nats and then did not change for {len(lately)} "
                     "measurements, half of the run, and the fit has not begun: representations have collapsed",
                 )
         waits_for = "the fitting phase has not been recognised yet"

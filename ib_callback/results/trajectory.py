@@ -100,8 +100,8 @@ class Trajectory(Sequence[Measurement]):
             points = ["a point without a step" if m.step is None else f"step {m.step}" for m in (first, measurement)]
             warn(
                 f"this trajectory mixes points that cannot be compared: {' and '.join(points)} differ in "
-                f"{'; '.join(new)}. Its values, phases, correlations and best point are taken over both. Keep a "
-                "trajectory of each, or make it with mixed=True if that is meant.",
+                f"{'; '.join(new)}. Its values, phases, correlations and best point use both. Keep one trajectory for "
+                "each, or pass mixed=True if the mixture is intended.",
                 stacklevel=3,
             )
 
@@ -369,8 +369,8 @@ def read_run_file(directory: str | os.PathLike[str], name: str = RUN_FILENAME) -
     path = Path(directory) / name
     try:
         content = json_lines.parsed(path.read_bytes())
-        if content.get("crc32") not in (None, _seal_of(content)):  # None: written by an earlier version
-            raise ValueError("its checksum is not that of its content")
+        if content.get("crc32") not in (None, _seal_of(content)):  # None: of an earlier version
+            raise ValueError("its checksum does not match its content")
         rule = PhaseRule.from_dict(content["phase_rule"])
         return rule, check_guard(content["guard"]["selection"] if "guard" in content else _guard_of(rule))
     except FileNotFoundError:

@@ -88,9 +88,9 @@ def test_counts_are_those_of_the_pairs_at_valid_positions(probe, order, widest):
 
 
 def test_an_order_that_is_not_measured(probe):
-    with pytest.raises(ValueError, match=r"order: expected one of those in orders= \(token\), got 'bigram'"):
+    with pytest.raises(ValueError, match=r"order: expected one of orders= \(token\), got 'bigram'"):
         module.probe_joint(probe, "bigram", orders="token")
-    with pytest.raises(ValueError, match=r"order: expected one of those in orders= \(token\), got 'bigram'"):
+    with pytest.raises(ValueError, match=r"order: expected one of orders= \(token\), got 'bigram'"):
         ib.probe_curve(probe, order="bigram", orders="token")
 
 
@@ -160,7 +160,7 @@ def test_a_file_that_is_not_what_was_asked_for_is_computed_again(probe, own_cach
         assert ib.probe_curve(probe, num_codewords=4) == curve
         return
     assert file.read_text() != content
-    with pytest.warns(RuntimeWarning, match="is damaged or cannot be read. It was moved to .* and is built anew"):
+    with pytest.warns(RuntimeWarning, match="is damaged or cannot be read. It was moved to .* and is built again"):
         assert ib.probe_curve(probe, num_codewords=4) == curve
     assert file.read_text() == content
 
@@ -169,7 +169,7 @@ def test_where_nothing_can_be_kept_each_process_computes_the_same(probe, tmp_pat
     kept = ib.probe_curve(probe, num_codewords=4)
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.warns(RuntimeWarning, match="cannot be kept"):
+    with pytest.warns(RuntimeWarning, match="cannot be cached"):
         assert ib.probe_curve(probe, num_codewords=4) == kept
 
 
@@ -233,7 +233,7 @@ def test_a_code_found_by_the_iteration_is_measured_on_the_curve(probe):
 
 
 def test_uniform_weighting_has_no_curve(probe):
-    with pytest.raises(ValueError, match=r'bound="ib_curve" bounds mutual information, which weighting=\'uniform\''):
+    with pytest.raises(ValueError, match=r'bound="ib_curve" bounds mutual information, but weighting=\'uniform\''):
         curve_meter(probe, weighting="uniform")
 
 

@@ -208,7 +208,7 @@ def test_globs_of_revisions_are_matched_against_the_cache_without_a_network(
     assert results.origins(LATE)[0].source == f"{LATE}@{commit_of(LATE, BRANCHES[0])}"
     assert f"equal weights: {LATE} stage1-step12-tokens12B is stage1-step8-tokens8B" in capsys.readouterr().err
     assert measure(LATE, "--revisions", "stage7-*") == 2
-    assert "nor has its cache a revision that matches 'stage7-*'" in capsys.readouterr().err
+    assert "its cache has no revision that matches 'stage7-*'" in capsys.readouterr().err
 
 
 def test_tokens_in_names_are_rounded_and_steps_tell_better(
@@ -293,7 +293,7 @@ def test_of_several_gguf_files_one_is_named_and_downloaded(
     [
         (
             ["made/nothing"],
-            "made/nothing: is no path here, and the hub cannot be asked for it (RepositoryNotFoundError",
+            "made/nothing: there is no such path, the hub cannot be reached (RepositoryNotFoundError",
         ),
         ([LATE, "--revisions", "epoch*"], "expected a revision that matches 'epoch*', got none among 7: "),
         (["./nowhere"], "./nowhere: expected a folder, a file, or a name on the hub, got none of these"),
@@ -325,10 +325,10 @@ def test_known_corpora_are_documents(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 IN_THE_WAY = {
-    "no network": ("ConnectError", "Without a network (or in offline mode, HF_HUB_OFFLINE=1): "),
-    "offline": ("OfflineModeIsEnabled", "Without a network (offline mode, HF_HUB_OFFLINE=1): "),
-    "too many": ("429", "The hub limits how often it is asked (429): wait for 1 s and try again, or log in (HF_TOKEN)"),
-    "cut": ("RemoteProtocolError", "The download was cut off: try again; without a steady network: "),
+    "no network": ("ConnectError", "There is no network (or offline mode is on, HF_HUB_OFFLINE=1): "),
+    "offline": ("OfflineModeIsEnabled", "There is no network (offline mode, HF_HUB_OFFLINE=1): "),
+    "too many": ("429", "The hub limits the number of requests (429): wait for 1 s and try again, log in (HF_TOKEN)"),
+    "cut": ("RemoteProtocolError", "The download was cut off: try again; if the connection stays unstable: "),
 }
 ASKING = {
     "a model": (["measure", LATE, *OPTIONS], "hf download made/tiny"),
@@ -397,7 +397,7 @@ def test_a_hub_that_asks_to_come_again_is_asked_again_after_as_long(
     hub.refusals[f"api/models/{LATE}/refs"] = 2
     assert measure(LATE) == 0
     assert waits == [1.0, 1.0]
-    assert f"{LATE}: the hub limits how often it is asked (429), and is asked again in 1 s" in capsys.readouterr().err
+    assert f"{LATE}: the hub limits the number of requests (429); trying again in 1 s" in capsys.readouterr().err
 
 
 def test_a_hub_that_lets_nobody_list_files_for_a_while_is_asked_again(

@@ -202,7 +202,7 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         swept(path, *map(checkpoint, (1, 2, 3)))
     monkeypatch.setattr(sweep, "append_result", append)
-    with pytest.warns(RuntimeWarning, match="the last line is torn"):
+    with pytest.warns(RuntimeWarning, match="the last line is incomplete"):
         assert swept(path, *map(checkpoint, (1, 2, 3))) == Report(1, 2, ())
     assert len(path.read_bytes().splitlines()) == 3
     assert Results.load(path)["m"].steps == [1, 2, 3]

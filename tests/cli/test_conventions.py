@@ -360,7 +360,7 @@ def test_select_advises_what_can_be_done(work, capsys):
     Path("unfit").mkdir()
     run([0.3, *[0.02] * 9], [0.03, *[0.002] * 9]).save(Path("unfit") / FILENAME)
     assert main.main(["select", "unfit"]) == 1
-    assert "Choose among the points from a step on with --from STEP." in capsys.readouterr().err
+    assert "To choose among the points from a step on, give --from STEP." in capsys.readouterr().err
 
 
 # --- help, and encodings

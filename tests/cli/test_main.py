@@ -238,7 +238,7 @@ def test_a_warning_is_a_line_said_once(finished: Path, capsys: pytest.CaptureFix
     captured = capsys.readouterr()
     assert captured.out == f"{finished / 'checkpoint-2000'}\n"
     assert len(captured.err.splitlines()) == 2
-    assert f"ib-callback: {path}: the last line is torn" in captured.err
+    assert f"ib-callback: {path}: the last line is incomplete" in captured.err
     assert "ib-callback: phases are found from the plain expressivity" in captured.err
 
 

@@ -159,7 +159,7 @@ def test_a_configuration_that_is_nested_too_deep_has_a_cure(models, capsys, file
     assert line.startswith(
         "ib-callback: not measured: a: ModelError: a: cannot be loaded. The brackets of a file in JSON"
     )
-    assert line.endswith("save the model or download it anew")
+    assert line.endswith("save the model or download it again")
 
 
 def test_a_broken_checkpoint_is_named_at_the_end(models, capsys):

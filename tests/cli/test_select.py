@@ -229,7 +229,7 @@ def test_a_recorded_run_of_the_demonstration(tmp_path):
     assert none.path is None
     assert set(remarks(none).values()) == {"not in the compression phase"}
     assert "The compression phase was not recognised in this run; many small models never compress." in none.verdict
-    assert "--from fit, or from a step on with --from STEP." in none.verdict
+    assert "--from fit, or --from STEP." in none.verdict
 
 
 # --- the verdict
@@ -269,7 +269,7 @@ def test_why_there_is_none_and_what_to_do(tmp_path):
     for select_from in ("compression", "fit"):
         verdict = select_report(tmp_path, select_from=select_from).verdict
         assert "phase was not recognised in this run" in verdict
-        assert verdict.endswith("with --from STEP.")
+        assert verdict.endswith("give --from STEP.")
         assert "--from fit" not in verdict
     save(tmp_path, Trajectory())
     verdict = select_report(tmp_path).verdict
@@ -280,7 +280,7 @@ def test_why_there_is_none_and_what_to_do(tmp_path):
 def test_checkpoints_of_steps_that_were_not_measured(tmp_path):
     verdict = select_report(save(tmp_path, run(C, E), (950, 1050, 1500, 1650, 1750))).verdict
     assert (
-        "these steps were not measured: 4 of 5 checkpoints (checkpoint-950, checkpoint-1050, checkpoint-1650, …)."
+        "their steps were not measured: 4 of 5 checkpoints (checkpoint-950, checkpoint-1050, checkpoint-1650, …)."
         in verdict
     )
     assert "not measured" not in select_report(save(tmp_path / "b", run(C, E), (1500,))).verdict
@@ -302,7 +302,7 @@ def test_the_record_alone_tells_whose_checkpoints_they_are(tmp_path):
     found = remarks(report)
     assert (found["2,500"], found["2,600"], found["2,700"]) == ("deleted", f"not in {FILENAME}", "deleted")
     assert found["2,800"] == "no checkpoint"
-    assert f"Checkpoints that are not in {FILENAME} are taken for those of another run" in report.verdict
+    assert f"Checkpoints that are not in {FILENAME} are assumed to be of another run" in report.verdict
     assert "There is no" not in report.verdict
 
 
@@ -317,10 +317,7 @@ def test_of_a_run_that_saved_nothing_those_of_the_run_before_it_are_none(tmp_pat
 
 def test_without_a_record_the_report_says_so(tmp_path):
     report = select_report(save(tmp_path, run(C, E), (2000,)))
-    assert (
-        f"There is no {FILENAME}: whatever checkpoint lies in {tmp_path} is taken for one of this run."
-        in report.verdict
-    )
+    assert f"There is no {FILENAME}: every checkpoint in {tmp_path} is assumed to belong to this run." in report.verdict
 
 
 # --- where the trajectory is

@@ -77,7 +77,7 @@ def test_without_a_home_there_is_no_cache_and_the_ways_out_are_named(monkeypatch
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it gives where nobody knows the user
     assert user_cache_directory() is None
-    with pytest.warns(RuntimeWarning, match="a thing: it cannot be kept, .* no home directory.* HOME, .*cache_dir="):
+    with pytest.warns(RuntimeWarning, match="a thing: it cannot be cached .* no home directory.* HOME, .*cache_dir="):
         assert cache_file("things", "thing", what="a thing") is None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_file("things", "thing", what="a thing") == tmp_path / "ib_callback" / "things" / "thing"
@@ -139,7 +139,7 @@ def test_those_who_wait_say_for_what(tmp_path, caplog, monkeypatch):
         built = build_once(path, str, write=Path.write_text, read=Path.read_text, what="a text")
         assert built == str(first.pid)
     (said,) = caplog.messages
-    assert "a text: another process builds it; waiting for" in said
+    assert "a text: another process is building it. Waiting for" in said
 
 
 def test_a_damaged_file_is_set_aside_and_built_anew(tmp_path):
@@ -166,14 +166,14 @@ def test_a_full_disk_costs_the_file_but_not_the_content(tmp_path):
     def full(path: Path, number: int) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.warns(RuntimeWarning, match=r"a number: it cannot be kept in .*No space left.*cache_dir="):
+    with pytest.warns(RuntimeWarning, match=r"a number: it cannot be cached in .*No space left.*cache_dir="):
         assert build_once(tmp_path / "n", lambda: 77, write=full, read=read_number, what="a number") == 77
     assert names(tmp_path) == set()
 
 
 def test_a_directory_that_cannot_be_made_or_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.warns(RuntimeWarning, match="cannot be kept in .*file.*XDG_CACHE_HOME"):
+    with pytest.warns(RuntimeWarning, match="cannot be cached in .*file.*XDG_CACHE_HOME"):
         assert once(tmp_path / "file" / "n") == 7
 
     # Permissions do not bind the superuser, who may be running the tests.
@@ -188,7 +188,7 @@ def test_a_directory_that_cannot_be_made_or_written(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("os.open", read_only)
-    with pytest.warns(RuntimeWarning, match="cannot be kept in .*Permission denied"):
+    with pytest.warns(RuntimeWarning, match="cannot be cached in .*Permission denied"):
         assert build_once(tmp_path / "n", lambda: 7, write=refuse, read=read_number, what="a number") == 7
     write_number(tmp_path / "n", 8)
     assert once(tmp_path / "n") == 8  # what is there can be read all the same

@@ -35,7 +35,7 @@ def test_a_last_line_without_a_line_break_counts():
 
 @pytest.mark.parametrize("end", [b'{"b": ', b'{"b": "\xff"}', b'{"b": 2}}', b"\0\0\0"])
 def test_a_torn_end_is_left_out_with_a_warning(end):
-    with pytest.warns(RuntimeWarning, match=r"t\.jsonl: the last line is torn"):
+    with pytest.warns(RuntimeWarning, match=r"t\.jsonl: the last line is incomplete"):
         assert intact(b'{"a": 1}\n' + end + b"\n\n") == [(1, b'{"a": 1}')]
 
 
@@ -195,5 +195,5 @@ def test_a_list_that_is_too_long_for_the_memory_is_a_value_error(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(json, "loads", too_long)
-    with pytest.raises(ValueError, match="does not fit into the memory"):
+    with pytest.raises(ValueError, match="does not fit into memory"):
         json_lines.parsed("[]")

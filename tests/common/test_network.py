@@ -31,15 +31,15 @@ def caused_by(error: BaseException, outer: Exception) -> Exception:
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (named("OfflineModeIsEnabled"), "Without a network (offline mode, HF_HUB_OFFLINE=1)"),
-        (socket.gaierror(-2, "Name or service not known"), "Without a network (or in offline mode"),
-        (caused_by(ConnectionRefusedError(), ValueError("x")), "Without a network (or in offline mode"),
-        (named("ConnectTimeout"), "Without a network (or in offline mode"),
+        (named("OfflineModeIsEnabled"), "There is no network (offline mode, HF_HUB_OFFLINE=1)"),
+        (socket.gaierror(-2, "Name or service not known"), "There is no network (or offline mode is on"),
+        (caused_by(ConnectionRefusedError(), ValueError("x")), "There is no network (or offline mode is on"),
+        (named("ConnectTimeout"), "There is no network (or offline mode is on"),
         (named("IncompleteRead"), "The download was cut off"),
         (caused_by(named("RemoteProtocolError"), ConnectionError("Server Disconnected")), "The download was cut off"),
-        (Refused(429, Retry_After="30"), "The hub limits how often it is asked (429): wait for 30 s and try again"),
-        (Refused(429), "The hub limits how often it is asked (429): wait and try again"),
-        (Refused(503), "The hub has a fault of its own (503)"),
+        (Refused(429, Retry_After="30"), "The hub limits the number of requests (429): wait for 30 s and try again"),
+        (Refused(429), "The hub limits the number of requests (429): wait and try again"),
+        (Refused(503), "The hub has an internal error (503)"),
     ],
 )
 def test_what_is_in_the_way(error: Exception, expected: str) -> None:

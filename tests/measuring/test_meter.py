@@ -67,7 +67,7 @@ def test_more_label_sets_than_there_can_be_are_refused_at_once(orders, keywords)
     probe = make_probe(labels={"a": torch.zeros(10, 16, dtype=torch.int64)})
     names = ["token", "bigram", "trigram", "quadgram", *(f"{n}-gram" for n in range(5, orders + 1))]
     settings = {"features": [], "baseline": "features" not in keywords} | keywords
-    with pytest.raises(ValueError, match=r"expected at most 62 label sets .*Measure fewer"):
+    with pytest.raises(ValueError, match=r"expected at most 62 label sets, .*Measure fewer"):
         ib.Meter(probe, orders=names, **settings)
 
 

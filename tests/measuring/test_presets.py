@@ -214,7 +214,9 @@ def test_another_size_is_said_once(monkeypatch: pytest.MonkeyPatch, capfd: pytes
 
     presets._tell_once.cache_clear()
     (line,) = said()
-    assert line.startswith("ib_callback: preset='paper': probe 'tokens' has 12 sequences of up to 16 tokens, that of")
+    assert line.startswith(
+        "ib_callback: preset='paper': probe 'tokens' has 12 sequences of up to 16 tokens. The paper's probe has"
+    )
     assert "10,000 of up to 512: Probe.from_c4(tokenizer, num_sequences=10_000, max_length=512)." in line
     assert said() == []
     presets._tell_once.cache_clear()

@@ -151,14 +151,14 @@ def test_splits_and_rows_to_skip() -> None:
         (ROWS, {"label_columns": ["a", "n"]}, ProbeError, "expected a column 'a', got the columns text, n"),
         ("", {}, ProbeError, "dataset: expected a file, a folder or a name on the hub, got an empty string"),
         (ROWS, {"label_columns": "n"}, ProbeError, "label_columns: expected a list of column names.*got str 'n'"),
-        (ROWS, {"split": "test"}, ProbeError, "split=: expected with a dataset on the hub, got list"),
+        (ROWS, {"split": "test"}, ProbeError, "split=: expected only with a dataset on the hub, got list"),
         (ROWS, {"skip": -1}, ValueError, "skip: expected an integer of at least 0, got -1"),
         (ROWS, {"num_sequences": 0}, ValueError, "num_sequences: expected an integer of at least 1, got 0"),
         (
             ROWS,
             {"spilt": "test"},
             TypeError,
-            "Probe.from_dataset: unexpected keyword spilt=. Expected, .* split",
+            "Probe.from_dataset: unexpected keyword spilt=. Expected .* split",
         ),
         (ROWS, {"text_column": "n"}, TypeError, "expected strings or lists of words in column 'n', got int in row 0"),
         ([], {}, ProbeError, "the list: expected rows, got none"),
@@ -221,7 +221,7 @@ def test_lines_that_are_no_objects_are_named(kind: str, content: str, found: str
     path = tmp_path / kind / "rows.jsonl" if kind == "folder" else tmp_path / kind
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(gzip.compress(content.encode()) if kind.endswith(".gz") else content.encode())
-    with pytest.raises(ProbeError, match=rf"{path.name}: expected an object in JSON a line, .*, got {found}"):
+    with pytest.raises(ProbeError, match=rf"{path.name}: expected one JSON object per line, .*, got {found}"):
         Probe.from_dataset(tmp_path / kind, word_tokenizer(), **SETTINGS)
 
 
@@ -296,7 +296,7 @@ def test_a_stream_that_breaks_off_is_an_error_and_no_shorter_probe(error: Except
     with pytest.raises(ProbeError, match=message) as raised:
         Probe.from_dataset(rows(), word_tokenizer(), **settings | {"num_sequences": 5})
     # What a network has to do with it is said where it has.
-    assert ("Without a network" in str(raised.value)) == isinstance(error, ConnectionError)
+    assert ("There is no network" in str(raised.value)) == isinstance(error, ConnectionError)
 
 
 def test_reading_needs_datasets_and_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,7 +403,7 @@ def test_without_a_home_a_probe_is_built_and_not_kept(tmp_path: Path, monkeypatc
     path = json_lines(tmp_path)
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
-    with pytest.warns(RuntimeWarning, match=r"it cannot be kept, for this user has no home directory.*cache_dir="):
+    with pytest.warns(RuntimeWarning, match=r"it cannot be cached because this user has no home directory.*cache_dir="):
         probe = Probe.from_dataset(str(path), word_tokenizer(), **SETTINGS)
     assert probe.fingerprint == expected().fingerprint
 

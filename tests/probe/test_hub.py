@@ -211,7 +211,7 @@ def test_c4_over_a_connection_that_drops_again_and_again(online: dict[str, Any])
 
 def test_tulu(online: dict[str, Any]) -> None:
     result = online["tulu"]
-    with pytest.warns(UserWarning, match="left out 2 of 8 pairs: 1 of equal texts or scores, 1 with an empty"):
+    with pytest.warns(UserWarning, match="left out 2 of 8 pairs: 1 with equal texts or scores, 1 with an empty"):
         expected = Probe.from_preferences(tulu_rows(), word_tokenizer(), num_sequences=12, max_length=32)
     assert result["fingerprint"] == expected.fingerprint
     assert result["names"] == {"preference": ["rejected", "preferred"]}
@@ -224,14 +224,14 @@ def test_tulu(online: dict[str, Any]) -> None:
 def test_a_truncated_shard_is_an_error_and_no_shorter_probe(online: dict[str, Any]) -> None:
     error = online["truncated"]["error"]
     assert error.startswith("made/truncated: cannot be read, after 5 rows (EOFError: Compressed file ended")
-    assert "Without a network" not in error
+    assert "There is no network" not in error
     error = online["truncated parquet"]["error"]
     assert error.startswith(
         "made/truncated-parquet: cannot be read, at the start (ArrowInvalid: Parquet magic bytes not"
     )
     error = online["c4 truncated"]["error"]
     assert "c4-train.00001-of-00002.json.gz: cannot be read, at the start (EOFError: Compressed file ended" in error
-    assert "Without a network" not in error
+    assert "There is no network" not in error
 
 
 def test_a_shard_that_never_comes_through_is_an_error_where_it_is_needed(online: dict[str, Any]) -> None:
@@ -264,7 +264,7 @@ def test_names_that_are_wrong(online: dict[str, Any]) -> None:
     assert "dev" in online["no such split"]["error"]
     assert "made/nothing" in online["no such dataset"]["error"]
     for name in ("several splits", "no such split", "no such dataset"):
-        assert "Without a network" not in online[name]["error"]
+        assert "There is no network" not in online[name]["error"]
 
 
 def test_with_a_warm_cache_no_network_is_needed(online: dict[str, Any], folder: Path) -> None:

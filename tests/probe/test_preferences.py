@@ -176,7 +176,7 @@ def test_answers_that_the_template_makes_equal_are_ties(merging: Any) -> None:
         {"chosen": [question, message("assistant", "blue")], "rejected": [question, message("assistant", "able")]},
         {"chosen": [question, message("assistant", "blue")], "rejected": [question, message("assistant", "blue ")]},
     ]
-    with pytest.warns(UserWarning, match="left out 1 of 2 pairs: 1 of equal texts or scores"):
+    with pytest.warns(UserWarning, match="left out 1 of 2 pairs: 1 with equal texts or scores"):
         assert len(Probe.from_preferences(pairs, twin, num_sequences=None)) == 2
 
 
@@ -332,7 +332,7 @@ def test_sequences_are_counted_and_come_in_pairs() -> None:
     assert len(probe) == 4
     assert len(read) == 4
     with pytest.raises(
-        ProbeError, match=r"num_sequences: expected an even number, two sequences a pair, got 5\. Pass 6"
+        ProbeError, match=r"num_sequences: expected an even number, two sequences per pair, got 5\. Pass 6"
     ):
         Probe.from_preferences([GOOD], word_tokenizer(), num_sequences=5)
     with pytest.warns(
@@ -351,7 +351,7 @@ def test_sequences_are_counted_and_come_in_pairs() -> None:
             [{"chosen": ["b"], "rejected": ["c"]}],
             "expected messages {'role': …, 'content': …}, got 'b' in column chosen",
         ),
-        ([{"chosen": "a", "rejected": "a"}], r"got 1 rows, none usable \(1 of equal texts or scores\)"),
+        ([{"chosen": "a", "rejected": "a"}], r"got 1 rows, none usable \(1 with equal texts or scores\)"),
         ([], r"got 0 rows, none usable \(no rows\)"),
     ],
 )

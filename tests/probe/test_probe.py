@@ -82,7 +82,7 @@ def test_padding_at_the_ends_is_accepted_and_emptied(mask: list[list[int]]) -> N
 
 
 def test_a_hole_is_refused() -> None:
-    with pytest.raises(ProbeError, match="padding amid the tokens of sequence 1"):
+    with pytest.raises(ProbeError, match="padding between the tokens of sequence 1"):
         Probe.from_tokens(IDS, [[1, 1, 1, 1], [1, 0, 1, 1], [1, 1, 0, 0]])
 
 

@@ -79,7 +79,7 @@ def test_no_more_is_read_than_needed():
 
 
 def test_fewer_documents_than_asked_for():
-    with pytest.warns(UserWarning, match="asked for 9 documents, got 3: of the others none has min_length=8 tokens"):
+    with pytest.warns(UserWarning, match="asked for 9 documents, got 3: none of the others has min_length=8 tokens"):
         ib.Probe.for_tokenizers(TEXTS, {"w": words(), "l": letters()}, num_sequences=9, min_length=8)
 
 
@@ -88,7 +88,7 @@ def test_fewer_documents_than_asked_for():
     [
         (TEXTS, [words()], {}, TypeError, r"tokenizers: expected \{name: tokenizer\} with at least one, got list"),
         (TEXTS, {}, {}, TypeError, "with at least one, got dict"),
-        ("text", {"w": words()}, {}, TypeError, "texts: expected an iterable of strings, one a document, got str"),
+        ("text", {"w": words()}, {}, TypeError, "texts: expected an iterable of strings, one per document, got str"),
         ([3], {"w": words()}, {}, TypeError, "texts: expected strings, got int at index 0"),
         (TEXTS, {"w": words()}, {"min_length": 99}, ib.ProbeError, r"every tokenizer \(w\), got none"),
         (TEXTS, {"w": words()}, {"num_sequences": 0}, ValueError, "num_sequences: expected an integer of at least 1"),

@@ -84,9 +84,9 @@ def test_files_of_shards_are_read_together_or_as_one(tmp_path):
 def test_a_torn_last_line_is_dropped_and_can_be_appended_to(tmp_path):
     path = written(tmp_path / "r.jsonl", entries("a", 0, 10))
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.warns(RuntimeWarning, match="the last line is torn"):
+    with pytest.warns(RuntimeWarning, match="the last line is incomplete"):
         assert Results.load(path)["a"].steps == [0]
-    with pytest.warns(RuntimeWarning, match="the last line is torn"):
+    with pytest.warns(RuntimeWarning, match="the last line is incomplete"):
         written(path, entries("a", 20))
     assert Results.load(path)["a"].steps == [0, 20]
 
@@ -109,7 +109,7 @@ def test_a_damaged_line_is_named(tmp_path, change, message):
 def test_a_changed_line_is_refused(tmp_path):
     line = to_line(measurement(0), of("a"))
     (tmp_path / "r.jsonl").write_bytes(line.replace(b'"model": "a"', b'"model": "b"') + line)
-    with pytest.raises(TrajectoryError, match=r"r\.jsonl:1: its checksum is not that of its content"):
+    with pytest.raises(TrajectoryError, match=r"r\.jsonl:1: its checksum does not match its content"):
         Results.load(tmp_path / "r.jsonl")
 
 

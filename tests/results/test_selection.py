@@ -357,5 +357,5 @@ def test_a_point_without_the_loss_that_others_have_is_not_chosen_under_the_guard
     assert choice.best.measurement.step != best
     assert {c.measurement.step: c.rejected for c in choice.candidates}[
         best
-    ] == "no loss on held-out text, as others have"
+    ] == "no loss on held-out text, unlike others"
     assert Selection(guard=None, select_from=0).choose(lacking).best is not None

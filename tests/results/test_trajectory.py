@@ -296,9 +296,9 @@ def test_a_last_line_torn_at_any_byte_is_dropped_and_can_be_appended_to(tmp_path
     path = tmp_path / "torn.jsonl"
     for size in [*range(first + 1, len(data) - 1, 41), len(data) - 2]:
         path.write_bytes(data[:size])
-        with pytest.warns(RuntimeWarning, match=r"torn\.jsonl: the last line is torn"):
+        with pytest.warns(RuntimeWarning, match=r"torn\.jsonl: the last line is incomplete"):
             assert Trajectory.load(path).steps == [0]
-        with pytest.warns(RuntimeWarning, match=r"torn\.jsonl: the last line is torn"):
+        with pytest.warns(RuntimeWarning, match=r"torn\.jsonl: the last line is incomplete"):
             append_line(path, point(20))
         assert Trajectory.load(path) == Trajectory([point(0), point(20)])
         assert path.read_bytes().startswith(data[:first] + b'{"step": 20,')
@@ -309,9 +309,9 @@ def test_other_remains_of_a_crash_at_the_end_are_dropped_too(tmp_path, tail):
     path = tmp_path / "t.jsonl"
     Trajectory([point(0)]).save(path)
     path.write_bytes(path.read_bytes() + tail)
-    with pytest.warns(RuntimeWarning, match="torn"):
+    with pytest.warns(RuntimeWarning, match="incomplete"):
         assert Trajectory.load(path).steps == [0]
-    with pytest.warns(RuntimeWarning, match="torn"):
+    with pytest.warns(RuntimeWarning, match="incomplete"):
         append_line(path, point(20))
     assert Trajectory.load(path).steps == [0, 20]
 
@@ -321,7 +321,7 @@ def test_a_torn_line_longer_than_one_read_is_cut_off_whole(tmp_path):
     Trajectory([point(0)]).save(path)
     intact = path.read_bytes()
     path.write_bytes(intact + b'{"layers": "' + b"x" * 300_000)
-    with pytest.warns(RuntimeWarning, match="torn"):
+    with pytest.warns(RuntimeWarning, match="incomplete"):
         append_line(path, point(20))
     assert Trajectory.load(path).steps == [0, 20]
     assert len(path.read_bytes()) < 3 * len(intact)
@@ -341,9 +341,9 @@ def test_a_whole_last_line_without_a_line_break_is_kept(tmp_path):
 def test_a_file_of_one_torn_line_is_an_empty_trajectory(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_bytes(b'{"step": 0, "en')
-    with pytest.warns(RuntimeWarning, match="torn"):
+    with pytest.warns(RuntimeWarning, match="incomplete"):
         assert len(Trajectory.load(path)) == 0
-    with pytest.warns(RuntimeWarning, match="torn"):
+    with pytest.warns(RuntimeWarning, match="incomplete"):
         append_line(path, point(5))
     assert Trajectory.load(path).steps == [5]
 
@@ -491,7 +491,7 @@ def test_a_checksum_that_is_none_is_no_missing_one(tmp_path, change):
     Trajectory([point(0), point(10)]).save(path)
     content, _, seal = path.read_text().replace('"step": 10', '"step": 12').removesuffix('"}\n').rpartition('"')
     path.write_text(f'{content}"{change(seal)}"}}\n')
-    with pytest.raises(TrajectoryError, match=r"jsonl:2: its checksum is not that of its content"):
+    with pytest.raises(TrajectoryError, match=r"jsonl:2: its checksum does not match its content"):
         Trajectory.load(path)
 
 

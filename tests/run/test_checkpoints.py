@@ -98,10 +98,10 @@ def test_a_torn_last_line_is_dropped_and_mended(tmp_path):
     record.add(10, hf_checkpoint(tmp_path, 10))
     intact = (tmp_path / FILENAME).read_bytes()
     (tmp_path / FILENAME).write_bytes(intact + b'{"step": 20, "path": "checkp')
-    with pytest.warns(RuntimeWarning, match=r"ib_checkpoints\.jsonl: the last line is torn"):
+    with pytest.warns(RuntimeWarning, match=r"ib_checkpoints\.jsonl: the last line is incomplete"):
         resumed = CheckpointFile(tmp_path, start_step=20)
     assert list(resumed.existing()) == [10]
-    with pytest.warns(RuntimeWarning, match=r"ib_checkpoints\.jsonl: the last line is torn"):
+    with pytest.warns(RuntimeWarning, match=r"ib_checkpoints\.jsonl: the last line is incomplete"):
         resumed.add(20, hf_checkpoint(tmp_path, 20))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -297,7 +297,7 @@ def test_a_run_from_trained_weights_logs_no_phase_and_selects_from_the_first_poi
             ["have no loss", "training would stop: .*"],
         ),
         ({}, real("overfit"), ["The model memorises since step 140"]),
-        ({}, real("small"), ["leaves the bound, which is no compression. So did the 1B model"]),
+        ({}, real("small"), ["leaves the bound, and this is not compression. So did the 1B model"]),
         (
             {"early_stopping": PlateauStopping()},
             [m if n % 2 else replace(m, loss=4.0) for n, m in enumerate(run(C, E))][:9],

@@ -80,7 +80,7 @@ def test_a_model_that_begins_to_change_its_weights_is_not_measured_any_more(
     ):
         followed.record(model, 2)
     weights, number = [p.clone() for p in model.parameters()], len(runs)
-    with pytest.warns(RuntimeWarning, match="so it is not run again"):
+    with pytest.warns(RuntimeWarning, match="so it is not measured again"):
         followed.record(model, 3)
     assert len(runs) == number
     assert all(map(torch.equal, weights, model.parameters()))

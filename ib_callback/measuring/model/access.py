@@ -45,12 +45,13 @@ def unwrap(model: nn.Module) -> nn.Module:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}.")
     if any(p.is_meta and not is_offloaded(part) for part in model.modules() for p in part.parameters(recurse=False)):
         raise ModelError(
-            f"{type(model).__name__} has parameters on the meta device, which have no values. Load its weights first."
+            f"{type(model).__name__} has parameters on the meta device, where they have no values. Load its weights "
+            "first."
         )
     if isinstance(bare(model), torch.jit.ScriptModule):
         raise ModelError(
-            f"{type(model).__name__} was made by TorchScript, which runs outside Python, past all hooks. Measure the "
-            "model that it was made of."
+            f"{type(model).__name__} was made by TorchScript, which runs outside Python, where hooks see nothing. "
+            "Measure the model that it was made from."
         )
     return without_parallelism(model)
 
@@ -246,8 +247,8 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, list[Layer]]:
         if lists:
             told = " or ".join(f"layers={_layers_of(model, *each)!r}" for each in lists)
             raise ModelError(
-                f"layers: {type(model).__name__} has {len(lists)} lists of blocks, so say which is meant. Pass {told}; "
-                "their last is the norm behind the blocks, where there is one."
+                f"layers: {type(model).__name__} has {len(lists)} lists of blocks. Say which one to measure: pass "
+                f"{told}. The last name in each is the norm after the blocks, if there is one."
             )
     expected = f"a list of {number} blocks (config.num_hidden_layers)" if number else "config.num_hidden_layers"
     raise ModelError(

@@ -53,7 +53,7 @@ def explanation(model: torch.nn.Module) -> str:
     """How to interpret measurements of such a model, for a warning."""
     return (
         f"the hidden states of {type(model).__name__} change with the tokens that follow: its attention is "
-        "bidirectional. Complexity and expressivity are then both information about tokens that the model has read: "
-        "expressivity is no longer what it can say of what comes next, and neither optimality nor distance to the "
-        "bound is about prediction. Entropy and the information about features keep their meaning."
+        "bidirectional. The model has then read the tokens of both complexity and expressivity. So expressivity, "
+        "optimality and distance to the bound do not describe prediction. Entropy and the information about features "
+        "keep their meaning."
     )

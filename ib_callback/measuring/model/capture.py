@@ -402,7 +402,7 @@ class Capture:
             raise ModelError(
                 f"layer {self._layers[index].name!r}: expected an output of floats "
                 f"[{self._shape[0]}, {self._shape[1]}, dim] (sequences, tokens, dim), got {got}. "
-                "Name modules that put out one vector for each token with layers=."
+                "With layers=, name modules that output one vector for each token."
             )
         return states
 
@@ -411,7 +411,7 @@ class Capture:
             if times != 1:
                 raise ModelError(
                     f"layer {layer.name!r}: expected it to run once in a forward pass, but it ran {times} times. "
-                    "Name modules that run exactly once with layers=."
+                    "With layers=, name modules that run exactly once."
                 )
 
     def _count_unusable(self) -> None:
@@ -436,9 +436,9 @@ class Capture:
         if bad:
             where = ", ".join(f"{name!r} ({count})" for name, count in bad.items())
             raise RepresentationError(
-                f"representations that are zero, NaN or infinite (norms outside 1e-18 … 1e18), by layer and number of "
-                f"the {seen} valid positions {which}: {where}. Such vectors have no direction to "
-                "quantise; look for a diverged run, or a layer that is not in use yet and leave it out with layers=."
+                "representations that are zero, NaN or infinite (norms outside 1e-18 … 1e18), by layer and number of "
+                f"the {seen} valid positions {which}: {where}. Such vectors have no direction to quantise. Perhaps the "
+                "run has diverged. If a layer is not in use yet, leave it out with layers=."
             )
 
 

@@ -75,7 +75,7 @@ def output_rows(model: nn.Module, module: nn.Module, tokens: Tensor, states: Ten
     if weight is None:
         call = head.callable_alone(module)
         if call is None:
-            return f"its output head, {type(module).__name__}, cannot be looked at amid a forward pass"
+            return f"its output head, {type(module).__name__}, cannot be read during a forward pass"
         return _rows_by_calls(model, call, tokens, states)
     if type(module).__name__.startswith("FSDP") and hasattr(weight, "to_local"):
         sharded: Any = module
@@ -86,7 +86,7 @@ def output_rows(model: nn.Module, module: nn.Module, tokens: Tensor, states: Ten
 
 def _too_few(number: int, tokens: Tensor) -> str:
     """Say if the head has too few rows. Checked first, because reading a missing row breaks a GPU for the whole run."""
-    return f"its output head has {number:,} rows, and the probe the token {int(tokens.max())}"
+    return f"its output head has {number:,} rows, but the probe has the token {int(tokens.max())}"
 
 
 def _plain_weight(module: nn.Module) -> Any:

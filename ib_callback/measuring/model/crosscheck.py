@@ -110,8 +110,9 @@ def final_norm_reads_the_last_block(model: nn.Module, layers: Sequence[Layer]) -
         name = next(name for name, module in access.named_modules(model) if module is norm)
         names = [block.name for block in blocks]
         raise ModelError(
-            f'layers="hidden_states": {name!r} was taken for the final norm, but it is not given what {names[-1]!r} '
-            f"puts out. Pass layers={names!r} for the blocks as they are, or name what comes behind them last."
+            f'layers="hidden_states": {name!r} was taken for the final norm, but its input is not the output of '
+            f"{names[-1]!r}. Pass layers={names!r} for the blocks alone, or add the module that follows them as the "
+            "last name."
         )
 
 
@@ -273,20 +274,20 @@ def _explanation(
     if not 0 <= len(expected) - len(layers) <= 1:
         differ = f"are {len(layers)}, but output_hidden_states=True of {kind} returns {len(expected)} states"
     else:
-        differ = f"put out other states than output_hidden_states=True of {kind} returns (at {access.some(wrong, 4)})"
-    text = f'layers="hidden_states": the layers that were found, {found}, {differ}.'
+        differ = f"output other states than output_hidden_states=True of {kind} returns (at {access.some(wrong, 4)})"
+    text = f'layers="hidden_states": the layers found, {found}, {differ}.'
     number = len(layers) if len(expected) == len(layers) else len(expected) - 1
     matches = modules_that_put_out(model, inputs, number)
     named = names_for_layers(model, matches)
     if matches and all(matches):
-        return f"{text} Pass layers={named!r}, which puts out what the model returns."
+        return f"{text} Pass layers={named!r}, which outputs what the model returns."
     shapes = sorted({str(tuple(states.shape)) for states in expected if states.ndim != 3})
-    why = "Not all of its own are outputs of modules that run once"
+    why = "Not all of the model's states are outputs of modules that run once"
     if shapes:
-        why = f"Its own states are no [sequences, tokens, dim], but {' and '.join(shapes)}"
+        why = f"Expected states of shape [sequences, tokens, dim], got {' and '.join(shapes)}"
     if not named and last is not None:
         named = [name for name, module in access.named_modules(model) if module is layers[-1].module and name]
-    left = f"layers={named!r} measures those that are" if named else "Name modules that put out one with layers=[...]"
+    left = f"layers={named!r} measures the others" if named else "Name modules with such an output in layers=[...]"
     return f"{text} {why}. {left}."
 
 
@@ -298,4 +299,4 @@ def suggestion(forward: ProbeForward, batches: Iterable[Batch]) -> str:
     states = hidden_states(forward.model, inputs, [], lambda module, states: None)
     matches = modules_that_put_out(forward.model, inputs, len(states)) if states else []
     named = names_for_layers(forward.model, matches)
-    return f" Of what it returns as hidden states, layers={named!r} measures what modules put out." if named else ""
+    return f" layers={named!r} measures the returned hidden states that are outputs of modules." if named else ""

@@ -298,7 +298,7 @@ def _default_forward(module: nn.Module, all_logits: bool, further: dict[str, Any
         if not attention_mask.all():
             raise ModelError(
                 f"{type(module).__name__}.forward takes no attention_mask, but the probe has padding. Pass "
-                "forward=callable(model, input_ids, attention_mask), or a probe of sequences of one length."
+                "forward=callable(model, input_ids, attention_mask), or a probe whose sequences have one length."
             )
         return model(input_ids, **options)
 
@@ -338,7 +338,7 @@ def check_fit(model: nn.Module, probe: Probe) -> None:
     length = int(probe.attention_mask.any(0).nonzero().max()) + 1
     ahead = access.tokens_ahead(model)
     if limit is not None and length + ahead > limit:
-        learnt = f", of which {ahead} are learnt tokens ahead of the text" if ahead else ""
+        learnt = f", and {ahead} of these are learnt tokens before the text" if ahead else ""
         raise ModelError(
             f"probe {probe.name!r}: sequences are {length} tokens long, but the model takes at most {limit} "
             f"(max_position_embeddings){learnt}. Make the probe with max_length={limit - ahead} or less."

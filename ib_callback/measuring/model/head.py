@@ -107,7 +107,7 @@ def logits_in(output: Any, model: nn.Module, shape: tuple[int, int], highest: in
     if found is None and not isinstance(output, Mapping):
         found = output[0] if isinstance(output, (tuple, list)) and output else output
     if not isinstance(found, Tensor) or not found.is_floating_point():
-        return f"{type(access.bare(model)).__name__} puts out no logits"
+        return f"{type(access.bare(model)).__name__} outputs no logits"
     found = _of_text(found, shape[1], access.tokens_ahead(model))
     size = list(found.shape)
     if found.ndim != 3 or tuple(size[:2]) != shape:

@@ -429,7 +429,7 @@ def find_route(model: nn.Module, probe: Probe, forward: Forward | None, team: Te
 
 def reads_ahead(model: nn.Module) -> Route:
     """The route of a model that uses following tokens: it has no next-token loss."""
-    return Route("none", f"{type(access.bare(model)).__name__} reads the tokens that follow, so that it predicts none")
+    return Route("none", f"{type(access.bare(model)).__name__} reads the tokens that follow, so it predicts nothing")
 
 
 def _tried(model: nn.Module, probe: Probe, forward: Forward, trial: _Trial | None, *, tries_order: bool) -> Route:
@@ -490,7 +490,7 @@ class _Trial:
             if 0.0 < largest < _LARGE:
                 states[1] *= 2.0 ** math.ceil(math.log2(_LARGE / largest))  # a power of two is exact
             elif not largest > 0.0:
-                raise ValueError("all logits are 0, so that nothing is seen of what becomes of them")
+                raise ValueError("all logits are 0, so their effect on the output cannot be seen")
             self._means = [self._slicings(row, ids) for row in states[:2]]
         except Exception as error:  # must not leave a forward pass that ranks may make together
             self._error = error

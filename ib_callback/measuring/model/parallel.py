@@ -169,7 +169,9 @@ def _of_attributes(module: nn.Module) -> Iterator[frozenset[int]]:
 
 # --- what cannot be measured
 
-_AFTERWARDS = "Measure its saved checkpoints, with `ib-callback measure` or a Meter, where the model is whole."
+_AFTERWARDS = (
+    "Measure its saved checkpoints with `ib-callback measure` or a Meter, in a process that holds the whole model."
+)
 
 
 def _refusal(model: nn.Module) -> str:
@@ -181,8 +183,8 @@ def _refusal(model: nn.Module) -> str:
         )
     if where := _context(model):
         return (
-            f"{name} shares each text out among ranks ({where}): expected the states of whole texts, but a rank that "
-            f"runs a whole text would have it taken for its share of a longer one. {_AFTERWARDS}"
+            f"{name} divides each text among ranks ({where}): expected the states of whole texts, but this model would "
+            f"take a whole text for one rank's share of a longer one. {_AFTERWARDS}"
         )
     return ""
 

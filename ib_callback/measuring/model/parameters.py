@@ -177,13 +177,13 @@ def _put_back(tables: list[_Table], before: list[_Part]) -> list[str]:
 def _explanation(model: nn.Module, changed: list[str], lost: list[str], *, in_preflight: bool) -> str:
     names = ", ".join(map(repr, changed[:4])) + (f" … ({len(changed)} in all)" if len(changed) > 4 else "")
     cure = (
-        "Look for a forward, or a setter of `training`, that rescales, merges or repacks weights outside training, and "
-        "pass forward=callable(model, input_ids, attention_mask) that runs the model without it."
+        "Look for a forward, or a setter of `training`, that rescales, merges or repacks weights outside training. "
+        "Then pass forward=callable(model, input_ids, attention_mask) that runs the model without it."
     )
     what = f"{type(model).__name__} changed its own parameters {names} while it was measured, in evaluation mode"
     if not lost:
         return f"{what}. They were put back bit for bit. {cure}"
-    left = "The model in memory has other weights now than training gave it, of which there is no copy:"
+    left = "The model in memory no longer has the weights from training, and there is no copy of them:"
     then = "load it again" if in_preflight else "go on from the last checkpoint"
     return f"{what}. {left} {then}. {cure}"
 

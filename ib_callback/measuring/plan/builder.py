@@ -53,8 +53,8 @@ class Builder:
             bit = len(self.label_sets)
             if bit >= MAX_LABEL_SETS:
                 raise ValueError(
-                    f"expected at most {MAX_LABEL_SETS} label sets (two per order, one or three more for the document "
-                    "baseline, one or two per feature). Measure fewer, or pass baseline=False."
+                    f"expected at most {MAX_LABEL_SETS} label sets. An order makes two, the document baseline one or "
+                    "three, a feature one or two. Measure fewer, or pass baseline=False."
                 )
             grouped = (segments.stop - segments.start)[(segments.sets >> bit) & 1 == 1]
             alone = int(((segments.alone >> bit) & 1).sum())

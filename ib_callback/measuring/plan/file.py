@@ -67,7 +67,7 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
         status = os.fstat(file.fileno())
         owner = os.getuid() if hasattr(os, "getuid") else status.st_uid
         if status.st_uid != owner or status.st_mode & 0o022:
-            raise ValueError(f"{path}: expected a plan that this user alone can write, got one of other permissions.")
+            raise ValueError(f"{path}: expected a plan that only this user can write, got one with other permissions.")
         # A private mapping: pages are shared until a process writes to them, and none does.
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     begin = 8 + int.from_bytes(pages[:8], "little")

@@ -63,7 +63,7 @@ class Feature:
         if not len(labelled):
             raise ProbeError(
                 f"feature {name!r}: expected labels (>= 0) at some of the {len(builder.positions)} valid positions, "
-                "got none. Label tokens that have enough context on both sides, or leave the feature out."
+                "got none. Label tokens with enough context on both sides, or leave the feature out."
             )
         number = len(builder.label_sets)
         builder.add_segments(value_segments(labels.values, number), [("feature", name)])
@@ -199,8 +199,8 @@ def too_few_pairs(labels: FeatureLabels) -> str:
     if not 0 < pairs < PAIRS_NEEDED:
         return ""
     return (
-        f"{pairs:,} pairs, where about {PAIRS_NEEDED} are needed to tell from chance as much information about "
-        "preference as trained models were found to hold, and more where they hold less (docs/features.md)"
+        f"{pairs:,} pairs. About {PAIRS_NEEDED} are needed to tell the preference information of trained models from "
+        "chance, and more for models that hold less of it (docs/features.md)"
     )
 
 

@@ -37,7 +37,7 @@ def decoding_bert():
 def test_encoders_are_measured_with_one_warning(make):
     torch.manual_seed(0)
     model, meter = make(), ib.Meter(probe(), **SETTINGS)
-    with pytest.warns(RuntimeWarning, match="attention is bidirectional. Complexity and expressivity are then both"):
+    with pytest.warns(RuntimeWarning, match="attention is bidirectional. The model has then read"):
         first = meter.measure(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -334,7 +334,7 @@ def test_states_made_of_embeddings_say_what_was_planted(kind):
     model = Oracle(probe, CODES[kind][0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message="the hidden states of .* are so nearly the same")
+        warnings.filterwarnings("ignore", message="the hidden states of .* nearly coincide")
         measured = ib.measure(model, probe, orders="token", seed=SEED, batch_size=5)
     assert measured.settings["loss"]["path"] == "head"
     positions = bf.valid_positions(probe.attention_mask.numpy(), 1)
@@ -379,7 +379,7 @@ def test_noise_says_nothing_of_either():
         assert point.score_local is None
 
 
-@pytest.mark.filterwarnings("ignore:the hidden states of all layers are so nearly the same")
+@pytest.mark.filterwarnings("ignore:the hidden states of all layers nearly coincide")
 def test_uniform_predictions_say_nothing():
     probe = balanced()
     model = Oracle(probe, CODES["next"][0])

@@ -268,7 +268,7 @@ def test_forwards_of_ones_own():
     trunk = ib.Meter(PROBE, orders="token", forward=lambda m, ids, mask: m.model(ids, attention_mask=mask))
     measured = trunk.measure(model)
     assert found(measured) == pytest.approx({k: v for k, v in twin.items() if "readout" in k}, abs=1e-6)
-    assert "puts out no logits" in measured.settings["prediction"]["why"]
+    assert "outputs no logits" in measured.settings["prediction"]["why"]
 
 
 @pytest.mark.parametrize("layers", ["blocks", ["model.layers.0"], lambda model: [model.model.layers[1]]])
@@ -338,13 +338,13 @@ class Projected(tf.LlamaForCausalLM):
         return {"logits": self.lm_head(hidden[..., :8])}
 
 
-READS_AHEAD = "BertForMaskedLM reads the tokens that follow, so that it predicts none"
+READS_AHEAD = "BertForMaskedLM reads the tokens that follow, so it predicts nothing"
 
 
 @pytest.mark.parametrize(
     ("make", "options", "readout", "prediction"),
     [
-        (bare_gpt2, {}, "GPT2Model has no output embeddings", "GPT2Model puts out no logits"),
+        (bare_gpt2, {}, "GPT2Model has no output embeddings", "GPT2Model outputs no logits"),
         (bert, {}, None, READS_AHEAD),
         (Own, {"layers": ["body"]}, "Own has no output embeddings", None),
         (lambda: Own(head=True), {"layers": ["body"]}, "the last hidden states of Own are not known", None),
@@ -385,7 +385,7 @@ def test_a_head_without_a_row_for_each_token_is_a_reason_and_never_asked_for_oth
     model = llama()
     model.lm_head = head
     meter = ib.Meter(PROBE, orders="token")
-    why = f"its output head has 30 rows, and the probe the token {int(PROBE.input_ids.max())}"
+    why = f"its output head has 30 rows, but the probe has the token {int(PROBE.input_ids.max())}"
     assert meter.preflight(model).missing["readout"] == why
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -155,7 +155,7 @@ dist.destroy_process_group()
 """
 
 EXCEPTIONS = {
-    "fsdp1, head": "its output head, FullyShardedDataParallel, cannot be looked at amid a forward pass; the same",
+    "fsdp1, head": "its output head, FullyShardedDataParallel, cannot be read during a forward pass; the same",
     "tensor parallel": "nearly; nearly",
     "tensor parallel by transformers": "nearly; nearly",
 }

@@ -208,5 +208,5 @@ def test_without_learnt_tokens_for_a_while_a_model_measures_like_its_inside():
 
 def test_learnt_tokens_count_towards_the_length_that_a_model_takes():
     probe = ib.Probe.from_tokens(torch.randint(2, 40, (4, 22)))
-    with pytest.raises(ib.ModelError, match=r"at most 24 .*of which 4 are learnt tokens .*max_length=20"):
+    with pytest.raises(ib.ModelError, match=r"at most 24 .*and 4 of these are learnt tokens .*max_length=20"):
         ib.Meter(probe).preflight(PeftModel(tiny_llama(), 4))

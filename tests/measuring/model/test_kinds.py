@@ -222,7 +222,7 @@ def test_on_several_ranks(number, kinds, tmp_path):
         if number == 2:
             assert calls
             assert all(call == [False, 1] for call in calls), "FSDP1 is called without a cache, for few logits"
-            assert refusals.pop("context").startswith("LlamaForCausalLM shares each text out among ranks (it is meas")
+            assert refusals.pop("context").startswith("LlamaForCausalLM divides each text among ranks (it is meas")
             assert all("is one stage of a pipeline (pp_size of transformers)" in text for text in refusals.values())
             assert all("ib-callback measure" in text for text in refusals.values())
 

@@ -320,8 +320,8 @@ def test_models_of_ones_own(put_out, logits_of):
         (lambda hidden, logits: {"logits": logits[..., :3]}, {}, "not those of a vocabulary, with 3 numbers a token"),
         (lambda hidden, logits: logits[:, -1:], {}, r"\[2, 1, 40\], are not those of every token"),
         (lambda hidden, logits: {"logits": logits.mean(1)}, {}, "are not those of every token"),
-        (lambda hidden, logits: logits.argmax(-1), {}, "puts out no logits"),
-        (lambda hidden, logits: None, {}, "puts out no logits"),
+        (lambda hidden, logits: logits.argmax(-1), {}, "outputs no logits"),
+        (lambda hidden, logits: None, {}, "outputs no logits"),
         (lambda hidden, logits: logits, {"reads_ahead": True}, "reads the tokens that follow"),
     ],
 )
@@ -336,7 +336,7 @@ def test_what_is_not_logits_of_the_next_token_is_not_taken_for_it(put_out, optio
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (bare_gpt2, "GPT2Model puts out no logits"),
+        (bare_gpt2, "GPT2Model outputs no logits"),
         (bert, "BertForMaskedLM reads the tokens that follow"),
         (lambda: tf.LlamaForTokenClassification(tf.LlamaConfig(**SMALL, num_labels=3)), "with 3 numbers a token"),
         (lambda: tf.LlamaForSequenceClassification(tf.LlamaConfig(**SMALL | {"pad_token_id": 0})), "every token"),
@@ -358,7 +358,7 @@ def test_forwards_of_ones_own():
     assert whole.settings["loss"]["path"] == "logits"
     assert whole.loss == pytest.approx(mean(losses_of(model)), abs=1e-6)
     trunk = ib.Meter(PROBE, forward=lambda m, ids, mask: m.model(ids, attention_mask=mask)).measure(model)
-    assert trunk.loss is None and "puts out no logits" in trunk.settings["loss"]["path"]
+    assert trunk.loss is None and "outputs no logits" in trunk.settings["loss"]["path"]
 
 
 def test_a_head_that_fails_costs_the_loss_and_nothing_else():

@@ -61,5 +61,5 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
 def test_a_file_that_others_may_write_is_not_trusted(tmp_path):
     write_plan(make_meter().plan(), tmp_path / "plan")
     os.chmod(tmp_path / "plan", 0o622)
-    with pytest.raises(ValueError, match="expected a plan that this user alone can write"):
+    with pytest.raises(ValueError, match="expected a plan that only this user can write"):
         read_plan(tmp_path / "plan")

@@ -134,7 +134,7 @@ def test_killed_and_resumed_in_a_process_of_its_own(killing: Killing, tmp_path: 
     run.start = partial(run_in_new_process, killing.trainer.__name__, "part")
     run.finish_like(killing.uninterrupted)
     assert run.resumed == [0, 6]
-    assert "the last line is torn" in run.log
+    assert "the last line is incomplete" in run.log
 
 
 AT_THE_LAST_STEP = [(name, *each) for name, trainer in TRAINERS.items() for each in trainer.AT_THE_LAST_STEP.values()]

@@ -94,7 +94,7 @@ def test_settings_are_checked_when_it_is_made(
 
 def test_a_rule_that_looks_the_wrong_way_is_a_warning(loop: Loop, tmp_path: Path) -> None:
     rule = ib.PlateauStopping("optimality")
-    with pytest.warns(RuntimeWarning, match="takes a change for the worse as an improvement; did you mean mode='max'"):
+    with pytest.warns(RuntimeWarning, match="treats a change for the worse as an improvement; did you mean mode='max'"):
         loop.train(tmp_path, steps=1, early_stopping=rule, orders="token")
 
 
