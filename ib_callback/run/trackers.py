@@ -65,7 +65,7 @@ def settings(meter: Meter, config: RunConfig, *, rules: str, num_layers: int, st
         "select_from": str(config.selection.select_from),
         "stopping": "none" if config.stopping is None else repr(config.stopping),
         **{f"guard_{name}": str(guard) for name, guard in config.guards.items()},
-        "rules": rules,
+        "rules": rules or "none",
     }
     if len(meter.probes) > 1:
         found["feature_probes"] = ", ".join(f"{each.name} {each.fingerprint}" for each in meter.probes[1:])

@@ -76,7 +76,7 @@ def test_a_model_that_begins_to_change_its_weights_is_not_measured_any_more(
 
     model.transformer.ln_f.register_forward_hook(rescale)
     with pytest.warns(
-        RuntimeWarning, match=r"training goes on.*'transformer\.ln_f\.weight'.*go on from the last checkpoint"
+        RuntimeWarning, match=r"Training goes on.*'transformer\.ln_f\.weight'.*go on from the last checkpoint"
     ):
         followed.record(model, 2)
     weights, number = [p.clone() for p in model.parameters()], len(runs)
@@ -483,7 +483,7 @@ def test_errors_at_the_start_are_raised_unless_memory_ran_out(
         followed.record(model, 0, at_start=True)
     assert len(followed.trajectory) == 0
     failure[0] = torch.OutOfMemoryError("CUDA out of memory.")
-    with pytest.warns(RuntimeWarning, match=r"at step 0; .* OutOfMemoryError: CUDA out of memory"):
+    with pytest.warns(RuntimeWarning, match=r"at step 0\. .* OutOfMemoryError: CUDA out of memory"):
         followed.record(model, 0, at_start=True)
     assert followed.trajectory.steps == [0]
     assert followed.trajectory[0].error is not None

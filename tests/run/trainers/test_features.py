@@ -68,7 +68,7 @@ def test_a_feature_that_cannot_be_measured_is_a_missing_point(loop: Loop, tmp_pa
         return getattr(model, "net", model)(input_ids=ids, attention_mask=mask)
 
     keywords = {"every_n_steps": 3, "orders": "token", "feature_probes": [pairs()], "forward": forward}
-    with pytest.warns(RuntimeWarning, match="Nothing could be measured at step 3; .*RuntimeError: no such answer"):
+    with pytest.warns(RuntimeWarning, match="Nothing could be measured at step 3. .*RuntimeError: no such answer"):
         outcome = loop.train(tmp_path, steps=6, on_step=lambda model, step: at.append(step), **keywords)
     assert [point.error is None for point in outcome.followed.trajectory] == [True, False, False]
 

@@ -258,7 +258,7 @@ def test_other_settings_begin_a_new_trajectory(loop: Loop, tmp_path: Path) -> No
 
 def test_other_settings_are_mixed_if_that_is_wanted(loop: Loop, tmp_path: Path) -> None:
     first = begun(loop, tmp_path)
-    with pytest.warns(RuntimeWarning, match=r"num_bins: 12 vs 13 .* cannot be compared, and mix_settings=True mixes"):
+    with pytest.warns(RuntimeWarning, match=r"num_bins: 12 vs 13 .* cannot be compared; mix_settings=True mixes"):
         resumed = loop.train(tmp_path, resume=True, num_bins=13, mix_settings=True, **KEYWORDS).followed.trajectory
     assert resumed.steps == [0, 2, 4, 6, 8, 10, 12]
     assert [point.settings["num_bins"] for point in resumed] == [12] * 3 + [13] * 4
@@ -410,7 +410,7 @@ def test_the_earlier_best_is_kept_whatever_changes(
         warnings.simplefilter("always")
         loop.train(tmp_path, **again)
         loop.train(tmp_path, **{**again, "steps": 40})  # it stays, whatever resumes later
-    said = [str(warning.message) for warning in caught if "remove it yourself when" in str(warning.message)]
+    said = [str(warning.message) for warning in caught if "Remove it yourself when" in str(warning.message)]
     assert len(said) == (loop in TRAINERS), "where it is removed by others"
     left = [digests(path) for path in tmp_path.rglob("*") if path.is_dir() or path.suffix in (".ckpt", ".pt")]
     assert before in left
