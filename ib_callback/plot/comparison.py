@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,17 @@ from ib_callback.bound.curve import IBCurve
 from ib_callback.plot import data
 from ib_callback.plot.bound import curve_in_plane, why_not_drawn
 from ib_callback.plot.data import RASTERISED_ABOVE
-from ib_callback.plot.frame import draw_bounds, draw_chance, mark_untrained, note_absent, plane_sheet, square_limits
+from ib_callback.plot.frame import (
+    draw_arrows,
+    draw_bounds,
+    draw_chance,
+    mark_better,
+    mark_untrained,
+    name_bound,
+    note_absent,
+    plane_sheet,
+    square_limits,
+)
 from ib_callback.plot.planes import PLAIN, Plane, planes_of
 from ib_callback.plot.sheet import Note, Sheet
 from ib_callback.plot.theme import LINES, MARKERS, ThemeName, drawing, place_labels, shortened_alike, theme_of
@@ -28,12 +38,14 @@ _LONGEST_NAME = 48
 # Of more runs, names at the points would hide what they name.
 _LABELLED = 12
 _MARKED = 40
+# Beginnings of phases: marker, its size, and what the legend says.
+_BEGINNINGS = {"fitting": ("P", 9, "fitting begins"), "turn": ("*", 13, "turn to compression")}
 
 
 def compare(
     runs: Mapping[str, Measurement | Iterable[Measurement]],
     *,
-    orders: Sequence[str] | None = None,
+    orders: Sequence[str] | Literal["all"] | None = None,
     planes: Sequence[str] | None = None,
     curve: IBCurve | None = None,
     marks: Mapping[str, int] | None = None,
@@ -43,17 +55,19 @@ def compare(
     """Draw several runs, or single measurements of several models, in one information plane of each kind.
 
     The planes are those of `information_plane`. Each run has a colour, a marker and a kind of line of its own; a hollow
-    marker is its first point, with a diamond about it if that is step 0, a large one its last, with its name, and a
-    cross the null of the last. Of local numbers chance is the origin, and shaded is what lies within three standard
-    errors of either axis, where errors are known. Runs measured with other settings are drawn all the same,
-    with a warning, and a note in the picture.
+    marker is its first point, with a diamond around it if that is step 0. A large marker with its name is the
+    last point, and a cross is the null of the last point. A plus marks where fitting begins, a star where compression
+    begins; both are also said in a note. Arrowheads show the direction of training. Chance is the origin in planes of
+    local numbers. The shaded bands show what lies within three standard errors of an axis, where errors are known.
+    Runs measured with different settings are drawn all the same, with a warning and a note in the picture.
 
     Args:
         runs: a trajectory or a measurement by name.
-        orders: which n-gram orders to show, by default the primary one of the first run alone.
+        orders: which n-gram orders to show, "all" for every one that was measured. By default the primary one of the
+            first run, or all where there is one plane alone.
         planes: which planes, by default all that the runs have.
         curve: the IB curve of the probe of the first run; drawn in the plain panel of its order.
-        marks: of a run, by name, the step of its turn to compression, which a star marks.
+        marks: the step of the turn to compression by name of the run. By default the phases of each run decide.
         theme: "light" or "dark".
         title: of the whole figure.
 
@@ -77,8 +91,12 @@ def compare(
             raise ValueError(f"{name}: {error}") from error
     first = next(iter(courses.values()))
     everything = [point for points in courses.values() for point in points]
-    shown = data.orders_of(everything, [data.primary_of(first)] if orders is None else orders)
+    every = orders == "all" or orders is None
+    shown = data.orders_of(everything, None if every else orders)
     chosen = planes_of(everything, shown, planes)
+    if orders is None and (len(chosen) > 1 or planes is not None):
+        shown = [data.primary_of(first)]
+        chosen = planes_of(everything, shown, planes)
     look = theme_of(theme)
     warn_of_other_tokenizers(everything)
     notes = data.comparison_notes(courses)
@@ -86,13 +104,22 @@ def compare(
         if note.alarm:
             warnings.warn(f"{note.text}. They are drawn in one plane all the same", RuntimeWarning, stacklevel=2)
     with drawing(look, "Drawing several runs in one plane"):
-        sheet = plane_sheet(shown, look, chosen)
+        sheet = plane_sheet(shown, look, chosen, data.unit(everything))
         sheet.notes += notes
+        begun = {}
+        for name, measurements in runs.items():
+            phases = data.phases_of(measurements, courses[str(name)]) if marks is None else None
+            steps = {} if phases is None else {"fitting": phases.fit_start, "turn": phases.compression_start}
+            begun[str(name)] = {key: step for key, step in steps.items() if step is not None}
+            if phases is not None and begun[str(name)]:
+                sheet.notes.append(Note(f"{name}: {data.phases_sentence(phases)}"))
+        if marks is not None:
+            begun = {name: {"turn": marks[name]} if name in marks else {} for name in courses}
         styles = _styles(sheet, courses)
         measured = next(point for point in reversed(first) if point.orders)
         for panel, (order, plane) in zip(sheet.panels, itertools.product(shown, chosen), strict=True):
             of_plane = curve_in_plane(curve, order, measured) if plane is PLAIN else None
-            _draw(sheet, panel, courses, order, plane, styles, of_plane, marks or {})
+            _draw(sheet, panel, courses, order, plane, styles, of_plane, begun)
         for name, points in courses.items():
             sheet.notes += [Note(f"{name}: {note.text}", note.alarm) for note in data.notes_of_run(points)]
         sheet.notes += why_not_drawn(curve, measured)
@@ -115,7 +142,7 @@ def _styles(sheet: Sheet, courses: Mapping[str, Sequence[Measurement]]) -> dict[
 
 def _draw(
     sheet: Sheet, panel: Axes, courses: Mapping[str, Sequence[Measurement]], order: str, plane: Plane,
-    styles: Mapping[str, dict[str, Any]], curve: np.ndarray | None, marks: Mapping[str, int],
+    styles: Mapping[str, dict[str, Any]], curve: np.ndarray | None, begun: Mapping[str, Mapping[str, int]],
 ) -> None:  # fmt: skip
     theme = sheet.theme
     tables = {name: plane.values(points, order) for name, points in courses.items()}
@@ -138,13 +165,15 @@ def _draw(
             panel.plot(*points[:1].T, zorder=5, label="first", markeredgewidth=1.2, **ends, **hollow)
             sheet.key("first", "first point (of any run)", ls="", marker="o", color=theme.ink, markersize=6.5, **hollow)
             if courses[name][drawn[name][0]].step == 0:
-                mark_untrained(sheet, panel, points[0], style["color"])
+                mark_untrained(sheet, panel, points[0], style["color"], data.start_label(courses[name]))
         panel.plot(*points[-1:].T, zorder=6, label="last", markeredgecolor=theme.paper, markeredgewidth=0.8, **ends)
-        turn = [at for at in drawn[name].tolist() if courses[name][at].step == marks.get(name, -1)]
-        if turn:
-            star: dict[str, Any] = {"ls": "", "marker": "*", "markersize": 13, "markeredgecolor": theme.paper}
-            panel.plot(*tables[name][turn].T, zorder=7, label="turn", color=style["color"], **star)
-            sheet.key("turn", "turn to compression", color=theme.ink, **star)
+        draw_arrows(panel, points, style["color"])
+        for what, (marker, size, text) in _BEGINNINGS.items():
+            turn = [at for at in drawn[name].tolist() if courses[name][at].step == begun[name].get(what, -1)]
+            if turn:
+                mark: dict[str, Any] = {"ls": "", "marker": marker, "markersize": size, "markeredgecolor": theme.paper}
+                panel.plot(*tables[name][turn].T, zorder=7, label=what, color=style["color"], **mark)
+                sheet.key(what, text, color=theme.ink, **mark)
         if np.isfinite(nulls[name]).all():
             panel.plot(*nulls[name].T, zorder=4, label="null", **{**ends, "marker": "x", "markersize": 5})
             sheet.key("null", "null of the last point", ls="", marker="x", color=theme.ink, markersize=5.5)
@@ -154,6 +183,8 @@ def _draw(
         errors = [plane.values(points, order, "_se")[drawn[name]] for name, points in courses.items()]
         draw_chance(sheet, panel, np.concatenate(errors))
     draw_bounds(sheet, panel, curve)
+    everything = np.concatenate(list(tables.values()))
+    words = [name_bound(panel, theme), mark_better(panel, theme, everything)]
     if 1 < len(tables) <= _LABELLED:
-        everything = np.concatenate(list(tables.values()))
+        everything = np.concatenate([everything, *words])
         place_labels(panel, labels, everything, inches=sheet.size[0], theme=theme)

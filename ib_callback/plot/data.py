@@ -12,7 +12,7 @@ import numpy as np
 
 from ib_callback.plot.sheet import Note
 from ib_callback.results.measurement import Measurement, settings_differences
-from ib_callback.results.phases import DEFAULT_RULE, Phase, Phases, find_phases
+from ib_callback.results.phases import DEFAULT_RULE, Phase, Phases, find_phases, is_trained
 from ib_callback.results.trajectory import Trajectory
 
 # Up to here each point can be seen: it is joined to its null, and has its standard error.
@@ -93,6 +93,27 @@ def plane(points: Sequence[Measurement], order: str, suffix: str = "") -> np.nda
     return np.stack([column(points, order, f"{name}{suffix}") for name in ("complexity", "expressivity")], axis=1)
 
 
+def unit(points: Iterable[Measurement]) -> str:
+    """The unit of all information: a fraction, and of how many bits where the number of bins is known.
+
+    >>> unit([])
+    '(fraction of log num_bins)'
+    """
+    bins = {point.settings.get("num_bins") for point in points if point.orders}
+    number = bins.pop() if len(bins) == 1 else None
+    if not isinstance(number, int) or number < 2:
+        return "(fraction of log num_bins)"
+    return f"(fraction of log₂ {number:,} = {math.log2(number):.2f} bits)"
+
+
+def start_label(points: Iterable[Measurement]) -> str:
+    """What the model of step 0 is, as far as its loss tells: "untrained", "pretrained", or "" where nothing tells."""
+    first = next((point for point in points if point.step == 0 and point.orders), None)
+    if first is None or first.predictive_information is None:
+        return ""
+    return "pretrained" if is_trained(first) else "untrained"
+
+
 def numbered(points: Sequence[Measurement], x: str = "step") -> tuple[np.ndarray, str]:
     """The step of every point, [points], and what to call it; their numbers from 1 where a step is unknown.
 
@@ -159,6 +180,20 @@ def phase_labels(phases: Phases) -> dict[Phase, str]:
         step = since.get(phase)
         labels[phase] = f"{phase.name.lower()} phase" + ("" if step is None else f", from {step:,}")
     return labels
+
+
+def phases_sentence(phases: Phases) -> str:
+    """When the phases of a run begin, in words."""
+    begins = {
+        "fitting": phases.fit_start,
+        "compression": phases.compression_start,
+        "memorising": phases.memorising_start,
+    }
+    where = "" if phases.plane is None else f" ({phases.plane.replace('_', ' ')} plane)"
+    told = [f"{name} from step {step:,}" for name, step in begins.items() if step is not None]
+    if phases.compression_start is None:
+        told.append("no compression seen")
+    return ", ".join(told) + where + "."
 
 
 def notes_of_run(points: Sequence[Measurement]) -> list[Note]:

@@ -17,13 +17,20 @@ from ib_callback.results.metrics import SIGNIFICANT_STANDARD_ERRORS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_UNIT = "\n(fraction of log num_bins)"
+# Directions of training in a panel, as shares of its course, and how long a stretch must be to have one.
+_ARROWS = (0.125, 0.375, 0.625, 0.875)
+_SHORTEST = 0.09
+_VERTICES = 16
+# Where "better" may stand, in shares of the panel, the best first: below the bound, and above it.
+_CORNERS = (((0.965, 0.04), (0.875, 0.13)), ((0.135, 0.865), (0.045, 0.955)))
 
 
-def plane_sheet(orders: Sequence[str], theme: Theme, planes: Sequence[Plane] = (PLAIN,)) -> Sheet:
+def plane_sheet(
+    orders: Sequence[str], theme: Theme, planes: Sequence[Plane] = (PLAIN,), unit: str = "(fraction of log num_bins)"
+) -> Sheet:
     """A sheet with a square panel for each order in each plane, named and labelled.
 
-    All planes of an order stand side by side before those of the next one; of several orders each has a row.
+    All planes of an order stand side by side. Each order has a row if there are several.
     """
     shown = list(itertools.product(orders, planes))
     columns = len(shown) if len(shown) < 4 else 2 if len(shown) == 4 else 3
@@ -32,9 +39,9 @@ def plane_sheet(orders: Sequence[str], theme: Theme, planes: Sequence[Plane] = (
     if not is_plain:
         columns = len(planes) if len(orders) > 1 < len(planes) else columns
         # Axes are labelled in each column, and in each row unless the next one is of the same planes.
-        room = {"across": 0.8, "down": 0.62 if len(orders) > 1 else 0.85}
+        room = {"across": 0.95, "down": 0.62 if len(orders) > 1 else 1.0}
     side = 3.9 if columns == 1 else 2.1 if columns == 4 else 2.9
-    sheet = Sheet(len(shown), columns, size=(side, side), theme=theme, **room)
+    sheet = Sheet(len(shown), columns, size=(side, side), theme=theme, bottom=0.78, left=1.08, **room)
     for index, (panel, (order, plane)) in enumerate(zip(sheet.panels, shown, strict=True)):
         if is_plain:
             panel.set_title(order)
@@ -45,9 +52,9 @@ def plane_sheet(orders: Sequence[str], theme: Theme, planes: Sequence[Plane] = (
         panel.set_axisbelow(True)
         is_first, is_last = index % columns == 0, index + columns >= len(shown)
         if is_last or shown[index + columns][1] != plane:
-            panel.set_xlabel(plane.label("complexity") + (_UNIT if is_last else ""))
+            panel.set_xlabel(plane.label("complexity") + (f"\n{unit}" if is_last else ""))
         if is_first or shown[index - 1][1] != plane:
-            panel.set_ylabel(plane.label("expressivity") + (_UNIT if is_first else ""))
+            panel.set_ylabel(plane.label("expressivity") + (f"\n{unit}" if is_first else ""))
     return sheet
 
 
@@ -68,14 +75,14 @@ def draw_bounds(sheet: Sheet, panel: Axes, curve: np.ndarray | None) -> None:
     """The diagonal and, where there is one, the IB curve; the panel's limits are final."""
     style: dict[str, Any] = {"color": sheet.theme.ink, "lw": 1.0, "ls": (0, (5, 3))}
     panel.axline((0, 0), slope=1, zorder=1.5, label="diagonal", **style)
-    sheet.key("diagonal", "diagonal: expressivity = complexity", **style)
+    sheet.key("diagonal", "the bound: expressivity = complexity", **style)
     if curve is not None and len(curve):
         style = {"color": sheet.theme.bound, "lw": 1.6}
         # More complexity never costs expressivity.
         beyond = max(curve[-1, 0], panel.get_xlim()[1])
         whole = np.concatenate([curve, [[beyond, curve[:, 1].max()]]])
         panel.plot(*whole.T, zorder=1.6, label="IB curve", scalex=False, scaley=False, **style)
-        sheet.key("IB curve", "IB curve of the probe (achievable)", **style)
+        sheet.key("IB curve", "IB curve: the bound for codes of the probe's tokens", **style)
 
 
 def draw_chance(sheet: Sheet, panel: Axes, errors: np.ndarray) -> None:
@@ -89,7 +96,7 @@ def draw_chance(sheet: Sheet, panel: Axes, errors: np.ndarray) -> None:
     from matplotlib.patches import Patch
 
     style: dict[str, Any] = {"ls": "", "marker": "x", "color": sheet.theme.ink, "markersize": 7, "markeredgewidth": 1.8}
-    sheet.plot(panel, np.zeros((2, 1)), "chance", "chance, of local values", zorder=4, **style)
+    sheet.plot(panel, np.zeros((2, 1)), "chance", "chance: no local information", zorder=4, **style)
     fill: dict[str, Any] = {"color": sheet.theme.muted, "alpha": 0.22, "lw": 0}
     bands: tuple[Any, ...] = (panel.axvspan, panel.axhspan)
     for index, band in enumerate(bands):
@@ -101,11 +108,80 @@ def draw_chance(sheet: Sheet, panel: Axes, errors: np.ndarray) -> None:
             sheet.handles["near chance"] = Patch(label=text, **fill)
 
 
-def mark_untrained(sheet: Sheet, panel: Axes, point: np.ndarray, colour: str) -> None:
-    """A ring about the point of step 0, [2]; the pretrained model, where training went on with one."""
+def draw_arrows(panel: Axes, course: np.ndarray, colour: Any) -> None:
+    """A few arrowheads along a course, [points, 2], which show the direction of training; the limits are final."""
+    from ib_callback.plot.data import thinned
+
+    course = course[thinned(len(course), _VERTICES)]
+    low, high = np.array([panel.get_xlim(), panel.get_ylim()]).T
+    steps = np.diff((course - low) / (high - low), axis=0)
+    lengths = np.hypot(*steps.T)
+    if not len(lengths) or lengths.sum() < _SHORTEST:
+        return
+    ends = lengths.cumsum()
+    for index in dict.fromkeys(int(np.searchsorted(ends, share * ends[-1])) for share in _ARROWS):
+        if lengths[index] < _SHORTEST:
+            continue
+        begin, end = course[index], course[index + 1]
+        # A line of no length within the stretch, whose head alone is seen.
+        tail, head = begin + 0.5 * (end - begin), begin + 0.56 * (end - begin)
+        style = {"arrowstyle": "-|>,head_length=0.45,head_width=0.22", "color": colour, "lw": 0, "shrinkA": 0}
+        panel.annotate(
+            "", xy=tuple(head), xytext=tuple(tail), arrowprops={**style, "shrinkB": 0, "mutation_scale": 11}, zorder=3.2
+        ).set_label("arrow")
+
+
+def mark_better(panel: Axes, theme: Theme, points: np.ndarray) -> np.ndarray:
+    """An arrow to the bound, with its meaning, in the emptier corner; the place that it takes, [places, 2].
+
+    Args:
+        panel: with its final limits.
+        theme: for the colour.
+        points: all that is drawn, [points, 2].
+    """
+    low, high = np.array([panel.get_xlim(), panel.get_ylim()]).T
+    shares = (points[np.isfinite(points).all(axis=1)] - low) / (high - low)
+
+    def hidden(corner: tuple[tuple[float, float], tuple[float, float]]) -> int:
+        (x, y), _ = corner
+        return int(((np.abs(shares[:, 0] - x) < 0.4) & (np.abs(shares[:, 1] - y) < 0.2)).sum())
+
+    tail, head = corner = min(_CORNERS, key=hidden)
+    arrow = {"arrowstyle": "-|>,head_length=0.4,head_width=0.2", "color": theme.muted, "lw": 1.4, "mutation_scale": 11}
+    panel.annotate(
+        "", xy=head, xytext=tail, xycoords="axes fraction", arrowprops={**arrow, "shrinkA": 0, "shrinkB": 0}, zorder=2
+    ).set_label("better arrow")
+    right = corner is _CORNERS[0]
+    panel.text(
+        head[0] - 0.01 if right else tail[0], 0.035 if right else 0.885, "better", color=theme.muted, fontsize=8,
+        ha="right" if right else "left", va="bottom", transform=panel.transAxes, zorder=2, label="better",
+    )  # fmt: skip
+    taken = np.array([(x, y) for x in np.linspace(0.66, 0.97, 6) for y in (0.04, 0.1)])
+    return low + (taken if right else taken[:, ::-1]) * (high - low)
+
+
+def name_bound(panel: Axes, theme: Theme) -> np.ndarray:
+    """Write along the diagonal what it is, and return the place that the words take, [places, 2].
+
+    The panel is square, and both axes have the same limits.
+    """
+    low, high = panel.get_xlim()
+    at = max(low, panel.get_ylim()[0]) + 0.8 * (high - low)
+    panel.annotate(
+        "the bound", xy=(at, at), xytext=(-4, 4), textcoords="offset points", rotation=45, rotation_mode="anchor",
+        ha="center", va="bottom", color=theme.ink, fontsize=8, zorder=2,
+    ).set_label("name of the bound")  # fmt: skip
+    along = at + np.linspace(-0.12, 0.12, 7) * (high - low)
+    return np.stack([along - 0.03 * (high - low), along + 0.03 * (high - low)], axis=1)
+
+
+def mark_untrained(sheet: Sheet, panel: Axes, point: np.ndarray, colour: str, what: str = "") -> None:
+    """A ring about the point of step 0, [2]; `what` says which model that is, where it is known."""
     ring: dict[str, Any] = {"ls": "", "marker": "D", "markerfacecolor": "none", "markeredgewidth": 1.2, "markersize": 9}
     panel.plot(*point[:, None], zorder=6, label="untrained", color=colour, **ring)
-    sheet.key("untrained", "step 0: before training", color=sheet.theme.ink, **ring)
+    sheet.key(
+        "untrained", f"step 0: {f'the {what} model' if what else 'before training'}", color=sheet.theme.ink, **ring
+    )
 
 
 def note_absent(sheet: Sheet, panel: Axes, absent: int, order: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from ib_callback.bound.curve import IBCurve
 from ib_callback.plot import data
 from ib_callback.plot.bound import curve_in_plane, why_not_drawn
-from ib_callback.plot.frame import StepColours, draw_bounds, plane_sheet, square_limits
+from ib_callback.plot.frame import StepColours, draw_bounds, mark_better, name_bound, plane_sheet, square_limits
 from ib_callback.plot.sheet import Sheet
 from ib_callback.plot.theme import SMALL, ThemeName, drawing, place_labels, shortened_alike, theme_of
 from ib_callback.results.measurement import Measurement
@@ -60,7 +60,7 @@ def plane_by_layer(
     look = theme_of(theme)
     names = shortened_alike(measurement.layers, _LONGEST_NAME)
     with drawing(look, "Drawing the information plane by layer"):
-        sheet = plane_sheet(shown, look)
+        sheet = plane_sheet(shown, look, unit=data.unit([measurement]))
         colours = StepColours(np.arange(1.0, len(names) + 1), "depth (1 is the first layer)", look, logarithmic=False)
         for panel, order in zip(sheet.panels, shown, strict=True):
             _draw(sheet, panel, measurement, order, names, colours, curve_in_plane(curve, order, measurement))
@@ -99,10 +99,11 @@ def _draw(
         panel.set_title("")
         panel.set_title(order, loc="left")
     elif np.isfinite(null).all():
-        text = "null of the mean: finite sampling alone"
+        text = "null of the mean: what chance alone gives"
         sheet.plot(panel, null[:, None], "null", text, zorder=6, marker="x", **dot)
     draw_bounds(sheet, panel, curve)
+    taken = [name_bound(panel, theme), mark_better(panel, theme, np.concatenate([layers, [mean, null]]))]
 
     chosen = data.thinned(len(names), len(names) if len(names) <= _NAMED else _SOME)
     labels = [(*layers[index], names[index], theme.ink) for index in chosen]
-    place_labels(panel, labels, np.concatenate([layers, [mean, null]]), inches=sheet.size[0], theme=theme)
+    place_labels(panel, labels, np.concatenate([layers, [mean, null], *taken]), inches=sheet.size[0], theme=theme)

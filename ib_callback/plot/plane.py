@@ -14,9 +14,12 @@ from ib_callback.plot.bound import curve_in_plane, why_not_drawn
 from ib_callback.plot.data import FEW_POINTS, RASTERISED_ABOVE
 from ib_callback.plot.frame import (
     StepColours,
+    draw_arrows,
     draw_bounds,
     draw_chance,
+    mark_better,
     mark_untrained,
+    name_bound,
     note_absent,
     plane_sheet,
     square_limits,
@@ -92,7 +95,7 @@ def information_plane(
     look = theme_of(theme)
     warn_of_other_tokenizers(points)
     with drawing(look, "Drawing the information plane"):
-        sheet = plane_sheet(shown, look, chosen)
+        sheet = plane_sheet(shown, look, chosen, data.unit(points))
         drawn = [point for point in points if point.orders]
         colours = StepColours(*data.numbered(drawn, x), look)
         phases = data.phases_of(measurements, points)
@@ -136,6 +139,7 @@ class _Panel:
         self.nulls = plane.values(points, order, "_null")[self.keep]
         self.errors = plane.values(points, order, "_se")[self.keep]
         self.untrained = table[self.keep & [point.step == 0 for point in points]]
+        self.start = data.start_label(points)
         # Of the plain numbers alone.
         ceilings = [point.ceiling if plane is PLAIN else None for point in points]
         self.ceilings = np.array(ceilings, dtype=float)[self.keep]
@@ -158,6 +162,7 @@ class _Panel:
             self._nulls()
         self._errors()
         draw_bounds(self.sheet, self.panel, curve)
+        draw_arrows(self.panel, self.points, self.sheet.theme.muted)
         if baseline:
             self._ceilings()
         self._names()
@@ -169,7 +174,7 @@ class _Panel:
             return
         style: dict[str, Any] = {"color": self.ink, "lw": 1.2, "ls": (0, (1, 1.6))}
         self.panel.axvline(self.ceilings[there[-1]], zorder=1.4, label="ceiling", **style)
-        ticks = "; ticks: each" if len(self.ceilings) > 1 else ""
+        ticks = "; ticks above: each point" if len(self.ceilings) > 1 else ""
         self.sheet.key("ceiling", f"ceiling (last point{ticks})", **style)
         shown = there[data.thinned(len(there), _CEILINGS_SHOWN)]
         if len(shown) > 1:
@@ -194,7 +199,7 @@ class _Panel:
             x, y, s=0.8 * max(self.area, 12.0), c=self.rgba[shown], marker="x", zorder=4, label="null",
             linewidths=1.1 if self.few else 0.6,
         )  # fmt: skip
-        self.sheet.key("null", "null: finite sampling alone", ls="", marker="x", color=self.ink, markersize=5.5)
+        self.sheet.key("null", "null: what chance alone gives", ls="", marker="x", color=self.ink, markersize=5.5)
 
     def _errors(self) -> None:
         if len(self.points) > _ERRORS_SHOWN or not np.isfinite(self.errors).any():
@@ -225,11 +230,12 @@ class _Panel:
             style = {**dot, "marker": "o", "markerfacecolor": "none", "markeredgewidth": 1.3, "markersize": 9}
             self.sheet.plot(self.panel, self.points[-1:].T, "last", "last point", zorder=6, **style)
             for point in self.untrained:
-                mark_untrained(self.sheet, self.panel, point, self.ink)
+                mark_untrained(self.sheet, self.panel, point, self.ink, self.start)
 
     def _names(self) -> None:
         """Name step 0 and the first point of each phase but the initial one, where the panel has it."""
-        labels = [(*point, "step 0", self.ink) for point in self.untrained if len(self.points) > 1]
+        name = f"step 0 ({self.start})" if self.start else "step 0"
+        labels = [(*point, name, self.ink) for point in self.untrained if len(self.points) > 1]
         for phase in (Phase.FITTING, Phase.COMPRESSION, Phase.MEMORISING) if self.phases is not None else ():
             begun = np.flatnonzero(self.phases == phase)
             # A phase that does not follow another one began before the run did.
@@ -237,5 +243,7 @@ class _Panel:
                 x, y = self.points[begun[0]]
                 labels.append((x, y, phase.name.lower(), self.ink))
         chance = np.zeros((int(self.plane.is_local), 2))
-        dots = np.concatenate([self.points, chance])
+        drawn = np.concatenate([self.points, *([self.nulls] if not self.plane.is_local else [])])
+        words = [name_bound(self.panel, self.sheet.theme), mark_better(self.panel, self.sheet.theme, drawn)]
+        dots = np.concatenate([self.points, chance, *words])
         place_labels(self.panel, labels, dots, inches=self.sheet.size[0], theme=self.sheet.theme)

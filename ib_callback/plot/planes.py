@@ -9,7 +9,12 @@ import numpy as np
 
 from ib_callback.plot import data
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.metrics import FIRST_VIEW, PLANE_BY_NAME
+from ib_callback.results.metrics import FIRST_VIEW
+
+_WORDS = {
+    "complexity": "information about\nthe preceding context",
+    "expressivity": "information about\nthe following context",
+}
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,8 @@ class Plane:
         return data.plane(points, name, f"{'_local' if self.is_local else ''}{of}")
 
     def label(self, axis: str) -> str:
-        """What stands beside an axis, "complexity" or "expressivity"."""
-        return f"local {axis}" if self.is_local else PLANE_BY_NAME[axis].label
+        """The words beside an axis, "complexity" or "expressivity", on two lines."""
+        return f"{'local ' if self.is_local else ''}{axis}: {_WORDS[axis]}"
 
 
 PLAIN = Plane("plain")

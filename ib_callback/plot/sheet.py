@@ -46,6 +46,7 @@ class Sheet:
         theme: its colours.
         top, bottom: inches above and below all panels.
         across, down: inches between panels.
+        left: inches left of all panels.
 
     Attributes:
         figure: of its own, known to no pyplot.
@@ -65,12 +66,13 @@ class Sheet:
         bottom: float = 0.62,
         across: float = 0.55,
         down: float = 0.62,
+        left: float = _LEFT,
     ) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         self.columns, self.size, self.theme = columns, size, theme
-        self.top, self.bottom, self.across, self.down = top, bottom, across, down
+        self.top, self.bottom, self.across, self.down, self.left = top, bottom, across, down, left
         self.figure = Figure(figsize=size, dpi=DPI)
         FigureCanvasAgg(self.figure)
         # Each its own rectangle, for axes in one place are taken for the same ones; `finish` moves them.
@@ -101,7 +103,7 @@ class Sheet:
         rows = math.ceil(len(self.panels) / self.columns)
         grid_width = self.columns * panel_width + (self.columns - 1) * self.across
         grid_height = rows * panel_height + (rows - 1) * self.down
-        width = _LEFT + grid_width + (_RIGHT if self.bar is None else _BAR_GAP + _BAR_WIDTH + _BAR_LABELS)
+        width = self.left + grid_width + (_RIGHT if self.bar is None else _BAR_GAP + _BAR_WIDTH + _BAR_LABELS)
         floor = self._legend(width) + self.bottom
         head = self._head(title, width)
         head_height = sum(_LINE * style["fontsize"] / INCH for _, style in head) + (0.14 if head else 0.0)
@@ -111,11 +113,11 @@ class Sheet:
         inches = (width, height, width, height)
         for index, panel in enumerate(self.panels):
             row, column = divmod(index, self.columns)
-            left = _LEFT + column * (panel_width + self.across)
+            left = self.left + column * (panel_width + self.across)
             bottom = floor + (rows - 1 - row) * (panel_height + self.down)
             panel.set_position(_shares((left, bottom, panel_width, panel_height), inches))
         if self.bar is not None:
-            self.bar.set_position(_shares((_LEFT + grid_width + _BAR_GAP, floor, _BAR_WIDTH, grid_height), inches))
+            self.bar.set_position(_shares((self.left + grid_width + _BAR_GAP, floor, _BAR_WIDTH, grid_height), inches))
         top = height - 0.08
         for line, style in head:
             self.figure.text(0.12 / width, top / height, line, ha="left", va="top", **style)

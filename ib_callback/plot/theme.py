@@ -28,6 +28,8 @@ INCH = 72.0  # in points
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 # Of labels about their points, the best first: below the diagonal is where the room is.
 _ANGLES = [math.radians(-45 + turn) for turn in (0, 30, -30, 60, -60, 90, -90, 120, -120, 150, -150, 180)]
+# In points: dots nearer than this are one to the eye.
+_APART = 7.0
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)))
 
 
@@ -180,11 +182,13 @@ def place_labels(
     side = inches * INCH
     scale = side / (high - low)
     dots = (np.asarray(obstacles, dtype=float).reshape(-1, 2) - low) * scale
+    others = dots[np.isfinite(dots).all(axis=1)]
     # The diagonal, near which many points lie, is an obstacle of its own.
     along = np.linspace(0, side, 60)
     dots = np.concatenate([dots, np.stack([along, along + (low[0] - low[1]) * scale[1]], axis=1)])
     taken: list[tuple[Any, Any]] = []
     for x, y, text, colour in labels:
+        apart = np.hypot(*(others - (np.array([x, y]) - low) * scale).T) > _APART
         half = np.array([len(text) * CHARACTER * SMALL, SMALL * 1.3]) / 2 + 1
         places = []
         for distance, (rank, angle) in itertools.product((8.0, 18.0, 30.0, 45.0), enumerate(_ANGLES)):
@@ -193,7 +197,10 @@ def place_labels(
             if (box[0] < 0).any() or (box[1] > side).any() or any(_overlap(box, other) for other in taken):
                 continue
             hidden = ((dots > box[0]) & (dots < box[1])).all(axis=1).sum()
-            places.append((4.0 * hidden + 0.15 * distance + 0.3 * rank, distance, centre, box))
+            # A label that is nearer to another point than to its own would be taken for the other one's.
+            gaps = np.hypot(*np.maximum(np.maximum(box[0] - others, others - box[1]), 0.0).T)
+            strange = ((gaps < distance) & apart).any()
+            places.append((4.0 * hidden + 3.0 * strange + 0.15 * distance + 0.3 * rank, distance, centre, box))
         if not places:
             continue
         _, distance, centre, box = min(places, key=operator.itemgetter(0))

@@ -110,9 +110,9 @@ def test_the_curve_beside_a_trajectory_is_drawn(runs):
     curve = IBCurve([0, 2], [0, 1], [0, 2], mutual_information=1.0, num_codewords=100)
     curve.with_info(order="token", probe=SETTINGS["probe"]).save(runs / "small" / "ib_curve.json")
     assert main.main(["plot", str(runs / "small"), "--kind", "plane", "-o", "plane.svg"]) == 0
-    assert "IB curve of the probe (achievable)" in texts("plane.svg")
+    assert "IB curve: the bound for codes of the probe's tokens" in texts("plane.svg")
     assert main.main(["plot", str(runs / "large"), "--kind", "plane", "-o", "plane.svg"]) == 0
-    assert "IB curve of the probe (achievable)" not in texts("plane.svg")
+    assert "IB curve: the bound for codes of the probe's tokens" not in texts("plane.svg")
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf", "ps"])

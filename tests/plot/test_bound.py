@@ -16,7 +16,7 @@ from ib_callback.plot.bound import curve_beside
 
 NATS = IBCurve([0.0, 1.0, 2.0], [0.0, 0.8, 1.0], [0.0, 2.0, math.inf], mutual_information=1.0, num_codewords=100)
 IN_THE_PLANE = np.array([[0.0, 0.0], [1.0, 0.8], [2.0, 1.0]]) / math.log(100)
-TEXT = "IB curve of the probe (achievable)"
+TEXT = "IB curve: the bound for codes of the probe's tokens"
 
 
 def stored(**changes: Any) -> dict[str, Any]:

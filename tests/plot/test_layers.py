@@ -69,7 +69,7 @@ def test_the_null_is_a_cross_or_a_number_where_it_would_press_the_layers_togethe
     changed = {"orders": {"token": lowest}, "layers": ("a", "b"), "entropy_by_layer": (0.7, 0.7)}
     figure = plane_by_layer(type(wide)(**{**wide.__dict__, **changed}))
     assert artist(figure.axes[0], "null").get_xydata().tolist() == [[0.12, 0.11]]
-    assert "null of the mean: finite sampling alone" in legend_texts(figure)
+    assert "null of the mean: what chance alone gives" in legend_texts(figure)
 
 
 def test_the_title_is_the_step_and_mistakes_are_errors():

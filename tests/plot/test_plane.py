@@ -99,10 +99,16 @@ def test_phases_have_markers_of_their_own_and_their_beginnings_are_named():
 
 def test_axes_are_labelled_with_their_unit_and_share_their_limits():
     for panel in panels(information_plane(run([0, 10], orders=2)), 2):
-        assert panel.get_xlabel() == "complexity I(X;Z)\n(fraction of log num_bins)"
+        assert (
+            panel.get_xlabel()
+            == "complexity: information about\nthe preceding context\n(fraction of log₂ 100 = 6.64 bits)"
+        )
         assert panel.get_xlim() == panel.get_ylim()
     single = information_plane(run([0])).axes[0]
-    assert single.get_ylabel() == "expressivity I(Y;Z)\n(fraction of log num_bins)"
+    assert (
+        single.get_ylabel()
+        == "expressivity: information about\nthe following context\n(fraction of log₂ 100 = 6.64 bits)"
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6])
@@ -138,7 +144,7 @@ def test_without_nulls_and_without_baseline():
     unmeasured = information_plane(run([0, 10], null=False))
     assert labels(unmeasured.axes[0]) & KNOWN == {"initial", "last", "diagonal"}
     begin = ["initial phase", "last point", "step 0: before training"]
-    assert legend_texts(unmeasured) == [*begin, "diagonal: expressivity = complexity"]
+    assert legend_texts(unmeasured) == [*begin, "the bound: expressivity = complexity"]
     unwanted = information_plane(run([0, 10]), baseline=False)
     assert labels(unwanted.axes[0]) & KNOWN == {"initial", "last", "diagonal"}
 
@@ -311,7 +317,7 @@ def test_texts_of_a_vector_file_stay_texts_and_the_same_figure_is_the_same_file(
     assert content == (tmp_path / "b.svg").read_bytes()
     root = ElementTree.fromstring(content)
     texts = {"".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"a run", "token", "bigram", "complexity I(X;Z)", "training step"} <= texts
+    assert {"a run", "token", "bigram", "training step"} <= texts
 
 
 EVERY_PICTURE = {

@@ -77,7 +77,7 @@ def test_every_plane_that_the_points_have_is_drawn_with_its_numbers_and_its_chan
     for panel, (_, order, ending) in zip(panels(figure), expected, strict=True):
         course = artist(panel, "course" if picture is one else "a").get_xydata()
         assert np.array_equal(course, values(given, order, ending))
-        assert panel.get_xlabel().startswith("local complexity" if ending else "complexity I(X;Z)")
+        assert panel.get_xlabel().startswith("local complexity" if ending else "complexity: information about")
         if ending:
             assert artist(panel, "chance").get_xydata().tolist() == [[0.0, 0.0]]
             assert not artists(panel, "null")
