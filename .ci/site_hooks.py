@@ -29,7 +29,7 @@ OUTSIDE = {
     "studies/results/tables.md": "studies/results/tables.md",
 }
 # Pages of the navigation that may be missing: they are written on branches of their own.
-PENDING = {"integrations.md", "runs.md", "trackers.md", "troubleshooting.md"}
+PENDING: set[str] = set()
 # Anchors of the equations, by number.
 _MATHEMATICS = (ROOT / "docs/mathematics.md").read_text(encoding="utf-8")
 EQUATIONS = {
