@@ -413,7 +413,9 @@ def test_without_a_home_a_probe_is_built_and_not_kept(tmp_path: Path, monkeypatc
 def test_a_column_of_a_dataset_is_refused_with_what_to_pass_instead(constructor: Any, streamed: bool) -> None:
     dataset = datasets.Dataset.from_list(ROWS)
     column = dataset.to_iterable_dataset()["text"] if streamed else dataset["text"]
-    with pytest.raises(TypeError, match=r"got (Iterable)?Column, one column of it.*text_column=.*Probe\.from_texts\("):
+    with pytest.raises(
+        TypeError, match=r"got (Iterable)?Column, which is one column.*text_column=.*Probe\.from_texts\("
+    ):
         constructor(column, word_tokenizer())
 
 
@@ -423,7 +425,7 @@ def test_the_cache_needs_safetensors_and_says_so_before_it_builds(
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     path = json_lines(tmp_path)
     with pytest.raises(
-        ImportError, match=r"Keeping a probe in the cache \(cache=False does without\) needs the package"
+        ImportError, match=r"Keeping a probe in the cache \(cache=False does not need it\) needs the package"
     ):
         Probe.from_dataset(path, word_tokenizer(), **SETTINGS)
     assert Probe.from_dataset(path, word_tokenizer(), cache=False, **SETTINGS).fingerprint == expected().fingerprint

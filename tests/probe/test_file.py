@@ -169,7 +169,7 @@ def test_a_file_cut_short_is_refused(saved: Path) -> None:
     content = saved.read_bytes()
     for length in range(0, len(content), 7):
         saved.write_bytes(content[:length])
-        with pytest.raises(ProbeError, match=r"probe\.safetensors: .*not a whole one.*make the probe again"):
+        with pytest.raises(ProbeError, match=r"probe\.safetensors: .*it is incomplete.*make the probe again"):
             Probe.load(saved)
 
 
@@ -251,7 +251,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         Probe.load(weights)
     with pytest.raises(ProbeError, match="cannot be loaded as a probe: it is a folder"):
         Probe.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"missing\.safetensors: no such probe file\. Make a probe"):
+    with pytest.raises(FileNotFoundError, match=r"missing\.safetensors: this probe file does not exist\. Make a probe"):
         Probe.load(tmp_path / "missing.safetensors")
 
 
@@ -307,7 +307,7 @@ def test_a_header_that_does_not_fit_its_tensors_is_refused(changed: dict[str, st
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ProbeError, match="pipe: cannot be loaded as a probe: it is a pipe, and not a file"):
+    with pytest.raises(ProbeError, match="pipe: cannot be loaded as a probe: it is a pipe, not a file"):
         Probe.load(tmp_path / "pipe")
     with pytest.raises(ProbeError, match="it is a device or a socket, and not a file"):
         Probe.load(os.devnull)

@@ -62,7 +62,7 @@ def test_unusable_groups_are_refused(groups: Any, message: str) -> None:
 def test_texts_and_rows_without_a_source_are_refused() -> None:
     with pytest.raises(ib.ProbeError, match="groups: expected 5 entries"):
         ib.Probe.from_texts(TEXTS, word_tokenizer(), min_length=4, groups=SOURCES[:4])
-    with pytest.raises(ib.ProbeError, match=r"groups: text 1: expected its source, .* got None"):
+    with pytest.raises(ib.ProbeError, match=r"groups: text 1: expected the source .* got None"):
         ib.Probe.from_texts(TEXTS, word_tokenizer(), min_length=4, groups=["one", None, "two", "one", "two"])
     rows = [ROWS[0], {"text": "d e f", "book": None}]
     with pytest.raises(ib.ProbeError, match="row 1, column 'book': expected its source"):

@@ -49,11 +49,11 @@ def test_a_sorted_dataset_whose_first_rows_have_one_label_is_a_warning() -> None
     rows = [{"text": "a b c", "f": label, "g": None} for label in ("x", "x", "y")]
     columns: dict[str, Any] = {"min_length": 1, "label_columns": ["f", "g"]}
     with pytest.warns(
-        UserWarning, match=r"a single label .*: 'f' \(all 'x'\), 'g' \(all without\). .*shuffle"
+        UserWarning, match=r"a single label.*: 'f' \(all 'x'\), 'g' \(all without a label\). .*shuffle"
     ) as caught:
         Probe.from_dataset(rows, word_tokenizer(), num_sequences=2, **columns)
     assert caught[0].filename == __file__
-    with pytest.warns(UserWarning, match=r"a single label throughout the probe: 'g' \(all without\)\. "):
+    with pytest.warns(UserWarning, match=r"a single label throughout the probe: 'g' \(all without a label\)\. "):
         Probe.from_dataset(rows, word_tokenizer(), num_sequences=3, **columns)
 
 
@@ -122,7 +122,7 @@ def test_labels_of_words_with_class_names() -> None:
         ([{"text": "a", "f": float("inf")}], "got float inf at index 0"),
         ([{"text": "a", "f": {"start": [0], "end": [1, 2], "label": [3]}}], "expected integers .*got dict"),
         ([{"text": "a", "f": "x"}, {"text": "a", "f": 1}], "got 1 at index 1 after strings"),
-        ([{"text": "a", "f": [0]}], r"spans \(start, end, label\).*got int 0 at index 0.*words need words"),
+        ([{"text": "a", "f": [0]}], r"spans \(start, end, label\).*got int 0 at index 0.*lists of words"),
         ([{"text": "a", "f": [(2, 1, "x")]}], r"with 0 <= start <= end, got tuple \(2, 1, 'x'\)"),
         ([{"text": "a", "f": [("0", 1, "x")]}], r"got tuple \('0', 1, 'x'\) at index 0"),
         ([{"text": ["a", "b"], "f": [1]}], "expected 2 labels, one for each word, got 1 at index 0"),

@@ -149,7 +149,7 @@ def test_texts(tokenizer):
     assert probe.overlap([other, text], tokenizer, max_texts=1).num_texts == 1
     assert str(found) == (
         "1 of 2 sequences share a run of 13 tokens with the 2 texts (26 tokens) examined, 1 of them occur there as a "
-        "whole, and 42.86% of the 13-grams do"
+        "whole, and 42.86% of the 13-grams occur there"
     )
 
 
@@ -166,7 +166,7 @@ def test_sequences_that_are_too_short_are_counted():
         ("text", TypeError, r"data: expected texts, .*got str. Pass a single text as \[text\]"),
         (3, TypeError, "data: expected texts, .*got int"),
         ({"text": ["a"]}, TypeError, "data: expected texts, .*got dict"),
-        (["text"], ib.ProbeError, "expected tokenizer=, that of the probe, got None"),
+        (["text"], ib.ProbeError, "expected tokenizer=, got None"),
         ([{"question": "?"}], ib.ProbeError, "a column input_ids or 'text', got question in row 0"),
         ([1, 2, 3], TypeError, r"sequence of token ids, got int of shape \(\).*Pass a single sequence as \[ids\]"),
         ([[0.5, 1.0]], TypeError, "got list of shape .* dtype float64 at index 0"),

@@ -313,7 +313,7 @@ def test_what_the_template_refuses_is_left_out(merging: Any) -> None:
             "rejected": [turns[1], message("assistant", "able")],
         },
     ]
-    with pytest.warns(UserWarning, match="left out 1 of 2 pairs: 1 that the chat template refuses"):
+    with pytest.warns(UserWarning, match="left out 1 of 2 pairs: 1 rejected by the chat template"):
         probe = Probe.from_preferences(pairs, merging, num_sequences=None)
     assert len(probe) == 2
 
@@ -336,7 +336,7 @@ def test_sequences_are_counted_and_come_in_pairs() -> None:
     ):
         Probe.from_preferences([GOOD], word_tokenizer(), num_sequences=5)
     with pytest.warns(
-        UserWarning, match="asked for 4 sequences, got 2: there were 2 pairs; left out 1 of 2 pairs: 1 of"
+        UserWarning, match="asked for 4 sequences, got 2: there were 2 pairs; left out 1 of 2 pairs: 1 with"
     ):
         Probe.from_preferences([tie, GOOD], word_tokenizer(), num_sequences=4)
 

@@ -145,8 +145,8 @@ def test_labels_of_texts_cover_their_tokens_and_skip_with_them() -> None:
         ([0, -3], "got int -3 at index 1"),
         ([0], "expected 2 entries.*got 1"),
         ([0, 1, 2], "expected 2 entries.*got 3"),
-        ("en", "one label or None for each text, got str"),
-        (5, "one label or None for each text, got int"),
+        ("en", "one label or None per text, got str"),
+        (5, "one label or None per text, got int"),
     ],
 )
 def test_unusable_labels_of_texts_are_refused(labels: Any, message: str) -> None:
@@ -155,7 +155,7 @@ def test_unusable_labels_of_texts_are_refused(labels: Any, message: str) -> None
 
 
 def test_too_few_labels_for_an_iterator_are_refused() -> None:
-    with pytest.raises(ProbeError, match="got 1, none for text 1"):
+    with pytest.raises(ProbeError, match="got 1 entries and none for text 1"):
         Probe.from_texts(iter(["a b", "c d"]), word_tokenizer(), min_length=1, labels={"f": [0]})
 
 

@@ -108,7 +108,7 @@ def test_a_resumed_run_without_later_points_leaves_the_file_as_it_is(tmp_path):
 def test_a_resumed_run_mends_a_torn_end_once(tmp_path):
     path = written(tmp_path, 0, 10, 20).path
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.warns(RuntimeWarning, match="torn"):
+    with pytest.warns(RuntimeWarning, match="incomplete"):
         resumed = TrajectoryFile(tmp_path, start_step=20)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -77,7 +77,7 @@ def test_a_torn_last_line_is_dropped(loop: Loop, tmp_path: Path, monkeypatch: py
     begun(loop, tmp_path)
     lines = (tmp_path / FILENAME).read_bytes().splitlines(keepends=True)
     (tmp_path / FILENAME).write_bytes(b"".join(lines[:2]) + lines[2][:50])
-    with pytest.warns(RuntimeWarning, match="last line is torn"):
+    with pytest.warns(RuntimeWarning, match="last line is incomplete"):
         resumed = loop.train(tmp_path, resume=True, **KEYWORDS).followed.trajectory
     assert resumed.steps == [0, 2, 6, 8, 10, 12]
     assert ib.Trajectory.load(tmp_path) == resumed
