@@ -23,7 +23,7 @@ PAGE = ROOT / "docs" / "troubleshooting.md"
 SAID = {
     "warn", "messages.warn", "warnings.warn", "_warn", "self._warn", "_log.warning", "note", "tell", "_tell",
     "_tell_once", "sweep.tell", "self._sweep.tell", "announce", "run.announce", "self.announce", "self._run.announce",
-    "survived", "run.survived", "self.survived", "self._run.survived", "ranks.awaited", "self._stop",
+    "say", "survived", "run.survived", "self.survived", "self._run.survived", "ranks.awaited", "self._stop",
 }  # fmt: skip
 # Functions that make messages which something else passes to one of those: each of their sentences is a message.
 MADE = {"_refusal", "remarks", "_on_the_guard", "memorising_note", "too_few_pairs", "explanation"}
@@ -31,6 +31,7 @@ MADE = {"_refusal", "remarks", "_on_the_guard", "memorising_note", "too_few_pair
 CAUGHT = {"AssertionError", "DropError"}
 # Functions that only repeat what another error said, so that there is nothing to search for.
 REPEATS = {
+    "say",
     "entries_of",
     "fetch",
     "_pictures",
