@@ -309,6 +309,7 @@ def train(
             ib.Probe.from_tokens(table, name=name),
             every_n_steps=lambda step: step in steps,
             output_dir=folder / name,
+            prefix=f"{name}/",
             log_plane=False,
             feature_probes=task.feature_probes if name == "novels" else {},
             **meter_keywords(),
@@ -357,7 +358,7 @@ def result(
     """What is kept of a run: losses, what else judges it, and the numbers of all probes, over the measured steps."""
     found: dict[str, Any] = {"config": asdict(config), "package": ib.__version__}
     for probe, folder in folders.items():
-        points = list(ib.Trajectory.load(folder / "ib_trajectory.jsonl"))
+        points = list(ib.Trajectory.load(folder / f"{probe}_trajectory.jsonl"))
         columns: dict[str, list[float | None]] = {}
         for point in points:
             for name, value in point.scalars().items():

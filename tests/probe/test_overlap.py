@@ -148,8 +148,8 @@ def test_texts(tokenizer):
     assert not probe.overlap([other], tokenizer)
     assert probe.overlap([other, text], tokenizer, max_texts=1).num_texts == 1
     assert str(found) == (
-        "1 of 2 sequences share a run of 13 tokens with the 2 texts (26 tokens) examined, 1 of them occur there as a "
-        "whole, and 42.86% of the 13-grams occur there"
+        "1 of 2 sequences share a run of 13 tokens with the 2 texts (26 tokens) examined. 1 of them occur there as a "
+        "whole. 42.86% of the 13-grams occur there"
     )
 
 
