@@ -412,7 +412,7 @@ def retrace(config: Config, data: Data, folder: Path) -> Retraced:
     options = [str(folder / "checkpoints"), "--probe", str(probe), "--name", config.name, "-o", str(results)]
     options += ["--initial", "--initial-seed", str(config.seed), *as_options(meter_keywords())]
     subprocess.run([sys.executable, "-m", "ib_callback", "measure", *options], check=True)
-    followed = ib.Trajectory.load(folder / "novels")
+    followed = ib.Trajectory.load(folder / "novels" / "novels_trajectory.jsonl")
     return compared(followed, ib.Results.load(results)[config.name])
 
 
