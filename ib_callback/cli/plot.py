@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ib_callback.analysis.courses import Course, NoPointError, point_at
 from ib_callback.cli._command import add_run_arguments, add_table_arguments, check_outputs, courses_of, write_tables
 from ib_callback.plot import compare, information_plane, over_steps, plane_by_layer, save
+from ib_callback.plot.data import learning_rates_beside, orders_of
 from ib_callback.results.tidy import rows_of
 
 if TYPE_CHECKING:
@@ -22,34 +23,47 @@ _DEFAULT_SUFFIX = ".png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Add the arguments of the command."""
     add_run_arguments(parser)
-    parser.add_argument("--kind", choices=KINDS, help="which picture; by default all that the input allows")
-    parser.add_argument("--order", action="append", metavar="NAME", help="an n-gram order; may be given several times")
     parser.add_argument(
-        "--plane", action="append", metavar="NAME",
-        help="prediction, readout, local or plain, by default all that were measured; may be given several times",
+        "--kind",
+        choices=KINDS,
+        help="the picture to draw. Default: all pictures of one run; compare for several runs",
+    )
+    parser.add_argument(
+        "--order", action="append", metavar="NAME|all",
+        help="an n-gram order to show, such as bigram; repeatable. all: every order that was measured. Default: the "
+        "primary order; all orders by layer, and where only one plane is drawn",
     )  # fmt: skip
     parser.add_argument(
-        "--step", default="last", metavar="N|last|best", help="of the plane by layer (best: by optimality)"
+        "--plane", action="append", metavar="NAME",
+        help="a plane to show: prediction, readout, local or plain; repeatable. Default: all that were measured",
+    )  # fmt: skip
+    parser.add_argument(
+        "--step",
+        default="last",
+        metavar="N|last|best",
+        help="step of the picture by layer (default: last; best: highest optimality)",
     )
-    parser.add_argument("--x", choices=("step", "tokens"), default="step", help="what training is counted in")
-    parser.add_argument("--log", action="store_true", help="a logarithmic axis for the steps, whatever they are")
-    parser.add_argument("--theme", choices=("light", "dark"), default="light", help="on white, or on dark grey")
+    parser.add_argument("--x", choices=("step", "tokens"), default="step", help="what colours and x-axis count")
+    parser.add_argument("--log", action="store_true", help="always make the axis of the steps logarithmic")
+    parser.add_argument(
+        "--theme", choices=("light", "dark"), default="light", help="on white (default) or on dark grey"
+    )
     parser.add_argument(
         "-o", "--output", metavar="PATH",
-        help="a file, whose suffix decides the format (.png, .svg, .pdf), or an existing directory; of several "
-        "pictures each adds its kind to the name. By default PNG files in the current directory",
+        help="a file or an existing directory. The suffix of a file decides the format: .png, .svg or .pdf. If there "
+        "are several pictures, each adds its kind to the name. Default: PNG files in the current directory",
     )  # fmt: skip
     add_table_arguments(parser)
 
 
 def draw(options: argparse.Namespace) -> tuple[list[Path], int]:
-    """Draw what the options ask for, and return the files and the exit status.
+    """Draw the requested pictures; their files and the exit status.
 
     Raises:
-        TrajectoryError: a run that is not there, or cannot be read.
-        ValueError: what is asked for cannot be drawn from these runs, or not in this format.
+        TrajectoryError: a run does not exist or cannot be read.
+        ValueError: these runs do not allow the picture, or the format is unknown.
         ImportError: Matplotlib is not installed.
         OSError: a file cannot be written.
     """
@@ -59,7 +73,7 @@ def draw(options: argparse.Namespace) -> tuple[list[Path], int]:
     pictures = dict(_pictures(runs, options))
     paths = _paths(list(pictures), options.output)
     check_outputs(options, options.runs, pictures=paths)
-    # All are drawn before any is written: a mistake leaves no half of the files.
+    # All pictures are drawn before any is written, so that a mistake does not leave some of the files behind.
     figures = [picture() for picture in pictures.values()]
     for figure, path in zip(figures, paths, strict=True):
         save(figure, path)
@@ -68,22 +82,27 @@ def draw(options: argparse.Namespace) -> tuple[list[Path], int]:
 
 
 def _pictures(runs: Sequence[Course], options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Figure]]]:
-    """Names of the pictures, and how to draw each."""
+    """The name of each picture, and a function that draws it."""
     kind = options.kind or ("compare" if len(runs) > 1 else None)
     if options.plane and kind in ("layers", "steps"):
         raise ValueError(f"--plane is for the kinds plane and compare, got --kind {kind}. Leave one of the two out")
-    common: dict[str, Any] = {"orders": options.order, "theme": options.theme}
+    common: dict[str, Any] = {"theme": options.theme}
     along: dict[str, Any] = {"x": options.x}
     in_planes: dict[str, Any] = {"planes": options.plane, **common}
+    is_all = "all" in (options.order or [])
     if kind == "compare":
         if len(runs) < 2:
             raise ValueError("--kind compare needs two runs or more, got one. Give another one beside it")
         courses = {run.name: run.trajectory for run in runs}
-        yield "compare", partial(compare, courses, curve=runs[0].curve, **in_planes)
+        yield (
+            "compare",
+            partial(compare, courses, orders="all" if is_all else options.order, curve=runs[0].curve, **in_planes),
+        )
         return
     for run in runs:
         prefix = f"{run.name.replace('/', '_')}_" if len(runs) > 1 else ""
         trajectory, curve = run.trajectory, run.curve
+        common["orders"] = in_planes["orders"] = orders_of(trajectory, None) if is_all else options.order
         if kind in (None, "plane"):
             in_order = {**in_planes, **along}
             yield f"{prefix}plane", partial(information_plane, trajectory, curve=curve, title=run.name, **in_order)
@@ -96,7 +115,10 @@ def _pictures(runs: Sequence[Course], options: argparse.Namespace) -> Iterator[t
             yield f"{prefix}layers", partial(plane_by_layer, point, curve=curve, title=title, **common)
         if kind == "steps" or (kind is None and len([point for point in trajectory if point.orders]) > 1):
             log = options.log or None
-            yield f"{prefix}steps", partial(over_steps, trajectory, log=log, title=run.name, **common, **along)
+            rates = None if run.path is None else learning_rates_beside(run.path.parent)
+            yield f"{prefix}steps", partial(
+                over_steps, trajectory, log=log, title=run.name, learning_rate=rates, **common, **along
+            )  # fmt: skip
 
 
 def _check_folder(output: str | None) -> None:

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "information_plane", "over_steps", "plane_by_layer", "save", "save_information_plane"]
 
-# Points that become an image within a vector file are drawn as finely as they are printed.
+# Resolution of points that become an image within a vector file: that of a printer.
 _VECTOR_DPI = 300
-# Texts stay texts, names within the file are no random ones, and nothing that the user has set cuts the picture.
+# Texts stay texts, names within the file are not random, and settings of the user do not cut the picture.
 _SAVING: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "ib_callback", "pdf.fonttype": 42, "ps.fonttype": 42,
     "savefig.bbox": None, "savefig.transparent": False,
 }  # fmt: skip
-# By which a picture is known again; not every format has room for it.
+# Marks a picture as written by this package. Not every format has room for it.
 _MARK = "ib_callback"
 _MARKED = tuple(
     place.replace("…", _MARK).encode()
@@ -44,25 +44,25 @@ _METADATA: dict[str, Any] = {kind: {"Creator": _MARK, **dict.fromkeys(dates)} fo
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure to a file, atomically; the same figure gives the same file.
+    """Write a figure to a file atomically. The same figure always gives the same file.
 
     Args:
-        figure: of this module.
-        path: its suffix decides the format: .png (150 dots per inch), .svg and .pdf, whose texts stay texts, and
-            whatever else Matplotlib writes. Without a suffix, PNG.
+        figure: a figure of this module.
+        path: the suffix decides the format: .png (150 dots per inch), .svg and .pdf, whose texts stay texts, and all
+            other formats that Matplotlib writes. Without a suffix the format is PNG.
 
     Raises:
-        ValueError: Matplotlib writes no such format.
+        ValueError: Matplotlib does not write this format.
         OSError: the file cannot be written.
     """
     write_atomically(path, encoded(figure, _suffix_of(path)))
 
 
 def check_format(path: str | os.PathLike[str]) -> None:
-    """That Matplotlib writes pictures in the format of a path.
+    """Check that Matplotlib writes pictures in the format of a path.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it does not write this format.
         ImportError: Matplotlib is not installed.
     """
     backends = require("matplotlib.backend_bases", extra="plot", purpose="Drawing a picture")
@@ -79,7 +79,7 @@ def _check_suffix(suffix: str, known: Iterable[str]) -> None:
 
 
 def encoded(figure: Figure, suffix: str = "png") -> bytes:
-    """The content of the file that `save` writes."""
+    """The content of the file that `save` would write."""
     from matplotlib import rc_context
 
     _check_suffix(suffix, figure.canvas.get_supported_filetypes())
@@ -96,10 +96,10 @@ def encoded(figure: Figure, suffix: str = "png") -> bytes:
 
 
 def may_be_replaced(path: str | os.PathLike[str]) -> bool:
-    """Whether nothing is at a path, or a picture that this package wrote (PNG, SVG, PDF or PostScript).
+    """Whether a path is free, or has a PNG, SVG, PDF or PostScript picture that this package wrote.
 
     Raises:
-        OSError: nobody can tell.
+        OSError: the file cannot be read.
     """
     try:
         content = Path(path).read_bytes()

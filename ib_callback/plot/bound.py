@@ -1,4 +1,4 @@
-"""The Information Bottleneck curve of a probe in the units of the plane, and in which panels it belongs."""
+"""The Information Bottleneck curve of a probe in the units of the plane, and the panels that show it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from ib_callback.common.errors import TrajectoryError
 from ib_callback.plot.sheet import Note
 from ib_callback.results.measurement import Measurement
 
-# What a curve may say of its sample, as settings of a measurement do.
-_OF_THE_SAMPLE = {"probe": "it is that of another probe", "K": "it is that of other positions (another widest order)"}
+# Entries of a curve that must agree with the settings of a measurement.
+_OF_THE_SAMPLE = {
+    "probe": "it belongs to another probe",
+    "K": "it belongs to other positions, because the widest order differs",
+}
 
 
 def curve_beside(directory: Path) -> IBCurve | None:
-    """The curve beside a trajectory; None if there is none.
+    """The curve beside a trajectory; None if there is no file of it.
 
     Raises:
-        TrajectoryError: it cannot be read, or is not what such a file should be.
+        TrajectoryError: the file cannot be read, or is not a curve.
     """
     try:
         return IBCurve.load(directory / FILENAME)
@@ -30,10 +33,10 @@ def curve_beside(directory: Path) -> IBCurve | None:
 
 
 def curve_in_plane(curve: IBCurve | None, order: str, measurement: Measurement) -> np.ndarray | None:
-    """The curve as efficiencies, [corners, 2], if it is that of this order and of the sample that was measured.
+    """The curve as efficiencies, [corners, 2]; None if it belongs to another order or to another sample.
 
-    It ends where it has been computed; as more complexity never costs expressivity, the panels go on with its last
-    value.
+    The curve ends at the highest complexity for which it was computed. Panels continue it with its last value, because
+    more complexity never costs expressivity.
     """
     if curve is None or order != curve.info.get("order", measurement.primary) or why_not_drawn(curve, measurement):
         return None
@@ -42,7 +45,7 @@ def curve_in_plane(curve: IBCurve | None, order: str, measurement: Measurement) 
 
 
 def why_not_drawn(curve: IBCurve | None, measurement: Measurement) -> list[Note]:
-    """Why a curve is in no panel, if that is because it belongs to other measurements."""
+    """A note that says why no panel shows the curve, if the curve belongs to other measurements."""
     if curve is None:
         return []
     settings = measurement.settings

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _LONGEST_LABEL = 22
 _LONGEST_NAME = 48
-# Of more runs, names at the points would hide what they name.
+# With more runs, names beside points would hide the points.
 _LABELLED = 12
 _MARKED = 40
 # Beginnings of phases: marker, its size, and what the legend says.
@@ -63,20 +63,20 @@ def compare(
 
     Args:
         runs: a trajectory or a measurement by name.
-        orders: which n-gram orders to show, "all" for every one that was measured. By default the primary one of the
+        orders: the n-gram orders to show, "all" for every one that was measured. By default the primary one of the
             first run, or all where there is one plane alone.
-        planes: which planes, by default all that the runs have.
+        planes: the planes to show, by default all that the runs have.
         curve: the IB curve of the probe of the first run; drawn in the plain panel of its order.
         marks: the step of the turn to compression by name of the run. By default the phases of each run decide.
         theme: "light" or "dark".
-        title: of the whole figure.
+        title: title of the whole figure.
 
     Returns:
-        A figure of its own, 150 dots per inch; both axes are fractions of log(num_bins).
+        A new figure, 150 dots per inch. Both axes are fractions of log(num_bins).
 
     Raises:
-        ValueError: a run without a measured point, an order or a plane that none of them has, or an unknown theme.
-        TypeError: no mapping of names to measurements.
+        ValueError: a run has no measured point, no run has a requested order or plane, or the theme is unknown.
+        TypeError: `runs` is not a mapping of names to measurements.
         ImportError: Matplotlib is not installed.
     """
     if not isinstance(runs, Mapping):
@@ -128,12 +128,12 @@ def compare(
 
 
 def _styles(sheet: Sheet, courses: Mapping[str, Sequence[Measurement]]) -> dict[str, dict[str, Any]]:
-    """Colour, marker and line of each run, which the legend explains."""
+    """Colour, marker and line of each run; the legend explains them."""
     styles = {}
     names = shortened_alike(list(courses), _LONGEST_NAME)
     for index, (name, short) in enumerate(zip(courses, names, strict=True)):
         colours = sheet.theme.series
-        # Lines not in step with the colours, so that the eighth run is not like the first.
+        # Lines and colours change at different times, so that the eighth run does not look like the first.
         line = LINES[(index + index // len(colours)) % len(LINES)] if len(courses[name]) > 1 else ""
         styles[name] = {"color": colours[index % len(colours)], "marker": MARKERS[index % len(MARKERS)], "ls": line}
         sheet.key(f"run {name}", short, markersize=6, lw=1.3, **styles[name])

@@ -1,4 +1,4 @@
-"""What the figures show of a run: arrays with NaN for what was not measured, phases, and what must be said beside."""
+"""What figures need from a run: arrays, with NaN for what was not measured, phases and notes."""
 
 from __future__ import annotations
 
@@ -7,33 +7,36 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from ib_callback.common import json_lines
 from ib_callback.plot.sheet import Note
 from ib_callback.results.measurement import Measurement, settings_differences
 from ib_callback.results.phases import DEFAULT_RULE, Phase, Phases, find_phases, is_trained
 from ib_callback.results.trajectory import Trajectory
 
-# Up to here each point can be seen: it is joined to its null, and has its standard error.
+# Up to this number of points, each one is joined to its null.
 FEW_POINTS = 16
-# Beyond, what is drawn for each point becomes an image also in a vector file, which would have megabytes else.
+# Above this number, points become an image in vector files too, which would otherwise have several megabytes.
 RASTERISED_ABOVE = 500
-# Steps that span more than this factor are coloured by their logarithm.
+# If steps span more than this factor, colours follow their logarithm.
 _LOGARITHMIC_SPAN = 50
 _LONGEST_DIFFERENCE = 160
-# Settings that move no point in the plane.
+_TRAINER_STATE = "trainer_state.json"
+# Settings that do not move points in the plane.
 _OF_FEATURES = ("features", "feature_probes", "label_names")
-# Settings by which two models may differ and still be drawn in one plane.
+# Settings in which two models may differ and still be compared in one plane.
 _OF_THE_MODEL = ("layers", "dtype", "version", *_OF_FEATURES, "orders")
 
 
 def given(measurements: Measurement | Iterable[Measurement]) -> list[Measurement]:
-    """All points, of a trajectory or otherwise.
+    """The points of a trajectory or of other measurements, as a list.
 
     Raises:
         ValueError: none of them was measured.
-        TypeError: something else than measurements.
+        TypeError: something is not a measurement.
     """
     points = [measurements] if isinstance(measurements, Measurement) else list(measurements)
     for point in points:
@@ -45,23 +48,23 @@ def given(measurements: Measurement | Iterable[Measurement]) -> list[Measurement
 
 
 def placed(points: Sequence[Measurement]) -> tuple[list[Measurement], list[Note]]:
-    """The points that have a place along the training, and what is to be said of the others.
+    """The points that have a place in the order of training, and a note about the others.
 
-    A point without a step, such as the final model beside its checkpoints, has none among two that have one.
+    A point without a step, such as a final model beside its checkpoints, has no place if two other points have steps.
     """
     without = [point for point in points if point.step is None]
     if not without or sum(bool(point.orders) for point in points if point.step is not None) < 2:
         return [*points], []
     many = f"{len(without)} points have" if len(without) > 1 else "1 point has"
-    note = Note(f"Not drawn: {many} no step, and so no place among those that do.")
+    note = Note(f"Not drawn: {many} no step, and so no place among the others.")
     return [point for point in points if point.step is not None], [note]
 
 
 def orders_of(points: Sequence[Measurement], asked: Sequence[str] | None) -> list[str]:
-    """The orders to draw: those asked for, by default all that were measured, the primary one first.
+    """The orders to draw: the requested ones, by default all that were measured, the primary one first.
 
     Raises:
-        ValueError: an order that was not measured, or none.
+        ValueError: an order was not measured, or no order is requested.
     """
     known = list(dict.fromkeys(order for point in points for order in point.orders))
     if asked is None:
@@ -74,40 +77,89 @@ def orders_of(points: Sequence[Measurement], asked: Sequence[str] | None) -> lis
 
 
 def primary_of(points: Sequence[Measurement]) -> str:
-    """The primary order of the first point that was measured."""
+    """The primary order of the first measured point."""
     measured = next(point for point in points if point.orders)
     return measured.primary or next(iter(measured.orders))
 
 
 def column(points: Sequence[Measurement], order: str, name: str) -> np.ndarray:
-    """One number of every point, [points], NaN where it is undefined, missing or not known to this version.
+    """One number of every point, [points]. It is NaN where it is undefined, missing or unknown to this version.
 
-    The order may be that of a view, "readout/token".
+    The order may be the order of a view, such as "readout/token".
     """
     numbers = [getattr(point[order], name, None) if order in point else None for point in points]
     return np.array(numbers, dtype=float)
 
 
 def plane(points: Sequence[Measurement], order: str, suffix: str = "") -> np.ndarray:
-    """Complexity and expressivity (or `…_null`, `…_se`) of every point, [points, 2], NaN likewise."""
+    """Complexity and expressivity of every point, or their `…_null` or `…_se`, [points, 2]; NaN as in `column`."""
     return np.stack([column(points, order, f"{name}{suffix}") for name in ("complexity", "expressivity")], axis=1)
 
 
 def unit(points: Iterable[Measurement]) -> str:
-    """The unit of all information: a fraction, and of how many bits where the number of bins is known.
+    """The unit of all information: a fraction of so many bits, if the number of bins is known.
 
     >>> unit([])
     '(fraction of log num_bins)'
     """
+    number = _bins_of(points)
+    return "(fraction of log num_bins)" if number is None else f"(fraction of log₂ {number:,} = {_bits(number)})"
+
+
+def short_unit(points: Iterable[Measurement]) -> str:
+    """The same for an axis without room: "(fraction of 6.64 bits)"."""
+    number = _bins_of(points)
+    return "(fraction of log num_bins)" if number is None else f"(fraction of {_bits(number)})"
+
+
+def _bins_of(points: Iterable[Measurement]) -> int | None:
+    """The number of bins, if all points have the same."""
     bins = {point.settings.get("num_bins") for point in points if point.orders}
     number = bins.pop() if len(bins) == 1 else None
-    if not isinstance(number, int) or number < 2:
-        return "(fraction of log num_bins)"
-    return f"(fraction of log₂ {number:,} = {math.log2(number):.2f} bits)"
+    return number if isinstance(number, int) and number >= 2 else None
+
+
+def _bits(number: int) -> str:
+    return f"{math.log2(number):.2f} bits"
+
+
+def learning_rates_beside(directory: Path) -> dict[int, float]:
+    """Learning rates by step from `trainer_state.json`, which transformers writes; {} if they are not known.
+
+    The file is searched in the directory and in its checkpoints. The newest one that has rates is read, because each
+    one repeats the history of those before. Files that cannot be read are passed over.
+    """
+    try:
+        folders = sorted(directory.glob("checkpoint-*"), key=_number_of, reverse=True)
+    except OSError:
+        folders = []
+    for folder in (directory, *folders):
+        if rates := _rates_in(folder / _TRAINER_STATE):
+            return rates
+    return {}
+
+
+def _number_of(folder: Path) -> int:
+    number = folder.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _rates_in(path: Path) -> dict[int, float]:
+    try:
+        state = json_lines.parsed(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    history = state.get("log_history") if isinstance(state, dict) else None
+    rates = {}
+    for entry in history if isinstance(history, list) else ():
+        step, rate = (entry.get("step"), entry.get("learning_rate")) if isinstance(entry, dict) else (None, None)
+        if type(step) is int and isinstance(rate, int | float) and math.isfinite(rate):
+            rates[step] = float(rate)
+    return dict(sorted(rates.items()))
 
 
 def start_label(points: Iterable[Measurement]) -> str:
-    """What the model of step 0 is, as far as its loss tells: "untrained", "pretrained", or "" where nothing tells."""
+    """What the model of step 0 is, according to its loss: "untrained", "pretrained", or "" if that is not known."""
     first = next((point for point in points if point.step == 0 and point.orders), None)
     if first is None or first.predictive_information is None:
         return ""
@@ -115,14 +167,14 @@ def start_label(points: Iterable[Measurement]) -> str:
 
 
 def numbered(points: Sequence[Measurement], x: str = "step") -> tuple[np.ndarray, str]:
-    """The step of every point, [points], and what to call it; their numbers from 1 where a step is unknown.
+    """The step of every point, [points], and the name of the axis. If a step is unknown, points are counted from 1.
 
     Args:
-        points: of a run.
-        x: "step", or "tokens" for the tokens that the training had seen.
+        points: the points of a run.
+        x: "step", or "tokens" for the training tokens seen so far.
 
     Raises:
-        ValueError: tokens are asked for, and of some points they are not known; or neither is asked for.
+        ValueError: `x` is "tokens" and the tokens of a point are not known, or `x` is something else.
     """
     if x not in ("step", "tokens"):
         raise ValueError(f'x: expected "step" or "tokens", got {x!r}')
@@ -141,7 +193,7 @@ def numbered(points: Sequence[Measurement], x: str = "step") -> tuple[np.ndarray
 
 
 def count_label(number: float, what: str) -> str:
-    """A number of steps as it is, of tokens in thousands, millions, …; `what` is as of `numbered`.
+    """A number of steps in full, or a number of tokens in thousands, millions, …; `what` comes from `numbered`.
 
     >>> count_label(143_000, "training step"), count_label(4.5e9, "training tokens"), count_label(0, "training tokens")
     ('143,000', '4.5B', '0')
@@ -155,21 +207,21 @@ def count_label(number: float, what: str) -> str:
 def phases_of(measurements: object, points: Sequence[Measurement]) -> Phases | None:
     """The phases of a run, by its own rule if it is a trajectory.
 
-    None where its points are no run: a single one, without steps, or out of order; and of one from trained weights.
+    None if there is a single point, a step is missing, steps do not increase, or the run started from trained weights.
     """
     rule = measurements.rule if isinstance(measurements, Trajectory) else DEFAULT_RULE
     steps = [point.step for point in points if point.step is not None]
     if len(steps) < len(points) or len(points) < 2 or any(b <= a for a, b in itertools.pairwise(steps)):
         return None
     with warnings.catch_warnings():
-        # That there is no null is seen in the picture.
+        # The picture shows that there is no null.
         warnings.simplefilter("ignore", RuntimeWarning)
         found = find_phases(points, rule)
     return None if found.trained else found
 
 
 def phase_labels(phases: Phases) -> dict[Phase, str]:
-    """The phases that occur, with when they begin."""
+    """The phases that occur, with the step at which each begins."""
     since = {
         Phase.FITTING: phases.fit_start,
         Phase.COMPRESSION: phases.compression_start,
@@ -178,7 +230,7 @@ def phase_labels(phases: Phases) -> dict[Phase, str]:
     labels = {}
     for phase in sorted({phase for phase in phases.phases if phase is not None}):
         step = since.get(phase)
-        labels[phase] = f"{phase.name.lower()} phase" + ("" if step is None else f", from {step:,}")
+        labels[phase] = f"{phase.name.lower()} phase" + ("" if step is None else f", from step {step:,}")
     return labels
 
 
@@ -197,12 +249,12 @@ def phases_sentence(phases: Phases) -> str:
 
 
 def notes_of_run(points: Sequence[Measurement]) -> list[Note]:
-    """What must be said of the points of a run."""
+    """Notes about the points of a run."""
     return [*_changed_settings(points), *_missing(points)]
 
 
 def _missing(points: Sequence[Measurement]) -> list[Note]:
-    """How many points could not be measured."""
+    """A note that says how many points could not be measured."""
     missing = [point for point in points if not point.orders]
     if not missing:
         return []
@@ -212,7 +264,7 @@ def _missing(points: Sequence[Measurement]) -> list[Note]:
 
 
 def _changed_settings(points: Sequence[Measurement]) -> list[Note]:
-    """Whether the settings changed along a run, which `mix_settings=True` permits."""
+    """A note if the settings changed along a run, which `mix_settings=True` permits."""
     measured = [point for point in points if point.orders]
     for before, after in itertools.pairwise(measured):
         found = [] if before.settings == after.settings else settings_differences(before, after)
@@ -223,7 +275,7 @@ def _changed_settings(points: Sequence[Measurement]) -> list[Note]:
 
 
 def comparison_notes(runs: dict[str, list[Measurement]]) -> list[Note]:
-    """In which settings runs differ: those that make their numbers incomparable, and those of the models."""
+    """Notes about settings in which runs differ: those that make numbers incomparable, and those of the models."""
     settings = {name: next(p for p in reversed(points) if p.orders).settings for name, points in runs.items()}
     first, *others = settings
     notes, differing = [], set()
@@ -239,20 +291,20 @@ def comparison_notes(runs: dict[str, list[Measurement]]) -> list[Note]:
 
 
 def _some(differences: Sequence[str]) -> str:
-    # Of a fingerprint, as much as tells it from another one.
+    # The first eight characters of a fingerprint are enough to tell it from another one.
     text = re.sub(r'"([0-9a-f]{8})[0-9a-f]{24,}[…"]*', r"\1…", "; ".join(differences))
     return text if len(text) <= _LONGEST_DIFFERENCE else f"{text[: _LONGEST_DIFFERENCE - 1]}…"
 
 
 def finite_range(*arrays: np.ndarray | Sequence[float]) -> tuple[float, float]:
-    """Least and highest of all finite values; (0, 1) if there are none."""
+    """The lowest and the highest of all finite values; (0, 1) if there are none."""
     values = np.concatenate([np.asarray(array, dtype=float).ravel() for array in arrays])
     values = values[np.isfinite(values)]
     return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
 
 
 def thinned(count: int, most: int) -> np.ndarray:
-    """Which of so many points to keep, at most so many, evenly spread; the first and the last always.
+    """Indices of at most `most` of `count` points, evenly spread; the first and the last point are always kept.
 
     >>> thinned(5, 3).tolist(), thinned(2, 3).tolist()
     ([0, 2, 4], [0, 1])
@@ -261,7 +313,7 @@ def thinned(count: int, most: int) -> np.ndarray:
 
 
 def spans_much(numbers: np.ndarray) -> bool:
-    """Whether numbers are told apart better by their logarithms."""
+    """Whether numbers span so large a factor that logarithms tell them apart better."""
     positive = numbers[numbers > 0]
     return len(positive) > 0 and bool(numbers.max() / positive.min() > _LOGARITHMIC_SPAN)
 
@@ -277,5 +329,5 @@ def crowds_at_the_start(numbers: np.ndarray) -> bool:
 
 
 def decades(low: float, high: float) -> list[float]:
-    """Powers of ten below `high`, from 1 or `low` on."""
+    """Powers of ten from 1 or `low` up to `high`, without `high`."""
     return [10.0**k for k in range(math.ceil(math.log10(max(high, 1.0)))) if 10.0**k >= low]

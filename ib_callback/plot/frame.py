@@ -1,4 +1,4 @@
-"""What pictures of the plane have in common: square panels, the diagonal, the IB curve, chance and colours of steps."""
+"""Parts that all pictures of the plane share: square panels, the bound, chance, arrows and colours of steps."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ib_callback.results.metrics import SIGNIFICANT_STANDARD_ERRORS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Directions of training in a panel, as shares of its course, and how long a stretch must be to have one.
+# Places of the arrowheads as shares of the course, and the shortest stretch that has one, as a share of the panel.
 _ARROWS = (0.125, 0.375, 0.625, 0.875)
 _SHORTEST = 0.09
 _VERTICES = 16
-# Where "better" may stand, in shares of the panel, the best first: below the bound, and above it.
+# Places for the arrow "better", as shares of the panel: below the bound, which is preferred, and above it.
 _CORNERS = (((0.965, 0.04), (0.875, 0.13)), ((0.135, 0.865), (0.045, 0.955)))
 
 
 def plane_sheet(
     orders: Sequence[str], theme: Theme, planes: Sequence[Plane] = (PLAIN,), unit: str = "(fraction of log num_bins)"
 ) -> Sheet:
-    """A sheet with a square panel for each order in each plane, named and labelled.
+    """Make a sheet with a labelled square panel for each order and plane.
 
     All planes of an order stand side by side. Each order has a row if there are several.
     """
@@ -38,7 +38,7 @@ def plane_sheet(
     is_plain = [*planes] == [PLAIN]
     if not is_plain:
         columns = len(planes) if len(orders) > 1 < len(planes) else columns
-        # Axes are labelled in each column, and in each row unless the next one is of the same planes.
+        # Axes are labelled in each column, and in each row unless the next row has the same planes.
         room = {"across": 0.95, "down": 0.62 if len(orders) > 1 else 1.0}
     side = 3.9 if columns == 1 else 2.1 if columns == 4 else 2.9
     sheet = Sheet(len(shown), columns, size=(side, side), theme=theme, bottom=0.78, left=1.08, **room)
@@ -46,7 +46,7 @@ def plane_sheet(
         if is_plain:
             panel.set_title(order)
         else:
-            # Beside it must be room for a note.
+            # On the left, because a note may stand on the right.
             panel.set_title(f"{order}: {plane.name}", loc="left", fontsize=FONT)
         panel.grid(color=theme.faint)
         panel.set_axisbelow(True)
@@ -59,7 +59,7 @@ def plane_sheet(
 
 
 def square_limits(panel: Axes, low: float, high: float, *, from_zero: bool = True) -> None:
-    """The same limits for both axes of a square panel, so that the diagonal is one; from 0 if the data allow."""
+    """Give both axes of a square panel the same limits, from 0 if that costs little room."""
     from matplotlib.ticker import MaxNLocator
 
     if from_zero and 0 <= low < 0.6 * high:
@@ -72,7 +72,7 @@ def square_limits(panel: Axes, low: float, high: float, *, from_zero: bool = Tru
 
 
 def draw_bounds(sheet: Sheet, panel: Axes, curve: np.ndarray | None) -> None:
-    """The diagonal and, where there is one, the IB curve; the panel's limits are final."""
+    """Draw the diagonal and, if there is one, the IB curve. The limits of the panel must be final."""
     style: dict[str, Any] = {"color": sheet.theme.ink, "lw": 1.0, "ls": (0, (5, 3))}
     panel.axline((0, 0), slope=1, zorder=1.5, label="diagonal", **style)
     sheet.key("diagonal", "the bound: expressivity = complexity", **style)
@@ -86,12 +86,12 @@ def draw_bounds(sheet: Sheet, panel: Axes, curve: np.ndarray | None) -> None:
 
 
 def draw_chance(sheet: Sheet, panel: Axes, errors: np.ndarray) -> None:
-    """Where chance is in a plane whose values are above it: the origin, and what is not told from its axes.
+    """Draw chance in a plane of values above chance: the origin, and bands that cannot be told from its axes.
 
     Args:
-        sheet: of the panel.
-        panel: with its final limits.
-        errors: standard errors of all points, [points, 2]; the largest decides, so that no point is outside by chance.
+        sheet: its legend explains chance.
+        panel: a panel with final limits.
+        errors: standard errors of all points, [points, 2]. The largest decides, so that no point is outside by chance.
     """
     from matplotlib.patches import Patch
 
@@ -109,7 +109,7 @@ def draw_chance(sheet: Sheet, panel: Axes, errors: np.ndarray) -> None:
 
 
 def draw_arrows(panel: Axes, course: np.ndarray, colour: Any) -> None:
-    """A few arrowheads along a course, [points, 2], which show the direction of training; the limits are final."""
+    """Draw arrowheads along a course, [points, 2], in the direction of training. The limits must be final."""
     from ib_callback.plot.data import thinned
 
     course = course[thinned(len(course), _VERTICES)]
@@ -123,7 +123,7 @@ def draw_arrows(panel: Axes, course: np.ndarray, colour: Any) -> None:
         if lengths[index] < _SHORTEST:
             continue
         begin, end = course[index], course[index + 1]
-        # A line of no length within the stretch, whose head alone is seen.
+        # An arrow so short that only its head is seen.
         tail, head = begin + 0.5 * (end - begin), begin + 0.56 * (end - begin)
         style = {"arrowstyle": "-|>,head_length=0.45,head_width=0.22", "color": colour, "lw": 0, "shrinkA": 0}
         panel.annotate(
@@ -132,12 +132,12 @@ def draw_arrows(panel: Axes, course: np.ndarray, colour: Any) -> None:
 
 
 def mark_better(panel: Axes, theme: Theme, points: np.ndarray) -> np.ndarray:
-    """An arrow to the bound, with its meaning, in the emptier corner; the place that it takes, [places, 2].
+    """Draw an arrow with the word "better" in the emptier corner; return the places that it covers, [places, 2].
 
     Args:
-        panel: with its final limits.
-        theme: for the colour.
-        points: all that is drawn, [points, 2].
+        panel: a panel with final limits.
+        theme: decides the colour.
+        points: all points of the panel, [points, 2].
     """
     low, high = np.array([panel.get_xlim(), panel.get_ylim()]).T
     shares = (points[np.isfinite(points).all(axis=1)] - low) / (high - low)
@@ -161,9 +161,9 @@ def mark_better(panel: Axes, theme: Theme, points: np.ndarray) -> np.ndarray:
 
 
 def name_bound(panel: Axes, theme: Theme) -> np.ndarray:
-    """Write along the diagonal what it is, and return the place that the words take, [places, 2].
+    """Write "the bound" along the diagonal; return the places that the words cover, [places, 2].
 
-    The panel is square, and both axes have the same limits.
+    The panel must be square, with the same limits for both axes.
     """
     low, high = panel.get_xlim()
     at = max(low, panel.get_ylim()[0]) + 0.8 * (high - low)
@@ -176,7 +176,7 @@ def name_bound(panel: Axes, theme: Theme) -> np.ndarray:
 
 
 def mark_untrained(sheet: Sheet, panel: Axes, point: np.ndarray, colour: str, what: str = "") -> None:
-    """A ring about the point of step 0, [2]; `what` says which model that is, where it is known."""
+    """Draw a diamond around the point of step 0, [2]; `what` says which model that is, if it is known."""
     ring: dict[str, Any] = {"ls": "", "marker": "D", "markerfacecolor": "none", "markeredgewidth": 1.2, "markersize": 9}
     panel.plot(*point[:, None], zorder=6, label="untrained", color=colour, **ring)
     sheet.key(
@@ -185,7 +185,7 @@ def mark_untrained(sheet: Sheet, panel: Axes, point: np.ndarray, colour: str, wh
 
 
 def note_absent(sheet: Sheet, panel: Axes, absent: int, order: str) -> None:
-    """Above a panel, how many points or runs it lacks."""
+    """Write above a panel how many points or runs it lacks."""
     if absent:
         text = f"{absent:,} without {order}" if panel.get_title() else f"{absent:,} missing"
         panel.set_title(text, loc="right", fontsize=7, color=sheet.theme.muted)
@@ -195,13 +195,13 @@ class StepColours:
     """A colour for each number, such as a step.
 
     Args:
-        numbers: of each point.
-        title: what they are.
-        theme: decides the part of the colour map that is seen on its paper.
-        logarithmic: whether the colours follow the logarithm; by default, if the numbers span much.
+        numbers: one number for each point.
+        title: what the numbers are.
+        theme: decides which part of the colour map is used, because the rest would not be seen on its paper.
+        logarithmic: whether the colours follow the logarithm. By default they do if the numbers span a large factor.
 
     Attributes:
-        norm: number to position on the colour scale.
+        norm: maps a number to its position on the colour scale.
         rgba: colour of each point, [points, 4].
     """
 
@@ -216,16 +216,16 @@ class StepColours:
         self.logarithmic = spans_much(numbers) if logarithmic is None else logarithmic
         self.norm = Normalize(low, high)
         if self.logarithmic:
-            # Linear from step 0, which has no logarithm, to the first one after it.
+            # Linear between step 0, which has no logarithm, and the first step after it.
             self.norm = SymLogNorm(linthresh=positive, linscale=0.3, vmin=low, vmax=high, base=10)
-        # Even to the eye and told apart by the colour-blind.
+        # Viridis is even to the eye, and colour-blind readers can tell its colours apart.
         first, last = theme.steps
         part = ListedColormap(colormaps["viridis"](np.linspace(first, last, 256)))
         self.scale = ScalarMappable(self.norm, part)
         self.rgba = np.asarray(self.scale.to_rgba(numbers))
 
     def draw_bar(self, sheet: Sheet) -> None:
-        """A bar beside the panels, if there is more than one colour."""
+        """Draw the colour bar beside the panels, if there is more than one colour."""
         if np.ptp(self.numbers) == 0:
             return
         bar = sheet.figure.colorbar(self.scale, cax=sheet.add_bar())
@@ -236,7 +236,7 @@ class StepColours:
         bar.outline.set_linewidth(0.5)
 
     def _ticks(self) -> list[float]:
-        """First and last number, and between them round ones that are not too near to these."""
+        """The first number, the last number, and round numbers between them that are not too near to these."""
         from matplotlib.ticker import MaxNLocator
 
         low, high = float(self.numbers.min()), float(self.numbers.max())

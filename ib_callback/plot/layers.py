@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Up to so many layers each is named; of more, the first, the last and some between.
+# Up to _NAMED layers are all named. With more layers, _SOME are named: the first, the last and some between.
 _NAMED = 12
 _SOME = 7
 _LONGEST_NAME = 24
@@ -33,23 +33,25 @@ def plane_by_layer(
     theme: ThemeName = "light",
     title: str | None = None,
 ) -> Figure:
-    """Draw one measurement in the information plane, each layer a point, joined from the first to the last.
+    """Draw the layers of one measurement in the information plane.
 
-    The diamond is the mean over layers, which is the point that the plane of a run shows, and the cross its null.
+    Each layer is a point with its name beside it, and a line joins the layers from the first to the last. With more
+    than 12 layers, seven are named. The diamond is the mean over layers, which the plane of a run shows, and the cross
+    is the null of this mean. If the null is out of the range of the layers, its value is written above the panel.
 
     Args:
-        measurement: one that succeeded.
-        orders: which n-gram orders to show, one panel each, by default all, the primary one first.
-        curve: the IB curve of the probe; drawn in the panel of its order (by default the primary one).
+        measurement: a measurement that succeeded.
+        orders: the n-gram orders to show, one panel each; by default all, the primary one first.
+        curve: the IB curve of the probe. The panel of its order, by default the primary one, shows it.
         theme: "light" or "dark".
-        title: of the whole figure, by default the step.
+        title: title of the whole figure, by default the step.
 
     Returns:
-        A figure of its own, 150 dots per inch; both axes are fractions of log(num_bins).
+        A new figure, 150 dots per inch. Both axes are fractions of log(num_bins).
 
     Raises:
-        ValueError: the point is missing, an order is asked for that was not measured, or an unknown theme.
-        TypeError: not a single measurement.
+        ValueError: the measurement failed, an order was not measured, or the theme is unknown.
+        TypeError: `measurement` is not a single measurement.
         ImportError: Matplotlib is not installed.
     """
     if not isinstance(measurement, Measurement):
@@ -93,7 +95,7 @@ def _draw(
         sheet.plot(panel, mean[:, None], "mean", "mean over layers", zorder=6, **shape)
     low, high = panel.get_xlim()
     if np.isfinite(null).all() and ((low > null) | (null > high)).any():
-        # Drawn to the scale of the null, the layers would lie on each other.
+        # If the axes reached the null, the layers would merge into one point.
         text = "null of the mean: " + ", ".join(dict.fromkeys(f"{value:.3f}" for value in null))
         panel.set_title(text, loc="right", fontsize=SMALL, color=theme.muted)
         panel.set_title("")

@@ -1,4 +1,4 @@
-"""Many models in one plane: a colour a family, a marker a model, and faint lines for how they came there."""
+"""Many models in one plane: a colour for each family, a marker for each model, and faint lines for their training."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Placed:
     """A model to draw.
 
     Attributes:
-        name: beside its point.
-        family: which has its colour.
-        point: the one that is compared.
-        course: all points of its training, for the faint line.
+        name: name beside its point.
+        family: family, which decides the colour.
+        point: the point that is compared.
+        course: all points of its training, joined by a faint line.
     """
 
     name: str
@@ -54,18 +54,18 @@ def models_in_plane(
     """Draw one point of each of many models in the planes of `information_plane`.
 
     Args:
-        models: with the point to draw.
-        orders: which n-gram orders to show, by default the primary one of the first model alone.
-        planes: which planes, by default all that the models have.
-        notes: what to say above the panels.
+        models: models with the point to draw.
+        orders: the n-gram orders to show, by default only the primary one of the first model.
+        planes: the planes to show, by default all that the models have.
+        notes: lines above the panels.
         theme: "light" or "dark".
-        title: of the whole figure.
+        title: title of the whole figure.
 
     Returns:
-        A figure of its own, 150 dots per inch; both axes are fractions of log(num_bins).
+        A new figure, 150 dots per inch. Both axes are fractions of log(num_bins).
 
     Raises:
-        ValueError: no models, an order or a plane that none of them has, or an unknown theme.
+        ValueError: there are no models, no model has a requested order or plane, or the theme is unknown.
         ImportError: Matplotlib is not installed.
     """
     points = data.given([model.point for model in models])
@@ -83,14 +83,14 @@ def models_in_plane(
 
 
 def _styles(sheet: Sheet, models: Sequence[Placed]) -> list[dict[str, Any]]:
-    """A colour for each family; within it a marker for each model."""
+    """A colour for each family, and a marker for each model within it."""
     families = list(dict.fromkeys(model.family for model in models))
     names = shortened_alike([model.name for model in models], _LONGEST_NAME)
     styles = []
     seen: dict[str, int] = {}
     for model, name in zip(models, names, strict=True):
         number = seen[model.family] = seen.get(model.family, -1) + 1
-        # Of more families than colours those of one colour have other markers.
+        # If there are more families than colours, families of one colour have different markers.
         turn, colour = divmod(families.index(model.family), len(sheet.theme.series))
         styles.append({"color": sheet.theme.series[colour], "marker": MARKERS[(number + turn) % len(MARKERS)]})
         family = f" ({model.family})" if model.family != model.name else ""

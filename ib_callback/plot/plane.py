@@ -1,4 +1,4 @@
-"""The information planes of a run: expressivity against complexity, one panel for each n-gram order in each plane."""
+"""The information planes of a run: expressivity against complexity, one panel for each plane and n-gram order."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Without colour too: by shape.
+# Shapes, so that phases can be told apart without colour.
 PHASE_MARKERS = {Phase.INITIAL: "s", Phase.FITTING: "o", Phase.COMPRESSION: "^", Phase.MEMORISING: "v"}
-# Of a long run, so many evenly spread over the points.
+# A long run shows this many of each, evenly spread over the points.
 _CEILINGS_SHOWN = 40
 _NULLS_SHOWN = 40
 _ERRORS_SHOWN = 200
@@ -53,37 +53,38 @@ def information_plane(
     baseline: bool = True,
     x: str = "step",
 ) -> Figure:
-    """Draw expressivity against complexity, one panel for each n-gram order in each plane.
+    """Draw expressivity against complexity, one panel for each plane and n-gram order.
 
-    The planes are "plain", the numbers of all measured layers; "local", the same above the document baseline; and
-    "readout" and "prediction", what the model's output tells. Of these two the local numbers are drawn, because theirs
-    is the score that follows the loss, and because the plain ones would show once more what documents and chance give;
-    the plain ones are drawn where there is no document baseline. All orders of a plane have one scale.
+    There are four planes. "plain" has the numbers of all measured layers, and "local" has the same numbers above the
+    document baseline. "readout" and "prediction" are about the model's output. They show local numbers, because the
+    score of these follows the loss and because plain numbers would repeat what documents and chance give. Without a
+    document baseline they show plain numbers. All orders of a plane have the same scale.
 
-    Points are coloured by training step, shaped by phase and joined in the order of training; those that could not be
-    measured are left out and counted. A cross is the null of a point, what finite sampling alone yields; few points
-    are joined to theirs. Of local numbers chance is the origin, and shaded is what lies within three standard errors of
-    either axis, where errors are known. A diamond is about the point of step 0. The diagonal is expressivity =
-    complexity; in the plain plane the curve, where it is given, is what the probe's own tokens allow, the dotted line
-    the ceiling of the last point, and the ticks at the upper edge those of all.
+    The colour of a point is its training step, its shape is its phase, and a line with arrowheads joins the points in
+    the order of training. Points that could not be measured are left out and counted. A cross is the null of a point:
+    what finite sampling alone gives. If there are few points, a line joins each to its null. In planes of local numbers
+    chance is the origin, and shaded bands show what lies within three standard errors of an axis, if errors are known.
+    A diamond surrounds the point of step 0. The dashed diagonal is the bound, expressivity = complexity. The plain
+    plane also shows the IB curve, if one is given, the ceiling of the last point as a dotted line, and the ceilings of
+    all points as ticks at the upper edge.
 
     Args:
-        measurements: a trajectory, or any other measurements in the order of training, or a single one.
-        orders: which n-gram orders to show, by default the primary one; where there is one plane alone, all that were
+        measurements: a trajectory, any other measurements in the order of training, or a single measurement.
+        orders: the n-gram orders to show. By default the primary one; if there is only one plane, all that were
             measured, the primary one first.
-        planes: which planes, by default all that the points have.
-        curve: the IB curve of the probe; drawn in the plain panel of its order (by default the primary one).
+        planes: the planes to show, by default all that the points have.
+        curve: the IB curve of the probe. The plain panel of its order, by default the primary one, shows it.
         theme: "light" or "dark".
-        title: of the whole figure.
-        baseline: whether chance and ceilings are drawn, where they were measured.
-        x: by what points are coloured: "step", or "tokens", which the training had seen.
+        title: title of the whole figure.
+        baseline: whether to draw chance and ceilings, if they were measured.
+        x: what colours show: "step", or "tokens" for the training tokens seen so far.
 
     Returns:
-        A figure of its own, 150 dots per inch; both axes are fractions of log(num_bins).
+        A new figure, 150 dots per inch. Both axes are fractions of log(num_bins).
 
     Raises:
-        ValueError: there is no point to draw, an order or a plane is asked for that was not measured, or an unknown
-            theme; or tokens are asked for and not known.
+        ValueError: there is no point to draw, an order or a plane was not measured, the theme is unknown, or `x` is
+            "tokens" and the tokens of a point are not known.
         ImportError: Matplotlib is not installed.
     """
     points, left_out = data.placed(data.given(measurements))
@@ -110,7 +111,7 @@ def information_plane(
             for panel, (order, plane) in zip(sheet.panels, itertools.product(shown, chosen), strict=True)
         ]
         for plane in chosen:
-            # One scale for all orders, so that they can be compared at a glance.
+            # All orders have one scale, so that they can be compared at a glance.
             mine = [picture for picture in pictures if picture.plane is plane]
             limits = data.finite_range(*(picture.extent(baseline=baseline) for picture in mine))
             for picture in mine:
@@ -124,7 +125,7 @@ def information_plane(
 
 
 class _Panel:
-    """One order in one plane."""
+    """The panel of one order in one plane."""
 
     def __init__(
         self, sheet: Sheet, panel: Axes, order: str, plane: Plane, points: Sequence[Measurement], colours: StepColours,
@@ -140,7 +141,7 @@ class _Panel:
         self.errors = plane.values(points, order, "_se")[self.keep]
         self.untrained = table[self.keep & [point.step == 0 for point in points]]
         self.start = data.start_label(points)
-        # Of the plain numbers alone.
+        # Only plain numbers have a ceiling.
         ceilings = [point.ceiling if plane is PLAIN else None for point in points]
         self.ceilings = np.array(ceilings, dtype=float)[self.keep]
         self.phases = None if phases is None else np.array(phases)[self.keep]
@@ -149,12 +150,12 @@ class _Panel:
         self.rasterised = len(self.points) > RASTERISED_ABOVE
 
     def extent(self, *, baseline: bool) -> np.ndarray:
-        """All that is to lie within the limits."""
+        """All values that the limits must include."""
         chance = np.zeros(1) if self.plane.is_local else np.concatenate([self.nulls.ravel(), self.ceilings])
         return np.concatenate([self.points.ravel(), *([chance] if baseline else [])])
 
     def draw(self, curve: np.ndarray | None, *, baseline: bool) -> None:
-        # In the order of the legend; what covers what is said by zorder.
+        # In the order of the legend; zorder decides what covers what.
         self._points()
         if baseline and self.plane.is_local:
             draw_chance(self.sheet, self.panel, self.errors)
@@ -192,7 +193,7 @@ class _Panel:
             pairs = list(np.stack([self.nulls, self.points], axis=1))
             joins = LineCollection(pairs, colors=self.rgba, linewidths=0.6, alpha=0.45, zorder=2.5, label="joins")
             self.panel.add_collection(joins, autolim=False)
-        # Along the diagonal many of them would be a band that looks measured.
+        # Many nulls along the diagonal would merge into a band that looks like measured points.
         shown = data.thinned(len(self.points), _NULLS_SHOWN)
         x, y = self.nulls[shown].T
         self.panel.scatter(

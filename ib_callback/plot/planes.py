@@ -1,4 +1,4 @@
-"""The planes of a run: plain, local, and those of the views that look at what the model puts out."""
+"""The planes of a run: plain, local, and the planes of the two views of the output, readout and prediction."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Plane:
     """Which complexity and expressivity of a measurement are the axes.
 
     Attributes:
-        name: as asked for, and above its panels.
-        view: of the measurement; "" for the states of all measured layers.
-        is_local: whether they are those above the document baseline. Chance is the origin then, else the null.
+        name: the name that users give, and that stands above its panels.
+        view: view of the measurement; "" for the states of all measured layers.
+        is_local: whether the numbers are above the document baseline. Chance is then the origin, otherwise the null.
     """
 
     name: str
@@ -32,31 +32,31 @@ class Plane:
     is_local: bool = False
 
     def values(self, points: Sequence[Measurement], order: str, of: str = "") -> np.ndarray:
-        """Complexity and expressivity of every point, [points, 2], or what `of` says of them: "_null" or "_se"."""
+        """Complexity and expressivity of every point, [points, 2]; with `of`, their "_null" or "_se"."""
         name = f"{self.view}/{order}" if self.view else order
         return data.plane(points, name, f"{'_local' if self.is_local else ''}{of}")
 
     def label(self, axis: str) -> str:
-        """The words beside an axis, "complexity" or "expressivity", on two lines."""
+        """The label of an axis, "complexity" or "expressivity", on two lines."""
         return f"{'local ' if self.is_local else ''}{axis}: {_WORDS[axis]}"
 
 
 PLAIN = Plane("plain")
-# In the order of a picture, and of each the first form that was measured: `information_plane` says why.
+# In the order of a picture. Each plane takes the first form that was measured; `information_plane` gives the reason.
 _FORMS = {
     **{view: (Plane(view, view, is_local=True), Plane(view, view)) for view in (FIRST_VIEW, "readout")},
     "local": (Plane("local", is_local=True),),
     "plain": (PLAIN,),
 }
-# As asked for.
+# Names that users can give.
 NAMES = tuple(_FORMS)
 
 
 def planes_of(points: Sequence[Measurement], orders: Sequence[str], asked: Sequence[str] | None) -> list[Plane]:
-    """The planes to draw: those asked for, by default all that some point has, of one of these orders at least.
+    """The planes to draw: the requested ones, by default all that some point has for one of these orders.
 
     Raises:
-        ValueError: a plane that no point has, or none.
+        ValueError: no point has a requested plane, or no plane is requested.
     """
     known = {}
     for name, forms in _FORMS.items():

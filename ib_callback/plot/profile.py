@@ -1,4 +1,4 @@
-"""Entropy, input and output information and their ratio against layers, several models in one figure."""
+"""Entropy, complexity, expressivity and optimality by layer, several models in one figure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LONGEST_NAME = 48
-# Rows of panels: the number, its label, and of which chance and document are drawn.
+# Strokes of the chance bands: each model has its own direction, so that bands that overlap can be told apart.
+_STROKES = ("////", "\\\\\\\\", "----", "||||")
+# Rows of panels: the number and the label of its axis.
 _ROWS = (
-    ("complexity", "input information I(X;Z)\n(fraction of log num_bins)"),
-    ("expressivity", "output information I(Y;Z)\n(fraction of log num_bins)"),
-    ("ratio", "ratio\n(output / input)"),
+    ("complexity", "complexity I(X;Z)\n(fraction of log num_bins)"),
+    ("expressivity", "expressivity I(Y;Z)\n(fraction of log num_bins)"),
+    ("ratio", "optimality\n(expressivity / complexity)"),
 )
 
 
@@ -32,20 +34,23 @@ def layer_profile(
 ) -> Figure:
     """Draw the layers of several models: a column of panels for each order, and the entropy below.
 
-    The hatched band is chance, from nothing to the null of each layer; the plain band above it is what the document
-    adds, from null to document baseline. The ratio has a dotted line for that of the nulls, and is 1 on the bound.
+    Each layer has two bands. The hatched chance band ends at the null: the information that labels give when they are
+    permuted over positions. The plain document band lies above it and ends at the document baseline: the information
+    of labels from far away in the same document. Only what exceeds both bands is about the local context. Optimality
+    is 1 on the bound; its dotted line is the ratio of both nulls.
 
     Args:
-        models: by name, a row for each layer of each order, as `ib_callback.analysis.profile.rows_of_profiles` has.
-        notes: what to say above the panels.
+        models: rows by name of the model, one for each layer of each order, from
+            `ib_callback.analysis.profile.rows_of_profiles`.
+        notes: lines above the panels.
         theme: "light" or "dark".
-        title: of the whole figure.
+        title: title of the whole figure.
 
     Returns:
-        A figure of its own, 150 dots per inch.
+        A new figure, 150 dots per inch. Information is in fractions of log(num_bins).
 
     Raises:
-        ValueError: no layers, or an unknown theme.
+        ValueError: there is no layer, or the theme is unknown.
         ImportError: Matplotlib is not installed.
     """
     orders = list(dict.fromkeys(row["order"] for rows in models.values() for row in rows))
@@ -65,37 +70,41 @@ def layer_profile(
             for column, order in enumerate(orders):
                 of_order = [row for row in rows if row["order"] == order]
                 for line, (quantity, _) in enumerate(_ROWS):
-                    _draw(sheet, sheet.panels[line * len(orders) + column], of_order, quantity, style)
+                    _draw(sheet, sheet.panels[line * len(orders) + column], of_order, quantity, style, index)
                 if column == 0:
-                    _draw(sheet, sheet.panels[-1], of_order, "entropy", style)
+                    _draw(sheet, sheet.panels[-1], of_order, "entropy", style, index)
         _label(sheet, orders)
         sheet.finish(title)
     return sheet.figure
 
 
-def _draw(sheet: Sheet, panel: Axes, rows: Sequence[Mapping[str, Any]], quantity: str, style: dict[str, Any]) -> None:
+def _draw(
+    sheet: Sheet, panel: Axes, rows: Sequence[Mapping[str, Any]], quantity: str, style: dict[str, Any], index: int
+) -> None:
     from matplotlib.patches import Patch
 
     def column(name: str) -> np.ndarray:
         return np.array([row.get(name) for row in rows], dtype=float)
 
     at, values, null = column("number"), column(quantity), column(f"{quantity}_null")
-    # Every layer marked only where they are few enough to be told apart.
+    # With many layers only some are marked, because the markers would merge.
     panel.plot(at, values, zorder=4, label=quantity, markevery=max(1, len(at) // 12), **style)
     if np.isfinite(null).any():
         panel.plot(at, null, zorder=3, label="null", color=style["color"], lw=1.0, ls=LINES[2])
-        sheet.key("null", "chance alone", color=sheet.theme.ink, lw=1.0, ls=LINES[2])
+        sheet.key("null", "null: what chance alone gives", color=sheet.theme.ink, lw=1.0, ls=LINES[2])
     if quantity != "ratio" and np.isfinite(null).any():
         muted = sheet.theme.muted
         band: dict[str, Any] = {"lw": 0, "color": style["color"]}
-        hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": style["color"], "hatch": "////", "lw": 0}
+        hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": style["color"], "lw": 0}
+        hatched["hatch"] = _STROKES[index % len(_STROKES)]
         panel.fill_between(at, 0, null, zorder=1, label="chance", alpha=0.45, **hatched)
-        hatched["edgecolor"] = muted
-        sheet.handles["chance"] = Patch(label="chance: labels permuted over positions", **hatched)
+        hatched |= {"edgecolor": muted, "hatch": _STROKES[0]}
+        sheet.handles["chance"] = Patch(label="chance band: up to the null", **hatched)
         upper = null + column(f"{quantity}_document")
         if np.isfinite(upper).any():
             panel.fill_between(at, null, upper, zorder=1, label="document", alpha=0.3, **band)
-            sheet.handles["document"] = Patch(label="what the document adds", lw=0, color=muted, alpha=0.4)
+            text = "document band: null to document baseline"
+            sheet.handles["document"] = Patch(label=text, lw=0, color=muted, alpha=0.4)
 
 
 def _label(sheet: Sheet, orders: Sequence[str]) -> None:
@@ -103,7 +112,7 @@ def _label(sheet: Sheet, orders: Sequence[str]) -> None:
 
     for line, (quantity, label) in enumerate(_ROWS):
         panels = sheet.panels[line * len(orders) : (line + 1) * len(orders)]
-        # One scale for all orders, so that they can be compared.
+        # All orders have one scale, so that they can be compared.
         limits = np.array([panel.get_ylim() for panel in panels])
         low = 0.0 if quantity != "ratio" or limits[:, 0].min() > 0 else limits[:, 0].min()
         for panel, order in zip(panels, orders, strict=True):

@@ -21,12 +21,12 @@ _SIDE = 2.9
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One metric.
+    """The panel of one metric.
 
     Attributes:
-        metric: its name, on the axis.
-        values: of each model, NaN where undefined.
-        text: what stands above it, such as the correlation.
+        metric: name of the metric, on the axis.
+        values: one value for each model, NaN if undefined.
+        text: text above the panel, such as the correlation.
     """
 
     metric: str
@@ -49,19 +49,19 @@ def scatter(
 
     Args:
         panels: the metrics.
-        scores: of the models, [n].
-        score: what they are, on the axis.
-        names: of the models, beside their points, where there is room, of up to 20.
-        families: of the models.
-        notes: what to say above the panels.
+        scores: scores of the models, [n].
+        score: name of the score, on the axis.
+        names: names of the models. Up to 20 are written beside their points, if there is room.
+        families: families of the models.
+        notes: lines above the panels.
         theme: "light" or "dark".
-        title: of the whole figure.
+        title: title of the whole figure.
 
     Returns:
-        A figure of its own, 150 dots per inch.
+        A new figure, 150 dots per inch.
 
     Raises:
-        ValueError: no panels, or an unknown theme.
+        ValueError: there are no panels, or the theme is unknown.
         ImportError: Matplotlib is not installed.
     """
     if not panels:

@@ -1,7 +1,7 @@
-"""A figure laid out in inches: panels, a colour bar, title and notes above, the legend below.
+"""A figure with a layout in inches: panels, a colour bar, title and notes above, the legend below.
 
-Everything has its place before it is drawn, which costs a third of what Matplotlib's constrained layout takes, keeps
-square panels square, and tells labels where they are.
+All places are computed before drawing. This takes a third of the time of Matplotlib's constrained layout, keeps square
+panels square, and makes the places of labels known in advance.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from ib_callback.plot.theme import CHARACTER, DPI, FONT, INCH, SMALL, Theme
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LINE = 1.35  # of the font size
+_LINE = 1.35  # height of a line as a multiple of the font size
 _TITLE_FONT = FONT + 3
-# In inches: left of all panels, right of them, and with a colour bar its gap, its width and its labels.
+# In inches: room left and right of all panels; gap, width and labels of a colour bar.
 _LEFT, _RIGHT = 0.85, 0.2
 _BAR_GAP, _BAR_WIDTH, _BAR_LABELS = 0.12, 0.16, 0.75
+# Height of a strip, and the gap above it.
+_STRIP, _STRIP_GAP = 0.42, 0.1
 
 
 @dataclass(frozen=True)
 class Note:
-    """A line that belongs to the picture.
+    """A line of text above the panels.
 
     Attributes:
         text: what the reader must know.
-        alarm: whether the numbers drawn must not be compared.
+        alarm: whether it says that numbers cannot be compared.
     """
 
     text: str
@@ -37,22 +39,23 @@ class Note:
 
 
 class Sheet:
-    """Panels in rows, with one legend and notes for all; `finish` gives everything its place.
+    """Panels in rows with a common legend and notes. `finish` puts everything in its place.
 
     Args:
         count: number of panels.
-        columns: of panels.
+        columns: number of columns of panels.
         size: width and height of a panel, in inches.
-        theme: its colours.
+        theme: the colours.
         top, bottom: inches above and below all panels.
         across, down: inches between panels.
         left: inches left of all panels.
 
     Attributes:
-        figure: of its own, known to no pyplot.
-        panels: by row.
-        handles: entries of the legend, by a name of their own.
-        notes: what is to be said above the panels.
+        figure: a new figure, which pyplot does not know.
+        panels: the panels, row by row.
+        handles: entries of the legend by an internal name.
+        notes: lines above the panels.
+        strips: low panels with the same x-axis, by the index of the panel under which they are.
     """
 
     def __init__(
@@ -75,30 +78,36 @@ class Sheet:
         self.top, self.bottom, self.across, self.down, self.left = top, bottom, across, down, left
         self.figure = Figure(figsize=size, dpi=DPI)
         FigureCanvasAgg(self.figure)
-        # Each its own rectangle, for axes in one place are taken for the same ones; `finish` moves them.
+        # Each has another rectangle, because Matplotlib takes axes in one place for the same; `finish` moves them.
         self.panels = [self.figure.add_axes((0, index / count, 1, 1 / count)) for index in range(count)]
         self.bar: Axes | None = None
+        self.strips: dict[int, Axes] = {}
         self.handles: dict[str, Any] = {}
         self.notes: list[Note] = []
 
     def add_bar(self) -> Axes:
-        """Room for a colour bar to the right of all panels."""
+        """Add axes for a colour bar to the right of all panels."""
         self.bar = self.figure.add_axes((0.9, 0.1, 0.05, 0.8))
         return self.bar
 
+    def add_strip(self, index: int) -> Axes:
+        """Make a low panel under one of the panels, which becomes lower by as much."""
+        self.strips[index] = self.figure.add_axes((0, 0, 0.5, 0.5), label=f"strip {index}")
+        return self.strips[index]
+
     def key(self, name: str, label: str, **style: Any) -> None:
-        """Put a line or a marker into the legend, once for each name."""
+        """Add a line or a marker to the legend, once for each name."""
         from matplotlib.lines import Line2D
 
         self.handles[name] = Line2D([], [], label=label, **style)
 
     def plot(self, panel: Axes, points: Any, name: str, text: str, *, zorder: float, **style: Any) -> None:
-        """Draw a line or markers, [2, points], under a name, which the legend explains."""
+        """Draw a line or markers, [2, points], and explain them in the legend."""
         panel.plot(*points, zorder=zorder, label=name, **style)
         self.key(name, text, **style)
 
     def finish(self, title: str | None) -> None:
-        """Put title and notes above the panels and the legend below, where it hides no point."""
+        """Put title and notes above the panels and the legend below them, where it does not hide points."""
         panel_width, panel_height = self.size
         rows = math.ceil(len(self.panels) / self.columns)
         grid_width = self.columns * panel_width + (self.columns - 1) * self.across
@@ -115,7 +124,11 @@ class Sheet:
             row, column = divmod(index, self.columns)
             left = self.left + column * (panel_width + self.across)
             bottom = floor + (rows - 1 - row) * (panel_height + self.down)
-            panel.set_position(_shares((left, bottom, panel_width, panel_height), inches))
+            taken = 0.0
+            if index in self.strips:
+                self.strips[index].set_position(_shares((left, bottom, panel_width, _STRIP), inches))
+                taken = _STRIP + _STRIP_GAP
+            panel.set_position(_shares((left, bottom + taken, panel_width, panel_height - taken), inches))
         if self.bar is not None:
             self.bar.set_position(_shares((self.left + grid_width + _BAR_GAP, floor, _BAR_WIDTH, grid_height), inches))
         top = height - 0.08
@@ -124,7 +137,7 @@ class Sheet:
             top -= _LINE * style["fontsize"] / INCH
 
     def _legend(self, width: float) -> float:
-        """Add the legend in as many columns as fit into the width; its height."""
+        """Add the legend in as many columns as fit into the width; return its height in inches."""
         handles = list(self.handles.values())
         for columns in range(min(len(handles), 5), 0, -1):
             legend = self.figure.legend(
@@ -137,7 +150,7 @@ class Sheet:
         return 0.0
 
     def _head(self, title: str | None, width: float) -> list[tuple[str, dict[str, Any]]]:
-        """Lines of title and notes, none much longer than the width, and how they look."""
+        """The lines of title and notes, wrapped to the width, and their style."""
         texts: list[tuple[str, dict[str, Any]]] = []
         if title:
             bold = {"fontsize": _TITLE_FONT, "fontweight": "bold", "color": self.theme.ink, "gid": "title"}

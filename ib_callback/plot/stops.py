@@ -1,4 +1,4 @@
-"""Where rules would have ended runs: loss and monitored number over steps, with the stops marked."""
+"""Where rules would have stopped runs: loss and monitored number over steps, with marks at the stops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Of more runs nothing could be read.
+# With more runs the picture could not be read.
 MOST_RUNS = 8
 _LONGEST_NAME = 40
 
@@ -31,16 +31,16 @@ def stops_over_steps(
     theme: ThemeName = "light",
     title: str | None = None,
 ) -> Figure:
-    """Draw the held-out loss and the monitored number of each run, a row a run, with a line where each rule stops it.
+    """Draw the held-out loss and the monitored number, one row for each run, with a line where each rule stops it.
 
     Args:
-        runs: points with steps, by name of the run; at most 8.
-        monitors: the monitored number of each, by its full name.
-        stops: of each, by name of the rule, the step at which it stops; None: it does not.
-        x: what training is counted in: "step", or "tokens", which it had seen.
-        notes: what to say above the panels.
+        runs: points with steps, by name of the run; at most 8 runs.
+        monitors: full name of the monitored number, by name of the run.
+        stops: by name of the run and name of the rule, the step at which the rule stops; None: it does not stop.
+        x: what the x-axis counts: "step", or "tokens" for the training tokens seen so far.
+        notes: lines above the panels.
         theme: "light" or "dark".
-        title: of the whole figure.
+        title: title of the whole figure.
 
     Raises:
         ValueError: no run or too many, one without a measured point, or tokens that are not known.

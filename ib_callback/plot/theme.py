@@ -1,4 +1,4 @@
-"""How the figures look, light and dark: colours that the colour-blind tell apart, and labels beside points."""
+"""How figures look: light and dark themes whose colours the colour-blind can tell apart, and labels beside points."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ ThemeName = Literal["light", "dark"]
 DPI = 150
 FONT = 9.0
 SMALL = 7.5
-# Width of a character as a share of the font size, for texts that must be placed before they are drawn.
+# Width of a character as a share of the font size. Texts must be placed before they are drawn.
 CHARACTER = 0.56
 INCH = 72.0  # in points
 
-# Told apart without colour as well.
+# Markers and lines can be told apart without colour.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
-# Of labels about their points, the best first: below the diagonal is where the room is.
+# Directions from a point to its label, the best first. There is most room below the diagonal.
 _ANGLES = [math.radians(-45 + turn) for turn in (0, 30, -30, 60, -60, 90, -90, 120, -120, 150, -150, 180)]
-# In points: dots nearer than this are one to the eye.
+# Dots nearer than this look like one, in points (1/72 inch).
 _APART = 7.0
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)))
 
@@ -40,14 +40,14 @@ class Theme:
     Attributes:
         paper: behind everything.
         ink: texts, axes and the diagonal.
-        muted: what is to be seen second.
+        muted: less important lines and texts.
         faint: grid lines.
-        alarm: notes that forbid a comparison.
+        alarm: notes that numbers cannot be compared.
         bound: the IB curve.
-        series: one for each run or order, after Okabe and Ito, without those too near the paper.
-        steps: which part of viridis colours the steps; the rest would be lost on the paper.
+        series: colours of runs or orders, from Okabe and Ito, without those that the paper would hide.
+        steps: the part of viridis that colours steps. The paper would hide the rest.
         hatch: strokes across the initial phase.
-        phases: fills of the initial, the fitting, the compression and the memorising phase, of different lightness.
+        phases: fills of the initial, fitting, compression and memorising phase, each of another lightness.
     """
 
     name: str
@@ -80,10 +80,10 @@ _THEMES = {
 
 
 def theme_of(name: str) -> Theme:
-    """The theme of a name.
+    """The theme with this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such theme.
 
     >>> theme_of("dark").paper
     '#16191d'
@@ -95,7 +95,7 @@ def theme_of(name: str) -> Theme:
 
 @contextmanager
 def drawing(theme: Theme, purpose: str) -> Iterator[None]:
-    """Within it, Matplotlib's settings are its defaults and the theme; whatever the user has set is put back.
+    """Use Matplotlib's defaults and the theme within the context, and restore the user's settings afterwards.
 
     Raises:
         ImportError: Matplotlib is not installed.
@@ -131,9 +131,10 @@ def _settings(theme: Theme) -> dict[str, Any]:
 
 
 def shortened_alike(names: Sequence[str], most: int) -> list[str]:
-    """Names of at most so many characters each, without what all begin with and, if any is too long, all end with.
+    """Shorten names to at most `most` characters each.
 
-    No name then begins with a number, and words are what "/" or "." divide.
+    Words are separated by "/" or ".". Words with which all names begin are removed. If a name is too long, so are
+    words with which all names end. No name then begins with a number.
 
     >>> shortened_alike(["runs/a-long-name/version_1/csv", "runs/a-long-name/version_22/csv"], 16)
     ['version_1', 'version_22']
@@ -150,13 +151,13 @@ def shortened_alike(names: Sequence[str], most: int) -> list[str]:
 
 
 def _in_common(parts: Sequence[Sequence[str]]) -> int:
-    """How many parts all begin with, short of a whole; 0 of a single one."""
+    """Number of parts with which all lists begin, fewer than the shortest list has; 0 for a single list."""
     fewest = min(map(len, parts)) - 1 if len(parts) > 1 else 0
     return next((i for i in range(fewest) if len({p[i] for p in parts}) > 1), fewest)
 
 
 def shortened(name: str, most: int) -> str:
-    """A name of at most so many characters: its beginning and its end, which tell names apart.
+    """Shorten a name to at most `most` characters: its beginning and its end, which tell names apart.
 
     >>> shortened("a-very-long-name-of-a-run-seed-3", 16)
     'a-very-l…-seed-3'
@@ -167,14 +168,14 @@ def shortened(name: str, most: int) -> str:
 def place_labels(
     panel: Axes, labels: Sequence[tuple[float, float, str, str]], obstacles: Any, *, inches: float, theme: Theme
 ) -> None:
-    """Write labels beside their points, each where it hides the fewest points; one without room is left out.
+    """Write labels beside their points. Each hides as few points as possible; a label without room is left out.
 
     Args:
-        panel: with its final limits.
-        labels: x, y, text, colour of each.
-        obstacles: x and y of what should stay visible, [points, 2]; NaN is nowhere.
-        inches: side of the square panel, approximately.
-        theme: for the halo and the leader line.
+        panel: a panel with final limits.
+        labels: x, y, text and colour of each label.
+        obstacles: x and y of what should stay visible, [points, 2]; NaN is ignored.
+        inches: approximate side of the square panel.
+        theme: decides the colours of halo and leader line.
     """
     import numpy as np
 
@@ -183,7 +184,7 @@ def place_labels(
     scale = side / (high - low)
     dots = (np.asarray(obstacles, dtype=float).reshape(-1, 2) - low) * scale
     others = dots[np.isfinite(dots).all(axis=1)]
-    # The diagonal, near which many points lie, is an obstacle of its own.
+    # The diagonal is an obstacle too.
     along = np.linspace(0, side, 60)
     dots = np.concatenate([dots, np.stack([along, along + (low[0] - low[1]) * scale[1]], axis=1)])
     taken: list[tuple[Any, Any]] = []
@@ -197,7 +198,7 @@ def place_labels(
             if (box[0] < 0).any() or (box[1] > side).any() or any(_overlap(box, other) for other in taken):
                 continue
             hidden = ((dots > box[0]) & (dots < box[1])).all(axis=1).sum()
-            # A label that is nearer to another point than to its own would be taken for the other one's.
+            # A label that is nearer to another point than to its own would be read as the label of that point.
             gaps = np.hypot(*np.maximum(np.maximum(box[0] - others, others - box[1]), 0.0).T)
             strange = ((gaps < distance) & apart).any()
             places.append((4.0 * hidden + 3.0 * strange + 0.15 * distance + 0.3 * rank, distance, centre, box))
@@ -205,7 +206,7 @@ def place_labels(
             continue
         _, distance, centre, box = min(places, key=operator.itemgetter(0))
         taken.append(box)
-        # Not an outline of the letters, of which a vector file would have no text.
+        # A box instead of outlined letters, which vector files would not store as text.
         halo = {"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
         leader = {"arrowstyle": "-", "lw": 0.6, "shrinkA": 0, "shrinkB": 2.5, "color": colour}
         panel.annotate(
@@ -215,5 +216,5 @@ def place_labels(
 
 
 def _overlap(a: tuple[Any, Any], b: tuple[Any, Any]) -> bool:
-    """Whether two boxes, each by its lower left and upper right corner, have room in common."""
+    """Whether two boxes overlap. Each box is its lower left and its upper right corner."""
     return bool((a[0] < b[1]).all() and (b[0] < a[1]).all())

@@ -93,6 +93,31 @@ def test_several_runs_are_compared(runs, capsys):
     assert warning in capsys.readouterr().err
 
 
+def test_all_orders_are_drawn_with_order_all(runs):
+    for name in ("small", "large"):
+        path = runs / name / "ib_trajectory.jsonl"
+        Trajectory(with_views(point, "readout") for point in Trajectory.load(path)).save(path)
+    both = [str(runs / "small"), str(runs / "large")]
+    bigram = {"bigram: plain", "bigram: local", "bigram: readout"}
+    for given, kind in ((both, "compare"), (both[:1], "plane")):
+        plot = ["plot", *given, "--kind", kind, "-o"]
+        assert main.main([*plot, "all.svg", "--order", "all"]) == main.main([*plot, "primary.svg"]) == 0
+        assert bigram <= texts("all.svg")
+        assert not bigram & texts("primary.svg")
+    assert main.main(["plot", *both[:1], "--kind=steps", "--order=all", "-o", "all.svg"]) == 0
+    assert {"token: measured", "bigram: measured"} <= texts("all.svg")
+
+
+def test_the_learning_rate_beside_a_trajectory_is_drawn(runs):
+    checkpoint = runs / "small" / "checkpoint-100"
+    checkpoint.mkdir()
+    history = [{"step": step, "learning_rate": 0.001} for step in (10, 100)]
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    for name in ("small", "large"):
+        assert main.main(["plot", str(runs / name), "--kind=steps", "-o", "out.svg"]) == 0
+        assert ({"learning", "1e-3"} <= texts("out.svg")) is (name == "small")
+
+
 def test_the_planes_that_are_asked_for(runs):
     for name in ("small", "large"):
         path = runs / name / "ib_trajectory.jsonl"

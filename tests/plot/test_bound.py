@@ -67,10 +67,10 @@ def test_a_curve_of_another_probe_is_not_drawn_and_the_picture_says_so():
     figure = information_plane(run([0, 10]), curve=NATS.with_info(probe="b" * 64))
     assert not artists(figure.axes[0], "IB curve")
     assert TEXT not in legend_texts(figure)
-    assert notes(figure) == "The IB curve given is not drawn: it is that of another probe."
+    assert notes(figure) == "The IB curve given is not drawn: it belongs to another probe."
     other = information_plane(run([0, 10], settings={**SETTINGS, "K": 4}), curve=NATS.with_info(K=2))
     assert not artists(other.axes[0], "IB curve")
-    assert "it is that of other positions" in notes(other)
+    assert "it belongs to other positions" in notes(other)
     unknown = information_plane(run([0, 10], settings={"primary": "token"}), curve=NATS)
     assert not artists(unknown.axes[0], "IB curve")
     assert "the settings do not say the number of bins" in notes(unknown)

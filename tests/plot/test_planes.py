@@ -86,7 +86,7 @@ def test_every_plane_that_the_points_have_is_drawn_with_its_numbers_and_its_chan
             drawn = null.get_offsets() if picture is one else null.get_xydata()
             assert np.array_equal(drawn[-1:], values(given, order, "_null")[-1:])
             assert not artists(panel, "chance")
-    assert ("chance, of local values" in legend_texts(figure)) is local
+    assert ("chance: no local information" in legend_texts(figure)) is local
     nothing_overlaps(figure)
 
 

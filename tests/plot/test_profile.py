@@ -25,7 +25,10 @@ def test_information_by_layer_with_chance_and_document() -> None:
     assert list(artists(output, "expressivity")[0].get_ydata()) == [0.25, 0.25]
     assert list(artists(entropy, "entropy")[1].get_ydata()) == [0.75, 0.75]
     assert artist(ratio, "bound").get_ydata()[0] == 1
-    assert {"trained", "untrained", "what the document adds"} <= {*legend_texts(figure)}
+    bands = {"chance band: up to the null", "document band: null to document baseline"}
+    assert {"trained", "untrained", *bands} <= {*legend_texts(figure)}
+    # The bands of both models can be told apart where they overlap.
+    assert len({band.get_hatch() for band in artists(information, "chance")}) == 2
     nothing_overlaps(figure)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from synthetic_runs import C, E
 from synthetic_runs import run as synthetic_run
 
 from ib_callback.plot import information_plane, over_steps
+from ib_callback.plot.data import learning_rates_beside
 from ib_callback.results.phases import PhaseRule
 from ib_callback.results.trajectory import Trajectory
 
@@ -49,6 +51,8 @@ def test_four_numbers_are_drawn_over_their_steps_with_what_belongs_beside():
     assert [panel.get_ylabel().split("\n")[0] for panel in figure.axes] == [
         "complexity I(X;Z)", "expressivity I(Y;Z)", "optimality", "distance to the bound",
     ]  # fmt: skip
+    # 100 bins: log2(100) = 6.644.
+    assert all(panel.get_ylabel().endswith("(fraction of 6.64 bits)") for panel in figure.axes[:2])
     assert [panel.get_xlabel() for panel in figure.axes[2:]] == ["training step"] * 2
 
 
@@ -56,12 +60,118 @@ def test_the_loss_has_a_panel_where_it_was_measured():
     points = [replace(measurement(step), loss=8.0 - step, loss_se=0.5) for step in (0, 1)] + [failed(2)]
     figure = over_steps(points)
     assert len(figure.axes) == 5
-    panel = figure.axes[4]
+    panel = figure.axes[0]
     assert panel.get_ylabel().startswith("next-token loss")
+    assert not artists(panel, "train_loss")
     assert line(panel, "loss")[1].tolist()[:2] == [8.0, 7.0]
     assert artists(panel, "standard error")
     assert [axes.get_xlabel() for axes in figure.axes] == [""] * 3 + ["training step"] * 2
     nothing_overlaps(figure)
+
+
+@pytest.mark.parametrize("loss", [None, 8.0])
+def test_the_training_loss_is_drawn_in_the_panel_of_the_loss(loss):
+    points = [replace(measurement(step), loss=loss, train_loss=9.0 - step) for step in (0, 1)]
+    figure = over_steps([replace(points[0], train_loss=None), points[1]])
+    panel = figure.axes[0]
+    assert panel.get_ylabel().startswith("next-token loss")
+    values = line(panel, "train_loss")[1]
+    assert np.isnan(values[0]) and values[1] == 8.0
+    assert ("loss on the probe" in legend_texts(figure)) is (loss is not None)
+    assert "training loss at this step" in legend_texts(figure)
+    nothing_overlaps(figure)
+
+
+def tokens_axis(panel):
+    return next((child for child in panel.child_axes if child.get_label() == "tokens"), None)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_second_axis_counts_tokens_where_they_are_known(log):
+    # Two batch sizes: 100 tokens a step up to step 10, then 1,000 a step.
+    seen = {0: None, 10: 1_000, 100: 91_000, 1000: 991_000}
+    points = [replace(measurement(step), tokens_seen=tokens) for step, tokens in seen.items()]
+    figure = over_steps(points, log=log)
+    nothing_overlaps(figure)
+    for panel in figure.axes[:2]:
+        axis = tokens_axis(panel)
+        assert axis.get_xlabel() == "training tokens"
+        assert axis.get_xlim() == panel.get_xlim() and axis.get_xscale() == panel.get_xscale()
+        places = dict(zip([text.get_text() for text in axis.get_xticklabels()], axis.get_xticks(), strict=True))
+        # Step 100 has 91K tokens, and each step from there on has 1K more.
+        expected = {"0": 0, "1K": 10, "10K": 19, "100K": 109} if log else {"0": 0, "200K": 209, "400K": 409}
+        assert {name: places[name] for name in expected} == pytest.approx(expected)
+    assert [tokens_axis(panel) for panel in figure.axes[2:]] == [None, None]
+
+
+def test_no_axis_of_tokens_where_it_would_mislead():
+    for seen in ((None, None, None), (None, 500, 500), (None, None, 800)):
+        points = [replace(measurement(step), tokens_seen=tokens) for step, tokens in zip((1, 2, 3), seen, strict=True)]
+        assert tokens_axis(over_steps(points).axes[0]) is None
+    points = [replace(measurement(step), tokens_seen=10 * step) for step in (0, 1, 2)]
+    assert tokens_axis(over_steps(points, x="tokens").axes[0]) is None, "the x-axis itself counts them"
+
+
+@pytest.mark.parametrize("x", ["step", "tokens"])
+def test_the_learning_rate_is_a_strip_under_the_first_panel(x):
+    points = [replace(measurement(step), loss=8.0, tokens_seen=64 * step) for step in (0, 10, 20)]
+    rates = {5: 0.25, 10: 0.5, 20: 0.0, 30: 0.125}
+    figure = over_steps(points, learning_rate=rates, x=x, log=True)
+    nothing_overlaps(figure)
+    assert len(figure.axes) == 6
+    strip, panel = figure.axes[5], figure.axes[0]
+    scale = 1 if x == "step" else 64
+    at, values = line(strip, "learning rate")
+    assert at.tolist() == [5 * scale, 10 * scale, 20 * scale], "not beyond the last point"
+    assert values.tolist() == [0.25, 0.5, 0.0]
+    assert strip.get_xlim() == panel.get_xlim() and strip.get_xscale() == panel.get_xscale()
+    assert [text.get_text() for text in strip.get_yticklabels()] == ["0", "5e-1"]
+    whole, below = panel.get_position(), strip.get_position()
+    assert below.y1 < whole.y0 and (below.x0, below.x1) == pytest.approx((whole.x0, whole.x1))
+    # Together they are as high as their neighbour.
+    beside = figure.axes[1].get_position()
+    assert (below.y0, whole.y1) == pytest.approx((beside.y0, beside.y1))
+
+
+@pytest.mark.parametrize("rates", [{}, {100: 0.1}])
+def test_without_a_known_learning_rate_there_is_no_strip(rates):
+    assert len(over_steps(run([0, 10]), learning_rate=rates).axes) == 4
+    assert len(over_steps(run([None, None]), learning_rate={1: 0.1}).axes) == 4
+
+
+def state(folder, history):
+    folder.mkdir(exist_ok=True)
+    (folder / "trainer_state.json").write_text(history if isinstance(history, str) else json.dumps(history))
+
+
+def test_learning_rates_are_those_of_the_newest_checkpoint(tmp_path):
+    assert learning_rates_beside(tmp_path / "nowhere") == {}
+    assert learning_rates_beside(tmp_path) == {}
+    logged = [{"step": 1, "learning_rate": 0.5, "loss": 8.0}, {"step": 2, "eval_loss": 7.0}]
+    state(tmp_path / "checkpoint-9", {"log_history": [*logged, {"step": 9, "learning_rate": 0.125}]})
+    state(tmp_path / "checkpoint-10", {"log_history": [*logged, {"step": 10, "learning_rate": 0.25}]})
+    state(tmp_path / "checkpoint-last", {"log_history": [{"step": 3, "learning_rate": 1.0}]})
+    assert learning_rates_beside(tmp_path) == {1: 0.5, 10: 0.25}
+    # A file that was cut off is passed over.
+    state(tmp_path / "checkpoint-11", '{"log_history": [{"st')
+    assert learning_rates_beside(tmp_path) == {1: 0.5, 10: 0.25}
+    state(tmp_path, {"log_history": logged})
+    assert learning_rates_beside(tmp_path) == {1: 0.5}
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [], 5, {"log_history": None}, {"log_history": [None, 5]},
+        {"log_history": [{"step": "1", "learning_rate": 1.0}]},
+        {"log_history": [{"step": 1, "learning_rate": "high"}, {"step": True, "learning_rate": 1}]},
+        '{"log_history": [{"step": 1, "learning_rate": NaN}]}', "[" * 100_000, "",
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_a_strange_state_of_the_trainer_has_no_learning_rates(history, tmp_path):
+    state(tmp_path, history)
+    assert learning_rates_beside(tmp_path) == {}
 
 
 @pytest.mark.parametrize("loss", [None, 8.0])
@@ -71,7 +181,7 @@ def test_the_score_of_the_output_has_a_panel_where_it_was_measured(views, shown,
     points = [replace(with_views(measurement(step, orders=2), *views, error=0.01), loss=loss) for step in (0, 10)]
     figure = over_steps([*points, failed(20)], orders=["token", "bigram"])
     assert len(figure.axes) == 5 + (loss is not None)
-    panel = figure.axes[-1]
+    panel = figure.axes[0 if loss is None else 1]
     assert panel.get_ylabel() == "local score\n(expressivity² / complexity)"
     names = [f"{view}/{order}" for order in ("token", "bigram") for view in shown]
     assert {text for text in labels(panel) if "measured" in text} == {f"{name}: measured" for name in names}
@@ -81,9 +191,11 @@ def test_the_score_of_the_output_has_a_panel_where_it_was_measured(views, shown,
         assert values[:2].tolist() == [point[name].score_local for point in points] and np.isnan(values[2])
     assert len(artists(panel, "standard error")) == len(names)
     drawn = [artist(panel, f"{name}: measured") for name in names]
-    drawn += [artist(figure.axes[0], f"{order}: measured") for order in ("token", "bigram")]
+    drawn += [artist(figure.axes[-4], f"{order}: measured") for order in ("token", "bigram")]
     assert len({each.get_color() for each in drawn}) == len({each.get_marker() for each in drawn}) == len(drawn)
-    assert len([text for text in legend_texts(figure) if text.endswith(": measured")]) == len(drawn)
+    legend = [text for text in legend_texts(figure) if text.endswith(": measured")]
+    assert len(legend) == len(drawn)
+    assert legend[0] == ("prediction/token: measured" if "prediction" in shown else "readout/token: measured")
     nothing_overlaps(figure)
 
 
@@ -177,7 +289,7 @@ def test_phases_are_shaded():
         assert spans["compression"] == pytest.approx((phases.compression_start, right))
         fills = [np.mean(artist(panel, name).get_facecolor()[:3]) for name in spans]
         assert len({round(float(fill), 2) for fill in fills}) == 3, "told apart in grey"
-    assert f"fitting phase, from {phases.fit_start:,}" in legend_texts(figure)
+    assert f"fitting phase, from step {phases.fit_start:,}" in legend_texts(figure)
 
 
 @pytest.mark.parametrize("picture", [over_steps, information_plane])
