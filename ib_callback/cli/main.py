@@ -93,6 +93,7 @@ def _demo(options: argparse.Namespace) -> int:
             output_dir=options.output_dir,
             seed=options.seed,
             threads=options.threads,
+            quick=options.quick,
         )
     except (ValueError, TypeError, ImportError, OSError) as error:
         print(f"ib-callback: {error}", file=sys.stderr)
@@ -157,12 +158,16 @@ def parser() -> argparse.ArgumentParser:
         "with the callback. Needs no network and no GPU, and writes below the current directory only.",
         **examples("ib-callback demo", "ib-callback demo --minutes 10 --steps 2000 --output-dir longer"),
     )
-    demo.add_argument("--steps", type=positive, default=600, help="optimizer steps")
+    demo.add_argument("--steps", type=positive, help="optimizer steps; by default 1,000, or 80 with --quick")
+    demo.add_argument("--quick", action="store_true", help="a run of half a minute, which is too short for the phases")
     demo.add_argument(
         "--minutes", type=_minutes, default=3.0, help="end the training after this time, whatever step it has reached"
     )
     demo.add_argument(
-        "--every", type=positive, metavar="N", help="measure every N steps; by default less and less often"
+        "--every",
+        type=positive,
+        metavar="N",
+        help="measure every N steps; by default often at first, later every 50",
     )
     demo.add_argument("--output-dir", default="ib_demo", metavar="DIR", help="where everything is written")
     demo.add_argument("--seed", type=int, default=0, help="seed of the weights and of the order of the text")

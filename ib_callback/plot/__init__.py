@@ -1,7 +1,8 @@
 """Pictures of a run, as Matplotlib figures that no pyplot knows, and as files.
 
 `information_plane` shows a run in its planes, `plane_by_layer` one measurement layer by layer, `over_steps` the
-numbers along the run, `compare` several runs in the same planes; `save` writes any of them.
+numbers along the run, `compare` several runs in the same planes. `annotated_plane` shows one plane with words in it,
+for readers who are new to it. `save` writes any of them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ib_callback.common.files import write_atomically
 from ib_callback.common.optional import require
+from ib_callback.plot.annotated import annotated_plane
 from ib_callback.plot.comparison import compare
 from ib_callback.plot.layers import plane_by_layer
 from ib_callback.plot.plane import information_plane
@@ -24,7 +26,15 @@ from ib_callback.results.measurement import Measurement
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["compare", "information_plane", "over_steps", "plane_by_layer", "save", "save_information_plane"]
+__all__ = [
+    "annotated_plane",
+    "compare",
+    "information_plane",
+    "over_steps",
+    "plane_by_layer",
+    "save",
+    "save_information_plane",
+]
 
 # Resolution of points that become an image within a vector file: that of a printer.
 _VECTOR_DPI = 300

@@ -50,17 +50,23 @@ def test_options_reach_the_demonstration(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(demo, "run_demo", lambda **options: given.append(options))
     assert main.main(["demo"]) == 0
     assert (
-        main.main(["demo", "--steps=7", "--minutes=0.5", "--every=2", "--output-dir=x", "--seed=3", "--threads=2"]) == 0
+        main.main(
+            ["demo", "--steps=7", "--minutes=0.5", "--every=2", "--output-dir=x", "--seed=3", "--threads=2", "--quick"]
+        )
+        == 0
     )
     assert given[0] == {
-        "steps": 600,
+        "steps": None,
         "minutes": 3.0,
         "every": None,
         "output_dir": "ib_demo",
         "seed": 0,
         "threads": 1,
+        "quick": False,
     }
-    assert given[1] == {"steps": 7, "minutes": 0.5, "every": 2, "output_dir": "x", "seed": 3, "threads": 2}
+    assert given[1] == {
+        "steps": 7, "minutes": 0.5, "every": 2, "output_dir": "x", "seed": 3, "threads": 2, "quick": True,
+    }  # fmt: skip
 
 
 def test_a_mistake_is_a_line_and_not_a_traceback(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
