@@ -195,7 +195,9 @@ def conclusion_of_changes(base: str, post: str, found: Sequence[Change]) -> str:
     """The conclusion in words."""
     tested = [each for each in found if each.low is not None]
     if not tested:
-        return f"{base}, {post}: nothing can be concluded, for no interval is known. Measure with --standard-errors."
+        return (
+            f"{base}, {post}: nothing can be concluded, because no interval is known. Measure with --standard-errors."
+        )
     resolved = [each.metric for each in tested if each.verdict == RESOLVED]
     if not resolved:
         return f"From {base} to {post} no change is resolved on this probe: nothing can be concluded about any of them."

@@ -208,7 +208,7 @@ def conclusions(replays: Sequence[Replay]) -> Iterator[str]:
         shares = [stop.share_saved or 0.0 for stop in stops if stop.step is not None]
         costs = [stop.above_lowest for stop in stops if stop.above_lowest is not None]
         kept = [stop.best_above_lowest for stop in stops if stop.best_above_lowest is not None]
-        saves = f", of which it saves {statistics.median(shares):.0%} in the median" if shares else ""
+        saves = f" and saves {statistics.median(shares):.0%} in the median" if shares else ""
         yield (
             f"{name.capitalize()} stops {len(shares)} of {len(stops)} runs{saves}. All end "
             f"{statistics.median(costs):.3f} nats above their lowest loss in the median, {max(costs):.3f} at most; "

@@ -263,7 +263,7 @@ class _Telling:
         )
         names = ["complexity", "expressivity", "optimality"]
         if point.complexity_null is None:
-            text += f" Without a null {_NOTHING} from that, for chance alone may give as much."
+            text += f" Without a null {_NOTHING} from that, because chance alone may give as much."
         elif point.complexity:
             names.append("complexity_null")
             share = point.complexity_null / point.complexity
@@ -517,7 +517,7 @@ class _Telling:
             text = f"{text[:-1]}; any labelling could reach {_f(last.ceiling)} at most (the ceiling)."
             numbers += self._cite("ceiling", last)
         if point.complexity_null is None or point.expressivity_null is None:
-            text += f" Without a null {_NOTHING} from these, for chance alone may give as much."
+            text += f" Without a null {_NOTHING} from these, because chance alone may give as much."
         else:
             nulls = ("complexity_null", "expressivity_null", "complexity_above_null", "expressivity_above_null")
             numbers += [number for name in nulls for number in self._cite(f"{primary}/{name}", last)]

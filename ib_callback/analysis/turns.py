@@ -275,7 +275,7 @@ def _turn(course: Course, order: str | None, plane: str | None, x: str, *, log: 
     points = [point for point in course.trajectory if point.step is not None]
     notes = []
     if not points and any(point.error is None for point in course.trajectory):
-        notes.append("No point has a step, so that it has no course, of which anything could be said.")
+        notes.append("No point has a step, so nothing can be said about its course.")
     elif len(points) < len(course.trajectory):
         notes.append(f"{len(course.trajectory) - len(points)} points without a step are left out.")
     trajectory = _like(course.trajectory, points)

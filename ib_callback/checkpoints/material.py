@@ -130,7 +130,7 @@ def _check_tokenizers(probe: Probe, models: dict[str, list[Checkpoint]], asked: 
             raise ProbeError(
                 f"--probe {asked.probe}: expected ids of the tokenizer of {model}, got those of another one "
                 f"({probe.tokenizer}): only {share:.0%} of their neighbours come back when its text is tokenised "
-                "again. Give --documents FILE, of which each model's tokenizer makes its own probe, or with "
+                "again. Give --documents FILE, from which each model's tokenizer makes its own probe, or with "
                 "--tokenizer the one that is right for the model"
             )
 

@@ -71,7 +71,7 @@ def add_measure_command(commands: Any) -> None:
     parser.add_argument(
         "models", nargs="*", metavar="MODEL",
         help="a folder of HuggingFace's layout, with a GGUF file or with shards of torch.distributed; a file .ckpt, "
-        ".pt or .gguf; the directory of a run, of which every checkpoint is measured; or a name on the hub, OWNER/NAME "
+        ".pt or .gguf; the directory of a run, to measure every checkpoint in it; or a name on the hub, OWNER/NAME "
         "or OWNER/NAME@REVISION",
     )  # fmt: skip
     parser.add_argument("-o", "--output", metavar="FILE", help="of results, .jsonl; appended to")
@@ -80,7 +80,7 @@ def add_measure_command(commands: Any) -> None:
     on.add_argument("--probe", metavar="FILE", help="a probe of token ids, as ib-callback probe build makes them")
     on.add_argument(
         "--documents", metavar="FILE|c4|tulu|builtin",
-        help="texts, of which each model's own tokenizer makes its probe: .jsonl, .json, .csv, .parquet (column text) "
+        help="texts; each model's own tokenizer makes its probe of them: .jsonl, .json, .csv, .parquet (column text) "
         "or .txt (a document a line)",
     )  # fmt: skip
     on.add_argument(

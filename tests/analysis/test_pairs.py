@@ -116,7 +116,7 @@ def test_without_errors_there_is_no_interval() -> None:
     assert change(base, post, "preference/information_null").verdict == NO_ERROR
     assert change(base, post, "token/bound_ratio").verdict == "undefined"
     told = conclusion_of_changes("a", "b", [change(base, post, "complexity")])
-    assert "nothing can be concluded, for no interval is known" in told
+    assert "nothing can be concluded, because no interval is known" in told
 
 
 def test_other_pairs_of_the_same_model_are_no_change() -> None:

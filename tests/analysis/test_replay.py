@@ -127,6 +127,6 @@ def test_a_number_that_one_run_lacks():
 
 def test_conclusions():
     text = replays_text([example()], PlateauStopping(patience=3))
-    assert "Loss alone stops 1 of 1 runs, of which it saves 57% in the median. All end 0.300 nats above" in text
+    assert "Loss alone stops 1 of 1 runs and saves 57% in the median. All end 0.300 nats above" in text
     assert "1 run cannot show which rule is the better one." in text
     assert "learning rate" in text

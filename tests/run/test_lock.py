@@ -85,7 +85,9 @@ def test_a_file_system_without_locks_stops_nobody(tmp_path, monkeypatch, code):
 
 def test_locks_that_are_always_taken_are_an_error_that_names_the_way_out(tmp_path, monkeypatch):
     answering(monkeypatch, errno.EAGAIN)
-    with pytest.raises(TrajectoryError, match=r"another live run.*refuses every lock: pass an output_dir= on another one"):
+    with pytest.raises(
+        TrajectoryError, match=r"another live run.*refuses every lock: pass an output_dir= on another one"
+    ):
         RunLock(tmp_path, object())
 
 
