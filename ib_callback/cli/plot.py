@@ -43,13 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--step",
         default="last",
         metavar="N|last|best",
-        help="step of the picture by layer (default: last; best: highest optimality)",
+        help="step of the picture by layer; best: highest optimality among points that can be selected",
     )
     parser.add_argument("--x", choices=("step", "tokens"), default="step", help="what colours and x-axis count")
     parser.add_argument("--log", action="store_true", help="always make the axis of the steps logarithmic")
-    parser.add_argument(
-        "--theme", choices=("light", "dark"), default="light", help="on white (default) or on dark grey"
-    )
+    parser.add_argument("--theme", choices=("light", "dark"), default="light", help="on white or on dark grey")
     parser.add_argument(
         "-o", "--output", metavar="PATH",
         help="a file or an existing directory. The suffix of a file decides the format: .png, .svg or .pdf. If there "

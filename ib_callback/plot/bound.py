@@ -14,7 +14,7 @@ from ib_callback.results.measurement import Measurement
 # Entries of a curve that must agree with the settings of a measurement.
 _OF_THE_SAMPLE = {
     "probe": "it belongs to another probe",
-    "K": "it belongs to other positions, because the widest order differs",
+    "K": "it belongs to other positions (the widest order differs)",
 }
 
 

@@ -264,7 +264,7 @@ class _Course:
                 self.steps, training, zorder=3, label="train_loss", marker="s", markersize=3,
                 markevery=np.flatnonzero(_isolated(training)).tolist(), **style,
             )  # fmt: skip
-            self.sheet.key("train_loss", "training loss at this step", **style)
+            self.sheet.key("train_loss", "training loss", **style)
 
     def draw_rates(self, rates: Mapping[int, float], name: str, *, log: bool) -> None:
         """Draw learning rates by step in a strip under the first panel, within the range of the points."""

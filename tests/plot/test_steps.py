@@ -78,7 +78,7 @@ def test_the_training_loss_is_drawn_in_the_panel_of_the_loss(loss):
     values = line(panel, "train_loss")[1]
     assert np.isnan(values[0]) and values[1] == 8.0
     assert ("loss on the probe" in legend_texts(figure)) is (loss is not None)
-    assert "training loss at this step" in legend_texts(figure)
+    assert "training loss" in legend_texts(figure)
     nothing_overlaps(figure)
 
 
