@@ -157,7 +157,7 @@ def test_a_configuration_that_is_nested_too_deep_has_a_cure(models, capsys, file
     assert main(["measure", "a", "-o", "r.jsonl", *DOCUMENTS, "--tokenizer", "b/tokenizer.json"]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(
-        "ib-callback: not measured: a: ModelError: a: cannot be loaded. The brackets of a file in JSON"
+        "ib-callback: not measured: a: ModelError: a: cannot be loaded. The brackets of a JSON file"
     )
     assert line.endswith("save the model or download it again")
 
