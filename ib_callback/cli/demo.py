@@ -258,8 +258,8 @@ class Story:
         first, last = self.points[0], self.points[-1]
         yield (
             "Complexity is how much the model's hidden states tell about the text before a token, expressivity how "
-            "much they tell about the text after it. Both are fractions of the largest possible value. Their difference is "
-            "the distance to the bound."
+            "much they tell about the text after it. Both are fractions of the largest possible value. Their "
+            "difference is the distance to the bound."
         )
         if not first.step and first.loss is not None:
             yield (

@@ -155,7 +155,8 @@ def parser() -> argparse.ArgumentParser:
         "demo",
         help="pre-train a small decoder on this machine's CPU, with the callback",
         description="Pre-train a small decoder with HuggingFace's Trainer on text that every installation has, "
-        "with the callback. Needs no network and no GPU, and writes below the current directory only.",
+        "with the callback. It needs no network and no GPU. It writes below the output directory, and keeps the "
+        "prepared text in the user's cache directory.",
         **examples("ib-callback demo", "ib-callback demo --minutes 10 --steps 2000 --output-dir longer"),
     )
     demo.add_argument("--steps", type=positive, help="optimizer steps; by default 1,000, or 80 with --quick")
