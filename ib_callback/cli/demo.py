@@ -175,8 +175,8 @@ class Story:
         self.published = self._chosen(Selection("complexity", mode="min", select_from=0, guard=None))
         self.guarded = self._chosen(Selection())
         self.by_loss = self._chosen(Selection("loss", select_from=0)) if last.loss is not None else None
-        self.published_stop = self._stop(PlateauStopping(guard=None, arm="immediately"))
-        self.guarded_stop = self._stop(PlateauStopping())
+        self.published_stop = self._stopped_at(PlateauStopping(guard=None, arm="immediately"))
+        self.guarded_stop = self._stopped_at(PlateauStopping())
         if not first.step:
             self._remark(first, "untrained")
         if self.collapse is not None:
@@ -209,7 +209,7 @@ class Story:
         kept = choice.best or choice.fallback
         return None if kept is None else kept.measurement
 
-    def _stop(self, rule: PlateauStopping) -> Measurement | None:
+    def _stopped_at(self, rule: PlateauStopping) -> Measurement | None:
         with warnings.catch_warnings():
             # Without a loss the rule says so, and the story does not need it.
             warnings.simplefilter("ignore")

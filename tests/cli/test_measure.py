@@ -156,9 +156,7 @@ def test_a_configuration_that_is_nested_too_deep_has_a_cure(models, capsys, file
     Path("a", file).write_text(TOO_DEEP)
     assert main(["measure", "a", "-o", "r.jsonl", *DOCUMENTS, "--tokenizer", "b/tokenizer.json"]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(
-        "ib-callback: not measured: a: ModelError: a: cannot be loaded. The brackets of a JSON file"
-    )
+    assert line.startswith("ib-callback: not measured: a: ModelError: a: cannot be loaded. The brackets of a JSON file")
     assert line.endswith("save the model or download it again")
 
 
