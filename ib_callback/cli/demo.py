@@ -36,6 +36,7 @@ LAYERS = 2
 BLOCK = 128  # tokens in a training sequence
 BATCH = 8  # sequences in an optimizer step
 PROBE_SEQUENCES = 128
+TEXTS: int | None = None  # of the training text; None: all
 STEPS = 1000
 QUICK_STEPS = 80
 # Chosen so that the second phase shows: see `_RATE_NOTE`.
@@ -49,9 +50,7 @@ _RATE_NOTE = (
     "The learning rate was chosen so that the second phase shows. At half of it no second phase showed, and the loss "
     "ended 0.022 lower (one seed each). With other seeds or sizes the second phase may not come."
 )
-_QUICK_NOTE = (
-    "This quick run is too short for the phases. Without --quick it takes about two minutes and is long enough."
-)
+_QUICK_NOTE = "This quick run is too short for the phases. Without --quick the run takes about two minutes."
 # Rows of the table, besides those that have a remark.
 _ROWS = 10
 # A collapse: before the fit, complexity falls by more than this share, as for the phases.
@@ -101,15 +100,13 @@ def run_demo(
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=builtin_text.default_tokenizer(), eos_token=builtin_text.END_OF_TEXT
     )
-    blocks = _blocks(builtin_text.split()[0], tokenizer)
+    blocks = _blocks(builtin_text.split()[0][:TEXTS], tokenizer)
     probe = Probe.builtin(tokenizer, num_sequences=PROBE_SEQUENCES, max_length=BLOCK)
     transformers.set_seed(seed)
     model = _model(len(tokenizer))
-    print(f"text   {builtin_text.CORPUS}: {blocks.numel():,} tokens to train on")
-    print(
-        f"probe  {len(probe)} sequences held out of it, {probe.num_tokens:,} tokens, on which all numbers are measured"
-    )
-    print(f"model  {type(model).__name__}, {LAYERS} layers of width {WIDTH}, {model.num_parameters():,} parameters")
+    _say(f"text   {builtin_text.CORPUS}: {blocks.numel():,} tokens to train on", indent=" " * 7)
+    _say(f"probe  {len(probe)} sequences held out of it, {probe.num_tokens:,} tokens: the text that is measured")
+    _say(f"model  {type(model).__name__}, {LAYERS} layers of width {WIDTH}, {model.num_parameters():,} parameters")
     _say(_QUICK_NOTE if quick else _RATE_NOTE)
 
     wandb_run = _open_wandb_run(directory)
@@ -223,7 +220,7 @@ class Story:
         others = [point.step for point in self.points if point.step not in kept]
         if others and missing:
             kept |= {others[round((k + 0.5) * (len(others) - 1) / missing)] for k in range(missing)}
-        rows = [
+        rows: list[tuple[str, ...]] = [
             ("", "held-out", "score of", "readout plane", "", "hidden states", "", ""),
             ("step", "loss", "predictions", "complexity", "expressivity", "complexity", "distance", ""),
         ]

@@ -155,7 +155,8 @@ def _draw_plane(
             *np.stack([begin, end], axis=1), color=colours[phase], lw=1.8, zorder=3, label="course", scalex=False,
             scaley=False, solid_capstyle="round",
         )  # fmt: skip
-    panel.scatter(*course.T, s=9, c=[colours[phase] for phase in phases], zorder=4, linewidths=0, label="measured")
+    x, y = course.T
+    panel.scatter(x, y, s=9, c=[colours[phase] for phase in phases], zorder=4, linewidths=0, label="measured")
     _arrows(panel, course, look)
     mark_better(panel, look, course)
     labels = _names(course, points, phases, found, look)
@@ -356,17 +357,13 @@ def _draw_loss(
     course = np.stack([steps[there], losses[there]], axis=1)
     for (begin, end), phase in zip(itertools.pairwise(course), phases, strict=False):
         panel.plot(*np.stack([begin, end], axis=1), color=colours[phase], lw=1.8, label="loss", solid_capstyle="round")
-    panel.scatter(*course.T, s=9, c=[colours[phase] for phase in phases], zorder=4, linewidths=0, label="measured loss")
+    x, y = course.T
+    panel.scatter(x, y, s=9, c=[colours[phase] for phase in phases], zorder=4, linewidths=0, label="measured loss")
     panel.set_xlabel(name)
     panel.text(
-        0.1,
-        0.985,
-        "loss on held-out text\n(nats a token)",
-        fontsize=FONT,
-        ha="left",
-        va="top",
+        0.1, 0.985, "loss on held-out text\n(nats a token)", fontsize=FONT, ha="left", va="top",
         transform=panel.transAxes,
-    )
+    )  # fmt: skip
     panel.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: data.count_label(value, name)))
     panel.yaxis.set_major_locator(MaxNLocator(5))

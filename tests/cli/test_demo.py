@@ -20,7 +20,7 @@ from ib_callback.results.trajectory import FILENAME
 # A probe that is smaller than the demonstration's own.
 _RUN = """
 from ib_callback.cli import demo, main
-demo.PROBE_SEQUENCES = 16
+demo.PROBE_SEQUENCES, demo.TEXTS = 16, 100
 raise SystemExit(main.main(["demo", "--steps", "12", "--every", "4", "--minutes", "60", "--quick"]))
 """
 # A run that collapses at its third point, fits and compresses. The loss of the collapsed model is high.
