@@ -150,7 +150,7 @@ def test_quick_starts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     document.namespace["__name__"] = "__main__"
     for example in document.examples():
         example.evaluate()
-    assert list(tmp_path.glob("ib_quickstart/ib_trajectory.jsonl")) or (tmp_path / "results.jsonl").exists()
+    assert list(tmp_path.glob("ib_quickstart_*/ib_trajectory.jsonl")) or (tmp_path / "results.jsonl").exists()
 
 
 def command(block: str) -> None:
