@@ -98,6 +98,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
         "ib": ib, "IBCallback": IBCallback, "torch": torch, "tokenizer": tokenizer, "texts": texts, "probe": probe,
         "model": model, "meter": meter, "trajectory": trajectory, "c4": probe, "pairs": pairs,
+        "c4_probe": probe, "code_probe": probe,
         "earlier": first, "later": second, "untrained": first, "trained": second,
         "small": trajectory, "large": trajectory, "llama": model, "gpt2": other,
         "llama_tokenizer": tokenizer, "gpt2_tokenizer": tokenizer, "joint": torch.eye(3).numpy(),
