@@ -98,6 +98,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
         "ib": ib, "IBCallback": IBCallback, "torch": torch, "tokenizer": tokenizer, "texts": texts, "probe": probe,
         "model": model, "meter": meter, "trajectory": trajectory, "c4": probe, "pairs": pairs,
+        "c4_probe": probe, "code_probe": probe,
         "earlier": first, "later": second, "untrained": first, "trained": second,
         "small": trajectory, "large": trajectory, "llama": model, "gpt2": other,
         "llama_tokenizer": tokenizer, "gpt2_tokenizer": tokenizer, "joint": torch.eye(3).numpy(),
@@ -150,7 +151,7 @@ def test_quick_starts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     document.namespace["__name__"] = "__main__"
     for example in document.examples():
         example.evaluate()
-    assert list(tmp_path.glob("ib_quickstart/ib_trajectory.jsonl")) or (tmp_path / "results.jsonl").exists()
+    assert list(tmp_path.glob("ib_quickstart_*/ib_trajectory.jsonl")) or (tmp_path / "results.jsonl").exists()
 
 
 def command(block: str) -> None:
