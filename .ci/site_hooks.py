@@ -28,8 +28,6 @@ OUTSIDE = {
     "studies/README.md": "studies/README.md",
     "studies/results/tables.md": "studies/results/tables.md",
 }
-# Pages of the navigation that may be missing: they are written on branches of their own.
-PENDING: set[str] = set()
 # Anchors of the equations, by number.
 _MATHEMATICS = (ROOT / "docs/mathematics.md").read_text(encoding="utf-8")
 EQUATIONS = {
@@ -37,24 +35,6 @@ EQUATIONS = {
 }
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 _CODE = re.compile(r"^(```|~~~).*?^\1[ ]*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
-
-
-def on_config(config: Any) -> Any:
-    """Leave pages that are not there yet out of the navigation."""
-    docs = Path(config["docs_dir"])
-
-    def pruned(entries: list[Any]) -> list[Any]:
-        kept = []
-        for entry in entries:
-            ((title, target),) = entry.items() if isinstance(entry, dict) else ((None, entry),)
-            if isinstance(target, list):
-                kept.append({title: pruned(target)})
-            elif target not in PENDING or (docs / target).exists():
-                kept.append(entry)
-        return kept
-
-    config["nav"] = pruned(config["nav"])
-    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
