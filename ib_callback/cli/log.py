@@ -1,4 +1,4 @@
-"""`ib-callback log`: finished runs and measured models into Weights & Biases, or TensorBoard."""
+"""`ib-callback log`: log finished runs and measured models to Weights & Biases or TensorBoard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run of HuggingFace's Trainer saves, and a checkpoint of it kept where the Trainer does not remove it."""
+"""Where a run of HuggingFace's Trainer saves, and how to keep a checkpoint that the Trainer would remove."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PARTIAL = ".kept-checkpoint-{step}.partial"
 def run_folder(callback: TrainerCallback, args: TrainingArguments) -> Path:
     """Where the Trainer that is calling `callback` saves: `output_dir`, or the folder of a trial in it.
 
-    `Trainer.hyperparameter_search` trains each trial in a folder of its own, and tells its callbacks only that it does.
+    `Trainer.hyperparameter_search` trains each trial in a separate folder. It does not tell its callbacks which one.
     """
     for owner in callers():
         if isinstance(owner, Trainer) and callback in owner.callback_handler.callbacks:
@@ -33,36 +33,38 @@ def run_folder(callback: TrainerCallback, args: TrainingArguments) -> Path:
 
 
 def of_trial(folder: Path, args: TrainingArguments) -> Path:
-    """The folder of a trial as it is named in `output_dir`; "." where there is no trial."""
+    """The folder of a trial, relative to `output_dir`; "." without a trial."""
     relative = Path(os.path.relpath(folder, str(args.output_dir)))
     return Path(folder.name) if ".." in relative.parts else relative
 
 
 def is_resumed(checkpoint: Path, state: TrainerState, key: str) -> bool:
-    """Whether a checkpoint can be the one that a state has just been read from: one of another run has that name, too.
+    """Whether a checkpoint can be the one that a state has just been read from.
+
+    The name does not prove it, because a checkpoint of another run may have the same name.
 
     Args:
-        checkpoint: of the run's folder.
-        state: as read, though callbacks may have added to its history.
-        key: of its `stateful_callbacks` that are compared.
+        checkpoint: a checkpoint in the run's folder.
+        state: the state that was read. Callbacks may have added to its history since.
+        key: key of the entry of `stateful_callbacks` that is compared.
     """
     try:
         saved = json_lines.parsed((checkpoint / TRAINER_STATE_NAME).read_bytes())
     except (OSError, ValueError):
-        return True  # which says nothing
+        return True  # nothing is known against it
     then, callbacks = saved.get("log_history", []), cast(dict[str, Any], state.stateful_callbacks or {})
     now = [state.log_history[: len(then)], callbacks.get(key)]
-    # As text, because NaN equals nothing.
+    # Compare texts, because NaN is not equal to NaN.
     return json.dumps(now) == json.dumps([then, (saved.get("stateful_callbacks") or {}).get(key)])
 
 
 def copy_aside(checkpoint: Path, step: int) -> Path:
-    """A copy of a checkpoint beside it, under a name that the Trainer neither counts nor removes.
+    """Copy a checkpoint within its folder, under a name that the Trainer neither counts nor removes.
 
-    Its files are hard links where the file system has them: the Trainer removes its own name for them later.
+    The files of the copy are hard links if the file system has them. The Trainer later removes only its own names.
 
     Raises:
-        OSError: it cannot be copied; nothing is left of the copy.
+        OSError: it cannot be copied. Nothing of the copy is left.
     """
     partial = checkpoint.with_name(_PARTIAL.format(step=step))
     later = (checkpoint.with_name(f"kept-checkpoint-{step}-v{number}") for number in itertools.count(1))
@@ -79,7 +81,7 @@ def copy_aside(checkpoint: Path, step: int) -> Path:
 
 
 def remove_partial_copies(folder: Path) -> None:
-    """Those that a killed run left.
+    """Remove the incomplete copies that a killed run left behind.
 
     Raises:
         OSError: they cannot be removed.
@@ -92,7 +94,7 @@ def remove_partial_copies(folder: Path) -> None:
 
 
 def unlink_copies(folder: Path, step: int) -> None:
-    """Give the copies of checkpoints past a step files of their own: a run that goes back writes into the old ones.
+    """Give copies of checkpoints after a step their own files, because a run that goes back overwrites the old.
 
     Raises:
         OSError: a file cannot be copied.

@@ -1,7 +1,7 @@
-"""What the targets of `report_to` get: under the same keys in each, directly where transformers would rename them.
+"""Logs to the targets of `report_to`, under the same keys in each, although transformers would rename some.
 
 transformers' `rewrite_logs` puts `train/` before each name that an integration logs for the Trainer. The integrations
-of TensorBoard, W&B, Trackio, Comet, Neptune and SwanLab call it. W&B is logged to by run/wandb_log.py.
+of TensorBoard, W&B, Trackio, Comet, Neptune and SwanLab call it. run/wandb_log.py logs to W&B.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from ib_callback.run.trackers import opened, to_tensorboard
 class Report:
     """What there is to report.
 
-    step: of the optimizer.
-    numbers: by full name.
+    step: the optimizer step.
+    numbers: numbers by full name.
     pictures: content of PNG files by name without prefix.
-    captions: of the pictures.
-    settings: of the run, where they have not been reported; else empty.
-    prefix: of the keys.
+    captions: captions of the pictures, by the same name.
+    settings: settings of the run; empty if they have been reported already.
+    prefix: prefix of the keys.
     """
 
     step: int
@@ -47,25 +47,26 @@ class Report:
 
 
 def draws_for(handler: CallbackHandler | None) -> bool:
-    """Whether a target takes pictures, W&B left aside."""
+    """Whether a target other than W&B takes pictures."""
     takes = (TensorBoardCallback, MLflowCallback, TrackioCallback)
     return handler is not None and any(isinstance(other, takes) for other in handler.callbacks)
 
 
 def report(handler: CallbackHandler | None, report: Report, log: Callable[[Any, dict[str, float]], None]) -> None:
-    """Log to every target of `report_to` but Weights & Biases; a target that fails is a warning.
+    """Log to every target of `report_to` except Weights & Biases. A target that fails causes a warning.
 
     Args:
-        handler: of the Trainer's callbacks.
+        handler: the handler of the Trainer's callbacks.
         report: what there is to report.
-        log: calls `on_log` of an integration with numbers: of those that keep names, and of those not known here.
+        log: calls `on_log` of an integration with numbers. It is used for integrations that keep names, and for those
+            not known here.
     """
     integrations = tuple(kind for kind in INTEGRATION_TO_CALLBACK.values() if kind is not WandbCallback)
     others = [] if handler is None else handler.callbacks
     for target in [other for other in others if isinstance(other, integrations)]:
         try:
             _report_to(target, report, log)
-        except Exception as error:  # a run must not die of its log
+        except Exception as error:  # a failing log must not end the run
             warn(
                 f"The information plane could not be logged by {type(target).__name__}. Training goes on. "
                 f"{messages.describe(error)}"
@@ -103,13 +104,13 @@ def _to_trackio(target: Any, report: Report) -> None:
     }
     row = {**report.numbers, **images}
     if row:
-        # Its own step counts the rows, those of the Trainer among them.
+        # Trackio's own step counts all rows, including those of the Trainer.
         trackio.log({**row, "train/global_step": report.step})
 
 
 def _to_mlflow(target: Any, report: Report, log: Callable[[Any, dict[str, float]], None]) -> None:
     if report.numbers:
-        log(target, dict(report.numbers))  # which begins its run, where that is yet to be done
+        log(target, dict(report.numbers))  # this also starts the MLflow run if none has been started yet
     mlflow = target._ml_flow
     if report.settings:
         most = target._MAX_PARAM_VAL_LENGTH

@@ -1,4 +1,4 @@
-"""What HuggingFace's Trainer asks of the callback: names in its metrics, its best model, and its other callbacks."""
+"""What HuggingFace's Trainer needs from the callback: metric names, its best model, and order of callbacks."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def evaluation_key(name: str, stem: str = "ib") -> str:
 def watched_metric(
     args: TrainingArguments, names: Iterable[str], *, selects: bool = False, stem: str = "ib"
 ) -> str | None:
-    """The number of ours by which the Trainer is to judge its models, by its key; None if it judges by another one.
+    """The key of our number by which the Trainer judges its models; None if it judges by another number.
 
     Args:
-        args: those of the Trainer.
-        names: all numbers that are measured.
-        selects: whether the callback selects checkpoints. Without evaluations the Trainer then judges nothing, but
-            for `save_strategy="best"` it wants a name all the same.
-        stem: of the prefix of the numbers.
+        args: the arguments of the Trainer.
+        names: names of all numbers that are measured.
+        selects: whether the callback selects checkpoints. Without evaluations the Trainer then judges nothing, but it
+            still requires a name for `save_strategy="best"`.
+        stem: prefix of the numbers without its slash.
 
     Raises:
-        ValueError: there is no such number (the message lists those that exist), or it is better when low and the
-            Trainer has been told, or assumes, that it is better when high.
+        ValueError: there is no such number; the message lists those that exist. Or the number is better when low, but
+            the Trainer has been told, or assumes, that it is better when high.
     """
     metric = args.metric_for_best_model
     if metric is None:
@@ -87,7 +87,7 @@ def watched_metric(
 
 
 def _check_plateau_scheduler(args: TrainingArguments, name: str) -> None:
-    """Warn of a ReduceLROnPlateau that takes the metric the wrong way round, or its absence for a plateau."""
+    """Warn if ReduceLROnPlateau would take the metric the wrong way round, or take its absence for a plateau."""
     keywords: Any = args.lr_scheduler_kwargs or {}
     mode = better_direction(name)
     if mode is not None and keywords.get("mode", "min") != mode:
@@ -105,15 +105,15 @@ def _check_plateau_scheduler(args: TrainingArguments, name: str) -> None:
 
 
 def judges_by_itself(args: TrainingArguments) -> bool:
-    """Whether the Trainer has a best model of its own, by its metric."""
+    """Whether the Trainer chooses a best model itself, by its metric."""
     return args.metric_for_best_model is not None and args.eval_strategy != "no"
 
 
 def check_saving(args: TrainingArguments, rules: LiveRules, stem: str = "ib") -> bool:
-    """Whether it falls to the callback to say when to save.
+    """Check who decides when to save, and return whether the callback does.
 
     Raises:
-        ValueError: nobody says so, or two do.
+        ValueError: nobody decides, or two do.
     """
     best, evaluates, selects = args.save_strategy == "best", args.eval_strategy != "no", rules.selects
     by = rules.selection.by
@@ -143,19 +143,20 @@ def check_saving(args: TrainingArguments, rules: LiveRules, stem: str = "ib") ->
 
 
 def for_evaluation(numbers: Mapping[str, float | int | None], stem: str = "ib") -> dict[str, float]:
-    """Numbers by evaluation key. Undefined ones are left out because JSON has no word for them."""
+    """Numbers by evaluation key. Undefined ones are left out, because JSON cannot express them."""
     named = {evaluation_key(name.removeprefix(f"{stem}/"), stem): value for name, value in numbers.items()}
     return {key: float(value) for key, value in named.items() if value is not None and math.isfinite(value)}
 
 
 def keep_out_of_tables(handler: CallbackHandler | None, callback: TrainerCallback, keys: Iterable[str]) -> None:
-    """At the evaluation going on, a notebook's table of progress, which has a column for each metric, lacks these.
+    """Hide these numbers from a notebook's table of progress, which has a column for each metric.
 
-    One that comes before `callback` has been written when there were none yet.
+    This holds for the current evaluation. A table that comes before `callback` needs no change, because it was written
+    when the numbers were not there yet.
     """
     later = [] if handler is None else handler.callbacks[handler.callbacks.index(callback) + 1 :]
     for other in later:
-        # By name, because its module can be imported in notebooks only.
+        # Compare names, because the module of this class can be imported in notebooks only.
         if any(base.__name__ == "NotebookProgressCallback" for base in type(other).__mro__):
             _call_without(other, frozenset(keys))
 
@@ -178,18 +179,18 @@ def _call_without(table: Any, keys: frozenset[str]) -> None:
 
 
 def save_without_infinity(state: TrainerState) -> None:
-    """Until `save_as_it_is`: in the file of the state a best metric of infinity, which means none yet, is None.
+    """Until `save_as_it_is`, save a best metric of infinity, which means that there is none yet, as None.
 
-    The Trainer puts it there between an evaluation and a checkpoint, where no callback is called.
+    The Trainer sets infinity between an evaluation and a checkpoint, where it calls no callback.
     """
     vars(state)["save_to_json"] = _WithoutInfinity(state, vars(state).get("save_to_json"))
 
 
 class _WithoutInfinity:
-    """In front of a state's `save_to_json`; no function, so that a deep copy of the state has one of its own."""
+    """Replaces a state's `save_to_json`. It is an object, so that a deep copy of the state gets its own."""
 
     def __init__(self, state: TrainerState, hidden: Callable[..., None] | None) -> None:
-        self.hidden = hidden  # what somebody else had put there
+        self.hidden = hidden  # a replacement that somebody else had put there
         self._state = state
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
@@ -203,7 +204,7 @@ class _WithoutInfinity:
 
 
 def save_as_it_is(state: TrainerState) -> None:
-    """The end of `save_without_infinity`; what somebody else has put in front meanwhile stays."""
+    """End `save_without_infinity`. A replacement that somebody else has made since then stays."""
     ours = vars(state).get("save_to_json")
     if isinstance(ours, _WithoutInfinity):
         del vars(state)["save_to_json"]
@@ -213,12 +214,12 @@ def save_as_it_is(state: TrainerState) -> None:
 
 
 def finite_best(best: float | None) -> float | None:
-    """The best metric, if any evaluation has had one: the Trainer begins with infinity."""
+    """The best metric; None if no evaluation has had one yet, for which the Trainer has infinity."""
     return None if best is None or math.isinf(best) else best
 
 
 def callers() -> Iterator[Any]:
-    """`self` of each method that is running, the innermost first: the Trainer does not show itself to callbacks."""
+    """`self` of each running method, innermost first, because the Trainer does not show itself to callbacks."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         yield frame.f_locals.get("self")
@@ -226,9 +227,10 @@ def callers() -> Iterator[Any]:
 
 
 def find_handler(callback: TrainerCallback) -> CallbackHandler | None:
-    """The handler that is calling `callback`; the Trainer gives its callbacks everything but each other.
+    """The handler that is calling `callback`; None if something else is calling.
 
-    Its other callbacks are needed for what they log to, and for their order. None if something else is calling.
+    The Trainer gives its callbacks everything except each other. The other callbacks are needed because of their order
+    and the places that they log to.
     """
     handlers = (owner for owner in callers() if isinstance(owner, CallbackHandler))
     return next((handler for handler in handlers if callback in handler.callbacks), None)
@@ -242,7 +244,7 @@ def check_prefixes(handler: CallbackHandler | None, callback: TrainerCallback, p
 
 
 def check_order(handler: CallbackHandler | None, callback: TrainerCallback) -> None:
-    """Raise a ValueError if an EarlyStoppingCallback would look for a number before it is there."""
+    """Raise a ValueError if an EarlyStoppingCallback would look for a number before the callback adds it."""
     for other in [] if handler is None else handler.callbacks:
         if other is callback:
             return
@@ -254,15 +256,15 @@ def check_order(handler: CallbackHandler | None, callback: TrainerCallback) -> N
 
 
 def shows_lines(args: TrainingArguments) -> bool:
-    """Whether the Trainer shows its progress: its bars are on (`disable_tqdm`), and its log level admits warnings."""
+    """Whether the Trainer shows progress: bars are on (`disable_tqdm`), and the log level shows warnings."""
     return not args.disable_tqdm and args.get_process_log_level() <= logging.WARNING
 
 
 def warn(message: str) -> None:
-    """A RuntimeWarning of whoever called what calls this."""
+    """Issue a RuntimeWarning that points to the caller of the function that calls this."""
     messages.warn(message, stacklevel=3)
 
 
 def last_logged_loss(state: TrainerState) -> float | None:
-    """The training loss that the Trainer logged last, a mean over its logging steps; None before there is one."""
+    """The training loss that the Trainer logged last, a mean over its logging steps; None before the first."""
     return next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)

@@ -58,33 +58,37 @@ from ib_callback.hf._trainer import (  # noqa: E402
 class IBCallback(Follows, TrainerCallback):
     """Follows the model through the information plane while HuggingFace's Trainer trains it.
 
-    Measures before the first step, at every step of the schedule and after the last step, on every rank with
-    the same result. Training is not disturbed: with this callback and without it, the weights are the same
-    bits. World process zero writes `ib_trajectory.jsonl`, `ib_checkpoints.jsonl` and `information_plane.png`, and
-    adds `ib/...` rows to whatever the Trainer reports to (`report_to=`), Weights & Biases and TensorBoard among
-    them; `state.log_history`, and so `trainer_state.json`, has the same numbers. The `on_log` of a callback of your own
-    is not called with them, nor are they printed: it finds them there, and in `.trajectory`. A resumed run continues
-    its trajectory.
+    The callback measures before the first step, at every step of the schedule and after the last step. Every rank has
+    the same result. Training is not disturbed: the weights are bit for bit the same with and without this callback. A
+    resumed run continues its trajectory.
 
-    Every evaluation's metrics get `eval_ib_...`, those of the last point, so that
-    `metric_for_best_model="ib_selectable_optimality"` and `EarlyStoppingCallback` (after this callback in the list)
-    work; if the Trainer judges by one of them, every evaluation is measured, whatever the schedule. A number that is
-    undefined, or not selectable yet, is missing there, and in `state.log_history`; only the one by which the Trainer
-    judges is NaN then, which it never takes for the best. The table of a notebook, and the objective of a
-    hyperparameter search, are what they are without this callback, unless that one is in it. What stock callbacks hold
-    for the best they keep, though the loss may fall far below it later: use `select`, or let them judge by
-    `"ib_selectable_loss"` (`greater_is_better=False`) with `select_from=0`. After the training,
-    `trainer.evaluate()` has the numbers of the model as it then is.
+    World process zero writes `ib_trajectory.jsonl`, `ib_checkpoints.jsonl` and `information_plane.png`. It also adds
+    `ib/...` rows to every target of `report_to=`, such as Weights & Biases and TensorBoard. `state.log_history`, and so
+    `trainer_state.json`, has the same numbers. The Trainer does not print them, and does not call the `on_log` of your
+    own callbacks with them. Read them from `state.log_history` or from `.trajectory`.
 
-    With `early_stopping` training ends when the rule says so, with a last checkpoint under `save_strategy="steps"`.
-    With `select` the best checkpoint is kept, whatever `save_total_limit` is, and every checkpoint is measured;
-    `save_strategy="best"` without any evaluation then saves when a point is the best so far, and
-    `load_best_model_at_end=True` loads it.
+    Every evaluation gets the numbers of the last point as `eval_ib_...` metrics. So
+    `metric_for_best_model="ib_selectable_optimality"` works, and so does `EarlyStoppingCallback` if it comes after this
+    callback in the list. If the Trainer judges by one of these numbers, every evaluation is measured, whatever the
+    schedule says. A number that is undefined or not selectable yet is missing from the metrics and from
+    `state.log_history`. Only the number by which the Trainer judges is NaN instead, and the Trainer never takes NaN for
+    the best. The table of a notebook and the objective of a hyperparameter search stay as they are without this
+    callback, unless that number is in them. After training, `trainer.evaluate()` has the numbers of the model as it is
+    then.
 
-    Each trial of `Trainer.hyperparameter_search` is a run of its own, with its files in the folder of its checkpoints
-    (`run-N`) or, with `output_dir`, in one of that name below it.
+    A stock callback keeps the checkpoint that it once took for the best, even if the loss falls far lower later. Use
+    `select` instead, or let stock callbacks judge by `"ib_selectable_loss"` (`greater_is_better=False`) with
+    `select_from=0`.
 
-    What is logged, with the default `prefix="ib/"`; a number that is undefined is left out:
+    With `early_stopping`, training ends when the rule says so. Under `save_strategy="steps"` a last checkpoint is saved
+    then. With `select`, the best checkpoint is kept, whatever `save_total_limit` is, and every checkpoint is measured.
+    `save_strategy="best"` without any evaluation then saves whenever a point is the best so far, and
+    `load_best_model_at_end=True` loads that checkpoint.
+
+    Each trial of `Trainer.hyperparameter_search` is a separate run. Its files go to the folder of its checkpoints,
+    `run-N`. With `output_dir`, they go to a folder of that name inside it.
+
+    The logged keys with the default `prefix="ib/"`. A number that is undefined is left out:
 
     | key | is |
     |---|---|
@@ -107,18 +111,18 @@ class IBCallback(Follows, TrainerCallback):
     | `ib/plane`, `ib/over_steps`, `ib/layers` | pictures, where the tracker takes them |
 
     The settings of the run (probe, orders, bins, seed, guard, …) go into the tracker's configuration as `ib_...`.
-    docs/trackers.md says what goes where. `prefix="code/"` lets a second callback with another probe live beside the
-    first, `console=` turns the lines at the console on and off, and `alert=True` sends alerts.
+    docs/trackers.md lists what goes where. A second callback with another probe needs its own prefix, such as
+    `prefix="code/"`. `console=` turns the lines at the console on and off. `alert=True` sends alerts.
 
-    Mistakes (a model without recognisable blocks, a probe from another tokenizer, a directory that cannot be
-    written, a metric that does not exist) raise before the first step. A measurement that fails later is a warning
+    Mistakes raise an error before the first step: a model without recognisable blocks, a probe from another tokenizer,
+    a directory that cannot be written, a metric that does not exist. A measurement that fails later becomes a warning
     and a point with `.error`.
 
     Args:
         probe: the frozen held-out sample to measure on.
         **keywords: those of `ib_callback.run.config.RunConfig` (`every_n_steps`, `early_stopping`, `select`, …), which
             all trainers share, and those of `ib.Meter` (`orders`, `layers`, `batch_size`, `feature_probes`, …).
-            `output_dir` is by default the Trainer's own, and `progress` what the Trainer does (`disable_tqdm`).
+            By default, `output_dir` is the Trainer's own, and `progress` follows the Trainer (`disable_tqdm`).
 
     Raises:
         TypeError: an unknown keyword, or a value of the wrong type.
@@ -132,16 +136,20 @@ class IBCallback(Follows, TrainerCallback):
         self._progress: bool | None = meter_keywords.get("progress")
         self._run = Run(Meter(probe, **meter_keywords), config=config, x_axis="train/global_step")
         self._running = False
-        self._over = False  # the run had been stopped before it was resumed
-        self._ended = False  # a training that was followed
-        self._weights: tuple[int, int] | None = None  # as the last step left them
+        self._over = False  # the run had already ended before it was resumed
+        self._ended = False  # a training that was followed has ended
+        self._weights: tuple[int, int] | None = None  # after the last step
         self._saved = 0  # step of the last checkpoint
         self._folder = Path()  # of the checkpoints
         self._files = Path()  # the folder of the trajectory
-        self._to_keep: list[int] = []  # steps of those of an earlier part of the run that are yet to be copied aside
+        self._to_keep: list[
+            int
+        ] = []  # steps of checkpoints of an earlier part of the run that still have to be copied aside
         self._watched: str | None = None
-        self._evaluated: tuple[int, frozenset[str]] | None = None  # of several datasets the first, and when
-        # After the training: the numbers of other weights than the last.
+        self._evaluated: tuple[int, frozenset[str]] | None = (
+            None  # the step, and the metrics of the first of several datasets
+        )
+        # After training: numbers of a model whose weights are not those of the last point.
         self._after: tuple[tuple[int, int], Mapping[str, float | int | None]] | None = None
         self._saves_best = False
         self._described = False  # whether the trackers have the settings of this run
@@ -150,9 +158,9 @@ class IBCallback(Follows, TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check everything, open the trajectory and measure the model as training finds it."""
+        """Check everything, open the trajectory and measure the model before training."""
         run, step, model = self._run, state.global_step, kwargs["model"]
-        # A second training, or a restart with a smaller batch size, comes here again and begins anew.
+        # A second training comes here again and begins anew. So does a restart with a smaller batch size.
         self._running, self._over, self._ended = False, False, False
         self._weights, self._evaluated, self._after, self._saved = None, None, None, step
         self._folder, self._to_keep = run_folder(self, args), []
@@ -178,7 +186,7 @@ class IBCallback(Follows, TrainerCallback):
             last_step=self._read_state(state),
             last_point=entry.get("last_point"),
             max_steps=state.max_steps,
-            # Evaluations that are judged, and checkpoints, are measured whether or not the schedule ever fires.
+            # Evaluations by which the Trainer judges are measured even if the schedule never fires. So are checkpoints.
             beyond_schedule=self._watched is not None or run.rules.selects,
             judged=self._watched is not None,
             writes=state.is_world_process_zero,
@@ -194,17 +202,17 @@ class IBCallback(Follows, TrainerCallback):
         self._running = True
         stopped = run.decision is not None and run.decision.stop
         if stopped or (step > 0 and step >= state.max_steps):
-            # The Trainer looks at this only after a step, which it will take; that is not part of the run.
+            # The Trainer looks at this only after its next step. That step is not part of the run.
             if run.decision is not None and stopped:
                 run.announce(f"this run had stopped at step {step}: {run.decision.message}")
             if not run.recorded(step):
-                self._record(args, state, control, model)  # resumed with fewer steps to go than it has made
+                self._record(args, state, control, model)  # resumed with max_steps lower than the steps already taken
             control.should_training_stop = True
             self._over = True
 
     @survives
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure if the schedule says so, if this is known to be the last step, or if it is going to be saved."""
+        """Measure if the schedule wants it, if this is known to be the last step, or if `select` needs the point."""
         if not self._running:
             return
         if self._over:
@@ -215,7 +223,7 @@ class IBCallback(Follows, TrainerCallback):
         step = state.global_step
         last = self._run.config.at_finish and (step >= state.max_steps or control.should_training_stop)
         needed = last or (self._selects and control.should_save)
-        # Only a point that can be left out is asked of the schedule, which counts those that it skips.
+        # Call `due` only for a point that can be left out, because `due` counts the points that it skips.
         if (needed and not self._run.recorded(step)) or self._run.due(step):
             self._record(args, state, control, kwargs["model"])
             if self._saves_best:
@@ -229,15 +237,15 @@ class IBCallback(Follows, TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add the numbers to the metrics, by which the Trainer and its callbacks judge the model."""
+        """Add the numbers to the metrics, so that the Trainer and its callbacks can judge the model by them."""
         if not (self._running or self._ended) or metrics is None or not self._counts(metrics, state.global_step):
             return
         self._add_numbers(args, state, control, metrics, kwargs["model"])
         watched = self._watched if self._running else None
-        # Undefined, or whatever has failed: without it the Trainer raises.
+        # The number may be undefined, or something may have failed. If it were missing, the Trainer would raise.
         if watched is not None and math.isnan(metrics.setdefault(watched, math.nan)):
-            # If no evaluation has had a value yet, the Trainer would hold infinity for one, against which
-            # EarlyStoppingCallback loses patience.
+            # If no evaluation has had a value yet, the Trainer takes infinity for the best value. Compared with it,
+            # EarlyStoppingCallback would lose patience.
             state.best_metric = finite_best(state.best_metric)
 
     @survives
@@ -256,22 +264,22 @@ class IBCallback(Follows, TrainerCallback):
             self._record(args, state, control, model, scheduled=True)
         numbers = self._run.numbers()
         if self._over or (self._watched is not None and self.trajectory[-1].error is not None):
-            # A checkpoint that is judged by the numbers of an earlier step would be judged wrongly.
+            # The numbers of an earlier step would judge a checkpoint wrongly.
             numbers = dict.fromkeys(numbers)
         self._publish(state, metrics, numbers)
 
     def _publish(
         self, state: TrainerState, metrics: dict[str, float], numbers: Mapping[str, float | int | None]
     ) -> None:
-        """For the Trainer and its callbacks."""
+        """Add the numbers to the metrics that the Trainer and its callbacks see."""
         found = for_evaluation(numbers, self._run.names.stem)
-        if state.is_hyper_param_search:  # whose objective is by default the sum of all metrics
+        if state.is_hyper_param_search:  # its default objective is the sum of all metrics
             found = {key: value for key, value in found.items() if key == self._watched}
         metrics.update(found)
         keep_out_of_tables(find_handler(self), self, found)
 
     def _numbers_of(self, model: torch.nn.Module, step: int) -> Mapping[str, float | int | None]:
-        """Of a model after the training: the last point, or if it has other weights, such as the best, its own."""
+        """Numbers of a model after training. If it has other weights than the last point, it is measured again."""
         last, weights = self.trajectory[-1] if self.trajectory else None, weights_seen(model)
         if last is not None and last.step == step and last.error is None and self._weights == weights:
             return self._run.numbers()
@@ -282,7 +290,7 @@ class IBCallback(Follows, TrainerCallback):
 
     @survives
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Note the checkpoint, and which one is now the best."""
+        """Record the checkpoint, and which one is now the best."""
         if not self._running:
             return
         self._saved = state.global_step
@@ -296,7 +304,7 @@ class IBCallback(Follows, TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure the last step if a callback later in the list, a log or an evaluation has made it the last."""
+        """Measure the last step if a later callback in the list, a log or an evaluation has made it the last."""
         if self._over:
             control.should_save, control.should_evaluate = False, False
         elif control.should_training_stop or (self._running and self._selects and control.should_save):
@@ -304,9 +312,9 @@ class IBCallback(Follows, TrainerCallback):
 
     @survives
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure the last step if only now it is known to be the last."""
-        # The Trainer's closing log. A callback later in the list, or at an evaluation, may have ended the training;
-        # the next event, on_train_end, comes after load_best_model_at_end, in some versions even this one does.
+        """Measure the last step if it was not known to be the last before."""
+        # This is the Trainer's closing log. A callback later in the list, or at an evaluation, may have ended the
+        # training. The next event, on_train_end, comes after load_best_model_at_end; in some versions this one too.
         if "total_flos" in kwargs.get("logs", {}):
             self._record_last(args, state, control, kwargs["model"])
             if self._running and state.is_world_process_zero:
@@ -315,8 +323,8 @@ class IBCallback(Follows, TrainerCallback):
             owns_best = self._running and self._selects and not judges_by_itself(args)
             is_last = self.selected is not None and self.selected.step == self._saved
             if owns_best and not is_last and not args.load_best_model_at_end:
-                # Until on_train_end: with save_total_limit=1 the Trainer would now delete all but the best, and with
-                # them the last checkpoint.
+                # This holds until on_train_end. With save_total_limit=1 the Trainer would otherwise delete all
+                # checkpoints but the best now, including the last one.
                 state.best_model_checkpoint = None
 
     @survives
@@ -338,12 +346,12 @@ class IBCallback(Follows, TrainerCallback):
         self._run.end(state.global_step)
 
     def _directory(self, args: TrainingArguments) -> Path:
-        """Of the files of this run: each trial of a search is one of its own."""
+        """The directory of the files of this run. Each trial of a search is a separate run."""
         return self._folder if self.output_dir is None else Path(self.output_dir) / of_trial(self._folder, args)
 
     @property
     def prefix(self) -> str:
-        """Of the logged keys."""
+        """The prefix of the logged keys."""
         return self._run.config.prefix
 
     @property
@@ -351,51 +359,51 @@ class IBCallback(Follows, TrainerCallback):
         return self._run.rules.selects
 
     def _counts(self, metrics: Mapping[str, float], step: int) -> bool:
-        """Whether this is an evaluation of the model, to be judged by it.
+        """Whether this is an evaluation by which the model is judged.
 
-        None that a user's callback makes of other data, under another prefix; and while training runs, of several
-        evaluation datasets, which are evaluated in turn, the first only.
+        An evaluation of other data under another prefix, made by a user's callback, does not count. If there are
+        several evaluation datasets, they are evaluated in turn. While training runs, only the first of them counts.
         """
         keys = frozenset(metrics)
         if not any(key.startswith("eval_") for key in keys):
             return False
-        if "eval_runtime" not in keys and not self._ended:  # one of several: "eval_<dataset>_runtime"
+        if "eval_runtime" not in keys and not self._ended:  # one of several datasets: "eval_<dataset>_runtime"
             if self._evaluated is not None and self._evaluated[0] == step and self._evaluated[1] != keys:
                 return False
             self._evaluated = (step, keys)
         return True
 
     def _choose(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Select among the checkpoints that exist, and have the Trainer keep the best one."""
+        """Select one of the checkpoints that exist, and let the Trainer keep it."""
         best = self._run.choose()
         if best is None or judges_by_itself(args):
             return
-        # It keeps one only: another one takes the place when nothing else can be better.
+        # The Trainer keeps only one. Replace it only if no other checkpoint can be better.
         if self._run.certain or state.best_model_checkpoint is None:
             self._set_best(state, best)
 
     def _set_best(self, state: TrainerState, best: Selected) -> None:
         state.best_metric, state.best_global_step = best.value, best.step
         if best.path is not None:
-            # The Trainer compares it with its own paths, which may be relative.
+            # The Trainer compares this path with its own paths, which may be relative.
             own = self._checkpoint(best.step)
             state.best_model_checkpoint = str(own if Path(os.path.abspath(own)) == best.path else best.path)
 
     def _take_up(self, args: TrainingArguments, state: TrainerState, entry: Mapping[str, Any]) -> None:
-        """Have the best checkpoint of an earlier part of the run kept, comparable with later ones or not.
+        """Keep the best checkpoint of an earlier part of the run, whether or not it compares with later ones.
 
-        The Trainer keeps one from removal. What cannot be compared any more, because settings have changed or the
-        trajectory is gone, must not take the place of the best one to come, and is copied aside.
+        The Trainer protects one checkpoint from removal. An earlier one cannot be compared with later ones if settings
+        have changed or the trajectory is gone. It must not take the place of a later best one, so it is copied aside.
         """
         run, step, owns_best = self._run, state.global_step, self._selects and not judges_by_itself(args)
-        # Where its point came only after it was saved, nobody knows whether the last checkpoint was the best.
+        # If the last checkpoint was measured only after it was saved, nobody knows whether it was the best.
         is_measured = entry.get("last_step") == step
         known = entry.get("best_if_saved" if is_measured else "best", state.best_global_step if owns_best else None)
         earlier = {known, step} if "best" in entry and not is_measured else {known}
         self._to_keep = [s for s in earlier - {None} if step and not run.compares(s, entry.get("rule"))]
         chosen = run.choose() if owns_best else None
         if (owns_best and (run.certain or chosen is not None)) or (not self._selects and "best" in entry):
-            # What a run without this callback, or with other settings, held for the best.
+            # Forget what a run without this callback, or with other settings, took for the best.
             state.best_metric, state.best_global_step, state.best_model_checkpoint = None, None, None
         if chosen is not None:
             self._set_best(state, chosen)
@@ -408,7 +416,7 @@ class IBCallback(Follows, TrainerCallback):
         self._keep_earlier(state)
 
     def _keep_earlier(self, state: TrainerState) -> None:
-        """Copy aside what the Trainer would remove; what fails is tried again before the next checkpoint."""
+        """Copy aside what the Trainer would remove. A copy that fails is tried again before the next checkpoint."""
         if not self._to_keep or not self._limited or not state.is_world_process_zero:
             return
         with (
@@ -440,7 +448,7 @@ class IBCallback(Follows, TrainerCallback):
         return key if self.output_dir is None else f"{key}:{os.fspath(self.output_dir)}"
 
     def _write_state(self, state: TrainerState) -> None:
-        """Into every checkpoint: how far the trajectory has come, so that a resumed run knows its own points."""
+        """Note in every checkpoint how far the trajectory has come, so that a resumed run knows its own points."""
         attributes: dict[str, Any] = {**self._run.progress(), "directory": str(self._files)}
         if self._selects:
             best, if_saved = self.selected, self._run.best_after_saving(state.global_step)
@@ -454,11 +462,11 @@ class IBCallback(Follows, TrainerCallback):
         entries: Any = state.stateful_callbacks or {}
         of_ours = "ib_callback" if self._run.names.is_default else f"ib_callback[{self.prefix}]"
         if state.global_step and not any(key.partition(":")[0] == of_ours for key in entries):
-            return -1  # this run never had the callback: the points that lie here are those of another one
+            return -1  # this run never had the callback, so points in the directory belong to another run
         return self._entry(state).get("last_step")
 
     def _entry(self, state: TrainerState) -> dict[str, Any]:
-        """What `_write_state` wrote in an earlier part of the run; nothing in a new one."""
+        """What `_write_state` wrote in an earlier part of the run; empty in a new run."""
         entries: Any = state.stateful_callbacks or {}
         entry = entries.get(self._state_key()) if state.global_step else None
         attributes = entry.get("attributes") if isinstance(entry, dict) else None
@@ -469,7 +477,7 @@ class IBCallback(Follows, TrainerCallback):
     ) -> None:
         if not self._running or self._over or self._run.recorded(state.global_step) or not self._run.config.at_finish:
             return
-        # The best model may have been loaded meanwhile, and its numbers are not those of this step.
+        # The best model may have been loaded meanwhile. Its numbers are not those of this step.
         if self._weights is None or self._weights == weights_seen(model):
             self._record(args, state, control, model)
 
@@ -507,7 +515,7 @@ class IBCallback(Follows, TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any,
         metrics: Mapping[str, float], *, final: bool = False,
     ) -> None:  # fmt: skip
-        """Numbers, pictures, and the first time the settings, to the targets of `report_to`."""
+        """Send numbers and pictures to the targets of `report_to`, and the settings the first time."""
         handler, run = find_handler(self), self._run
         pictures = run.figures(final=final) if draws_for(handler) else {}
         settings = {} if self._described else run.described
@@ -527,7 +535,7 @@ class IBCallback(Follows, TrainerCallback):
         if decision is None or not decision.stop or control.should_training_stop:
             return
         control.should_training_stop = True
-        # As at the end of the steps: an early end has a checkpoint too.
+        # Save a checkpoint at an early end too, as the Trainer does after the last step.
         control.should_save = control.should_save or args.save_strategy == "steps"
         self._run.announce(f"training stops at step {point.step}: {decision.message}")
 

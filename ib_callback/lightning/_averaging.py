@@ -1,4 +1,4 @@
-"""The weights that are trained, and the averages of them that callbacks of Lightning save in their place."""
+"""The weights in training, and the averages of them that callbacks of Lightning save instead."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from ib_callback.measuring.model.parameters import is_managed
 class Averaging:
     """The callbacks of a Trainer that average weights.
 
-    `WeightAveraging`, which `EMAWeightAveraging` is one of, saves the average as the model, and makes it the model when
-    the training ends. `StochasticWeightAveraging` does the latter only.
+    `WeightAveraging` saves the average as the model. When training ends, the average becomes the model.
+    `EMAWeightAveraging` is a `WeightAveraging`. `StochasticWeightAveraging` saves no average, but its average also
+    becomes the model when training ends.
 
     Args:
-        callbacks: of a Trainer, of either package.
+        callbacks: the callbacks of a Trainer, of either package.
     """
 
     def __init__(self, callbacks: Sequence[Any]) -> None:
         saving = [callback for callback in callbacks if _is_lightnings(callback, "WeightAveraging")]
         self._stochastic = [callback for callback in callbacks if _is_lightnings(callback, "StochasticWeightAveraging")]
         self._all = [*saving, *self._stochastic]
-        self._saves = saving[-1:]  # of several the last has its average saved
+        self._saves = saving[-1:]  # if there are several, the average of the last is saved
         self._exchanged: list[tuple[Tensor, Tensor]] = []
 
     def __bool__(self) -> bool:
@@ -40,25 +41,25 @@ class Averaging:
         return bool(self._saves)
 
     def changes_at_epoch_end(self, epoch: int) -> bool:
-        """Whether the average that is saved changes once more after the last step of an epoch."""
-        # A copy is asked, because the callback may count how often it is asked.
+        """Whether the saved average changes once more after the last step of an epoch."""
+        # Ask a copy, because the callback may count how often it is asked.
         return any(copy.copy(callback).should_update(epoch_idx=epoch) for callback in self._saves)
 
     def epochs(self, trainer: Any) -> int | None:
-        """After how many epochs the training ends; None or -1 if it has no such end.
+        """The number of epochs after which training ends; None or -1 without such a limit.
 
-        `StochasticWeightAveraging` adds one in which nothing is trained, but batch norms get their statistics anew.
+        `StochasticWeightAveraging` adds an epoch in which nothing is trained. In it, batch norms get new statistics.
         """
         ends = [callback.swa_end + 1 for callback in self._stochastic]
         return ends[-1] if ends and math.isfinite(ends[-1]) else trainer.max_epochs
 
     def is_over(self, trainer: Any) -> bool:
-        """Whether the weights of the training have given way to their average, though steps are still counted."""
+        """Whether the average has replaced the weights in training, although steps are still counted."""
         return any(trainer.current_epoch > callback.swa_end for callback in self._stochastic)
 
     @contextmanager
     def as_saved(self, module: nn.Module) -> Iterator[None]:
-        """The module has the weights that a checkpoint would hold now; its own are put back at the end, to the bit."""
+        """Give the module the weights that a checkpoint would hold now. At the end its own return, bit for bit."""
         averages = [callback._average_model for callback in self._saves]
         pairs = [pair for average in averages if average is not None for pair in _pairs(average.module, module)]
         done = self._exchanged = []
@@ -74,7 +75,7 @@ class Averaging:
 
     @contextmanager
     def as_trained(self) -> Iterator[None]:
-        """Within `as_saved`, all weights are where they were before: a signal may save a checkpoint at any time."""
+        """Within `as_saved`, put all weights back for a while, because a signal may save a checkpoint at any time."""
         pairs = list(self._exchanged)
         for pair in pairs:
             _exchange(*pair)
@@ -85,7 +86,7 @@ class Averaging:
                 _exchange(*pair)
 
     def go_last(self, trainer: Any, callback: Any) -> None:
-        """Let a callback come after those that average, to see the average of the step, and before those that save."""
+        """Move a callback behind those that average, so that it sees the new average, but before those that save."""
         order = trainer.callbacks
         if not self._all or order.index(callback) > max(map(order.index, self._all)):
             return
@@ -95,7 +96,7 @@ class Averaging:
 
 
 def fingerprints(weights: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """Of every tensor that is whole: shape, type and checksum of its bits."""
+    """Shape, type and checksum of the bits of every tensor that is whole."""
     whole = {
         name: w
         for name, w in weights.items()
@@ -106,24 +107,24 @@ def fingerprints(weights: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
 
 
 def same_weights(a: Mapping[str, tuple[Any, ...]], b: Mapping[str, tuple[Any, ...]]) -> bool:
-    """Whether tensors that both have are the same, by their fingerprints; true if they share none."""
+    """Whether the tensors that both have are the same, by their fingerprints. True if they have none in common."""
     return all(a[name] == b[name] for name in a.keys() & b.keys())
 
 
 def _pairs(average: nn.Module, current: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
     for kind in ("named_parameters", "named_buffers"):
-        own = dict(getattr(current, kind)())  # there may be buffers that are new since the average was made
+        own = dict(getattr(current, kind)())  # the average may lack buffers that were added later
         yield from ((tensor, own[name]) for name, tensor in getattr(average, kind)() if name in own)
 
 
 def _exchange(a: Tensor, b: Tensor) -> None:
-    # As Lightning does it at every validation: through `.data`, which no record of gradients sees.
+    # Lightning does the same at every validation: it writes through `.data`, which autograd does not record.
     kept = a.data.clone()
     a.data.copy_(b.data)
     b.data.copy_(kept)
 
 
 def _is_lightnings(callback: Any, name: str) -> bool:
-    # By name, because there are two packages; somebody's own callback of that name may be anything.
+    # Compare names, because there are two packages. A user's own class of that name does not count.
     bases = {(base.__module__.split(".")[0], base.__name__) for base in type(callback).__mro__}
     return not bases.isdisjoint({("lightning", name), ("pytorch_lightning", name)})

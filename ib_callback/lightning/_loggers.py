@@ -1,4 +1,4 @@
-"""What Lightning's loggers take beside numbers: pictures, and the settings of a run."""
+"""What Lightning's loggers take in addition to numbers: pictures, and the settings of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from ib_callback.run.trackers import opened, to_tensorboard
 
-# Of a step, pictures by name (content of PNG files), settings by name, and the prefix of the keys.
+# Takes a step, pictures by name (content of PNG files), settings by name, and the prefix of the keys.
 Beside = Callable[[int, Mapping[str, bytes], Mapping[str, Any], str], None]
 
 
@@ -17,7 +17,7 @@ def is_a(logger: Any, name: str) -> bool:
 
 
 def beside_numbers(logger: Any) -> Beside | None:
-    """How a logger takes pictures and settings; None if it takes numbers only, or if it is that of W&B."""
+    """How a logger takes pictures and settings; None if it takes numbers only, or if it logs to W&B."""
     if is_a(logger, "TensorBoardLogger"):
         return lambda step, pictures, settings, prefix: to_tensorboard(
             logger.experiment, step, pictures=pictures, settings=settings, prefix=prefix

@@ -1,4 +1,4 @@
-"""What to measure of a LightningModule, and how to run it as its training does."""
+"""What to measure in a LightningModule, and how to run the model as in training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KEYWORDS = ("hidden_states", "blocks")
 
 @dataclass(frozen=True)
 class Target:
-    """What a Meter is given: the model, which of its modules to measure, and the call that runs it."""
+    """What a Meter gets: the model, the modules of it to measure, and the call that runs it."""
 
     model: nn.Module
     layers: Layers
@@ -27,22 +27,22 @@ class Target:
 
 
 def find_target(trainer: Any, pl_module: Any, layers: Layers, forward: Forward | None) -> Target:
-    """The one transformers model inside a LightningModule, or else the LightningModule itself.
+    """Find the only transformers model inside a LightningModule, or else take the LightningModule itself.
 
     Args:
-        trainer: whose strategy and precision the forward pass goes through.
+        trainer: the Trainer. The forward pass uses its strategy and precision.
         pl_module: the LightningModule.
-        layers: as given to the callback; names are those inside the transformers model or, with its own name in
-            front, those inside the LightningModule.
+        layers: as given to the callback. Names are those inside the transformers model or, with the name of that model
+            in front, those inside the LightningModule.
         forward: callable(pl_module, input_ids, attention_mask) as given to the callback, or None.
 
     Raises:
-        ModelError: several transformers models, or nothing that could be called.
+        ModelError: there are several transformers models, or nothing that can be called.
     """
     found = access.transformers_models(pl_module)
     names = None if callable(layers) or layers in _KEYWORDS else (layers,) if isinstance(layers, str) else tuple(layers)
     if names is not None:
-        # Where there are several models, the names tell which is meant.
+        # If there are several models, the names tell which one is meant.
         named = {name: model for name, model in found.items() if all(p.startswith(f"{name}.") for p in names)}
         found = named or found
     if len(found) > 1 and (forward is None or names is None):
@@ -90,14 +90,14 @@ def _own_call(pl_module: Any, model: nn.Module, *, all_logits: bool) -> Callable
 
 
 def _as_in_training(trainer: Any, pl_module: Any, call: Callable[[Tensor, Tensor], Any]) -> Forward:
-    """`call` in the precision of the training, with sharded parameters gathered."""
+    """`call` in the precision of training, with sharded parameters gathered."""
     outermost = trainer.strategy.model
     sharded = _is_sharded(outermost) or _is_sharded(pl_module)
 
     def forward(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Any:
         with trainer.precision_plugin.forward_context():
             if not sharded:
-                # The inside of DistributedDataParallel gives the same and needs no communication.
+                # The module inside DistributedDataParallel gives the same result without communication.
                 return call(input_ids, attention_mask)
             return _through(outermost, pl_module, lambda: call(input_ids, attention_mask))
 
@@ -109,9 +109,9 @@ def _is_sharded(module: Any) -> bool:
 
 
 def _through(outermost: nn.Module, pl_module: Any, body: Callable[[], Any]) -> Any:
-    """Run `body` in the place of `pl_module.forward`, called through the outermost wrapper.
+    """Run `body` in place of `pl_module.forward`, through a call of the outermost wrapper.
 
-    Sharded parameters that belong to no inner module are gathered only when the outermost module is called.
+    The reason: sharded parameters that belong to no inner module are gathered only by a call of the outermost module.
     """
     missing = object()
     before = vars(pl_module).get("forward", missing)
@@ -134,22 +134,22 @@ def _through(outermost: nn.Module, pl_module: Any, body: Callable[[], Any]) -> A
 
 
 class Losses:
-    """Mean training loss over the batches since it was last asked for; no device is waited for meanwhile."""
+    """Mean training loss over the batches since `mean` was last called. Adding a loss waits for no device."""
 
     def __init__(self, total: float = 0.0, number: int = 0) -> None:
         self._sum: Any = total
         self._number = number
 
     def state(self) -> list[float | int]:
-        """For a checkpoint: what `Losses` takes."""
+        """The arguments of `Losses`, for a checkpoint."""
         return [float(self._sum), self._number]
 
     def add(self, outputs: Any, accumulated: int = 1) -> None:
-        """Take what `training_step` gave.
+        """Add what `training_step` returned.
 
         Args:
-            outputs: of `on_train_batch_end`.
-            accumulated: number of batches by which Lightning has divided the loss.
+            outputs: the `outputs` of `on_train_batch_end`.
+            accumulated: number of accumulated batches, by which Lightning has divided the loss.
         """
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor) and loss.numel() == 1:
@@ -157,7 +157,7 @@ class Losses:
             self._number += 1
 
     def mean(self) -> float | None:
-        """In the unit of the loss; None without a batch."""
+        """The mean, in the unit of the loss; None without a batch. Afterwards the mean starts anew."""
         found = float(self._sum) / self._number if self._number else None
         self._sum, self._number = 0.0, 0
         return found

@@ -1,4 +1,4 @@
-"""Every checkpoint that a Lightning strategy writes or removes, and one of them kept from being removed."""
+"""Watches the checkpoints that a Lightning strategy writes and removes, and keeps one from being removed."""
 
 from __future__ import annotations
 
@@ -20,29 +20,32 @@ _WATCHED = {"save_checkpoint": "_save_and_tell", "remove_checkpoint": "_remove_u
 
 
 class SavingWatch:
-    """Sees checkpoints come and go, whichever callback makes them; until `close`, or until the strategy ends.
+    """Sees every checkpoint come and go, whichever callback makes it, until `close` or the end of the strategy.
 
-    Lightning tells callbacks neither where a checkpoint goes nor when it is complete, and `ModelCheckpoint` removes
-    its own by its own rules. All of them go through two public methods of the strategy, which are put in
-    front here, on this one object. A plugin that writes in a thread of its own (`AsyncCheckpointIO`) returns before the
-    file is there: such a checkpoint waits, kept from removal, until `settle` finds it whole.
+    Lightning does not tell callbacks where a checkpoint goes or when it is complete. `ModelCheckpoint` removes its own
+    checkpoints by its own rules. All checkpoints pass through two public methods of the strategy, so these methods are
+    replaced here, on this one object. A plugin that writes in its own thread (`AsyncCheckpointIO`) returns before the
+    file is there. Such a checkpoint is kept from removal until `settle` finds it complete.
 
-    Nothing is removed that Lightning has not asked for. What it asked of an earlier part of the run is removed if it
-    lies in a directory of a `ModelCheckpoint` of this Trainer, and the record of this very run says that it wrote it.
+    Only checkpoints that Lightning has asked to remove are removed. If it asked in an earlier part of the run, two
+    conditions must hold. The checkpoint is in a directory of a `ModelCheckpoint` of this Trainer, and the record of
+    this very run says that the run wrote it.
 
     Args:
-        trainer: whose strategy saves and whose checkpoint callbacks decide what to remove.
-        before: called with what is going to be written and its path, on every rank; it may still be changed.
-        after: called with step and path when it is complete, on every rank; where it is written in the background,
-            within `settle`.
-        copied: called with step and path of a copy, on rank 0: the checkpoint to keep is about to be overwritten.
-        directory: of the run, to which paths in `state_dict()` are relative.
-        own_step: the step of a checkpoint that the record of this run says it wrote; None for any other path.
+        trainer: the Trainer. Its strategy saves, and its checkpoint callbacks decide what to remove.
+        before: called on every rank with what is about to be written and its path. It may still change the content.
+        after: called on every rank with step and path when a checkpoint is complete. If the checkpoint is written in
+            the background, `settle` calls it.
+        copied: called on rank 0 with step and path of a copy, made when the checkpoint to keep is about to be
+            overwritten.
+        directory: directory of the run. Paths in `state_dict()` are relative to it.
+        own_step: gives the step of a checkpoint that this run wrote, by its own record; None for any other path.
         state: `state_dict()` of an earlier part of the run.
-        lasting: steps by path of checkpoints that are never to be removed: the best of an earlier part, with which
-            nothing can be compared any more.
-        compares: whether what is kept is compared with what the earlier part kept; else that is never removed either.
-        unexchanged: a context in which the model has the weights of its training, to which what is saved refers.
+        lasting: steps by path of checkpoints that must never be removed. These are the best ones of an earlier part
+            that cannot be compared with later ones.
+        compares: whether kept checkpoints can be compared with those that the earlier part kept. If not, those are
+            never removed either.
+        unexchanged: a context in which the model has the weights in training, because what is saved refers to them.
     """
 
     def __init__(
@@ -70,9 +73,11 @@ class SavingWatch:
         self._kept: Path | None = None
         self._kept_step = 0
         self._certain = True
-        self._pending: dict[Path, tuple[int, _Version]] = {}  # being written: the step, and what was there before
-        self._removable = False  # whether a callback might remove what is kept, when it was chosen
-        # By absolute path: as the strategy was given it.
+        self._pending: dict[
+            Path, tuple[int, _Version]
+        ] = {}  # checkpoints being written: the step, and what was there before
+        self._removable = False  # whether a callback might remove the kept one, at the time it was chosen
+        # By absolute path: the path as the strategy was given it.
         self._withheld: dict[Path, Any] = {}
         self._lasting = {path: step for path, step in (lasting or {}).items() if _may_exist(path)}
         earlier = [path for path in map(self.absolute, state.get("withheld", ())) if _may_exist(path)]
@@ -80,47 +85,47 @@ class SavingWatch:
             self._withheld.update((path, str(path)) for path in earlier if path not in self._lasting)
         else:
             self._lasting = {**{path: own_step(path) or 0 for path in earlier}, **self._lasting}
-        # Not every rank may see the files, and only one has the record.
+        # Some ranks may not see the files, and only one has the record.
         self._withheld, self._lasting = strategy.broadcast((self._withheld, self._lasting))
-        self._unproven = set(self._withheld)  # only what an earlier part of the run says of them is known
+        self._unproven = set(self._withheld)  # known only from the state of an earlier part of the run
         if trainer.is_global_zero:
             self._remove_partial_copies()
         self._original = {name: getattr(strategy, name) for name in _WATCHED}
-        # A method of the class comes back by itself; what somebody else has put in front has to be put back.
+        # A method of the class returns by itself. A replacement by somebody else has to be put back.
         self._in_front = {name: vars(strategy).get(name) for name in _WATCHED}
         for name, own in _WATCHED.items():
             setattr(strategy, name, getattr(self, own))
 
     def state_dict(self) -> dict[str, Any]:
-        """Checkpoints that would have been removed but for `keep`, or will be when this one has been saved."""
+        """Checkpoints that `keep` has saved from removal, or will have once this one has been saved."""
         paths = list(self._withheld)
         if self._kept is not None and self._removable and self._kept not in {*paths, *self._may_be_removed()}:
-            # A callback takes it off its list first, saves the next one then, and removes this one last.
+            # A callback first takes it off its list, then saves the next one, and removes this one last.
             paths.append(self._kept)
         lasting = [{"step": step, "path": self.relative(path)} for path, step in self._lasting.items()]
         return {"withheld": [self.relative(path) for path in paths], **({"lasting": lasting} if lasting else {})}
 
     def relative(self, path: Path) -> str:
-        """A path as it is kept in the state: a copy of the run must not name files of the original."""
+        """A path as the state has it. It is relative, so that a copy of the run does not name files of the original."""
         try:
             return Path(os.path.relpath(path, self._directory)).as_posix()
         except ValueError:  # another drive
             return str(path)
 
     def absolute(self, name: str) -> Path:
-        """What `relative` was given; earlier versions kept absolute paths."""
+        """The path that `relative` was given. States of earlier versions have absolute paths."""
         return _absolute(self._directory / name)
 
     def keep(self, path: Path | None, step: int = 0, *, certain: bool = True) -> None:
-        """Keep this checkpoint, and no earlier one any longer: those that should have been removed now are.
+        """Keep this checkpoint instead of any earlier one. Removals that were held back are made now.
 
         Args:
-            path: the checkpoint; None for none.
-            step: whose weights it holds.
-            certain: whether it is known that no other one is the best; else nothing is removed until it is.
+            path: the checkpoint; None to keep none.
+            step: the step whose weights it holds.
+            certain: whether it is known that no other checkpoint is the best. While it is not, nothing is removed.
 
         Raises:
-            Exception: what the strategy raises that could not remove one; the next call tries again.
+            Exception: the strategy could not remove a checkpoint. The next call tries again.
         """
         kept = None if path is None else _absolute(path)
         if kept != self._kept:
@@ -139,17 +144,17 @@ class SavingWatch:
             raise failure
 
     def settle(self, *, wait: bool = False) -> None:
-        """Tell of the checkpoints that were being written and are complete by now; on every rank.
+        """Call `after` for checkpoints in the background that are complete by now. Call this on every rank.
 
         Args:
-            wait: until all that are being written in the background are.
+            wait: whether to wait until all checkpoints in the background are complete.
         """
         if not self._pending:
             return
         if wait:
             for plugin in self._background():
-                with suppress(Exception):  # which the strategy raises as well, at its end
-                    plugin.teardown()  # it starts anew when it is needed again
+                with suppress(Exception):  # the strategy raises this as well, at its end
+                    plugin.teardown()  # the plugin starts anew when it is needed again
         complete: list[Path] = []
         if self._trainer.is_global_zero:
             complete = [path for path, (_, before) in self._pending.items() if self._is_written(path, before)]
@@ -157,20 +162,20 @@ class SavingWatch:
         for path in complete:
             step, _ = self._pending.pop(path)
             self._after(step, path)
-        if complete:  # which may have been withheld for no other reason than that it was being written
-            with suppress(Exception):  # what cannot be removed stays
+        if complete:  # perhaps they were held back only because they were being written
+            with suppress(Exception):  # a checkpoint that cannot be removed stays
                 self.keep(self._kept, self._kept_step, certain=self._certain)
 
     def _is_written(self, path: Path, before: _Version) -> bool:
         try:
             return _version_of(path) != before and is_complete(path)
         except OSError:
-            return True  # nobody can tell; the record says so when it is asked
+            return True  # this cannot be told now; the record handles such a checkpoint when it is asked
 
     def _background(self) -> list[Any]:
-        """The plugins that write in the background, of either package."""
+        """The plugins of either package that write in the background."""
         found, plugin = [], getattr(self._strategy, "checkpoint_io", None)
-        while plugin is not None:  # they may be in one another
+        while plugin is not None:  # plugins may contain each other
             if any(base.__name__ == "AsyncCheckpointIO" for base in type(plugin).__mro__):
                 found.append(plugin)
             plugin = getattr(plugin, "checkpoint_io", None)
@@ -186,17 +191,17 @@ class SavingWatch:
                 setattr(self._strategy, name, earlier)
 
     def _save_and_tell(self, checkpoint: dict[str, Any], filepath: Any, *args: Any, **kwargs: Any) -> None:
-        if is_remote(filepath):  # nothing of it can be kept, copied or looked for by the means of a disk
+        if is_remote(filepath):  # such a file cannot be kept, copied or looked for as on a disk
             self._original["save_checkpoint"](checkpoint, filepath, *args, **kwargs)
             return
         self.settle()
         step, path = int(checkpoint["global_step"]), _absolute(filepath)
         if path in self._pending or (path == self._kept and self._background()):
-            self.settle(wait=True)  # what is there must be whole before it is copied or written over
+            self.settle(wait=True)  # the file there must be complete before it is copied or overwritten
         held = self._lasting.get(path, self._kept_step if path == self._kept else step)
         if held != step:
             self._copy_held(path, held)
-        # Written again, it is no longer what was to be removed.
+        # The path is written again, so it no longer holds what was to be removed.
         self._withheld.pop(path, None)
         self._unproven.discard(path)
         background = bool(self._background())
@@ -217,7 +222,7 @@ class SavingWatch:
         path = _absolute(filepath)
         if path in self._lasting:
             return
-        # One that is still being written may be the best; nor would anything be found to be removed.
+        # A checkpoint that is still being written may be the best. Also, there would be no file to remove yet.
         if path == self._kept or not self._certain or path in self._pending:
             self._withheld[path] = filepath
             self._unproven.discard(path)
@@ -229,7 +234,7 @@ class SavingWatch:
         try:
             self._original["teardown"]()
         finally:
-            # After an error this may be the only rank that gets here, and would wait for the others.
+            # After an error, this may be the only rank that gets here. It would wait for the others in vain.
             if not self._trainer.interrupted or self._trainer.world_size == 1:
                 self.settle()
 
@@ -237,7 +242,7 @@ class SavingWatch:
         if withheld in self._lasting or size_of(withheld) is None:
             return
         if withheld not in self._unproven or self._is_own(withheld):
-            # Not by the original: another callback of ours may keep it.
+            # Do not call the original method, because another callback of ours may keep this checkpoint.
             self._strategy.remove_checkpoint(self._withheld[withheld])
         elif self._trainer.is_global_zero:
             warn(
@@ -246,7 +251,7 @@ class SavingWatch:
             )
 
     def _is_own(self, path: Path) -> bool:
-        """Whether this run wrote it, to where a `ModelCheckpoint` of this Trainer writes, links followed."""
+        """Whether this run wrote it to a directory of a `ModelCheckpoint` of this Trainer, with links followed."""
         if self._own_step(path) is None:
             return False
         real = Path(os.path.realpath(path))
@@ -262,7 +267,7 @@ class SavingWatch:
         return [callback for callback in self._trainer.checkpoint_callbacks if getattr(callback, "dirpath", None)]
 
     def _copy_held(self, path: Path, step: int) -> None:
-        """Save what is held from being overwritten. It is not moved: a run killed now may resume from it."""
+        """Copy a kept checkpoint before it is overwritten. A run killed now may resume from it, so do not move it."""
         copy: Path | None = None
         if self._trainer.is_global_zero:
             name = f"step={step}-{path.name}"
@@ -270,10 +275,10 @@ class SavingWatch:
                 try:
                     copy = _copy(path, name, self._partial_ending)
                 except Exception:
-                    # Better that one must resume from an earlier one than that this one is lost.
+                    # Move it then. To resume from an earlier checkpoint is better than to lose this one.
                     copy = _free_name(path, name)
                     os.replace(path, copy)
-            except Exception as error:  # the next one has to be saved all the same
+            except Exception as error:  # the next checkpoint has to be saved nevertheless
                 copy = None
                 warn(
                     f"The best checkpoint, {path}, is about to be overwritten, and could not be copied. "
@@ -294,11 +299,11 @@ class SavingWatch:
 
     @property
     def _partial_ending(self) -> str:
-        """Of names of copies that are not complete. Two runs may save in one directory."""
+        """The ending of incomplete copies. It differs between runs, because two may save in one directory."""
         return f".{zlib.crc32(os.fsencode(self._directory)):08x}.partial"
 
     def _remove_partial_copies(self) -> None:
-        """Those that this run left when it was killed."""
+        """Remove the incomplete copies that this run left when it was killed."""
         ours = re.compile(rf"\.step=\d+-.*{re.escape(self._partial_ending)}")
         with suppress(OSError):
             for callback in self._checkpoint_callbacks():
@@ -307,7 +312,7 @@ class SavingWatch:
                     _remove_partial(path)
 
     def _may_be_removed(self) -> set[Path]:
-        """All that a `ModelCheckpoint` may yet remove by its own rules."""
+        """All checkpoints that a `ModelCheckpoint` may still remove by its own rules."""
         resumed_from = self._trainer.ckpt_path
         spared = None if resumed_from is None else _absolute(resumed_from)
         found: set[Path] = set()
@@ -320,7 +325,7 @@ class SavingWatch:
 
 
 def _copy(path: Path, name: str, partial_ending: str) -> Path:
-    """A complete copy of a file or folder beside it, under a name that is not taken."""
+    """Copy a file or folder completely, in the same directory, under a name that is not taken."""
     partial = path.with_name(f".{name}{partial_ending}")
     try:
         if path.is_dir():
@@ -337,7 +342,7 @@ def _copy(path: Path, name: str, partial_ending: str) -> Path:
 
 
 def _free_name(path: Path, name: str) -> Path:
-    """A path beside another one at which nothing is."""
+    """An unused path in the same directory as another path."""
     later = (path.with_name(f"{Path(name).stem}-v{number}{path.suffix}") for number in itertools.count(1))
     return first_of(itertools.chain([path.with_name(name)], later))
 
@@ -360,7 +365,7 @@ _Version = frozenset[tuple[str, int, int, int]] | None
 
 
 def _version_of(path: Path) -> _Version:
-    """What changes when a file, or what is in a folder, is written anew; None where nothing is."""
+    """A value that changes when a file or the content of a folder is written again; None if there is nothing."""
     try:
         files = [path, *path.rglob("*")]
         return frozenset((str(f), (s := f.stat()).st_ino, s.st_size, s.st_mtime_ns) for f in files)
@@ -370,6 +375,6 @@ def _version_of(path: Path) -> _Version:
 
 def _absolute(path: Any) -> Path:
     try:
-        return Path(os.path.abspath(expanded(path)))  # as fsspec does, by which Lightning writes
-    except Exception:  # as where the working directory is gone; a checkpoint is saved all the same
+        return Path(os.path.abspath(expanded(path)))  # Lightning writes through fsspec, which does the same
+    except Exception:  # the working directory may be gone; the checkpoint is still saved
         return Path(path)

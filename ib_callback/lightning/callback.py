@@ -1,4 +1,4 @@
-"""The callback for Lightning's Trainer, of the package `lightning` and of `pytorch_lightning` alike.
+"""The callback for Lightning's Trainer, both of the package `lightning` and of `pytorch_lightning`.
 
 Example: one more line in a training script.
 
@@ -42,15 +42,16 @@ from ib_callback.run.summary import Selected
 from ib_callback.run.trajectory_file import bring_along
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
-# Stands in for a value that cannot be selected: beyond every metric, and better by more than any min_delta with
-# every batch, not step: validation may come several times between two steps. A missing metric, NaN or infinity would
-# make stock callbacks raise, stop at once, or hold on to the first checkpoint.
+# These make a stand-in for a value that cannot be selected. It is worse than every metric. It gets better with every
+# batch, by more than any min_delta. It counts batches rather than steps, because validation may come several times
+# between two steps. With a missing metric, NaN or infinity, stock callbacks would raise, stop at once, or hold on to
+# the first checkpoint.
 _WORST = 1e15
 _BETTER_BY = 1e3
 
 
 def _callback_classes() -> tuple[type, ...]:
-    """`Callback` of each Lightning package that is in use; of the one that is installed if none is so far."""
+    """`Callback` of each Lightning package in use. If none is in use yet, that of the installed package."""
     in_use = [sys.modules[name] for name in _PACKAGES if sys.modules.get(name) is not None]
     if not in_use:
         old_only = not is_installed("lightning") and is_installed("pytorch_lightning")
@@ -67,10 +68,10 @@ else:
 
 @functools.cache
 def _derived(declared: Any, further: tuple[type, ...]) -> Any:
-    """The class of a callback that the Trainers of further packages take for one of theirs, too.
+    """A class of the callback that the Trainers of further packages accept too.
 
-    The Trainer of each package knows only its own Callback class. Importing both for the sake of one would cost
-    seconds, and which ones are in use may become known only after this module has been imported.
+    The Trainer of each package knows only its own Callback class. Importing both packages would cost seconds if only
+    one is used. Which ones are used may become known only after this module has been imported.
     """
     members: dict[str, Any] = {
         "__module__": declared.__module__,
@@ -90,32 +91,37 @@ def _rebuilt(declared: Any, state: dict[str, Any]) -> Any:
 class IBCallback(Follows, Callback):
     """Follows the model through the information plane while Lightning's Trainer trains it.
 
-    Measures before the first step, at every step of the schedule (optimizer steps, `trainer.global_step`) and
-    after the last step, on every rank with the same result. Training is not disturbed: with this callback and
-    without it, the weights are the same bits. The `ib/...` numbers go to `trainer.callback_metrics`, so that
-    `ModelCheckpoint(monitor="ib/selectable/optimality", mode="max")` and the like see them, and to every logger at
-    the exact step; the plane goes to Weights & Biases, also to a run that you opened yourself. Global rank zero
-    writes `ib_trajectory.jsonl`, `ib_checkpoints.jsonl` and `information_plane.png`.
+    The callback measures before the first step, at every step of the schedule and after the last step. Steps are
+    optimizer steps, `trainer.global_step`. Every rank has the same result. Training is not disturbed: the weights are
+    bit for bit the same with and without this callback.
 
-    A LightningModule that holds one transformers model needs no configuration. Of any other, name the modules
-    to measure with `layers=` and pass `forward=callable(pl_module, input_ids, attention_mask)` unless it is
-    called with these two itself. Names in `layers` are those inside the LightningModule; the name of the
-    transformers model in front may be left out.
+    The `ib/...` numbers go to every logger at the exact step, and to `trainer.callback_metrics`. So stock callbacks see
+    them, such as `ModelCheckpoint(monitor="ib/selectable/optimality", mode="max")`. The plane goes to Weights & Biases,
+    also to a run that you opened yourself. Global rank zero writes `ib_trajectory.jsonl`, `ib_checkpoints.jsonl` and
+    `information_plane.png`.
 
-    With `early_stopping` training ends when the rule says so, and not before `min_steps` and `min_epochs`. With
-    `select` the best of the checkpoints that `ModelCheckpoint` makes is kept, whatever `save_top_k` is (as a copy if
-    the next one goes to the same file), and every checkpoint is measured.
+    A LightningModule that holds one transformers model needs no configuration. For any other LightningModule, name the
+    modules to measure with `layers=`. Also pass `forward=callable(pl_module, input_ids, attention_mask)`, unless the
+    LightningModule itself is called with `input_ids` and `attention_mask`. Names in `layers` are those inside the
+    LightningModule. You may leave out the name of the transformers model at the front.
 
-    Mistakes (no recognisable blocks, a probe from another tokenizer, a directory that cannot be written, a metric
-    that does not exist) raise before the first step. A measurement that fails later is a warning and a point with
-    `.error`; `callback_metrics` then keeps the values of the last point. A number that is undefined at a point, such
-    as a ratio to nothing, is NaN there and missing in the loggers. As long as a metric cannot be selected, its
-    `ib/selectable/...` is missing in the loggers. In `callback_metrics` it is then a huge number on the worse side that
-    gets better with every batch: NaN would make stock `EarlyStopping` stop at once and `ModelCheckpoint` hold on to the
-    first checkpoint. What a stock callback holds for the best it keeps, though the loss may fall far below it later:
-    use `select`, or let it monitor `"ib/selectable/loss"` (`mode="min"`) with `select_from=0`.
+    With `early_stopping`, training ends when the rule says so, but not before `min_steps` and `min_epochs`. With
+    `select`, every checkpoint is measured, and the best checkpoint that `ModelCheckpoint` makes is kept, whatever
+    `save_top_k` is. If the next checkpoint goes to the same file, the best one is kept as a copy.
 
-    What is logged, with the default `prefix="ib/"`; a number that is undefined is left out:
+    Mistakes raise an error before the first step: no recognisable blocks, a probe from another tokenizer, a directory
+    that cannot be written, a metric that does not exist. A measurement that fails later becomes a warning and a point
+    with `.error`. `callback_metrics` then keeps the values of the last point.
+
+    A number that is undefined at a point, such as a ratio to nothing, is NaN in `callback_metrics` and missing in the
+    loggers. While a metric cannot be selected, its `ib/selectable/...` is missing in the loggers. In
+    `callback_metrics` it is then a huge number on the worse side, which gets better with every batch. The reason is
+    that NaN would make stock `EarlyStopping` stop at once and `ModelCheckpoint` hold on to the first checkpoint.
+
+    A stock callback keeps what it once took for the best, even if the loss falls far lower later. Use `select` instead,
+    or let it monitor `"ib/selectable/loss"` (`mode="min"`) with `select_from=0`.
+
+    The logged keys with the default `prefix="ib/"`. A number that is undefined is left out:
 
     | key | is |
     |---|---|
@@ -138,24 +144,24 @@ class IBCallback(Follows, Callback):
     | `ib/plane`, `ib/over_steps`, `ib/layers` | pictures, where the tracker takes them |
 
     The settings of the run (probe, orders, bins, seed, guard, …) go into the tracker's configuration as `ib_...`.
-    docs/trackers.md says what goes where. `prefix="code/"` lets a second callback with another probe live beside the
-    first, `console=` turns the lines at the console on and off, and `alert=True` sends alerts.
+    docs/trackers.md lists what goes where. A second callback with another probe needs its own prefix, such as
+    `prefix="code/"`. `console=` turns the lines at the console on and off. `alert=True` sends alerts.
 
-    A resumed run (`ckpt_path=`) continues its trajectory and finds its last values in `callback_metrics`. Where
-    loggers give the resumed run a directory of its own, the files of the earlier part are copied there.
+    A resumed run (`ckpt_path=`) continues its trajectory and finds its last values in `callback_metrics`. If the
+    loggers give the resumed run a new directory, the files of the earlier part are copied there.
 
     Args:
         probe: the frozen held-out sample to measure on.
-        weights: which ones are measured where a callback averages them (`WeightAveraging`, `EMAWeightAveraging`,
-            `StochasticWeightAveraging`): "saved", those that a checkpoint would hold at that step, or "current", those
-            that are being trained, which cannot select checkpoints that hold others. This callback then takes its place
-            behind the one that averages. If the training leaves another model behind than that of the last point, that
-            model is measured besides: `.final`, `ib_final.jsonl`, `ib/final/…`.
+        weights: which weights to measure if a callback averages them (`WeightAveraging`, `EMAWeightAveraging`,
+            `StochasticWeightAveraging`). "saved" measures the weights that a checkpoint would hold at that step.
+            "current" measures the weights that are being trained. It cannot be used to select checkpoints that hold the
+            average. If a callback averages, this one moves behind it in the list. If the model that training leaves
+            behind is not that of the last point, it is measured too: `.final`, `ib_final.jsonl`, `ib/final/…`.
         **keywords: those of `ib_callback.run.config.RunConfig` (`every_n_steps`, `early_stopping`, `select`, …), which
             all trainers share, and those of `ib.Meter` (`orders`, `layers`, `batch_size`, `feature_probes`, …).
-            `output_dir` is by default the Trainer's own, the directory in which ModelCheckpoint makes `checkpoints`:
-            the first logger's `save_dir/name/version`, or else `default_root_dir`. `progress` is by default what the
-            Trainer does (`enable_progress_bar`), except beside Rich's bar, which a second bar would garble.
+            By default, `output_dir` is the directory in which ModelCheckpoint makes `checkpoints`: the first logger's
+            `save_dir/name/version`, or else `default_root_dir`. By default, `progress` follows the Trainer
+            (`enable_progress_bar`), but is off beside Rich's bar, because a second bar would garble it.
 
     Raises:
         TypeError: an unknown keyword, or a value of the wrong type.
@@ -163,7 +169,7 @@ class IBCallback(Follows, Callback):
     """
 
     def __new__(cls, *args: Any, **keywords: Any) -> Any:
-        """An object that the Trainer of every package in use takes for a callback."""
+        """Make an object that the Trainer of every package in use accepts as a callback."""
         declared = vars(cls).get("_declared", cls)
         further = tuple(known for known in _callback_classes() if not issubclass(declared, known))
         return object.__new__(_derived(declared, further) if further else declared)
@@ -187,7 +193,7 @@ class IBCallback(Follows, Callback):
             told_apart_by["prefix"] = config.prefix
         self._key = f"{type(self).__qualname__}{told_apart_by!r}"
         self._begun = False
-        self._described = False  # whether the loggers have the settings of this run
+        self._described = False  # whether the loggers have got the settings of this run
         self._running = False
         self._step = 0
         self._epoch = 0
@@ -195,16 +201,16 @@ class IBCallback(Follows, Callback):
         self._resumes = True
         self._target: Target | None = None
         self._saving: SavingWatch | None = None
-        self._best: Selected | None = None  # as the checkpoint that is being saved is to have it
+        self._best: Selected | None = None  # the best one, as the checkpoint being saved records it
         self._stand_ins: dict[str, str] = {}
         self._averaging = Averaging([])
-        self._measured: tuple[int, dict[str, Any]] | None = None  # a step and its weights, by their fingerprints
-        self._trained: dict[str, Any] = {}  # likewise, when the last epoch ended
-        self._held: bool = True  # whether the checkpoint that is being saved has the weights of its point
-        self._losses = Losses()  # of the training since the last point
-        self._deferred: int | None = None  # step before one whose weights change once more when the epoch ends
+        self._measured: tuple[int, dict[str, Any]] | None = None  # a step and the fingerprints of its weights
+        self._trained: dict[str, Any] = {}  # fingerprints of the weights at the end of the last epoch
+        self._held: bool = True  # whether the checkpoint being saved has the weights of its point
+        self._losses = Losses()  # training losses since the last point
+        self._deferred: int | None = None  # the step before one whose weights change again at the end of the epoch
 
-    # What is asked for the signature of the class finds this first; a subclass with an __init__ of its own has that.
+    # Tools that ask for the signature of the class find this first. A subclass with its own __init__ shows that one.
     __new__.__signature__ = inspect.signature(__init__)  # type: ignore[attr-defined]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -212,16 +218,16 @@ class IBCallback(Follows, Callback):
 
     @property
     def prefix(self) -> str:
-        """Of the logged keys."""
+        """The prefix of the logged keys."""
         return self._run.config.prefix
 
     @property
     def state_key(self) -> str:
-        """Tells several callbacks apart by what tells their files apart, and by their probes."""
+        """Distinguishes several callbacks by their probes, and by what distinguishes their files."""
         return self._key
 
     def state_dict(self) -> dict[str, Any]:
-        """Progress, not settings, in plain Python: how far the trajectory has come, and where the files are."""
+        """How far the trajectory has come and where the files are, in plain Python. Settings are not included."""
         if not self._state:
             return {}
         saving: dict[str, Any] = {}
@@ -230,7 +236,7 @@ class IBCallback(Follows, Callback):
         return {**self._state, **self._run.progress(), **saving, "losses": self._losses.state()}
 
     def _saving_state(self) -> dict[str, Any]:
-        """Which checkpoints are kept, or will be when this one is complete."""
+        """Which checkpoints are kept now, or will be once this one is complete."""
         if self._saving is None:
             return {}
         best = self._best
@@ -240,8 +246,8 @@ class IBCallback(Follows, Callback):
         return {**self._saving.state_dict(), "best": entry}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Forget an earlier training of this callback if another one is resumed."""
-        # Lightning restores callbacks for trainer.test(ckpt_path=...) as well, which is no part of the training.
+        """Forget an earlier training of this callback if another training is resumed."""
+        # Lightning also restores callbacks for trainer.test(ckpt_path=...), which is not part of the training.
         self._resumes = trainer.state.fn == "fit"
         if self._resumes:
             self._state = {}
@@ -265,7 +271,7 @@ class IBCallback(Follows, Callback):
             averaging.go_last(trainer, self)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check everything, open the trajectory and measure the model as training finds it."""
+        """Check everything, open the trajectory and measure the model before training."""
         self._begin(trainer, pl_module)
         self._stop_if_decided(trainer)
 
@@ -321,14 +327,14 @@ class IBCallback(Follows, Callback):
 
     @survives
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Measure if the optimizer has made a step that the schedule wants, or if this is known to be the last."""
+        """Measure if the optimizer has made a step that the schedule wants, or that is known to be the last."""
         if not self._running:
             return
         self._settle()
         self._losses.add(outputs, trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1)
         self._publish_stand_ins(trainer)
         before, step = self._step, trainer.global_step
-        # Equal within an accumulation of gradients; several optimizers may make several steps in one batch.
+        # They are equal while gradients accumulate. Several optimizers may make several steps in one batch.
         if step == before or self._averaging.is_over(trainer):
             return
         self._step = step
@@ -342,7 +348,7 @@ class IBCallback(Follows, Callback):
 
     @survives
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Measure a step whose weights have only now become what they are."""
+        """Measure a step whose weights were not final before the end of the epoch."""
         if not self._running:
             return
         before, self._deferred = self._deferred, None
@@ -360,7 +366,7 @@ class IBCallback(Follows, Callback):
 
     @survives
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Measure the last step if only now it is known to be the last, and finish the files."""
+        """Measure the last step if it was not known to be the last before, and finish the files."""
         if not self._running:
             return
         if self._run.config.at_finish and not self._run.recorded(self._step):
@@ -381,7 +387,7 @@ class IBCallback(Follows, Callback):
         self._finish(trainer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Finish a run that was resumed where it ends: Lightning then calls no hook of training."""
+        """Finish a run that was resumed at its end, because Lightning then calls no hook of training."""
         if self._begun or not self._state or not trainer.global_step:
             return
         try:
@@ -443,11 +449,11 @@ class IBCallback(Follows, Callback):
         return self._weights == "saved" and self._averaging.saves_averages
 
     def _as_measured(self, module: Any) -> AbstractContextManager[None]:
-        """The module has the weights that are to be measured."""
+        """Give the module the weights that are to be measured."""
         return self._averaging.as_saved(module) if self._measures_averages else nullcontext()
 
     def _is_measured(self, trainer: Any, module: Any) -> bool:
-        """Whether the weights that the module is left with are those of the last point."""
+        """Whether the weights that training leaves in the module are those of the last point."""
         last = self._measured
         return last is not None and last[0] == trainer.global_step and self._has_weights(module, last[1])
 
@@ -463,21 +469,21 @@ class IBCallback(Follows, Callback):
             self._log(trainer, final.metrics(f"{self.prefix}final/"), trainer.global_step)
 
     def _publish(self, trainer: Any) -> None:
-        """For stock callbacks."""
+        """Put the numbers where stock callbacks find them."""
         numbers = self._run.numbers()
         directions = {f"{self.prefix}{name}": mode for name, mode in self._run.rules.directions.items()}
         self._stand_ins = {name: mode for name, mode in directions.items() if numbers[name] is None}
-        # An undefined number must neither keep its value of an earlier point nor be missing, which stock
-        # callbacks take for a mistake.
+        # An undefined number must not keep its value of an earlier point. It must not be missing either, because stock
+        # callbacks take that for a mistake.
         values = {k: math.nan if v is None else float(v) for k, v in numbers.items()}
         trainer.callback_metrics.update({k: torch.tensor(v, dtype=torch.float64) for k, v in values.items()})
         self._publish_stand_ins(trainer)
 
     def _publish_stand_ins(self, trainer: Any) -> None:
-        """Where nothing can be selected, a number worse than any, but better than at the batch before.
+        """If nothing can be selected, publish a number worse than any metric, but better than at the batch before.
 
-        With NaN, stock EarlyStopping would stop at once; with one number for all batches it would lose patience, and
-        ModelCheckpoint would hold on to the first checkpoint, perhaps of a collapsed model, instead of the latest.
+        With NaN, stock EarlyStopping would stop at once. With the same number for all batches it would lose patience.
+        ModelCheckpoint would then hold on to the first checkpoint, perhaps of a collapsed model, not to the latest.
         """
         if self._stand_ins:
             worse = torch.tensor(_WORST - _BETTER_BY * trainer.fit_loop.total_batch_idx, dtype=torch.float64)
@@ -493,14 +499,14 @@ class IBCallback(Follows, Callback):
                         runs.append(logger.experiment)
 
     def _log(self, trainer: Any, metrics: dict[str, float], step: int) -> None:
-        # Through self.log() the values would arrive only at every log_every_n_steps, and then again and again.
+        # With self.log() the values would arrive only every log_every_n_steps, and then again and again.
         def log_numbers(logger: Any) -> None:
             logger.log_metrics(metrics, step=step)
 
         self._to_loggers(trainer.loggers, step, log_numbers)
 
     def _log_beside(self, trainer: Any, *, final: bool = False) -> None:
-        """Pictures, and the first time the settings, to the loggers that take them; W&B has its own way."""
+        """Send pictures, and the first time the settings, to loggers that take them. W&B gets them elsewhere."""
         takers = [(logger, log) for logger in trainer.loggers if (log := beside_numbers(logger)) is not None]
         if not takers:
             return
@@ -525,12 +531,12 @@ class IBCallback(Follows, Callback):
         decision = self._run.decision
         if decision is None or not decision.stop or trainer.should_stop or not self._may_stop(trainer):
             return
-        # Every rank has the same points; should one of them disagree all the same, all stop.
+        # Every rank has the same points. If one of them should disagree nevertheless, all stop.
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(True, all=False)
         self._run.announce(f"training stops at step {trainer.global_step}: {decision.message}")
 
     def _check_saving(self, trainer: Any) -> None:
-        """Warn, on one rank, of what keeps `select` and `early_stopping` from ever acting."""
+        """Warn, on one rank, about anything that keeps `select` and `early_stopping` from ever acting."""
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         rules = self._run.rules
@@ -571,7 +577,7 @@ class IBCallback(Follows, Callback):
                         f"The best checkpoint of the earlier part of this run, {path} of step {best['step']}, cannot "
                         "be compared with later ones, and is kept. Remove it yourself when you no longer need it."
                     )
-        elif earlier:  # of an earlier version, perhaps
+        elif earlier:  # perhaps an earlier version wrote it
             kept = [self._run.own_step(Path(os.path.abspath(directory / name))) for name in earlier.get("withheld", ())]
             compares = all(self._run.compares(step, None) for step in kept if step is not None)
         self._best = None
@@ -592,11 +598,11 @@ class IBCallback(Follows, Callback):
     def _before_saving(self, trainer: Any, checkpoint: dict[str, Any], path: Path) -> None:
         step = trainer.global_step
         to_measure = self._run.rules.selects and not self._run.recorded(step) and not self._averaging.is_over(trainer)
-        # A signal may save in the middle of a measurement; the run that is resumed from there makes one of its own.
+        # A signal may save in the middle of a measurement. A run that resumes from there measures again.
         if self._running and to_measure and not self._run.is_at_work:
             before = self._step if self._deferred is None else self._deferred
             self._record(trainer, trainer.lightning_module, since=before if before < step else None)
-            # Not after the next step only: a run that is resumed from this checkpoint makes none.
+            # Do not wait for the next step, because a run that resumes from this checkpoint makes none.
             self._stop_if_decided(trainer)
         self._held = True
         if self._measured is not None and self._measured[0] == step:
@@ -604,7 +610,7 @@ class IBCallback(Follows, Callback):
         self._best = self._run.best_after_saving(step) if self._held else self._run.selected
         if self._best is not None and self._best.path is None:
             self._best = replace(self._best, path=path)
-        # It was written down before that.
+        # The state in the checkpoint was taken before this.
         if self.state_key in checkpoint.get("callbacks", {}):
             checkpoint["callbacks"][self.state_key] = self.state_dict()
 
@@ -615,12 +621,12 @@ class IBCallback(Follows, Callback):
             self._choose()
 
     def _settle(self, *, wait: bool = False) -> None:
-        """Take note of checkpoints that were being written in the background."""
+        """Record checkpoints that were being written in the background."""
         if self._saving is not None:
             self._saving.settle(wait=wait)
 
     def _choose(self) -> None:
-        """Select among the checkpoints that exist, and keep the best one."""
+        """Select one of the checkpoints that exist, and keep it."""
         if self._run.rules.selects and self._saving is not None:
             selected = self._run.choose()
             with self._run.survived("A checkpoint that is no longer the best could not be removed"):
@@ -635,7 +641,7 @@ class IBCallback(Follows, Callback):
         self._run.end(trainer.global_step, complete=complete)
 
     def _directory(self, trainer: Any) -> Path:
-        """The same on every rank, because not every logger knows its name and version on every rank."""
+        """The output directory. It is broadcast, because not every logger knows its name and version on every rank."""
         if self.output_dir is not None:
             return Path(self.output_dir)
         directory = trainer.default_root_dir
@@ -656,11 +662,11 @@ class IBCallback(Follows, Callback):
         return trainer.global_step >= (trainer.min_steps or 0) and self._epoch >= (trainer.min_epochs or 0)
 
     def _is_last(self, trainer: Any) -> bool:
-        """Whether it is known that no step will follow; early stopping may yet decide so after this batch."""
+        """Whether it is known that no step will follow. Early stopping may still decide so after this batch."""
         if trainer.should_stop and self._may_stop(trainer):
             return True
         epochs = self._averaging.epochs(trainer)
-        limits = ((trainer.max_steps, trainer.global_step), (epochs, self._epoch))  # None or -1: no limit
+        limits = ((trainer.max_steps, trainer.global_step), (epochs, self._epoch))  # None or -1 means no limit
         return any(limit is not None and 0 <= limit <= reached for limit, reached in limits)
 
 

@@ -1,1 +1,1 @@
-"""Following a run of training, whatever the loop: when to measure, what to keep, files, loggers, checkpoints."""
+"""Following a training run in any loop: when to measure, what to keep, files, loggers, checkpoints."""

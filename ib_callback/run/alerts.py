@@ -1,4 +1,4 @@
-"""Alerts of W&B and Trackio: a message to whoever does not watch the run."""
+"""Alerts of W&B and Trackio: messages to people who are not watching the run."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Alerts:
         self._told: set[str] = set()
 
     def begin(self, rules: LiveRules) -> None:
-        """Take what a resumed run has already come to for told."""
+        """Treat everything that a resumed run has already come to as told."""
         self._told = set(_kinds(rules))
 
     def update(self, rules: LiveRules, step: int, wandb_runs: Iterable[Any], *, stem: str) -> None:
-        """Send what is new by the last point; a tracker that fails is a warning.
+        """Send what is new at the last point. A tracker that fails causes a warning.
 
         Args:
-            rules: which have taken the point.
-            step: of it.
+            rules: the rules of the run, after they have taken the point.
+            step: the step of the point.
             wandb_runs: open runs of W&B.
-            stem: of the prefix, for the title.
+            stem: the prefix without its slash, for the title.
         """
         for kind, text in _kinds(rules).items():
             if kind not in self._told:
@@ -41,7 +41,7 @@ class Alerts:
             try:
                 alert(title, text)
                 sent = True
-            except Exception as error:  # a run must not die of its log
+            except Exception as error:  # a failing tracker must not end the run
                 warn(f"The alert {title!r} could not be sent to {name}. Training goes on. {describe(error)}")
         if not sent and "no tracker" not in self._told:
             self._told.add("no tracker")
@@ -52,7 +52,7 @@ class Alerts:
 
 
 def _kinds(rules: LiveRules) -> dict[str, str]:
-    """What the run has come to by its last point, in words, by kind."""
+    """The trouble that the run is in at its last point: a text for each kind."""
     found: dict[str, str] = {}
     decision = rules.decision
     if decision is not None and decision.would_stop:
@@ -77,7 +77,7 @@ def _targets(wandb_runs: Iterable[Any]) -> list[tuple[str, Any]]:
 
 
 def open_trackio_run() -> Any | None:
-    """The run of Trackio that is open in this process, or None; Trackio is not imported to find out."""
+    """The run of Trackio that is open in this process, or None. This does not import Trackio."""
     variables = getattr(sys.modules.get("trackio"), "context_vars", None)
     current = getattr(variables, "current_run", None)
     return None if current is None else current.get()

@@ -1,9 +1,10 @@
-"""Finished runs and measured models into trackers, which refuse to write to past steps: so on an axis of their own.
+"""Logging finished runs and measured models to trackers, on a separate axis because trackers refuse past steps.
 
-No point is logged twice. TensorBoard's directory is asked what it has. Of Weights & Biases the server is asked, and
-what was logged to a run of this id from this machine is written down beside W&B's own files, which holds offline too.
-It cannot be known of an offline run that was logged on another machine, or whose directory was removed, and that the
-server does not have yet. Where what is there has other numbers, of another model or probe, nothing is logged.
+No point is logged twice. For TensorBoard, the event files in its directory show what is there. For Weights & Biases,
+the server is asked. What this machine has logged to a run is also recorded beside W&B's own files, so it is known
+offline too. One case cannot be known: an offline run that the server does not have yet, if it was logged on another
+machine or its directory was removed. If the numbers that are there differ, because they come from another model or
+probe, nothing is logged.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from ib_callback.results.trajectory import Trajectory
 from ib_callback.run.trackers import numbers
 from ib_callback.run.wandb_log import AXIS, WandbLog, own_run
 
-# Beside W&B's files of a run: the steps and numbers that were logged, a point a line.
+# Beside W&B's files of a run: the steps and numbers that were logged, one line per point.
 _RECORD = "ib_logged.jsonl"
-# How much numbers may differ that are the same: TensorBoard has them in float32.
+# How much equal numbers may differ, because TensorBoard has them in float32.
 _ROUNDING = 1e-5
-# What another measurement of the same weights may have otherwise.
+# These may differ in another measurement of the same weights.
 _NOT_MEASURED = ("ib/seconds", "ib/overhead", "ib/phase")
 _PREFIX = "ib/"
 _PLANE = "plane"
@@ -38,15 +39,15 @@ _PLANE = "plane"
 
 @dataclass(frozen=True, kw_only=True)
 class Backfilled:
-    """What came of one run or model.
+    """The result of logging one run or model.
 
     Attributes:
-        model: its name.
+        model: name of the run or model.
         where: the run of W&B, or the directory of TensorBoard.
-        logged: points that were logged now.
-        known: points that were there already.
-        missing: points that could not be measured, which have no numbers to log.
-        without_step: points that have no place on the axis.
+        logged: number of points that were logged now.
+        known: number of points that were there already.
+        missing: number of points that could not be measured, so that they have no numbers to log.
+        without_step: number of points without a step, which have no place on the axis.
     """
 
     model: str
@@ -75,7 +76,7 @@ There = dict[int, dict[str, float]]
 
 
 def slug(model: str) -> str:
-    """A name as part of the id of a run and of a path.
+    """A name in a form that can be part of a run's id and of a path.
 
     >>> slug("EleutherAI/pythia-14m stage1")
     'EleutherAI-pythia-14m-stage1'
@@ -92,22 +93,22 @@ def to_wandb(
     group: str | None = None,
     pictures: bool = True,
 ) -> Iterator[Backfilled]:
-    """Log runs to Weights & Biases: a row a point on the axis `ib/step`, a table of all points and the plane.
+    """Log runs to Weights & Biases: one row per point on the axis `ib/step`, a table of all points and the plane.
 
-    A run of that id that exists is resumed, online; offline W&B joins them when they are synchronised.
+    Online, an existing run with that id is resumed. Offline, W&B joins the two when they are synchronised.
 
     Args:
         courses: names and trajectories.
-        run_id: of the run; of several each has its own, `run_id-name`, in a group of the name `run_id`.
-        project: of W&B; None: its default.
-        entity: likewise.
-        group: of the runs.
+        run_id: id of the run. With several courses, each has a run `run_id-name`, by default in the group `run_id`.
+        project: project of W&B. None: the default of W&B.
+        entity: entity of W&B. None: the default of W&B.
+        group: group of the runs.
         pictures: whether to draw the plane, if Matplotlib is installed.
 
     Raises:
         ImportError: W&B is not installed.
-        TrajectoryError: the run has numbers of a callback, on the axis of its training; or the server cannot be asked
-            what it has.
+        TrajectoryError: the run has numbers that a callback logged on the axis of its training, or the server cannot
+            be asked what it has.
     """
     if re.search(r"[/\\#?%:]", run_id):
         raise ValueError(f"expected the id of a run, without any of / \\ # ? % :, got {run_id!r}")
@@ -137,11 +138,11 @@ def to_wandb(
 def to_tensorboard(
     courses: Sequence[tuple[str, Trajectory]], directory: Path, *, pictures: bool = True
 ) -> Iterator[Backfilled]:
-    """Write runs as TensorBoard's event files: a scalar for each number under its logged name, and the plane.
+    """Write runs as event files of TensorBoard: each number as a scalar under its logged name, and the plane.
 
     Args:
         courses: names and trajectories.
-        directory: for the event files; of several each has a folder in it.
+        directory: where the event files go. With several courses, each has a folder in it.
         pictures: whether to draw the plane, if Matplotlib is installed.
 
     Raises:
@@ -174,10 +175,10 @@ def _slugs(courses: Sequence[tuple[str, Trajectory]]) -> list[str]:
 
 
 def _points(model: str, trajectory: Trajectory, there: There, where: str) -> tuple[list[_Point], Backfilled]:
-    """What is to be logged: metrics, and the phase as it was known at each point, as while it trains.
+    """What to log: metrics, and the phase as it was known at each point, as during training.
 
     Raises:
-        TrajectoryError: what is there at a step has other numbers.
+        TrajectoryError: there are other numbers at one of the steps.
     """
     found, known, missing, without_step = [], 0, 0, 0
     phases = trajectory.phases().known
@@ -212,7 +213,7 @@ def _check_equal(model: str, step: int, ours: dict[str, float], theirs: dict[str
 
 
 def _summary(trajectory: Trajectory) -> dict[str, float | str]:
-    """When phases began, and the lowest held-out loss, for the summary of a run."""
+    """The steps at which phases began and the lowest held-out loss, for the summary of a run."""
     phases = trajectory.phases()
     values: dict[str, float | str | None] = {
         "fit_start": phases.fit_start,
@@ -228,7 +229,7 @@ def _summary(trajectory: Trajectory) -> dict[str, float | str]:
 
 
 def _drawn(trajectory: Trajectory, model: str, *, encoded: bool) -> Any:
-    """The plane as a figure, or as the content of a PNG file; None where it cannot be drawn."""
+    """The plane as a figure, or as the content of a PNG file; None if it cannot be drawn."""
     if not is_installed("matplotlib") or not any(point.orders for point in trajectory):
         return None
     from ib_callback import plot
@@ -241,14 +242,15 @@ def _drawn(trajectory: Trajectory, model: str, *, encoded: bool) -> Any:
 
 
 def _recorded(folder: Path, key: str) -> There:
-    """What was logged before from this machine to that run, whose directories lie beside this one's.
+    """What this machine logged to that run before. The run's other directories are beside this one.
 
-    The names of directories do not tell: W&B numbers those of one second, as an id may be.
+    The names of the directories do not tell which run they belong to. W&B adds a number to the names of directories
+    made within one second, and an id may look like such a number.
     """
     found: There = {}
     for record in sorted(folder.parent.glob(f"*/{_RECORD}")):
         for line in record.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):  # torn
+            with suppress(ValueError):  # a torn line
                 point = json_lines.parsed(line)
                 if point["run"] == key:
                     found[point["step"]] = point["metrics"]
@@ -256,7 +258,7 @@ def _recorded(folder: Path, key: str) -> There:
 
 
 def _on_server(run: Any) -> There:
-    """What the server has of a run that was resumed; nothing offline, where nobody can be asked."""
+    """What the server has of a resumed run; nothing offline, because the server cannot be asked."""
     if run.offline or not run.resumed:
         return {}
     wandb = require("wandb", extra="wandb", purpose="Logging to Weights & Biases")
@@ -274,7 +276,7 @@ def numbers_of(rows: Sequence[dict[str, Any]], run_id: str) -> There:
     """The numbers of this package in rows of W&B, by step.
 
     Raises:
-        TrajectoryError: some have another axis: they are those of a callback in the run of its training.
+        TrajectoryError: some numbers are on another axis, because a callback logged them in the run of its training.
     """
     found: There = {}
     for row in rows:

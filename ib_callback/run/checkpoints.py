@@ -1,4 +1,4 @@
-"""Which checkpoint holds the weights of which step: the record that callbacks keep, and what trainers leave behind."""
+"""Which checkpoint holds the weights of which step: the record of the callbacks, and the folders of trainers."""
 
 from __future__ import annotations
 
@@ -23,36 +23,37 @@ FILENAME = "ib_checkpoints.jsonl"
 
 _HF_FOLDER = re.compile(r"checkpoint-(\d+)|kept-checkpoint-\d+(?:-v\d+)?")
 _LIGHTNING_STEP = re.compile(r"step[=_-]?(\d+)")
-# Whatever of these HuggingFace's Trainer leaves in a folder, beside what it needs to go on training, is weights.
+# Files of HuggingFace's Trainer that match these names hold weights, unless they match those of _NO_WEIGHTS.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "pytorch_model_fsdp_*", "global_step*")
 _NO_WEIGHTS = ("training_args.*", "optimizer*", "scheduler*", "scaler*", "rng_state*")
 _SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\..*")
-# What Lightning writes last into a checkpoint that is a folder: everything but the weights.
+# If a checkpoint is a folder, Lightning writes this file last. It holds everything but the weights.
 _LIGHTNING_REST = "meta.pt"
-_LONGEST_ZIP_END = 22 + 0xFFFF  # its record with the longest comment there can be
+_LONGEST_ZIP_END = 22 + 0xFFFF  # the end record of a zip archive with the longest possible comment
 
 
-# What tells the version of a file that was JSON when it was read: its inode, size and time of change.
+# Identifies the version of a file that was JSON when it was read: its inode, size and time of change.
 Read = dict[Path, tuple[int, int, int]]
 
 
 class CheckpointFile:
     """`ib_checkpoints.jsonl`: the step and the path of every checkpoint of a run, added once it is complete.
 
-    A fresh run moves an old file to `ib_checkpoints.1.jsonl` (`.2`, …); a resumed one drops what lies past its
-    step. Paths are relative to the file where they lie below its directory, so that a run can be moved as a whole.
-    Of another one that this run wrote, the line has the run's directory (`run`): a copy of the file proves nothing.
+    A fresh run moves an old file to `ib_checkpoints.1.jsonl` (`.2`, …). A resumed run drops the checkpoints after its
+    step. Paths below the directory of the file are relative to it, so that a run can be moved as a whole. If this run
+    wrote a checkpoint elsewhere, its line also has the run's directory (`run`), because a copy of the file in another
+    directory does not prove that the run there wrote the checkpoint.
 
     Args:
         directory: the run's output directory, which must exist.
         start_step: step from which the run continues; 0 for a fresh run; None to read a finished run.
-        name: of the file; runs with a prefix of their own have their own file.
+        name: of the file; each prefix has its own file.
 
     Attributes:
-        unknown: steps of which, at the last look, nobody could tell whether their checkpoint is there.
+        unknown: steps whose checkpoints could not be looked for at the last look.
 
     Raises:
-        TrajectoryError: the file cannot be read or written, or is damaged elsewhere than in its last line.
+        TrajectoryError: the file cannot be read or written, or a line other than its last is damaged.
     """
 
     def __init__(
@@ -63,9 +64,9 @@ class CheckpointFile:
         self.unknown: set[int] = set()
         self._base = Path(os.path.abspath(directory))
         self._entries: list[tuple[int, Path]] = []
-        self._exchanged: set[tuple[int, Path]] = set()  # those that hold other weights than were measured
+        self._exchanged: set[tuple[int, Path]] = set()  # checkpoints with other weights than those measured
         self._own: set[Path] = set()
-        self._there: dict[Path, bool] = {}  # as it was when that could be told
+        self._there: dict[Path, bool] = {}  # whether it was there at the last successful look
         self._read_before: Read = {}
         self._unsaved: list[bytes] = []
         if start_step == 0:
@@ -80,7 +81,7 @@ class CheckpointFile:
                 self._write()
 
     def add(self, step: int, path: str | os.PathLike[str], *, own: bool = True, holds: bool = True) -> None:
-        """Record a checkpoint that is complete; on return it is on the disk.
+        """Record a checkpoint that is complete. On return the record is on the disk.
 
         Args:
             step: at which it was saved.
@@ -89,7 +90,7 @@ class CheckpointFile:
             holds: whether it holds the weights that were measured at that step.
 
         Raises:
-            TrajectoryError: the file cannot be written. `existing` knows the checkpoint all the same, and the next
+            TrajectoryError: the file cannot be written. `existing` knows the checkpoint nevertheless, and the next
                 `add` or `flush` tries again.
         """
         checkpoint = Path(os.path.abspath(path))
@@ -104,7 +105,7 @@ class CheckpointFile:
         self.flush()
 
     def flush(self) -> None:
-        """Write what could not be written before.
+        """Write the lines that could not be written before.
 
         Raises:
             TrajectoryError: the file cannot be written.
@@ -114,7 +115,7 @@ class CheckpointFile:
             del self._unsaved[0]
 
     def write_anew(self) -> None:
-        """Write all of it, where the file has been removed.
+        """Write all lines again if the file has been removed.
 
         Raises:
             TrajectoryError: the file cannot be written.
@@ -124,7 +125,7 @@ class CheckpointFile:
             self._unsaved.clear()
 
     def take_over(self, other: CheckpointFile) -> None:
-        """Begin with what another record has: that of an earlier part of the run, in another directory."""
+        """Put the record of an earlier part of the run, in another directory, in front of this one."""
         self._entries = [*other._entries, *self._entries]
         self._exchanged |= other._exchanged
         self._write()
@@ -132,15 +133,16 @@ class CheckpointFile:
     def existing(self) -> dict[int, Path]:
         """The checkpoints that are still there, by step.
 
-        A path that was written again at a later step holds that step's weights only, and a link what it leads to. Of
-        several with the same weights it is one that is not going to be overwritten. What cannot be looked at now is
-        there if it was when it could; if it never could, its step is in `unknown`.
+        A path that was written again at a later step counts for that step only. A link counts as what it leads to. If
+        several checkpoints have the same weights, one that will not be overwritten is preferred. A checkpoint that
+        cannot be looked at now counts as it did at the last successful look. If there was none, its step is in
+        `unknown`.
         """
         step_of = {path: step for step, path in self._entries}
         found: dict[int, Path] = {}
         unknown = set()
         for step, path in sorted(self._entries, key=lambda entry: _is_last(entry[1])):
-            # Lightning's `last.ckpt` may be a link, which leads to another file after every checkpoint.
+            # Lightning's `last.ckpt` may be a link. After every checkpoint it leads to another file.
             places = {path, _led_to(path)}
             if step in found or any(step_of.get(p, step) != step or (step, p) in self._exchanged for p in places):
                 continue
@@ -158,11 +160,11 @@ class CheckpointFile:
         return {step for step, _ in self._entries}
 
     def holds(self, step: int, path: str | os.PathLike[str]) -> bool:
-        """Whether a checkpoint has the weights measured at that step, as far as is known."""
+        """Whether a checkpoint has the weights measured at that step, as far as is known here."""
         return (step, Path(os.path.abspath(path))) not in self._exchanged
 
     def own_step(self, path: Path) -> int | None:
-        """The step whose weights a file or folder holds, if this very run wrote it; else None."""
+        """The step whose weights a file or folder holds if this very run wrote it; None otherwise."""
         if path not in self._own:
             return None
         return next((step for step, other in reversed(self._entries) if other == path), None)
@@ -209,15 +211,15 @@ class CheckpointFile:
 def is_complete(path: Path, read_before: Read | None = None) -> bool:
     """Whether a checkpoint is there and neither half-written nor half-deleted, as far as its files tell.
 
-    HuggingFace's Trainer writes `trainer_state.json` last, and Lightning moves a file into place when it is whole.
+    HuggingFace's Trainer writes `trainer_state.json` last. Lightning moves a file into place when it is complete.
 
     Args:
         path: of the file or folder.
-        read_before: what earlier calls have read, to which this one adds: a state has the whole history of the run, and
-            reading that of every checkpoint again at every save takes longer and longer.
+        read_before: the files that earlier calls have read; this call adds to them. It saves time: a state has the
+            whole history of the run, so reading that of every checkpoint at every save would take longer and longer.
 
     Raises:
-        OSError: it cannot be looked at, so that nobody knows.
+        OSError: the checkpoint cannot be looked at, so nobody knows.
     """
     try:
         if not _is_folder(path):
@@ -230,12 +232,12 @@ def is_complete(path: Path, read_before: Read | None = None) -> bool:
 
 
 def is_checkpoint_folder(path: Path) -> bool:
-    """Whether a directory is a checkpoint, or Lightning's folder of them, by its name."""
+    """Whether the name of a directory is that of a checkpoint, or of Lightning's folder of checkpoints."""
     return path.name == "checkpoints" or path.suffix == ".ckpt" or _HF_FOLDER.fullmatch(path.name) is not None
 
 
 def _is_json(path: Path, read_before: Read | None) -> bool:
-    """Whether a file is JSON; one that has not been written since it was read is not read again."""
+    """Whether a file is JSON. A file that has not changed since it was read is not read again."""
     found = os.stat(path)
     version = (found.st_ino, found.st_size, found.st_mtime_ns)
     if read_before is not None and read_before.get(path) == version:
@@ -250,7 +252,7 @@ def _is_json(path: Path, read_before: Read | None) -> bool:
 
 
 def _is_folder(path: Path) -> bool:
-    # Path.is_dir takes an error for no folder in some versions.
+    # In some versions, Path.is_dir returns False for an error.
     return stat.S_ISDIR(os.stat(path).st_mode)
 
 
@@ -262,10 +264,10 @@ def _seems_complete(path: Path) -> bool:
 
 
 def find_checkpoints(directory: str | os.PathLike[str]) -> dict[int, Path]:
-    """The complete checkpoints below a run's directory by step, in HuggingFace's layout and in Lightning's.
+    """The complete checkpoints below a run's directory by step, in HuggingFace's and in Lightning's layout.
 
-    For runs without a record of their own. Lightning's files are asked for their step, and where they cannot be
-    read safely (`weights_only`), their name is (`step=500`).
+    This is for runs without a record of their own. The step of a Lightning checkpoint is read from the file. If the
+    file cannot be read safely (`weights_only`), the step is taken from its name (`step=500`).
     """
     root = Path(directory)
     found: dict[int, Path] = {}
@@ -281,7 +283,7 @@ def find_checkpoints(directory: str | os.PathLike[str]) -> dict[int, Path]:
 
 
 def lightning_step(path: Path) -> int | None:
-    """Optimizer steps behind a Lightning checkpoint; None if neither the file nor its name tells."""
+    """Optimizer steps taken before a Lightning checkpoint; None if neither the file nor its name tells."""
     file = path / _LIGHTNING_REST if path.is_dir() else path
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -294,12 +296,12 @@ def lightning_step(path: Path) -> int | None:
 
 
 def _is_last(path: Path) -> bool:
-    """Whether it is Lightning's `last.ckpt`, which every later checkpoint overwrites."""
+    """Whether a path is Lightning's `last.ckpt`, which every later checkpoint overwrites."""
     return path.suffix == ".ckpt" and path.stem.startswith("last")
 
 
 def _led_to(path: Path) -> Path:
-    """Where a link leads, itself taken for no link; any other path as it is."""
+    """The target of a link, which is not followed further; any other path as it is."""
     try:
         return Path(os.path.abspath(path.parent / os.readlink(path)))
     except OSError:
@@ -307,8 +309,8 @@ def _led_to(path: Path) -> Path:
 
 
 def _is_torn(path: Path) -> bool:
-    """Whether a file that `torch.save` began, a zip archive, lacks its end."""
-    # Not by zipfile.is_zipfile, to which an error of the disk is no zip file.
+    """Whether a zip archive, as `torch.save` writes it, lacks its end."""
+    # Do not use zipfile.is_zipfile, because it returns False for an error of the disk.
     with open(path, "rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return False
@@ -317,7 +319,7 @@ def _is_torn(path: Path) -> bool:
 
 
 def _has_all_weights(path: Path) -> bool:
-    """Whether a folder of HuggingFace's Trainer has weights and, if they are in several pieces, all of these."""
+    """Whether a folder of HuggingFace's Trainer has weights and, if they are in pieces, all of the pieces."""
     weights = [
         name
         for name in os.listdir(path)
@@ -330,7 +332,7 @@ def _has_all_weights(path: Path) -> bool:
 
 
 def _is_whole_folder(path: Path) -> bool:
-    """Whether there is something in it and, with the shards of torch.distributed, their index, written last."""
+    """Whether a folder is not empty. If it has shards of torch.distributed, it needs their index, written last."""
     names = os.listdir(path)
     return bool(names) and (".metadata" in names or not any(name.endswith(".distcp") for name in names))
 

@@ -1,4 +1,4 @@
-"""How a run is followed: the keywords that `ib.Run` and the callbacks of all trainers share."""
+"""How to follow a run: the keywords that `ib.Run` and the callbacks of all trainers share."""
 
 from __future__ import annotations
 
@@ -24,51 +24,52 @@ Init = TypeVar("Init", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How a run is followed, whatever the loop that trains.
+    """How to follow a run, with any trainer or training loop.
 
     Args:
-        every_n_steps: an int, a list of steps, `ib.logarithmic()`, or any callable step -> bool.
-        at_start: whether to measure the model as the run begins, at step 0 or where it is resumed; phases make use of
-            it. False leaves that step out, unless `every_n_steps` is a list or a callable of yours that names it. With
-            `select` it is measured all the same, which is said once.
-        at_finish: whether to measure the last step besides.
-        early_stopping: a rule such as `ib.PlateauStopping()`; None never stops.
-        select: by what to select checkpoints: `"optimality"`, another metric, a feature, or an `ib.Selection`, whose
-            own `select_from` and `guard` then count. As long as nothing can be selected, the checkpoint of the lowest
-            held-out loss is kept (`.selected.fallback`).
-        select_from: from when on points can be selected: "compression", "fit" or a step. Also that of the
-            `ib/selectable/...` numbers, which hold what could be selected when they were logged: a stock callback that
-            keeps the best of them cannot let go of it when the loss falls later. `ib/selectable/loss` from step 0 on
-            (lower is better) has no such trouble.
-        guard: "loss", by which no run is stopped as converged, and no checkpoint selected, against the loss on held-out
-            text; or the same with a tolerance in nats a token; or None for exactly the published rules. One that is
-            given to `early_stopping` or `select` itself, "loss" too, counts for that rule instead.
-        from_trained: whether the run begins from trained weights, as fine-tuning does: then it has no phases, and rules
-            act from the first point, without the guard unless that is a tolerance. None: what step 0 tells.
-        phase_rule: when a phase is recognised, for stopping, selection, summary, tables and pictures alike. By default
-            that of `early_stopping` and `select`, which must agree.
-        output_dir: where the files go; of a callback by default where the trainer's own go.
-        log_plane: draw the plane, as a file and for Weights & Biases, which gets two more; needs matplotlib.
-        overhead_budget: skip scheduled points while more than this share of the wall-clock time went into measuring.
-            It is no limit to what is measured for another reason: the first and the last step, every checkpoint with
-            `select`, and evaluations by which a trainer judges. They may cost more, which is said at the end. Which
-            points are skipped depends on the clock, so that a run that was interrupted may differ in its points.
-        tokens_per_step: training tokens of one optimizer step, all devices and accumulated batches together, for
-            `ib/tokens_seen`, where the trainer does not count them.
-        mix_settings: continue the trajectory of a resumed run although its settings have changed.
-        check_overlap: at the start, look for the probes in so many examples of the training data; what is found is a
-            warning. 0: not at all.
-        prefix: of all logged keys, such as `"code/"`. Two callbacks with two probes need a prefix each. Files and saved
-            state are named after it: `"code/"` writes `code_trajectory.jsonl`.
-        console: whether to print a line when the run begins and a line for each measurement, through the logger
-            `ib_callback` or, where no logging is set up, on standard error. None: as the trainer's own switch says;
-            `ib.Run` prints. Decisions, warnings and the total cost are told in any case.
-        alert: whether to call `wandb.run.alert` or `trackio.alert`, whichever has an open run: when a rule says to
-            stop, and when the model memorises, has collapsed or diverges. Each kind is told once.
+        every_n_steps: when to measure: an int, a list of steps, `ib.logarithmic()`, or any callable step -> bool.
+        at_start: whether to measure the model when the run begins, at step 0 or at the step where it resumes. The
+            phases use this point. False leaves it out, unless `every_n_steps` is your own list or callable and names
+            this step. With `select` it is measured anyway, and one warning says so.
+        at_finish: whether to measure the last step even if the schedule leaves it out.
+        early_stopping: a rule such as `ib.PlateauStopping()`. None never stops the training.
+        select: the number that chooses the best checkpoint: `"optimality"`, another metric or a feature. An
+            `ib.Selection` also works; its own `select_from` counts then, and its own `guard` if it has one. While no
+            point can be selected, the checkpoint with the lowest held-out loss is kept (`.selected.fallback`).
+        select_from: when selection begins: "compression", "fit" or a step. The `ib/selectable/...` numbers use it too.
+            They hold what could be selected when they were logged. A stock callback that keeps the best of them still
+            keeps it when the loss falls later. `ib/selectable/loss` from step 0 on (lower is better) avoids this.
+        guard: the check on the loss on held-out text. With "loss", no run is stopped as converged, and no checkpoint is
+            selected, if this loss speaks against it. A number does the same with that tolerance in nats per token. None
+            applies exactly the published rules. A guard given to `early_stopping` or `select` itself, even "loss",
+            replaces this one for that rule.
+        from_trained: whether the run begins from trained weights, as fine-tuning does. Such a run has no phases. Its
+            rules act from the first point, without the guard unless the guard is a tolerance. None: step 0 decides.
+        phase_rule: when a phase counts as recognised. Stopping, selection, summary, tables and pictures all use this
+            rule. By default it is the rule of `early_stopping` and `select`, which must agree.
+        output_dir: where the files go. By default, a callback writes where its trainer's own files go.
+        log_plane: whether to draw the information plane, as a file and for Weights & Biases, which gets two more
+            pictures. This needs Matplotlib.
+        overhead_budget: the share of the wall-clock time that measuring may take. While it has taken more, scheduled
+            points are skipped. The budget does not skip other measurements: the first and the last step, every
+            checkpoint with `select`, and evaluations by which a trainer judges. These may exceed it, and a line at the
+            end says so. Which points are skipped depends on the clock, so an interrupted run may have different points.
+        tokens_per_step: training tokens of one optimizer step, summed over all devices and accumulated batches.
+            `ib/tokens_seen` is computed from it if the trainer does not count tokens.
+        mix_settings: whether to continue the trajectory of a resumed run even if its settings have changed.
+        check_overlap: how many training examples to search for the probes at the start. Any overlap is a warning. 0
+            searches none.
+        prefix: start of all logged keys, such as `"code/"`. Two callbacks with two probes need a prefix each. Files and
+            saved state are named after it: `"code/"` writes `code_trajectory.jsonl`.
+        console: whether to print one line when the run begins and one line for each measurement. The lines go through
+            the logger `ib_callback` or, if logging is not set up, to standard error. None follows the trainer's own
+            switch; `ib.Run` then prints. Decisions, warnings and the total cost are printed in any case.
+        alert: whether to call `wandb.run.alert` and `trackio.alert`, as far as they have an open run. An alert is sent
+            when a rule says to stop, and when the model memorises, has collapsed or diverges. Each kind is sent once.
 
     Raises:
         TypeError: a value of the wrong type.
-        ValueError: a value out of range, or two rules for phases.
+        ValueError: a value out of range, or two different rules for phases.
     """
 
     every_n_steps: int | Iterable[int] | Schedule = 500
@@ -92,7 +93,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if is_list(self.every_n_steps):
-            # Read once: of a generator nothing would be left for the schedule.
+            # Read the steps once, because a generator would have none left for the schedule.
             object.__setattr__(self, "every_n_steps", as_steps(self.every_n_steps))
         as_schedule(self.every_n_steps)
         object.__setattr__(self, "guard", check_guard(self.guard))
@@ -141,10 +142,10 @@ class RunConfig:
         return as_schedule(self.every_n_steps)
 
     def rule_of_phases(self) -> PhaseRule:
-        """The one rule of the run, as given: what follows from a guard is for each of its rules to add.
+        """The one phase rule of the run, as given. Stopping and selection each add what follows from their guard.
 
         Raises:
-            ValueError: `early_stopping`, `select` and `phase_rule` were given different ones.
+            ValueError: `early_stopping`, `select` and `phase_rule` were given different rules.
         """
         given = {"phase_rule": self.phase_rule}
         if self.early_stopping is not None:
@@ -163,18 +164,18 @@ class RunConfig:
 
     @property
     def stopping(self) -> PlateauStopping | None:
-        """`early_stopping` with the guard and the phases of the run, where it has none of its own."""
+        """`early_stopping` with the guard and the phase rule of the run, where it has none of its own."""
         rule = self.early_stopping
         if rule is None:
             return None
         guard, phases = self._guard_of(rule), self.rule_of_phases()
-        # The object that was given stays, because its user may look into it.
+        # Keep the given object if possible, because its user may look into it.
         kept = guard == rule.guard and phases == rule.phase_rule
         return rule if kept else replace(rule, guard=guard, phase_rule=phases)
 
     @property
     def selection(self) -> Selection:
-        """`select` as a rule; that of what could be selected where it is None."""
+        """`select` as a rule. If it is None, the rule behind the `ib/selectable/...` numbers."""
         chosen = self.select
         if not isinstance(chosen, Selection):
             chosen = Selection(chosen or "optimality", select_from=self.select_from)
@@ -182,7 +183,7 @@ class RunConfig:
 
     @property
     def guards(self) -> dict[str, Guard]:
-        """What each rule of the run is guarded by, by its name; that of selection says what could be selected."""
+        """The guard of each rule of the run, by the rule's name. Selection is always there, for `ib/selectable/...`."""
         stopping = self.stopping
         return {**({} if stopping is None else {"stopping": stopping.guard}), "selection": self.selection.guard}
 
@@ -191,13 +192,13 @@ class RunConfig:
 
 
 def takes_keywords_of(*owners: type) -> Callable[[Init], Init]:
-    """Give an `__init__` with `**keywords` the signature that it has in effect: for help(), editors, command lines."""
+    """Show the keywords that an `__init__` with `**keywords` really takes, to help(), editors and command lines."""
 
     def with_signature(init: Init) -> Init:
         own = [p for p in inspect.signature(init).parameters.values() if p.kind is not p.VAR_KEYWORD]
         taken = {name: p for owner in owners for name, p in inspect.signature(owner).parameters.items()}
         keywords = [p for name, p in taken.items() if p.kind is p.KEYWORD_ONLY and name not in {p.name for p in own}]
-        # As types, not as texts, which other modules could not read.
+        # Types rather than strings, because other modules could not resolve the strings.
         hints: dict[str, Any] = {}
         for taker in (*(owner.__init__ for owner in owners), init):  # type: ignore[misc]
             hints |= get_type_hints(taker)
@@ -210,10 +211,10 @@ def takes_keywords_of(*owners: type) -> Callable[[Init], Init]:
 
 
 def split_keywords(owner: str, keywords: Mapping[str, Any]) -> tuple[RunConfig, dict[str, Any]]:
-    """The configuration among the keywords of a callback, and the others, which are those of `Meter`.
+    """Split the keywords of a callback into its configuration and the keywords of `Meter`.
 
     Raises:
-        TypeError: a keyword of neither, or a value of the wrong type.
+        TypeError: a keyword that neither of them takes, or a value of the wrong type.
         ValueError: a value out of range.
     """
     of_meter = [name for name, p in inspect.signature(Meter).parameters.items() if p.kind is p.KEYWORD_ONLY]
@@ -224,12 +225,12 @@ def split_keywords(owner: str, keywords: Mapping[str, Any]) -> tuple[RunConfig, 
 
 
 def run_config(owner: str, keywords: Mapping[str, Any], others: str) -> RunConfig:
-    """A configuration of keywords.
+    """Build a configuration from keywords.
 
     Args:
-        owner: who takes them, for the message.
-        keywords: by name.
-        others: what else it takes, or where else a keyword may belong, for the message.
+        owner: who takes the keywords; for the error message.
+        keywords: their values by name.
+        others: what else the owner takes, or where else a keyword may belong; for the error message.
 
     Raises:
         TypeError: an unknown keyword, or a value of the wrong type.

@@ -1,4 +1,4 @@
-"""What a run says at the console: a line when it begins, and a line for each measurement."""
+"""What a run prints at the console: one line when it begins, and one line for each measurement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ib_callback.run.schedule import Schedule, count, in_words
 
 
 def say(message: str) -> None:
-    """A line for whoever watches, above the progress bars of `tqdm` that are shown; it never raises."""
+    """Print a line above the visible progress bars of `tqdm`. This never raises."""
     told = False
     with suppress(Exception):
         bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
@@ -27,7 +27,7 @@ def say(message: str) -> None:
 
 
 def expected_points(schedule: Schedule, step: int, max_steps: int | None) -> int | None:
-    """How many more points a schedule gives, the one at `step` included; None if that cannot be told."""
+    """How many more points a schedule gives, including the one at `step`; None if that cannot be told."""
     found = None if max_steps is None else count(schedule, step, max_steps)
     return None if found is None else found + 1
 
@@ -45,12 +45,12 @@ def beginning(
     """What will be measured and when, what it will cost, and when rules can act at the earliest.
 
     Args:
-        meter: what measures.
-        preflight: what it has found out about the model.
-        rules: of the run.
+        meter: the meter that measures.
+        preflight: what the meter has found out about the model.
+        rules: the rules of the run.
         schedule: when to measure.
-        step: at which the run begins.
-        max_steps: at which it will end, if known.
+        step: the step at which the run begins.
+        max_steps: the step at which it will end, if known.
         at_finish: whether the last step is measured in any case.
     """
     when = f"at step {step:,}, {in_words(schedule)}"
@@ -76,14 +76,14 @@ def beginning(
 
 
 def never_acts(meter: Meter, rules: LiveRules, points: int, *, step: int, max_steps: int) -> list[str]:
-    """Which rules need more points than the schedule gives, a sentence each.
+    """One sentence for each rule that needs more points or steps than the run will have.
 
     Args:
-        meter: what measures.
-        rules: of the run.
-        points: of the schedule in the whole run, those of an earlier part included.
-        step: at which the run begins.
-        max_steps: at which it will end.
+        meter: the meter that measures.
+        rules: the rules of the run.
+        points: number of scheduled points in the whole run, including those of an earlier part.
+        step: the step at which the run begins.
+        max_steps: the step at which it will end.
     """
     found = []
     for name, (number, _) in rules.earliest(has_loss=_has_loss(meter)).items():
@@ -104,11 +104,11 @@ def never_acts(meter: Meter, rules: LiveRules, points: int, *, step: int, max_st
 
 
 def measured(point: Measurement, rules: LiveRules) -> str:
-    """A point in a line: step, loss, the number shown first, phase, decision and cost.
+    """One line for a point: step, loss, the number shown first, phase, decision and cost.
 
     Args:
-        point: that was measured just now.
-        rules: which have taken it.
+        point: the point that was just measured.
+        rules: the rules of the run, after they have taken the point.
     """
     parts = []
     if point.loss is not None:
@@ -127,7 +127,7 @@ def measured(point: Measurement, rules: LiveRules) -> str:
 
 
 def _numbers_of(point: Measurement) -> list[str]:
-    """What is shown first where it is there, else local numbers, else plain ones (docs/evidence.md)."""
+    """The number shown first if there is one, or else local numbers, or else plain ones (docs/evidence.md)."""
     score, complexity, expressivity = point.shown_first().values()
     if score is not None:
         plane = [f"complexity {complexity:.3g}"] if complexity is not None else []

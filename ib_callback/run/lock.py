@@ -1,4 +1,4 @@
-"""One live run to a directory: two that write the same trajectory would rotate and mix each other's points."""
+"""One live run per directory, because two runs on one trajectory would move and mix each other's points."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ib_callback.common.errors import TrajectoryError
 
 FILENAME = ".ib_callback.lock"
 
-# Within one process a file lock cannot tell a live run from one that was interrupted without a word.
+# Within one process, a file lock cannot distinguish a live run from one that was interrupted without notice.
 _live: weakref.WeakValueDictionary[Path, RunLock] = weakref.WeakValueDictionary()
 
 
 class RunLock:
-    """A directory in use by a run, until `release` or the end of the process; each prefix has a lock of its own.
+    """Marks a directory as in use by a run, until `release` or the end of the process. Each prefix has its own lock.
 
-    The lock is the operating system's, so that it ends with the process, however that ends. Where the file system has
-    no locks, it holds within this process only.
+    The operating system holds the lock, so it ends with the process, however the process ends. If the file system has
+    no locks, the lock holds within this process only.
 
     Args:
         directory: existing directory.
         run: any object that all callbacks of one training share. The lock of an earlier training in this process is
-            taken over: it ended without saying so, by an interrupt perhaps.
+            taken over, because that training ended without saying so, perhaps by an interrupt.
         name: of the lock file.
 
     Raises:
@@ -34,8 +34,8 @@ class RunLock:
     def __init__(self, directory: Path, run: object, name: str = FILENAME) -> None:
         self._path = directory.resolve() / name
         self._run = run
-        # Not for one thread alone: a callback may be finished by another one. No marker file instead of a lock that the
-        # file system does not have: it would outlive a killed run.
+        # thread_local=False, because another thread may finish a callback. fallback_to_soft=False, because a marker
+        # file in place of a real lock would outlive a killed run.
         self._lock = FileLock(self._path, blocking=False, thread_local=False, fallback_to_soft=False)
         other = _live.get(self._path)
         if other is not None and other._run is run:
@@ -59,11 +59,11 @@ class RunLock:
 
     @property
     def holds(self) -> bool:
-        """Whether the directory is still this run's: a later training in this process may have taken it over."""
+        """Whether the directory still belongs to this run. A later training in this process may have taken it over."""
         return _live.get(self._path) is self
 
     def release(self) -> None:
-        """Let other runs have the directory; more than once does no harm."""
+        """Let other runs use the directory. Calling this more than once does no harm."""
         self._lock.release()
         if self.holds:
             del _live[self._path]

@@ -1,4 +1,4 @@
-"""What a run's keys and files are called: two callbacks with two prefixes live side by side."""
+"""The names of a run's keys and files. With different prefixes, two callbacks can be used side by side."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _TAKEN = ("train/", "trainer/", "eval/", "test/", "val/")
 
 
 def check_prefix(prefix: object) -> str:
-    """A prefix of logged keys, checked.
+    """Check a prefix of logged keys and return it.
 
     Raises:
-        TypeError: not a text.
-        ValueError: not one word and a slash, or a word under which trainers log their own numbers.
+        TypeError: the prefix is not a text.
+        ValueError: it is not one word and a slash, or trainers log their own numbers under this word.
     """
     if not isinstance(prefix, str):
         raise TypeError(f'prefix: expected a text such as "ib/" or "code/", got {prefix!r}.')
@@ -43,10 +43,10 @@ def same_prefix(owner: str, prefix: str) -> str:
 
 @dataclass(frozen=True)
 class Names:
-    """The names of a run's files, and its part in names that cannot have a slash.
+    """The names of a run's files, and its stem for names that cannot have a slash.
 
     Args:
-        prefix: of its logged keys.
+        prefix: prefix of its logged keys.
 
     >>> Names("ib/").trajectory, Names("code/").trajectory, Names("code/").plane
     ('ib_trajectory.jsonl', 'code_trajectory.jsonl', 'code_information_plane.png')
@@ -66,27 +66,27 @@ class Names:
 
     @property
     def trajectory(self) -> str:
-        """All points, a line each."""
+        """The file of all points, one line per point."""
         return f"{self.stem}_trajectory.jsonl"
 
     @property
     def checkpoints(self) -> str:
-        """Which checkpoint holds the weights of which step."""
+        """The record of which checkpoint holds the weights of which step."""
         return f"{self.stem}_checkpoints.jsonl"
 
     @property
     def run(self) -> str:
-        """What holds for the whole run: phase rule and guards."""
+        """The file of what holds for the whole run: phase rule and guards."""
         return f"{self.stem}_run.json"
 
     @property
     def final(self) -> str:
-        """The model that training leaves behind, where no point has its weights."""
+        """The file of the model that training leaves behind, if no point has its weights."""
         return f"{self.stem}_final.jsonl"
 
     @property
     def curve(self) -> str:
-        """The IB curve, where that is the bound."""
+        """The file of the IB curve, if that is the bound."""
         return f"{self.stem}_curve.json"
 
     @property
@@ -101,6 +101,6 @@ class Names:
 
     @property
     def replaced(self) -> str:
-        """Files that are replaced as a whole, as a regular expression."""
+        """A regular expression for the files that are replaced as a whole."""
         stem = re.escape(self.stem)
         return rf"{stem}_(trajectory|checkpoints|final)(\.\d+)?\.jsonl|{stem}_(run|curve)\.json|{re.escape(self.plane)}"

@@ -23,33 +23,33 @@ from ib_callback.results.trend import MIN_VALUES
 from ib_callback.run.config import RunConfig
 
 SELECTABLE = "selectable/"
-# The numbers of the points at which a fit and a compression can be recognised at the earliest. A fit shows by a
-# maximum, a trough and a rise; a fall of the complexity by six points of the fit.
+# The earliest points, by number, at which a fit and a compression can be recognised. A fit shows in a maximum, a trough
+# and a rise. A compression shows in a fall of the complexity over six points of the fit.
 _FIT = 3
 _COMPRESSION = MIN_VALUES + 1
 DEFAULT_CONFIG = RunConfig()
 
 
 class LiveRules:
-    """What is known of a run by its last point. A function of the points alone: nothing else needs saving.
+    """What is known about a run at its last point. It depends on the points alone, so nothing else needs saving.
 
     Args:
         orders: n-gram orders that are measured.
         features: feature labels that are measured.
         config: when to stop, by what to select, and the one rule for phases.
-        primary, bound: as for `Meter`; they decide which metrics there are, as do the names of `views`.
+        primary, bound: as for `Meter`. Together with the names of `views`, they decide which metrics there are.
         without: quantities that are not measured.
 
     Attributes:
         stopping: the rule, or None.
         selection: which points can be selected and, if `selects`, by what.
-        selects: whether checkpoints are to be selected.
+        selects: whether checkpoints are selected.
         metrics: names of all metrics that are measured.
-        phase_rule: when a phase is recognised, in everything that is said of the run.
-        decision: at the last point; None without a rule or a point.
+        phase_rule: when a phase counts as recognised, in everything that is said about the run.
+        decision: the decision at the last point; None without a rule or a point.
 
     Raises:
-        ValueError: a metric that is not measured; the message lists those that are.
+        ValueError: a metric is not measured; the message lists those that are.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class LiveRules:
         self._selects_feature = feature_of(self.selection.by, features) is not None
         self._selected_by = _check_exists(self.selection.by, self.metrics) if self.selects else ""
         self._directions = {name: mode for name in self.metrics if (mode := better_direction(name)) is not None}
-        # Those of the primary order and of the features are for people, all of them for stock callbacks.
+        # People are shown the numbers of the primary order and of the features. Stock callbacks get all numbers.
         self._shown = [*PRIMARY_SCALARS, *(f"{feature}/information" for feature in features)]
         self.replay(())
 
     @property
     def names(self) -> list[str]:
-        """Every name in `numbers`, before anything has been measured."""
+        """Every name in `numbers`, known before anything is measured."""
         would = [] if self.stopping is None or self.stopping.act else ["would_stop"]
         return [*self.metrics, "phase", *would, *(SELECTABLE + name for name in self._directions)]
 
@@ -92,7 +92,7 @@ class LiveRules:
 
     @property
     def needed(self) -> list[str]:
-        """Names of the metrics by which is stopped or selected."""
+        """Names of the metrics by which the run is stopped or checkpoints are selected."""
         return [name for name in dict.fromkeys((self._monitored, self._selected_by)) if name]
 
     def replay(self, points: Iterable[Measurement]) -> None:
@@ -104,7 +104,7 @@ class LiveRules:
         self._begins_late = self._has_loss = self._lacks_loss = False
         self._numbers: dict[str, float | int | None] = dict.fromkeys(self.names)
         if self.stopping is not None:
-            # Points of an earlier part of the run, with other settings, may lack it.
+            # Points of an earlier part of the run, with other settings, may lack this metric.
             self.stopping.reset(self._monitored)
         for point in points:
             self.update(point)
@@ -129,13 +129,13 @@ class LiveRules:
                 self._numbers["would_stop"] = int(self.decision.would_stop)
 
     def numbers(self) -> dict[str, float | int | None]:
-        """All numbers of the last point that could be measured, by name; None where undefined or not selectable."""
+        """All numbers of the last point that could be measured, by name. None: undefined or not selectable."""
         return dict(self._numbers)
 
     def shown(self) -> dict[str, float]:
-        """What trackers get beside the metrics of the last point: the phase, and what can be selected now.
+        """What trackers get in addition to the metrics of the last point: the phase, and what can be selected now.
 
-        Undefined ones are left out, so that no tracker has a panel without a number.
+        Undefined numbers are left out, so that no tracker has a panel without a number.
         """
         selectable = {SELECTABLE + name: self._numbers.get(SELECTABLE + name) for name in self._shown}
         named: dict[str, Any] = {"phase": self._numbers["phase"], **selectable}
@@ -150,16 +150,16 @@ class LiveRules:
 
     @property
     def can_select(self) -> bool:
-        """Whether the last point can be selected by the metric that was asked for."""
+        """Whether the last point can be selected by the requested metric."""
         return self.selects and self._numbers.get(SELECTABLE + self._selected_by) is not None
 
     @property
     def phase(self) -> Phase | None:
-        """The phase as known by the last point."""
+        """The phase as known at the last point."""
         return self._tracker.phase
 
     def describe(self) -> str:
-        """What the rules do and when, in a line; empty where none was asked for."""
+        """One line about what the rules do and when; empty without rules."""
         parts = []
         if self.stopping is not None:
             rule = self.stopping
@@ -186,10 +186,11 @@ class LiveRules:
         return "; ".join(parts)
 
     def earliest(self, *, has_loss: bool) -> dict[str, tuple[int, str]]:
-        """After how many scheduled points each rule can act at the earliest, and what else it needs; by its name.
+        """How many scheduled points each rule needs at least before it acts, and what else it needs, by its name.
 
-        Lower bounds, of a run that is measured from step 0 on: a fit is recognised at the third point or later, and a
-        compression at the seventh or later. Many models never compress. Runs from trained weights have no phases.
+        These are lower bounds for a run that is measured from step 0 on. A fit is recognised at the third point or
+        later, and a compression at the seventh or later. Many models never compress. Runs from trained weights have no
+        phases.
 
         Args:
             has_loss: whether points have a loss on held-out text.
@@ -212,7 +213,7 @@ class LiveRules:
 
     @property
     def given_up(self) -> str:
-        """What `guard=None` gives up, in a sentence; empty where nothing is."""
+        """One sentence about what `guard=None` gives up; empty if nothing is given up."""
         guards = [self.stopping.guard] if self.stopping is not None else []
         guards += [self.selection.guard] if self.selects else []
         if None not in guards:
@@ -231,7 +232,7 @@ class LiveRules:
         )
 
     def remarks(self) -> list[str]:
-        """What is new to say by the last point; each once."""
+        """What is new to say at the last point. Each remark is made once."""
         found: dict[str, str] = {}
         guards = [rule.guard for rule in (self.stopping, self.selection if self.selects else None) if rule]
         if self._first is not None and guards:
@@ -251,7 +252,7 @@ class LiveRules:
         return [*new.values()]
 
     def _on_the_guard(self, first: Measurement, guards: list[Guard]) -> dict[str, str]:
-        """Why rules that were to be guarded are not."""
+        """Why rules run without the guard that was asked for."""
         if set(guards) == {None}:
             return {}
         found = {}
@@ -269,11 +270,11 @@ class LiveRules:
         return found
 
     def phases(self) -> Phases:
-        """The phases of the run as far as they have been recognised, by its own rule."""
+        """The phases of the run that its own rule has recognised so far."""
         return self._tracker.phases()
 
     def choose(self, trajectory: Trajectory, available: Collection[int]) -> Choice:
-        """The best of the points that have a checkpoint, as known now."""
+        """The best point that has a checkpoint, as known now."""
         if self.selects and not any(self._selected_by in point.scalars() for point in trajectory):
             # All of them were measured with other settings, before this run was resumed.
             return Choice(best=None, runner_up=None, noise=None, candidates=())
@@ -289,7 +290,7 @@ def _since(start: str) -> str:
 
 
 def _first_of(start: str, trained: bool) -> tuple[int, str]:
-    """The number of the first point of a phase at the earliest, and what it needs."""
+    """The number of the point at which a rule can begin at the earliest, and what it needs."""
     if trained or start == "immediately":
         return 1, ""
     if start == "fit":

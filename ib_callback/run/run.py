@@ -44,11 +44,11 @@ from ib_callback.run.wandb_log import WandbLog, open_run
 
 PLANE_FILENAME = Names().plane
 FINAL_FILENAME = Names().final
-# Every point is drawn at once up to this number of them. A picture takes about as long as a measurement of a
-# small model, so that later ones wait until the run has this many times the points of the last picture.
+# Up to _DRAWN_SINGLY points, the plane is drawn again at each point. A picture takes about as long as a measurement of
+# a small model. So later pictures wait until the run has _DRAWN_AGAIN times the points of the last picture.
 _DRAWN_SINGLY = 20
 _DRAWN_AGAIN = 1.25
-# Those that only a logger gets wait until the run has twice the points.
+# Pictures that only a logger gets wait until the run has this many times the points of the last ones.
 _PICTURED_AGAIN = 2
 _NOT_RECORDED = "A checkpoint could not be recorded, and will be tried again with the next point or checkpoint"
 
@@ -57,41 +57,41 @@ Event = TypeVar("Event", bound=Callable[..., Any])
 
 @dataclass
 class _State:
-    """What belongs to one run of training, as against the settings, which outlive it."""
+    """What belongs to one run of training. The settings are kept elsewhere, because they outlive it."""
 
     started: float
     settings: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
     writes: bool = False
-    file: Path | None = None  # None where this process writes nothing
+    file: Path | None = None  # None if this process writes nothing
     checkpoints: CheckpointFile | None = None  # likewise
-    plane: Path | None = None  # likewise, and where no plane is drawn
+    plane: Path | None = None  # likewise, or if no plane is drawn
     points_drawn: int = 0
-    points_pictured: int = 1  # likewise of the further pictures for W&B, which need two
-    points_figured: int = 1  # likewise of all pictures for other trackers
+    points_pictured: int = 1  # the same for the further pictures for W&B, which need two points
+    points_figured: int = 1  # the same for all pictures for other trackers
     encoded: tuple[int, dict[str, bytes]] = field(
         default_factory=lambda: (0, {})
-    )  # the last pictures, and of how many points they are
+    )  # the number of points in the last pictures, and these pictures by name
     unsaved: list[Measurement] = field(default_factory=list)
-    written: int = 0  # bytes of the file, as the last point left it
+    written: int = 0  # size of the file in bytes after the last point
     outages: set[str] = field(default_factory=set)
     seconds_at_work: float = 0.0
     points: int = 0
     skipped: int = 0
-    within_budget: int | None = None  # the step that the schedule was last allowed
-    exempt: int = 0  # points that no budget is asked for
+    within_budget: int | None = None  # the last scheduled step that the budget allowed
+    exempt: int = 0  # points measured without asking the budget
     selected: Selected | None = None
     final: Measurement | None = None
-    certain: bool = True  # whether no checkpoint that may be a better one could not be looked for
+    certain: bool = True  # whether every checkpoint that may be better could be looked for
     not_compared: frozenset[Path] = (
         frozenset()
     )  # checkpoints of an earlier part that the trajectory knows nothing about
     told_to_stop: bool = False
-    asked: tuple[int, int | None, bool] | None = None  # what the schedule was asked last, and its answer
+    asked: tuple[int, int | None, bool] | None = None  # the last question to the schedule, and the answer
 
 
 class _Seen(NamedTuple):
-    """What a loop showed last, and what tells whether its weights have changed since."""
+    """What the last call of `Run.step` was given, and what tells whether the weights have changed since."""
 
     model: torch.nn.Module
     step: int
@@ -100,7 +100,7 @@ class _Seen(NamedTuple):
 
 
 class Run:
-    """Follows a model through the information plane while a loop of your own trains it; the callbacks are built on it.
+    """Follows a model through the information plane while your own loop trains it. The callbacks are built on it.
 
         with ib.Run(ib.Meter(probe), output_dir="out", select="optimality") as run:
             for step in range(first, last + 1):
@@ -108,32 +108,34 @@ class Run:
                     break
                 ...  # one step of the optimizer; now and then torch.save(…, path) and run.saved(step + 1, path)
 
-    A first `step` at 0 begins a new run, and moves the files of an old one in `output_dir` away. A first `step` later
-    on resumes: the points up to there are read, and later ones, which this run has never had, dropped. It measures at
-    the first step, at those of the schedule, at every checkpoint if checkpoints are selected, and, when the block is
-    left without an error, at the last step seen. Every rank calls `step` and `saved`, and has the same points and
-    decisions; rank 0 writes `ib_trajectory.jsonl`, `ib_checkpoints.jsonl` and `information_plane.png`. Numbers and
-    pictures go to Weights & Biases if a run is open there, or is given. The training is not disturbed: weights and
-    random states are what they would be without, and no hook is left in the model.
+    If the first `step` is 0, a new run begins, and the files of an old run in `output_dir` are moved away. If the
+    first `step` is later, the run resumes. It reads the points up to that step, and drops later points because this run
+    has never had them.
 
-    Mistakes (a model that cannot be measured, a probe of another tokenizer, a directory that cannot be written) are
-    raised by the first `step`. Later nothing that goes wrong here ends the training: a measurement that fails is a
+    The model is measured at the first step, at the steps of the schedule, and at every checkpoint if checkpoints are
+    selected. When the block is left without an error, the last step seen is measured too. Every rank calls `step` and
+    `saved`, and has the same points and decisions. Rank 0 writes `ib_trajectory.jsonl`, `ib_checkpoints.jsonl` and
+    `information_plane.png`. Numbers and pictures go to Weights & Biases if a run is open there or is given. Training is
+    not disturbed: weights and random states are the same as without `Run`, and no hook is left in the model.
+
+    The first `step` raises an error for each mistake: a model that cannot be measured, a probe of another tokenizer, a
+    directory that cannot be written. Later failures here never end the training. A measurement that fails becomes a
     warning and a point with `.error`.
 
     Args:
-        meter: what is measured, and on which probe.
-        config: the keywords below as one object, which is what the callbacks pass.
-        wandb: a run of Weights & Biases to log to, beside the one that is open in this process, if any.
-        x_axis: the name under which the step goes to Weights & Biases, for these rows and for those of your own.
+        meter: says what is measured, and on which probe.
+        config: the keywords below as one object; the callbacks pass it.
+        wandb: a run of Weights & Biases to log to, in addition to the one that is open in this process, if any.
+        x_axis: the name under which the step goes to Weights & Biases. Use the same name in your own rows.
         **keywords: those of `RunConfig` (`every_n_steps`, `early_stopping`, `select`, `output_dir`, …).
 
     Attributes:
-        trajectory: all points so far, those of an earlier part of a resumed run included.
-        rules: what is known of the run by its points.
+        trajectory: all points so far, including those of an earlier part of a resumed run.
+        rules: what the points say about the run.
 
     Raises:
         TypeError: an unknown keyword, or a value of the wrong type.
-        ValueError: a metric that is not measured (the message lists those that are), or a setting out of range.
+        ValueError: a setting out of range, or a metric that is not measured; the message lists those that are.
     """
 
     @takes_keywords_of(RunConfig)
@@ -155,7 +157,7 @@ class Run:
         self.meter = meter
         self.config = config or run_config("Run", keywords, "; what is measured is asked of ib.Meter")
         self.names = Names(self.config.prefix)
-        # What the config leaves open: callbacks do as their trainer does.
+        # If the config leaves this open, callbacks set it as their trainer does.
         self.shows_lines = self.config.console is not False
         self.schedule = self.config.schedule
         self.rules = LiveRules(
@@ -172,18 +174,18 @@ class Run:
         self.wandb_runs = [] if wandb is None else [wandb]
         self._wandb = WandbLog(x_axis, prefix=self.config.prefix)
         self._alerts = Alerts()
-        self.described: dict[str, Any] = {}  # the settings, for the configuration that trackers keep
+        self.described: dict[str, Any] = {}  # the settings, for the trackers' configuration of the run
         self._working_since: float | None = None
         self._state = _State(started=time.perf_counter())
         self._lock: RunLock | None = None
         self._entered = False
-        self._last: _Seen | None = None  # of the block
+        self._last: _Seen | None = None  # in the open block
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies, by copy or pickle, log to the run of Weights & Biases that is open where they are, if any."""
+        """A copy, by copy or pickle, logs only to the run of Weights & Biases that is open in its process, if any."""
         return {**vars(self), "wandb_runs": []}
 
-    # --- for a loop of your own
+    # --- for your own training loop
 
     def __enter__(self) -> Run:
         if self.config.output_dir is None:
@@ -216,19 +218,19 @@ class Run:
         """Measure the model if it is time to.
 
         Args:
-            model: as it is after so many steps.
-            step: of the optimizer, taken so far. Where this is not called at every one, a scheduled step that was
-                passed over counts at the next call.
-            loss: of the training, which is kept with the point as `train_loss`.
+            model: the model after this many steps.
+            step: optimizer steps taken so far. You need not call this at every step: if a scheduled step was passed
+                over, the next call measures.
+            loss: the training loss, which is kept with the point as `train_loss`.
 
         Returns:
-            What `early_stopping` says by the last point, which is true if the training should stop; None without one.
+            What `early_stopping` says at the last point. It is true if the training should stop. None without a rule.
 
         Raises:
-            RuntimeError: outside of the `with` block.
-            TypeError: the step is no integer.
-            ValueError: the step goes back, which only a new block can.
-            ModelError, ProbeError, TrajectoryError: at the first call, on every rank: see `begin`.
+            RuntimeError: called outside of the `with` block.
+            TypeError: the step is not an integer.
+            ValueError: the step is lower than the last one. To go back, begin a new block.
+            ModelError, ProbeError, TrajectoryError: at the first call, on every rank; see `begin`.
         """
         step = self._within("step", step)
         loss = self._number_of(loss)
@@ -260,23 +262,23 @@ class Run:
         return None
 
     def _within(self, method: str, step: int) -> int:
-        """The step as an int, if it is one and the block is open."""
+        """Check that the block is open and the step is an integer, and return the step as an int."""
         if not self._entered:
             raise RuntimeError(f"Run.{method}: expected to be called inside `with ib.Run(…) as run:`.")
         return check_integer("step", step, minimum=0, cure="it is the number of optimizer steps taken")
 
     def saved(self, step: int, path: str | os.PathLike[str]) -> None:
-        """Take note of a checkpoint that is complete, right after it was saved; on every rank.
+        """Record a checkpoint. Call this on every rank, right after the checkpoint was saved completely.
 
         Args:
-            step: whose weights it holds; it is measured if checkpoints are selected.
-            path: of the file or folder. One that the next checkpoint overwrites cannot be kept: give each its own.
+            step: the step whose weights the checkpoint holds. It is measured if checkpoints are selected.
+            path: of the file or folder. Give each checkpoint its own path, because an overwritten one cannot be kept.
         """
         step, path = self._within("saved", step), expanded(path)
         if self._last is None:
             raise RuntimeError("Run.saved: expected a first run.step(model, step), with which the run begins.")
         with self.survived("A checkpoint could not be noted"), self.at_work():
-            # Saved after a step of the optimizer that `step` is yet to be told of: the weights are those of now.
+            # The optimizer may have made a step that `step` has not been told of yet. Then these are its weights.
             holds = True
             if self.rules.selects and step >= self._last.step and not self.recorded(step):
                 self.record(self._last.model, step, train_loss=self._last.loss if step == self._last.step else None)
@@ -292,10 +294,10 @@ class Run:
             self.choose()
 
     def keeps(self, path: str | os.PathLike[str]) -> bool:
-        """Whether a checkpoint is not to be removed, on every rank the same: it is, or it may be, the best one so far.
+        """Whether a checkpoint must stay because it is, or may be, the best one so far. The same on every rank.
 
-        It may be if the disk does not answer, or if it is one of an earlier part of the run with which nothing can be
-        compared any more, because settings have changed or the trajectory is gone.
+        Any checkpoint may be the best one if the disk does not answer. A checkpoint of an earlier part of the run may
+        be if it cannot be compared with later ones, because settings have changed or the trajectory is gone.
         """
         absolute = Path(os.path.abspath(expanded(path)))
         is_best = self.selected is not None and self.selected.path == absolute
@@ -303,12 +305,12 @@ class Run:
 
     @property
     def certain(self) -> bool:
-        """Whether all could be looked for when `selected` was chosen: else nothing is to be removed."""
+        """Whether every checkpoint could be looked for when `selected` was chosen. If not, remove nothing."""
         return self._state.certain
 
     @property
     def decision(self) -> StopDecision | None:
-        """Whether to stop, by the last point; None without a rule or a point."""
+        """What `early_stopping` says at the last point; None without a rule or a point."""
         return self.rules.decision
 
     @property
@@ -318,7 +320,7 @@ class Run:
 
     @property
     def final(self) -> Measurement | None:
-        """The model that training left behind, if its weights are those of no point, as an average of them may be."""
+        """Measurement of the model that training left behind, if no point has its weights, as with an average."""
         return self._state.final
 
     @property
@@ -331,7 +333,7 @@ class Run:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Around all that is done beside the training: count its time, and put the random states back."""
+        """Surrounds all work beside the training: counts its time, and restores the random states."""
         if self.is_at_work:
             yield
             return
@@ -345,7 +347,7 @@ class Run:
 
     @property
     def is_at_work(self) -> bool:
-        """Whether it is within `at_work`; a signal, which may save a checkpoint, can come in the middle of it."""
+        """Whether `at_work` is active. A signal that saves a checkpoint can come in the middle of it."""
         return self._working_since is not None
 
     def begin(
@@ -369,25 +371,25 @@ class Run:
         """Check that everything can be measured and written, and open the trajectory.
 
         Args:
-            model: as it will be trained.
-            directory: where `ib_trajectory.jsonl`, `ib_checkpoints.jsonl` and `information_plane.png` go, and
-                `ib_curve.json` if that is the bound.
-            step: 0 for a fresh run, which rotates old files away; else the step from which the run resumes.
-            last_step: of a resumed run, that of the last point when its checkpoint was saved, if known. Later
+            model: the model that will be trained.
+            directory: where `ib_trajectory.jsonl`, `ib_checkpoints.jsonl` and `information_plane.png` go. If the bound
+                is the IB curve, `ib_curve.json` goes there too.
+            step: 0 for a fresh run, which moves old files away. Otherwise the step from which the run resumes.
+            last_step: for a resumed run, the step of the last point when its checkpoint was saved, if known. Later
                 points were measured on weights that the run never had.
-            last_point: likewise, what `progress` said of it. A file whose point of that step is another one is another
-                run's, and is moved away.
-            max_steps: at which training will end, if known.
-            beyond_schedule: whether evaluations or checkpoints are measured too, so that a schedule that never fires
-                is no mistake.
+            last_point: what `progress` said about that point. If the file has another point at that step, the file
+                belongs to another run and is moved away.
+            max_steps: the step at which training will end, if known.
+            beyond_schedule: whether evaluations or checkpoints are measured too. If so, a schedule that never fires is
+                not a mistake.
             judged: whether evaluations count as points of the schedule.
             writes: whether this is the one process that writes files; by default rank 0 is.
-            weights: which ones `model` has whenever it is measured, if these are not those that are trained. A part of
+            weights: a name for the weights that are measured, if they are not the weights being trained. It is part of
                 the settings, so that points of both are not taken for one series.
             training: an object that all callbacks of this training share; two of them in one directory are refused.
-            resumed_from: the checkpoint; it is complete, though it may not have been recorded.
+            resumed_from: the checkpoint from which the run resumes. It is complete, but may not have been recorded.
             loaders: what gives the training data, for `check_overlap`.
-            tokenizer: for training data that are texts.
+            tokenizer: for training data that consists of texts.
 
         Raises:
             ModelError: the model cannot be measured as asked.
@@ -407,7 +409,7 @@ class Run:
                 self.announce(look_for_probes(self.meter.probes, loaders, self.config.check_overlap, tokenizer))
             if step and resumed_from is not None and _may_be_complete(Path(resumed_from)):
                 known = self._state.checkpoints
-                # One whose weights are known not to be those measured stays so.
+                # If its weights are known to differ from those measured, leave that record as it is.
                 if known is None or known.holds(step, resumed_from):
                     self.note_checkpoint(step, resumed_from, own=False)
 
@@ -511,7 +513,7 @@ class Run:
         return preflight
 
     def _tell_of_beginning(self, preflight: Preflight, step: int, max_steps: int | None, judged: bool) -> None:
-        """What will be measured, and which rules can never act; on the process that writes."""
+        """Say what will be measured and which rules can never act, on the process that writes."""
         if not self._state.writes:
             return
         if self.shows_lines:
@@ -533,14 +535,14 @@ class Run:
         write_run_file(directory, phase_rule=self._phase_rule, guards=self.config.guards, name=self.names.run)
 
     def _files(self) -> list[str]:
-        """Names of all that will be written."""
+        """Names of all files that will be written."""
         own = self.names
         names = [own.trajectory, own.checkpoints, own.run, own.final, own.lock]
         names += [own.plane] if self.config.log_plane else []
         return names + ([own.curve] if self.meter.curve() is not None else [])
 
     def _own_plane(self, directory: Path) -> Path | None:
-        """Where the plane is drawn; None if somebody else's file is there."""
+        """Where the plane is drawn; None if there is a file that this package did not write."""
         from ib_callback.plot import may_be_replaced
 
         plane = directory / self.names.plane
@@ -561,13 +563,13 @@ class Run:
         return frozenset(path for step, path in existing.items() if step not in compared)
 
     def _continued(self) -> set[int]:
-        """Steps of the points that this trajectory has from a part of the run that it followed itself."""
+        """Steps of the points from the part of the run that this trajectory has followed itself."""
         steps = [step for step in self.trajectory.steps if step is not None]
-        # Of a trajectory that began later than the run, the first point may be that of the checkpoint resumed from.
+        # If the trajectory began later than the run, its first point may be that of the checkpoint resumed from.
         return set(steps[1:] if steps and steps[0] else steps)
 
     def _check_same_probes(self) -> None:
-        # Each rank runs as many passes as its own probe takes, so that a sharded model would wait forever.
+        # Each rank runs as many passes as its own probe needs. If these differ, a sharded model waits forever.
         rank = first_different([probe.fingerprint for probe in self.meter.probes])
         if rank is not None:
             raise ProbeError(
@@ -579,7 +581,7 @@ class Run:
     def _check_schedule(self, step: int, max_steps: int | None) -> None:
         fires = True
         if max_steps is not None:
-            # On every rank: a schedule may count how often it was asked.
+            # Ask on every rank, because a schedule may count how often it was asked.
             with self.survived("The schedule failed, and nothing is measured until it answers again"):
                 fires = not never_fires(self.schedule, step, max_steps)
         if self._state.writes and not fires:
@@ -591,7 +593,7 @@ class Run:
 
     @staticmethod
     def _compare_steps(file: TrajectoryFile, step: int, last_step: int) -> None:
-        """Say if points of a resumed run are missing in its file."""
+        """Warn if the file of a resumed run lacks some of its points."""
         found = file.trajectory[-1].step if file.trajectory else None
         if step and last_step >= 0 and (found is None or found < min(step, last_step)):
             there = "has none of them" if found is None else f"ends at step {found}"
@@ -622,7 +624,7 @@ class Run:
         )
 
     def progress(self) -> dict[str, Any]:
-        """For a checkpoint, as JSON values: `last_step` and `last_point`, by which a resumed run knows its points."""
+        """`last_step` and `last_point` for a checkpoint, as JSON values. A resumed run knows its points by them."""
         last = next((point for point in reversed(self.trajectory) if point.step is not None), None)
         return (
             {"last_step": None, "last_point": None}
@@ -631,20 +633,20 @@ class Run:
         )
 
     def measures_at_start(self, step: int) -> bool:
-        """Whether the model is measured as a run begins or resumes."""
+        """Whether to measure the model when a run begins or resumes."""
         must = self.rules.selects or all(point.error is not None for point in self.trajectory)
         if not self.config.at_start and not self.rules.selects:
-            # Every n steps, and so on a logarithmic axis, means those after the first; a step that is named is meant.
+            # `Every` and `Logarithmic` mean the steps after the first. Other schedules mean every step that they name.
             return not isinstance(self.schedule, (Every, Logarithmic)) and self.due(step)
-        # Only a point that can be left out is asked of the schedule, which counts those that it skips.
+        # Call `due` only for a point that can be left out, because `due` counts the points that it skips.
         return step == 0 or (must and not self.recorded(step)) or self.due(step)
 
     def due(self, step: int, *, since: int | None = None) -> bool:
-        """Whether the schedule wants this step, it has not been recorded, and the budget allows it.
+        """Whether the schedule wants this step, it has not been recorded yet, and the budget allows it.
 
         Args:
             step: optimizer steps taken.
-            since: where several steps are taken at once, the step before them; any of them counts.
+            since: if several steps were taken at once, the step before them. The schedule may want any of them.
         """
         if not self._wanted(step, since) or self.recorded(step):
             return False
@@ -656,15 +658,15 @@ class Run:
         return False
 
     def _wanted(self, step: int, since: int | None) -> bool:
-        """Whether the schedule wants a step. It is asked once, because it may count how often it is asked."""
+        """Whether the schedule wants a step. Ask the schedule once, because it may count how often it is asked."""
         asked = self._state.asked
-        # A checkpoint may be saved at a step that has been asked for with those since the one before.
+        # When a checkpoint is saved, the schedule may already have been asked about its step, with those before it.
         if asked is None or asked[0] != step or since not in (None, asked[1]):
             self._state.asked = asked = (step, since, False)
             with self.survived("The schedule failed, and nothing is measured until it answers again"):
                 wanted = any(self.schedule(s) for s in range(step if since is None else since + 1, step + 1))
                 self._state.asked = asked = (step, since, wanted)
-            if not isinstance(self.schedule, (Every, Logarithmic, At)):  # one of somebody's own may read the clock
+            if not isinstance(self.schedule, (Every, Logarithmic, At)):  # a user's own may read the clock
                 self._state.asked = asked = of_rank_zero(asked)
         return asked[2]
 
@@ -684,20 +686,21 @@ class Run:
         scheduled: bool = False,
         at_start: bool = False,
     ) -> Measurement:
-        """Measure, add the point to the trajectory and its file, apply the rules to it, and log and draw it.
+        """Measure, add the point to the trajectory and its file, apply the rules, log the point and draw it.
 
         A failure becomes a warning and a point with `.error`. A file that cannot be written becomes a
         warning, and the point is written together with a later one.
 
         Args:
-            model: as it is trained.
+            model: the model in training.
             step: optimizer steps taken.
             tokens_seen: training tokens so far, if known.
-            train_loss: of the training, if known.
-            since: as for `due`. A point that the schedule does not want counts for no phase and no patience, unless
-                it is the first one, …
-            scheduled: … or is regular all the same.
-            at_start: no training time is lost yet: every error is raised, unless memory ran out.
+            train_loss: the training loss, if known.
+            since: as for `due`.
+            scheduled: whether the point counts as scheduled even if the schedule does not want it. Phases and patience
+                count scheduled points only. The first point is always scheduled.
+            at_start: whether the run is just beginning. No training time is lost yet, so every error is raised, unless
+                memory ran out.
         """
         with self.at_work():
             scheduled = self._wanted(step, since) or scheduled or not self.trajectory
@@ -750,7 +753,7 @@ class Run:
         if tokens_seen is None and self.config.tokens_per_step is not None:
             tokens_seen = step * self.config.tokens_per_step
         loss = None if train_loss is None or not math.isfinite(train_loss) else float(train_loss)
-        # Every rank measures the same, unless one of them fails; and what follows from a point must be the same.
+        # Every rank measures the same unless one of them fails. All must draw the same conclusions from a point.
         point = replace(point, scheduled=scheduled, tokens_seen=tokens_seen, overhead=self._share(), train_loss=loss)
         point = of_rank_zero(point)
         if at_start:
@@ -760,12 +763,12 @@ class Run:
         return point
 
     def record_final(self, model: torch.nn.Module, step: int) -> Measurement:
-        """Measure the model that training leaves behind, where its weights are those of no point.
+        """Measure the model that training leaves behind, if no point has its weights.
 
-        It is no point of the trajectory: it has a file of its own, `ib_final.jsonl`, and is in the summary.
+        This measurement is not part of the trajectory. It goes to its own file, `ib_final.jsonl`, and to the summary.
 
         Args:
-            model: as it is left.
+            model: the model that training leaves behind.
             step: optimizer steps taken.
         """
         state = self._state
@@ -787,7 +790,7 @@ class Run:
         return {f"{prefix}{name}": value for name, value in self.rules.numbers().items() if name != "tokens_seen"}
 
     def logged(self, point: Measurement) -> dict[str, float]:
-        """What trackers get of a point just recorded: nothing if it could not be measured."""
+        """What trackers get for a point just recorded; nothing if it could not be measured."""
         if point.error is not None:
             return {}
         prefix = self.config.prefix
@@ -801,10 +804,10 @@ class Run:
         """Record a checkpoint that is complete.
 
         Args:
-            step: at which it was saved.
+            step: the step at which it was saved.
             path: of the file or folder.
             own: whether this run wrote it.
-            holds: whether it holds the weights that were measured at that step; else it is never selected.
+            holds: whether it holds the weights that were measured at that step. If not, it is never selected.
         """
         if not holds and self.rules.selects and self._state.writes:
             _warn(
@@ -817,33 +820,33 @@ class Run:
                 self._state.checkpoints.add(step, path, own=own, holds=holds)
 
     def own_step(self, path: Path) -> int | None:
-        """The step of a checkpoint that the record of this run says it wrote; None for others, or on other ranks."""
+        """The step of a checkpoint that this run wrote, by its own record; None for others, and on other ranks."""
         return None if self._state.checkpoints is None else self._state.checkpoints.own_step(path)
 
     @property
     def rule(self) -> str:
-        """What tells rules of selection apart: two checkpoints are compared only by the same one."""
+        """Identifies the selection rule. Two checkpoints are compared only if they have the same rule."""
         return repr(self.rules.selection) if self.rules.selects else ""
 
     def compares(self, step: int, rule: str | None) -> bool:
         """Whether the best checkpoint of an earlier part of the run can be compared with later ones.
 
         Args:
-            step: of it.
+            step: the step of that checkpoint.
             rule: `rule` of the earlier part; None if it is not known.
         """
         if not self.rules.selects or rule not in (None, self.rule):
             return False
         with self.survived("The best checkpoint of the earlier part of the run cannot be compared, and is kept"):
             choice = self.rules.choose(self.trajectory, {step})
-            # As a fallback it is compared by a trajectory that has gone on, not by a new one that begins with it.
+            # A fallback is comparable if the trajectory goes on, but not if a new one begins at its step.
             return choice.best is not None or (choice.fallback is not None and step in self._continued())
         return False
 
     def choose(self) -> Selected | None:
-        """Select among the checkpoints that exist, if one of them can be; on every rank the same.
+        """Select one of the checkpoints that exist, if possible. The result is the same on every rank.
 
-        What cannot be looked for now is no reason to let go of what was selected: see `certain`.
+        If none is found while some cannot be looked for, the earlier choice stays; see `certain`.
         """
         found, certain = self._best()
         if found is not None or certain:
@@ -852,9 +855,9 @@ class Run:
         return self._state.selected
 
     def best_checkpoint(self, *, also: int | None = None) -> Selected | None:
-        """The best checkpoint that exists, or will, if it is worth saving; on every rank the same.
+        """The best checkpoint that exists or could be saved now, if it is worth saving. The same on every rank.
 
-        A fallback is worth it if its loss is the lowest, not if it is the latest alone.
+        A fallback is worth saving if its loss is the lowest. To be the latest is not enough.
 
         Args:
             also: a step that counts as if it had been saved.
@@ -863,7 +866,7 @@ class Run:
         return None if found is not None and found.fallback and found.value is None else found
 
     def best_after_saving(self, step: int) -> Selected | None:
-        """What will be selected when this step has been saved, for its checkpoint to hold; it looks at no file."""
+        """What will be selected once this step is saved. Its checkpoint records this. No file is looked at."""
         selected = self._state.selected
         if self.rules.selects:
             with self.survived("The best checkpoint could not be determined"):
@@ -872,7 +875,7 @@ class Run:
         return selected
 
     def _best(self, also: int | None = None) -> tuple[Selected | None, bool]:
-        """The best checkpoint, and whether all could be looked for."""
+        """The best checkpoint, and whether every checkpoint could be looked for."""
         if not self.rules.selects:
             return None, True
         found: Selected | None = None
@@ -892,7 +895,7 @@ class Run:
         return None
 
     def draw(self, *, final: bool = False) -> Path | None:
-        """Draw the plane if it is time to, or if it is out of date at the end; the file if it was drawn."""
+        """Draw the plane if a new picture is due, or if the last one is outdated at the end. The file, if drawn."""
         points = sum(point.error is None for point in self.trajectory)
         drawn = self._state.points_drawn
         due = points <= _DRAWN_SINGLY or points >= _DRAWN_AGAIN * drawn or final
@@ -909,7 +912,7 @@ class Run:
         return None
 
     def pictures(self, *, final: bool = False) -> dict[str, bytes]:
-        """Further pictures for W&B if it is time to, or if they are out of date at the end: PNG by name."""
+        """Further pictures for W&B if new ones are due, or if the last are outdated at the end: PNG by name."""
         state, points = self._state, self._drawable()
         if points <= state.points_pictured or not (final or points >= _PICTURED_AGAIN * state.points_pictured):
             return {}
@@ -917,7 +920,7 @@ class Run:
         return self._encoded(points, "over_steps", "layers")
 
     def figures(self, *, final: bool = False) -> dict[str, bytes]:
-        """All pictures for a tracker other than W&B, likewise: PNG by name."""
+        """All pictures for a tracker other than W&B, when they are due as in `pictures`: PNG by name."""
         state, points = self._state, self._drawable()
         if points <= state.points_figured or not (final or points >= _PICTURED_AGAIN * state.points_figured):
             return {}
@@ -929,7 +932,7 @@ class Run:
         return 0 if self._state.plane is None else sum(point.error is None for point in self.trajectory)
 
     def _encoded(self, points: int, *names: str) -> dict[str, bytes]:
-        """Pictures of so many points, each drawn once."""
+        """Pictures of this many points, each drawn only once."""
         if self._state.encoded[0] != points:
             self._state.encoded = points, {}
         drawn = self._state.encoded[1]
@@ -951,15 +954,15 @@ class Run:
         return encoded(plane_by_layer(last, curve=curve))
 
     def caption(self, name: str) -> str:
-        """Of a picture of the points so far."""
+        """The caption of a picture of the points so far."""
         return trackers.caption(name, self.trajectory.steps[-1] if self.trajectory else None, self._phase_in_words())
 
     def end(self, step: int, *, complete: bool = True) -> None:
-        """Write what is still unwritten, draw the last plane, log the summary, and say what all of it cost.
+        """Write what is still unwritten, draw the last plane, log the summary and print the total cost.
 
         Args:
-            step: the last one.
-            complete: whether the run ended as it should, so that checkpoints are chosen among once more.
+            step: the last step.
+            complete: whether the run ended as it should. If so, the best checkpoint is chosen once more.
         """
         state = self._state
         with self.survived("The run could not be finished"), self.at_work():
@@ -1027,7 +1030,7 @@ class Run:
         return runs
 
     def announce(self, message: str) -> None:
-        """Tell whoever watches the run, on the process that writes: also where nobody has set up logging."""
+        """Show a message to whoever watches the run, even without logging set up. Only the writing process does."""
         if self._state.file is not None and message:
             console.say(message if self.names.is_default else f"{self.names.stem}: {message}")
 
@@ -1063,7 +1066,7 @@ class Run:
                 state.checkpoints.flush()
 
     def _write_anew_if_lost(self, file: Path) -> None:
-        """All points again, not the next one alone, where somebody has removed or cut the file, or its folder."""
+        """Write all points again if somebody has removed the file or its folder, or has cut the file."""
         state, size = self._state, size_of(file)
         if len(self.trajectory) == len(state.unsaved) or (size is not None and size >= state.written):
             return
@@ -1083,10 +1086,10 @@ class Run:
 
     @contextmanager
     def survived(self, what: str) -> Iterator[None]:
-        """A failure is a warning: one for as long as it lasts, not one for each point."""
+        """Turn a failure into a warning. If it lasts, it warns once, rather than at each point."""
         try:
             yield
-        except RanksError:  # each of them would wait for the others
+        except RanksError:  # if it were ignored, the ranks would wait for each other
             raise
         except Exception as error:
             if what not in self._state.outages:
@@ -1104,13 +1107,13 @@ class Run:
 
 
 class Follows:
-    """What the callbacks of all trainers show of the run that they follow."""
+    """The attributes of a followed run that the callbacks of all trainers share."""
 
     _run: Run
 
     @property
     def trajectory(self) -> Trajectory:
-        """The points measured so far. With `ddp_spawn` they are in the processes that trained, and in the file."""
+        """The points measured so far. With `ddp_spawn`, only the processes that trained and the file have them."""
         return self._run.trajectory
 
     @property
@@ -1125,7 +1128,7 @@ class Follows:
 
     @property
     def final(self) -> Measurement | None:
-        """The model that training left behind, if its weights are those of no point, as an average of them may be."""
+        """Measurement of the model that training left behind, if no point has its weights, as with an average."""
         return self._run.final
 
     @property
@@ -1135,7 +1138,7 @@ class Follows:
 
 
 def survives(event: Event) -> Event:
-    """Wrap an event of a callback that comes while training runs: whatever goes wrong there is a warning."""
+    """Wrap an event of a callback that comes while training runs: any failure in it becomes a warning."""
 
     @functools.wraps(event)
     def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -1146,13 +1149,13 @@ def survives(event: Event) -> Event:
 
 
 def weights_seen(model: torch.nn.Module) -> tuple[int, int]:
-    """What changes when the weights of a model do, or when others are loaded into it."""
+    """A value that changes when the weights of a model change or are replaced by others."""
     parameters = list(model.parameters())
     return id(parameters[0]) if parameters else 0, sum(parameter._version for parameter in parameters)
 
 
 def _check_is_curve(path: Path) -> None:
-    """Raise a TrajectoryError if a file of somebody else is where the curve goes."""
+    """Raise a TrajectoryError if a file that this package did not write is where the curve goes."""
     if size_of(path) and b'"num_codewords"' not in path.read_bytes():
         raise TrajectoryError(
             f"{path} was not written by this package, and is left as it is. Move it away, or pass output_dir="
@@ -1160,7 +1163,7 @@ def _check_is_curve(path: Path) -> None:
 
 
 def _identity(point: Measurement) -> list[float | None]:
-    """What tells a point from those that other runs have at the same step."""
+    """What distinguishes a point from the points of other runs at the same step."""
     return [point.entropy, point.complexity, point.expressivity]
 
 
@@ -1170,7 +1173,7 @@ def _is_of_run(trajectory: Trajectory, last_step: int | None, last_point: Sequen
 
 
 def _set_aside_foreign(path: Path) -> None:
-    """Move a file of somebody else out of the way that is where the rule of the run goes."""
+    """Move a file away that this package did not write, if it is where the run file goes."""
     with json_lines.explained(path, "moved"):
         if size_of(path) and b'"phase_rule"' not in path.read_bytes():
             _warn(f"{path} was not written by a run of this package. It was moved to {json_lines.set_aside(path)}.")
@@ -1184,7 +1187,7 @@ def _may_be_complete(path: Path) -> bool:
 
 
 def _raise_on_every_rank(failure: Exception | None) -> None:
-    """Raise what failed here or, so that nobody waits in vain, on another rank; but memory may run out."""
+    """Raise a failure of this or another rank, so that no rank waits in vain. Running out of memory passes."""
     passes = failure is None or is_out_of_memory(failure)
     elsewhere = first_failure(None if failure is None or passes else describe(failure))
     if failure is not None and not passes:
@@ -1194,7 +1197,7 @@ def _raise_on_every_rank(failure: Exception | None) -> None:
 
 
 def _from_writer(open_files: Callable[[], Trajectory], *, writes: bool) -> Trajectory:
-    """On every rank what the writing one finds in its files, or its error, so that no rank waits in vain."""
+    """Give every rank what the writing one finds in its files, or its error, so that no rank waits in vain."""
     trajectory, failure = Trajectory(), None
     if writes:
         try:

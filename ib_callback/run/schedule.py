@@ -1,7 +1,7 @@
 """When to measure: a schedule is a value that answers `schedule(step) -> bool`.
 
-Whoever uses a schedule measures the first and the last step of a run besides, whatever the schedule says, unless told
-otherwise (`at_start=`, `at_finish=`).
+The first and the last step of a run are measured even if the schedule leaves them out. `at_start=False` and
+`at_finish=False` switch this off.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeGuard
 from ib_callback.common.checks import check_integer
 
 Schedule = Callable[[int], bool]
-# Steps of a list that are named one by one.
+# How many steps of a list are named one by one.
 _SHOWN = 6
 
 
@@ -39,7 +39,7 @@ class Logarithmic:
         """Whether to measure at this step."""
         if step <= 0:
             return step == 0
-        # If any k rounds to this step, one of those next to the exact exponent does.
+        # If any k gives this step after rounding, one of the k next to the exact exponent does.
         nearest = round(math.log10(step) * self.per_decade)
         candidates = range(max(nearest - 1, 0), nearest + 2)
         return any(round(10 ** (k / self.per_decade)) == step for k in candidates)
@@ -47,7 +47,7 @@ class Logarithmic:
 
 @dataclass(frozen=True)
 class At:
-    """At these steps; made of a list of them."""
+    """At these steps; made from a list of steps."""
 
     steps: frozenset[int]
 
@@ -72,9 +72,9 @@ def every(n: int) -> Every:
 def logarithmic(per_decade: int = 8) -> Logarithmic:
     """The steps 10^(k / per_decade), k = 0, 1, …, rounded, and step 0.
 
-    Much happens in the first steps of a training run and ever less later: representations collapse and spread
-    again within the first hundred. This schedule follows all of it with few measurements, 40 for 100,000
-    steps at the default.
+    Much happens in the first steps of a training run, and less and less later. For example, representations collapse
+    and spread again within the first hundred steps. This schedule follows all of it with few measurements. At the
+    default it makes 40 for 100,000 steps.
 
     >>> [step for step in range(101) if logarithmic(per_decade=4)(step)]
     [0, 1, 2, 3, 6, 10, 18, 32, 56, 100]
@@ -87,9 +87,9 @@ def logarithmic(per_decade: int = 8) -> Logarithmic:
 
 
 def never_fires(schedule: Schedule, step: int, max_steps: int) -> bool:
-    """Whether a schedule wants none of the steps after `step` up to `max_steps`, if there are any.
+    """Whether a schedule wants none of the steps after `step` up to `max_steps`. False if there are no such steps.
 
-    A schedule is asked step by step until it wants one, up to a million steps.
+    A schedule that is a callable is asked step by step until it wants a step, for at most a million steps.
     """
     if max_steps <= step:
         return False
@@ -101,7 +101,7 @@ def never_fires(schedule: Schedule, step: int, max_steps: int) -> bool:
 
 
 def count(schedule: Schedule, step: int, max_steps: int) -> int | None:
-    """How many of the steps after `step` up to `max_steps` a schedule wants; None if only asking it would tell.
+    """How many of the steps after `step` up to `max_steps` a schedule wants; None for a user's own callable.
 
     >>> count(every(500), 0, 2_000), count(logarithmic(per_decade=4), 0, 100), count(lambda step: True, 0, 100)
     (4, 9, None)
@@ -118,7 +118,7 @@ def count(schedule: Schedule, step: int, max_steps: int) -> int | None:
 
 
 def in_words(schedule: Schedule) -> str:
-    """When a schedule measures, for a sentence.
+    """When a schedule measures, as part of a sentence.
 
     >>> in_words(every(500)), in_words(as_schedule([1, 10])), in_words(logarithmic())
     ('every 500 steps', 'at steps 1, 10', 'at 8 steps in each power of ten')
@@ -135,16 +135,16 @@ def in_words(schedule: Schedule) -> str:
 
 
 def is_list(schedule: object) -> TypeGuard[Iterable[int]]:
-    """Whether a schedule was given as a list of steps, or as anything else to go through."""
+    """Whether a schedule was given as a list of steps, or as another iterable of them."""
     return isinstance(schedule, Iterable) and not callable(schedule) and not isinstance(schedule, (str, bytes))
 
 
 def as_steps(steps: Iterable[int]) -> tuple[int, ...]:
-    """A list of steps, checked.
+    """Check a list of steps and return it.
 
     Raises:
-        TypeError: not a list of integers.
-        ValueError: no step, or one less than 0.
+        TypeError: the value is not a list of integers.
+        ValueError: there is no step, or a step is less than 0.
     """
     cure = "it is a number of optimizer steps taken"
     try:
@@ -161,13 +161,13 @@ def as_steps(steps: Iterable[int]) -> tuple[int, ...]:
 
 
 def as_schedule(schedule: int | Iterable[int] | Schedule) -> Schedule:
-    """A number of steps becomes `every(n)`, a list of steps these; a callable step → bool stays what it is.
+    """Turn a number of steps into `every(n)`, and a list of steps into `At`. A callable step → bool stays.
 
     >>> as_schedule([10, 100, 1000])(100)
     True
 
     Raises:
-        TypeError: neither an integer, nor a list of integers, nor such a callable.
+        TypeError: the value is neither an integer, nor a list of integers, nor such a callable.
         ValueError: an integer less than 1, a step less than 0, or an empty list.
     """
     for name, function in (("every", every), ("logarithmic", logarithmic)):

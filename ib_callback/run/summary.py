@@ -1,4 +1,4 @@
-"""What has come of a run: what following it cost, the checkpoint selected, and a summary for a logger."""
+"""The results of a run: what it cost to follow, the selected checkpoint, and a summary for a logger."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ib_callback.run.rules import LiveRules
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What following a run has cost so far, in this process.
+    """The cost of following a run so far, in this process.
 
     Attributes:
         points: number of measurements.
-        seconds: wall-clock time of all that the callback did: measuring, writing, drawing.
-        share: of the wall-clock time since training began.
+        seconds: wall-clock time of everything that the callback did: measuring, writing, drawing.
+        share: this time as a share of the wall-clock time since training began.
         skipped: scheduled points that were left out to stay within `overhead_budget`.
     """
 
@@ -40,11 +40,11 @@ class Selected:
     """The checkpoint that is the best one so far.
 
     Attributes:
-        step: optimizer steps behind it.
-        value: that it was selected by; the held-out loss of a fallback, None without one.
+        step: optimizer steps taken before it.
+        value: the value by which it was selected. For a fallback, its held-out loss, or None without a loss.
         path: where it is; None if it has yet to be written.
-        fallback: whether it is kept only because nothing could be selected: that of the lowest held-out loss or,
-            without a loss, the latest.
+        fallback: whether it is kept only because nothing could be selected. The fallback is the checkpoint with the
+            lowest held-out loss or, without a loss, the latest.
     """
 
     step: int
@@ -54,12 +54,12 @@ class Selected:
 
     @classmethod
     def of(cls, choice: Choice, existing: Mapping[int, Path] | Mapping[int, Path | None]) -> Selected | None:
-        """What was chosen among the checkpoints by step; None if nothing was."""
+        """The chosen one of the checkpoints, which are given by step; None if none was chosen."""
         chosen = choice.best or choice.fallback
         if chosen is None:
             return None
         step, fallback = chosen.measurement.step, choice.best is None
-        assert step is not None  # else it could not have been selected
+        assert step is not None  # without a step it could not have been selected
         value = chosen.measurement.loss if fallback else chosen.value
         return cls(step=step, value=value, path=existing.get(step), fallback=fallback)
 
@@ -73,11 +73,11 @@ def summarise(
     *,
     prefix: str = DEFAULT_PREFIX,
 ) -> dict[str, float | str]:
-    """Best point, phases, last values, what stopped the run and what following it cost; by full name.
+    """Best point, phases, last values, what stopped the run and what following it cost, by full name.
 
-    All numbers of the `final` model, if it is that of no point, have names of their own, such as `ib/final/optimality`.
+    If no point has the weights of the `final` model, its numbers have their own names, such as `ib/final/optimality`.
 
-    What does not exist, such as the start of a phase that was not reached, is left out.
+    A value that does not exist is left out, such as the start of a phase that was not reached.
     """
     phases = rules.phases()
     best = rules.selection.best(trajectory)

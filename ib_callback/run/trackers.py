@@ -1,4 +1,4 @@
-"""What trackers get of a run: the numbers of a point, the settings, and captions of pictures; alike in each tracker."""
+"""What every tracker gets for a run: the numbers of a point, the settings, and captions of pictures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ib_callback.run.config import RunConfig
 from ib_callback.run.names import DEFAULT_PREFIX
 from ib_callback.run.schedule import in_words
 
-# The number shown first (docs/evidence.md), under a name that stands beside the other headline numbers.
+# The number shown first (docs/evidence.md), under a name that sorts it with the other headline numbers.
 FIRST_NUMBER = "prediction_score"
 # The headline, in this order. None of them has a slash in its name, so that trackers show them in one section.
 HEADLINE = (FIRST_NUMBER, "loss", "complexity", "expressivity", "distance_to_bound")
@@ -27,7 +27,7 @@ PICTURES = {
 
 
 def numbers(point: Measurement, prefix: str = DEFAULT_PREFIX) -> dict[str, float]:
-    """Every number of a point by its logged name, the headline first; undefined ones are left out."""
+    """Every number of a point by its logged name, headline numbers first. Undefined ones are left out."""
     found = point.metrics(prefix)
     score = point.shown_first()[FIRST_SHOWN[0]]
     first = {} if score is None else {f"{prefix}{FIRST_NUMBER}": float(score)}
@@ -36,14 +36,14 @@ def numbers(point: Measurement, prefix: str = DEFAULT_PREFIX) -> dict[str, float
 
 
 def settings(meter: Meter, config: RunConfig, *, rules: str, num_layers: int, stem: str) -> dict[str, Any]:
-    """The settings of a run for the configuration that trackers keep of it; no value is nested.
+    """The settings of a run, for the configuration that trackers keep. No value is nested.
 
     Args:
-        meter: what measures.
-        config: of the run.
-        rules: what they do, in words.
-        num_layers: that are measured.
-        stem: before each name, with an underscore between.
+        meter: the meter that measures.
+        config: the configuration of the run.
+        rules: what the rules do, in words.
+        num_layers: how many layers are measured.
+        stem: what each name begins with, followed by an underscore.
     """
     probe = meter.probe
     found: dict[str, Any] = {
@@ -73,15 +73,15 @@ def settings(meter: Meter, config: RunConfig, *, rules: str, num_layers: int, st
 
 
 def caption(name: str, step: int | None, phase: str | None) -> str:
-    """What a picture shows, when, and in which phase."""
+    """The caption of a picture: what it shows, at which step and in which phase."""
     when = "" if step is None else f"step {step:,}, "
     when += f"phase {'not known yet' if phase is None else phase}"
     return f"{when}: {PICTURES.get(name, name)}"
 
 
 def opened(content: bytes) -> Any:
-    """A picture of Pillow, of the content of a PNG file."""
-    from PIL import Image  # comes with Matplotlib, which has drawn it
+    """A Pillow image made from the content of a PNG file."""
+    from PIL import Image  # installed with Matplotlib, which has drawn the picture
 
     return Image.open(io.BytesIO(content))
 
@@ -95,15 +95,15 @@ def to_tensorboard(
     settings: Mapping[str, Any] | None = None,
     prefix: str = DEFAULT_PREFIX,
 ) -> None:
-    """Numbers, pictures and settings into event files, under the same names as everywhere.
+    """Write numbers, pictures and settings into event files, under the same names as in other trackers.
 
     Args:
         writer: a `SummaryWriter`.
-        step: of the optimizer.
-        numbers: by full name.
+        step: the optimizer step.
+        numbers: numbers by full name.
         pictures: content of PNG files by name without prefix.
-        settings: a table of text, under `<prefix>settings`.
-        prefix: of pictures and settings.
+        settings: settings by name, written as a table of text under `<prefix>settings`.
+        prefix: prefix of pictures and settings.
     """
     import numpy as np
 

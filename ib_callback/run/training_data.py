@@ -1,9 +1,9 @@
 """A look at the training data before the first step: is the probe held out?
 
-Examples are read by number from datasets that have numbers. One that can only be iterated is left alone: it may hold a
-connection, a place in a file or a shuffled buffer that the training will go on from. Reading an example by number
-changes nothing in most datasets; one that draws from a generator of its own, or opens at the first example a file that
-worker processes would then share, is better left alone.
+Examples are read by index. A dataset that can only be iterated is not searched, because it may hold a connection, a
+position in a file or a shuffled buffer that training continues from. Reading an example by index changes nothing in
+most datasets. Do not use this check with two kinds of datasets: those that draw from a random generator of their own,
+and those that open a file at the first example that worker processes would then share.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _BY_HAND = "probe.overlap(texts, tokenizer) compares any texts with a probe."
 
 
 def look_for_probes(probes: Iterable[Probe], loaders: Any, count: int, tokenizer: Any = None) -> str:
-    """Look for probes in a sample of the training data, evenly spaced; never raises.
+    """Look for probes in an evenly spaced sample of the training data. This never raises.
 
     Args:
-        probes: that ought to be held out.
+        probes: the probes that should be held out.
         loaders: what gives the training batches: a DataLoader, or several in lists and dicts.
-        count: examples to look at in each dataset.
+        count: number of examples to look at in each dataset.
         tokenizer: for datasets of texts.
 
     Warns:
-        RuntimeWarning: a probe was found, with numbers; or the data could not be looked at, and why.
+        RuntimeWarning: a probe was found, and how much of it; or the data could not be searched, and why.
 
     Returns:
-        What was looked at and not found, in a sentence; empty if there is nothing to tell.
+        A sentence about what was searched without finding a probe; empty if there is nothing to tell.
     """
     clean = []
     for loader in _each(loaders):
@@ -57,7 +57,7 @@ def look_for_probes(probes: Iterable[Probe], loaders: Any, count: int, tokenizer
                         f"probe {probe.name!r} shares no run of {found.n} tokens with {found.num_texts:,} examples of "
                         f"the training data ({found.num_tokens:,} tokens)"
                     )
-        except Exception as error:  # whatever a user's dataset does, it will do when training needs it
+        except Exception as error:  # if a user's dataset fails here, training will show it
             _warn(
                 "The training data could not be searched for the probe. Training goes on. "
                 f"{describe(error).rstrip('.')}. {_BY_HAND}"

@@ -1,4 +1,4 @@
-"""The trajectory file of a run: where it lies, and what a fresh and a resumed run do with an old one."""
+"""The trajectory file of a run: where it is, and what fresh and resumed runs do with an old file."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _LEVELS = 4
 
 
 class TrajectoryFile:
-    """The trajectory file of one run, and what was kept there of an earlier part of it.
+    """The trajectory file of one run, and the points of an earlier part of the run.
 
-    A fresh run moves an old file to `ib_trajectory.1.jsonl` (`.2`, …). A resumed run keeps the points up to
-    its step; if there are later ones, the whole old file is first copied to such a name. One process only.
+    A fresh run moves an old file to `ib_trajectory.1.jsonl` (`.2`, …). A resumed run keeps the points up to its step.
+    If there are later points, the whole old file is first copied to such a name. Only one process may use the file.
 
     Args:
         directory: the run's output directory, created if needed.
         start_step: step from which the run continues; 0 or None for a fresh run.
-        last_step: of a resumed run, the last step whose point can belong to it, if that is known to lie earlier.
-        name: of the file; runs with a prefix of their own have their own file.
+        last_step: for a resumed run, the last step whose point can belong to it, if that is known to be earlier.
+        name: of the file; each prefix has its own file.
 
     Attributes:
         path: the file.
-        trajectory: the points kept.
-        rotated: where an old file, or the abandoned end of one, went; None if there was none.
+        trajectory: the points that were kept.
+        rotated: where an old file was moved, or copied before its end was dropped; None if there was none.
 
     Raises:
         TrajectoryError: the directory cannot be written, or the file to continue is damaged.
@@ -62,7 +62,7 @@ class TrajectoryFile:
                 note(f"A new run begins: the old trajectory was moved to {self.rotated}")
 
     def begin_anew(self) -> None:
-        """Move the file away and begin with no points.
+        """Move the file away and begin without points.
 
         Raises:
             TrajectoryError: it cannot be moved.
@@ -82,7 +82,7 @@ class TrajectoryFile:
                 f"Resumed at step {step}: {len(rows) - len(kept)} later points were dropped; the whole old trajectory "
                 f"is in {self.rotated}"
             )
-        # The lines as they were, not written anew: a newer version may have put in more than this one reads.
+        # Keep the lines as they were, because a newer version may have written more into them than this one reads.
         intact = b"".join(line + b"\n" for line, _ in kept)
         if intact != data:
             write_atomically(self.path, intact)
@@ -90,16 +90,17 @@ class TrajectoryFile:
 
 
 def bring_along(came_from: Path, directory: Path, names: Names = DEFAULT_NAMES) -> None:
-    """Copy the points and the record of checkpoints of the earlier part of a resumed run to where the run continues.
+    """Copy the points and the checkpoint record of the earlier part of a resumed run to where the run continues.
 
-    Nothing is done where points are already. A failure is a warning; the second try is for an error that passes.
+    Nothing is done if there are points already. A failure is a warning. There is a second try, because an error may be
+    temporary.
     """
     for last_try in (False, True):
         try:
             destination = directory / names.trajectory
             if size_of(destination) is not None or directory.resolve() == came_from.resolve():
                 return
-            # Read first: a failure must not leave half of the files behind.
+            # Read the points first, because a failure must not leave half of the files behind.
             trajectory = (came_from / names.trajectory).read_bytes()
             directory.mkdir(parents=True, exist_ok=True)
             record = names.checkpoints
@@ -108,9 +109,9 @@ def bring_along(came_from: Path, directory: Path, names: Names = DEFAULT_NAMES) 
             )
             write_atomically(destination, trajectory)
             return
-        except FileNotFoundError:  # which is said when it is known what is missing
+        except FileNotFoundError:  # a later message says what is missing
             return
-        except Exception as error:  # what was measured is where it was
+        except Exception as error:  # the measurements are still in the old directory
             if last_try:
                 warn(
                     f"The earlier part of the trajectory, {came_from / names.trajectory}, could not be taken over to "
@@ -119,10 +120,10 @@ def bring_along(came_from: Path, directory: Path, names: Names = DEFAULT_NAMES) 
 
 
 def find_run(run_dir: Path) -> Path:
-    """The directory of the one trajectory in a directory, or up to four levels below it.
+    """Find the only trajectory in a directory or up to four levels below it, and return the directory it is in.
 
     Raises:
-        TrajectoryError: there is none, or several.
+        TrajectoryError: there is no trajectory, or there are several.
         OSError: a directory cannot be searched.
     """
     if run_dir.name == FILENAME and run_dir.is_file():
@@ -146,7 +147,7 @@ def find_run(run_dir: Path) -> Path:
 
 
 def _search(directory: Path, levels: int, seen: set[Path]) -> Iterator[Path]:
-    """Directories below one that have a trajectory; each once, however many links lead there."""
+    """Directories below this one that have a trajectory, each once, even if several links lead to it."""
     for path in sorted(directory.iterdir()):
         if not path.is_dir() or checkpoints.is_checkpoint_folder(path) or path.resolve() in seen:
             continue

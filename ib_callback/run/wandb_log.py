@@ -1,4 +1,4 @@
-"""Measurements as rows of a Weights & Biases run that the trainer, or the user, has opened."""
+"""Measurements as rows of a Weights & Biases run that the trainer or the user has opened."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from ib_callback.run.names import DEFAULT_PREFIX
 from ib_callback.run.trackers import PLANE, caption, opened
 
 TABLE = "trajectory"
-# The axis of runs that no trainer writes: optimizer steps. Behind the step of a live run nobody else may write.
+# The axis of runs that no trainer writes to: optimizer steps. In a live run, past steps cannot be written to.
 AXIS = "ib/step"
 
 
 def open_run() -> Any | None:
-    """The W&B run that is open in this process, or None; W&B is not imported to find out."""
+    """The W&B run that is open in this process, or None. This does not import W&B."""
     wandb = sys.modules.get("wandb")
     return getattr(wandb, "run", None)
 
 
 @contextmanager
 def own_run(**settings: Any) -> Iterator[Any]:
-    """A run of Weights & Biases that this process opens and finishes, whose axis is `ib/step`.
+    """Open a run of Weights & Biases with the axis `ib/step`, and finish it at the end.
 
     Args:
-        **settings: of `wandb.init`: project, entity, group, and so on.
+        **settings: arguments of `wandb.init`: project, entity, group, and so on.
 
     Raises:
         ImportError: W&B is not installed.
@@ -55,17 +55,17 @@ def own_run(**settings: Any) -> Iterator[Any]:
 class WandbLog:
     """Adds rows to an open run, each with the training step as a column of its own.
 
-    W&B's own `step=` is never given: it drops rows whose step is lower than the last one, and merges those
+    W&B's own `step=` is never given. With it, W&B would drop rows whose step is lower than the last one, and merge rows
     that share a step with the trainer's rows.
 
     Args:
         step_metric: name of that column, which the trainer's own rows have too.
-        strict: whether a failure is an error. By default it is a warning, because a run must not die of its log.
-        prefix: of the logged keys.
+        strict: whether a failure is an error. By default it is a warning, because a failing log must not end a run.
+        prefix: prefix of the logged keys.
 
     Attributes:
         config: what goes into the configuration of each run.
-        phase: as known by the last point, in a word; for the captions of pictures.
+        phase: the phase as known at the last point, in one word, for the captions of pictures.
     """
 
     def __init__(self, step_metric: str, *, strict: bool = False, prefix: str = DEFAULT_PREFIX) -> None:
@@ -74,11 +74,11 @@ class WandbLog:
         self._prefix = prefix
         self.phase: str | None = None
         self.config: dict[str, Any] = {}
-        self._described: list[Any] = []  # runs that know which column is the step
+        self._described: list[Any] = []  # runs that have been told which column is the step
         self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies, by copy or pickle, know no run: W&B refuses to pickle one, and it is of this process alone."""
+        """A copy, by copy or pickle, has no run. W&B refuses to pickle one, and it belongs to this process alone."""
         return {**vars(self), "_described": []}
 
     def log(
@@ -90,14 +90,14 @@ class WandbLog:
         plane: Path | None = None,
         pictures: Mapping[str, bytes] | None = None,
     ) -> None:
-        """One row; unless this is strict, a failure is a warning, because a run must not die of its log.
+        """Log one row. A failure is a warning unless `strict`, because a failing log must not end a run.
 
         Args:
             run: the open run.
             metrics: scalars by full name.
             step: optimizer steps taken.
-            plane: image file of the information plane to log along.
-            pictures: further images to log along, PNG by name.
+            plane: image file of the information plane to log with the row.
+            pictures: further images to log with the row, PNG by name.
         """
         try:
             row: dict[str, Any] = {**metrics, **self._images(plane, pictures, step)}
@@ -124,11 +124,11 @@ class WandbLog:
         plane: Path | None = None,
         pictures: Mapping[str, bytes] | None = None,
     ) -> None:
-        """The whole trajectory as a table, the last plane, and the summary of the run; failures as in `log`.
+        """Log the whole trajectory as a table, the last plane, and the summary of the run. Failures as in `log`.
 
         Args:
             run: the open run.
-            trajectory: all points; one row each.
+            trajectory: all points, one row per point.
             summary: values for the run's summary by full name.
             step: optimizer steps taken.
             plane: image file of the information plane, if it has changed.
@@ -170,7 +170,7 @@ class WandbLog:
 
 
 def _table(trajectory: Trajectory) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows: the step, the phase in hindsight, every number, and why a point is missing.
+    """Columns and rows: the step, the phase as known at the end, every number, and why a point is missing.
 
     A number that is undefined at every point has no column.
     """
