@@ -406,4 +406,4 @@ def test_a_hub_that_lets_nobody_list_files_for_a_while_is_asked_again(
     monkeypatch.setattr("time.sleep", lambda _: None)
     hub.refusals[f"api/models/{LATE}/tree"] = 8  # huggingface_hub itself asks six times
     assert measure(LATE) == 0
-    assert "and is asked again in 1 s" in capsys.readouterr().err
+    assert "trying again in 1 s" in capsys.readouterr().err

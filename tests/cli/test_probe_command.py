@@ -66,7 +66,7 @@ def test_a_probe_of_pairs_says_what_was_left_out(folder: Path, capsys: pytest.Ca
     assert build(*options.replace("4", "6").split()) == 0
     error = capsys.readouterr().err
     assert (
-        "ib-callback: asked for 6 sequences, got 4: there were 3 pairs; left out 1 of 3 pairs: 1 of equal texts"
+        "ib-callback: asked for 6 sequences, got 4: there were 3 pairs; left out 1 of 3 pairs: 1 with equal texts"
         in error
     )
 
@@ -218,12 +218,15 @@ def test_lines_that_are_no_probe(case: str, folder: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("probe show nowhere.safetensors", "nowhere.safetensors: no such probe file"),
+        ("probe show nowhere.safetensors", "nowhere.safetensors: this probe file does not exist"),
         ("probe --show rows.jsonl", "rows.jsonl: cannot be loaded as a probe"),
         ("probe convert rows.jsonl p.txt", "expected IN and OUT to be a .safetensors and a .jsonl file"),
         ("probe build --dataset nowhere.jsonl --tokenizer tokenizer -o p", "got nowhere.jsonl: no such file"),
         ("probe build --dataset rows.jsonl --tokenizer tokenizer -o p --num-sequences 0", "num_sequences: expected"),
-        ("probe build --dataset rows.jsonl --tokenizer tokenizer -o p --split x", "split=: expected with a dataset on"),
+        (
+            "probe build --dataset rows.jsonl --tokenizer tokenizer -o p --split x",
+            "split=: expected only with a dataset on",
+        ),
         ("probe build --dataset c4 --tokenizer tokenizer -o p", "allenai/c4: cannot be read, at the start"),
         ("probe build --dataset rows.jsonl --tokenizer nobody/nothing -o p", "nobody/nothing"),
         ("probe build --dataset rows.jsonl --tokenizer damaged -o p", "--tokenizer damaged: cannot be loaded"),

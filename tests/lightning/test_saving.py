@@ -626,7 +626,7 @@ def test_a_directory_on_another_file_system_is_refused_before_the_first_step(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     module = tiny_module()
-    with pytest.raises(ValueError, match=r"a folder of this machine, got memory://runs.*output_dir="):
+    with pytest.raises(ValueError, match=r"a folder on this machine, got memory://runs.*output_dir="):
         tiny_trainer("memory://runs", [tiny_callback()]).fit(module)
     assert module.losses == []
     assert list(tmp_path.iterdir()) == []

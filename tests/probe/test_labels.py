@@ -53,7 +53,7 @@ def test_a_sorted_dataset_whose_first_rows_have_one_label_is_a_warning() -> None
     ) as caught:
         Probe.from_dataset(rows, word_tokenizer(), num_sequences=2, **columns)
     assert caught[0].filename == __file__
-    with pytest.warns(UserWarning, match=r"a single label throughout the probe: 'g' \(all without a label\)\. "):
+    with pytest.warns(UserWarning, match=r"the whole probe has a single label: 'g' \(all without a label\)\. "):
         Probe.from_dataset(rows, word_tokenizer(), num_sequences=3, **columns)
 
 

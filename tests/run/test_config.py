@@ -154,5 +154,5 @@ def test_a_home_in_a_path_is_that_of_the_user(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("address", ["s3://bucket/run", "gs://b", "hdfs://a/b", "memory://x", "simplecache::s3://b"])
 def test_an_address_on_another_file_system_is_no_folder(address: str) -> None:
-    with pytest.raises(ValueError, match=r"output_dir: expected a folder of this machine, got .*a local folder"):
+    with pytest.raises(ValueError, match=r"output_dir: expected a folder on this machine, got .*a local folder"):
         RunConfig(output_dir=address)

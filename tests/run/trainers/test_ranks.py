@@ -363,7 +363,7 @@ def test_what_only_rank_zero_can_find_out_is_raised_on_both(trained: Trained) ->
 
 def test_ranks_with_different_probes_are_refused_on_both(trained: Trained) -> None:
     for rank, text in enumerate(trained.output):
-        assert f"rank {rank}, probes: expected the same probes on every rank, got others on rank 1 than on " in text
+        assert f"rank {rank}, probes: expected the same probes on every rank, got different ones on rank 1 and" in text
 
 
 # One of the three points without improvement is missing if it failed where it counts, on rank 0.
