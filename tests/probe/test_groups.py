@@ -67,7 +67,7 @@ def test_texts_and_rows_without_a_source_are_refused() -> None:
     rows = [ROWS[0], {"text": "d e f", "book": None}]
     with pytest.raises(ib.ProbeError, match="row 1, column 'book': expected the source"):
         ib.Probe.from_dataset(rows, word_tokenizer(), min_length=4, num_sequences=None, group_column="book")
-    with pytest.raises(ib.ProbeError, match="or sources, group_column="):
+    with pytest.raises(ib.ProbeError, match="and that with sources in group_column="):
         ib.Probe.from_dataset(ROWS, word_tokenizer(), min_length=4, group_column="author")
 
 

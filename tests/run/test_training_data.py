@@ -57,7 +57,7 @@ def test_a_probe_that_is_trained_on_is_a_warning_with_numbers(loaders):
     with pytest.warns(
         RuntimeWarning,
         match=r"Probe 'leaked' is not held out from the training data: 2 of 2 sequences share a run of 13 tokens "
-        r"with the 40 texts \(640 tokens\) examined\. 2 of them occur there as a whole\. 100\.00% of the 13-grams occur",
+        r"with the 40 texts \(640 tokens\) examined\. 2 of them occur there as a whole\. 100\.00% of the 13-grams",
     ):
         assert look_for_probes([LEAKED], loaders, 1000) == ""
 

@@ -135,8 +135,8 @@ patch.undo()
 
 # Ranks that mean different measurements.
 for own, kind, told in [
-    ({"probe": make_probe(num_sequences=10 + rank)}, ib.ProbeError, "same probes on every rank, got others on rank 1"),
-    ({"probe": ib.Probe.from_tokens(PROBE.input_ids.roll(rank, 0))}, ib.ProbeError, "got others on rank 1"),
+    ({"probe": make_probe(num_sequences=10 + rank)}, ib.ProbeError, "on every rank, got different ones on rank 1"),
+    ({"probe": ib.Probe.from_tokens(PROBE.input_ids.roll(rank, 0))}, ib.ProbeError, "got different ones on rank 1"),
     ({"seed": rank}, ib.ProbeError, "seed: 0 on rank 0, 1 on rank 1"),
     ({"batch_size": 2 + rank}, ib.ProbeError, "batch_size: 2 on rank 0, 3 on rank 1"),
     ({"draws": 1 + rank}, ib.ProbeError, "draws: None on rank 0, 2 on rank 1"),
