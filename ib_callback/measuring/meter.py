@@ -1304,8 +1304,8 @@ def _check_alike(settings: list[dict[str, str]]) -> None:
         if other["probe"] != settings[0]["probe"]:
             raise ProbeError(
                 f"expected the same probes on every rank, got different ones on rank {rank} and rank 0. A stream "
-                "that is split between the ranks gives each its own rows: build the probe once (ib-callback probe build, or "
-                "Probe.save), and load it on every rank with Probe.load."
+                "that is split between the ranks gives each its own rows: build the probe once (ib-callback probe "
+                "build, or Probe.save), and load it on every rank with Probe.load."
             )
         names = dict.fromkeys([*settings[0], *other])  # some settings are there only if they differ from the default
         differing = [name for name in names if other.get(name) != settings[0].get(name)]

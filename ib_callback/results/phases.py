@@ -50,6 +50,8 @@ _TRAINED = 0.5
 LEARNED = 0.5
 # A plane that the first point lacks may still appear within this many measured points.
 _EARLY = 3
+# A share of a smaller information than this, in fractions of log(num_bins), says nothing.
+_LEAST_BASE = 1e-3
 
 
 class Phase(IntEnum):
@@ -567,7 +569,7 @@ class PhaseTracker:
             changes = [
                 f"{name} {values[last] / values[first] - 1:+.0%}"
                 for name, values in (("complexity", self._complexity), ("expressivity", self._expressivity))
-                if values[first] > 0
+                if values[first] > _LEAST_BASE
             ]
             text += f" Since then on the {self._plane_text}: {', '.join(changes)}." if changes else ""
         return text

@@ -1003,6 +1003,7 @@ class Run:
                 _warn(choice.describe()) if choice.may_be_chance else self.announce(choice.describe())
         plane = self.draw(final=True)
         if state.file is not None and state.points:
+            self._announce_outcome()
             self.announce(str(self.cost))
             budget = self.config.overhead_budget
             if budget is not None and self.cost.share > budget and state.exempt:
@@ -1014,6 +1015,15 @@ class Run:
                 )
         self._release()
         return plane
+
+    def _announce_outcome(self) -> None:
+        """Which checkpoint was kept, and why the rule for stopping did not act."""
+        decision, best = self.decision, self.selected
+        if decision is not None and not decision.stop:
+            self.announce(f"stopping did not act: {decision.message}")
+        if best is not None and best.path is not None and not best.fallback:
+            value = "" if best.value is None else f", {self.rules.selection.by} {best.value:.4g}"
+            self.announce(f"kept the checkpoint of step {best.step}{value}: {best.path}")
 
     def _summary(self) -> dict[str, float | str]:
         """The run in a few values for a logger, by full name."""

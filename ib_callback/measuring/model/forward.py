@@ -341,7 +341,8 @@ def check_fit(model: nn.Module, probe: Probe) -> None:
         learnt = f", and {ahead} of these are learnt tokens before the text" if ahead else ""
         raise ModelError(
             f"probe {probe.name!r}: sequences are {length} tokens long, but the model takes at most {limit} "
-            f"(max_position_embeddings){learnt}. Make the probe with max_length={limit - ahead} or less."
+            f"(max_position_embeddings){learnt}. Make the probe with max_length={limit - ahead} or less "
+            "(in commands --max-length)."
         )
 
 
