@@ -332,8 +332,17 @@ class _Telling:
         end = self._steps.get(self._phases.fit_start, first)
         before, there = self._value(first, complexity) or 0.0, self._value(end, complexity) or 0.0
         if end is first:
-            text = f"No collapse was seen on the {plane}: the complexity, {_f(before)} at the start, rises from there."
-            return Sentence(topic="phases", text=text, numbers=(*self._cite(complexity, first),))
+            values = [(value, point) for point in known if (value := self._value(point, complexity)) is not None]
+            there, lowest = min(values, key=lambda each: each[0], default=(before, first))
+            course = f"the complexity, {_f(before)} at the start, is never lower"
+            if there < before:
+                course = (
+                    f"the complexity, {_f(before)} at the start, is lowest at {self._where(lowest)}, {_f(there)}. "
+                    "The rule for phases does not count that as one"
+                )
+            text = f"No collapse was seen on the {plane}: {course}."
+            ends = [first] if lowest is first else [first, lowest]
+            return Sentence(topic="phases", text=text, numbers=(*self._cite(complexity, *ends),))
         if there >= (1 - _COLLAPSE) * before:
             text = (
                 f"No collapse was seen on the {plane}: before the fit the complexity is lowest at {self._where(end)}, "

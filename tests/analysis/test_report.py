@@ -96,6 +96,17 @@ def test_a_run_that_collapses_and_fits() -> None:
     assert "Nothing can be concluded on which point is the best: there is no loss" in texts(told, "conclusion")
 
 
+def test_a_dip_while_the_model_fits_is_told_but_is_no_collapse() -> None:
+    # The expressivity rises from the first point on, so the fit begins there, although the complexity falls by a tenth.
+    points = [(0.30, 0.15), (0.27, 0.17), (0.30, 0.20), (0.40, 0.24), (0.45, 0.28)]
+    told = report(Trajectory([point(10 * index, *values) for index, values in enumerate(points)]))
+    phases = texts(told, "phases")
+    assert (
+        "No collapse was seen on the plane above the null: the complexity, 0.270 at the start, is lowest at" in phases
+    )
+    assert "step 10, 0.243. The rule for phases does not count that as one." in phases
+
+
 def test_a_run_without_a_collapse_that_does_not_fit() -> None:
     told = report(Trajectory([point(0, 0.30, 0.15), point(10, 0.29, 0.14)]))
     # Above the null .15 - .03 and .14 - .029.
