@@ -9,8 +9,16 @@ from ib_callback.common.messages import tell
 from ib_callback.measuring.meter import Meter, Preflight
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.metrics import FIRST_VIEW
+from ib_callback.results.stopping import StopReason
 from ib_callback.run.rules import LiveRules
 from ib_callback.run.schedule import Schedule, count, in_words
+
+_IN_WORDS = {reason: reason.value for reason in StopReason} | {
+    StopReason.NOT_ARMED: "cannot act yet",
+    StopReason.MISSING: "no value here",
+    StopReason.IMPROVING: "still improves",
+    StopReason.WAITING: "waits for more points",
+}
 
 
 def say(message: str) -> None:
@@ -68,10 +76,9 @@ def beginning(
         f"a point runs {tokens:,} tokens through the model {passes}, reads {len(preflight.layers)} layers and needs "
         f"{preflight.memory / 2**20:,.0f} MiB beside the forward pass",
     ]
-    if told := rules.describe():
+    parts += [f"no {view} plane, because {why}" for view, why in preflight.missing.items()]
+    if told := rules.describe(has_loss=_has_loss(meter)):
         parts.append(told)
-    for name, (number, needs) in rules.earliest(has_loss=_has_loss(meter)).items():
-        parts.append(f"{name} can act after {number} scheduled points at the earliest{f': {needs}' if needs else ''}")
     return "; ".join(parts)
 
 
@@ -86,7 +93,7 @@ def never_acts(meter: Meter, rules: LiveRules, points: int, *, step: int, max_st
         max_steps: the step at which it will end.
     """
     found = []
-    for name, (number, _) in rules.earliest(has_loss=_has_loss(meter)).items():
+    for name, number in rules.earliest(has_loss=_has_loss(meter)).items():
         if points < number:
             interval = (max_steps - step) // number
             more = f"Measure more often (every_n_steps={interval}) or train longer" if interval else "Train longer"
@@ -118,7 +125,7 @@ def measured(point: Measurement, rules: LiveRules) -> str:
     if rules.phase is not None:
         parts.append(f"phase {rules.phase.name.lower()}")
     if rules.decision is not None:
-        parts.append(f"stopping: {'stop, ' if rules.decision.would_stop else ''}{rules.decision.reason.value}")
+        parts.append(f"stopping: {'stop, ' if rules.decision.would_stop else ''}{_IN_WORDS[rules.decision.reason]}")
     if rules.selects:
         parts.append("can be selected" if rules.can_select else "cannot be selected")
     cost = [] if point.seconds is None else [f"{point.seconds:.1f} s"]

@@ -158,35 +158,45 @@ class LiveRules:
         """The phase as known at the last point."""
         return self._tracker.phase
 
-    def describe(self) -> str:
-        """One line about what the rules do and when; empty without rules."""
-        parts = []
-        if self.stopping is not None:
-            rule = self.stopping
-            who = "stopping:" if rule.act else "stopping (told, never done):"
+    def describe(self, *, has_loss: bool = True) -> str:
+        """What the rules do, under which conditions, and from which point on at the earliest; empty without rules.
+
+        Args:
+            has_loss: whether points have a loss on held-out text.
+        """
+        first, parts = self.earliest(has_loss=has_loss), []
+        if (rule := self.stopping) is not None:
+            who = "stops" if rule.act else "would stop (act=False: it only says so)"
             if rule.guard is None:
-                how = f"when {rule.monitor} has not improved for {rule.patience} measurements, {_since(rule.arm)}"
+                how = f"when {rule.monitor} has not improved for {rule.patience} points"
+                where = _since(rule.arm)
             else:
                 how = (
-                    f"when held-out loss and {rule.monitor} are both flat for {rule.patience} measurements after the "
-                    f"fit, or when the loss is more than {tolerance_of(rule.guard):g} nats above its minimum for "
-                    f"{max(rule.patience, PERSISTENCE)} measurements"
+                    f"when held-out loss and {rule.monitor} are both flat for {rule.patience} points, or when the loss "
+                    f"is more than {tolerance_of(rule.guard):g} nats above its minimum for "
+                    f"{max(rule.patience, PERSISTENCE)} points"
                 )
-            parts.append(f"{who} {how}")
+                where = "once the model has begun to fit"
+            parts.append(f"{who} {how}, {where}, at the {_ordinal(first['stopping'])} point of the run at the earliest")
         if self.selects:
             rule_of, start = self.selection, self.selection.select_from
-            where = f"from step {start:,} on" if isinstance(start, int) else _since(start)
-            text = f"selection: keeps the checkpoint with the best {rule_of.by}, {where}"
-            if rule_of.guard == "loss" and self._selects_feature:
+            by_loss = rule_of.by == "loss"
+            text = f"keeps the checkpoint with the {'lowest' if by_loss else 'best'} {rule_of.by}"
+            whatever = rule_of.guard == "loss" and self._selects_feature
+            if rule_of.guard is not None and not whatever and not by_loss:
+                text += f" of those with a held-out loss within {tolerance_of(rule_of.guard):g} nats of the lowest"
+            text += f", from step {start:,} on" if isinstance(start, int) else f", {_since(start)}"
+            if "selection" in first:
+                text += f", at the {_ordinal(first['selection'])} point at the earliest"
+            if whatever:
                 text += f", whatever the loss is, because it is a feature (guard={TOLERANCE} looks at the loss)"
-            elif rule_of.guard is not None:
-                text += f", of those with a held-out loss within {tolerance_of(rule_of.guard):g} nats of the lowest"
-                text += "; until there is one, keeps the checkpoint with the lowest loss"
+            elif rule_of.guard is not None and not (by_loss and start == 0):
+                text += "; until then the one with the lowest loss"
             parts.append(text)
         return "; ".join(parts)
 
-    def earliest(self, *, has_loss: bool) -> dict[str, tuple[int, str]]:
-        """How many scheduled points each rule needs at least before it acts, and what else it needs, by its name.
+    def earliest(self, *, has_loss: bool) -> dict[str, int]:
+        """How many scheduled points each rule needs at least before it acts, by its name.
 
         These are lower bounds for a run that is measured from step 0 on. A fit is recognised at the third point or
         later, and a compression at the seventh or later. Many models never compress. Runs from trained weights have no
@@ -200,13 +210,9 @@ class LiveRules:
         if (rule := self.stopping) is not None:
             guarded = rule.guard is not None and has_loss and not (trained and rule.guard == "loss")
             if guarded:
-                found["stopping"] = (
-                    (0 if trained else _FIT - 1) + rule.patience + 1,
-                    "it needs the held-out loss, and that the model has begun to fit",
-                )
+                found["stopping"] = (0 if trained else _FIT - 1) + rule.patience + 1
             else:
-                first, needs = _first_of(rule.arm, trained)
-                found["stopping"] = (first + rule.patience, needs)
+                found["stopping"] = _first_of(rule.arm, trained) + rule.patience
         if self.selects and not isinstance(start := self.selection.select_from, int):
             found["selection"] = _first_of(start, trained)
         return found
@@ -227,8 +233,8 @@ class LiveRules:
         if self.stopping is not None and self.stopping.guard is None:
             given_up.append("a plateau may end a run whose loss still falls, and nothing ends one that memorises")
         return (
-            f"guard=None: the published rule, which does not look at the loss: {'; '.join(given_up)}. Collapsed models "
-            "are not told from compressed ones"
+            f"guard=None applies the published rule, which ignores the loss: {'; '.join(given_up)}. The rule cannot "
+            "tell a collapsed model from a compressed one"
         )
 
     def remarks(self) -> list[str]:
@@ -257,16 +263,20 @@ class LiveRules:
             return {}
         found = {}
         if self._tracker.trained:
-            off = ", without the guard: its loss on this text may well rise" if "loss" in guards else ""
-            cure = f" (guard={TOLERANCE} turns it on)" if off else ""
+            off = ""
+            if "loss" in guards:
+                off = (
+                    ", without the guard, because the loss on this text may well rise in fine-tuning "
+                    f"(guard={TOLERANCE} turns the guard on)"
+                )
             found["trained"] = (
-                f"the run begins from trained weights: no phases, rules act from the first point{off}{cure}"
+                f"the run begins from trained weights, so it has no phases, and rules act from the first point on{off}"
             )
         by_loss = not self._tracker.trained or not set(guards) <= {"loss", None}
         if by_loss and not self._has_loss:
-            found["no loss"] = "points have no loss on held-out text: rules run unguarded"
+            found["no loss"] = "points have no loss on held-out text, so rules act without the guard"
         elif by_loss and self._lacks_loss:
-            found["loss lacks"] = "some points have no loss on held-out text: they count for no rule that it guards"
+            found["loss lacks"] = "some points have no loss on held-out text; guarded rules ignore these points"
         return found
 
     def phases(self) -> Phases:
@@ -283,19 +293,22 @@ class LiveRules:
 
 def _since(start: str) -> str:
     return {
-        "compression": "from the compression phase on",
+        "compression": "from the compression phase on, which many models never reach",
         "fit": "from the fitting phase on",
         "immediately": "from the first point on",
     }[start]
 
 
-def _first_of(start: str, trained: bool) -> tuple[int, str]:
-    """The number of the point at which a rule can begin at the earliest, and what it needs."""
+def _ordinal(number: int) -> str:
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+def _first_of(start: str, trained: bool) -> int:
+    """The number of the point at which a rule can begin at the earliest."""
     if trained or start == "immediately":
-        return 1, ""
-    if start == "fit":
-        return _FIT, "the fitting phase has to be recognised first"
-    return _COMPRESSION, "the compression phase has to be recognised first, and many models never compress"
+        return 1
+    return _FIT if start == "fit" else _COMPRESSION
 
 
 def _check_exists(name: str, metrics: list[str]) -> str:

@@ -458,7 +458,7 @@ class Run:
         self.described = trackers.settings(
             self.meter,
             self.config,
-            rules=self.rules.describe(),
+            rules=self.rules.describe(has_loss=bool(self.meter.loss)),
             num_layers=len(preflight.layers),
             stem=self.names.stem,
         )

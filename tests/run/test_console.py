@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from scripted import COURSE, follow
 from synthetic_runs import STOPPING
 from tiny_hf import tiny_callback, tiny_model, tiny_probe, tiny_trainer
@@ -39,14 +40,26 @@ def test_a_loop_says_what_it_will_measure_and_a_line_a_point(lines: Any, tmp_pat
     assert (
         "'tokens' at step 0, every 2 steps, at every checkpoint and at the last step; a point runs 96 tokens" in first
     )
-    assert "MiB beside the forward pass; stopping: when held-out loss and distance_to_bound" in first
-    assert "stopping can act after 8 scheduled points at the earliest: it needs the held-out loss" in first
-    assert "selection can act after 7 scheduled points at the earliest: the compression phase has to be" in first
+    assert "MiB beside the forward pass; stops when held-out loss and distance_to_bound are both flat for 5" in first
+    assert "once the model has begun to fit, at the 8th point of the run at the earliest; keeps the checkpoint" in first
+    assert "from the compression phase on, which many models never reach, at the 7th point at the earliest" in first
+    assert first.endswith("; until then the one with the lowest loss")
     points = lines("step ")
     assert len(points) == 3
     for point, line in zip(run.trajectory, points, strict=True):
         assert line.startswith(f"step {point.step}: loss {point.loss:.4g}, token complexity {point.complexity:.3g}")
-        assert f"phase initial, stopping: not armed, cannot be selected; {point.seconds:.1f} s" in line
+        assert f"phase initial, stopping: cannot act yet, cannot be selected; {point.seconds:.1f} s" in line
+
+
+@pytest.mark.parametrize("views", [{}, {"prediction": False}])
+def test_a_model_without_a_plane_is_told_why(views: dict[str, bool], lines: Any, tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(64, 16), torch.nn.ModuleList([torch.nn.Linear(16, 16)])[0])
+    meter = ib.Meter(tiny_probe(), num_bins=12, layers=["1"], orders="token", **views)
+    with ib.Run(meter, output_dir=tmp_path, log_plane=False) as run:
+        run.step(model, 0)
+    (first,) = lines("measuring on probe")
+    assert "; no readout plane, because Sequential has no output embeddings" in first
+    assert ("; no prediction plane, because " in first) is not views
 
 
 def test_the_number_shown_first_is_in_the_line(lines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

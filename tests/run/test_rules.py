@@ -284,12 +284,12 @@ def test_a_run_from_trained_weights_logs_no_phase_and_selects_from_the_first_poi
         (
             {"select": "optimality", "from_trained": True},
             guarded({}),
-            ["the run begins from trained weights: .*guard="],
+            ["the run begins from trained weights, .*guard="],
         ),
         (
             {"select": "optimality", "from_trained": True, "guard": 0.1},
             guarded({}),
-            ["trained weights: [^(]*first point$"],
+            ["trained weights, [^(]*first point on$"],
         ),
         (
             {"early_stopping": PlateauStopping(**STOPPING, act=False)},
@@ -311,7 +311,7 @@ def test_a_run_from_trained_weights_logs_no_phase_and_selects_from_the_first_poi
         (
             {"select": "optimality", "from_trained": True, "guard": 0.1},
             run(C, E)[:5],
-            ["begins from trained weights", "points have no loss on held-out text: rules run unguarded"],
+            ["begins from trained weights", "points have no loss on held-out text, so rules act without the guard"],
         ),
     ],
 )
@@ -327,13 +327,20 @@ def test_what_is_said_of_a_run_is_said_once(settings, points, said):
 
 def test_when_anything_can_happen_is_said():
     told = rules(early_stopping=PlateauStopping(), select="optimality").describe()
-    selects = "selection: .*optimality, from the compression phase on"
-    assert re.search(rf"flat for 5 measurements after the fit.* 0\.03 nats above.*{selects}", told)
+    assert re.search(r"^stops when held-out loss .* flat for 5 points, or .* 0\.03 nats above.*at the 8th point", told)
+    assert re.search(
+        r"keeps the checkpoint with the best optimality of those .* 0\.03 nats of the lowest, from the", told
+    )
     told = rules(early_stopping=PlateauStopping(arm="fit", act=False), select="complexity", guard=None).describe()
     assert re.search(
-        r"told, never done\): when distance_to_bound has not improved for 5 .* from the fitting phase on", told
+        r"^would stop \(act=False.*when distance_to_bound has not improved for 5 points, from the fitting phase on",
+        told,
     )
     assert "held-out" not in told
+    told = rules(early_stopping=PlateauStopping(), select="optimality", select_from=1000).describe(has_loss=False)
+    assert "at the 12th point" in told, "without a loss the rule needs the compression phase, at the 7th point"
+    assert "from step 1,000 on; until then" in told
+    assert rules(select="loss", select_from=0).describe() == "keeps the checkpoint with the lowest loss, from step 0 on"
     assert rules().describe() == ""
 
 

@@ -35,7 +35,7 @@ def test_a_plateau_ends_the_run_and_it_is_said(
     assert made == outcome.followed.trajectory.steps == list(range(24))
     assert outcome.followed.decision == ib.StopDecision(True, StopReason.PLATEAU, ENDS)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ib_callback: ")]
-    assert lines[0] == "ib_callback: step 0: points have no loss on held-out text: rules run unguarded"
+    assert lines[0] == "ib_callback: step 0: points have no loss on held-out text, so rules act without the guard"
     assert re.fullmatch(f"ib_callback: training (stops|should stop) at step 23: {re.escape(ENDS)}", lines[1])
     assert lines[2].startswith("ib_callback: 24 measurements took ")
     assert len(lines) == 3
