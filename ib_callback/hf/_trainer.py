@@ -54,8 +54,8 @@ def watched_metric(
         of_dataset = next((k for k in known if metric.endswith(f"_{k.removeprefix('eval_')}")), None)
         if of_dataset is not None:
             raise ValueError(
-                f'metric_for_best_model="{metric}" is never there: the model is measured on the probe, not on an '
-                f'evaluation dataset. Use "{of_dataset.removeprefix("eval_")}".'
+                f'metric_for_best_model="{metric}" does not exist, because the model is measured on the probe, not on '
+                f'an evaluation dataset. Use "{of_dataset.removeprefix("eval_")}".'
             )
         return None
     key = metric if metric.startswith("eval_") else f"eval_{metric}"

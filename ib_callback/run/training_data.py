@@ -77,10 +77,10 @@ def _each(loaders: Any) -> Iterator[Any]:
 
 def _why_not(dataset: Any) -> str:
     if dataset is None:
-        return "what gives the training batches has no .dataset."
+        return "the loader of the training batches has no .dataset."
     has_numbers = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if isinstance(dataset, torch.utils.data.IterableDataset) or not has_numbers:
-        return f"{type(dataset).__name__} can only be iterated, and training is about to."
+        return f"{type(dataset).__name__} can only be iterated, and reading it here would use up its examples."
     return "it is empty." if len(dataset) == 0 else ""
 
 

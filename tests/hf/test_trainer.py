@@ -82,7 +82,7 @@ def test_an_optimality_that_is_to_be_low_is_a_warning(tmp_path: Path) -> None:
 
 def test_the_metric_of_one_of_several_datasets(tmp_path: Path) -> None:
     for metric in ("eval_novels_ib_bigram_optimality", "novels_ib_bigram_optimality"):
-        with pytest.raises(ValueError, match=f'"{metric}" is never there: .* Use "ib_bigram_optimality"'):
+        with pytest.raises(ValueError, match=f'"{metric}" does not exist, because .* Use "ib_bigram_optimality"'):
             watched_metric(arguments(tmp_path, metric), NAMES)
 
 

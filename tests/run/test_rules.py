@@ -345,7 +345,7 @@ def test_when_anything_can_happen_is_said():
 
 
 def test_what_the_published_rule_gives_up_is_said():
-    assert "does not look at the loss" in rules(select="optimality", guard=None).given_up
+    assert "ignores the loss" in rules(select="optimality", guard=None).given_up
     assert rules(guard=None).given_up == rules(select="optimality").given_up == ""
 
 

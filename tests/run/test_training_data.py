@@ -79,9 +79,9 @@ def test_examples_at_equal_distances(count, asked):
 @pytest.mark.parametrize(
     ("loaders", "why"),
     [
-        (DataLoader(Stream()), "Stream can only be iterated, and training is about to"),
+        (DataLoader(Stream()), "Stream can only be iterated, and reading it here would use up its examples"),
         (loader(datasets.Dataset.from_dict({"text": ["a"]}).to_iterable_dataset()), "can only be iterated"),
-        ([ROWS[:4]], "what gives the training batches has no .dataset"),
+        ([ROWS[:4]], "the loader of the training batches has no .dataset"),
         (None, "has no .dataset"),
         (iter([ROWS]), "has no .dataset"),
     ],
