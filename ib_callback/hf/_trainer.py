@@ -243,6 +243,18 @@ def check_prefixes(handler: CallbackHandler | None, callback: TrainerCallback, p
         raise ValueError(same_prefix(type(callback).__name__, prefix))
 
 
+def warn_if_two_select(handler: CallbackHandler | None, callback: TrainerCallback, args: TrainingArguments) -> None:
+    """Warn at the last of several callbacks that select, because the Trainer keeps the best checkpoint of one only."""
+    others = [] if handler is None else handler.callbacks
+    selecting = [other for other in others if isinstance(other, type(callback)) and getattr(other, "selects", False)]
+    if len(selecting) > 1 and selecting[-1] is callback and (args.save_total_limit or args.load_best_model_at_end):
+        warn(
+            f"{len(selecting)} callbacks of this Trainer have select=, expected one: the Trainer protects one best "
+            f"checkpoint from save_total_limit={args.save_total_limit}, and loads one at the end. What the other "
+            "callbacks choose may be deleted. Leave their select= out, or save_total_limit."
+        )
+
+
 def check_order(handler: CallbackHandler | None, callback: TrainerCallback) -> None:
     """Raise a ValueError if an EarlyStoppingCallback would look for a number before the callback adds it."""
     for other in [] if handler is None else handler.callbacks:

@@ -51,6 +51,7 @@ from ib_callback.hf._trainer import (  # noqa: E402
     save_without_infinity,
     shows_lines,
     warn,
+    warn_if_two_select,
     watched_metric,
 )
 
@@ -166,6 +167,7 @@ class IBCallback(Follows, TrainerCallback):
         self._folder, self._to_keep = run_folder(self, args), []
         self._described = False
         check_prefixes(find_handler(self), self, self.prefix)
+        warn_if_two_select(find_handler(self), self, args)
         stem = run.names.stem
         self._watched = watched_metric(args, run.rules.names, selects=run.rules.selects, stem=stem)
         if self._watched is not None:
@@ -222,7 +224,7 @@ class IBCallback(Follows, TrainerCallback):
         self._keep_earlier(state)
         step = state.global_step
         last = self._run.config.at_finish and (step >= state.max_steps or control.should_training_stop)
-        needed = last or (self._selects and control.should_save)
+        needed = last or (self.selects and control.should_save)
         # Call `due` only for a point that can be left out, because `due` counts the points that it skips.
         if (needed and not self._run.recorded(step)) or self._run.due(step):
             self._record(args, state, control, kwargs["model"])
@@ -294,7 +296,7 @@ class IBCallback(Follows, TrainerCallback):
         if not self._running:
             return
         self._saved = state.global_step
-        if self._selects and not self._over and not self._run.recorded(self._saved):
+        if self.selects and not self._over and not self._run.recorded(self._saved):
             self._record(args, state, control, kwargs["model"])
         self._run.note_checkpoint(self._saved, self._checkpoint(self._saved))
         self._choose(args, state)
@@ -307,7 +309,7 @@ class IBCallback(Follows, TrainerCallback):
         """Measure the last step if a later callback in the list, a log or an evaluation has made it the last."""
         if self._over:
             control.should_save, control.should_evaluate = False, False
-        elif control.should_training_stop or (self._running and self._selects and control.should_save):
+        elif control.should_training_stop or (self._running and self.selects and control.should_save):
             self._record_last(args, state, control, kwargs["model"])
 
     @survives
@@ -320,7 +322,7 @@ class IBCallback(Follows, TrainerCallback):
             if self._running and state.is_world_process_zero:
                 with self._run.survived("The last pictures could not be logged"), self._run.at_work():
                     self._report(args, state, control, kwargs["model"], {}, final=True)
-            owns_best = self._running and self._selects and not judges_by_itself(args)
+            owns_best = self._running and self.selects and not judges_by_itself(args)
             is_last = self.selected is not None and self.selected.step == self._saved
             if owns_best and not is_last and not args.load_best_model_at_end:
                 # This holds until on_train_end. With save_total_limit=1 the Trainer would otherwise delete all
@@ -355,7 +357,8 @@ class IBCallback(Follows, TrainerCallback):
         return self._run.config.prefix
 
     @property
-    def _selects(self) -> bool:
+    def selects(self) -> bool:
+        """Whether this callback selects checkpoints."""
         return self._run.rules.selects
 
     def _counts(self, metrics: Mapping[str, float], step: int) -> bool:
@@ -395,14 +398,14 @@ class IBCallback(Follows, TrainerCallback):
         The Trainer protects one checkpoint from removal. An earlier one cannot be compared with later ones if settings
         have changed or the trajectory is gone. It must not take the place of a later best one, so it is copied aside.
         """
-        run, step, owns_best = self._run, state.global_step, self._selects and not judges_by_itself(args)
+        run, step, owns_best = self._run, state.global_step, self.selects and not judges_by_itself(args)
         # If the last checkpoint was measured only after it was saved, nobody knows whether it was the best.
         is_measured = entry.get("last_step") == step
         known = entry.get("best_if_saved" if is_measured else "best", state.best_global_step if owns_best else None)
         earlier = {known, step} if "best" in entry and not is_measured else {known}
         self._to_keep = [s for s in earlier - {None} if step and not run.compares(s, entry.get("rule"))]
         chosen = run.choose() if owns_best else None
-        if (owns_best and (run.certain or chosen is not None)) or (not self._selects and "best" in entry):
+        if (owns_best and (run.certain or chosen is not None)) or (not self.selects and "best" in entry):
             # Forget what a run without this callback, or with other settings, took for the best.
             state.best_metric, state.best_global_step, state.best_model_checkpoint = None, None, None
         if chosen is not None:
@@ -450,7 +453,7 @@ class IBCallback(Follows, TrainerCallback):
     def _write_state(self, state: TrainerState) -> None:
         """Note in every checkpoint how far the trajectory has come, so that a resumed run knows its own points."""
         attributes: dict[str, Any] = {**self._run.progress(), "directory": str(self._files)}
-        if self._selects:
+        if self.selects:
             best, if_saved = self.selected, self._run.best_after_saving(state.global_step)
             attributes["best"] = None if best is None else best.step
             attributes["best_if_saved"] = None if if_saved is None else if_saved.step
