@@ -251,7 +251,7 @@ def conclusions(turns: Sequence[Turn]) -> Iterator[str]:
         yield f"{len(found)} of {len(turns)} models {verb} to compression: {', '.join(told)}."
         if falls := sum(turn.falls for turn in found if turn.together is not None):
             yield (
-                f"In {falls} of these the loss still falls in the last half of the run, so they do not show whether "
+                f"In {falls} of these the loss still falls in the last half of the run. Such runs do not show whether "
                 "the turn and the flat loss coincide."
             )
     seconds = [stage for turn in turns for stage in turn.stages if _key(stage) == "second"]

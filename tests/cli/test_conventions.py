@@ -415,7 +415,7 @@ def test_terminals_of_any_encoding_show_every_help_and_answer(encoding, work):
     )
     assert all(f"usage: ib-callback {' '.join(path)}".strip() in shown for path in COMMANDS)
     assert "r (Pearson) and ? (Spearman) correlate the training step" in shown
-    assert ("± is a standard error" if encoding != "ascii" else "? a standard error") in shown
+    assert ("± is a standard error" if encoding != "ascii" else "? is a standard error") in shown
     assert "The best checkpoint: " in shown
     assert "fingerprint" in shown
     assert json.loads(Path("t.json").read_text(encoding="utf-8"))[0]["model"] == "модель-é"
