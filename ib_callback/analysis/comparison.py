@@ -1,4 +1,4 @@
-"""Compare several models: choose points, check that they can be compared, and rank them by distance to the bound."""
+"""Compare several models: choose a point of each, check that they can be compared, and rank the models."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Entry:
 
 
 def entries_of(courses: Sequence[Course], steps: Sequence[str] = ("last",)) -> list[Entry]:
-    """The points to compare: from each course, one point for each of the steps that it has.
+    """The points to compare: for each course, the points at the given steps that it has.
 
     Args:
         courses: runs and models.
-        steps: steps as for `point_at`.
+        steps: steps in the form that `point_at` takes.
 
     Raises:
         ValueError: no course has any of these steps.
@@ -64,7 +64,7 @@ def entries_of(courses: Sequence[Course], steps: Sequence[str] = ("last",)) -> l
             try:
                 points.append(point_at(course, step))
             except ValueError as error:
-                reasons.append(f"{course.name} has no such point: {error}")
+                reasons.append(f"{course.name} lacks the chosen point: {error}")
         points = list({id(point): point for point in points}.values())
         for point in points:
             head = next(head for head, other in course.points if other is point)
@@ -105,8 +105,8 @@ def check_comparable(entries: Sequence[Entry]) -> list[str]:
         if "probe" in differing and (None in documents or documents[0] != documents[1]):
             raise ValueError(
                 f"expected measurements of the same documents, got {first.name} on {_probe_of(first)} and "
-                f"{other.name} on {_probe_of(other)}. Measure both with one command, ib-callback measure MODEL MODEL "
-                "--documents FILE, or leave one out with --model"
+                f"{other.name} on {_probe_of(other)}. Measure both with one command (ib-callback measure MODEL MODEL "
+                "--documents FILE), or leave one out with --model"
             )
         if differing.pop("probe", None):
             retokenised[other.course.name] = None
@@ -119,22 +119,26 @@ def check_comparable(entries: Sequence[Entry]) -> list[str]:
             hard.append(f"layers: {_kind(first)} vs {_kind(other)}")
         if hard:
             raise ValueError(
-                f"expected measurements with the same settings, got {first.name} and {other.name} with other ones: "
-                f"{'; '.join(hard)}. Measure both with the same ib-callback measure, or leave one out with --model"
+                f"expected measurements with the same settings, got {first.name} and {other.name} with different ones: "
+                f"{'; '.join(hard)}. Measure both with one command (ib-callback measure MODEL MODEL), or leave one out "
+                "with --model"
             )
         numbers = [len(entry.point.layers) for entry in (first, other)]
         if numbers[0] != numbers[1]:
-            cautions["Models have other numbers of layers: means over all of them are compared."] = None
+            cautions["The models have different numbers of layers. Each number is a mean over all layers."] = None
         if any(name.startswith("dtype") for name in of_model):
-            cautions["Models were measured in other precisions (dtype)."] = None
+            cautions["The models were measured in different precisions (dtype)."] = None
         for name in of_feature:
             feature = name.partition(".")[2]
-            cautions[f"Information about {feature} was measured on other texts, and cannot be compared."] = None
+            cautions[f"Information about {feature} was measured on different texts, so it cannot be compared."] = None
     if not retokenised:
         return list(cautions)
     others = [*retokenised]
     names = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
-    told = f"The same documents under other tokenizers, or cut at other lengths: {first.course.name} and {names}. "
+    told = (
+        f"{first.course.name} and {names} read the same documents, but with different tokenizers or cut at different "
+        "lengths. "
+    )
     told += f"{ADVICE}."
     return [told, *cautions]
 
@@ -160,7 +164,7 @@ class Comparison:
     """Models ranked by a number.
 
     Attributes:
-        by: name of the number.
+        by: name of the number by which the models are ranked.
         rows: one row for each model, best first; models without the number come last.
         cautions: warnings for the reader.
         conclusion: what can be concluded.
@@ -203,7 +207,7 @@ def compared(entries: Sequence[Entry], *, order: str | None = None, by: str | No
     first = entries[0].point
     primary = order or first.primary or ""
     if not any(primary in entry.point for entry in entries):
-        raise ValueError(f"--order: expected one among {', '.join(first.orders)}, got {primary!r}")
+        raise ValueError(f"--order: expected one of {', '.join(first.orders)}, got {primary!r}")
     known = list(dict.fromkeys(name for entry in entries for name in metrics_of(entry.point)))
     by = resolve_metric(by or f"{primary}/distance_to_bound", known)
     values = [entry.point.scalars().get(by) for entry in entries]
@@ -239,24 +243,29 @@ def _apart(entry: Entry, below: Entry, by: str) -> str | None:
 def _conclusion(ranked: Sequence[Entry], rows: Sequence[dict[str, Any]], by: str, order: str) -> str:
     placed = [row for row in rows if row["rank"] is not None]
     if len(placed) < 2:
-        return "One model: nothing can be compared."
+        return "Only one model has this number, so there is nothing to compare."
     first = placed[0]
-    told = [f"Of {len(placed)} models {first['model']} comes first by {by} ({cell(first[by])})."]
+    told = [f"{first['model']} ranks first of {len(placed)} models by {by} ({cell(first[by])})."]
     apart = [row["differs from the next"] for row in placed[:-1]]
     if all(each is None for each in apart):
-        told.append("No errors were measured (--standard-errors), so that nobody can tell which ranks are real.")
+        told.append("No standard errors were measured (--standard-errors), so the order may be chance.")
     elif unresolved := sum(each not in (None, "yes") for each in apart):
-        told.append(f"{unresolved} of {len(apart)} pairs of neighbours are not resolved, or not above chance.")
+        told.append(
+            f"{unresolved} of {len(apart)} pairs of neighbours do not differ clearly: their difference is within the "
+            "error, or not confirmed above chance."
+        )
     untrained = [entry.name for entry in ranked if entry.point.step == 0]
     local = {row["model"]: row[f"{order}/optimality_local"] for row in placed}
     trained_best = max((row["rank"] for row in placed if row["model"] not in untrained), default=0)
     if any(row["model"] in untrained and row["rank"] < trained_best for row in placed):
         told.append(
-            "An untrained model comes before a trained one: this number alone does not say which model is good "
-            "(what is local, above the document baseline, does: docs/reading-the-numbers.md)."
+            "An untrained model ranks above a trained one, so this number alone does not say which model is good. "
+            "Local numbers, above the document baseline, tell the two apart (docs/reading-the-numbers.md)."
         )
     elif all(value is not None for value in local.values()):
         best = max(local, key=lambda name: local[name] or 0.0)
         if best != first["model"]:
-            told.append(f"By local optimality {best} comes first: what chance and the document add decides here.")
+            told.append(
+                f"By local optimality {best} ranks first. So the order depends on what chance and the document add."
+            )
     return " ".join(told)

@@ -1,8 +1,8 @@
 """What each width of context, from token to quadgram, adds to the information of a model, and what a probe can resolve.
 
 Experiment 2 of Conklin et al., ICLR 2026 (section "Embeddings Largely Encode Local Context") found that quadgrams add
-little to trigrams, and that wider contexts lie nearer the bound. Wider labels are rarer, and labels that occur once
-give the same numbers for every model. So each number is shown beside its null.
+little to trigrams, and that wider contexts lie nearer to the bound. But wider labels are rarer, and labels that occur
+only once give the same numbers for every model. So each number is shown beside its null.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ from ib_callback.results.points import OrderIncrement, PlanePoint, replicates_of
 from ib_callback.results.trajectory import aligned, cell
 from ib_callback.results.uncertainty import adjusted_information, jackknife_error
 
-# The increment of an order must exceed the increment by chance by this share of the latter, because the estimate of
-# chance may be off by that much (docs/commands.md).
+# The increment of an order must exceed its estimate by chance by this share of the estimate, because the estimate may
+# be off by that much (docs/commands.md).
 _MARGIN = 0.15
-# Less room than this between null and ceiling, as a share of the ceiling, counts as rounding.
+# If less than this share of the ceiling lies between null and ceiling, the difference counts as rounding.
 _LEAST_ROOM = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class Width:
-    """One order at one point of a model. All information in fractions of log(num_bins); None where undefined.
+    """One order at one point of a model. All information is in fractions of log(num_bins), and None where undefined.
 
     Attributes:
         order: name of the order.
         point: numbers of the order.
-        null_share: the complexity's null as a share of the ceiling. Near 1, almost every label occurs once.
+        null_share: the complexity's null as a share of the ceiling. A share near 1 means that almost every label occurs
+            only once.
         adjusted: the complexity corrected for chance (`ib.adjusted`); None if the null is within a tenth of the
             ceiling.
-        resolved: whether the complexity differs clearly from that of labels without meaning: the local complexity, or
-            without one the complexity above null, exceeds three of its standard errors. None if no error is known.
+        resolved: whether the complexity differs clearly from that of labels without meaning. The local complexity must
+            exceed three of its standard errors. Without one, the complexity above null must. None if no error is known.
         resolved_by: the number that decided, "complexity_local" or "complexity_above_null".
         increment: complexity minus that of the next narrower order; None for the narrowest order.
         increment_chance: the increment by chance: from permutations of the labels if the point has `increments`
@@ -178,13 +179,13 @@ def widths_of(measurement: Measurement) -> tuple[Width, ...]:
 
 
 def chance_increment(narrower: PlanePoint, wider: PlanePoint, ceiling: float) -> float | None:
-    """What a wider order would add if it said nothing beyond the narrower one, only because its labels are rarer.
+    """What a wider order would add if it told nothing beyond the narrower one. It adds only because it is rarer.
 
     Labels without meaning take their share of the room below the ceiling. So the complexity of an order is
     null + (1 - null / ceiling) × information (`ib.adjusted`). This function uses the information of the narrower order
     in place of that of the wider order. The result approximates permutations of wide labels within narrow ones
-    (`ib.model_increments`): for 15 increments of two small models, trained and untrained, and of SmolLM2-135M-Instruct,
-    it was within 15 % of them.
+    (`ib.model_increments`). It was within 15 % of them for 15 increments of two small models, trained and untrained,
+    and of SmolLM2-135M-Instruct.
 
     Args:
         narrower: point of the narrower order.
@@ -226,13 +227,15 @@ _HEADS = (
     "±", "p", "more", "distance", "of null", "optimality", "of null", "above null", "local",
 )  # fmt: skip
 _LEGEND = (
-    "adds: complexity less that of the order above it; by chance: what a wider label would add that tells nothing "
-    "more; more: adds more than that; resolved: by over 3 standard errors."
+    "of ceiling: the null as a share of the ceiling. resolved: above chance by more than 3 standard errors. adds: the "
+    "complexity minus that of the order in the row above. by chance: what a wider label would add if it told nothing "
+    "more. beyond: adds minus by chance. more: whether the order adds more than chance."
 )
-_PERMUTED = "With p, chance is the mean of permutations, ± their standard deviation, and more is p < .05."
+_PERMUTED = "With a p, chance is the mean of permutations, ± is their standard deviation, and more means p < .05."
 _ESTIMATED = (
-    "Without p, chance is estimated from both nulls, ± a standard error, and more is yes or ?: these numbers cannot "
-    "tell. For a test measure the model again with ib-callback measure … --increments 20."
+    "Without a p, chance is estimated from both nulls, ± is a standard error, and more is yes or ?, because these "
+    "numbers cannot show that an order adds nothing. For a test, measure the model again with ib-callback measure … "
+    "--increments 20."
 )
 
 
@@ -261,35 +264,39 @@ def conclusions(contexts: Sequence[Context]) -> Iterator[str]:
         yield "Nothing can be concluded about widths of context: no model was measured at several orders."
         return
     for context in several:
-        told = f"{context.name}: the widest order that the probe resolves is {context.widest or 'none'}"
+        widest = "no order" if context.widest is None else f"orders up to the {context.widest}"
+        told = f"{context.name}: the probe resolves {widest}."
         last = context.widths[-1]
         adds = [f"{w.order} {_yes(w.exceeds)}" for w in context.widths[1:]]
-        told += f"; adds more than chance would: {', '.join(adds)}"
+        told += f" Adds more complexity than chance: {', '.join(adds)}."
         following = [(w.order, w.expressivity) for w in context.widths[1:] if w.expressivity is not None]
         if following:
             by_order = [f"{o} {_yes(i.p_value < CHANCE if i.num_positions else None)}" for o, i in following]
-            told += f" (of what follows, the expressivity: {', '.join(by_order)})"
+            told += f" Adds more expressivity than chance: {', '.join(by_order)}."
         if last.null_share is not None and last.adjusted is None:
-            told += f"; of the {last.order} {last.null_share:.0%} of the ceiling is null: its size cannot be read"
-        yield f"{told}."
+            told += (
+                f" The null of the {last.order} is {last.null_share:.0%} of the ceiling, so the size of its "
+                "information cannot be read."
+            )
+        yield told
     yield from _nearer(several)
 
 
 def _nearer(contexts: Sequence[Context]) -> Iterator[str]:
-    """Whether wider contexts lie nearer the bound, plain and above null; and whether labels without meaning do too."""
+    """Whether wider contexts lie nearer to the bound, and whether labels without meaning do so too."""
     told = []
     for text, name in (("plain", "optimality"), ("above null", "optimality_above_null")):
         series = [[getattr(width.point, name) for width in context.widths] for context in contexts]
         known = [[value for value in values if value is not None] for values in series]
         known = [values for values in known if len(values) > 1]
         rising = sum(all(b > a for a, b in itertools.pairwise(values)) for values in known)
-        told.append(f"{text} in {rising} of {len(known)}")
-    yield f"Optimality rises with every wider order: {', '.join(told)} models."
+        told.append(f"in {rising} of {len(known)} ({text})")
+    yield f"Number of models in which optimality rises with every wider order: {', '.join(told)}."
     of_null = [w.point.optimality_null for c in contexts for w in c.widths if w.point.optimality_null is not None]
     if of_null:
         yield (
-            f"That of the null alone is {min(of_null):.3f} to {max(of_null):.3f}. The more of an order is null, the "
-            "nearer the bound plain numbers lie, whatever the model; those above null tell more."
+            f"The null alone has an optimality of {min(of_null):.3f} to {max(of_null):.3f}. So plain numbers of an "
+            "order with a high null lie near the bound for every model. Values above null tell more."
         )
 
 

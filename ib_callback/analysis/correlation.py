@@ -1,8 +1,8 @@
 """Correlate metrics of models with scores from elsewhere, and say what can be concluded from so few models.
 
-These are correlations over models; `ib_callback.results.correlation` is about the points of one run. Models from
-different trainings are independent, but less so within a family. The published experiment is "Relating Representation
-Structure to Performance" of Conklin et al., ICLR 2026, with models of three families and MMLU-Pro.
+These correlations are over models; `ib_callback.results.correlation` correlates the points of one run. Models from
+different trainings are independent, although models of one family are less so. The published experiment is "Relating
+Representation Structure to Performance" in Conklin et al., ICLR 2026. It used models of three families and MMLU-Pro.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ib_callback.results.measurement import metrics_of
 from ib_callback.results.metrics import Mode, better_direction, resolve_metric
 
 Array = np.ndarray
-# The published correlation of a metric with MMLU-Pro; reports give the power of an experiment for this value.
+# The published correlation of optimality with MMLU-Pro. Conclusions give the probability of finding such a true r.
 PUBLISHED_R = 0.64
 ALPHA = 0.05
 _RESAMPLES = 2000
-_BATCH = 2_000_000  # pairs that are processed at once
+_BATCH = 2_000_000  # number of pairs that are processed at once
 _MIN_MODELS = 3
 # Up to this number of models, all permutations are used.
 _EXACT = 7
@@ -51,13 +51,13 @@ class MetricCorrelation:
 
     Attributes:
         metric: logged name of the metric.
-        num_models: number of models that have both numbers.
+        num_models: number of models that have both the metric and a score.
         pearson: Pearson's r; interval by Fisher's z.
         spearman: Spearman's ρ; interval by percentiles of a bootstrap over models; p is exact for up to 7 models.
         accuracy: pairwise decision accuracy, in [0, 1]: the share of pairs of models with different scores that the
-            metric orders correctly, in its better direction; ties count half. Interval as for `spearman`, no p.
-        p_holm, p_fdr: p of Pearson's r, corrected for all tested metrics: by Holm (probability of any false finding)
-            and by Benjamini and Hochberg (share of false ones among the findings).
+            metric orders correctly, in its better direction; ties count half. The interval is as for `spearman`.
+        p_holm, p_fdr: p of Pearson's r, corrected for all tested metrics. Holm's method limits the probability of any
+            false finding. Benjamini and Hochberg's method limits the share of false findings.
         given_loss, given_size, given_both: partial correlations.
         within: correlation pooled within families, after removing the means of families; interval by Fisher's z.
         across: correlation of the means of families.
@@ -91,7 +91,7 @@ class MetricCorrelation:
 
 
 def pearson(x: Array, y: Array) -> Coefficient:
-    """Pearson's r with Fisher's interval, which needs 4 points; p by Student's t.
+    """Pearson's r, with Fisher's interval (needs at least 4 points) and p by Student's t.
 
     >>> round(pearson(np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 1.0, 4.0, 3.0])).value, 9)
     0.6
@@ -108,7 +108,7 @@ def partial(x: Array, y: Array, controls: Array) -> Coefficient:
         controls: [n, k] control variables, without a constant.
 
     Returns:
-        The coefficient, with k degrees of freedom fewer; undefined if the controls determine one of the two exactly, or
+        The coefficient, with k degrees of freedom fewer. It is undefined if the controls determine x or y exactly, or
         do not vary.
     """
     if not len(x):
@@ -127,7 +127,7 @@ def partial(x: Array, y: Array, controls: Array) -> Coefficient:
 
 
 def _from_residuals(a: Array, b: Array, lost: int) -> Coefficient:
-    """The correlation of residuals, given the degrees of freedom that they lost in addition to that of the mean."""
+    """The correlation of residuals; `lost` is the number of degrees of freedom that the regression took."""
     from scipy import stats
 
     freedom = len(a) - 2 - lost
@@ -170,7 +170,7 @@ def _rank_correlation(x: Array, y: Array, axis: int = -1) -> Array:
 
 
 def decision_accuracy(x: Array, y: Array, mode: Mode = "max") -> Coefficient:
-    """Share of pairs of models that the metric orders in the same way as the scores; in [0, 1], .5 by chance.
+    """Share of pairs of models that the metric orders in the same way as the scores: in [0, 1], .5 by chance.
 
     Args:
         x: the metric.
@@ -198,7 +198,7 @@ def _ordered(x: Array, y: Array, axis: int = -1) -> Array:
 
 
 def _bootstrap(statistic: Callable[..., Array], x: Array, y: Array) -> tuple[float | None, float | None]:
-    """Percentiles over resampled models; draws in which the statistic is undefined are left out."""
+    """Percentiles over resampled models. Draws in which the statistic is undefined are left out."""
     random = np.random.default_rng(0)
     size = max(1, _BATCH // len(x) ** 2)
     drawn = np.concatenate(
@@ -215,7 +215,7 @@ def _bootstrap(statistic: Callable[..., Array], x: Array, y: Array) -> tuple[flo
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P-values corrected for their number; the probability of any false finding stays below the level (Holm, 1979).
+    """P-values corrected for their number. The probability of any false finding stays below the level (Holm, 1979).
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -242,10 +242,10 @@ def smallest_significant(number: int, alpha: float = ALPHA) -> float | None:
 
 
 def power_of(r: float, number: int, alpha: float = ALPHA) -> float | None:
-    """Probability that a true correlation is found with this number of models, by Fisher's z; None for fewer than 4.
+    """Probability of finding a true correlation with this number of models, by Fisher's z; None for fewer than 4.
 
     Args:
-        r: the true correlation, of normally distributed numbers.
+        r: the true correlation; both numbers are normally distributed.
         number: number of models.
         alpha: level of the two-sided test.
     """
@@ -261,11 +261,11 @@ def power_of(r: float, number: int, alpha: float = ALPHA) -> float | None:
 
 
 def metrics_to_test(entries: Sequence[Entry], asked: Sequence[str] | None = None) -> list[str]:
-    """The names of all logged metrics, without errors and without second names for the same metric.
+    """The names of all logged metrics. Errors are left out, and so are second names of the same metric.
 
     Args:
         entries: the points.
-        asked: names of metrics or features; None: all.
+        asked: names of metrics or features; None means all.
 
     Raises:
         ValueError: no point has such a metric.
@@ -334,7 +334,7 @@ def correlate(
 
 
 def loss_control(entries: Sequence[Entry]) -> str:
-    """The number used as the loss: bits per byte if tokenizers differ and all points have it, else the loss."""
+    """The name of the number used as the loss: bits per byte if probes differ and all points have it, else the loss."""
     probes = {entry.point.settings.get("probe") for entry in entries}
     known = all(entry.point.bits_per_byte is not None for entry in entries)
     return "bits_per_byte" if len(probes) > 1 and known else "loss"
@@ -376,21 +376,25 @@ def conclusion_of(found: Sequence[MetricCorrelation], entries: Sequence[Entry], 
     tests = sum(each.pearson.p is not None for each in found)
     least = smallest_significant(number)
     if number < 4 or least is None or not tests:
-        return f"{number} models, {tests} metrics that vary: nothing can be concluded about what goes with {score}."
+        return (
+            f"There are {number} models and {tests} metrics that vary between them. Nothing can be concluded about "
+            f"what correlates with {score}."
+        )
     corrected = smallest_significant(number, ALPHA / tests)
     power = power_of(PUBLISHED_R, number)
-    several = f", below {corrected:.2f} not if it is the largest of {tests} tested" if tests > 1 else ""
-    told = [
-        f"With {number} models an |r| below {least:.2f} cannot be told from 0 (p < .05){several}; a true r of "
-        f"{PUBLISHED_R:.2f}, published for optimality and MMLU-Pro, would be found with a probability of {power:.2f} "
-        "in a single test."
-    ]
+    told = [f"With {number} models, |r| must be at least {least:.2f} to differ significantly from 0 (p < .05)."]
+    if tests > 1:
+        told.append(f"After Holm's correction for {tests} tests, the largest |r| must be at least {corrected:.2f}.")
+    told.append(
+        f"The published r of optimality and MMLU-Pro is {PUBLISHED_R:.2f}. If the true r were that large, a single "
+        f"test would find it with a probability of {power:.2f}."
+    )
     told += _of_tests(found, score, loss_control(entries).replace("_", " "))
     of_course = {entry.course.name for entry in entries}
     if len(of_course) < number:
         told.append(
-            f"{number} points are of {len(of_course)} models: points of one training are not independent, and p-values "
-            "and intervals too small."
+            f"The {number} points belong to only {len(of_course)} models. Points of one training are not independent, "
+            "so p-values and intervals are too small."
         )
     return " ".join(told)
 
@@ -399,18 +403,24 @@ def _of_tests(found: Sequence[MetricCorrelation], score: str, loss: str) -> list
     """Sentences: which metrics correlate with the score after correction, and which still do given the loss."""
     sure = [each for each in found if each.p_holm is not None and each.p_holm < ALPHA]
     if not sure:
-        return [f"After Holm's correction no r is told from 0: nothing can be concluded about what goes with {score}."]
+        return [
+            "After Holm's correction, no r differs significantly from 0: nothing can be concluded about what "
+            f"correlates with {score}."
+        ]
     names = _some(
         [f"{each.metric} (r {each.pearson.value:+.2f})" for each in sorted(sure, key=lambda each: each.p_holm or 0.0)]
     )
-    told = [f"Told from 0 after Holm's correction, whatever the cause: {names}."]
+    told = [f"After Holm's correction, these correlations differ significantly from 0: {names}."]
     given = [(each.metric, each.given_loss.p) for each in found if each.given_loss.p is not None]
     corrected = holm([p for _, p in given])
     kept = [metric for (metric, _), p in zip(given, corrected, strict=True) if p < ALPHA]
     if kept:
-        told.append(f"Given the {loss} still: {_some(kept)}, Holm over {len(given)}.")
+        told.append(f"Given the {loss}, these still do (Holm's correction for {len(given)} tests): {_some(kept)}.")
     elif given:
-        told.append(f"Given the {loss} none of {len(given)}: what they say of {score}, it may say as well.")
+        told.append(
+            f"Given the {loss}, no correlation differs significantly from 0 (Holm's correction for {len(given)} tests)."
+            f" So the {loss} alone may explain what the metrics tell about {score}."
+        )
     return told
 
 

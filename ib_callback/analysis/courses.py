@@ -42,11 +42,11 @@ class Course:
 def load_courses(
     paths: Sequence[str | os.PathLike[str]], models: Sequence[str] | None = None, *, unmeasured: bool = False
 ) -> list[Course]:
-    """Load runs, and the models of all files of results, also if these are several shards.
+    """Load runs, and the models in files of results. Several files may be shards of the same results.
 
     Args:
-        paths: directories of runs, or directories above one; trajectory files; files of results.
-        models: names of the wanted models; None: all.
+        paths: directories of runs, or directories that contain one; trajectory files; files of results.
+        models: names of the wanted models; None means all.
         unmeasured: whether to include courses without a measured point.
 
     Raises:
@@ -80,10 +80,10 @@ def measured_courses(courses: Sequence[Course]) -> list[Course]:
     """The courses that have a measured point.
 
     Raises:
-        ValueError: there is no such course, or a run has no measured point. Models of a file of results may lack one.
+        ValueError: no course has a measured point, or a run has none.
 
     Warns:
-        RuntimeWarning: a model of a file of results is left out.
+        RuntimeWarning: a model in a file of results has no measured point and is left out.
     """
     empty = [course for course in courses if not any(point.orders for point in course.trajectory)]
     if len(empty) == len(courses) or any(course.path is not None for course in empty):
@@ -91,8 +91,8 @@ def measured_courses(courses: Sequence[Course]) -> list[Course]:
             (course.name, len(course.trajectory)) for course in empty if len(empty) == len(courses) or course.path
         )
         raise ValueError(
-            f"{name} has nothing that was measured: expected at least one measured point, got none among {number}. "
-            "Give a run that was measured"
+            f"{name} has no measured point: expected at least one, got none among {number}. Choose a run or model that "
+            "was measured"
         )
     for course in empty:
         warn(f"{course.name} is left out: none of its {len(course.trajectory)} points could be measured.")
@@ -112,7 +112,7 @@ def _names(files: Sequence[Path]) -> list[str]:
 
 
 class NoPointError(ValueError):
-    """A course has no such measured point; other courses may have it."""
+    """This course lacks the chosen measured point. Other courses may have it."""
 
 
 def point_at(course: Course, step: str) -> Measurement:
@@ -120,11 +120,12 @@ def point_at(course: Course, step: str) -> Measurement:
 
     Args:
         course: a run or a model.
-        step: "last", a number, or "best": the best selectable point by optimality (or the only point, if there is one).
+        step: "last", a number, or "best". "best" is the selectable point with the highest optimality, or the only
+            measured point.
 
     Raises:
-        NoPointError: there is no such point, or it was not measured; the message says why.
-        ValueError: `step` is none of these.
+        NoPointError: there is no such point, or it was not measured. The message says which.
+        ValueError: `step` is neither a number nor "last" nor "best".
     """
     measured = [point for point in course.trajectory if point.orders]
     number = None
@@ -141,8 +142,8 @@ def point_at(course: Course, step: str) -> Measurement:
         best = measured[0] if len(measured) == 1 else course.trajectory.best(by="optimality")
         if best is None:
             raise NoPointError(
-                "no point can be selected as the best because the compression phase was not recognised or has no "
-                "measured point; give --step last or a number."
+                "no point can be selected as the best, because the compression phase was not recognised or has no "
+                "measured point. Give --step last or a number."
             )
         return best
     for point in measured:
@@ -151,5 +152,5 @@ def point_at(course: Course, step: str) -> Measurement:
     steps = [point.step for point in measured if point.step is not None]
     near = sorted(sorted(steps, key=lambda other: abs(other - (number or 0)))[:5])
     raise NoPointError(
-        f"no point was measured at step {number}; the nearest are {', '.join(map(str, near)) or 'none'}."
+        f"no point was measured at step {number}. The nearest measured steps are {', '.join(map(str, near)) or 'none'}."
     )

@@ -42,8 +42,8 @@ class Change:
         low, high: 95 % confidence interval of the change, by Student's t.
         paired: whether both were compared group by group, on the same text.
         verdict: "resolved" (the interval excludes 0), "not resolved", "not above chance" (the interval excludes 0, but
-            no form above chance confirms the change), "no interval: …" or "undefined".
-        note: a caution.
+            the values above chance do not confirm the change), "no interval: …" or "undefined".
+        note: a caution for the reader; empty if there is none.
     """
 
     metric: str
@@ -91,7 +91,7 @@ def changes(base: Entry, post: Entry, metrics: Sequence[str] | None = None) -> t
 
 
 def change(base: Measurement, post: Measurement, metric: str) -> Change:
-    """The change of one number by its logged name; with an interval if both were measured with standard errors."""
+    """The change of one number, by its logged name. It has an interval if both were measured with standard errors."""
     before, after = base.scalars().get(metric), post.scalars().get(metric)
     values: dict[str, Any] = {"metric": metric, "base": before, "post": after}
     if before is None or after is None:
@@ -116,13 +116,13 @@ def change(base: Measurement, post: Measurement, metric: str) -> Change:
 def _of_feature(base: Measurement, post: Measurement, feature: str, name: str, values: dict[str, Any]) -> Change:
     """The change of the information about a feature, or of its ratio to the complexity.
 
-    If a feature has its own probe, its groups of sequences are those of that probe, and those of the complexity belong
-    to the main probe. Their contributions to the error of the ratio are then linearised, and add up in quadrature.
+    If a feature has its own probe, its groups of sequences come from that probe. The groups of the complexity come from
+    the main probe. Then the two contributions to the error of the ratio are linearised and added in quadrature.
     """
     probes = [(m.settings.get("feature_probes") or {}).get(feature) for m in (base, post)]
     same_text = all(base.settings.get(key) == post.settings.get(key) for key in ("probe", "K", "groups"))
     if same_text and probes[0] != probes[1]:
-        return Change(**values, verdict="no interval: measured on other texts")
+        return Change(**values, verdict="no interval: measured on different texts")
     if name not in _OF_FEATURE:
         return Change(**values, verdict=NO_ERROR)
     informations = [_information(m.features[feature]) for m in (base, post)]
@@ -141,11 +141,11 @@ def _of_feature(base: Measurement, post: Measurement, feature: str, name: str, v
         of_complexity = (_scaled(y, -x / y[0] ** 2) for (x, _), y in zip(i, c, strict=True))
         error = math.hypot(_error(*of_information, paired=same_text), _error(*of_complexity, paired=same_text))
     reach, moved = float(stdtrit(freedom, 0.975)) * error, values["change"]
-    notes = [] if same_text else ["different probes: taken as independent"]
+    notes = [] if same_text else ["different probes, treated as independent"]
     p = [m.features[feature].information_p_value for m in (base, post)]
     if any(each is not None and each > CHANCE for each in p):
         shown = ", ".join("-" if each is None else f"{each:.2g}" for each in p)
-        notes.append(f"information not told from chance (p {shown})")
+        notes.append(f"information may be chance (p {shown})")
     return Change(
         **values, standard_error=error, low=moved - reach, high=moved + reach, paired=same_text,
         verdict=RESOLVED if abs(moved) > reach else UNRESOLVED, note="; ".join(notes),
@@ -196,11 +196,12 @@ def conclusion_of_changes(base: str, post: str, found: Sequence[Change]) -> str:
     tested = [each for each in found if each.low is not None]
     if not tested:
         return (
-            f"{base}, {post}: nothing can be concluded, because no interval is known. Measure with --standard-errors."
+            f"From {base} to {post} nothing can be concluded, because no interval is known. Measure with "
+            "--standard-errors."
         )
     resolved = [each.metric for each in tested if each.verdict == RESOLVED]
     if not resolved:
-        return f"From {base} to {post} no change is resolved on this probe: nothing can be concluded about any of them."
-    about = f"; about {0.05 * len(tested):.1g} of {len(tested)} would be by chance alone" if len(tested) > 1 else ""
-    beware = "The intervals are those of other text, not of another training."
-    return f"From {base} to {post} resolved: {', '.join(resolved)}{about}. {beware}"
+        return f"From {base} to {post} no change is resolved on this probe, so nothing can be concluded."
+    about = f" By chance alone, about {0.05 * len(tested):.1g} of {len(tested)} would be." if len(tested) > 1 else ""
+    beware = "The intervals cover a change of the text. They do not cover another training."
+    return f"From {base} to {post}, these changes are resolved: {', '.join(resolved)}.{about} {beware}"

@@ -15,8 +15,8 @@ Array = npt.NDArray[np.float64]
 # With fewer values, noise cannot be separated from the course.
 MIN_VALUES = 6
 # A peak is in the interval if its fit is worse than the best by at most this many variances of the noise. The 95 %
-# quantile of chi-square with one degree of freedom is 3.84. A larger value is needed because noise can put two values
-# in the wrong order, and courses that only rise and then fall follow the noise. It was chosen by simulation
+# quantile of chi-square with one degree of freedom is 3.84. A larger value is needed, because the fitted curve follows
+# the noise: noise can put two values in the wrong order. The value was chosen by simulation
 # (`benchmarks/turn_coverage.py`).
 _WORSE = 10.0
 # Autocorrelation of the noise that is assumed in advance, and the number of values that this assumption counts for.
@@ -28,9 +28,9 @@ class Peak:
     """The maximum of a course that rises and then falls, as positions among its values.
 
     Attributes:
-        best: position of the maximum of the best such course.
-        first, last: positions of the first and the last value that could be the maximum: with it, the fit is not
-            significantly worse (about 95 %).
+        best: position of the maximum of the best fit.
+        first, last: positions of the first and the last value that could be the maximum, with about 95 % confidence: a
+            fit with that maximum is not significantly worse than the best one.
         noise: standard deviation of the noise, in the unit of the values.
     """
 
@@ -43,11 +43,13 @@ class Peak:
 def find_peak(values: Sequence[float] | Array, steps: Sequence[float]) -> Peak | None:
     """The peak of the best course that rises and then falls, and the range of peaks that the noise allows.
 
-    For each value as the peak, the function fits the nearest course (least squares) that never falls before it and
-    never rises after it. This is isotonic regression on both sides, without any other assumption about the shape
-    (Frisén, The Statistician 35, 1986). The interval contains the peaks whose sum of squares exceeds the least by at
-    most 10 variances of the noise, times (1 + ρ) / (1 - ρ). ρ is the autocorrelation of the residuals; with few
-    residuals it is drawn towards .5. The variance is the larger of two: that of the values about a smooth course
+    The function takes each value in turn as the peak. It fits the nearest course (least squares) that never falls
+    before the peak and never rises after it. This is isotonic regression on both sides, without any other assumption
+    about the shape (Frisén, The Statistician 35, 1986).
+
+    The interval contains the peaks whose sum of squares exceeds the smallest one by at most 10 variances of the noise,
+    times (1 + ρ) / (1 - ρ). Here ρ is the autocorrelation of the residuals. With few residuals, it is drawn towards .5.
+    The variance is the larger of two: that of the values around a smooth course
     (`ib_callback.results.noise.scatter`), and that of the residuals.
 
     Args:

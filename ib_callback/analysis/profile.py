@@ -1,4 +1,4 @@
-"""The numbers of a model layer by layer, beside what chance and the document alone give in each layer."""
+"""The numbers of a model layer by layer, and what chance and the document alone give in each layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EMBEDDING = re.compile(r"(?:^|[._])(?:\w*embed\w*|wte)$")
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One order in one layer. Information is in fractions of log(num_bins), None where it was not measured.
+    """One order in one layer. Information is in fractions of log(num_bins), and None where it was not measured.
 
     Attributes:
         order: order of the n-grams.
@@ -27,7 +27,7 @@ class Layer:
         complexity, expressivity: input and output information, I(X;Z) and I(Y;Z).
         ratio: expressivity / complexity.
         complexity_null, expressivity_null: information by chance, with labels permuted over positions.
-        ratio_null: ratio of both nulls.
+        ratio_null: expressivity_null / complexity_null.
         complexity_document, expressivity_document: what the document adds to chance: baseline minus null.
     """
 
@@ -59,7 +59,7 @@ def layers_of(point: Measurement, orders: Sequence[str] | None = None) -> list[L
     first = 0 if point.layers and _EMBEDDING.search(point.layers[0]) else 1
     for order in orders or point.orders:
         if order not in point.orders:
-            raise ValueError(f"--order: expected one among {', '.join(point.orders)}, got {order!r}")
+            raise ValueError(f"--order: expected one of {', '.join(point.orders)}, got {order!r}")
         of_order = point.orders[order]
         for index, name in enumerate(point.layers):
 
@@ -119,14 +119,14 @@ def table_of_profiles(entries: Sequence[Entry], orders: Sequence[str] | None = N
 
 
 def conclusion_of_profiles(entries: Sequence[Entry], orders: Sequence[str] | None = None) -> str:
-    """The conclusion: how the ratio changes with depth, and whether it does so by chance too."""
+    """The conclusion: how the ratio changes with depth, and how much of this chance alone gives."""
     told = []
     for entry in entries:
         layers = layers_of(entry.point, orders)
         for order in dict.fromkeys(each.order for each in layers):
             known = [each for each in layers if each.order == order and each.ratio is not None]
             if len(known) < 2:
-                told.append(f"{entry.name}, {order}: fewer than two layers, nothing can be concluded.")
+                told.append(f"{entry.name}, {order}: fewer than two layers have a ratio, so nothing can be concluded.")
                 continue
             first, last = known[0], known[-1]
             chance = ""
@@ -136,5 +136,5 @@ def conclusion_of_profiles(entries: Sequence[Entry], orders: Sequence[str] | Non
                 f"{entry.name}, {order}: the ratio goes from {first.ratio:.2f} in layer {first.number} to "
                 f"{last.ratio:.2f} in layer {last.number}{chance}."
             )
-    beware = "A ratio that chance alone reaches says nothing of the model; no errors are known layer by layer."
+    beware = "A ratio that chance alone reaches says nothing about the model. Errors of single layers are not known."
     return "\n".join([*told, beware])

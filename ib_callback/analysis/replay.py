@@ -28,9 +28,9 @@ class Stop:
 
     Attributes:
         rule: one of `RULES`; "oracle" stops at the lowest loss, which is unknown before the end of a run.
-        step: the step at which the rule stops; None: it does not stop, and the run goes on to its end.
-        reason: reason for the decision to stop, or for the last decision if it does not stop (`StopReason`); None if no
-            rule decides.
+        step: the step at which the rule stops; None if it does not stop and the run goes on to its end.
+        reason: reason of the decision to stop (`StopReason`), or of the last decision if the rule does not stop; None
+            for "oracle" and "no stopping".
         message: the reason in words.
         steps_saved: number of trained steps after the stop.
         share_saved: these steps as a share of all steps.
@@ -68,7 +68,7 @@ class Replay:
         last: last step of the run; None without steps.
         stops: the stop of each rule that could be replayed.
         notes: remarks, as sentences.
-        failed: whether the run lacks the monitored number, and so is left out.
+        failed: whether the run is left out because it lacks the monitored number.
     """
 
     name: str
@@ -87,9 +87,8 @@ class Replay:
 def first_stop(points: Sequence[Measurement], rule: PlateauStopping) -> tuple[int | None, StopDecision | None]:
     """The position of the first point at which a rule stops, and its decision there.
 
-    If the rule never stops, the result is None and its last decision.
-
-    The rule first forgets everything. Then it takes the points one by one, as in training.
+    If the rule never stops, the position is None and the decision is its last one. The rule is reset first. Then it
+    takes the points one by one, as in training.
 
     Raises:
         ValueError: the monitored number was not measured.
@@ -105,7 +104,7 @@ def first_stop(points: Sequence[Measurement], rule: PlateauStopping) -> tuple[in
 
 
 def replay_runs(courses: Sequence[Course], rule: PlateauStopping) -> list[Replay]:
-    """Call `replay_run` for each run; the result of a run without the monitored number says so and has no stops.
+    """Call `replay_run` for each run. For a run without the monitored number, the result has no stops and a note.
 
     Raises:
         ValueError: no run has the number.
@@ -126,12 +125,12 @@ def replay_runs(courses: Sequence[Course], rule: PlateauStopping) -> list[Replay
 def replay_run(course: Course, rule: PlateauStopping) -> Replay:
     """Where a rule would have ended a run, compared with the loss alone, an oracle and no stopping.
 
-    "The loss alone" is simple patience on the held-out loss, with the same patience and `min_delta`, from the first
-    point on.
+    "Loss alone" is simple patience on the held-out loss. It has the same patience and `min_delta` as the rule, and acts
+    from the first point on.
 
     Args:
         course: the run.
-        rule: the rule; it reads phases with the phase rule of the run.
+        rule: the rule. It finds phases by the phase rule of the run.
 
     Raises:
         ValueError: the monitored number was not measured.
@@ -139,10 +138,10 @@ def replay_run(course: Course, rule: PlateauStopping) -> Replay:
     points = [point for point in course.trajectory if point.step is not None]
     notes = []
     if len(points) < len(course.trajectory):
-        notes.append(f"{len(course.trajectory) - len(points)} points without a step are left out.")
+        notes.append(f"Points left out because they have no step: {len(course.trajectory) - len(points)}.")
     missing = sum(point.error is not None for point in points)
     if missing:
-        notes.append(f"{missing} of {len(points)} points are missing.")
+        notes.append(f"Missing points: {missing} of {len(points)}.")
     if len(points) < 2:
         return Replay(
             name=course.name, monitor=None, last=points[-1].step if points else None, stops=(),
@@ -160,7 +159,7 @@ def replay_run(course: Course, rule: PlateauStopping) -> Replay:
         best = min(with_loss, key=lambda position: points[position].loss or 0.0)
         stops.append(_stop(points, "oracle", best, None))
     else:
-        notes.append("Without a held-out loss nobody can say what a stop costs.")
+        notes.append("No held-out loss was measured, so the cost of a stop is not known.")
     stops.append(_stop(points, "no stopping", None, None))
     names = _metrics(points)
     monitor = rule.check(names) if names else None
@@ -189,17 +188,24 @@ def replays_text(replays: Sequence[Replay], rule: PlateauStopping) -> str:
                 )
             )  # fmt: skip
     numbers = [str.rjust] * 9
-    lines = [repr(rule), *aligned(rows, (str.ljust, str.ljust, *numbers, str.ljust))]
+    lines = [repr(rule), *aligned(rows, (str.ljust, str.ljust, *numbers, str.ljust)), _LEGEND]
     lines += [f"{stop.rule}, {each.name}: {stop.message}" for each in replays for stop in each.stops[:1]]
     lines += [f"{each.name}: {note}" for each in replays for note in each.notes]
     return "\n".join([*lines, "", *conclusions(replays)])
+
+
+_LEGEND = (
+    "saves: steps after the stop; of run: their share of all steps. above lowest, above last: the loss at the stop "
+    "minus the lowest and the last loss of the run, in nats a token. best kept: the lowest loss up to the stop minus "
+    "the lowest loss of the run."
+)
 
 
 def conclusions(replays: Sequence[Replay]) -> Iterator[str]:
     """The conclusions as sentences."""
     told = [each for each in replays if each.stops and each.stops[0].above_lowest is not None]
     if not told:
-        yield "Nothing can be concluded: what a stop costs is known of none of these runs."
+        yield "Nothing can be concluded, because the cost of a stop is not known for any of these runs."
         return
     for name in RULES[:2]:
         stops = [stop for each in told for stop in each.stops if stop.rule == name]
@@ -208,18 +214,19 @@ def conclusions(replays: Sequence[Replay]) -> Iterator[str]:
         shares = [stop.share_saved or 0.0 for stop in stops if stop.step is not None]
         costs = [stop.above_lowest for stop in stops if stop.above_lowest is not None]
         kept = [stop.best_above_lowest for stop in stops if stop.best_above_lowest is not None]
-        saves = f" and saves {statistics.median(shares):.0%} in the median" if shares else ""
+        saves = f" and saves {statistics.median(shares):.0%} of their steps (median)" if shares else ""
         yield (
-            f"{name.capitalize()} stops {len(shares)} of {len(stops)} runs{saves}. All end "
-            f"{statistics.median(costs):.3f} nats above their lowest loss in the median, {max(costs):.3f} at most; "
-            f"if the best checkpoint is kept {max(kept):.3f} at most."
+            f"{name.capitalize()} stops {len(shares)} of {len(stops)} runs{saves}. All runs end "
+            f"{statistics.median(costs):.3f} nats above their lowest loss (median), at most {max(costs):.3f}. If the "
+            f"best checkpoint is kept, its loss is at most {max(kept):.3f} above the lowest."
         )
     yield (
-        "What a longer run or a decay of the learning rate would still have gained is not known: the costs are against "
-        "the lowest loss that was measured."
+        "These costs are relative to the lowest measured loss. A longer run, or a decay of the learning rate, might "
+        "have reached a lower one."
     )
     if len(told) < 5:
-        yield f"{len(told)} run{'s' if len(told) > 1 else ''} cannot show which rule is the better one."
+        few = f"{len(told)} runs are" if len(told) > 1 else "1 run is"
+        yield f"{few} too few to show which rule is better."
 
 
 def _stop(points: Sequence[Measurement], name: str, stops: int | None, decision: StopDecision | None) -> Stop:

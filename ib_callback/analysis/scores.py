@@ -15,7 +15,7 @@ from ib_callback.analysis.courses import Course, point_at
 from ib_callback.common import json_lines
 from ib_callback.results.metrics import did_you_mean
 
-# Revisions that mean the same as no revision: the main branch of the hub.
+# These revisions mean the main branch of the hub, as no revision does.
 _MAIN = ("", "main", "None")
 _STEP = re.compile(r"(?:^|step[-_]?|checkpoint-)(\d+)(?:$|[-_])")
 
@@ -26,7 +26,7 @@ class Score:
 
     Attributes:
         model: name of the model in the evaluation.
-        revision: the checkpoint; None: the published model, or the one at the end of training.
+        revision: the checkpoint; None for the published model, or the one at the end of training.
         value: the score, in the unit of the benchmark.
         source: the file with the score.
     """
@@ -46,21 +46,21 @@ def load_scores(path: Path, name: str) -> list[Score]:
     """Load the scores of models on a benchmark.
 
     Args:
-        path: a table .csv with a column `model`, optionally a column `revision`, and one column for each score; a file
-            `results_*.json` of lm-eval (the LM Evaluation Harness); or a folder, of which all such files are read, at
-            any depth.
+        path: a .csv table, a file `results_*.json` of lm-eval (the LM Evaluation Harness), or a folder. A table has a
+            column `model`, optionally a column `revision`, and one column for each score. All such files in a folder
+            are read, at any depth.
         name: name of the column. For lm-eval it is the task, or `task/metric` if the task has several metrics, or
             `task/metric,filter`.
 
     Raises:
-        ValueError: there is no score of that name, or the file is none of these.
+        ValueError: there is no score of that name, or the file is of another kind.
         OSError: a file cannot be read.
     """
     files = files_of_scores(path)
     if not files:
-        raise ValueError(f"{path}: expected tables .csv or lm-eval's results_*.json in the folder, got none")
+        raise ValueError(f"{path}: expected .csv tables or results_*.json files of lm-eval in this folder, got none")
     if not path.is_dir() and path.suffix not in (".csv", ".json"):
-        raise ValueError(f"{path}: expected a table .csv, a results_*.json of lm-eval, or a folder of these")
+        raise ValueError(f"{path}: expected a .csv table, a results_*.json file of lm-eval, or a folder of such files")
     found: list[Score] = []
     known: dict[str, None] = {}
     for file in files:
@@ -70,9 +70,10 @@ def load_scores(path: Path, name: str) -> list[Score]:
         known |= dict.fromkeys(names)
     if not found:
         raise ValueError(
-            f"--score: expected one among {', '.join(known) or 'none'}, got {name!r}{did_you_mean(name, known)}"
+            f"--score: expected one of {', '.join(known) or 'none'}, got {name!r}{did_you_mean(name, known)}"
         )
-    # If a model was evaluated again, the last score counts: the names of lm-eval's files end with the time.
+    # If a model was evaluated again, the last score counts. Files are in order of time, because lm-eval ends their
+    # names with the time.
     return list({(score.model, score.revision): score for score in found}.values())
 
 
@@ -89,7 +90,7 @@ def _from_csv(file: Path, name: str) -> tuple[list[Score], list[str]]:
         columns = [column.strip() for column in table.fieldnames or []]
         table.fieldnames = columns
         if "model" not in columns:
-            raise ValueError(f"{file}: expected a column model, got {', '.join(columns) or 'no header'}")
+            raise ValueError(f"{file}: expected a column named model, got {', '.join(columns) or 'no header'}")
         scores = []
         for number, row in enumerate(table, 2):
             text = (row.get(name) or "").strip()
@@ -101,7 +102,7 @@ def _from_csv(file: Path, name: str) -> tuple[list[Score], list[str]]:
                 raise ValueError(f"{file}:{number}: expected a number as {name}, got {text!r}") from None
             if not math.isfinite(value):
                 raise ValueError(
-                    f"{file}:{number}: expected a finite number as {name}, got {text!r}. Leave the cell empty where "
+                    f"{file}:{number}: expected a finite number as {name}, got {text!r}. Leave the cell empty if "
                     "there is no score"
                 )
             scores.append(
@@ -134,7 +135,7 @@ def _from_lm_eval(file: Path, name: str) -> tuple[list[Score], list[str]]:
 
 
 def _value_of(result: Mapping[str, Any], metric: str, where: str) -> float | None:
-    """The number of a task: that of the given metric, the only number, or the accuracy."""
+    """The number of a task: the given metric; without a metric, the only number, or else the accuracy."""
     numbers = {
         key: float(value)
         for key, value in result.items()
@@ -149,7 +150,8 @@ def _value_of(result: Mapping[str, Any], metric: str, where: str) -> float | Non
     if not numbers:
         return None
     raise ValueError(
-        f"{where}: expected --score TASK/METRIC with one of {', '.join(numbers)}, got {metric or 'no metric'!r}"
+        f"{where}: expected --score TASK/METRIC with one of the metrics {', '.join(numbers)}, got "
+        f"{metric or 'no metric'!r}"
     )
 
 
@@ -161,7 +163,7 @@ def _evaluated(content: Mapping[str, Any], file: Path) -> tuple[str, str | None]
         arguments = dict(part.partition("=")[::2] for part in arguments.split(","))
     model = content.get("model_name") or arguments.get("pretrained") or arguments.get("model")
     if not model:
-        raise ValueError(f"{file}: expected a model_name, or pretrained= among the model_args, got none")
+        raise ValueError(f"{file}: expected a model_name, or pretrained= in the model_args, got neither")
     return str(model), _revision(arguments.get("revision") or config.get("model_revision"))
 
 
@@ -190,8 +192,8 @@ class Matched:
 def match_scores(courses: Sequence[Course], scores: Sequence[Score]) -> Matched:
     """Find the measured point of each score: the point of its revision, or the last one.
 
-    Names match without regard to case. If one of two names lacks the owner (`OWNER/NAME`), they match if only one model
-    has the name. A revision matches that of the results file, or names the step: `step1000`, `checkpoint-1000`.
+    Names match regardless of case. If one of two names lacks the owner (`OWNER/NAME`), they match if only one model has
+    that name. A revision matches the revision in the results file, or names a step: `step1000`, `checkpoint-1000`.
 
     Args:
         courses: measured models.
@@ -212,7 +214,7 @@ def match_scores(courses: Sequence[Course], scores: Sequence[Score]) -> Matched:
             continue
         used.add(found.name)
         if any(other.point is entry.point for other in entries):
-            lost.append(f"{score.name} (its point has a score already)")
+            lost.append(f"{score.name} (its point already has a score)")
             continue
         entries.append(entry)
         values.append(score.value)
@@ -233,7 +235,7 @@ def _course_of(model: str, courses: Sequence[Course]) -> tuple[Course | None, st
             same = [course for course in same if any("/" not in name for name in _names_of(course))]
     if len(same) == 1:
         return same[0], ""
-    return None, "not measured" if not same else f"may be {' or '.join(course.name for course in same)}"
+    return None, "not measured" if not same else f"the name fits {' and '.join(course.name for course in same)}"
 
 
 def _names_of(course: Course) -> list[str]:

@@ -28,7 +28,7 @@ class StepCorrelation:
         spearman: ρ, the correlation of the ranks; None in the same cases as `pearson`.
         spearman_p: p-value of ρ; None in the same cases as `pearson_p`.
         num_points: number of points n.
-        effective_points: the number of independent points that would say as much about r; at most n.
+        effective_points: the number of independent points that would say as much about r, at most n.
     """
 
     pearson: float | None
@@ -40,7 +40,7 @@ class StepCorrelation:
 
 
 def step_correlation(steps: Iterable[float | None], values: Iterable[float | None]) -> StepCorrelation:
-    """Correlate values with steps; pairs in which one is None are left out.
+    """Correlate values with steps. Pairs in which one of the two is None are left out.
 
     Successive points of a run are similar beyond their trend, so n points say less than n independent ones. The
     p-values come from Student's t with the effective number of points n (1 - a) / (1 + a) in place of n (Santer et al.,

@@ -1,8 +1,8 @@
-"""Find where the courses of models turn, whether their loss becomes flat there, and what happens before and after.
+"""Find when models turn to compression, whether their loss becomes flat then, and what happens before and after.
 
 The *turn* of a model is the start of its compression. Experiments 1 and 3 of Conklin et al., ICLR 2026 (sections
-"Pre-training Approaches Optimal Compression" and "The Effect of Scale") found: a model first fits and then compresses;
-the turn comes when the loss becomes flat; only larger models approach the bound after it.
+"Pre-training Approaches Optimal Compression" and "The Effect of Scale") made three findings: A model first fits and
+then compresses. The turn comes when the loss becomes flat. Only larger models approach the bound after the turn.
 """
 
 from __future__ import annotations
@@ -25,9 +25,15 @@ from ib_callback.results.uncertainty import jackknife_error
 
 # The loss is flat from the first measurement after which it stays within this many nats of its lowest value.
 FLAT = 0.05
-# Half the width of an interval of the loss, in standard errors.
+# The interval of the flat loss reaches this many standard errors to either side.
 _ERRORS = 2.0
-_VERDICTS = ("approaches", "leaves", "disagree", "neither", "cannot tell")
+_VERDICTS = {
+    "approaches": "approaches the bound",
+    "leaves": "moves away from the bound",
+    "disagree": "has distance and optimality disagree",
+    "neither": "shows no clear trend",
+    "cannot tell": "has too few points",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,23 +51,23 @@ class When:
     latest: float | None
 
     def text(self, what: str) -> str:
-        """The text for display; `what` as for `plot.data.numbered`."""
+        """The text for display; `what` names the axis, as in `plot.data.numbered`."""
         low, high = ("?" if end is None else count_label(end, what) for end in (self.earliest, self.latest))
         return f"{count_label(self.at, what)} ({low} to {high})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stretch of a run.
+    """One phase of a run.
 
     Attributes:
-        name: "fitting", "compression" or "memorising". If the complexity does not fall enough for compression, "off the
-            bound" or "after the loss is flat" takes its place.
+        name: "fitting", "compression" or "memorising". Without a compression, the second phase is called "off the
+            bound" or "after the loss is flat".
         first, last: first and last measured point, in steps or tokens.
         complexity, optimality, distance: correlation of each number with the step.
-        bound: "approaches" if the distance to the bound falls clearly, "leaves" if it rises clearly; "disagree" if the
-            optimality clearly says the opposite, as when both axes grow; "neither" if the distance is not clear;
-            "cannot tell" with too few points.
+        bound: "approaches" if the distance to the bound clearly falls, "leaves" if it clearly rises; "disagree" if the
+            optimality clearly says the opposite, as when both axes grow; "neither" if the distance shows no clear
+            trend; "cannot tell" with too few points.
         late: the same for the last half of its points.
     """
 
@@ -91,7 +97,7 @@ class Turn:
         flat: when the held-out loss became flat; None if it never does, or if there is no loss.
         falls: whether the loss still falls by more than the limit of flatness in the last half of the run. The place
             where it becomes flat then depends on where the run ends.
-        together: the turn relative to the flat loss: "before", "after" or "not told apart"; None if one is missing.
+        together: the turn relative to the flat loss: "before", "after" or "cannot tell"; None if one is missing.
         stages: stages of the run, in order.
         notes: remarks, as sentences.
     """
@@ -142,13 +148,14 @@ class Turn:
 def find_turns(
     courses: Sequence[Course], *, order: str | None = None, plane: str | None = None, x: str = "step", log: bool = False
 ) -> list[Turn]:
-    """The turns of all models, smallest model first; models of unknown size come last, in the given order.
+    """The turns of all models, smallest model first. Models of unknown size come last, in the given order.
 
-    The turn is `Phases.compression_start`. Its interval contains the maxima that the noise of the complexity allows
-    (`find_peak`), over the points from the fit to the start of memorising, and the gaps to the next measurements. The
-    loss becomes flat at the first measurement after which it stays within .05 nats of its lowest value. For the
-    interval, this limit is moved by two standard errors. They come from the noise between points and, if groups of
-    sequences were left out, from the difference between two points on the same text.
+    The turn is `Phases.compression_start`. Its interval contains the maxima of the complexity that the noise allows
+    (`find_peak`) and the gaps to the next measurements. It uses the points from the fit to the start of memorising.
+
+    The loss becomes flat at the first measurement after which it stays within .05 nats of its lowest value. For the
+    interval, this limit is moved by two standard errors. They come from the noise between points. If groups of
+    sequences were left out, they also include the error of the difference between two points on the same text.
 
     Args:
         courses: runs and models.
@@ -168,12 +175,15 @@ def find_turns(
             raise ValueError(f"--order: expected one of {', '.join(known)}, got {order!r}")
     turns = [_turn(course, order, plane, x, log=log) for course in courses]
     if plane is not None and all(turn.plane is None for turn in turns):
-        raise ValueError(f"--plane {plane}: none of the models was measured so. Take another of {', '.join(PLANES)}")
+        raise ValueError(
+            f"--plane {plane}: expected models that were measured on this plane, got none. Choose another of "
+            f"{', '.join(PLANES)}"
+        )
     return sorted(turns, key=lambda turn: math.inf if turn.num_parameters is None else turn.num_parameters)
 
 
 def with_order(trajectory: Trajectory, order: str) -> Trajectory:
-    """The same course with another order as the primary one; points that lack the order count as missing."""
+    """The same trajectory with another order as the primary one. Points without that order count as missing."""
     points: list[Measurement] = []
     for point in trajectory:
         settings = {**point.settings, "primary": order}
@@ -185,7 +195,7 @@ def with_order(trajectory: Trajectory, order: str) -> Trajectory:
 
 
 def turns_text(turns: Sequence[Turn], what: str = "training step") -> str:
-    """The results as tables and sentences; `what` as for `plot.data.numbered`."""
+    """The results as tables and sentences; `what` names the axis, as in `plot.data.numbered`."""
     rows: list[tuple[str, ...]] = [("model", "parameters", "points", "plane", "fit", "turn", "loss flat", "turn is")]
     rows += [
         (
@@ -201,6 +211,10 @@ def turns_text(turns: Sequence[Turn], what: str = "training step") -> str:
         for turn in turns
     ]
     lines = aligned(rows, (str.ljust, str.rjust, str.rjust, str.ljust, str.rjust, str.rjust, str.rjust, str.ljust))
+    lines += [
+        "turn: the start of compression (95 % interval); loss flat: from there on the held-out loss stays within "
+        f"{FLAT} nats of its lowest value; turn is: before or after the loss becomes flat."
+    ]
     stages = [(turn, stage) for turn in turns for stage in turn.stages]
     if stages:
         rows = [("model", "phase", "from", "to", "points", *_HEADS, "bound", "late")]
@@ -212,8 +226,9 @@ def turns_text(turns: Sequence[Turn], what: str = "training step") -> str:
             )
         lines += ["", *aligned(rows, (str.ljust, str.ljust, *[str.rjust] * 11, str.ljust, str.ljust))]
         lines += [
-            f"r and ρ: of the {what} with complexity (C) and with optimality (O); p allows for autocorrelation, -: too "
-            "few points for that; bound: by the distance to it."
+            f"r (Pearson) and ρ (Spearman) correlate the {what} with complexity (C) and with optimality (O). p allows "
+            "for autocorrelation; - means too few points. bound: what the distance to the bound shows; late: the same "
+            "for the last half of the phase."
         ]
     lines += [f"{turn.name}: {note}" for turn in turns for note in turn.notes]
     return "\n".join([*lines, "", *conclusions(turns)])
@@ -226,30 +241,36 @@ def conclusions(turns: Sequence[Turn]) -> Iterator[str]:
     """The conclusions as sentences."""
     found = [turn for turn in turns if turn.turn is not None]
     if not found:
-        yield "Nothing can be concluded about a turn: in none of these courses a compression was recognised."
+        yield "Nothing can be concluded about a turn: no compression was recognised in any of these models."
     else:
         both = [turn.together for turn in found if turn.together is not None]
-        told = [f"{both.count(name)} {text}" for name, text in _TOGETHER.items() if name in both]
+        told = [f"{text} in {both.count(name)}" for name, text in _TOGETHER.items() if name in both]
         lacking = len(found) - len(both)
-        told += [f"{lacking} without a flat loss to compare with"] if lacking else []
-        yield f"A turn to compression in {len(found)} of {len(turns)} courses: {', '.join(told)}."
+        told += [f"the loss does not become flat in {lacking}"] if lacking else []
+        verb = "turn" if len(found) > 1 else "turns"
+        yield f"{len(found)} of {len(turns)} models {verb} to compression: {', '.join(told)}."
         if falls := sum(turn.falls for turn in found if turn.together is not None):
             yield (
-                f"In {falls} of these the loss still falls in the last half of the run, so that from them nothing can "
-                "be concluded about whether the two coincide."
+                f"In {falls} of these the loss still falls in the last half of the run. Such runs do not show whether "
+                "the turn and the flat loss coincide."
             )
     seconds = [stage for turn in turns for stage in turn.stages if _key(stage) == "second"]
     if seconds:
-        counts = [f"{n} {name}" for name in _VERDICTS if (n := [stage.bound for stage in seconds].count(name))]
-        yield f"The bound in the second phase, of {len(seconds)} courses: {', '.join(counts)}."
+        verdicts = [stage.bound for stage in seconds]
+        counts = [f"{text} in {n}" for name, text in _VERDICTS.items() if (n := verdicts.count(name))]
+        if len(seconds) > 1:
+            yield f"{len(seconds)} models have a second phase. It {', '.join(counts)}."
+        else:
+            yield f"1 model has a second phase. It {_VERDICTS[verdicts[0]]}."
     if len(turns) < 3:
-        yield f"This describes {len(turns)} course{'s' if len(turns) > 1 else ''}; it says nothing about others."
+        which = f"these {len(turns)} models" if len(turns) > 1 else "this model"
+        yield f"This describes only {which}. It says nothing about others."
 
 
 _TOGETHER = {
-    "before": "turn before the loss is flat",
-    "after": "turn after it",
-    "not told apart": "turn when it does, as far as can be told",
+    "before": "before the loss becomes flat",
+    "after": "after the loss becomes flat",
+    "cannot tell": "the order of turn and flat loss is not certain",
 }
 
 
@@ -275,14 +296,14 @@ def _turn(course: Course, order: str | None, plane: str | None, x: str, *, log: 
     points = [point for point in course.trajectory if point.step is not None]
     notes = []
     if not points and any(point.error is None for point in course.trajectory):
-        notes.append("No point has a step, so nothing can be said about its course.")
+        notes.append("No point has a step, so its phases cannot be found.")
     elif len(points) < len(course.trajectory):
-        notes.append(f"{len(course.trajectory) - len(points)} points without a step are left out.")
+        notes.append(f"Points left out because they have no step: {len(course.trajectory) - len(points)}.")
     trajectory = _like(course.trajectory, points)
     trajectory = trajectory if order is None else with_order(trajectory, order)
     missing = [point for point in trajectory if point.error is not None]
     if missing:
-        notes.append(f"{len(missing)} of {len(trajectory)} points are missing, such as step {missing[0].step:,}.")
+        notes.append(f"Missing points: {len(missing)} of {len(trajectory)}, the first at step {missing[0].step:,}.")
     measured = _like(trajectory, [point for point in trajectory if point.error is None])
     at = numbers_of(course, measured, x)
     phases = measured.phases() if plane is None else measured.phases(plane=plane)
@@ -291,7 +312,7 @@ def _turn(course: Course, order: str | None, plane: str | None, x: str, *, log: 
     turn, notes_of_turn = _interval(measured, phases, table, at)
     notes += [*notes_of_turn, *of_loss]
     if not measured and points:
-        notes.append("No point was measured, so that nothing can be said of it.")
+        notes.append("No point was measured, so nothing can be concluded.")
     together = None if turn is None or flat is None else _together(turn, flat)
     stages = tuple(_stages(measured, phases, table, at, flat, log=log))
     sizes = [head["num_parameters"] for head, _ in course.points if head.get("num_parameters") is not None]
@@ -317,10 +338,10 @@ def _like(trajectory: Trajectory, points: Sequence[Measurement]) -> Trajectory:
 
 
 def numbers_of(course: Course, points: Sequence[Measurement], x: str) -> list[float]:
-    """The step of every point, or its tokens, from its line or its measurement.
+    """The step of every point, or its tokens. Tokens are read from the measurement, or from the line of its file.
 
     Raises:
-        ValueError: `x` is "tokens" and the tokens of some points are unknown; or `x` is something else.
+        ValueError: `x` is "tokens" and the tokens of some points are unknown, or `x` is neither "step" nor "tokens".
     """
     if x not in ("step", "tokens"):
         raise ValueError(f'x: expected "step" or "tokens", got {x!r}')
@@ -332,8 +353,9 @@ def numbers_of(course: Course, points: Sequence[Measurement], x: str) -> list[fl
     tokens = [0 if step == 0 else number for step, number in zip(steps, tokens, strict=True)]
     if unknown := tokens.count(None):
         raise ValueError(
-            f"--x tokens: expected points whose tokens are known, got {unknown} of {len(points)} of {course.name} "
-            "without. Give tokens_per_step= to the callback, --tokens-per-step and another -o to measure, or --x step"
+            f"--x tokens: expected points whose tokens are known, got {unknown} of {len(points)} points of "
+            f"{course.name} without one. Use --x step. Or measure again, with tokens_per_step= for the callback, or "
+            "with --tokens-per-step and another -o for ib-callback measure"
         )
     return [float(number or 0) for number in tokens]
 
@@ -352,12 +374,12 @@ def _interval(
     if not points:
         return None, []
     if all(values is None for values in table):
-        return None, [f"It was not measured on the {phases.plane} plane."]
+        return None, [f"The {phases.plane} plane was not measured."]
     if len(points) == 1:
-        return None, ["One point is no course: no phase can be told."]
+        return None, ["A single point does not show a phase."]
     notes = list(phases.notes)
     if steps[0] != 0:
-        notes.append(f"It begins at step {steps[0]:,}, not at step 0, so that the fitting is dated from there.")
+        notes.append(f"The first point is at step {steps[0]:,}, later than step 0, so fitting is dated from there.")
     if phases.trained:
         return None, notes
     if phases.compression_start is None:
@@ -375,7 +397,7 @@ def _interval(
     if peak is None:
         return When(at=at[start], earliest=None, latest=None), [
             *notes,
-            f"The turn has no interval: {len(counted)} points since the fit are too few.",
+            f"The turn has no interval, because only {len(counted)} points since the fit can be used.",
         ]
     place = counted.index(start)
     first, last = min(peak.first, place), max(peak.last, place)
@@ -391,30 +413,33 @@ def _interval(
 def _flat(points: Sequence[Measurement], at: Sequence[float]) -> tuple[When | None, list[str]]:
     known = [(point, number) for point, number in zip(points, at, strict=True) if point.loss is not None]
     if len(known) < 2:
-        return None, ["Without a held-out loss nobody can say when it becomes flat."] if len(points) > 1 else []
+        told = ["Fewer than two points have a held-out loss, so nothing shows when it becomes flat."]
+        return None, told if len(points) > 1 else []
     notes = []
     if len(known) < len(points):
-        notes.append(f"{len(points) - len(known)} points have no held-out loss.")
+        notes.append(f"Points without a held-out loss: {len(points) - len(known)}.")
     losses = [point.loss or 0.0 for point, _ in known]
     lowest = min(range(len(losses)), key=losses.__getitem__)
     noise = scatter(losses, [number for _, number in known])
     errors = [_error(point, known[lowest][0], noise) for point, _ in known]
     if None in errors:
-        notes.append("The noise of the loss is not known, so that its interval is only the gap between measurements.")
+        notes.append(
+            "The noise of the loss is not known, so the interval of the flat loss is only the gap between measurements."
+        )
     above = [loss - losses[lowest] - FLAT for loss in losses]
     wide = [_ERRORS * (error or 0.0) for error in errors]
     here = _stays([value <= 0 for value in above])
     if here is None:
         last = known[-1][0]
         notes.append(
-            f"The held-out loss ends {losses[-1] - losses[lowest]:.2f} nats above its lowest, of step "
-            f"{known[lowest][0].step:,} (step {last.step:,}): it does not stay flat."
+            f"The held-out loss is lowest at step {known[lowest][0].step:,} and {losses[-1] - losses[lowest]:.2f} nats "
+            f"higher at the end, at step {last.step:,}. So it does not stay flat."
         )
         return None, notes
     if known[here][1] > known[-1][1] / 2:
         notes.append(
-            f"The held-out loss falls by more than {FLAT} nats in the last half of the run: where it is flat depends "
-            "on where the run ends."
+            f"The held-out loss falls by more than {FLAT} nats in the last half of the run, so the point where it "
+            "becomes flat depends on where the run ends."
         )
     soon = _stays([value <= width for value, width in zip(above, wide, strict=True)])
     late = _stays([value <= -width for value, width in zip(above, wide, strict=True)])
@@ -448,7 +473,7 @@ def _together(turn: When, flat: When) -> str:
         return "before"
     if turn.earliest is not None and flat.latest is not None and turn.earliest > flat.latest:
         return "after"
-    return "not told apart"
+    return "cannot tell"
 
 
 # --- phases
@@ -528,7 +553,7 @@ def _verdict(distance: StepCorrelation, optimality: StepCorrelation) -> str:
 
 
 def _direction(of: StepCorrelation) -> int | None:
-    """1 if the number clearly rises, -1 if it clearly falls, 0 if neither is clear; None with too few points."""
+    """1 if the number clearly rises, -1 if it clearly falls, 0 if there is no clear trend; None with too few points."""
     if of.spearman is None or of.spearman_p is None:
         return None
     return 0 if of.spearman_p >= CHANCE else 1 if of.spearman > 0 else -1

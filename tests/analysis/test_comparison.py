@@ -19,7 +19,7 @@ def test_the_point_of_a_model() -> None:
     assert point_at(course("one", model(0.5, 0.4)), "best").complexity == 0.5
     whole = run(C, E)
     assert point_at(Course(name="run", trajectory=whole, curve=None, points=[], path=None), "best").step == 2000
-    with pytest.raises(ValueError, match="nearest are 0, 1000"):
+    with pytest.raises(ValueError, match="nearest measured steps are 0, 1000"):
         point_at(trained, "7")
     with pytest.raises(ValueError, match="expected a number, last or best"):
         point_at(trained, "first")
@@ -28,10 +28,10 @@ def test_the_point_of_a_model() -> None:
 def test_several_points_of_several_models() -> None:
     both = course("a", model(0.5, 0.4, step=0), model(0.4, 0.3, step=1000), model(0.3, 0.25))
     single = course("b", model(0.6, 0.2))
-    with pytest.warns(RuntimeWarning, match="b has no such point"):
+    with pytest.warns(RuntimeWarning, match="b lacks the chosen point"):
         found = entries_of([both, single], ["0", "1000", "last"])
     assert [each.name for each in found] == ["a, untrained", "a, step 1,000", "a", "b"]
-    with pytest.raises(ValueError, match="no such point"):
+    with pytest.raises(ValueError, match="lacks the chosen point"):
         entries_of([single], ["0"])
 
 
@@ -43,8 +43,8 @@ OTHER_TOKENIZER = {"probe": "b" * 64}
     [
         ({}, ""),
         ({"dtype": "bfloat16"}, "precisions"),
-        (OTHER_TOKENIZER, "same documents under other tokenizers"),
-        (OTHER_TOKENIZER | {"feature_probes": {"preference": "c" * 64}}, "same documents under other tokenizers"),
+        (OTHER_TOKENIZER, "same documents, but with different"),
+        (OTHER_TOKENIZER | {"feature_probes": {"preference": "c" * 64}}, "same documents, but with different"),
     ],
 )
 def test_what_can_be_compared(settings: dict[str, object], caution: str) -> None:
@@ -59,7 +59,7 @@ def test_what_is_measured_on_other_texts_is_named() -> None:
     settings = [{"feature_probes": {"preference": letter * 64}} for letter in "fg"]
     entries = [entry(str(number), model(0.5, 0.4, settings=each)) for number, each in enumerate(settings)]
     (caution,) = check_comparable(entries)
-    assert "preference was measured on other texts" in caution
+    assert "preference was measured on different texts" in caution
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def test_models_are_ranked_by_their_distance() -> None:
     assert [(row["rank"], row["model"], row["token/distance_to_bound"]) for row in found.rows] == [
         (1, "near", pytest.approx(0.05)), (2, "far", 0.25)
     ]  # fmt: skip
-    assert "near comes first by token/distance_to_bound" in found.conclusion
-    assert "No errors were measured" in found.conclusion
+    assert "near ranks first of 2 models by token/distance_to_bound" in found.conclusion
+    assert "No standard errors were measured" in found.conclusion
     lines = found.table().splitlines()
     assert re.split(r"\s{2,}", lines[2].strip())[:4] == ["2", "far", "x", "1,000"]
-    assert compared(entries[:1]).conclusion == "One model: nothing can be compared."
+    assert compared(entries[:1]).conclusion == "Only one model has this number, so there is nothing to compare."
     with pytest.raises(ValueError, match="--order"):
         compared(entries[:2], order="trigram")
     with pytest.raises(ValueError, match="same settings"):
@@ -107,7 +107,7 @@ def test_models_are_ranked_by_their_distance() -> None:
 def test_an_untrained_model_that_comes_first_is_no_success() -> None:
     both = course("a", model(0.5, 0.5, step=0), model(0.5, 0.25, step=1000))
     told = compared(entries_of([both], ["0", "last"])).conclusion
-    assert "An untrained model comes before a trained one" in told
+    assert "An untrained model ranks above a trained one" in told
 
 
 def test_neighbours_that_errors_do_not_tell_apart() -> None:

@@ -125,7 +125,7 @@ def test_permutations_decide_where_they_were_made(tested, exceeds, shown):
     assert (row["increment_p_value"], row["expressivity_increment_chance"]) == (tested.p_value, 0.26)
     assert row["expressivity_increment_p_value"] == 0.9
     text = contexts_text([found])
-    assert f"adds more than chance would: bigram {shown} (of what follows, the expressivity: bigram no)" in text
+    assert f"Adds more complexity than chance: bigram {shown}. Adds more expressivity than chance: bigram no." in text
     assert "--increments" not in text
     assert "measure the model again with ib-callback measure … --increments 20" in contexts_text(
         find_contexts([course([with_orders(**orders)])])
@@ -156,8 +156,8 @@ def test_the_widest_order_has_all_narrower_ones_resolved():
     assert found.widest == "bigram"
     assert [row["is_widest_resolved"] for row in found.rows()] == [False, True, False, False]
     text = contexts_text([found])
-    assert "the widest order that the probe resolves is bigram" in text
-    assert "of the quadgram 93% of the ceiling is null: its size cannot be read" in text
+    assert "the probe resolves orders up to the bigram." in text
+    assert "The null of the quadgram is 93% of the ceiling, so the size of its information cannot be read." in text
 
 
 def test_which_point():
@@ -166,8 +166,8 @@ def test_which_point():
     assert find_contexts([course(points)], "100")[0].step == 100
     one, other = find_contexts([course(points), course(points[:1], "b")], "200")
     assert (one.step, other.widths) == (200, ())
-    assert "b: no point was measured at step 200; the nearest are 0." in contexts_text([one, other])
-    with pytest.raises(ValueError, match="--step 7: a: no point was measured at step 7; the nearest are 0, 100, 200"):
+    assert "b: no point was measured at step 200. The nearest measured steps are 0." in contexts_text([one, other])
+    with pytest.raises(ValueError, match=r"--step 7: a: .* The nearest measured steps are 0, 100, 200"):
         find_contexts([course(points)], "7")
     with pytest.raises(ValueError, match="expected a number, last or best, got 'first'"):
         find_contexts([course(points)], "first")
@@ -180,7 +180,7 @@ def test_points_that_lack_things():
     assert "Nothing can be concluded" in contexts_text(find_contexts([course([measurement(0)])]))
     bare = find_contexts([course([measurement(0, orders=3, null=False)])])
     assert all(width.exceeds is None and width.resolved is None for width in bare[0].widths)
-    assert "the widest order that the probe resolves is none" in contexts_text(bare)
+    assert "the probe resolves no order." in contexts_text(bare)
 
 
 def test_nearer_the_bound():
@@ -193,9 +193,9 @@ def test_nearer_the_bound():
     text = contexts_text(
         find_contexts([course([with_orders(token=point(0.6, 0.4, 0.2), bigram=point(1.0, 0.6, 0.5))])])
     )
-    assert "Optimality rises with every wider order: plain in 0 of 1, above null in 0 of 1 models." in text
+    assert "optimality rises with every wider order: in 0 of 1 (plain), in 0 of 1 (above null)." in text
     text = contexts_text(
         find_contexts([course([with_orders(token=point(0.6, 0.4, 0.2), bigram=point(1.0, 0.9, 0.9))])])
     )
-    assert "plain in 1 of 1, above null in 0 of 1 models" in text
-    assert "That of the null alone is 1.000 to 1.000" in text
+    assert "in 1 of 1 (plain), in 0 of 1 (above null)" in text
+    assert "The null alone has an optimality of 1.000 to 1.000." in text

@@ -144,8 +144,8 @@ def test_what_the_loss_explains_is_gone_given_the_loss() -> None:
     assert [each.p_fdr for each in found.values()] == pytest.approx(stats.false_discovery_control(p))
     assert [each.p_holm for each in found.values()] == pytest.approx(holm([x or 0.0 for x in p]))
     told = conclusion_of(list(found.values()), entries, "mmlu")
-    assert "Told from 0 after Holm's correction" in told
-    assert "Given the loss none of 2" in told
+    assert "After Holm's correction, these correlations differ significantly from 0: " in told
+    assert "Given the loss, no correlation differs significantly from 0" in told
 
 
 def test_within_and_across_families() -> None:
@@ -179,11 +179,11 @@ def test_what_is_undefined_is_left_out_and_counted() -> None:
 
 def test_too_few_say_nothing() -> None:
     entries, scores = models(3)
-    assert "nothing can be concluded" in conclusion_of(correlate(entries, scores), entries, "mmlu")
+    assert "Nothing can be concluded" in conclusion_of(correlate(entries, scores), entries, "mmlu")
     entries, _ = models(12)
     noise = np.random.default_rng(9).standard_normal(12).tolist()
     told = conclusion_of(correlate(entries, noise, ["complexity", "expressivity"]), entries, "mmlu")
-    assert "below 0.58 cannot be told from 0" in told
+    assert "|r| must be at least 0.58 to differ significantly from 0" in told
     assert "nothing can be concluded" in told
     same = [entries[0], *entries[:-1]]
     assert "not independent" in conclusion_of(correlate(same, noise, ["complexity"]), same, "mmlu")

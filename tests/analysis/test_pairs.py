@@ -86,10 +86,10 @@ def test_not_resolved_and_not_told_from_chance() -> None:
     (of_preference,) = found
     assert of_preference.metric == "preference/information"
     assert of_preference.verdict == "not resolved"
-    assert of_preference.note == "information not told from chance (p 0.01, 0.4)"
+    assert of_preference.note == "information may be chance (p 0.01, 0.4)"
     assert cautions == []
     assert "nothing can be concluded" in conclusion_of_changes("base", "post", found)
-    assert "not resolved (information not told from chance (p 0.01, 0.4))" in table_of_changes(found)
+    assert "not resolved (information may be chance (p 0.01, 0.4))" in table_of_changes(found)
 
 
 def test_other_tokenizers_are_not_paired() -> None:
@@ -97,8 +97,8 @@ def test_other_tokenizers_are_not_paired() -> None:
     post = with_preference(0.02, 0.4, seed=3, settings={"probe": "b" * 64, "feature_probes": {"preference": "g" * 64}})
     found, cautions = changes(entry("base", base), entry("post", post), ["preference/ratio"])
     assert found[0].paired is False
-    assert "taken as independent" in found[0].note
-    assert "other tokenizers" in cautions[0]
+    assert "treated as independent" in found[0].note
+    assert "different tokenizers" in cautions[0]
     paired = change(base, with_preference(0.02, 0.4, seed=3), "preference/information").standard_error
     errors = [jackknife_error(m.features["preference"].information or 0, m.features["preference"].information_jackknife)
               for m in (base, post)]  # fmt: skip
@@ -122,7 +122,7 @@ def test_without_errors_there_is_no_interval() -> None:
 def test_other_pairs_of_the_same_model_are_no_change() -> None:
     base = with_preference(0.01, 0.5, seed=1)
     post = with_preference(0.02, 0.5, seed=1, settings={"feature_probes": {"preference": "g" * 64}})
-    assert change(base, post, "preference/ratio").verdict == "no interval: measured on other texts"
+    assert change(base, post, "preference/ratio").verdict == "no interval: measured on different texts"
 
 
 def test_preference_comes_first() -> None:

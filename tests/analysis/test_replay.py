@@ -90,11 +90,11 @@ def test_tokens_and_time():
 @pytest.mark.parametrize(
     ("points", "said"),
     [
-        (list(run(C, E)), "Without a held-out loss nobody can say what a stop costs"),
-        ([failed(0), *with_losses(RISING)[1:]], "1 of 31 points are missing"),
-        ([*with_losses(RISING), measured(None, 0.3, 0.1)], "1 points without a step"),
+        (list(run(C, E)), "No held-out loss was measured, so the cost of a stop is not known"),
+        ([failed(0), *with_losses(RISING)[1:]], "Missing points: 1 of 31."),
+        ([*with_losses(RISING), measured(None, 0.3, 0.1)], "Points left out because they have no step: 1."),
         ([measured(0, 0.3, 0.1)], "With fewer than two points there is nothing to replay"),
-        ([failed(0), failed(100)], "nobody can say what a stop costs"),
+        ([failed(0), failed(100)], "the cost of a stop is not known"),
     ],
 )
 def test_what_is_missing_is_said(points, said):
@@ -127,6 +127,6 @@ def test_a_number_that_one_run_lacks():
 
 def test_conclusions():
     text = replays_text([example()], PlateauStopping(patience=3))
-    assert "Loss alone stops 1 of 1 runs and saves 57% in the median. All end 0.300 nats above" in text
-    assert "1 run cannot show which rule is the better one." in text
+    assert "Loss alone stops 1 of 1 runs and saves 57% of their steps (median). All runs end 0.300 nats above" in text
+    assert "1 run is too few to show which rule is better." in text
     assert "learning rate" in text

@@ -72,15 +72,15 @@ def test_a_folder_of_both(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "score", "message"),
     [
-        ("s.csv", TABLE, "mmlu", "expected one among mmlu_pro, gsm8k, got 'mmlu'. Did you mean mmlu_pro"),
-        ("s.csv", "name,x\na,1\n", "x", "expected a column model, got name, x"),
+        ("s.csv", TABLE, "mmlu", "expected one of mmlu_pro, gsm8k, got 'mmlu'. Did you mean mmlu_pro"),
+        ("s.csv", "name,x\na,1\n", "x", "expected a column named model, got name, x"),
         ("s.csv", "model,x\na,good\n", "x", "s.csv:2: expected a number as x, got 'good'"),
         ("s.csv", "model,x\na,1\nb,inf\n", "x", "s.csv:3: expected a finite number as x, got 'inf'. Leave the cell"),
         ("s.csv", "model,x\na,-NaN\n", "x", "s.csv:2: expected a finite number as x, got '-NaN'"),
         ("results_1.json", "[]", "x", "expected results of lm-eval"),
         ("results_1.json", json.dumps({"results": {"t": {"f1,none": 1.0, "em,none": 2.0}}, "model_name": "a"}), "t",
-         "expected --score TASK/METRIC with one of f1,none, em,none"),
-        ("s.txt", "", "x", "expected a table .csv"),
+         "expected --score TASK/METRIC with one of the metrics f1,none, em,none"),
+        ("s.txt", "", "x", "expected a .csv table"),
     ],
 )  # fmt: skip
 def test_what_is_no_score(name: str, content: str, score: str, message: str, tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_what_is_unmatched_is_listed() -> None:
                          [*scores, score("thing")])  # fmt: skip
     assert [each.name for each in found.entries] == ["small", "twin"]
     assert found.without_point == [
-        "gpt3 (not measured)", "pythia-70m@step7 (no point of this revision)", "SMALL (its point has a score already)",
-        "thing (may be a/thing or b/thing)",
+        "gpt3 (not measured)", "pythia-70m@step7 (no point of this revision)", "SMALL (its point already has a score)",
+        "thing (the name fits a/thing and b/thing)",
     ]  # fmt: skip
     assert found.without_score == ["EleutherAI/pythia-70m", "org/twin", "a/thing", "b/thing"]
 
@@ -135,4 +135,4 @@ def test_a_run_is_known_by_its_folder() -> None:
     runs = [replace(course(f"{name}/novels", model(0.5, 0.4)), path=Path(name)) for name in ("small", "large")]
     found = match_scores(runs, [score("large"), score("novels")])
     assert [each.name for each in found.entries] == ["large/novels"]
-    assert found.without_point == ["novels (may be small/novels or large/novels)"]
+    assert found.without_point == ["novels (the name fits small/novels and large/novels)"]

@@ -45,7 +45,7 @@ def test_models_are_ranked_and_drawn(results: Path, capsys: pytest.CaptureFixtur
     assert main.main(["compare", str(results), "-o", "models.svg", "--csv", "table.csv"]) == 0
     output = capsys.readouterr()
     assert output.out.splitlines()[1].split()[:3] == ["1", "smol", "llama"]
-    assert "smol comes first by token/distance_to_bound" in output.out
+    assert "smol ranks first of 3 models by token/distance_to_bound" in output.out
     assert output.out.splitlines()[-2:] == ["models.svg", "table.csv"]
     rows = list(csv.DictReader(io.StringIO(Path("table.csv").read_text())))
     assert [row["model"] for row in rows] == ["smol", "olmo", "olmo-dpo"]
@@ -54,7 +54,7 @@ def test_models_are_ranked_and_drawn(results: Path, capsys: pytest.CaptureFixtur
     output = capsys.readouterr()
     names = [row["model"] for row in json.loads(output.out)]
     assert names == ["smol, untrained", "smol, step 1,000", "olmo", "olmo-dpo"]
-    assert "olmo has no such point" in output.err
+    assert "olmo lacks the chosen point" in output.err
 
 
 def test_a_pair_has_intervals(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,9 +64,9 @@ def test_a_pair_has_intervals(results: Path, capsys: pytest.CaptureFixture[str])
     )
     told = capsys.readouterr().out
     assert "olmo -> olmo-dpo" in told
-    assert "From olmo to olmo-dpo resolved: preference/ratio, preference/information" in told
+    assert "From olmo to olmo-dpo, these changes are resolved: preference/ratio, preference/information" in told
     assert "no interval: measured without standard errors" in told
-    assert "smol@0, smol: nothing can be concluded" in told
+    assert "From smol@0 to smol nothing can be concluded" in told
     rows = {(row["pair"], row["metric"]): row for row in json.loads(Path("x.json").read_text())}
     ratio = rows["olmo:olmo-dpo", "preference/ratio"]
     assert (ratio["change"], ratio["verdict"]) == (pytest.approx(0.02), "resolved")
@@ -122,4 +122,4 @@ def test_other_documents_are_refused(results: Path, capsys: pytest.CaptureFixtur
     tokenizer = model(0.5, 0.4, settings={"probe": "b" * 64})
     Results([(Origin(model="else"), tokenizer)]).save("else.jsonl")
     assert main.main(["compare", str(results), "else.jsonl"]) == 0
-    assert "Beware: The same documents under other tokenizers" in capsys.readouterr().out
+    assert "read the same documents, but with different tokenizers" in capsys.readouterr().out

@@ -345,7 +345,7 @@ def test_what_is_not_there_or_empty(command, work, capsys):
     if command not in ("select", "report"):  # which say what they can of it
         Path("empty.jsonl").touch()
         line = refused(of_results(command, "empty.jsonl"), capsys)
-        assert "has nothing that was measured: expected at least one measured point, got none among 0" in line
+        assert "has no measured point: expected at least one, got none among 0" in line
 
 
 def test_points_without_steps_were_measured_all_the_same(work, capsys):
@@ -414,8 +414,8 @@ def test_terminals_of_any_encoding_show_every_help_and_answer(encoding, work):
         "sys.argv = ['ib-callback', '--version']\ncommand()",
     )
     assert all(f"usage: ib-callback {' '.join(path)}".strip() in shown for path in COMMANDS)
-    assert "r and ?: of the training step" in shown
-    assert ("± a standard error" if encoding != "ascii" else "? a standard error") in shown
+    assert "r (Pearson) and ? (Spearman) correlate the training step" in shown
+    assert ("± is a standard error" if encoding != "ascii" else "? is a standard error") in shown
     assert "The best checkpoint: " in shown
     assert "fingerprint" in shown
     assert json.loads(Path("t.json").read_text(encoding="utf-8"))[0]["model"] == "модель-é"

@@ -39,8 +39,8 @@ def test_a_table_a_picture_and_a_conclusion(results: Path, capsys: pytest.Captur
     assert "Measured, without a score: org/m11" in told
     assert "With a score, not measured: gpt3 (not measured)" in told
     assert "Some points have no loss" in told
-    assert "With 11 models an |r| below 0.60 cannot be told from 0" in told
-    assert "Told from 0 after Holm's correction, whatever the cause: complexity (r +0.9" in told
+    assert "With 11 models, |r| must be at least 0.60 to differ significantly from 0" in told
+    assert "these correlations differ significantly from 0: complexity (r +0.9" in told
     rows = {row["metric"]: row for row in csv.DictReader(io.StringIO(Path("x.csv").read_text()))}
     assert float(rows["complexity"]["pearson"]) > 0.9
     assert rows["complexity"]["given_loss"] == ""
@@ -61,7 +61,7 @@ def test_metrics_of_choice_and_their_order(results: Path, capsys: pytest.Capture
     assert main.main([*arguments, "--top", "1", "--sort", "name"]) == 0
     told = capsys.readouterr().out
     assert "… and 1 more" in told
-    assert "it is the largest of 2 tested" in told
+    assert "After Holm's correction for 2 tests, the largest |r| must be at least" in told
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_help_has_examples_and_what_is_not_there_is_one_line(command, files, cap
 
 def test_phases(files, capsys):
     out = ran(capsys, "phases", files / "one", files / "two", "-o", "turn.svg", "--json", "a.json")
-    assert "A turn to compression in 1 of 2 courses: 1 turn when it does, as far as can be told." in out
+    assert "1 of 2 models turns to compression: the order of turn and flat loss is not certain in 1." in out
     assert "turn to compression" in Path("turn.svg").read_text()
     one, two = json.loads(Path("a.json").read_text())
     assert (one["turn"], one["second_is"], one["memorising_is"]) == (None, None, "memorising")

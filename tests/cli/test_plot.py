@@ -224,7 +224,7 @@ def test_a_run_is_a_table_too(runs):
     ("arguments", "message"),
     [
         (["--model", "d"], r"--model: expected names among a, b, c, got 'd'"),
-        (["--model", "c"], r"c has nothing that was measured: expected at least one measured point, got none among 1"),
+        (["--model", "c"], r"c has no measured point: expected at least one, got none among 1"),
         (["--model", "b", "--x", "tokens"], r"expected points whose tokens are known, got 2 of 3 without"),
     ],
 )
@@ -247,7 +247,7 @@ def test_mistakes_about_results(results, capsys, arguments, message):
         ),
         (
             ["{}/small", "--kind=layers", "--step=7"],
-            "--step 7: no point was measured at step 7; the nearest are 0, 10, 100",
+            "--step 7: no point was measured at step 7. The nearest measured steps are 0, 10, 100",
         ),
         (["{}/small", "--kind=layers", "--step=first"], "--step: expected a number, last or best, got 'first'"),
         (["{}/small", "--kind=layers", "--step=best"], "--step best: no point can be selected"),
@@ -268,7 +268,7 @@ def test_mistakes_are_one_line_and_status_2(runs, capsys, arguments, message):
 def test_files_that_cannot_be_drawn_or_read(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Trajectory([failed(0)]).save("ib_trajectory.jsonl")
-    assert "nothing that was measured: expected at least one measured point, got none among 1" in failing(["."], capsys)
+    assert "has no measured point: expected at least one, got none among 1" in failing(["."], capsys)
     Path("ib_trajectory.jsonl").write_text("no json\n{}\n")
     assert "ib_trajectory.jsonl" in failing(["."], capsys)
 

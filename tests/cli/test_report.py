@@ -22,7 +22,7 @@ def directory(tmp_path: Path) -> Path:
 def test_a_run_on_the_screen(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(directory / "run")]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "Compression, from step 1,000 (clear from step 1,500 on)" in out
+    assert "Compression begins at step 1,000 (recognised at step 1,500)" in out
     assert "[token/complexity_above_null, token/expressivity_above_null at steps 1,000 and 3,000]" in out
 
 
