@@ -122,4 +122,4 @@ def test_other_documents_are_refused(results: Path, capsys: pytest.CaptureFixtur
     tokenizer = model(0.5, 0.4, settings={"probe": "b" * 64})
     Results([(Origin(model="else"), tokenizer)]).save("else.jsonl")
     assert main.main(["compare", str(results), "else.jsonl"]) == 0
-    assert "Beware: The same documents under other tokenizers" in capsys.readouterr().out
+    assert "Caution: The same documents under other tokenizers" in capsys.readouterr().out
