@@ -98,7 +98,7 @@ def add_prefix_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--prefix`, which selects the trajectory of a directory that has several."""
     parser.add_argument(
         "--prefix", type=prefix, metavar="NAME",
-        help="use the trajectory of this prefix=, such as code; needed if a directory has trajectories of several",
+        help="use the trajectory of the callback with this prefix=, such as code; needed if a directory has several",
     )  # fmt: skip
 
 

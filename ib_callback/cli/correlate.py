@@ -45,8 +45,8 @@ def add_correlate_command(commands: Any) -> None:
             "ib-callback correlate results.jsonl scores.csv --score mmlu_pro -o scatter.png",
             "ib-callback correlate results.jsonl lm_eval_output/ --score mmlu_pro/exact_match --csv correlations.csv",
             "ib-callback correlate results.jsonl scores.csv --score mmlu_pro --metric preference/ratio",
-            more="SCORES is a table with the columns model, perhaps revision, and one for each score; a results_*.json "
-            "of lm-eval; or a folder of these.",
+            more="SCORES is a table with a column model, a column for each score and perhaps a column revision; a "
+            "results_*.json of lm-eval; or a folder of these.",
         ),
     )
     add_run_arguments(parser)
@@ -81,8 +81,9 @@ def _correlate(options: argparse.Namespace) -> int:
         )
     cautions = check_comparable(matched.entries)
     found = _sorted(correlate(matched.entries, matched.values, options.metric), options.sort)
+    several = "models" if len(matched.entries) > 1 else "model"
     told = [
-        f"{len(matched.entries)} model{'s' if len(matched.entries) > 1 else ''} with {options.score}: {', '.join(entry.name for entry in matched.entries)}",
+        f"{len(matched.entries)} {several} with {options.score}: {', '.join(entry.name for entry in matched.entries)}",
         f"Measured but without a score: {', '.join(matched.without_score) or 'none'}",
         f"With a score but not measured: {', '.join(matched.without_point) or 'none'}",
         "",

@@ -216,8 +216,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     select.add_argument(
         "--guard", type=_guard, default="run", metavar="loss|NATS|none",
-        help="how far the held-out loss may be above its lowest value: NATS a token, loss for "
-        f"{TOLERANCE}, none for no limit (as published); by default as in the run",
+        help="how far the held-out loss may be above its lowest value. "
+        f"loss: {TOLERANCE} nats a token; NATS: this limit; none: no limit, as published; by default as in the run",
     )  # fmt: skip
     select.add_argument("--path-only", action="store_true", help="print only the path, for scripts")
     add_table_arguments(select)

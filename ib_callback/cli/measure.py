@@ -76,7 +76,7 @@ def add_measure_command(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("-o", "--output", metavar="FILE", help="file of results, .jsonl; new results are appended")
 
-    on = parser.add_argument_group("on what")
+    on = parser.add_argument_group("text to measure on")
     on.add_argument("--probe", metavar="FILE", help="probe of token ids, such as ib-callback probe build writes")
     on.add_argument(
         "--documents", metavar="FILE|c4|tulu|builtin",
@@ -158,7 +158,7 @@ def add_measure_command(commands: Any) -> None:
         'wandb.Settings(mode="shared")',
     )  # fmt: skip
 
-    load = parser.add_argument_group("how they are loaded")
+    load = parser.add_argument_group("how models are loaded")
     load.add_argument("--device", default="auto", help="device for the models; auto: cuda if there is one, else cpu")
     load.add_argument(
         "--device-map", metavar="auto", help="spread a model over GPUs, memory and disk, as in transformers"
@@ -181,7 +181,7 @@ def add_measure_command(commands: Any) -> None:
         help="run code that comes with models on the hub; only for models that you trust",
     )
 
-    _add_meter_arguments(parser.add_argument_group("how they are measured (the keywords of Meter)"))
+    _add_meter_arguments(parser.add_argument_group("how models are measured (the keywords of Meter)"))
     parser.add_argument(
         "--increments", type=_permutations, default=0, metavar="N",
         help="test with N permutations, 20 or more, whether each order adds more than chance to the order before; "

@@ -25,15 +25,18 @@ _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         {"help": "a split that is not trained on. Default for c4: validation, for tulu: train"},
     ),
     "revision": ("--revision", {"help": "commit, branch or tag of a dataset on the hub"}),
-    "skip": ("--skip", {"type": int, "metavar": "N", "help": "number of rows to skip at the start (0)"}),
+    "skip": ("--skip", {"type": int, "metavar": "N", "help": "number of rows to skip at the start, by default 0"}),
     "cache": (
         "--no-cache",
         {"action": "store_const", "const": False, "help": "do not use the cache"},
     ),
-    "min_length": ("--min-length", {"type": int, "metavar": "N", "help": "skip texts with fewer tokens (16)"}),
+    "min_length": (
+        "--min-length",
+        {"type": int, "metavar": "N", "help": "skip texts with fewer tokens, by default 16"},
+    ),
     "text_column": (
         "--text-column",
-        {"metavar": "COLUMN", "help": "column of the texts, as strings or lists of words (text)"},
+        {"metavar": "COLUMN", "help": "column of strings or lists of words, by default text"},
     ),
     "label_columns": (
         "--label-column",
@@ -96,9 +99,9 @@ def add_probe_command(commands: Any) -> None:
         type=int,
         default=512,
         metavar="N",
-        help="number of sequences; a preference pair makes two (512)",
+        help="number of sequences; a preference pair makes two",
     )
-    build.add_argument("--max-length", type=int, default=512, metavar="N", help="use at most N tokens of a text (512)")
+    build.add_argument("--max-length", type=int, default=512, metavar="N", help="use at most N tokens of a text")
     for name, (flag, keywords) in _OPTIONS.items():
         build.add_argument(flag, dest=name, **keywords)
     build.set_defaults(run=guarded(_build))

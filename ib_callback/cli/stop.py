@@ -60,7 +60,7 @@ def add_stop_command(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--min-delta", type=float, default=0.0, metavar="SHARE",
-        help="smallest improvement, as a share of the best value",
+        help="smallest change that is an improvement, as a share of the best value",
     )  # fmt: skip
     parser.add_argument(
         "--arm", choices=("compression", "fit", "immediately"), default="compression",
@@ -68,7 +68,8 @@ def add_stop_command(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--guard", type=guard, default="loss", metavar="loss|NATS|none",
-        help=f"the loss must be flat too, within NATS a token ({TOLERANCE} for loss); none: the published rule",
+        help=f"also require a flat held-out loss. loss: within {TOLERANCE} nats a token; NATS: within this limit; "
+        "none: no such condition, as published",
     )  # fmt: skip
     parser.add_argument("--x", choices=("step", "tokens"), help="x-axis of the picture, by default step")
     parser.add_argument(

@@ -163,7 +163,7 @@ def _draw(
         if len(points) > 1:
             hollow: dict[str, Any] = {"markerfacecolor": theme.paper}
             panel.plot(*points[:1].T, zorder=5, label="first", markeredgewidth=1.2, **ends, **hollow)
-            sheet.key("first", "first point (of any run)", ls="", marker="o", color=theme.ink, markersize=6.5, **hollow)
+            sheet.key("first", "first point of a run", ls="", marker="o", color=theme.ink, markersize=6.5, **hollow)
             if courses[name][drawn[name][0]].step == 0:
                 mark_untrained(sheet, panel, points[0], style["color"], data.start_label(courses[name]))
         panel.plot(*points[-1:].T, zorder=6, label="last", markeredgecolor=theme.paper, markeredgewidth=0.8, **ends)
@@ -176,7 +176,14 @@ def _draw(
                 sheet.key(what, text, color=theme.ink, **mark)
         if np.isfinite(nulls[name]).all():
             panel.plot(*nulls[name].T, zorder=4, label="null", **{**ends, "marker": "x", "markersize": 5})
-            sheet.key("null", "null of the last point", ls="", marker="x", color=theme.ink, markersize=5.5)
+            sheet.key(
+                "null",
+                "null of the last point: what chance alone gives",
+                ls="",
+                marker="x",
+                color=theme.ink,
+                markersize=5.5,
+            )
         labels.append((*points[-1], short, style["color"] if theme.name == "dark" else theme.ink))
     note_absent(sheet, panel, sum(not len(points) for points in drawn.values()), order)
     if plane.is_local:
