@@ -76,8 +76,8 @@ def _correlate(options: argparse.Namespace) -> int:
     matched = match_scores(courses, load_scores(Path(options.scores), options.score))
     if not matched.entries:
         raise ValueError(
-            f"expected scores of the measured models {', '.join(course.name for course in courses)}, got scores of "
-            f"{'; '.join(matched.without_point) or 'no model'}. Use the same names in the column model"
+            f"expected scores of the measured models {', '.join(course.name for course in courses)}, got none of "
+            f"them: {'; '.join(matched.without_point)}. Use the same names in the column model"
         )
     cautions = check_comparable(matched.entries)
     found = _sorted(correlate(matched.entries, matched.values, options.metric), options.sort)

@@ -178,7 +178,10 @@ def test_points_go_into_a_shared_live_run(tmp_path, monkeypatch, given, where):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--wandb-shared-run", "a", "--wandb-project", "p"], "got one of them as well. Name its project as PROJECT/a"),
+        (
+            ["--wandb-shared-run", "a", "--wandb-project", "p"],
+            "because that run exists already. Name its project as PROJECT/a",
+        ),
         (["--wandb-shared-run", "a//b"], "expected ID, PROJECT/ID or ENTITY/PROJECT/ID, got 'a//b'"),
     ],
 )

@@ -36,8 +36,8 @@ def test_a_table_a_picture_and_a_conclusion(results: Path, capsys: pytest.Captur
     assert main.main(arguments) == 0
     told = capsys.readouterr().out
     assert "11 models with mmlu_pro" in told
-    assert "Measured, without a score: org/m11" in told
-    assert "With a score, not measured: gpt3 (not measured)" in told
+    assert "Measured but without a score: org/m11" in told
+    assert "With a score but not measured: gpt3 (not measured)" in told
     assert "Some points have no loss" in told
     assert "With 11 models an |r| below 0.60 cannot be told from 0" in told
     assert "Told from 0 after Holm's correction, whatever the cause: complexity (r +0.9" in told
