@@ -19,7 +19,8 @@ from ib_callback.common.messages import warn
 from ib_callback.results import tidy
 from ib_callback.results.guard import TOLERANCE, Guard, check_guard
 from ib_callback.results.lines import is_measured
-from ib_callback.run.names import check_prefix
+from ib_callback.results.measurement import metrics_of
+from ib_callback.run.names import DEFAULT_PREFIX, check_prefix
 from ib_callback.run.trajectory_file import trajectories_in
 
 if TYPE_CHECKING:
@@ -128,6 +129,16 @@ def load_every_course(options: argparse.Namespace) -> list[Course]:
         ValueError: as for `load_courses`.
     """
     return load_courses(options.runs, options.model, unmeasured=True, prefix=options.prefix)
+
+
+def plain_metric(metric: str, courses: Sequence[Course]) -> str:
+    """A metric without the prefix of these runs, such as code/; "ib/" may stay, because all rules understand it."""
+    for course in courses:
+        if course.prefix != DEFAULT_PREFIX and metric.startswith(course.prefix):
+            known = {name for point in course.trajectory if point.orders for name in metrics_of(point)}
+            # A feature may have the same name as the prefix.
+            return metric if known & {metric, f"{metric}/information"} else metric.removeprefix(course.prefix)
+    return metric
 
 
 def check_outputs(

@@ -23,6 +23,7 @@ from ib_callback.cli._command import (
     examples,
     finish,
     guarded,
+    plain_metric,
 )
 from ib_callback.plot.models import Placed, models_in_plane
 from ib_callback.plot.planes import NAMES
@@ -78,6 +79,10 @@ def _compare(options: argparse.Namespace) -> int:
     _check_options(options)
     check_outputs(options, options.runs)
     courses, status = courses_of(options)
+    if options.by is not None:
+        options.by = plain_metric(options.by, courses)
+    if options.metric is not None:
+        options.metric = [plain_metric(metric, courses) for metric in options.metric]
     if options.pair:
         return _pairs(options, courses, status)
     entries = entries_of(courses, options.step or ("last",))

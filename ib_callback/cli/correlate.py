@@ -21,6 +21,7 @@ from ib_callback.cli._command import (
     examples,
     finish,
     guarded,
+    plain_metric,
     positive,
 )
 from ib_callback.plot.scatter import Panel, scatter
@@ -79,6 +80,8 @@ def _correlate(options: argparse.Namespace) -> int:
             f"expected scores of the measured models {', '.join(course.name for course in courses)}, got none of "
             f"them: {'; '.join(matched.without_point)}. Use the same names in the column model"
         )
+    if options.metric is not None:
+        options.metric = [plain_metric(metric, courses) for metric in options.metric]
     cautions = check_comparable(matched.entries)
     found = _sorted(correlate(matched.entries, matched.values, options.metric), options.sort)
     several = "models" if len(matched.entries) > 1 else "model"

@@ -91,7 +91,8 @@ def select_report(
         raise TrajectoryError(f"{run_dir} cannot be searched ({error}). Check its permissions") from error
     trajectory, existing, missing = run.trajectory, run.existing, run.missing
     names = dict.fromkeys(name for m in trajectory if m.error is None for name in metrics_of(m))
-    by = by.removeprefix(run.names.prefix)
+    if by not in names and f"{by}/information" not in names:
+        by = by.removeprefix(run.names.prefix)
     if names:
         # Checked first, because for an unknown metric Selection would ask for a mode.
         resolve_metric(by, names)

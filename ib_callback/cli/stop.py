@@ -19,6 +19,7 @@ from ib_callback.cli._command import (
     finish,
     guard,
     guarded,
+    plain_metric,
     positive,
 )
 from ib_callback.common.messages import warn
@@ -84,8 +85,9 @@ def _stop(options: argparse.Namespace) -> int:
     check_picture_options(options, ["x"])
     check_outputs(options, options.runs)
     courses, status = courses_of(options)
+    monitor = plain_metric(options.monitor, courses)
     rule = PlateauStopping(
-        options.monitor, mode=options.mode or better_direction(options.monitor) or "min", patience=options.patience,
+        monitor, mode=options.mode or better_direction(monitor) or "min", patience=options.patience,
         min_delta=options.min_delta, arm=options.arm, guard=options.guard,
     )  # fmt: skip
     replays = replay_runs(courses, rule)

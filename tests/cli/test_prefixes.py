@@ -107,9 +107,20 @@ def test_only_one_prefix_needs_no_option(work, capsys):
 def test_checkpoints_are_those_of_the_prefix(work, capsys):
     for stem, step in CHECKPOINTS.items():
         found = ran(capsys, "select", "run", "--prefix", stem, "--path-only")
-        assert found == f"run/checkpoint-{step}\n" or Path(found.strip()) == Path.cwd() / f"run/checkpoint-{step}"
+        assert Path(found.strip()).resolve() == (work / f"run/checkpoint-{step}").resolve()
     assert "not in code_checkpoints.jsonl" in ran(capsys, "select", "run", "--prefix", "code")
-    assert ran(capsys, "select", "run", "--prefix", "code", "--by", "code/complexity", "--mode", "min", "--json", "-")
+
+
+def test_metrics_may_have_the_prefix(work, capsys):
+    folder = ["run", "--prefix", "code"]
+    for command, option, more in (
+        ("select", "--by", ["--from", "fit"]),
+        ("stop", "--monitor", []),
+        ("compare", "--by", []),
+        ("correlate", "--metric", COMMANDS["correlate"]),
+    ):
+        arguments = [command, *folder[:1], *more, *folder[1:], "--json", "-"]
+        assert ran(capsys, *arguments, option, "code/optimality") == ran(capsys, *arguments, option, "optimality")
 
 
 def test_the_curve_and_the_rule_are_those_of_the_prefix(work, capsys):
