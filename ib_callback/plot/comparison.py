@@ -178,7 +178,7 @@ def _draw(
             panel.plot(*nulls[name].T, zorder=4, label="null", **{**ends, "marker": "x", "markersize": 5})
             sheet.key(
                 "null",
-                "null of the last point: what chance alone gives",
+                "null of the last point",
                 ls="",
                 marker="x",
                 color=theme.ink,
