@@ -113,7 +113,7 @@ class Choice:
         elif self.p_value is not None:
             text += f" Its information is resolved: p = {self.p_value:.2g}."
         if self.runner_up is None or self.difference is None:
-            return f"{text} It is the only point that can be selected."
+            return f"{text} It is the only one."
         text += f" The next best, step {self.runner_up.measurement.step:,}, differs by {self.difference:.3g}"
         if self.noise is None:
             return f"{text}; there are too few points (under {MIN_VALUES}) to tell whether that is noise."

@@ -186,7 +186,7 @@ def test_a_metric_that_is_undefined_at_a_point(tmp_path):
     assert rows(report)["1"] == (["-", "fitting", "checkpoint-1"], "the metric is undefined")
     assert remarks(report)["-"] == "without a step"
     assert report.path == tmp_path / "checkpoint-0"
-    assert "It is the only point that can be selected." in report.verdict
+    assert "It is the only one." in report.verdict
 
 
 def test_a_long_reason_is_cut(tmp_path):

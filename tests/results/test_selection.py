@@ -246,7 +246,7 @@ def test_a_choice_in_words():
     )
     assert few.within_noise is None
     one = Selection(select_from=2000).choose(run(C, E)[:21])
-    assert one.describe() == "The best point is step 2,000, with 0.8. It is the only point that can be selected."
+    assert one.describe() == "The best point is step 2,000, with 0.8. It is the only one."
     assert (one.difference, one.within_noise) == (None, None)
     none = Selection().choose(Trajectory([measured(0, 0.3, 0.03), failed(100)]))
     assert none.describe() == "No point can be selected: not in the compression phase; not measured: NaN in h.0."
