@@ -319,7 +319,7 @@ class Trajectory(Sequence[Measurement]):
             trajectory = cls(measurement for _, measurement in courses[name])
         elif model is not None:
             raise TrajectoryError(f"{file}: expected lines that name a model, got those of a run. Leave model= out")
-        trajectory.phase_rule, trajectory.guard = read_run_file(file.parent, run_file_of(file))
+        trajectory.phase_rule, trajectory.guard = read_run_file(file.parent, _run_file_of(file))
         return trajectory
 
 
@@ -354,8 +354,8 @@ def _seal_of(content: Mapping[str, Any]) -> str:
     return checksum(json.dumps(sealed if "guard" in sealed else sealed["phase_rule"]).encode()).decode()
 
 
-def run_file_of(trajectory: Path) -> str:
-    """The name of the run file beside a trajectory file; each prefix has its own run file."""
+def _run_file_of(trajectory: Path) -> str:
+    """The name of the run file that stands beside a trajectory file: each prefix has its own."""
     stem, found, _ = trajectory.name.partition("_trajectory.")
     return f"{stem}_run.json" if found and stem else RUN_FILENAME
 

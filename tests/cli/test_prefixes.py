@@ -17,7 +17,7 @@ from ib_callback.checkpoints.local import find_local
 from ib_callback.cli import main
 from ib_callback.results.lines import Origin
 from ib_callback.results.phases import PhaseRule
-from ib_callback.results.results import append_result
+from ib_callback.results.results import Results, append_result
 from ib_callback.results.trajectory import Trajectory, write_run_file
 from ib_callback.run.checkpoints import CheckpointFile
 from ib_callback.run.names import Names
@@ -130,6 +130,12 @@ def test_the_curve_and_the_rule_are_those_of_the_prefix(work, capsys):
         Trajectory([measurement(0), measurement(10)]).save(f"run/{stem}_trajectory.jsonl")
         ran(capsys, "plot", "run", "--prefix", stem, "--kind", "plane", "-o", f"{stem}.svg")
         assert (BOUND in Path(f"{stem}.svg").read_text()) == (stem == "code")
+
+
+def test_results_of_a_run_have_the_rule_of_their_prefix(work):
+    write_run_file(Path("run"), phase_rule=PhaseRule(drop=0.25), name="code_run.json")
+    results = Results.load("run/code_trajectory.jsonl", "run/ib_trajectory.jsonl")
+    assert [course.phase_rule.drop for course in results.values()] == [0.25, PhaseRule().drop]
 
 
 def test_both_in_one_picture_are_called_by_their_prefixes(work, capsys):

@@ -254,7 +254,7 @@ def test_noise_is_told_from_a_difference_and_how_it_is_estimated(tmp_path, best,
 def test_too_few_points_for_an_estimate(tmp_path):
     report = select_report(save(tmp_path, run(C, E)[:20], (1800, 1900)), select_from=1500)
     assert "too few points (under 8) to tell whether that is noise" in report.verdict
-    assert "How the noise" not in report.verdict
+    assert "The noise is estimated" not in report.verdict
 
 
 def test_why_there_is_none_and_what_to_do(tmp_path):
