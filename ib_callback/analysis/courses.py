@@ -15,8 +15,9 @@ from ib_callback.plot.bound import curve_beside
 from ib_callback.results.lines import read_rows
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.results import Results
-from ib_callback.results.trajectory import FILENAME, Trajectory
-from ib_callback.run.trajectory_file import find_run
+from ib_callback.results.trajectory import Trajectory
+from ib_callback.run.names import DEFAULT_PREFIX, Names
+from ib_callback.run.trajectory_file import find_trajectory
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,6 +31,7 @@ class Course:
         points: each point, with the columns that come before its numbers in a table (for results: model, revision,
             family, stage, num_parameters, tokens, step; for a run: model, step).
         path: the trajectory file of a run; None for a model of a file of results.
+        prefix: prefix of the keys that the run logs.
     """
 
     name: str
@@ -37,10 +39,15 @@ class Course:
     curve: IBCurve | None
     points: list[tuple[dict[str, Any], Measurement]]
     path: Path | None
+    prefix: str = DEFAULT_PREFIX
 
 
 def load_courses(
-    paths: Sequence[str | os.PathLike[str]], models: Sequence[str] | None = None, *, unmeasured: bool = False
+    paths: Sequence[str | os.PathLike[str]],
+    models: Sequence[str] | None = None,
+    *,
+    unmeasured: bool = False,
+    prefix: str | None = None,
 ) -> list[Course]:
     """Load runs, and the models in files of results. Several files may be shards of the same results.
 
@@ -48,21 +55,25 @@ def load_courses(
         paths: directories of runs, or directories that contain one; trajectory files; files of results.
         models: names of the wanted models; None means all.
         unmeasured: whether to include courses without a measured point.
+        prefix: which trajectory to take of a directory, by the prefix of its keys; None: the only one.
 
     Raises:
         TrajectoryError: a run does not exist or cannot be read.
         ValueError: there is no model of a given name, a file was given twice, or nothing was measured.
     """
-    files = [path if path.is_file() else find_run(path) / FILENAME for path in map(expanded, paths)]
+    files = [find_trajectory(path, prefix) for path in map(expanded, paths)]
     runs: list[Course] = []
     of_results = []
     for name, file in zip(_names(files), files, strict=True):
         if any(origin is not None for origin, _ in read_rows(file)):
             of_results.append(file)
             continue
-        trajectory = Trajectory.load(file)
+        trajectory, names = Trajectory.load(file), Names.of(file)
         points = [({"model": name, "step": point.step}, point) for point in trajectory]
-        runs.append(Course(name=name, trajectory=trajectory, curve=curve_beside(file.parent), points=points, path=file))
+        curve = curve_beside(file.parent / names.curve)
+        runs.append(
+            Course(name=name, trajectory=trajectory, curve=curve, points=points, path=file, prefix=names.prefix)
+        )
     results = Results.load(*of_results)
     runs += [
         Course(name=model, trajectory=trajectory, curve=None, points=results.points(model), path=None)
@@ -100,11 +111,17 @@ def measured_courses(courses: Sequence[Course]) -> list[Course]:
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """The shortest ending of each path that distinguishes it from the others."""
+    """The shortest ending of each path that distinguishes it from the others; a run is named after its directory.
+
+    If there are several runs in one directory, their prefixes distinguish them.
+    """
+    whole = [file.resolve() for file in files]
+    prefixes = [Names.prefix_of(file.name) for file in whole]
+    of_runs = [file.parent for file, prefix in zip(whole, prefixes, strict=True) if prefix is not None]
     parts = []
-    for file in files:
-        whole = file.resolve()
-        parts.append(whole.parent.parts if whole.name == FILENAME else (*whole.parent.parts, whole.stem))
+    for file, prefix in zip(whole, prefixes, strict=True):
+        last = (file.stem,) if prefix is None else (prefix[:-1],) if of_runs.count(file.parent) > 1 else ()
+        parts.append((*file.parent.parts, *last))
     if len(set(parts)) < len(parts):
         twice = next(file for file, path in zip(files, parts, strict=True) if parts.count(path) > 1)
         raise ValueError(f"expected different runs, got {twice} twice. Leave one of them out")

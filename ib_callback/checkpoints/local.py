@@ -14,6 +14,7 @@ from ib_callback.common import json_lines
 from ib_callback.common.errors import ModelError
 from ib_callback.common.files import told_apart
 from ib_callback.run import checkpoints
+from ib_callback.run.names import Names
 
 # Files that torch.save may have written. In a folder, only files with a step in their name count.
 _TORCH_FILES = (".ckpt", ".pt", ".pth")
@@ -27,7 +28,7 @@ def find_runs(path: Path, model: str) -> list[Checkpoint]:
     one run, it counts as one run.
     """
     whole = find_local(path, model)
-    if not path.is_dir() or (path / checkpoints.FILENAME).is_file():
+    if not path.is_dir() or _records(path):
         return whole
     files = sorted(file.resolve() for file in path.glob("**/*.ckpt"))
     roots = dict.fromkeys(root for file in files if (root := _lightning_root(file, path)) is not None)
@@ -82,9 +83,10 @@ def _in_run(path: Path) -> tuple[dict[int, Path], list[Path]]:
     """The checkpoints in the directory of a run by step, and the models in it without a known step."""
     by_step: dict[int, Path] = {}
     without = []
-    # Checkpoints that the callback has recorded, and Lightning's files, which contain their step.
-    known = checkpoints.CheckpointFile(path).existing() if (path / checkpoints.FILENAME).is_file() else {}
-    known = checkpoints.find_checkpoints(path) | known
+    # Checkpoints that the callbacks have recorded, and Lightning's files, which contain their step.
+    known = checkpoints.find_checkpoints(path)
+    for record in _records(path):
+        known |= checkpoints.CheckpointFile(path, name=record).existing()
     seen = {os.path.abspath(place) for place in known.values()}
     # Lightning's files in deeper folders that were not recognised are damaged. They must be named, not left out.
     for child in sorted({*path.iterdir(), *path.glob("**/*.ckpt")}):
@@ -98,6 +100,13 @@ def _in_run(path: Path) -> tuple[dict[int, Path], list[Path]]:
         elif child.is_dir():
             without.append(child)
     return by_step | known, without
+
+
+def _records(path: Path) -> list[str]:
+    """The names of the records in the directory of a run: several callbacks with different prefixes write one each."""
+    trajectories = [file for file in sorted(path.glob("*_trajectory.jsonl")) if Names.prefix_of(file.name)]
+    names = dict.fromkeys([*(Names.of(file).checkpoints for file in trajectories), checkpoints.FILENAME])
+    return [name for name in names if (path / name).is_file()]
 
 
 def is_model(path: Path) -> bool:

@@ -33,6 +33,7 @@ from ib_callback.measuring.increments import mean_increments
 from ib_callback.measuring.meter import Meter
 from ib_callback.results.lines import Origin, Row, read_rows
 from ib_callback.results.measurement import Measurement
+from ib_callback.results.metrics import FIRST_SHOWN, FIRST_VIEW
 from ib_callback.results.results import append_result
 
 _LONGEST_REASON = 800  # long enough for the remedies, which come last
@@ -254,10 +255,11 @@ def _brief(measurement: Measurement) -> str:
     """A short text of a measurement that shows whether it went as expected."""
     if measurement.error is not None:
         return f"not measured: {measurement.error}"
-    names = ("complexity", "expressivity", "optimality", "loss")
-    known = {name: getattr(measurement, name) for name in names}
-    numbers = ", ".join(f"{name} {value:.4g}" for name, value in known.items() if value is not None)
-    return f"{measurement.primary} {numbers}, {measurement.seconds or 0.0:.1f} s"
+    shown = {f"{FIRST_VIEW} score": measurement.shown_first()[FIRST_SHOWN[0]], "loss": measurement.loss}
+    plain = {name: getattr(measurement, name) for name in ("complexity", "expressivity", "optimality")}
+    shown |= {f"{measurement.primary} {name}" if name == "complexity" else name: plain[name] for name in plain}
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if value is not None)
+    return f"{numbers}, {measurement.seconds or 0.0:.1f} s"
 
 
 def _meter(material: Material, sweep: Sweep) -> Meter:

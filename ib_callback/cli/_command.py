@@ -8,17 +8,20 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ib_callback.analysis.courses import Course, load_courses, measured_courses
-from ib_callback.common.errors import RanksError, TrajectoryError
+from ib_callback.common.errors import RanksError
 from ib_callback.common.files import write_atomically
 from ib_callback.common.messages import warn
 from ib_callback.results import tidy
 from ib_callback.results.guard import TOLERANCE, Guard, check_guard
-from ib_callback.results.trajectory import FILENAME
-from ib_callback.run.trajectory_file import find_run
+from ib_callback.results.lines import is_measured
+from ib_callback.results.measurement import metrics_of
+from ib_callback.run.names import DEFAULT_PREFIX, check_prefix
+from ib_callback.run.trajectory_file import trajectories_in
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,9 +29,9 @@ if TYPE_CHECKING:
 # Every command ends with one of these exit codes.
 DONE, NOT_ALL, FAILED, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = (
-    "Exit status. 0: all was done ('nothing can be concluded' is an answer too). 1: it was done, but nothing can be "
-    "selected, a model, point or picture was left out, or a checkpoint failed; the last lines or standard error say "
-    "which. 2: it could not be done, and standard error says why."
+    "Exit status. 0: everything was done ('nothing can be concluded' is a valid answer). 1: the command finished, but "
+    "no checkpoint can be selected, a model, point or picture was left out, or a checkpoint could not be measured. The "
+    "last lines or standard error name it. 2: the command failed, and standard error says why."
 )
 # Longest name of a file, in bytes. File systems allow 255, and `write_atomically` first uses a name longer by 42.
 _LONGEST_NAME = 213
@@ -84,15 +87,28 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that select runs and models, for `load_courses`."""
     parser.add_argument(
         "runs", nargs="+", metavar="RUN",
-        help=f"a directory that contains {FILENAME}, at any depth, such a file, or a file of results of many models",
+        help="the output directory of a run or a directory above it, a trajectory file, or a file of results",
     )  # fmt: skip
-    parser.add_argument("--model", action="append", metavar="NAME", help="of a file of results; repeatable")
+    parser.add_argument(
+        "--model", action="append", metavar="NAME", help="use this model of the files of results; repeatable"
+    )
+    add_prefix_argument(parser)
 
 
-def add_table_arguments(parser: argparse.ArgumentParser, row: str = "a point") -> None:
+def add_prefix_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--prefix`, which selects the trajectory of a directory that has several."""
+    parser.add_argument(
+        "--prefix", type=prefix, metavar="NAME",
+        help="use the trajectory of the callback with this prefix=, such as code; needed if a directory has several",
+    )  # fmt: skip
+
+
+def add_table_arguments(parser: argparse.ArgumentParser, row: str = "point") -> None:
     """Add `--csv` and `--json`; `row` says what one row is about."""
-    parser.add_argument("--csv", metavar="FILE", help=f"write the numbers as a table, one row {row} (-: to the screen)")
-    parser.add_argument("--json", metavar="FILE", help="the same as a list of objects (-: to the screen)")
+    parser.add_argument(
+        "--csv", metavar="FILE", help=f"write the numbers as a table with one row per {row} (- prints it)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the same as a list of JSON objects (- prints it)")
 
 
 def courses_of(options: argparse.Namespace) -> tuple[list[Course], int]:
@@ -101,9 +117,28 @@ def courses_of(options: argparse.Namespace) -> tuple[list[Course], int]:
     Raises:
         ValueError: as for `load_courses`.
     """
-    every = load_courses(options.runs, options.model, unmeasured=True)
+    every = load_every_course(options)
     measured = measured_courses(every)
     return measured, DONE if len(measured) == len(every) else NOT_ALL
+
+
+def load_every_course(options: argparse.Namespace) -> list[Course]:
+    """The requested runs and models, also those without a measured point.
+
+    Raises:
+        ValueError: as for `load_courses`.
+    """
+    return load_courses(options.runs, options.model, unmeasured=True, prefix=options.prefix)
+
+
+def plain_metric(metric: str, courses: Sequence[Course]) -> str:
+    """A metric without the prefix of these runs, such as code/; "ib/" may stay, because all rules understand it."""
+    for course in courses:
+        if course.prefix != DEFAULT_PREFIX and metric.startswith(course.prefix):
+            known = {name for point in course.trajectory if point.orders for name in metrics_of(point)}
+            # A feature may have the same name as the prefix.
+            return metric if known & {metric, f"{metric}/information"} else metric.removeprefix(course.prefix)
+    return metric
 
 
 def check_outputs(
@@ -113,7 +148,7 @@ def check_outputs(
 
     Args:
         options: with `csv` and `json`, and optionally `output`.
-        inputs: files and directories that are read; for the directory of a run, its trajectory counts.
+        inputs: files and directories that are read; for the directory of a run, its trajectories count.
         pictures: paths of pictures, by default that of `output`.
 
     Raises:
@@ -160,7 +195,7 @@ def check_place(option: str, text: str, taken: dict[object, str], *, makes_folde
     key = _identity(path)
     if key in taken:
         raise ValueError(f"{said}: expected a file of its own, got {taken[key]}. Give another path")
-    taken[key] = f"that of {option}"
+    taken[key] = f"the file of {option}"
 
 
 def read_files(*paths: str | Path | None) -> dict[object, str]:
@@ -170,10 +205,8 @@ def read_files(*paths: str | Path | None) -> dict[object, str]:
 
 def _read_of(path: Path) -> Iterator[Path]:
     if path.is_dir():
-        try:
-            yield find_run(path) / FILENAME
-        except (TrajectoryError, OSError):
-            return  # the code that loads the run reports that there is none
+        with suppress(OSError):  # the code that loads the run reports that it cannot be searched
+            yield from trajectories_in(path)
     else:
         yield path
 
@@ -187,21 +220,12 @@ def _identity(path: Path) -> object:
     return found.st_dev, found.st_ino
 
 
-def is_measured(path: Path) -> bool:
-    """Whether a file holds lines of results or of a trajectory."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        first = file.readline()
-    return first.startswith(b"{") and (b'"crc32"' in first or b'"orders"' in first)
-
-
 def _check_picture(option: str, path: Path) -> None:
     from ib_callback.plot import check_format, may_be_replaced
 
     if not may_be_replaced(path):
         raise ValueError(
-            f"{option} {path}: expected no file, or a picture that ib-callback made, got something else, which was not "
+            f"{option} {path}: expected a new file, or a picture that ib-callback made, got something else. It was not "
             "changed. Give another path, or move it away"
         )
     try:
@@ -220,26 +244,26 @@ def _check_table(option: str, path: Path) -> None:
     if first and (not is_table or b"\0" in first):
         what = "measurements" if is_measured(path) else "something else"
         raise ValueError(
-            f"{option} {path}: expected no file, or a table that can be replaced, got {what}, which was not changed. "
-            "Give another path, or move it away"
+            f"{option} {path}: expected a new file, or a table that can be replaced, got {what}. The file was not "
+            "changed. Give another path, or move it away"
         )
 
 
-def check_useless(options: argparse.Namespace, names: Sequence[str], without: str, cure: str) -> None:
+def check_useless(options: argparse.Namespace, names: Sequence[str], when: str, cure: str) -> None:
     """Check that no option was given that would be ignored.
 
     Args:
         options: the options; the default of each is None, false or empty.
         names: names of the options that would be ignored.
-        without: the reason as the end of a sentence, such as "is of the picture, and there is none without -o".
-        cure: what to give instead.
+        when: the reason as the end of a sentence, such as "without -o".
+        cure: what to do, as a sentence without its full stop.
 
     Raises:
         ValueError: one of them was given.
     """
     for name in names:
         if getattr(options, name) not in (None, False, []):
-            raise ValueError(f"--{name.replace('_', '-')} {without}. {cure}, or leave it out")
+            raise ValueError(f"--{name.replace('_', '-')} would have no effect {when}. {cure}")
 
 
 def write_tables(
@@ -263,10 +287,20 @@ def write_tables(
     return written
 
 
+def check_picture_options(options: argparse.Namespace, names: Sequence[str]) -> None:
+    """Check that no option of the picture was given without -o.
+
+    Raises:
+        ValueError: one of them was given.
+    """
+    if options.output is None:
+        check_useless(options, names, "without -o", "Give -o FILE, or leave it out")
+
+
 def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `-o` and `--theme`, for one picture on request."""
-    parser.add_argument("-o", "--output", metavar="FILE", help="draw it; .png, .svg or .pdf")
-    parser.add_argument("--theme", choices=("light", "dark"), default="light", help="on white, or on dark grey")
+    parser.add_argument("-o", "--output", metavar="FILE", help="draw a picture into a .png, .svg or .pdf file")
+    parser.add_argument("--theme", choices=("light", "dark"), default="light", help="background: white or dark grey")
 
 
 def finish(
@@ -326,6 +360,16 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
     return value
+
+
+def prefix(text: str) -> str:
+    """Parse the prefix of a run's keys, with or without its slash."""
+    try:
+        return check_prefix(text if text.endswith("/") else f"{text}/")
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected the word before the slash in prefix=, such as code, got {text!r}"
+        ) from None
 
 
 def guard(text: str) -> Guard:

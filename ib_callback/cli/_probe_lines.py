@@ -61,7 +61,7 @@ def read_lines(path: str | os.PathLike[str]) -> Probe:
             try:
                 line = json_lines.parsed(text)
             except ValueError as error:
-                raise ProbeError(f"{path}:{number}: expected one JSON object a line ({error}).") from error
+                raise ProbeError(f"{path}:{number}: expected one JSON object per line ({error}).") from error
             if number == 1 and isinstance(line, dict) and isinstance(line.get(_HEADER), dict):
                 header = line[_HEADER]
             else:
@@ -76,8 +76,8 @@ def read_lines(path: str | os.PathLike[str]) -> Probe:
     wanted = header.get("fingerprint", probe.fingerprint)
     if probe.fingerprint != wanted:
         raise ProbeError(
-            f"{path}: its lines were changed: expected fingerprint {wanted}, got {probe.fingerprint}. Take "
-            '"fingerprint" out of its header if that is meant.'
+            f"{path}: its lines were changed: expected fingerprint {wanted}, got {probe.fingerprint}. If this was "
+            'intended, remove "fingerprint" from its header.'
         )
     return probe
 
@@ -91,8 +91,8 @@ def _check_row(row: Any, where: str) -> None:
         or not (type(padding) is int and padding >= 0)
     ):
         raise ProbeError(
-            f'{where}: expected {{"input_ids": [ids], "labels": {{name: [as many]}}, "padding": 0 or more}}, the '
-            f"first at least, got {json.dumps(row)[:80]}."
+            f'{where}: expected {{"input_ids": [ids], "labels": {{name: [as many]}}, "padding": 0 or more}}, where '
+            f"only input_ids is required, got {json.dumps(row)[:80]}."
         )
 
 
@@ -103,7 +103,7 @@ def _content(path: Path, header: dict[str, Any], rows: list[dict[str, Any]]) -> 
     length = max(asked, *(row.get("padding", 0) + len(row["input_ids"]) for row in rows))
     if length * len(rows) > _MOST:  # checked first, because a list that is too long would use up the memory
         raise ProbeError(
-            f"length and padding: expected at most {_MOST:,} positions in all, got {len(rows):,} sequences of "
+            f"length and padding: expected at most {_MOST:,} positions in total, got {len(rows):,} sequences of "
             f"{length:,}."
         )
 

@@ -17,11 +17,13 @@ from ib_callback.cli._command import (
     add_run_arguments,
     add_table_arguments,
     check_outputs,
+    check_picture_options,
     check_useless,
     courses_of,
     examples,
     finish,
     guarded,
+    plain_metric,
 )
 from ib_callback.plot.models import Placed, models_in_plane
 from ib_callback.plot.planes import NAMES
@@ -35,10 +37,11 @@ def add_compare_command(commands: Any) -> None:
     """Add `compare` to the parser of `ib-callback`."""
     parser = commands.add_parser(
         "compare",
-        help="many models side by side: ranked, paired, or layer by layer",
+        help="compare many models: ranked, in pairs, or layer by layer",
         description=(
-            "Compare models that were measured on the same documents with the same settings: which model is nearest "
-            "to the bound; with --pair what changed from one to another, with intervals; with --profile their layers."
+            "Compare models that were measured on the same documents with the same settings. By default they are "
+            "ranked by their distance to the bound. --pair shows what changed from one model to another, with "
+            "intervals. --profile shows their layers."
         ),
         **examples(
             "ib-callback compare results.jsonl -o models.png",
@@ -50,24 +53,25 @@ def add_compare_command(commands: Any) -> None:
     add_run_arguments(parser)
     parser.add_argument(
         "--step", action="append", metavar="N|last|best",
-        help="which point of each model, by default the last; may be given several times (best: by optimality)",
+        help="point of each model, by default the last; best: the highest optimality among points that can be "
+        "selected; repeatable",
     )  # fmt: skip
-    parser.add_argument("--order", action="append", metavar="NAME", help="an n-gram order; may be given several times")
-    parser.add_argument("--plane", action="append", choices=NAMES, help="planes of the picture; repeatable")
-    parser.add_argument("--by", metavar="METRIC", help="what to rank by, by default the distance to the bound")
+    parser.add_argument("--order", action="append", metavar="NAME", help="n-gram order; repeatable")
+    parser.add_argument("--plane", action="append", choices=NAMES, help="plane of the picture; repeatable")
+    parser.add_argument("--by", metavar="METRIC", help="metric to rank by, by default the distance to the bound")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--pair", action="append", metavar="BASE:POST",
-        help="what changed from one model to another; MODEL@STEP is one of its points; may be given several times",
+        help="show what changed from BASE to POST; MODEL@STEP is one point of a model; repeatable",
     )  # fmt: skip
-    what.add_argument("--profile", action="store_true", help="entropy, information and ratio by layer")
+    what.add_argument("--profile", action="store_true", help="show entropy, information and ratio layer by layer")
     parser.add_argument(
         "--metric", action="append", metavar="NAME",
-        help="of --pair, as logged; may be given several times; by default ratio and information of each feature, and "
-        "the main numbers of the primary order",
+        help="metric for --pair, named as in the logs; repeatable; by default ratio and information of each feature, "
+        "and the main numbers of the primary order",
     )  # fmt: skip
     add_picture_arguments(parser)
-    add_table_arguments(parser, row="a model, a change or a layer")
+    add_table_arguments(parser, row="model, change or layer")
     parser.set_defaults(run=guarded(_compare))
 
 
@@ -75,6 +79,10 @@ def _compare(options: argparse.Namespace) -> int:
     _check_options(options)
     check_outputs(options, options.runs)
     courses, status = courses_of(options)
+    if options.by is not None:
+        options.by = plain_metric(options.by, courses)
+    if options.metric is not None:
+        options.metric = [plain_metric(metric, courses) for metric in options.metric]
     if options.pair:
         return _pairs(options, courses, status)
     entries = entries_of(courses, options.step or ("last",))
@@ -86,17 +94,15 @@ def _compare(options: argparse.Namespace) -> int:
 def _check_options(options: argparse.Namespace) -> None:
     """Check that no option is given that would be ignored."""
     if not options.pair:
-        check_useless(options, ["metric"], "is for --pair, got none", "Give --pair BASE:POST, or --by to rank by it")
+        check_useless(options, ["metric"], "without --pair", "Give --pair BASE:POST, or --by METRIC to rank")
     if options.pair or options.profile:
         what = "pair" if options.pair else "profile"
-        check_useless(options, ["by"], f"is for the ranking, and --{what} has none", f"Leave --{what} out")
+        check_useless(options, ["by"], f"with --{what}", "Leave one of the two out")
     if options.pair:
-        check_useless(options, ["step"], "is of no use with --pair", "Name points there, as MODEL@STEP")
+        check_useless(options, ["step"], "with --pair", "Name points as MODEL@STEP instead")
     if options.profile:
-        check_useless(options, ["plane"], "is of no use with --profile, of layers", "Leave --profile out")
-    if options.output is None:
-        of_picture = ["plane", "order"] if options.pair else ["plane"]
-        check_useless(options, of_picture, "is of the picture alone, got no -o", "Give -o FILE")
+        check_useless(options, ["plane"], "with --profile", "Leave one of the two out")
+    check_picture_options(options, ["plane", "order"] if options.pair else ["plane"])
 
 
 def _rank(options: argparse.Namespace, entries: Sequence[Entry], status: int) -> int:
@@ -138,8 +144,8 @@ def _pair(text: str, courses: Sequence[Course]) -> tuple[Entry, Entry]:
             base, post = (_entry(*side) for side in sides if side)
             return base, post
     raise ValueError(
-        f"--pair: expected BASE:POST, two of {', '.join(known)}, each with @STEP behind it for another point than the "
-        f"last, got {text!r}"
+        f"--pair: expected BASE:POST with two of the models {', '.join(known)}, got {text!r}. For another point than "
+        "the last, add @STEP to the name"
     )
 
 
@@ -166,4 +172,4 @@ def _planes(options: argparse.Namespace, entries: Sequence[Entry], cautions: Seq
 
 
 def _beware(cautions: Sequence[str]) -> list[str]:
-    return [f"Beware: {caution}" for caution in cautions]
+    return [f"Caution: {caution}" for caution in cautions]

@@ -12,7 +12,7 @@ from ib_callback.cli._command import (
     add_run_arguments,
     add_table_arguments,
     check_outputs,
-    check_useless,
+    check_picture_options,
     courses_of,
     examples,
     finish,
@@ -28,11 +28,11 @@ def add_context_command(commands: Any) -> None:
     """Add `context` to the parser of `ib-callback`."""
     parser = commands.add_parser(
         "context",
-        help="what each width of context adds, token to quadgram, plain and above its null",
+        help="show what each width of context adds, from token to quadgram",
         description=(
-            "For each model and order, show the complexity, its null, its values above null and local, what the order "
-            "adds to the narrower one, and whether chance would add as much. Also show the widest order that the "
-            "probe resolves and the distance to the bound."
+            "For each model and order, show the complexity, its null, the complexity above null and the local "
+            "complexity. Show what each order adds to the narrower one, and whether chance would add as much. Also "
+            "show the widest order that the probe resolves, and the distance to the bound."
         ),
         **examples(
             "ib-callback context results.jsonl",
@@ -42,19 +42,26 @@ def add_context_command(commands: Any) -> None:
     )
     add_run_arguments(parser)
     parser.add_argument(
-        "--step", default="last", metavar="N|last|best", help="which point of each model (best: by optimality)"
+        "--step",
+        default="last",
+        metavar="N|last|best",
+        help="point of each model; best: the highest optimality among points that can be selected",
     )
-    parser.add_argument("--plane", action="append", choices=NAMES, help="of the picture, by default plain; repeatable")
     parser.add_argument(
-        "-o", "--output", metavar="FILE", help="draw the courses, one plane panel an order (.png, .svg, .pdf)"
+        "--plane", action="append", choices=NAMES, help="plane of the picture, by default plain; repeatable"
     )
-    add_table_arguments(parser, "a model and order")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="draw all models, with a panel for each order and plane (.png, .svg, .pdf)",
+    )
+    add_table_arguments(parser, "model and order")
     parser.set_defaults(run=guarded(_context))
 
 
 def _context(options: argparse.Namespace) -> int:
-    if options.output is None:
-        check_useless(options, ["plane"], "is of the picture alone, got no -o", "Give -o FILE")
+    check_picture_options(options, ["plane"])
     check_outputs(options, options.runs)
     courses, status = courses_of(options)
     contexts = find_contexts(courses, options.step)

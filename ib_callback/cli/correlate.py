@@ -21,6 +21,7 @@ from ib_callback.cli._command import (
     examples,
     finish,
     guarded,
+    plain_metric,
     positive,
 )
 from ib_callback.plot.scatter import Panel, scatter
@@ -36,31 +37,37 @@ def add_correlate_command(commands: Any) -> None:
     """Add `correlate` to the parser of `ib-callback`."""
     parser = commands.add_parser(
         "correlate",
-        help="how metrics of models correlate with their scores on a benchmark",
-        description="Correlate every metric of many models with a score from elsewhere: Pearson, Spearman, and the "
-        "share of pairs of models that the metric orders as the scores do, with 95 % intervals; p corrected for "
-        "testing several; partial correlations given loss and size; within and across families.",
+        help="correlate metrics of models with their scores on a benchmark",
+        description="Correlate every metric of many models with a score from elsewhere. The first table has Pearson's "
+        "and Spearman's correlations, and the share of pairs of models that the metric orders as the score does, all "
+        "with 95 % intervals. p-values are also corrected for the number of tested metrics. The second table has "
+        "partial correlations given loss and size, and correlations within and across families.",
         **examples(
             "ib-callback correlate results.jsonl scores.csv --score mmlu_pro -o scatter.png",
             "ib-callback correlate results.jsonl lm_eval_output/ --score mmlu_pro/exact_match --csv correlations.csv",
             "ib-callback correlate results.jsonl scores.csv --score mmlu_pro --metric preference/ratio",
-            more="SCORES is a table with the columns model, perhaps revision, and one for each score; a results_*.json "
-            "of lm-eval; or a folder of these.",
+            more="SCORES is a table with a column model, a column for each score and perhaps a column revision; a "
+            "results_*.json of lm-eval; or a folder of these.",
         ),
     )
     add_run_arguments(parser)
-    parser.add_argument("scores", metavar="SCORES", help="a table .csv, lm-eval's results_*.json, or a folder of these")
     parser.add_argument(
-        "--score", required=True, metavar="NAME", help="the column; of lm-eval TASK, TASK/METRIC or TASK/METRIC,FILTER"
+        "scores", metavar="SCORES", help="a .csv table, results_*.json of lm-eval, or a folder of these"
+    )
+    parser.add_argument(
+        "--score",
+        required=True,
+        metavar="NAME",
+        help="column of the table; for lm-eval: TASK, TASK/METRIC or TASK/METRIC,FILTER",
     )
     parser.add_argument(
         "--metric", action="append", metavar="NAME",
-        help="as logged, or a feature; may be given several times; by default all. p is corrected for those tested",
+        help="metric to test, named as in the logs, or a feature; repeatable; by default all",
     )  # fmt: skip
-    parser.add_argument("--sort", choices=SORTS, default="pearson", help="by the size of what")
-    parser.add_argument("--top", type=positive, default=20, metavar="N", help="how many the table on the screen has")
+    parser.add_argument("--sort", choices=SORTS, default="pearson", help="sort by the size of this number")
+    parser.add_argument("--top", type=positive, default=20, metavar="N", help="number of metrics in the printed table")
     add_picture_arguments(parser)
-    add_table_arguments(parser, row="a metric")
+    add_table_arguments(parser, row="metric")
     parser.set_defaults(run=guarded(_correlate))
 
 
@@ -70,21 +77,24 @@ def _correlate(options: argparse.Namespace) -> int:
     matched = match_scores(courses, load_scores(Path(options.scores), options.score))
     if not matched.entries:
         raise ValueError(
-            f"expected scores of the measured models {', '.join(course.name for course in courses)}, got none: "
-            f"{'; '.join(matched.without_point)}. Name them alike in the column model"
+            f"expected scores of the measured models {', '.join(course.name for course in courses)}, got none of "
+            f"them: {'; '.join(matched.without_point)}. Use the same names in the column model"
         )
+    if options.metric is not None:
+        options.metric = [plain_metric(metric, courses) for metric in options.metric]
     cautions = check_comparable(matched.entries)
     found = _sorted(correlate(matched.entries, matched.values, options.metric), options.sort)
+    several = "models" if len(matched.entries) > 1 else "model"
     told = [
-        f"{len(matched.entries)} models with {options.score}: {', '.join(entry.name for entry in matched.entries)}",
-        f"Measured, without a score: {', '.join(matched.without_score) or 'none'}",
-        f"With a score, not measured: {', '.join(matched.without_point) or 'none'}",
+        f"{len(matched.entries)} {several} with {options.score}: {', '.join(entry.name for entry in matched.entries)}",
+        f"Measured but without a score: {', '.join(matched.without_score) or 'none'}",
+        f"With a score but not measured: {', '.join(matched.without_point) or 'none'}",
         "",
         _table(found[: options.top], len(matched.entries)),
     ]
     if len(found) > options.top:
-        told.append(f"… and {len(found) - options.top} more: --top {len(found)}, --csv or --json")
-    told += [f"Beware: {caution}" for caution in cautions]
+        told.append(f"… and {len(found) - options.top} more, shown by --top {len(found)}, --csv or --json")
+    told += [f"Caution: {caution}" for caution in cautions]
     told += ["", *_explained(matched.entries), conclusion_of(found, matched.entries, options.score)]
     return finish(
         options, "\n".join(told), [each.row() for each in found],
@@ -116,7 +126,7 @@ def _table(found: Sequence[MetricCorrelation], number: int) -> str:
         others = (each.given_loss, each.given_size, each.given_both, each.within, each.across)
         given.append([each.metric, *map(_with_p, others)])
     few = sum(each.num_models < number for each in found)
-    note = [f"{few} of these are undefined for some models, which are left out there: n says how many are not."]
+    note = [f"{few} of these metrics are undefined for some models. n counts the models that are left."]
     return "\n".join(
         [
             *aligned(plain, [str.ljust, *[str.rjust] * 11]),
@@ -150,20 +160,21 @@ def _with_p(found: Coefficient) -> str:
 def _explained(entries: Sequence[Entry]) -> list[str]:
     sizes = {entry.head.get("num_parameters") for entry in entries}
     told = [
-        f"given loss: partial r given {loss_control(entries)}; given size: given log num_parameters; within: pooled "
-        "within families; across: over means of families. Intervals: r by Fisher's z, others by the bootstrap."
+        f"given loss: partial r with {loss_control(entries)} held fixed; given size: with log num_parameters held "
+        "fixed; within: pooled within families; across: over the means of families. Intervals of r come from Fisher's "
+        "z, the others from the bootstrap."
     ]
     if None in sizes:
-        told.append("The number of parameters of some models is not known: they are left out of what is given size.")
+        told.append("Some models have no known number of parameters. Numbers given size leave them out.")
     elif len(sizes) < 2:
-        told.append("All models have one size: nothing is given size.")
+        told.append("All models have the same size, so there are no numbers given size.")
     if any(getattr(entry.point, loss_control(entries)) is None for entry in entries):
-        told.append("Some points have no loss: they are left out of what is given loss.")
+        told.append("Some points have no loss. Numbers given loss leave them out.")
     families = {entry.head.get("family") for entry in entries}
     if None in families:
-        told.append("The family of some models is not known: they are left out of what is within and across families.")
+        told.append("Some models have no known family. Numbers within and across families leave them out.")
     elif len(families) < 3:
-        told.append("There are fewer than three families: nothing is known across them.")
+        told.append("There are fewer than three families, so there are no numbers across families.")
     return told
 
 
@@ -177,7 +188,7 @@ def _picture(
         ratios = [f"{feature}/ratio" for entry in entries for feature in entry.point.features]
         drawn = [by_name[name] for name in dict.fromkeys([*_DRAWN, *ratios]) if name in by_name] or list(found)
     scalars = [entry.point.scalars() for entry in entries]
-    families = [entry.head.get("family") or "no family known" for entry in entries]
+    families = [entry.head.get("family") or "unknown family" for entry in entries]
     panels = [
         Panel(
             metric=each.metric,

@@ -6,7 +6,9 @@ installation (`ib_callback.probe.builtin_text`). All that is said of the run is 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import math
 import os
 import shutil
@@ -95,6 +97,8 @@ def run_demo(
     transformers = require("transformers", extra="demo", purpose=_PURPOSE)
     require("accelerate", extra="demo", purpose=_PURPOSE)
     transformers.utils.logging.set_verbosity_error()
+    with contextlib.redirect_stdout(io.StringIO()):
+        _ = transformers.Trainer  # its import prints a line if WANDB_MODE is offline
     torch.set_num_threads(threads)
 
     tokenizer = transformers.PreTrainedTokenizerFast(
@@ -105,7 +109,7 @@ def run_demo(
     transformers.set_seed(seed)
     model = _model(len(tokenizer))
     _say(f"text   {builtin_text.CORPUS}: {blocks.numel():,} tokens to train on", indent=" " * 7)
-    _say(f"probe  {len(probe)} sequences held out of it, {probe.num_tokens:,} tokens: the text that is measured")
+    _say(f"probe  {len(probe)} sequences held out from it, {probe.num_tokens:,} tokens: the text that is measured")
     _say(f"model  {type(model).__name__}, {LAYERS} layers of width {WIDTH}, {model.num_parameters():,} parameters")
     _say(_QUICK_NOTE if quick else _RATE_NOTE)
 
@@ -122,8 +126,8 @@ def run_demo(
     done = trainer.state.global_step
     if done < steps:
         _say(
-            f"\nThe time was over at step {done:,} of {steps:,}, after {minutes:g} minutes. "
-            f"--minutes {2 * minutes:g} gives it more."
+            f"\nThe training was ended at step {done:,} of {steps:,}, after {minutes:g} minutes. "
+            f"--minutes {2 * minutes:g} lets it run longer."
         )
     story = Story(trajectory)
     print("\n" + story.table())
@@ -155,7 +159,7 @@ def schedule_of(steps: int) -> At:
 
 
 class Story:
-    """What a run shows, for a reader who sees such a run for the first time; all of it computed from the trajectory.
+    """What a run shows, for a reader who sees such a run for the first time. It is computed from the trajectory.
 
     Args:
         trajectory: of the run.
@@ -484,7 +488,7 @@ def _print_places(directory: Path, wandb_run: Any | None) -> None:
     places = {
         directory / ANNOTATED_FILENAME: "this run as one picture, with the untrained model and the bound named",
         directory / PLANE_FILENAME: "the same run on every plane",
-        directory / FILENAME: "all numbers, one line a measurement",
+        directory / FILENAME: "all numbers, one line per measurement",
     }
     found = {os.path.relpath(path): text for path, text in places.items() if path.exists()}
     commands = {}
@@ -495,7 +499,7 @@ def _print_places(directory: Path, wandb_run: Any | None) -> None:
             commands[f"wandb sync {place}"] = "upload it to W&B"
     run = os.path.relpath(directory)
     commands = {
-        f"ib-callback report {run}": "everything that this run tells, with the numbers",
+        f"ib-callback report {run}": "everything that this run shows, with the numbers",
         f"ib-callback plot {run} --kind steps": "a picture of all numbers over the steps",
         **commands,
     }

@@ -16,6 +16,7 @@ from ib_callback.cli._command import (
     FAILED,
     INTERRUPTED,
     NOT_ALL,
+    add_prefix_argument,
     add_table_arguments,
     check_outputs,
     examples,
@@ -35,6 +36,7 @@ from ib_callback.cli.probe import add_probe_command
 from ib_callback.cli.report import add_report_command
 from ib_callback.cli.stop import add_stop_command
 from ib_callback.common.version import __version__
+from ib_callback.results.guard import TOLERANCE
 
 if TYPE_CHECKING:
     from ib_callback.results.selection import SelectFrom
@@ -112,6 +114,7 @@ def _select(options: argparse.Namespace) -> int:
         mode=options.mode,
         model=options.model,
         guard=options.guard,
+        prefix=options.prefix,
     )
     write_tables(options, report.rows)
     shown = "-" not in (options.csv, options.json)
@@ -153,34 +156,37 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     demo = commands.add_parser(
         "demo",
-        help="pre-train a small decoder on this machine's CPU, with the callback",
-        description="Pre-train a small decoder with HuggingFace's Trainer on text that every installation has, "
-        "with the callback. It needs no network and no GPU. It writes below the output directory, and keeps the "
-        "prepared text in the user's cache directory.",
+        help="train a small language model on this machine's CPU, and explain the numbers",
+        description="Train a small language model with HuggingFace's Trainer and the callback, and explain the "
+        "numbers. The text is documentation that is installed with Python and its packages, so the demo needs no "
+        "network. It needs no GPU either. It writes into the output directory, and keeps the prepared text in the "
+        "user's cache directory.",
         **examples("ib-callback demo", "ib-callback demo --minutes 10 --steps 2000 --output-dir longer"),
     )
-    demo.add_argument("--steps", type=positive, help="optimizer steps; by default 1,000, or 80 with --quick")
-    demo.add_argument("--quick", action="store_true", help="a run of half a minute, which is too short for the phases")
+    demo.add_argument("--steps", type=positive, help="number of optimizer steps; by default 1,000, or 80 with --quick")
     demo.add_argument(
-        "--minutes", type=_minutes, default=3.0, help="end the training after this time, whatever step it has reached"
+        "--quick", action="store_true", help="run for half a minute only, which is too short for the phases"
+    )
+    demo.add_argument(
+        "--minutes", type=_minutes, default=3.0, help="end the training after this time, at whatever step"
     )
     demo.add_argument(
         "--every",
         type=positive,
         metavar="N",
-        help="measure every N steps; by default often at first, later every 50",
+        help="measure every N steps; by default often at first, then every 50 steps",
     )
-    demo.add_argument("--output-dir", default="ib_demo", metavar="DIR", help="where everything is written")
-    demo.add_argument("--seed", type=int, default=0, help="seed of the weights and of the order of the text")
-    demo.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads")
+    demo.add_argument("--output-dir", default="ib_demo", metavar="DIR", help="directory for all files")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the initial weights and of the order of the text")
+    demo.add_argument("--threads", type=positive, default=1, metavar="N", help="number of CPU threads")
     demo.set_defaults(run=_demo)
     add_measure_command(commands)
     select = commands.add_parser(
         "select",
-        help="the best surviving checkpoint of a finished run",
+        help="find the best surviving checkpoint of a finished run",
         description=(
-            "Print the best surviving checkpoint of a run that was followed, HuggingFace's or Lightning's, or of one "
-            "model in a file of results. Also print all candidates and why each other point was rejected."
+            "Print the best surviving checkpoint, all candidates, and why each other point was rejected. RUN is a "
+            "finished run of HuggingFace's Trainer or of Lightning, or a file of results."
         ),
         **examples(
             "ib-callback select RUN_DIR",
@@ -189,27 +195,38 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     select.add_argument(
-        "run_dir", metavar="RUN", help="where ib_trajectory.jsonl lies, or a directory above; or a file of results"
+        "run_dir", metavar="RUN",
+        help="the output directory of a run or a directory above it, a trajectory file, or a file of results",
+    )  # fmt: skip
+    select.add_argument("--model", metavar="NAME", help="use this model of a file of results")
+    add_prefix_argument(select)
+    select.add_argument(
+        "--by",
+        default="optimality",
+        metavar="METRIC",
+        help="rank by this metric, named as in the logs, or by this feature",
     )
-    select.add_argument("--model", metavar="NAME", help="which model of a file of results")
-    select.add_argument("--by", default="optimality", metavar="METRIC", help="a metric as logged, or a feature")
     select.add_argument(
         "--from", dest="select_from", default="compression", metavar="compression|fit|STEP",
-        help="the first point that can be selected: the start of a phase, or a step",
+        help="where selection begins: the start of a phase, or a step",
     )  # fmt: skip
-    select.add_argument("--mode", choices=("min", "max"), help="which values are better, if that is not known")
+    select.add_argument(
+        "--mode", choices=("min", "max"),
+        help="whether low or high values are better; needed only if the command does not know it",
+    )  # fmt: skip
     select.add_argument(
         "--guard", type=_guard, default="run", metavar="loss|NATS|none",
-        help="how far the held-out loss may be above its lowest; none: the published choice; by default as in the run",
+        help="how far the held-out loss may be above its lowest value. "
+        f"loss: {TOLERANCE} nats a token; NATS: this limit; none: no limit, as published; by default as in the run",
     )  # fmt: skip
-    select.add_argument("--path-only", action="store_true", help="print nothing but the path, for scripts")
+    select.add_argument("--path-only", action="store_true", help="print only the path, for scripts")
     add_table_arguments(select)
     select.set_defaults(run=guarded(_select))
     plot = commands.add_parser(
         "plot",
-        help="pictures of runs and models, and their numbers as a table",
-        description="Draw the information plane of a run, the plane by layer at one step, its numbers over steps, or "
-        "several runs or models in one plane, from directories of runs, trajectory files and files of results.",
+        help="draw pictures of runs and models, and write their numbers as a table",
+        description="Draw a run: its information plane, the plane by layer at one step, and its numbers over steps. "
+        "Or draw several runs or models in one plane.",
         **examples(
             "ib-callback plot RUN_DIR",
             "ib-callback plot results.jsonl --csv results.csv",

@@ -26,7 +26,6 @@ from ib_callback.cli._command import (
     check_place,
     examples,
     guarded,
-    is_measured,
     positive,
     read_files,
     write_tables,
@@ -35,6 +34,7 @@ from ib_callback.common.files import expanded, size_of
 from ib_callback.common.optional import is_installed
 from ib_callback.common.ranks import Ranks, is_launched, launched
 from ib_callback.measuring.meter import Meter
+from ib_callback.results.lines import is_measured
 from ib_callback.results.measurement import Measurement
 from ib_callback.results.results import Results
 
@@ -52,9 +52,9 @@ def add_measure_command(commands: Any) -> None:
         usage="%(prog)s MODEL [MODEL ...] -o FILE (--documents FILE|c4|tulu|builtin | --probe FILE) [options]\n"
         "       %(prog)s --watch RUN_DIR (--documents ... | --probe FILE) [options]",
         help="measure trained models, or every checkpoint of a run, into a file of results",
-        description="Measure trained models and checkpoints, one after another, and append each to a file of results "
-        "as soon as it is measured. Points that the file already has, with the same probe and settings, are skipped, "
-        "so the same command continues where it was stopped. Processes that torchrun starts share each measurement.",
+        description="Measure trained models and checkpoints one after another. Each result is appended to a file as "
+        "soon as it is known. Checkpoints that the file already has, with the same probe and settings, are skipped, so "
+        "the same command continues where it was stopped. Processes that torchrun starts share each measurement.",
         **examples(
             "ib-callback measure RUN_DIR -o results.jsonl --documents held_out.jsonl",
             "ib-callback plot results.jsonl --csv results.csv",
@@ -70,89 +70,123 @@ def add_measure_command(commands: Any) -> None:
     )
     parser.add_argument(
         "models", nargs="*", metavar="MODEL",
-        help="a folder of HuggingFace's layout, with a GGUF file or with shards of torch.distributed; a file .ckpt, "
-        ".pt or .gguf; the directory of a run, to measure every checkpoint in it; or a name on the hub, OWNER/NAME "
-        "or OWNER/NAME@REVISION",
+        help="the output directory of a run, to measure every checkpoint in it; a model folder in HuggingFace's "
+        "layout, with a GGUF file or with shards of torch.distributed; a .ckpt, .pt or .gguf file; or a name on the "
+        "hub, OWNER/NAME or OWNER/NAME@REVISION",
     )  # fmt: skip
-    parser.add_argument("-o", "--output", metavar="FILE", help="of results, .jsonl; appended to")
+    parser.add_argument("-o", "--output", metavar="FILE", help="file of results, .jsonl; new results are appended")
 
-    on = parser.add_argument_group("on what")
-    on.add_argument("--probe", metavar="FILE", help="a probe of token ids, as ib-callback probe build makes them")
+    on = parser.add_argument_group("text to measure on")
+    on.add_argument("--probe", metavar="FILE", help="probe of token ids, such as ib-callback probe build writes")
     on.add_argument(
         "--documents", metavar="FILE|c4|tulu|builtin",
-        help="texts; each model's own tokenizer makes its probe of them: .jsonl, .json, .csv, .parquet (column text) "
-        "or .txt (a document a line)",
+        help="texts, from which each model's own tokenizer makes a probe: .jsonl, .json, .csv, .parquet (column text) "
+        "or .txt (one document per line)",
     )  # fmt: skip
     on.add_argument(
         "--feature-probe", action="append", default=[], metavar="[NAME=]FILE|tulu",
-        help="labels to measure information about: a probe file, or preference pairs (chosen, rejected); repeatable",
+        help="labels to measure information about: a probe file, or preference pairs (columns chosen, rejected); "
+        "repeatable",
     )  # fmt: skip
-    on.add_argument("--num-sequences", type=positive, default=512, metavar="N", help="documents of a probe made here")
-    on.add_argument("--max-length", type=positive, default=512, metavar="N", help="most tokens of a document")
-    on.add_argument("--text-column", default="text", metavar="COLUMN", help="of a file of documents")
-    on.add_argument("--tokenizer", metavar="NAME|DIR|JSON", help="of all models; by default what lies with each")
+    on.add_argument(
+        "--num-sequences",
+        type=positive,
+        default=512,
+        metavar="N",
+        help="number of documents in a probe that this command makes",
+    )
+    on.add_argument("--max-length", type=positive, default=512, metavar="N", help="use at most N tokens of a document")
+    on.add_argument("--text-column", default="text", metavar="COLUMN", help="column of the texts in --documents")
+    on.add_argument(
+        "--tokenizer", metavar="NAME|DIR|JSON", help="tokenizer for all models; by default each model's own"
+    )
 
     which = parser.add_argument_group("which checkpoints")
     which.add_argument(
         "--revisions", action="append", default=[], metavar="GLOB",
-        help="branches and tags on the hub, by default main; repeatable",
+        help="measure these branches and tags on the hub, by default main; repeatable",
     )  # fmt: skip
-    which.add_argument("--max-points", type=positive, metavar="N", help="the most of a model, thinned logarithmically")
-    which.add_argument("--initial", action="store_true", help="add the untrained model of the configuration, as step 0")
-    which.add_argument("--initial-seed", type=int, default=0, metavar="N", help="of its weights")
-    which.add_argument("--name", help="one name for everything given, which makes it one course of training")
     which.add_argument(
-        "--family", help="of these models; by default their architecture. Lines already written keep theirs"
+        "--max-points",
+        type=positive,
+        metavar="N",
+        help="measure at most N checkpoints of a model, spread logarithmically over its steps",
     )
     which.add_argument(
-        "--stage", help="of their training, such as dpo; by default what names say. Lines already written keep theirs"
+        "--initial", action="store_true", help="also measure the untrained model of the same configuration, as step 0"
+    )
+    which.add_argument(
+        "--initial-seed", type=int, default=0, metavar="N", help="seed for the weights of the untrained model"
+    )
+    which.add_argument("--name", help="one name for all checkpoints, which makes them one training run")
+    which.add_argument(
+        "--family", help="family of the models, by default their architecture; existing lines keep theirs"
+    )
+    which.add_argument(
+        "--stage",
+        help="stage of their training, such as dpo; by default taken from their names; existing lines keep theirs",
     )
     which.add_argument(
         "--tokens-per-step",
         type=positive,
         metavar="N",
-        help="tokens = steps × N, exactly, where names round them (tokens5B) or say none",
+        help="tokens in a step, which give exact counts where names round them (tokens5B) or lack them",
     )
-    which.add_argument("--shard", type=_shard, metavar="I/N", help="the I-th of N shares, for a job array")
+    which.add_argument("--shard", type=_shard, metavar="I/N", help="measure only the I-th of N shares, for a job array")
 
     live = parser.add_argument_group(
-        "of a live run",
-        "A second process on another device or machine, which costs the training nothing. Only one may write the "
-        "run's trajectory: this command is refused while a callback writes it, and a callback is refused while this "
-        "command does.",
+        "a live run",
+        "A second process on another device or machine measures the checkpoints of a live run. This costs the training "
+        "nothing. Only one process may write the run's trajectory: this command is refused while a callback writes it, "
+        "and a callback is refused while this command writes it.",
     )
     live.add_argument(
         "--watch", metavar="RUN_DIR",
-        help="measure the checkpoints of a run as they appear, instead of MODEL and -o, into its ib_trajectory.jsonl",
+        help="measure the checkpoints of a run as they appear, and write them into its ib_trajectory.jsonl; replaces "
+        "MODEL and -o",
     )  # fmt: skip
-    live.add_argument("--every", type=_seconds, default=60.0, metavar="SECONDS", help="between two looks")
-    live.add_argument("--until", type=positive, metavar="STEP", help="end with the checkpoint of this step")
-    live.add_argument("--idle", type=_seconds, metavar="SECONDS", help="end after so long without a new checkpoint")
-
-    live.add_argument("--wandb-project", metavar="NAME", help="log the points to a W&B run of its own, over ib/step")
-    live.add_argument("--wandb-group", metavar="NAME", help="of that run, such as the live run's")
+    live.add_argument(
+        "--every", type=_seconds, default=60.0, metavar="SECONDS", help="time between two looks for checkpoints"
+    )
+    live.add_argument("--until", type=positive, metavar="STEP", help="end after the checkpoint of this step")
+    live.add_argument("--idle", type=_seconds, metavar="SECONDS", help="end after this time without a new checkpoint")
+    live.add_argument("--wandb-project", metavar="NAME", help="log the points to a separate W&B run, over ib/step")
+    live.add_argument("--wandb-group", metavar="NAME", help="group of that run, such as the group of the live run")
     live.add_argument(
         "--wandb-shared-run", metavar="[[ENTITY/]PROJECT/]ID",
-        help="log the points into the live run itself, over ib/step; it must have been opened with "
+        help="log the points into the live W&B run, over ib/step; that run must have been opened with "
         'wandb.Settings(mode="shared")',
     )  # fmt: skip
 
-    load = parser.add_argument_group("how they are loaded")
-    load.add_argument("--device", default="auto", help="cuda where there is one, else cpu; or a name of torch's")
-    load.add_argument("--device-map", metavar="auto", help="spread a model over GPUs, memory and disk, as transformers")
-    load.add_argument("--dtype", default="auto", help="that of the weights, or float32, bfloat16, float16")
-    load.add_argument("--factory", metavar="MODULE:FUNCTION", help="makes the model for weights of Lightning or torch")
-    load.add_argument("--config", metavar="DIR|NAME", help="has the config.json of weights without one")
-    load.add_argument("--gguf", metavar="GLOB", help="which of several GGUF files")
-    load.add_argument("--evict", action="store_true", help="remove each from the cache of the hub when it is measured")
-    load.add_argument("--allow-pickle", action="store_true", help="load files of torch that can run code: trust them")
-    load.add_argument("--trust-remote-code", action="store_true", help="run code that comes with models of the hub")
+    load = parser.add_argument_group("how models are loaded")
+    load.add_argument("--device", default="auto", help="device for the models; auto: cuda if there is one, else cpu")
+    load.add_argument(
+        "--device-map", metavar="auto", help="spread a model over GPUs, memory and disk, as in transformers"
+    )
+    load.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16; auto: as the weights are stored")
+    load.add_argument(
+        "--factory", metavar="MODULE:FUNCTION", help="function that makes the model for weights of Lightning or torch"
+    )
+    load.add_argument("--config", metavar="DIR|NAME", help="where the config.json is, for weights without one")
+    load.add_argument("--gguf", metavar="GLOB", help="which GGUF file to use, if there are several")
+    load.add_argument(
+        "--evict", action="store_true", help="remove each checkpoint from the cache of the hub after it was measured"
+    )
+    load.add_argument(
+        "--allow-pickle", action="store_true", help="load torch files that can run code; only for files that you trust"
+    )
+    load.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run code that comes with models on the hub; only for models that you trust",
+    )
 
-    _add_meter_arguments(parser.add_argument_group("how they are measured, as the keywords of Meter"))
+    _add_meter_arguments(parser.add_argument_group("how models are measured (the keywords of Meter)"))
     parser.add_argument(
         "--increments", type=_permutations, default=0, metavar="N",
-        help="test by N permutations, 20 or more, whether each order adds more than chance to the one before, which "
-        "context shows; a further pass, and each permutation takes as long as the sums of one order",
+        help="test with N permutations, 20 or more, whether each order adds more than chance to the order before; "
+        "ib-callback context shows the result. This needs one more pass, and each permutation takes as long as the "
+        "sums of one order",
     )  # fmt: skip
     add_table_arguments(parser)
     parser.set_defaults(run=guarded(_measure))
@@ -167,30 +201,48 @@ def _add_meter_arguments(group: Any) -> None:
         known = "" if default is None or isinstance(default, bool) or default == () else f" (default: {shown})"
         group.add_argument(flag, dest=f"meter_{keyword}", default=argparse.SUPPRESS, help=text + known, **more)
 
-    add("--preset", "preset", "a published definition", metavar="paper|paper-calibrated")
-    add("--order", "orders", "an n-gram order; repeatable", action="append", metavar="NAME")
-    add("--primary", "primary", "the order of the headline numbers, by default token", metavar="NAME")
-    add("--layer", "layers", "hidden_states, blocks, or a name or glob; repeatable", action="append", metavar="NAME")
-    add("--num-bins", "num_bins", "reference points", type=int, metavar="N")
-    add("--temperature", "temperature", "of soft assignments", type=_number_or_text, metavar="calibrated|NUMBER")
-    add("--seed", "seed", "of reference points and nulls", type=int, metavar="N")
-    add("--weighting", "weighting", "of labels", metavar="empirical|uniform")
-    add("--bound", "bound", "that distances are taken to", metavar="diagonal|ib_curve")
-    add("--baseline", "baseline", "how labels from far away are found", type=_switch, metavar="circular|linear|no")
-    add("--draws", "draws", "sets of reference points", type=int, metavar="N")
-    add("--center", "center", "measure states without their mean, too", action="store_true")
-    add("--last-block", "last_block", "measure the last block before the final norm, too", action="store_true")
-    add("--companion", "companions", "rankme or alpha_req; repeatable", action="append", metavar="NAME")
-    add("--batch-size", "batch_size", "sequences in a forward pass", type=int, metavar="N")
-    add("--memory-budget", "memory_budget", "beside the model; layers are measured in groups", metavar="BYTES|8GiB")
+    add("--preset", "preset", "published definition to use", metavar="paper|paper-calibrated")
+    add("--order", "orders", "n-gram order to measure; repeatable", action="append", metavar="NAME")
+    add("--primary", "primary", "order of the headline numbers, by default token", metavar="NAME")
     add(
-        "--standard-errors", "standard_errors", "estimate them, from 16 groups of sequences or so many", nargs="?",
-        type=int, const=True, metavar="GROUPS",
+        "--layer", "layers", "layers to measure: hidden_states, blocks, or a name or glob; repeatable", action="append",
+        metavar="NAME",
     )  # fmt: skip
-    add("--loss", "loss", "of the next token; all: on every pair of tokens", type=_switch, metavar="yes|all|no")
-    add("--no-null", "null", "leave out what finite sampling alone yields", action="store_false")
-    add("--no-readout", "readout", "leave out the view by output embeddings", action="store_false")
-    add("--no-prediction", "prediction", "leave out the view by predictions", action="store_false")
+    add("--num-bins", "num_bins", "number of reference points", type=int, metavar="N")
+    add(
+        "--temperature",
+        "temperature",
+        "temperature of soft assignments",
+        type=_number_or_text,
+        metavar="calibrated|NUMBER",
+    )
+    add("--seed", "seed", "seed of reference points and nulls", type=int, metavar="N")
+    add("--weighting", "weighting", "weighting of labels", metavar="empirical|uniform")
+    add("--bound", "bound", "bound to which distances are measured", metavar="diagonal|ib_curve")
+    add(
+        "--baseline", "baseline", "how labels from far away in the document are found", type=_switch,
+        metavar="circular|linear|no",
+    )  # fmt: skip
+    add("--draws", "draws", "number of sets of reference points to average over", type=int, metavar="N")
+    add("--center", "center", "also measure states without their mean", action="store_true")
+    add("--last-block", "last_block", "also measure the last block before the final norm", action="store_true")
+    add("--companion", "companions", "also compute rankme or alpha_req; repeatable", action="append", metavar="NAME")
+    add("--batch-size", "batch_size", "number of sequences in a forward pass", type=int, metavar="N")
+    add(
+        "--memory-budget", "memory_budget", "memory to use beside the model; layers are then measured in groups",
+        metavar="BYTES|8GiB",
+    )  # fmt: skip
+    add(
+        "--standard-errors", "standard_errors", "estimate standard errors, from 16 or this many groups of sequences",
+        nargs="?", type=int, const=True, metavar="GROUPS",
+    )  # fmt: skip
+    add(
+        "--loss", "loss", "measure the next-token loss; all: on every pair of tokens", type=_switch,
+        metavar="yes|all|no",
+    )  # fmt: skip
+    add("--no-null", "null", "leave out the null, which chance alone would give", action="store_false")
+    add("--no-readout", "readout", "leave out the view through the output embeddings", action="store_false")
+    add("--no-prediction", "prediction", "leave out the view through the predictions", action="store_false")
 
 
 def _measure(options: argparse.Namespace) -> int:
@@ -207,11 +259,11 @@ def _measure(options: argparse.Namespace) -> int:
     )  # fmt: skip
     if options.watch is not None:
         if options.models or options.output:
-            raise ValueError("--watch: expected to be given alone, got MODEL or -o as well. Leave them out")
-        _check_unused(options, _NOT_WATCHING, "is of no use with --watch")
+            raise ValueError("--watch replaces MODEL and -o, got one of them as well. Leave it out")
+        _check_unused(options, _NOT_WATCHING, "has no effect with --watch")
         loading.check()
         return _watch(options, loading)
-    _check_unused(options, _WATCHING, "is of use with --watch alone")
+    _check_unused(options, _WATCHING, "only works with --watch")
     if not options.models or options.output is None:
         raise ValueError("expected at least one MODEL and -o FILE, or --watch RUN_DIR; see ib-callback measure --help")
     with launched("cuda" if device.startswith("cuda") else "cpu") as ranks:
@@ -231,9 +283,9 @@ def _measure_all(options: argparse.Namespace, loading: Loading, ranks: Ranks) ->
         loading.check()
         checkpoints, equal = find_checkpoints(wanted, tell)
         for left_out, kept in equal:
-            tell(f"{left_out.name} holds the same weights as {kept.revision or kept.name}, and is left out")
+            tell(f"{left_out.name} is left out because it holds the same weights as {kept.revision or kept.name}")
         if options.tokens_per_step is None and any(c.rounded for c in checkpoints):
-            tell("tokens are as names say them, which are rounded; --tokens-per-step N gives exact ones")
+            tell("the numbers of tokens come from names, which round them; --tokens-per-step N gives exact ones")
         return checkpoints, equal, material_for(checkpoints, _asked(options), loading, tell)
 
     checkpoints, equal, material = ranks.by_first(found)
@@ -248,7 +300,7 @@ def _measure_all(options: argparse.Namespace, loading: Loading, ranks: Ranks) ->
     for path in [*([output] if output.exists() else []), *write_tables(options, results.rows())]:
         tell(f"written: {path}")
     for left_out, kept in equal:
-        tell(f"equal weights: {left_out.name} is {kept.revision or kept.name}")
+        tell(f"equal weights: {left_out.name} and {kept.revision or kept.name}")
     return _end(report.failed)
 
 
@@ -260,22 +312,26 @@ def _check_files(options: argparse.Namespace) -> None:
     check_place("-o", options.output, read_files(*read))
     output = Path(options.output)
     if size_of(output) and not is_measured(output):
-        raise ValueError(f"-o {output}: expected no file, or one of results, got something else. Give another path")
+        raise ValueError(
+            f"-o {output}: expected a new file, or a file of results, got something else. Give another path"
+        )
     check_outputs(options, [*read, output], pictures=[])
 
 
 def _check_unused(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
     """Check that no option was given that would have no effect."""
     if given := [name for name in names if getattr(options, name) not in (None, False, [])]:
-        raise ValueError(f"--{given[0].replace('_', '-')}: {why}. Leave it out")
+        raise ValueError(f"--{given[0].replace('_', '-')} {why}. Leave it out")
 
 
 def _watch(options: argparse.Namespace, loading: Loading) -> int:
     if is_launched():
-        raise ValueError("--watch: expected one process, got several of a launcher. Start it without one")
+        raise ValueError(
+            "--watch: expected one process, got several from a launcher. Start the command without the launcher"
+        )
     run = Path(options.watch)
     if not run.is_dir():
-        raise ValueError(f"--watch: expected the directory of a run, got {run}, which is not one")
+        raise ValueError(f"--watch: expected the directory of a run, got {run}, which is not a directory")
     # The first checkpoint may not exist yet; only the tokenizer is needed here.
     name = run.resolve().name
     stand_in = Checkpoint(model=name, revision=None, step=None, tokens=None, stage=None, place=Local(run, run))
@@ -291,8 +347,8 @@ def _log(options: argparse.Namespace, name: str) -> AbstractContextManager[Log]:
     if shared is not None:
         if project is not None or group is not None:
             raise ValueError(
-                "--wandb-shared-run: expected to be given without --wandb-project and --wandb-group, because that run "
-                f"exists already, got one of them as well. Name its project as PROJECT/{shared}, or leave it out"
+                "--wandb-shared-run does not work with --wandb-project or --wandb-group, because that run exists "
+                f"already. Name its project as PROJECT/{shared}, and leave the other option out"
             )
         *where, run_id = shared.split("/")
         if len(where) > 2 or not all((*where, run_id)):

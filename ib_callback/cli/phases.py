@@ -26,11 +26,11 @@ def add_phases_command(commands: Any) -> None:
     """Add `phases` to the parser of `ib-callback`."""
     parser = commands.add_parser(
         "phases",
-        help="where each model turns from fitting to compression, and whether its loss becomes flat there",
+        help="show where each model turns from fitting to compression, and whether its loss becomes flat there",
         description=(
-            "Print one row per model, the smallest first: when it turns to compression and when its held-out loss "
-            "becomes flat, both with an interval, how complexity and optimality correlate with the step in each "
-            "phase, and whether it approaches the bound."
+            "Print one row per model, the smallest first. The first table says when the model turns to compression and "
+            "when its held-out loss becomes flat, both with an interval. The second table says for each phase how "
+            "complexity and optimality correlate with the step, and whether the model approaches the bound."
         ),
         **examples(
             "ib-callback phases RUN_DIR OTHER_RUN_DIR",
@@ -39,17 +39,17 @@ def add_phases_command(commands: Any) -> None:
         ),
     )
     add_run_arguments(parser)
-    parser.add_argument("--order", metavar="NAME", help="an n-gram order; by default the primary one")
+    parser.add_argument("--order", metavar="NAME", help="n-gram order, by default the primary one")
     parser.add_argument(
         "--plane", choices=tuple(PLANES),
-        help="where phases are read; by default the first of these that a run has. plain: as published",
+        help="plane on which phases are found, by default the first of these that the run has; plain: as published",
     )  # fmt: skip
-    parser.add_argument("--x", choices=("step", "tokens"), default="step", help="what training is counted in")
-    parser.add_argument("--log", action="store_true", help="correlate with the logarithm of the step or the tokens")
+    parser.add_argument("--x", choices=("step", "tokens"), default="step", help="count training in steps or in tokens")
+    parser.add_argument("--log", action="store_true", help="correlate with the logarithm of the steps or tokens")
     parser.add_argument(
-        "-o", "--output", metavar="FILE", help="draw all courses in one plane, each turn marked (.png, .svg, .pdf)"
+        "-o", "--output", metavar="FILE", help="draw all models in one plane and mark each turn (.png, .svg, .pdf)"
     )
-    add_table_arguments(parser, "a model")
+    add_table_arguments(parser, "model")
     parser.set_defaults(run=guarded(_phases))
 
 

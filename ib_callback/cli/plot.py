@@ -28,30 +28,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kind",
         choices=KINDS,
-        help="the picture to draw. Default: all pictures of one run; compare for several runs",
+        help="picture to draw. Default: all pictures of one run, or compare for several runs",
     )
     parser.add_argument(
         "--order", action="append", metavar="NAME|all",
-        help="an n-gram order to show, such as bigram; repeatable. all: every order that was measured. Default: the "
-        "primary order; all orders by layer, and where only one plane is drawn",
+        help="n-gram order to show, such as bigram; repeatable. all: every order that was measured. Default: the "
+        "primary order. The picture by layer, and pictures of a single plane, show all orders",
     )  # fmt: skip
     parser.add_argument(
         "--plane", action="append", metavar="NAME",
-        help="a plane to show: prediction, readout, local or plain; repeatable. Default: all that were measured",
+        help="plane to show: prediction, readout, local or plain; repeatable. Default: all that were measured",
     )  # fmt: skip
     parser.add_argument(
         "--step",
         default="last",
         metavar="N|last|best",
-        help="step of the picture by layer; best: highest optimality among points that can be selected",
+        help="step of the picture by layer; best: the highest optimality among points that can be selected",
     )
-    parser.add_argument("--x", choices=("step", "tokens"), default="step", help="what colours and x-axis count")
-    parser.add_argument("--log", action="store_true", help="always make the axis of the steps logarithmic")
-    parser.add_argument("--theme", choices=("light", "dark"), default="light", help="on white or on dark grey")
+    parser.add_argument(
+        "--x",
+        choices=("step", "tokens"),
+        default="step",
+        help="count training in steps or in tokens, for colours and x-axis",
+    )
+    parser.add_argument("--log", action="store_true", help="make the axis of the steps logarithmic")
+    parser.add_argument("--theme", choices=("light", "dark"), default="light", help="background: white or dark grey")
     parser.add_argument(
         "-o", "--output", metavar="PATH",
-        help="a file or an existing directory. The suffix of a file decides the format: .png, .svg or .pdf. If there "
-        "are several pictures, each adds its kind to the name. Default: PNG files in the current directory",
+        help="file or existing directory. The suffix of a file decides the format: .png, .svg or .pdf. With several "
+        "pictures, the kind of each is added to its name. Default: PNG files in the current directory",
     )  # fmt: skip
     add_table_arguments(parser)
 
@@ -83,14 +88,16 @@ def _pictures(runs: Sequence[Course], options: argparse.Namespace) -> Iterator[t
     """The name of each picture, and a function that draws it."""
     kind = options.kind or ("compare" if len(runs) > 1 else None)
     if options.plane and kind in ("layers", "steps"):
-        raise ValueError(f"--plane is for the kinds plane and compare, got --kind {kind}. Leave one of the two out")
+        raise ValueError(
+            f"--plane only works with the kinds plane and compare, got --kind {kind}. Leave one of the two out"
+        )
     common: dict[str, Any] = {"theme": options.theme}
     along: dict[str, Any] = {"x": options.x}
     in_planes: dict[str, Any] = {"planes": options.plane, **common}
     is_all = "all" in (options.order or [])
     if kind == "compare":
         if len(runs) < 2:
-            raise ValueError("--kind compare needs two runs or more, got one. Give another one beside it")
+            raise ValueError("--kind compare needs two runs or more, got one. Add another run")
         courses = {run.name: run.trajectory for run in runs}
         yield (
             "compare",

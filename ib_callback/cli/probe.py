@@ -10,30 +10,43 @@ from pathlib import Path
 from typing import Any
 
 from ib_callback.checkpoints.tokenizers import load_tokenizer
-from ib_callback.cli._command import check_place, examples, guarded, is_measured, positive, read_files
+from ib_callback.cli._command import check_place, examples, guarded, positive, read_files
 from ib_callback.cli._probe_lines import read_lines, write_lines
 from ib_callback.measuring.statistics import DIM, ProbeStatistics, probe_statistics
 from ib_callback.probe.probe import Probe
+from ib_callback.results.lines import is_measured
 
 _MUCH_SOURCE = ("tokenizer_sha256", "chat_template", "corpus_fingerprint")
 # Keywords of the constructors: {name: (flag, arguments of add_argument)}. Options not given keep the default.
 _OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "config": ("--config", {"help": "the dataset's configuration"}),
-    "split": ("--split", {"help": "one that is not trained on; c4: validation, tulu: train"}),
+    "config": ("--config", {"help": "configuration of the dataset"}),
+    "split": (
+        "--split",
+        {"help": "a split that is not trained on. Default for c4: validation, for tulu: train"},
+    ),
     "revision": ("--revision", {"help": "commit, branch or tag of a dataset on the hub"}),
-    "skip": ("--skip", {"type": int, "metavar": "N", "help": "rows to leave out first (0)"}),
+    "skip": ("--skip", {"type": int, "metavar": "N", "help": "number of rows to skip at the start, by default 0"}),
     "cache": (
         "--no-cache",
-        {"action": "store_const", "const": False, "help": "neither look into the cache nor keep it there"},
+        {"action": "store_const", "const": False, "help": "do not use the cache"},
     ),
-    "min_length": ("--min-length", {"type": int, "metavar": "N", "help": "shorter texts are skipped (16)"}),
-    "text_column": ("--text-column", {"metavar": "COLUMN", "help": "strings, or lists of words (text)"}),
+    "min_length": (
+        "--min-length",
+        {"type": int, "metavar": "N", "help": "skip texts with fewer tokens, by default 16"},
+    ),
+    "text_column": (
+        "--text-column",
+        {"metavar": "COLUMN", "help": "column of strings or lists of words, by default text"},
+    ),
     "label_columns": (
         "--label-column",
-        {"action": "append", "metavar": "COLUMN", "help": "labels, by row, word or span; repeatable"},
+        {"action": "append", "metavar": "COLUMN", "help": "column of labels for rows, words or spans; repeatable"},
     ),
-    "group_column": ("--group-column", {"metavar": "COLUMN", "help": "the source of each row, such as its author"}),
-    "name": ("--name", {"help": "of the probe, for messages"}),
+    "group_column": (
+        "--group-column",
+        {"metavar": "COLUMN", "help": "column of the source of each row, such as its author"},
+    ),
+    "name": ("--name", {"help": "name of the probe, for messages"}),
 }
 _KEYWORDS = ("num_sequences", "max_length", *_OPTIONS)
 _NOTHING = ("", "{}", "None")
@@ -43,8 +56,8 @@ def add_probe_command(commands: Any) -> None:
     """Add `probe` and its sub-commands to the parser of `ib-callback`."""
     command = commands.add_parser(
         "probe",
-        help="build, show and convert files of probes",
-        description="A probe is a frozen held-out sample on which a run is measured. Build it where there is a "
+        help="build, show and convert probe files",
+        description="A probe is the fixed held-out text on which a run is measured. Build it on a machine with a "
         "network, and load it anywhere with Probe.load.",
         **examples(
             "ib-callback probe build --dataset c4 --tokenizer EleutherAI/pythia-14m -o probe.safetensors",
@@ -52,14 +65,14 @@ def add_probe_command(commands: Any) -> None:
         ),
     )
     # Another spelling, for users who look for an option.
-    command.add_argument("--show", dest="file", metavar="FILE", help="the same as: show FILE")
+    command.add_argument("--show", dest="file", metavar="FILE", help="same as show FILE")
     _add_show_arguments(command)
     command.set_defaults(run=guarded(_show_or_help), help_of=command)
     actions = command.add_subparsers(metavar="build|show|convert")
     build = actions.add_parser(
         "build",
-        help="make a probe of a dataset",
-        description="Make a probe of a dataset, from the HuggingFace hub or of local files.",
+        help="make a probe from a dataset",
+        description="Make a probe from a dataset on the HuggingFace hub or from local files.",
         **examples(
             "ib-callback probe build --dataset c4 --tokenizer EleutherAI/pythia-14m -o probe.safetensors",
             "ib-callback probe build --dataset held_out.jsonl --tokenizer RUN_DIR -o probe.safetensors",
@@ -67,33 +80,48 @@ def add_probe_command(commands: Any) -> None:
         ),
     )
     build.add_argument(
-        "--dataset", required=True, metavar="c4|tulu|builtin|NAME|PATH", help="known, on the hub, a file or a folder"
+        "--dataset",
+        required=True,
+        metavar="c4|tulu|builtin|NAME|PATH",
+        help="dataset: a known one, a name on the hub, a file or a folder",
     )
-    build.add_argument("--tokenizer", required=True, metavar="NAME|DIR|JSON", help="that of the model; - for builtin's")
-    build.add_argument("-o", "--output", required=True, metavar="FILE", help="where to, .safetensors")
-    build.add_argument("--preferences", action="store_true", help="rows are pairs: chosen, rejected, perhaps prompt")
-    build.add_argument("--num-sequences", type=int, default=512, metavar="N", help="two a preference pair (512)")
-    build.add_argument("--max-length", type=int, default=512, metavar="N", help="most tokens of a sequence (512)")
+    build.add_argument(
+        "--tokenizer", required=True, metavar="NAME|DIR|JSON", help="the model's tokenizer; -: the one of builtin"
+    )
+    build.add_argument("-o", "--output", required=True, metavar="FILE", help=".safetensors file to write")
+    build.add_argument(
+        "--preferences",
+        action="store_true",
+        help="rows are preference pairs, with columns chosen, rejected and perhaps prompt",
+    )
+    build.add_argument(
+        "--num-sequences",
+        type=int,
+        default=512,
+        metavar="N",
+        help="number of sequences; a preference pair makes two",
+    )
+    build.add_argument("--max-length", type=int, default=512, metavar="N", help="use at most N tokens of a text")
     for name, (flag, keywords) in _OPTIONS.items():
         build.add_argument(flag, dest=name, **keywords)
     build.set_defaults(run=guarded(_build))
     show = actions.add_parser(
         "show",
-        help="what is in a probe, and what measuring on it will be like",
+        help="show what a probe contains, and what to expect of measuring on it",
         **examples("ib-callback probe show probe.safetensors --layers 16"),
     )
-    show.add_argument("file", metavar="FILE", help="a file that Probe.save wrote")
+    show.add_argument("file", metavar="FILE", help="probe file")
     _add_show_arguments(show)
     show.set_defaults(run=guarded(_show))
     convert = actions.add_parser(
         "convert",
-        help="between .safetensors and .jsonl",
-        description="To .jsonl: a header, then one object a sequence, with input_ids and labels of its real tokens. "
-        "From .jsonl: the same, where the header may be missing.",
+        help="convert a probe between .safetensors and .jsonl",
+        description="Convert a probe from .safetensors to .jsonl or back. The .jsonl file has a header and then one "
+        "object per sequence, with input_ids and labels of its real tokens. On the way back the header may be missing.",
         **examples("ib-callback probe convert probe.safetensors probe.jsonl"),
     )
-    convert.add_argument("input", metavar="IN")
-    convert.add_argument("output", metavar="OUT")
+    convert.add_argument("input", metavar="IN", help="probe file to read")
+    convert.add_argument("output", metavar="OUT", help="probe file to write")
     convert.set_defaults(run=guarded(_convert))
 
 
@@ -104,7 +132,7 @@ def describe_probe(probe: Probe, statistics: ProbeStatistics, options: argparse.
     described["tokenizer"] = probe.tokenizer or "not known"
     lines = [
         f"probe {probe.name!r}: {len(probe):,} sequences, {probe.num_tokens:,} tokens, {int(lengths.min())} to "
-        f"{int(lengths.max())} a sequence (median {int(lengths.median())})",
+        f"{int(lengths.max())} per sequence (median {int(lengths.median())})",
         f"fingerprint {probe.fingerprint}",
         "",
         *(f"{key:<20} {value}" for key, value in sorted(described.items()) if value not in _NOTHING),
@@ -119,10 +147,10 @@ def describe_probe(probe: Probe, statistics: ProbeStatistics, options: argparse.
             lines.append(_row(order, name, f"{side.labels:,}", f"{side.singletons:,}", share, null))
     lines += [
         "",
-        "once: labels that occur once; positions: the share of positions that carry one of these.",
-        "null: the complexity (before) and expressivity (after) to expect of states in random directions that know",
-        f"nothing of the labels, with {options.dim} dimensions and {options.bins} bins. A trained model's null is "
-        "measured, and mostly lower.",
+        "once: number of labels that occur only once; positions: share of the positions that have such a label.",
+        "null: complexity (before) and expressivity (after) that states in random directions would have, although they",
+        f"know nothing about the labels, with {options.dim} dimensions and {options.bins} bins. A run measures the "
+        "null of its model, which is usually lower.",
     ]
     for name, feature in statistics.features.items():
         lines += ["", f"feature {name}, {feature.null}:"]
@@ -135,24 +163,34 @@ def describe_probe(probe: Probe, statistics: ProbeStatistics, options: argparse.
         "",
         f"memory beside the forward pass: {memory} for {options.layers} layers, {options.bins} bins and batches of "
         f"{options.batch_size}",
-        "(memory_budget= measures layers in groups, and divides that)",
+        "(less with memory_budget=, which measures the layers in groups)",
     ]
     return "\n".join(lines)
 
 
 def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--layers", type=positive, default=32, metavar="N", help="layers that are measured at once")
-    parser.add_argument("--bins", type=positive, default=100, metavar="N", help="reference points")
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="sequences in a forward pass")
-    parser.add_argument("--dim", type=positive, default=DIM, metavar="N", help="of the states, for the expected null")
+    parser.add_argument(
+        "--layers", type=positive, default=32, metavar="N", help="number of layers that are measured together"
+    )
+    parser.add_argument("--bins", type=positive, default=100, metavar="N", help="number of reference points")
+    parser.add_argument(
+        "--batch-size", type=positive, default=8, metavar="N", help="number of sequences in a forward pass"
+    )
+    parser.add_argument(
+        "--dim", type=positive, default=DIM, metavar="N", help="dimensions of the states, for the expected null"
+    )
 
 
 def _build(options: argparse.Namespace) -> int:
     if Path(options.output).suffix == ".jsonl" or Path(options.output).is_dir():
-        raise ValueError(f"-o: expected a .safetensors file, got {options.output} (probe convert makes .jsonl of it)")
+        raise ValueError(
+            f"-o: expected a .safetensors file, got {options.output}. To get .jsonl, use probe convert afterwards"
+        )
     _check_file("-o", options.output, options.dataset, options.tokenizer)
     if options.preferences and options.dataset in ("c4", "builtin"):
-        raise ValueError(f"--preferences: expected to be left out with --dataset {options.dataset}, which has no pairs")
+        raise ValueError(
+            f"--preferences does not work with --dataset {options.dataset}, which has no pairs. Leave it out"
+        )
     known: dict[str, Callable[..., Probe]] = {"builtin": Probe.builtin, "c4": Probe.from_c4, "tulu": Probe.from_tulu}
     by_name = partial(Probe.from_preferences if options.preferences else Probe.from_dataset, options.dataset)
     make = known.get(options.dataset, by_name)
@@ -162,8 +200,8 @@ def _build(options: argparse.Namespace) -> int:
     probe = make(None if own else load_tokenizer(options.tokenizer), **keywords)
     if Path(options.tokenizer).is_file():
         warnings.warn(
-            "these are the ids of a bare tokenizer.json; loaded by name or folder, the tokenizer may add other special "
-            "tokens",
+            "the probe has the ids of a bare tokenizer.json; if the tokenizer is loaded by name or from a folder, it "
+            "may add other special tokens",
             stacklevel=1,
         )
     probe.save(options.output)
@@ -207,7 +245,7 @@ def _check_file(option: str, text: str, *read: str) -> None:
     """Check that a probe can be written, and replaces neither measurements nor a file that is read."""
     check_place(option, text, read_files(*(path for path in read if Path(path).exists())), makes_folders=True)
     if is_measured(Path(text)):
-        raise ValueError(f"{option} {text}: expected no file, or a probe, got measurements. Give another path")
+        raise ValueError(f"{option} {text}: expected a new file, or a probe, got measurements. Give another path")
 
 
 def _row(*cells: str) -> str:

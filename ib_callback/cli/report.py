@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ib_callback.analysis.courses import Course, load_courses
+from ib_callback.analysis.courses import Course
 from ib_callback.analysis.report import Report, report
 from ib_callback.cli._command import (
     DONE,
@@ -19,6 +19,7 @@ from ib_callback.cli._command import (
     examples,
     finish,
     guarded,
+    load_every_course,
 )
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ def add_report_command(commands: Any) -> None:
     """Add `report` to the parser of `ib-callback`."""
     parser = commands.add_parser(
         "report",
-        help="what runs and models tell, in plain sentences",
-        description="Say in plain sentences what a run tells: its phases, its loss and where that was lowest, whether "
-        "it memorises, collapses or diverges, the planes, what the noise allows, what is missing, and what it cost. "
-        "After each sentence come the numbers that it rests on, by their logged name (without ib/), and the steps. "
-        "If nothing can be concluded, the report says so.",
+        help="say in plain sentences what runs and models show",
+        description="Say in plain sentences what a run shows: its phases, its loss and the step of the lowest loss, "
+        "whether it memorises, collapses or diverges, its planes, how large the noise is, which points are missing, "
+        "and what measuring cost. Each sentence is followed by the numbers behind it, with their logged names (without "
+        "ib/) and steps. If nothing can be concluded, the report says so.",
         **examples(
             "ib-callback report RUN_DIR",
             "ib-callback report results.jsonl --model pythia-14m",
@@ -44,11 +45,9 @@ def add_report_command(commands: Any) -> None:
     )
     add_run_arguments(parser)
     add_picture_arguments(parser)
+    parser.add_argument("--csv", metavar="FILE", help="write a row for each number behind a sentence (- prints it)")
     parser.add_argument(
-        "--csv", metavar="FILE", help="write a row for each number that a sentence rests on (-: to the screen)"
-    )
-    parser.add_argument(
-        "--json", metavar="FILE", help="write the sentences, each with the numbers it rests on (-: to the screen)"
+        "--json", metavar="FILE", help="write the sentences, each with the numbers behind it (- prints it)"
     )
     parser.set_defaults(run=guarded(_report))
 
@@ -65,7 +64,7 @@ def told(reports: Sequence[Report]) -> str:
 
 def _report(options: argparse.Namespace) -> int:
     check_outputs(options, options.runs)
-    courses = load_courses(options.runs, options.model, unmeasured=True)
+    courses = load_every_course(options)
     reports = [
         report(course.trajectory, model=course.name, names=[head.get("revision") for head, _ in course.points])
         for course in courses

@@ -17,16 +17,16 @@ from ib_callback.results.metrics import Mode, chance_of, resolve_metric, spelled
 from ib_callback.results.phases import Phases
 from ib_callback.results.results import Results
 from ib_callback.results.selection import NO_CHECKPOINT, Candidate, Choice, SelectFrom, Selection
-from ib_callback.results.trajectory import FILENAME, Trajectory, aligned, cell
+from ib_callback.results.trajectory import Trajectory, aligned, cell
 from ib_callback.run import checkpoints
-from ib_callback.run.trajectory_file import find_run
+from ib_callback.run.names import Names
+from ib_callback.run.trajectory_file import find_trajectory
 
-_NOT_RECORDED = f"not in {checkpoints.FILENAME}"
 # Longest reason why a point could not be measured, in characters.
 _LONGEST_REASON = 80
 _NOISE = (
-    "How the noise is estimated: from the scatter of the values of successive points about a smooth curve, over all "
-    "points that count. Slower changes are not seen, so the noise may be larger."
+    "The noise is estimated from the scatter of successive values about a smooth curve, over all points that count. "
+    "This misses slower changes, so the true noise may be larger."
 )
 
 
@@ -67,27 +67,32 @@ def select_report(
     mode: Mode | None = None,
     model: str | None = None,
     guard: Guard = "run",
+    prefix: str | None = None,
 ) -> SelectReport:
     """Select the best checkpoint of a run, in HuggingFace's or Lightning's layout, with the run's own phase rule.
 
     Args:
-        run_dir: the directory with `ib_trajectory.jsonl`, or a directory up to four levels above it; or a file of a
-            trajectory or of results. For a file of results, the measured checkpoints are the candidates.
-        by: a metric as logged, without prefix, or the name of a feature.
+        run_dir: the output directory of a run, or a directory up to four levels above it; or a file of a trajectory or
+            of results. For a file of results, the measured checkpoints are the candidates.
+        by: a metric as logged, with or without prefix, or the name of a feature.
         select_from: "compression", "fit", or the first step that can be selected.
         mode: "min" or "max"; by default the better direction of the metric, if known.
         model: name of the model, for a file of results with several models.
         guard: as for `Selection`; "run": the guard of the run.
+        prefix: which trajectory to take of a directory, by the prefix of its keys; None: the only one.
 
     Raises:
         TrajectoryError: there is no trajectory, there are several, or a file cannot be read.
         ValueError: no point has this metric (the message lists existing metrics), or a setting is out of range.
     """
     try:
-        directory, trajectory, existing, missing = _run(Path(run_dir), model)
+        run = _load(Path(run_dir), model, prefix)
     except OSError as error:
         raise TrajectoryError(f"{run_dir} cannot be searched ({error}). Check its permissions") from error
+    trajectory, existing, missing = run.trajectory, run.existing, run.missing
     names = dict.fromkeys(name for m in trajectory if m.error is None for name in metrics_of(m))
+    if by not in names and f"{by}/information" not in names:
+        by = by.removeprefix(run.names.prefix)
     if names:
         # Checked first, because for an unknown metric Selection would ask for a mode.
         resolve_metric(by, names)
@@ -103,7 +108,7 @@ def select_report(
         choice.describe(),
         *([_NOISE] if choice.noise is not None and choice.difference is not None else []),
         *_without_checkpoint(selection, choice.best, ranked, missing or {}),
-        *_about_checkpoints(directory, choice, existing, missing),
+        *_about_checkpoints(run, choice),
     ]
     if choice.best is not None:
         verdict.append(f"The best checkpoint: {_checkpoint_of(choice.best, existing)}")
@@ -111,7 +116,7 @@ def select_report(
         if choice.fallback is not None:
             loss = choice.fallback.measurement.loss
             which = (
-                "The latest checkpoint" if loss is None else f"The checkpoint of the lowest held-out loss, {loss:.3f}"
+                "The latest checkpoint" if loss is None else f"The checkpoint with the lowest held-out loss, {loss:.3f}"
             )
             verdict.append(f"{which}: {_checkpoint_of(choice.fallback, existing)}")
         verdict += _cure(select_from, phases)
@@ -133,14 +138,31 @@ def select_report(
     )
 
 
-def _run(path: Path, model: str | None) -> tuple[Path | None, Trajectory, Mapping[int, Path], dict[int, str] | None]:
-    """The directory of a run (None for results), its trajectory, its checkpoints, and why others are missing."""
-    if not path.is_file() or path.name == FILENAME:
-        directory = find_run(path)
-        return directory, Trajectory.load(directory, model), *_checkpoints(directory)
+@dataclass(frozen=True)
+class _Run:
+    """A run or a model of a file of results.
+
+    Attributes:
+        directory: the directory of a run; None for results.
+        names: the names of the run's files.
+        trajectory: the points.
+        existing: the checkpoints by step.
+        missing: why checkpoints of other steps do not count, by step; None if no record lists the run's checkpoints.
+    """
+
+    directory: Path | None
+    names: Names
+    trajectory: Trajectory
+    existing: Mapping[int, Path]
+    missing: Mapping[int, str] | None
+
+
+def _load(path: Path, model: str | None, prefix: str | None) -> _Run:
+    path = find_trajectory(path, prefix)
+    names = Names.of(path)
     trajectory = Trajectory.load(path, model)
     if all(origin is None for origin, _ in read_rows(path)):
-        return path.parent, trajectory, *_checkpoints(path.parent)
+        return _Run(path.parent, names, trajectory, *_checkpoints(path.parent, names))
     results = Results.load(path)
     name = next(iter(results)) if model is None else model
     sources = {
@@ -149,19 +171,23 @@ def _run(path: Path, model: str | None) -> tuple[Path | None, Trajectory, Mappin
         if point.step is not None and origin.source is not None
     }
     existing = {step: source for step, source in sources.items() if source.exists() or not source.is_absolute()}
-    return None, trajectory, existing, dict.fromkeys(sources, "deleted")
+    return _Run(None, names, trajectory, existing, dict.fromkeys(sources, "deleted"))
 
 
-def _checkpoints(directory: Path) -> tuple[dict[int, Path], dict[int, str] | None]:
+def _checkpoints(directory: Path, names: Names) -> tuple[dict[int, Path], dict[int, str] | None]:
     """The checkpoints of a run, and by step why others do not count; None if no record lists its checkpoints."""
     on_disk = checkpoints.find_checkpoints(directory)
-    name = Path(checkpoints.FILENAME)
+    name = Path(names.checkpoints)
     # If only the record of an earlier run exists, which was moved away, this run has saved nothing yet.
     if not (directory / name).exists() and not any(directory.glob(f"{name.stem}.*{name.suffix}")):
         return on_disk, None
     # Checkpoints of an earlier run may be in the same directory; only the record says which belong to this run.
-    file = checkpoints.CheckpointFile(directory)
-    return file.existing(), dict.fromkeys(on_disk, _NOT_RECORDED) | dict.fromkeys(file.recorded(), "deleted")
+    file = checkpoints.CheckpointFile(directory, name=names.checkpoints)
+    return file.existing(), dict.fromkeys(on_disk, _not_recorded(names)) | dict.fromkeys(file.recorded(), "deleted")
+
+
+def _not_recorded(names: Names) -> str:
+    return f"not in {names.checkpoints}"
 
 
 def _checkpoint_of(candidate: Candidate | None, existing: Mapping[int, Path]) -> Path | None:
@@ -222,29 +248,29 @@ def _without_checkpoint(
         return []
     point = f"step {better[0].measurement.step:,} with {better[0].value:.4g} ({_reason(better[0], missing)})"
     if best is None:
-        return [f"Without a checkpoint, the best point is {point}."]
+        return [f"The best point has no checkpoint: {point}."]
     if len(better) == 1:
         return [f"A better point has no checkpoint: {point}."]
     return [f"{len(better):,} better points have no checkpoint; the best of them is {point}."]
 
 
-def _about_checkpoints(
-    directory: Path | None, choice: Choice, existing: Mapping[int, Path], missing: Mapping[int, str] | None
-) -> list[str]:
-    lines = []
-    if any(_reason(candidate, missing or {}) == _NOT_RECORDED for candidate in choice.candidates):
-        lines.append(f"Checkpoints that are {_NOT_RECORDED} are assumed to be of another run in the same directory.")
+def _about_checkpoints(run: _Run, choice: Choice) -> list[str]:
+    lines, existing = [], run.existing
+    without_record = _not_recorded(run.names)
+    if any(_reason(candidate, run.missing or {}) == without_record for candidate in choice.candidates):
+        lines.append(f"Checkpoints {without_record} are assumed to belong to another run in the same directory.")
     measured = {candidate.measurement.step for candidate in choice.candidates}
     unmeasured = [path.name for step, path in existing.items() if step not in measured]
     if unmeasured:
         which = ", ".join(unmeasured[:3]) + (", …" if len(unmeasured) > 3 else "")
         lines.append(
-            f"Not among the candidates because their steps were not measured: {len(unmeasured):,} of "
-            f"{len(existing):,} checkpoints ({which}). ib.Meter measures them afterwards."
+            f"{len(unmeasured):,} of {len(existing):,} checkpoints are not candidates because their steps were not "
+            f"measured ({which}). ib-callback measure can measure them."
         )
-    if missing is None and existing:
+    if run.missing is None and existing:
         lines.append(
-            f"There is no {checkpoints.FILENAME}: every checkpoint in {directory} is assumed to belong to this run."
+            f"There is no {run.names.checkpoints}: every checkpoint in {run.directory} is assumed to belong to this "
+            "run."
         )
     return lines
 
@@ -255,7 +281,9 @@ def _cure(select_from: SelectFrom, phases: Phases) -> list[str]:
         return []
     told = f"The {select_from} phase was not recognised in this run"
     if phases.fit_start is None:
-        return [f"{told}, and neither was the fit. To choose among the points from a step on, give --from STEP."]
+        return [
+            f"{told}. The fit was not recognised either. To choose among the points from a step on, give --from STEP."
+        ]
     return [
-        f"{told}; many small models never compress. To choose among earlier points, give --from fit, or --from STEP."
+        f"{told}. Many small models never compress. To choose among earlier points, give --from fit or --from STEP."
     ]

@@ -13,15 +13,17 @@ from ib_callback.cli._command import (
     add_run_arguments,
     add_table_arguments,
     check_outputs,
-    check_useless,
+    check_picture_options,
     courses_of,
     examples,
     finish,
     guard,
     guarded,
+    plain_metric,
     positive,
 )
 from ib_callback.common.messages import warn
+from ib_callback.results.guard import TOLERANCE
 from ib_callback.results.metrics import better_direction
 from ib_callback.results.stopping import PlateauStopping
 
@@ -33,9 +35,9 @@ def add_stop_command(commands: Any) -> None:
     """Add `stop` to the parser of `ib-callback`."""
     parser = commands.add_parser(
         "stop",
-        help="replay a stopping rule on recorded runs: when it stops, what that saves and costs",
-        description="Replay early_stopping=PlateauStopping(...) on runs that are over, beside patience on the held-out "
-        "loss alone, an oracle that stops at the lowest loss, and no stopping.",
+        help="replay a stopping rule on finished runs: when it stops, and what that saves and costs",
+        description="Replay early_stopping=PlateauStopping(...) on finished runs. Compare it with patience on the "
+        "held-out loss alone, with an oracle that stops at the lowest loss, and with no stopping.",
         **examples(
             "ib-callback stop RUN_DIR",
             "ib-callback stop RUN_DIR OTHER_RUN_DIR --patience 8 --csv stops.csv -o stops.png",
@@ -43,37 +45,49 @@ def add_stop_command(commands: Any) -> None:
         ),
     )
     add_run_arguments(parser)
-    parser.add_argument("--patience", type=positive, default=5, metavar="N", help="measurements without improvement")
-    parser.add_argument("--monitor", default="distance_to_bound", metavar="METRIC", help="a metric as logged")
-    parser.add_argument("--mode", choices=("min", "max"), help="which values are better, if it is not known")
+    parser.add_argument(
+        "--patience",
+        type=positive,
+        default=5,
+        metavar="N",
+        help="number of measurements without improvement before a stop",
+    )
+    parser.add_argument(
+        "--monitor", default="distance_to_bound", metavar="METRIC", help="metric to watch, named as in the logs"
+    )
+    parser.add_argument(
+        "--mode", choices=("min", "max"),
+        help="whether low or high values are better; needed only if the command does not know it",
+    )  # fmt: skip
     parser.add_argument(
         "--min-delta", type=float, default=0.0, metavar="SHARE",
-        help="smallest improvement, as a share of the best value",
+        help="smallest change that is an improvement, as a share of the best value",
     )  # fmt: skip
     parser.add_argument(
         "--arm", choices=("compression", "fit", "immediately"), default="compression",
-        help="the phase from which the rule acts, where the guard does not decide",
+        help="phase from which the rule may act, unless the guard decides",
     )  # fmt: skip
     parser.add_argument(
         "--guard", type=guard, default="loss", metavar="loss|NATS|none",
-        help="the loss must be flat too, within so many nats; none: the published rule",
+        help=f"also require a flat held-out loss. loss: within {TOLERANCE} nats a token; NATS: within this limit; "
+        "none: no such condition, as published",
     )  # fmt: skip
-    parser.add_argument("--x", choices=("step", "tokens"), help="the axis of the picture, by default step")
+    parser.add_argument("--x", choices=("step", "tokens"), help="x-axis of the picture, by default step")
     parser.add_argument(
         "-o", "--output", metavar="FILE",
-        help="draw loss and monitored number with the stops, of the first 8 runs (.png, .svg, .pdf)",
+        help="draw loss and metric with the stops, for the first 8 runs (.png, .svg, .pdf)",
     )  # fmt: skip
-    add_table_arguments(parser, "a run and rule")
+    add_table_arguments(parser, "run and rule")
     parser.set_defaults(run=guarded(_stop))
 
 
 def _stop(options: argparse.Namespace) -> int:
-    if options.output is None:
-        check_useless(options, ["x"], "is of the picture alone, got no -o", "Give -o FILE")
+    check_picture_options(options, ["x"])
     check_outputs(options, options.runs)
     courses, status = courses_of(options)
+    monitor = plain_metric(options.monitor, courses)
     rule = PlateauStopping(
-        options.monitor, mode=options.mode or better_direction(options.monitor) or "min", patience=options.patience,
+        monitor, mode=options.mode or better_direction(monitor) or "min", patience=options.patience,
         min_delta=options.min_delta, arm=options.arm, guard=options.guard,
     )  # fmt: skip
     replays = replay_runs(courses, rule)
@@ -94,7 +108,7 @@ def _picture(courses: Sequence[Course], replays: Sequence[Replay], x: str) -> Fi
         raise ValueError("expected a run with at least two points that have steps, got none")
     notes = []
     if left_out := len(drawn) - MOST_RUNS if len(drawn) > MOST_RUNS else 0:
-        notes.append(f"{left_out} more runs are not drawn: {MOST_RUNS} are the most.")
+        notes.append(f"{left_out} more runs are not drawn, because a picture has room for {MOST_RUNS}.")
         warn(f"the picture has the first {MOST_RUNS} runs; {left_out} more are not drawn. Choose with --model or RUN")
         drawn = drawn[:MOST_RUNS]
     runs = {each.name: [p for p in by_name[each.name].trajectory if p.step is not None] for each in drawn}

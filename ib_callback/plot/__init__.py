@@ -1,8 +1,8 @@
-"""Pictures of a run, as Matplotlib figures that no pyplot knows, and as files.
+"""Pictures of a run, as Matplotlib figures outside pyplot, and as files.
 
-`information_plane` shows a run in its planes, `plane_by_layer` one measurement layer by layer, `over_steps` the
-numbers along the run, `compare` several runs in the same planes. `annotated_plane` shows one plane with words in it,
-for readers who are new to it. `save` writes any of them.
+`information_plane` shows a run in its planes. `plane_by_layer` shows one measurement layer by layer. `over_steps`
+shows the numbers along the run. `compare` shows several runs in the same planes. `annotated_plane` shows one plane
+with words in it, for new readers. `save` writes any of them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 # Resolution of points that become an image within a vector file: that of a printer.
 _VECTOR_DPI = 300
-# Texts stay texts, names within the file are not random, and settings of the user do not cut the picture.
+# Keep texts as texts, do not put random names into the file, and ignore user settings that would crop the picture.
 _SAVING: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "ib_callback", "pdf.fonttype": 42, "ps.fonttype": 42,
     "savefig.bbox": None, "savefig.transparent": False,

@@ -49,8 +49,8 @@ class _Label:
     Attributes:
         at: the place, [2].
         text: the words, in one or more lines.
-        colour: of the words.
-        size: of the font.
+        colour: colour of the words.
+        size: size of the font.
     """
 
     at: np.ndarray
@@ -64,23 +64,24 @@ def annotated_plane(
 ) -> Figure:
     """Draw one plane of a run with words in it, and the loss beside it.
 
-    The picture names the bound, the direction that is better, the untrained model, the collapse and the trained model,
-    and the phases, each with a colour of its own. It shows the primary order on one plane: the readout plane, on which
-    phases are read, or else the first of prediction, local and plain that was measured. Arrowheads show the direction
-    of training. Points that could not be measured are left out, and a line above the panels counts them.
+    The picture names the bound, the better direction, the untrained model, the collapse, the trained model and the
+    phases. Each phase has its own colour. The picture shows the primary order on one plane. This is the readout plane,
+    on which phases are found. Without a readout plane it is the first of prediction, local and plain that was measured.
+    Arrowheads show the direction of training. Points that could not be measured are left out, and a line above the
+    panels counts them.
 
     Args:
         measurements: a trajectory, or any other measurements in the order of training, or a single one.
         theme: "light" or "dark".
-        title: of the whole figure.
+        title: title of the whole figure.
 
     Returns:
-        A figure of its own, 8 inches wide at 150 dots per inch, which can be read at 800 pixels. Both axes are
-        fractions of log(num_bins). The panel of the loss is there if the loss was measured.
+        A new figure, 8 inches wide at 150 dots per inch, which is readable at 800 pixels. Both axes are fractions of
+        log(num_bins). There is a panel of the loss if the loss was measured.
 
     Raises:
         ValueError: there is no point to draw, or the theme is unknown.
-        TypeError: something else than measurements was given.
+        TypeError: an argument is not a measurement.
         ImportError: Matplotlib is not installed.
     """
     points, left_out = data.placed(data.given(measurements))
@@ -174,7 +175,7 @@ def _draw_plane(
 
 
 def _arrows(panel: Axes, course: np.ndarray, look: Theme) -> None:
-    """Arrowheads on the lines of the course, which show the direction of training."""
+    """Draw arrowheads along the course, which show the direction of training."""
     scale = _pixels(panel)
     steps = np.diff(course, axis=0)
     lengths = np.hypot(*(steps * scale).T)
@@ -195,7 +196,7 @@ def _arrows(panel: Axes, course: np.ndarray, look: Theme) -> None:
 
 
 def _limit(panel: Axes, course: np.ndarray) -> None:
-    """Room for the words: from 0 where the numbers allow it, and above the course as much again as a third of it."""
+    """Set limits with room for the words: from 0 where the numbers allow it, and nearly half more above the course."""
     from matplotlib.ticker import MaxNLocator
 
     least, most = course.min(axis=0), course.max(axis=0)
@@ -217,7 +218,7 @@ def _dense(course: np.ndarray) -> np.ndarray:
 
 
 def _name_bound(panel: Axes, look: Theme) -> np.ndarray:
-    """Write along the diagonal what it is, and return the place that the words take, [places, 2]."""
+    """Name the diagonal, and return the places that the words cover, [places, 2]."""
     low, high = np.array([panel.get_xlim(), panel.get_ylim()]).T
     begin, end = max(low), min(high)
     if end <= begin:
@@ -244,7 +245,7 @@ def _pixels(panel: Axes) -> np.ndarray:
 def _names(
     course: np.ndarray, points: Sequence[Measurement], phases: Sequence[Phase | None], found: Phases | None, look: Theme
 ) -> list[_Label]:
-    """The untrained model, the bottom of the collapse, and the trained model, as far as the run has them."""
+    """Labels for the untrained model, the bottom of the collapse and the trained model, if the run has them."""
     if len(points) < 2:
         step = points[0].step
         return [_Label(course[0], "measured" if step is None else f"step {step:,}", look.ink)]
@@ -276,7 +277,7 @@ def _collapse(course: np.ndarray, phases: Sequence[Phase | None]) -> int | None:
 def _phase_words(
     course: np.ndarray, phases: Sequence[Phase | None], found: Phases | None, colours: dict[Phase | None, str]
 ) -> list[_Label]:
-    """What happens in each phase but the first one, at the middle of its stretch."""
+    """Labels that say what happens in each phase after the first, at the middle of the phase."""
     if found is None:
         return []
     since = {
@@ -298,7 +299,7 @@ def _phase_words(
 
 
 def _write(panel: Axes, look: Theme, labels: Sequence[_Label], obstacles: np.ndarray) -> None:
-    """Write labels beside their places, each where it hides the least; one without room is left out."""
+    """Write labels beside their places, where they hide the least; a label without room is left out."""
     origin = panel.transData.transform([(panel.get_xlim()[0], panel.get_ylim()[0])])[0]
     inverse = panel.transData.inverted()
     room = np.array([panel.bbox.width, panel.bbox.height])

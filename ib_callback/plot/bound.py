@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ib_callback.bound.curve import FILENAME, IBCurve
+from ib_callback.bound.curve import IBCurve
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.plot.sheet import Note
 from ib_callback.results.measurement import Measurement
@@ -18,18 +18,18 @@ _OF_THE_SAMPLE = {
 }
 
 
-def curve_beside(directory: Path) -> IBCurve | None:
-    """The curve beside a trajectory; None if there is no file of it.
+def curve_beside(path: Path) -> IBCurve | None:
+    """The curve in a file beside a trajectory; None if there is no such file.
 
     Raises:
         TrajectoryError: the file cannot be read, or is not a curve.
     """
     try:
-        return IBCurve.load(directory / FILENAME)
+        return IBCurve.load(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise TrajectoryError(f"{error} Or move {directory / FILENAME} away, to draw without it") from error
+        raise TrajectoryError(f"{error} Or move {path} away to draw without it") from error
 
 
 def curve_in_plane(curve: IBCurve | None, order: str, measurement: Measurement) -> np.ndarray | None:
@@ -51,9 +51,9 @@ def why_not_drawn(curve: IBCurve | None, measurement: Measurement) -> list[Note]
     settings = measurement.settings
     for name, reason in _OF_THE_SAMPLE.items():
         if name in curve.info and curve.info[name] != settings.get(name, curve.info[name] if name == "K" else None):
-            return [Note(f"The IB curve given is not drawn: {reason}.")]
+            return [Note(f"The IB curve is not drawn: {reason}.")]
     if not isinstance(settings.get("num_bins"), int):
         return [
-            Note("The IB curve given is not drawn: the settings do not say the number of bins, which gives its unit.")
+            Note("The IB curve is not drawn: its unit depends on the number of bins, which the settings do not say.")
         ]
     return []

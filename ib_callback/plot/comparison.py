@@ -54,19 +54,19 @@ def compare(
 ) -> Figure:
     """Draw several runs, or single measurements of several models, in one information plane of each kind.
 
-    The planes are those of `information_plane`. Each run has a colour, a marker and a kind of line of its own; a hollow
-    marker is its first point, with a diamond around it if that is step 0. A large marker with its name is the
-    last point, and a cross is the null of the last point. A plus marks where fitting begins, a star where compression
-    begins; both are also said in a note. Arrowheads show the direction of training. Chance is the origin in planes of
-    local numbers. The shaded bands show what lies within three standard errors of an axis, where errors are known.
-    Runs measured with different settings are drawn all the same, with a warning and a note in the picture.
+    The planes are those of `information_plane`. Each run has its own colour, marker and kind of line. A hollow marker
+    is its first point, with a diamond around it if that is step 0. A large marker with its name is the last point, and
+    a cross is the null of the last point. A plus marks where fitting begins, and a star where compression begins. A
+    note gives both steps. Arrowheads show the direction of training. In planes of local numbers, chance is the origin,
+    and shaded bands show what lies within three standard errors of an axis, if errors are known. Runs with different
+    settings are still drawn, with a warning and a note in the picture.
 
     Args:
         runs: a trajectory or a measurement by name.
-        orders: the n-gram orders to show, "all" for every one that was measured. By default the primary one of the
-            first run, or all where there is one plane alone.
+        orders: the n-gram orders to show; "all": every order that was measured. By default the primary one of the
+            first run, or all if there is only one plane.
         planes: the planes to show, by default all that the runs have.
-        curve: the IB curve of the probe of the first run; drawn in the plain panel of its order.
+        curve: the IB curve of the probe of the first run. The plain panel of its order shows it.
         marks: the step of the turn to compression by name of the run. By default the phases of each run decide.
         theme: "light" or "dark".
         title: title of the whole figure.
@@ -102,7 +102,7 @@ def compare(
     notes = data.comparison_notes(courses)
     for note in notes:
         if note.alarm:
-            warnings.warn(f"{note.text}. They are drawn in one plane all the same", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{note.text}. They are still drawn in one plane", RuntimeWarning, stacklevel=2)
     with drawing(look, "Drawing several runs in one plane"):
         sheet = plane_sheet(shown, look, chosen, data.unit(everything))
         sheet.notes += notes
@@ -163,7 +163,7 @@ def _draw(
         if len(points) > 1:
             hollow: dict[str, Any] = {"markerfacecolor": theme.paper}
             panel.plot(*points[:1].T, zorder=5, label="first", markeredgewidth=1.2, **ends, **hollow)
-            sheet.key("first", "first point (of any run)", ls="", marker="o", color=theme.ink, markersize=6.5, **hollow)
+            sheet.key("first", "first point of a run", ls="", marker="o", color=theme.ink, markersize=6.5, **hollow)
             if courses[name][drawn[name][0]].step == 0:
                 mark_untrained(sheet, panel, points[0], style["color"], data.start_label(courses[name]))
         panel.plot(*points[-1:].T, zorder=6, label="last", markeredgecolor=theme.paper, markeredgewidth=0.8, **ends)
@@ -176,7 +176,14 @@ def _draw(
                 sheet.key(what, text, color=theme.ink, **mark)
         if np.isfinite(nulls[name]).all():
             panel.plot(*nulls[name].T, zorder=4, label="null", **{**ends, "marker": "x", "markersize": 5})
-            sheet.key("null", "null of the last point", ls="", marker="x", color=theme.ink, markersize=5.5)
+            sheet.key(
+                "null",
+                "null of the last point",
+                ls="",
+                marker="x",
+                color=theme.ink,
+                markersize=5.5,
+            )
         labels.append((*points[-1], short, style["color"] if theme.name == "dark" else theme.ink))
     note_absent(sheet, panel, sum(not len(points) for points in drawn.values()), order)
     if plane.is_local:

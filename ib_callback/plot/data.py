@@ -56,7 +56,7 @@ def placed(points: Sequence[Measurement]) -> tuple[list[Measurement], list[Note]
     if not without or sum(bool(point.orders) for point in points if point.step is not None) < 2:
         return [*points], []
     many = f"{len(without)} points have" if len(without) > 1 else "1 point has"
-    note = Note(f"Not drawn: {many} no step, and so no place among the others.")
+    note = Note(f"Not drawn: {many} no step, so the place among the others is unknown.")
     return [point for point in points if point.step is not None], [note]
 
 
@@ -182,8 +182,9 @@ def numbered(points: Sequence[Measurement], x: str = "step") -> tuple[np.ndarray
         unknown = [point for point in points if point.tokens_seen is None and point.step != 0]
         if unknown:
             raise ValueError(
-                f"x: expected points whose tokens are known, got {len(unknown)} of {len(points)} without. Give "
-                "tokens_per_step= to the callback, --tokens-per-step and another -o to measure, or draw over steps"
+                f"x: expected points whose tokens are known, got {len(unknown)} of {len(points)} without. Draw over "
+                "steps, or measure again: with tokens_per_step= of the callback, or with --tokens-per-step and a new "
+                "-o of ib-callback measure"
             )
         return np.array([point.tokens_seen or 0 for point in points], dtype=float), "training tokens"
     steps = [point.step for point in points if point.step is not None]
@@ -270,7 +271,7 @@ def _changed_settings(points: Sequence[Measurement]) -> list[Note]:
         found = [] if before.settings == after.settings else settings_differences(before, after)
         if found := [text for text in found if not text.startswith(_OF_FEATURES)]:
             where = "" if after.step is None else f" at step {after.step:,}"
-            return [Note(f"Not comparable throughout: the settings changed{where}: {_some(found)}", alarm=True)]
+            return [Note(f"Not all points can be compared: the settings changed{where}: {_some(found)}", alarm=True)]
     return []
 
 
@@ -286,7 +287,7 @@ def comparison_notes(runs: dict[str, list[Measurement]]) -> list[Note]:
             notes.append(Note(f"Not comparable: {first} and {other} differ in {_some(hard)}", alarm=True))
     keys = [key for key in _OF_THE_MODEL if key in differing]
     if keys:
-        notes.append(Note(f"The runs differ in {', '.join(keys)} too."))
+        notes.append(Note(f"The runs differ in {', '.join(keys)}."))
     return notes
 
 

@@ -104,7 +104,7 @@ def draw_chance(sheet: Sheet, panel: Axes, errors: np.ndarray) -> None:
         if len(known) and known.max() > 0:
             reach = SIGNIFICANT_STANDARD_ERRORS * known.max()
             band(-reach, reach, zorder=0.5, label="near chance", **fill)
-            text = f"within {SIGNIFICANT_STANDARD_ERRORS:.0f} standard errors of 0 (the largest)"
+            text = f"within {SIGNIFICANT_STANDARD_ERRORS:.0f} standard errors of 0 (largest error)"
             sheet.handles["near chance"] = Patch(label=text, **fill)
 
 

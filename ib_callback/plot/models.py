@@ -114,7 +114,7 @@ def _draw(
         if len(there) > 1 and id(model.course) not in drawn:
             drawn.add(id(model.course))
             panel.plot(*there.T, color=style["color"], lw=0.9, alpha=0.4, zorder=2, label=f"course of {model.name}")
-            sheet.key("course", "course of the training", color=sheet.theme.muted, lw=0.9, alpha=0.6)
+            sheet.key("course", "all points of the training", color=sheet.theme.muted, lw=0.9, alpha=0.6)
         if not np.isfinite(end).all():
             continue
         panel.plot(
@@ -125,7 +125,7 @@ def _draw(
             mark_untrained(sheet, panel, end, style["color"])
         if not plane.is_local and np.isfinite(null).all():
             panel.plot(*null[:, None], ls="", zorder=4, label="null", color=style["color"], marker="x", markersize=5)
-            sheet.key("null", "its null: chance alone", ls="", marker="x", color=sheet.theme.ink, markersize=5.5)
+            sheet.key("null", "null: what chance alone gives", ls="", marker="x", color=sheet.theme.ink, markersize=5.5)
         labels.append((*end, name, style["color"] if sheet.theme.name == "dark" else sheet.theme.ink))
     note_absent(sheet, panel, int((~np.isfinite(ends).all(axis=1)).sum()), order)
     if plane.is_local:

@@ -121,7 +121,7 @@ def _label(sheet: Sheet, orders: Sequence[str]) -> None:
                 panel.set_title(order)
             if quantity == "ratio":
                 panel.axhline(1.0, color=sheet.theme.ink, lw=0.9, ls=(0, (5, 3)), zorder=1.5, label="bound")
-                sheet.key("bound", "on the bound", color=sheet.theme.ink, lw=0.9, ls=(0, (5, 3)))
+                sheet.key("bound", "the bound", color=sheet.theme.ink, lw=0.9, ls=(0, (5, 3)))
         panels[0].set_ylabel(label)
     sheet.panels[-1].set_ylabel("entropy H(Z)\n(fraction of log num_bins)")
     for index, panel in enumerate(sheet.panels):

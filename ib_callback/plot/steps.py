@@ -307,7 +307,7 @@ class _Course:
         bounds = {"optimality": 1.0, "distance_to_bound": 0.0}
         ceilings = np.array([point.ceiling for point in self.points], dtype=float)
         if name in bounds:
-            style: dict[str, Any] = {"color": self.theme.ink, "lw": 0.9, "ls": (0, (5, 3)), "label": "on the bound"}
+            style: dict[str, Any] = {"color": self.theme.ink, "lw": 0.9, "ls": (0, (5, 3)), "label": "the bound"}
             panel.axhline(bounds[name], zorder=1.5, **style)
             self.sheet.key("bound", **style)
         elif name == "complexity" and np.isfinite(ceilings).any():

@@ -1,4 +1,4 @@
-"""Where rules would have stopped runs: loss and monitored number over steps, with marks at the stops."""
+"""Where rules would have stopped runs: loss and monitored metric over steps, with a line at each stop."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def stops_over_steps(
         ImportError: Matplotlib is not installed.
     """
     if not 0 < len(runs) <= MOST_RUNS:
-        raise ValueError(f"expected 1 to {MOST_RUNS} runs to draw, got {len(runs)}. Give fewer at a time")
+        raise ValueError(f"expected 1 to {MOST_RUNS} runs to draw, got {len(runs)}. Draw fewer at a time")
     for points in runs.values():
         data.given(points)
     look = theme_of(theme)

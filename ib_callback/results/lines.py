@@ -135,6 +135,32 @@ def _parsed(
     return found
 
 
+def is_measured(path: Path) -> bool:
+    """Whether a file begins with a line of a trajectory or of results.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    first = _first_line(path)
+    return first.startswith(b"{") and (b'"crc32"' in first or b'"orders"' in first)
+
+
+def names_a_model(path: Path) -> bool:
+    """Whether a file begins with a line of results.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return is_measured(path) and _first_line(path).startswith(b'{"model": "')
+
+
+def _first_line(path: Path) -> bytes:
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.readline()
+
+
 def courses_of(rows: Iterable[Row], path: object) -> dict[str, list[tuple[Origin, Measurement]]]:
     """Courses by model: the measurements of each model, sorted by step; those without a step come last.
 

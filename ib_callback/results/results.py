@@ -13,7 +13,7 @@ from ib_callback.common.files import expanded, told_apart, write_atomically
 from ib_callback.results import tidy
 from ib_callback.results.lines import Origin, courses_of, read_rows, to_line
 from ib_callback.results.measurement import Measurement
-from ib_callback.results.trajectory import FILENAME, Trajectory, aligned, read_run_file
+from ib_callback.results.trajectory import FILENAME, Trajectory, _run_file_of, aligned, read_run_file
 
 # Columns of a table that come before the numbers.
 _COLUMNS = ("model", "revision", "family", "stage", "num_parameters", "tokens")
@@ -61,7 +61,7 @@ class Results(Mapping[str, Trajectory]):
             run = Trajectory()
             found = read_rows(file, run.append)
             if any(origin is None for origin, _ in found):
-                rules[name] = read_run_file(file.parent)
+                rules[name] = read_run_file(file.parent, _run_file_of(file))
             # A file that names models only in some of its lines is not the file of a run.
             of_run = all(origin is None for origin, _ in found)
             for origin, measurement in found:

@@ -13,7 +13,7 @@ import importlib
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.messages import describe
 from ib_callback.common.optional import is_installed, require
 from ib_callback.results.trajectory import Trajectory
+from ib_callback.run.names import DEFAULT_PREFIX, Names
 from ib_callback.run.trackers import numbers
 from ib_callback.run.wandb_log import AXIS, WandbLog, own_run
 
@@ -32,8 +33,7 @@ _RECORD = "ib_logged.jsonl"
 # How much equal numbers may differ, because TensorBoard has them in float32.
 _ROUNDING = 1e-5
 # These may differ in another measurement of the same weights.
-_NOT_MEASURED = ("ib/seconds", "ib/overhead", "ib/phase")
-_PREFIX = "ib/"
+_NOT_MEASURED = ("seconds", "overhead", "phase")
 _PLANE = "plane"
 
 
@@ -92,6 +92,7 @@ def to_wandb(
     entity: str | None = None,
     group: str | None = None,
     pictures: bool = True,
+    prefixes: Mapping[str, str] | None = None,
 ) -> Iterator[Backfilled]:
     """Log runs to Weights & Biases: one row per point on the axis `ib/step`, a table of all points and the plane.
 
@@ -104,6 +105,7 @@ def to_wandb(
         entity: entity of W&B. None: the default of W&B.
         group: group of the runs.
         pictures: whether to draw the plane, if Matplotlib is installed.
+        prefixes: prefix of the keys by name of a course; by default "ib/".
 
     Raises:
         ImportError: W&B is not installed.
@@ -115,14 +117,15 @@ def to_wandb(
     several = len(courses) > 1
     for (model, trajectory), part in zip(courses, _slugs(courses), strict=True):
         name = f"{run_id}-{part}" if several else run_id
+        prefix = (prefixes or {}).get(model, DEFAULT_PREFIX)
         group = group or (run_id if several else None)
         with own_run(project=project, entity=entity, group=group, id=name, resume="allow") as run:
             if not (run.offline or run.resumed):  # a run that exists keeps its name
                 run.name = model
             folder, key = Path(run.dir).parent, f"{run.project}/{name}"
-            points, result = _points(model, trajectory, _recorded(folder, key) | _on_server(run), "")
-            rows = WandbLog(AXIS, strict=True)
-            rows.config = {"ib_model": model}
+            points, result = _points(model, trajectory, _there(run, folder, key, prefix), "", prefix)
+            rows = WandbLog(AXIS, strict=True, prefix=prefix)
+            rows.config = {f"{Names(prefix).stem}_model": model}
             for point in points:
                 rows.log(run, point.metrics, step=point.step)
                 with open(folder / _RECORD, "a", encoding="utf-8") as record:
@@ -130,13 +133,18 @@ def to_wandb(
             if points:
                 last = max(point.step for point in points)
                 drawn = _drawn(trajectory, model, encoded=True) if pictures else None
-                rows.finish(run, trajectory, _summary(trajectory), step=last, pictures=drawn and {_PLANE: drawn})
+                summary = _summary(trajectory, prefix)
+                rows.finish(run, trajectory, summary, step=last, pictures=drawn and {_PLANE: drawn})
             where = str(folder) if run.offline or run.url is None else run.url
         yield replace(result, where=where)
 
 
 def to_tensorboard(
-    courses: Sequence[tuple[str, Trajectory]], directory: Path, *, pictures: bool = True
+    courses: Sequence[tuple[str, Trajectory]],
+    directory: Path,
+    *,
+    pictures: bool = True,
+    prefixes: Mapping[str, str] | None = None,
 ) -> Iterator[Backfilled]:
     """Write runs as event files of TensorBoard: each number as a scalar under its logged name, and the plane.
 
@@ -144,6 +152,7 @@ def to_tensorboard(
         courses: names and trajectories.
         directory: where the event files go. With several courses, each has a folder in it.
         pictures: whether to draw the plane, if Matplotlib is installed.
+        prefixes: prefix of the keys by name of a course; by default "ib/".
 
     Raises:
         ImportError: TensorBoard is not installed.
@@ -154,7 +163,8 @@ def to_tensorboard(
 
     for (model, trajectory), part in zip(courses, _slugs(courses), strict=True):
         folder = directory / part if len(courses) > 1 else directory
-        points, result = _points(model, trajectory, _in_events(folder), str(folder))
+        prefix = (prefixes or {}).get(model, DEFAULT_PREFIX)
+        points, result = _points(model, trajectory, _in_events(folder, prefix), str(folder), prefix)
         if points:
             with SummaryWriter(str(folder)) as writer:
                 for point in points:
@@ -162,7 +172,7 @@ def to_tensorboard(
                         writer.add_scalar(name, value, point.step)
                 figure = _drawn(trajectory, model, encoded=False) if pictures else None
                 if figure is not None:
-                    writer.add_figure(f"{_PREFIX}{_PLANE}", figure, max(point.step for point in points))
+                    writer.add_figure(f"{prefix}{_PLANE}", figure, max(point.step for point in points))
         yield result
 
 
@@ -174,7 +184,9 @@ def _slugs(courses: Sequence[tuple[str, Trajectory]]) -> list[str]:
     return names
 
 
-def _points(model: str, trajectory: Trajectory, there: There, where: str) -> tuple[list[_Point], Backfilled]:
+def _points(
+    model: str, trajectory: Trajectory, there: There, where: str, prefix: str
+) -> tuple[list[_Point], Backfilled]:
     """What to log: metrics, and the phase as it was known at each point, as during training.
 
     Raises:
@@ -190,20 +202,22 @@ def _points(model: str, trajectory: Trajectory, there: There, where: str) -> tup
         elif step is None:
             without_step += 1
         else:
-            metrics = numbers(point, _PREFIX)
+            metrics = numbers(point, prefix)
             if step in there:
-                _check_equal(model, step, metrics, there[step])
+                _check_equal(model, step, metrics, there[step], [f"{prefix}{name}" for name in _NOT_MEASURED])
                 known += 1
             else:
-                found.append(_Point(step, metrics if phase is None else metrics | {f"{_PREFIX}phase": float(phase)}))
+                found.append(_Point(step, metrics if phase is None else metrics | {f"{prefix}phase": float(phase)}))
     result = Backfilled(
         model=model, where=where, logged=len(found), known=known, missing=missing, without_step=without_step
     )
     return found, result
 
 
-def _check_equal(model: str, step: int, ours: dict[str, float], theirs: dict[str, float]) -> None:
-    for name in (name for name in ours if name in theirs and name not in _NOT_MEASURED):
+def _check_equal(
+    model: str, step: int, ours: dict[str, float], theirs: dict[str, float], apart_from: Sequence[str]
+) -> None:
+    for name in (name for name in ours if name in theirs and name not in apart_from):
         if not math.isclose(ours[name], theirs[name], rel_tol=_ROUNDING, abs_tol=_ROUNDING**2):
             raise TrajectoryError(
                 f"{model}: expected a place without step {step:,}, or with the same numbers, got {name} "
@@ -212,7 +226,7 @@ def _check_equal(model: str, step: int, ours: dict[str, float], theirs: dict[str
             )
 
 
-def _summary(trajectory: Trajectory) -> dict[str, float | str]:
+def _summary(trajectory: Trajectory, prefix: str) -> dict[str, float | str]:
     """The steps at which phases began and the lowest held-out loss, for the summary of a run."""
     phases = trajectory.phases()
     values: dict[str, float | str | None] = {
@@ -225,7 +239,7 @@ def _summary(trajectory: Trajectory) -> dict[str, float | str]:
     if losses:
         lowest = min(losses, key=lambda point: point.loss or 0.0)
         values |= {"lowest_loss": lowest.loss, "lowest_loss_step": lowest.step}
-    return {f"{_PREFIX}{name}": value for name, value in values.items() if value is not None}
+    return {f"{prefix}{name}": value for name, value in values.items() if value is not None}
 
 
 def _drawn(trajectory: Trajectory, model: str, *, encoded: bool) -> Any:
@@ -241,7 +255,15 @@ def _drawn(trajectory: Trajectory, model: str, *, encoded: bool) -> Any:
 # --- what is there already
 
 
-def _recorded(folder: Path, key: str) -> There:
+def _there(run: Any, folder: Path, key: str, prefix: str) -> There:
+    """What a run of W&B has of one prefix, as far as it is known."""
+    found = _recorded(folder, key, prefix)
+    for step, metrics in _on_server(run, prefix).items():
+        found.setdefault(step, {}).update(metrics)
+    return found
+
+
+def _recorded(folder: Path, key: str, prefix: str) -> There:
     """What this machine logged to that run before. The run's other directories are beside this one.
 
     The names of the directories do not tell which run they belong to. W&B adds a number to the names of directories
@@ -252,12 +274,13 @@ def _recorded(folder: Path, key: str) -> There:
         for line in record.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):  # a torn line
                 point = json_lines.parsed(line)
-                if point["run"] == key:
-                    found[point["step"]] = point["metrics"]
+                metrics = {name: value for name, value in point["metrics"].items() if _is_number(name, value, prefix)}
+                if point["run"] == key and metrics:
+                    found.setdefault(point["step"], {}).update(metrics)
     return found
 
 
-def _on_server(run: Any) -> There:
+def _on_server(run: Any, prefix: str = DEFAULT_PREFIX) -> There:
     """What the server has of a resumed run; nothing offline, because the server cannot be asked."""
     if run.offline or not run.resumed:
         return {}
@@ -269,10 +292,10 @@ def _on_server(run: Any) -> There:
             f"the run {run.id} exists, but its points cannot be read ({describe(error)}): points could be logged "
             "twice. Give another --wandb"
         ) from error
-    return numbers_of(rows, run.id)
+    return numbers_of(rows, run.id, prefix)
 
 
-def numbers_of(rows: Sequence[dict[str, Any]], run_id: str) -> There:
+def numbers_of(rows: Sequence[dict[str, Any]], run_id: str, prefix: str = DEFAULT_PREFIX) -> There:
     """The numbers of this package in rows of W&B, by step.
 
     Raises:
@@ -280,10 +303,10 @@ def numbers_of(rows: Sequence[dict[str, Any]], run_id: str) -> There:
     """
     found: There = {}
     for row in rows:
-        numbers = {name: value for name, value in row.items() if _is_number(name, value)}
+        numbers = {name: value for name, value in row.items() if _is_number(name, value, prefix)}
         if numbers and row.get(AXIS) is None:
             raise TrajectoryError(
-                f"the run {run_id} has {_PREFIX}… on the axis of its training, as a callback logs them: these points "
+                f"the run {run_id} has {prefix}… on the axis of its training, as a callback logs them: these points "
                 "would be there twice. Give another --wandb"
             )
         if numbers:
@@ -291,19 +314,19 @@ def numbers_of(rows: Sequence[dict[str, Any]], run_id: str) -> There:
     return found
 
 
-def _is_number(name: str, value: object) -> bool:
-    return name.startswith(_PREFIX) and name != AXIS and isinstance(value, (int, float))
+def _is_number(name: str, value: object, prefix: str) -> bool:
+    return name.startswith(prefix) and name != AXIS and isinstance(value, (int, float))
 
 
-def _in_events(folder: Path) -> There:
-    """The numbers of this package in all event files of a directory, by step."""
+def _in_events(folder: Path, prefix: str) -> There:
+    """The numbers of one prefix in all event files of a directory, by step."""
     if not any(folder.glob("*tfevents*")):
         return {}
     accumulator = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1})
     events.Reload()
     found: There = {}
-    for name in (name for name in events.Tags()["scalars"] if name.startswith(_PREFIX)):
+    for name in (name for name in events.Tags()["scalars"] if name.startswith(prefix)):
         for event in events.Scalars(name):
             found.setdefault(event.step, {})[name] = event.value
     return found

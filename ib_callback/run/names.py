@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 DEFAULT_PREFIX = "ib/"
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*/")
+# A trajectory that was moved away has a number in its name.
+_TRAJECTORY = re.compile(r"([A-Za-z][A-Za-z0-9_-]*)_trajectory(\.\d+)?\.jsonl")
 # Trainers log their own numbers under these.
 _TAKEN = ("train/", "trainer/", "eval/", "test/", "val/")
 
@@ -53,6 +56,26 @@ class Names:
     """
 
     prefix: str = DEFAULT_PREFIX
+
+    @classmethod
+    def of(cls, trajectory: Path) -> Names:
+        """The names of the files that belong to a trajectory file; the default ones for a file of another name.
+
+        >>> Names.of(Path("run/code_trajectory.jsonl")).curve, Names.of(Path("run/copy.jsonl")).curve
+        ('code_curve.json', 'ib_curve.json')
+        """
+        found = _TRAJECTORY.fullmatch(trajectory.name)
+        return cls() if found is None else cls(f"{found[1]}/")
+
+    @staticmethod
+    def prefix_of(name: str) -> str | None:
+        """The prefix of a run whose trajectory file has this name; None if no run writes a trajectory of this name.
+
+        >>> Names.prefix_of("code_trajectory.jsonl"), Names.prefix_of("code_trajectory.1.jsonl")
+        ('code/', None)
+        """
+        found = _TRAJECTORY.fullmatch(name)
+        return None if found is None or found[2] else f"{found[1]}/"
 
     @property
     def stem(self) -> str:

@@ -10,10 +10,10 @@ from ib_callback.common import json_lines
 from ib_callback.common.errors import TrajectoryError
 from ib_callback.common.files import size_of, write_atomically
 from ib_callback.common.messages import describe, note, warn
-from ib_callback.results.lines import parse_lines
+from ib_callback.results.lines import is_measured, names_a_model, parse_lines
 from ib_callback.results.trajectory import FILENAME, Trajectory, check_writable
 from ib_callback.run import checkpoints
-from ib_callback.run.names import Names
+from ib_callback.run.names import DEFAULT_PREFIX, Names
 
 DEFAULT_NAMES = Names()
 _LEVELS = 4
@@ -119,40 +119,99 @@ def bring_along(came_from: Path, directory: Path, names: Names = DEFAULT_NAMES) 
                 )
 
 
-def find_run(run_dir: Path) -> Path:
-    """Find the only trajectory in a directory or up to four levels below it, and return the directory it is in.
+def find_trajectory(path: Path, prefix: str | None = None) -> Path:
+    """The trajectory file at a path.
+
+    Args:
+        path: a file, which is returned; or a directory with the only trajectory in it, or up to four levels below it.
+            If there is no trajectory, the only file of results in the directory itself is taken.
+        prefix: prefix of the run's keys, such as "code/". None: there must be only one trajectory.
 
     Raises:
-        TrajectoryError: there is no trajectory, or there are several.
+        TrajectoryError: there is no such trajectory, or there are several.
+        OSError: a directory cannot be searched.
+
+    Warns:
+        RuntimeWarning: a file of results is taken.
+    """
+    if path.is_file():
+        if prefix is not None and Names.prefix_of(path.name) not in (None, prefix):
+            raise TrajectoryError(
+                f"{path} does not belong to the prefix {prefix!r}: expected {Names(prefix).trajectory} or a directory. "
+                "Leave the prefix out, or give the other file"
+            )
+        return path
+    if not path.is_dir():
+        raise TrajectoryError(
+            f"there is no file or directory {path}. Give the output directory of a run, or one above it"
+        )
+    every = list(trajectories_in(path))
+    found = [file for file in every if prefix in (None, Names.prefix_of(file.name))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise TrajectoryError(_several(path, found, prefix))
+    if every:
+        raise TrajectoryError(
+            f"{path} has no {Names(prefix or DEFAULT_PREFIX).trajectory}. Leave the prefix {prefix!r} out, or give the "
+            f"prefix of one of these:{_listed(every)}"
+        )
+    results = [file for file in sorted(path.glob("*.jsonl")) if names_a_model(file)] if prefix is None else []
+    if len(results) == 1:
+        warn(f"{path} has no trajectory. The results in {results[0].name} are used instead.")
+        return results[0]
+    if results:
+        raise TrajectoryError(f"{path} has no trajectory, but files of results. Give one of them:{_listed(results)}")
+    raise TrajectoryError(
+        f"no {Names(prefix or DEFAULT_PREFIX).trajectory} in {path}, nor up to {_LEVELS} levels below it, outside of "
+        "checkpoints. Give the output directory of a run that a callback followed, or the file of results that "
+        "ib-callback measure wrote"
+    )
+
+
+def trajectories_in(directory: Path) -> Iterator[Path]:
+    """The trajectory files in a directory or, if it has none itself, up to four levels below it.
+
+    Raises:
         OSError: a directory cannot be searched.
     """
-    if run_dir.name == FILENAME and run_dir.is_file():
-        return run_dir.parent
-    if not run_dir.is_dir():
-        raise TrajectoryError(
-            f"there is no file or directory {run_dir}. Give the output directory of a run, or one above it"
-        )
-    if (run_dir / FILENAME).is_file():
-        return run_dir
-    found = list(_search(run_dir, _LEVELS, {run_dir.resolve()}))
-    if len(found) > 1:
-        several = "".join(f"\n  {directory}" for directory in found)
-        raise TrajectoryError(f"{run_dir} has several runs; give the directory of one of them:{several}")
-    if not found:
-        raise TrajectoryError(
-            f"no {FILENAME} in {run_dir}, nor up to {_LEVELS} levels below it, outside of checkpoints. Give the output "
-            "directory of a run that IBCallback followed, or write one there with ib.Trajectory.save"
-        )
-    return found[0]
+    own = _trajectories(directory)
+    yield from own or _search(directory, _LEVELS, {directory.resolve()})
+
+
+def _several(path: Path, found: list[Path], prefix: str | None) -> str:
+    folders = dict.fromkeys(file.parent for file in found)
+    if len(folders) == len(found):
+        return f"{path} has several runs. Give the directory of one of them:{_listed([*folders])}"
+    prefixes = dict.fromkeys(Names.of(file).prefix for file in found)
+    if prefix is None and len(prefixes) == len(found):
+        names = " or ".join(f"--prefix {Names(each).stem}" for each in prefixes)
+        return f"{path} has {len(found)} trajectories. Give {names}, or one of the files:{_listed(found)}"
+    return f"{path} has several runs. Give the directory or the file of one of them:{_listed(found)}"
+
+
+def _listed(files: list[Path]) -> str:
+    return "".join(f"\n  {file}" for file in files)
+
+
+def _trajectories(directory: Path) -> list[Path]:
+    """The trajectory files in a directory. A file of another program may be called like that of another prefix."""
+    return [
+        file
+        for file in sorted(directory.glob("*_trajectory.jsonl"))
+        if file.is_file() and (file.name == FILENAME or (Names.prefix_of(file.name) and is_measured(file)))
+    ]
 
 
 def _search(directory: Path, levels: int, seen: set[Path]) -> Iterator[Path]:
-    """Directories below this one that have a trajectory, each once, even if several links lead to it."""
+    """Trajectories below this directory, each once, even if several links lead to it."""
     for path in sorted(directory.iterdir()):
         if not path.is_dir() or checkpoints.is_checkpoint_folder(path) or path.resolve() in seen:
             continue
         seen.add(path.resolve())
-        if (path / FILENAME).is_file():
-            yield path
-        if levels > 1 and os.access(path, os.R_OK | os.X_OK):
-            yield from _search(path, levels - 1, seen)
+        if os.access(path, os.R_OK | os.X_OK):
+            yield from _trajectories(path)
+            if levels > 1:
+                yield from _search(path, levels - 1, seen)
+        elif (path / FILENAME).is_file():
+            yield path / FILENAME

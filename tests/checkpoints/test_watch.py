@@ -128,9 +128,9 @@ def test_it_is_a_command(tmp_path, monkeypatch, capsys):
     assert main(["measure", "--watch", "nowhere", *on]) == 2
     assert main(["measure", "--watch", "run", "run", *on]) == 2
     assert main(["measure", "--watch", "run", "--csv", "r.csv", *on]) == 2
-    assert "--csv: is of no use with --watch. Leave it out" in capsys.readouterr().err
+    assert "--csv has no effect with --watch. Leave it out" in capsys.readouterr().err
     assert main(["measure", "run", "-o", "r.jsonl", "--idle", "5", *on]) == 2
-    assert "--idle: is of use with --watch alone. Leave it out" in capsys.readouterr().err
+    assert "--idle only works with --watch. Leave it out" in capsys.readouterr().err
     assert main(["measure", *on]) == 2
     assert "expected at least one MODEL and -o FILE, or --watch RUN_DIR" in capsys.readouterr().err
 
@@ -178,7 +178,10 @@ def test_points_go_into_a_shared_live_run(tmp_path, monkeypatch, given, where):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--wandb-shared-run", "a", "--wandb-project", "p"], "got one of them as well. Name its project as PROJECT/a"),
+        (
+            ["--wandb-shared-run", "a", "--wandb-project", "p"],
+            "because that run exists already. Name its project as PROJECT/a",
+        ),
         (["--wandb-shared-run", "a//b"], "expected ID, PROJECT/ID or ENTITY/PROJECT/ID, got 'a//b'"),
     ],
 )

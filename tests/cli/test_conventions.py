@@ -159,9 +159,9 @@ def test_no_two_outputs_are_one_file(command, work, capsys):
     Path("table.csv").symlink_to("./picture.png")
     for path in ("picture.png", "./picture.png", "table.csv"):
         line = refused([*TABLES[command], *picture, "--csv", path], capsys)
-        assert line.startswith(f"ib-callback: --csv {path}: expected a file of its own, got that of -o")
+        assert line.startswith(f"ib-callback: --csv {path}: expected a file of its own, got the file of -o")
     line = refused([*TABLES[command], "--csv", "t", "--json", "t"], capsys)
-    assert line.startswith("ib-callback: --json t: expected a file of its own, got that of --csv")
+    assert line.startswith("ib-callback: --json t: expected a file of its own, got the file of --csv")
 
 
 @pytest.mark.parametrize("command", [name for name in TABLES if name not in ("measure", "select")])
@@ -182,7 +182,7 @@ def test_a_table_and_a_picture_replace_those_of_before(command, work, capsys):
         ("nowhere/r.jsonl", "-o nowhere/r.jsonl: there is no directory nowhere"),
         ("texts.txt", "-o texts.txt: expected a file of its own, got a file that is read"),
         ("run/ib_trajectory.jsonl", "-o run/ib_trajectory.jsonl: expected a file of its own, got a file that is read"),
-        ("scores.csv", "-o scores.csv: expected no file, or one of results, got something else"),
+        ("scores.csv", "-o scores.csv: expected a new file, or a file of results, got something else"),
     ],
 )
 def test_results_that_cannot_be_appended_to_are_refused_before_any_work(output, reason, work, capsys):
@@ -206,7 +206,7 @@ def test_the_tables_of_a_folder_of_scores_are_read(work, capsys):
             ["build", "--dataset", "builtin", "--tokenizer", "-", "-o", "r.jsonl.safetensors"],
             "-o r.jsonl.safetensors: ",
         ),
-        (["convert", "p.safetensors", "r.jsonl"], "OUT r.jsonl: expected no file, or a probe, got measurements"),
+        (["convert", "p.safetensors", "r.jsonl"], "OUT r.jsonl: expected a new file, or a probe, got measurements"),
         (["convert", "p.safetensors", "run"], "OUT run: expected a file, got a directory"),
     ],
 )
@@ -318,14 +318,23 @@ def test_a_report_has_the_planes_as_its_picture(given, work, capsys):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["context", "run", "--plane", "local"], "--plane is of the picture alone, got no -o. Give -o FILE"),
-        (["stop", "run", "--x", "tokens"], "--x is of the picture alone, got no -o. Give -o FILE"),
-        (["compare", "r.jsonl", "--plane", "local"], "--plane is of the picture alone"),
-        (["compare", "r.jsonl", "--pair", "a:b", "--order", "token"], "--order is of the picture alone"),
-        (["compare", "r.jsonl", "--pair", "a:b", "--by", "loss"], "--by is for the ranking, and --pair has none"),
-        (["compare", "r.jsonl", "--profile", "--by", "loss"], "--by is for the ranking, and --profile has none"),
-        (["compare", "r.jsonl", "--pair", "a:b", "--step", "10"], "--step is of no use with --pair"),
-        (["compare", "r.jsonl", "--profile", "--plane", "local", "-o", "a.png"], "--plane is of no use with --profile"),
+        (["context", "run", "--plane", "local"], "--plane would have no effect without -o. Give -o FILE"),
+        (["stop", "run", "--x", "tokens"], "--x would have no effect without -o. Give -o FILE"),
+        (["compare", "r.jsonl", "--plane", "local"], "--plane would have no effect without -o"),
+        (["compare", "r.jsonl", "--pair", "a:b", "--order", "token"], "--order would have no effect without -o"),
+        (
+            ["compare", "r.jsonl", "--pair", "a:b", "--by", "loss"],
+            "--by would have no effect with --pair",
+        ),
+        (
+            ["compare", "r.jsonl", "--profile", "--by", "loss"],
+            "--by would have no effect with --profile",
+        ),
+        (["compare", "r.jsonl", "--pair", "a:b", "--step", "10"], "--step would have no effect with --pair"),
+        (
+            ["compare", "r.jsonl", "--profile", "--plane", "local", "-o", "a.png"],
+            "--plane would have no effect with --profile",
+        ),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(arguments, reason, work, capsys):

@@ -36,8 +36,8 @@ def test_a_table_a_picture_and_a_conclusion(results: Path, capsys: pytest.Captur
     assert main.main(arguments) == 0
     told = capsys.readouterr().out
     assert "11 models with mmlu_pro" in told
-    assert "Measured, without a score: org/m11" in told
-    assert "With a score, not measured: gpt3 (not measured)" in told
+    assert "Measured but without a score: org/m11" in told
+    assert "With a score but not measured: gpt3 (not measured)" in told
     assert "Some points have no loss" in told
     assert "With 11 models, |r| must be at least 0.60 to differ significantly from 0" in told
     assert "these correlations differ significantly from 0: complexity (r +0.9" in told

@@ -260,7 +260,7 @@ def test_select_among_the_models_of_a_file_of_results(
     assert main.main(["select", str(file), "--model", "a", "--path-only", "--by", "eval_ib_optimality"]) == 0
     assert capsys.readouterr().out == f"{finished / 'checkpoint-2000'}\n"
     assert main.main(["select", str(file), "--model", "b"]) == 1
-    assert "Without a checkpoint, the best point is step 2,000" in capsys.readouterr().err
+    assert "The best point has no checkpoint: step 2,000" in capsys.readouterr().err
     assert main.main(["select", str(file)]) == 2
     assert "expected a model by name, model=; it has a, b" in capsys.readouterr().err
 

@@ -146,7 +146,7 @@ def test_a_picture_of_ours_is_drawn_anew_and_no_other_file_is_touched(suffix, ru
     assert main.main(plot) == main.main(plot) == 0
     Path(f"a.{suffix}").write_bytes(b"of the user, about ib_callback")
     assert main.main(plot) == 2
-    assert re.search(rf"a\.{suffix}: expected no file, or a picture that ib-callback made", capsys.readouterr().err)
+    assert re.search(rf"a\.{suffix}: expected a new file, or a picture that ib-callback made", capsys.readouterr().err)
     assert Path(f"a.{suffix}").read_bytes() == b"of the user, about ib_callback"
 
 
@@ -236,14 +236,14 @@ def test_mistakes_about_results(results, capsys, arguments, message):
     ("arguments", "message"),
     [
         (["{}/nowhere"], r"there is no file or directory .*nowhere\. Give the output directory of a run"),
-        (["{}"], "has several runs; give the directory of one of them: .*large .*small"),
+        (["{}"], "has several runs. Give the directory of one of them: .*large .*small"),
         (["{}/small", "--kind=compare"], "compare needs two runs or more, got one"),
         (["{}/small", "{}/small"], "expected different runs, got .*small.* twice"),
         (["{}/small", "--order=trigram"], "expected orders among token, bigram, got trigram"),
         (["{}/small", "--plane=readout"], "expected planes among plain, got readout"),
         (
             ["{}/small", "--kind=layers", "--plane=plain"],
-            "--plane is for the kinds plane and compare, got --kind layers",
+            "--plane only works with the kinds plane and compare, got --kind layers",
         ),
         (
             ["{}/small", "--kind=layers", "--step=7"],

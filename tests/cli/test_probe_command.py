@@ -113,7 +113,7 @@ def test_show(spelling: list[str], folder: Path, capsys: pytest.CaptureFixture[s
     assert main.main(["probe", *spelling, "p.safetensors", "--layers", "3", "--bins", "50"]) == 0
     printed = capsys.readouterr().out
     for line in (
-        "probe 'tokens': 2 sequences, 19 tokens, 9 to 10 a sequence (median 9)",
+        "probe 'tokens': 2 sequences, 19 tokens, 9 to 10 per sequence (median 9)",
         f"fingerprint {probe.fingerprint}",
         f"{'tokenizer':<20} not known",
         f"{'constructor':<20} from_tokens",
@@ -158,8 +158,8 @@ def test_lines_made_by_hand(folder: Path) -> None:
 
 
 LINES = {
-    "not json": ('{"input_ids": [1]}\n{\n', "bad.jsonl:2: expected one JSON object a line"),
-    "no ids": ('{"ids": [1]}\n', 'first at least, got {"ids": [1]}'),
+    "not json": ('{"input_ids": [1]}\n{\n', "bad.jsonl:2: expected one JSON object per line"),
+    "no ids": ('{"ids": [1]}\n', 'where only input_ids is required, got {"ids": [1]}'),
     "nothing": ("\n", "expected at least one line with input_ids"),
     "fractions": (
         '{"input_ids": [1.5]}\n',
@@ -188,8 +188,11 @@ LINES = {
         '{"input_ids": [1], "labels": [1]}\n',
         '"labels": {name: [as many]}, "padding": 0 or more}',
     ),
-    "padding": ('{"input_ids": [1], "padding": -1}\n', '"padding": 0 or more}, the first at least'),
-    "nested too deep": ("[" * 100_000 + "\n", "bad.jsonl:1: expected one JSON object a line (its brackets are nested"),
+    "padding": ('{"input_ids": [1], "padding": -1}\n', '"padding": 0 or more}, where only input_ids'),
+    "nested too deep": (
+        "[" * 100_000 + "\n",
+        "bad.jsonl:1: expected one JSON object per line (its brackets are nested",
+    ),
     "padding beyond all memory": (
         '{"input_ids": [1], "padding": 1000000000000000}\n',
         "bad.jsonl: its content is not a probe: length and padding: expected at most 134,217,728 positions",

@@ -228,8 +228,8 @@ def test_a_recorded_run_of_the_demonstration(tmp_path):
     none = select_report(tmp_path)
     assert none.path is None
     assert set(remarks(none).values()) == {"not in the compression phase"}
-    assert "The compression phase was not recognised in this run; many small models never compress." in none.verdict
-    assert "--from fit, or --from STEP." in none.verdict
+    assert "The compression phase was not recognised in this run. Many small models never compress." in none.verdict
+    assert "--from fit or --from STEP." in none.verdict
 
 
 # --- the verdict
@@ -248,13 +248,13 @@ def test_noise_is_told_from_a_difference_and_how_it_is_estimated(tmp_path, best,
     assert first.startswith("The best point is step 2,000")
     assert ("within the noise" in first) is within
     assert ("beyond the noise" in first) is not within
-    assert second.startswith("How the noise is estimated: from the scatter of the values of successive points about a")
+    assert second.startswith("The noise is estimated from the scatter of successive values about a")
 
 
 def test_too_few_points_for_an_estimate(tmp_path):
     report = select_report(save(tmp_path, run(C, E)[:20], (1800, 1900)), select_from=1500)
     assert "too few points (under 8) to tell whether that is noise" in report.verdict
-    assert "How the noise" not in report.verdict
+    assert "The noise is estimated" not in report.verdict
 
 
 def test_why_there_is_none_and_what_to_do(tmp_path):
@@ -263,7 +263,7 @@ def test_why_there_is_none_and_what_to_do(tmp_path):
     assert (none.path, none.choice.best) == (None, None)
     assert none.verdict.splitlines() == [
         "No point can be selected: not in the compression phase; no checkpoint.",
-        "Without a checkpoint, the best point is step 2,000 with 0.8 (no checkpoint).",
+        "The best point has no checkpoint: step 2,000 with 0.8 (no checkpoint).",
     ]
     save(tmp_path, run(C[:3], E[:3]), (200,))
     for select_from in ("compression", "fit"):
@@ -280,9 +280,9 @@ def test_why_there_is_none_and_what_to_do(tmp_path):
 def test_checkpoints_of_steps_that_were_not_measured(tmp_path):
     verdict = select_report(save(tmp_path, run(C, E), (950, 1050, 1500, 1650, 1750))).verdict
     assert (
-        "their steps were not measured: 4 of 5 checkpoints (checkpoint-950, checkpoint-1050, checkpoint-1650, …)."
-        in verdict
-    )
+        "4 of 5 checkpoints are not candidates because their steps were not measured (checkpoint-950, "
+        "checkpoint-1050, checkpoint-1650, …)."
+    ) in verdict
     assert "not measured" not in select_report(save(tmp_path / "b", run(C, E), (1500,))).verdict
 
 
@@ -302,7 +302,7 @@ def test_the_record_alone_tells_whose_checkpoints_they_are(tmp_path):
     found = remarks(report)
     assert (found["2,500"], found["2,600"], found["2,700"]) == ("deleted", f"not in {FILENAME}", "deleted")
     assert found["2,800"] == "no checkpoint"
-    assert f"Checkpoints that are not in {FILENAME} are assumed to be of another run" in report.verdict
+    assert f"Checkpoints not in {FILENAME} are assumed to belong to another run" in report.verdict
     assert "There is no" not in report.verdict
 
 
@@ -336,7 +336,7 @@ def test_a_run_below_the_directory(tmp_path):
 
 def test_several_runs_are_listed(tmp_path):
     below = [save(tmp_path / "a", run(C, E)), save(tmp_path / "b" / "c" / "d" / "e", run(C, E))]
-    with pytest.raises(ib.TrajectoryError, match="has several runs; give the directory of one of them:") as caught:
+    with pytest.raises(ib.TrajectoryError, match=r"has several runs\. Give the directory of one of them:") as caught:
         select_report(tmp_path)
     assert str(caught.value).splitlines()[1:] == [f"  {path}" for path in below]
     # One in the directory itself is the one that is meant.

@@ -67,19 +67,19 @@ def test_a_curve_of_another_probe_is_not_drawn_and_the_picture_says_so():
     figure = information_plane(run([0, 10]), curve=NATS.with_info(probe="b" * 64))
     assert not artists(figure.axes[0], "IB curve")
     assert TEXT not in legend_texts(figure)
-    assert notes(figure) == "The IB curve given is not drawn: it belongs to another probe."
+    assert notes(figure) == "The IB curve is not drawn: it belongs to another probe."
     other = information_plane(run([0, 10], settings={**SETTINGS, "K": 4}), curve=NATS.with_info(K=2))
     assert not artists(other.axes[0], "IB curve")
     assert "it belongs to other positions" in notes(other)
     unknown = information_plane(run([0, 10], settings={"primary": "token"}), curve=NATS)
     assert not artists(unknown.axes[0], "IB curve")
-    assert "the settings do not say the number of bins" in notes(unknown)
+    assert "which the settings do not say" in notes(unknown)
 
 
 def test_the_file_beside_a_trajectory(tmp_path):
-    assert curve_beside(tmp_path) is None
+    assert curve_beside(tmp_path / "ib_curve.json") is None
     write(tmp_path)
-    curve = curve_beside(tmp_path)
+    curve = curve_beside(tmp_path / "ib_curve.json")
     assert curve == IBCurve.load(tmp_path / "ib_curve.json")
     assert (curve.info["order"], curve.info["probe"]) == ("token", SETTINGS["probe"])
     drawn = artist(information_plane(run([0, 10]), curve=curve).axes[0], "IB curve").get_xydata()
@@ -91,4 +91,4 @@ def test_a_file_that_is_none_is_an_error_with_a_cure(tmp_path, content):
     path = tmp_path / "ib_curve.json"
     path.write_text(content)
     with pytest.raises(TrajectoryError, match=r"ib_curve\.json: expected .*Or move .*ib_curve\.json away"):
-        curve_beside(tmp_path)
+        curve_beside(path)

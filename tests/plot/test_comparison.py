@@ -71,9 +71,9 @@ def test_another_model_is_a_note_alone():
             }
         )
         pairs = run([0, 10], settings={**SETTINGS, "feature_probes": {"preference": "c" * 64}})
-        assert notes(compare({"a": run([0, 10]), "b": pairs})) == "The runs differ in feature_probes too."
+        assert notes(compare({"a": run([0, 10]), "b": pairs})) == "The runs differ in feature_probes."
         assert "Not comparable" not in notes(information_plane([*run([0]), pairs[1]]))
-    assert notes(figure) == "The runs differ in layers, dtype too."
+    assert notes(figure) == "The runs differ in layers, dtype."
     assert notes(compare({"a": run([0]), "b": run([0])})) == ""
 
 

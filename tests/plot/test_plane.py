@@ -184,7 +184,7 @@ def test_colours_follow_the_step_logarithmically_over_decades(steps, logarithmic
 def test_a_final_model_without_a_step_has_no_place_among_checkpoints_and_is_said_to_be_left_out():
     points = [measurement(5), measurement(10), measurement(None)]
     for figure in (information_plane(points), over_steps(points)):
-        assert "Not drawn: 1 point has no step, and so no place among the others." in notes(figure)
+        assert "Not drawn: 1 point has no step, so the place among the others is unknown." in notes(figure)
     assert information_plane(points).axes[-1].get_ylabel() == "training step"
     assert over_steps(points).axes[2].get_xlabel() == "training step"
     assert len(artist(information_plane(points).axes[0], "fitting").get_offsets()) == 2
@@ -231,7 +231,7 @@ def test_standard_errors_are_drawn_where_they_were_measured():
 def test_settings_that_changed_along_the_run_are_a_note():
     changed = measurement(20, settings={"primary": "token", "num_bins": 64, "probe": "a" * 64, "bound": "diagonal"})
     figure = information_plane([measurement(0), measurement(10), changed])
-    assert notes(figure) == "Not comparable throughout: the settings changed at step 20: num_bins: 100 vs 64"
+    assert notes(figure) == "Not all points can be compared: the settings changed at step 20: num_bins: 100 vs 64"
     (note,) = figure.texts
     assert note.get_color() != figure.axes[0].xaxis.label.get_color()
 

@@ -144,7 +144,7 @@ def test_what_is_within_three_standard_errors_of_an_axis_is_shaded(picture):
         )
         assert [across.x0, across.x1, upright.y0, upright.y1] == pytest.approx([-0.06, 0.06] * 2)
     assert not artists(plain, "near chance")
-    assert "within 3 standard errors of 0 (the largest)" in legend_texts(figure)
+    assert "within 3 standard errors of 0 (largest error)" in legend_texts(figure)
     assert not any(artists(panel, "near chance") for panel in panels(picture(points("readout"))))
 
 

@@ -47,7 +47,7 @@ def test_four_numbers_are_drawn_over_their_steps_with_what_belongs_beside():
     ):
         assert line(panel, f"token: {name}")[1].tolist() == [getattr(m["token"], name) for m in trajectory]
     assert line(figure.axes[0], "ceiling")[1].tolist() == [m.ceiling for m in trajectory]
-    assert [artist(panel, "on the bound").get_ydata()[0] for panel in figure.axes[2:]] == [1.0, 0.0]
+    assert [artist(panel, "the bound").get_ydata()[0] for panel in figure.axes[2:]] == [1.0, 0.0]
     assert [panel.get_ylabel().split("\n")[0] for panel in figure.axes] == [
         "complexity I(X;Z)", "expressivity I(Y;Z)", "optimality", "distance to the bound",
     ]  # fmt: skip

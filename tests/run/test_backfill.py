@@ -186,7 +186,7 @@ def test_without_tensorboard_the_error_says_what_to_install(
         (["--wandb", "a/b/c/d"], "expected ID, PROJECT/ID or ENTITY/PROJECT/ID"),
         (["--wandb", "a//d"], "expected ID, PROJECT/ID or ENTITY/PROJECT/ID"),
         (["--wandb", "a:d"], "expected the id of a run"),
-        (["--tensorboard", "logs", "--group", "g"], "--group: expected only together with --wandb"),
+        (["--tensorboard", "logs", "--group", "g"], "--group only works with --wandb"),
     ],
 )
 def test_mistakes(options: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
