@@ -96,8 +96,8 @@ def test_runs_can_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--pair", "olmo:gpt3"], "--pair: expected BASE:POST, two of olmo, olmo-dpo, smol"),
-        (["--metric", "loss"], "--metric is for --pair"),
+        (["--pair", "olmo:gpt3"], "--pair: expected BASE:POST with two of the models olmo, olmo-dpo, smol"),
+        (["--metric", "loss"], "--metric would have no effect without --pair"),
         (["--by", "optimallity"], "Did you mean optimality"),
         (["--step", "7"], "no point was measured at step 7"),
         (["--model", "gpt3"], "--model: expected names among"),
