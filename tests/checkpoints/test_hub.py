@@ -280,7 +280,10 @@ def test_of_several_gguf_files_one_is_named_and_downloaded(
     monkeypatch.setattr(load, "is_installed", lambda _: False)
     word_tokenizer().save(str(tmp_path / "t.json"))
     assert measure("made/quantised", "--tokenizer", "t.json") == 1
-    assert "expected one GGUF file, got 2 among Q4.gguf, Q8.gguf. Name one with --gguf" in capsys.readouterr().err
+    assert (
+        "expected one GGUF file, got 2. Choose one with --gguf. The files are Q4.gguf, Q8.gguf"
+        in capsys.readouterr().err
+    )
     assert measure("made/quantised", "--tokenizer", "t.json", "--gguf", "*8*") == 1
     assert 'needs the package "gguf"' in capsys.readouterr().err
     assert [request for request in hub.requests if request.startswith("GET") and request.endswith(".gguf")] == [
@@ -295,8 +298,11 @@ def test_of_several_gguf_files_one_is_named_and_downloaded(
             ["made/nothing"],
             "made/nothing: there is no such path, the hub cannot be reached (RepositoryNotFoundError",
         ),
-        ([LATE, "--revisions", "epoch*"], "expected a revision that matches 'epoch*', got none among 7: "),
-        (["./nowhere"], "./nowhere: expected a folder, a file, or a name on the hub, got none of these"),
+        (
+            [LATE, "--revisions", "epoch*"],
+            "expected a revision that matches 'epoch*', but none of its 7 revisions does: ",
+        ),
+        (["./nowhere"], "./nowhere: expected a folder, a file, or a name on the hub. There is no such folder or file"),
     ],
 )
 def test_what_is_not_there_is_said_at_once(

@@ -234,7 +234,7 @@ def test_nobody_else_may_write_the_file(tmp_path):
     path = tmp_path / "r.jsonl"
     with (
         sweep._alone_with(path),
-        pytest.raises(TrajectoryError, match=r"another process measures into it.*give another -o"),
+        pytest.raises(TrajectoryError, match=r"another process is writing results to this file.*give another -o"),
     ):
         swept(path, checkpoint(1))
     assert swept(path, checkpoint(1)) == Report(1, 0, ())
@@ -249,5 +249,5 @@ def test_increments_are_tested_where_they_are_asked_for_which_is_another_request
     (point,) = Results.load(tmp_path / "r.jsonl")["m"]
     meter = Meter(tiny_probe(), **orders["meter"])
     assert point.increments == mean_increments(meter, tiny_model(1), num_permutations=20)
-    with pytest.raises(ValueError, match="--increments: expected two orders or more, got token alone"):
+    with pytest.raises(ValueError, match="--increments: expected at least two orders, got only token"):
         swept(tmp_path / "other.jsonl", checkpoint(1), increments=20)

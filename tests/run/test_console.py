@@ -46,7 +46,7 @@ def test_a_loop_says_what_it_will_measure_and_a_line_a_point(lines: Any, tmp_pat
     assert len(points) == 3
     for point, line in zip(run.trajectory, points, strict=True):
         assert line.startswith(f"step {point.step}: loss {point.loss:.4g}, token complexity {point.complexity:.3g}")
-        assert f"phase initial, stopping: not armed, cannot be selected; {point.seconds:.1f} s" in line
+        assert f"phase initial, stopping: cannot act yet, cannot be selected; {point.seconds:.1f} s" in line
 
 
 def test_the_number_shown_first_is_in_the_line(lines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -681,5 +681,5 @@ def test_files_and_differences_and_names():
             assert difference.value == a[f"{view}/token"].expressivity - b[f"{view}/token"].expressivity
         assert ib.difference(a, a, f"{view}/expressivity").standard_error == 0
     assert dataclasses.asdict(a)["views"]["readout"]["token"]["complexity"] == a.readout["token"].complexity
-    with pytest.raises(ValueError, match="'readout/token' was not measured; measured: token, bigram"):
+    with pytest.raises(ValueError, match=r"'readout/token' was not measured\. Measured orders: token, bigram"):
         ib.difference(a, ib.measure(bare_gpt2(), PROBE, standard_errors=5), "readout/token/expressivity")

@@ -236,7 +236,7 @@ def test_summary_of_a_plan():
     assert summary.passes == 1
     assert summary.seconds == summary.seconds_adding > 0
     assert "6 layers in 1 pass" in str(summary)
-    assert "without the forwards" in str(summary)
+    assert "without the forward passes" in str(summary)
     of_model = meter.plan_summary(Model())
     assert of_model.num_layers == 6
     assert of_model.seconds_forward > 0
