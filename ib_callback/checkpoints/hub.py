@@ -329,8 +329,8 @@ def _weights(listed: Sequence[Any], gguf: str | None) -> list[Any]:
         if found:
             return found
     raise ModelError(
-        "expected weights in files named model*.safetensors, pytorch_model*.bin or *.gguf, but none of the "
-        f"{len(listed)} files has such a name"
+        "expected weights in files named model*.safetensors, pytorch_model*.bin or *.gguf, found none among "
+        f"{len(listed)} files"
     )
 
 

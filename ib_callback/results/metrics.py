@@ -528,12 +528,15 @@ def resolve_metric(name: str, available: Iterable[str]) -> str:
         if full is not None:
             return full
     plain = without_prefix(name)
-    hint, view, last = "", plain.partition("/")[0], plain.rpartition("/")[2]
+    hint, view = "", plain.partition("/")[0]
+    order, _, last = plain.rpartition("/")
     quantity = PLANE_BY_NAME.get(last)
     if view in ("readout", "prediction") and not any(other.startswith(f"{view}/") for other in names):
         hint = f". {view}/… needs {view}=True, which no preset allows"
-    elif quantity is not None and quantity.bound:
-        hint = '. A bound_ratio needs bound="ib_curve", which is the bound of the primary order only'
+    elif quantity is not None and quantity.bound == "curve":
+        hint = f'. {last} needs bound="ib_curve", and exists for the primary order only'
+    elif quantity is not None and quantity.bound and any(other.startswith(f"{order}/") for other in names):
+        hint = f'. With bound="ib_curve", {last} exists for the primary order only'
     elif last in _DIRECTIONS and not any(other.rpartition("/")[2] == last for other in names):
         hint = (
             f'. {last} may need loss=True, null=True, baseline=True or weighting="empirical", which no preset allows. '

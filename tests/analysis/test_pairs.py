@@ -97,7 +97,7 @@ def test_other_tokenizers_are_not_paired() -> None:
     post = with_preference(0.02, 0.4, seed=3, settings={"probe": "b" * 64, "feature_probes": {"preference": "g" * 64}})
     found, cautions = changes(entry("base", base), entry("post", post), ["preference/ratio"])
     assert found[0].paired is False
-    assert "count as independent" in found[0].note
+    assert "taken as independent" in found[0].note
     assert "other tokenizers" in cautions[0]
     paired = change(base, with_preference(0.02, 0.4, seed=3), "preference/information").standard_error
     errors = [jackknife_error(m.features["preference"].information or 0, m.features["preference"].information_jackknife)

@@ -139,9 +139,7 @@ def test_real_runs_are_told_as_their_phases_say(name: str) -> None:
     assert f"on the {plane}" in texts(told, "phases")
     start = phases.compression_start
     assert ("Compression, from" in texts(told, "phases")) == (start is not None)
-    assert ("The model has been memorising since" in texts(told, "generalisation")) == (
-        phases.memorising_start is not None
-    )
+    assert ("The model memorises since" in texts(told, "generalisation")) == (phases.memorising_start is not None)
     assert start is None or f"Compression, from step {start:,} " in texts(told, "phases")
 
 
@@ -151,11 +149,7 @@ OVERFIT = [5.0, 4.0, 3.0, 3.2, 3.4, 3.6, 3.8]
 @pytest.mark.parametrize(
     ("losses", "train", "expected"),
     [
-        (
-            OVERFIT,
-            [5, 4, 3, 2.5, 2, 1.5, 1],
-            "The model has been memorising since step 200: the held-out loss is now 0.80 nats",
-        ),
+        (OVERFIT, [5, 4, 3, 2.5, 2, 1.5, 1], "The model memorises since step 200: the held-out loss is 0.80 nats"),
         (OVERFIT, [5, 4, 3, 3.3, 3.5, 3.7, 4], "above its lowest for 4 points, by 0.80 nats, while the training loss"),
         ([5, 4, 3.5, 3.2, 3.0, 3.02, 3.01], None, "the held-out loss ends 0.010 nats above its lowest, and 0.03 are"),
         (

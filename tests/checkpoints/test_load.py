@@ -213,7 +213,7 @@ def test_of_two_sets_of_weights_none_is_chosen():
 def test_weights_of_more_layers_than_the_configuration_has_are_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_layer": 1}))
-    with pytest.raises(ModelError, match=r"expected weights for the layers of its configuration, got .*h\.1\."):
+    with pytest.raises(ModelError, match=r"expected weights for the layers of its configuration, but .*h\.1\."):
         weights_at(folder)
 
 

@@ -184,7 +184,7 @@ def test_a_metric_that_is_undefined_at_a_point(tmp_path):
     report = select_report(save(tmp_path, Trajectory(points), (0, 1)), by="token/optimality_above_null", select_from=0)
     # Nearly nothing above the null: the end of a collapse, with which the fit begins.
     assert rows(report)["1"] == (["-", "fitting", "checkpoint-1"], "the metric is undefined")
-    assert remarks(report)["-"] == "without a step"
+    assert remarks(report)["-"] == "no step"
     assert report.path == tmp_path / "checkpoint-0"
     assert "No other point can be selected." in report.verdict
 

@@ -355,7 +355,7 @@ def test_it_needs_nulls():
             adjusted(measurement)
     with pytest.raises(KeyError, match="'bigram' was not measured"):
         adjusted(with_ceiling(), "bigram")
-    with pytest.raises(ValueError, match="expected an n-gram order, got 'late/token'.* the ceilings of views"):
+    with pytest.raises(ValueError, match=r"expected an n-gram order, got 'late/token'.* the ceilings of views"):
         adjusted(with_ceiling(), "late/token")
 
 

@@ -48,7 +48,7 @@ SLOW = ib.PhaseRule(drop=0.2)
             (
                 {"select": select, "orders": ("token", "bigram")},
                 ValueError,
-                f"select='{select}' cannot work: no metric '{select}' is measured; .*token/optimality, .*bigram",
+                f"select='{select}' cannot work: no metric '{select}' is measured.*token/optimality, .*bigram",
             )
             for select in ("optimalty", "trigram/optimality", "preference", "phase")
         ],
