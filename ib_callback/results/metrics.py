@@ -532,14 +532,14 @@ def resolve_metric(name: str, available: Iterable[str]) -> str:
     order, _, last = plain.rpartition("/")
     quantity = PLANE_BY_NAME.get(last)
     if view in ("readout", "prediction") and not any(other.startswith(f"{view}/") for other in names):
-        hint = f". {view}/… needs {view}=True, which no preset allows"
+        hint = f". {view}/… needs {view}=True and no preset"
     elif quantity is not None and quantity.bound == "curve":
         hint = f'. {last} needs bound="ib_curve", and exists for the primary order only'
     elif quantity is not None and quantity.bound and any(other.startswith(f"{order}/") for other in names):
         hint = f'. With bound="ib_curve", {last} exists for the primary order only'
     elif last in _DIRECTIONS and not any(other.rpartition("/")[2] == last for other in names):
         hint = (
-            f'. {last} may need loss=True, null=True, baseline=True or weighting="empirical", which no preset allows. '
+            f'. {last} may need loss=True, null=True, baseline=True or weighting="empirical", and no preset. '
             "Local numbers also need sequences of at least 48 valid positions, and bits_per_byte needs Probe.num_bytes"
         )
     close = did_you_mean(name, names)

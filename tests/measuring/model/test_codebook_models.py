@@ -601,7 +601,7 @@ def test_out_of_memory_means_smaller_batches(where, monkeypatch):
             add(self, batch, rows)
 
         monkeypatch.setattr(codebook.Readout, "_add", less)
-    with pytest.warns(RuntimeWarning, match="out of memory while measuring; trying again with batch_size="):
+    with pytest.warns(RuntimeWarning, match=r"out of memory while measuring\. Trying again with batch_size="):
         measured = meter.measure(model)
     assert meter.batch_size == 2
     assert measured.readout == small.readout and measured.prediction == small.prediction

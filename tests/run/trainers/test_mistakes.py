@@ -66,7 +66,7 @@ SLOW = ib.PhaseRule(drop=0.2)
             )
         ],
         *[
-            ({"select": f"{view}/optimality", view: False}, ValueError, f"is measured; {view}/… takes {view}=True")
+            ({"select": f"{view}/optimality", view: False}, ValueError, rf"is measured\. {view}/… needs {view}=True")
             for view in ("readout", "prediction")
         ],
         ({"select": "entropy"}, ValueError, 'neither high nor low entropy is known to be better. Pass mode="min"'),
