@@ -377,7 +377,7 @@ class PlateauStopping:
 
     def _judge_worse(self, step: int, phases: PhaseTracker) -> StopDecision:
         count, needed = phases.worse_for, max(self.patience, PERSISTENCE)
-        told = f"the held-out loss has been above its minimum for {count} measurements"
+        told = f"the held-out loss has been above its minimum for {_measurements(count)}"
         if count < needed:
             return self._go_on(StopReason.WAITING, f"{told}, and the rule acts after {needed}")
         if step - (phases.worse_since or 0) < _COVERED * step:
@@ -450,10 +450,10 @@ class PlateauStopping:
                 return self._go_on(StopReason.IMPROVING, f"{self._metric} has a new best value, {smooth:.4g}")
         self._worse.append(smooth)
         count = len(self._worse)
-        told = f"{self._metric} has had no usable value for {count} measurements"
+        told = f"{self._metric} has had no usable value for {_measurements(count)}"
         if self.best is not None:
             told = (
-                f"{self._metric} has not improved on {self.best:.4g} (step {self.best_step}) for {count} measurements"
+                f"{self._metric} has not improved on {self.best:.4g} (step {self.best_step}) for {_measurements(count)}"
             )
         if count < self.patience:
             return self._go_on(StopReason.WAITING, f"{told}, and the rule acts after {self.patience}")
@@ -477,6 +477,10 @@ class PlateauStopping:
 
     def _go_on(self, reason: StopReason, message: str) -> StopDecision:
         return StopDecision(False, reason, message)
+
+
+def _measurements(count: int) -> str:
+    return "1 measurement" if count == 1 else f"{count} measurements"
 
 
 def guarded_rule(rule: PhaseRule, guard: Guard) -> PhaseRule:

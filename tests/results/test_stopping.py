@@ -226,13 +226,19 @@ def test_an_undefined_value_is_missing():
     assert rule.update(measured(200, 0.5, 0.25)).reason is PLATEAU
 
 
+def test_words_of_earlier_versions_are_understood():
+    assert (StopReason("not armed"), StopReason("waiting")) == (NOT_ARMED, WAITING)
+    with pytest.raises(ValueError, match="'never' is not a valid StopReason"):
+        StopReason("never")
+
+
 def test_messages_say_what_was_found():
     rule = PlateauStopping(**STOPPING)
     messages = [rule.update(point).message for point in run(C, E, without=[22])]
     assert messages[0] == "the compression phase has not been recognised yet"
     assert messages[20] == "distance_to_bound has a new best value, 0.06"
     same = "distance_to_bound has not improved on 0.06 (step 2000) for"
-    assert messages[21] == f"{same} 1 measurements, and the rule acts after 3"
+    assert messages[21] == f"{same} 1 measurement, and the rule acts after 3"
     assert messages[22] == "the point could not be measured (NaN in h.0)"
     assert messages[24] == f"{same} 3 measurements, so the run has reached a plateau"
     rule.replay(COLLAPSE_AT_THE_END)
