@@ -186,8 +186,8 @@ class IBCurve:
             return curve
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{os.fspath(path)}: expected a file written by IBCurve.save, got something else or a damaged one "
-                f"({describe(error)}). Compute the curve again."
+                f"{os.fspath(path)}: expected a file written by IBCurve.save, got another kind of file or a damaged "
+                f"one ({describe(error)}). Compute the curve again."
             ) from error
 
     def _check_plausible(self) -> None:
@@ -275,8 +275,8 @@ def ib_curve(
     rows = len(reduced.rows)
     if num_codewords is None and rows > MANY_ROWS:
         raise ValueError(
-            f"num_codewords: the joint has {rows:,} different rows, and a code with as many codewords would take "
-            f"{8 * rows**2 / 2**30:.1f} GiB several times over. Say how many codewords to use, such as 100."
+            f"num_codewords: the joint has {rows:,} different rows. A code with one codeword for each would need "
+            f"several times {8 * rows**2 / 2**30:.1f} GiB. Say how many codewords to use, such as 100."
         )
     effort = Effort.of(reduced, num_codewords or rows, max_iterations=max_iterations, tolerance=tolerance)
     with progress_bar("IB curve", total=100, unit="%", shown=progress, delay=2.0) as reached:

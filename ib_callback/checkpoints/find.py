@@ -44,7 +44,7 @@ class Wanted:
 
 
 def find_checkpoints(wanted: Wanted, tell: Tell) -> tuple[list[Checkpoint], list[tuple[Checkpoint, Checkpoint]]]:
-    """All checkpoints, those of each model in the order of its steps; and those left out because of equal weights.
+    """Return all checkpoints, ordered by step within each model, and those left out because of equal weights.
 
     Raises:
         ModelError: a model does not exist, or nothing matches.
@@ -55,12 +55,16 @@ def find_checkpoints(wanted: Wanted, tell: Tell) -> tuple[list[Checkpoint], list
             each = find_runs(Path(source), name)
             several = dict.fromkeys(checkpoint.model for checkpoint in each)
             if len(several) > 1 and wanted.name is None:
-                tell(f"{source} holds several runs, each a model: {', '.join(several)}; --name makes them one model")
+                names = ", ".join(several)
+                tell(f"{source} holds several runs. Each counts as a model: {names}. --name makes them one model")
             found += each if wanted.name is None else [replace(checkpoint, model=name) for checkpoint in each]
         elif hub.is_id(source):
             found += hub.find_on_hub(source, name, wanted.revisions)
         else:
-            raise ModelError(f"{source}: expected a folder, a file, or a name on the hub, got none of these")
+            raise ModelError(
+                f"{source}: expected a folder, a file, or a name on the hub. There is no such folder or file, and the "
+                "hub has no names of this form"
+            )
     by_model: dict[str, list[Checkpoint]] = {}
     for checkpoint in _told_apart(_once(found)):
         by_model.setdefault(checkpoint.model, []).append(checkpoint)
@@ -99,7 +103,7 @@ def _names(wanted: Wanted) -> list[str]:
 
 
 def _once(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Remove checkpoints that were given several times; branches at one commit stay, because these are reported."""
+    """Remove checkpoints that were given several times; branches at one commit stay, because they are reported."""
     found: dict[object, Checkpoint] = {}
     for c in checkpoints:
         name = c.revision if isinstance(c.place, hub.OnHub) else None

@@ -33,10 +33,10 @@ _WEIGHTS = (
 )
 # Number of tries for a download. huggingface_hub itself resumes a file that stopped in the middle.
 _TRIES = 3
-TOO_DEEP = "The brackets of a JSON file there are nested too deep: save the model or download it again"
+TOO_DEEP = "One of its JSON files has brackets that are nested too deep. Save the model again, or download it again"
 _WAYS = (
-    "download it elsewhere with `hf download {name}` and copy the cache (HF_HOME), or name a folder instead; "
-    "HF_ENDPOINT sets another hub"
+    "download it on another machine with `hf download {name}` and copy that machine's cache (HF_HOME) to this one, or "
+    "give a local folder instead. HF_ENDPOINT sets another hub"
 )
 
 
@@ -144,8 +144,8 @@ def find_on_hub(name: str, model: str, globs: Sequence[str]) -> list[Checkpoint]
                 for name, (commit, weights) in cached.items()
             )
         raise ModelError(
-            f"{repository}: there is no such path, the hub cannot be reached ({_shortened(error)}), and its cache has "
-            f"no revision that matches {' or '.join(map(repr, wanted))}. {ways_out(repository, error)}"
+            f"{repository}: there is no such path, the hub cannot be reached ({_shortened(error)}), and the cache on "
+            f"this machine has no revision that matches {' or '.join(map(repr, wanted))}. {ways_out(repository, error)}"
         ) from error
     commits = {ref.name: ref.target_commit for ref in (*refs.branches, *refs.tags)}
     chosen = [name for name in commits if any(fnmatch.fnmatchcase(name, glob) for glob in wanted)]
@@ -154,8 +154,8 @@ def find_on_hub(name: str, model: str, globs: Sequence[str]) -> list[Checkpoint]
     if not chosen:
         some = ", ".join(list(commits)[:8]) + (", …" if len(commits) > 8 else "")
         raise ModelError(
-            f"{repository}: expected a revision that matches {' or '.join(map(repr, wanted))}, got none among "
-            f"{len(commits)}: {some}"
+            f"{repository}: expected a revision that matches {' or '.join(map(repr, wanted))}, but none of its "
+            f"{len(commits)} revisions does: {some}"
         )
     return _in_order(
         _checkpoint(model, repository, name, OnHub(repository, name, commits[name]), len(chosen)) for name in chosen
@@ -200,7 +200,7 @@ def by_name(option: str, name: str, load: Callable[..., Any], file: str) -> Any:
         if in_the_way is not None:
             raise ValueError(
                 f"{option}: cannot be loaded ({_shortened(in_the_way)}), and its copy in the cache is not complete. "
-                f"{ways_out(name, in_the_way)}; or a file, {option.split()[0]} {file}"
+                f"{ways_out(name, in_the_way)}. You can also give a local file: {option.split()[0]} {file}"
             ) from error
         if is_too_deep(error):
             raise ValueError(f"{option}: cannot be loaded. {TOO_DEEP}") from error
@@ -321,12 +321,16 @@ def _weights(listed: Sequence[Any], gguf: str | None) -> list[Any]:
             chosen = [file for file in found if gguf is None or fnmatch.fnmatchcase(file.path, gguf)]
             if len(chosen) != 1:
                 names = ", ".join(file.path for file in found)
-                raise ModelError(f"expected one GGUF file, got {len(chosen)} among {names}. Name one with --gguf")
+                matching = "" if gguf is None else f" that match {gguf!r}"
+                raise ModelError(
+                    f"expected one GGUF file, got {len(chosen)}{matching}. Choose one with --gguf. The files: {names}"
+                )
             return chosen
         if found:
             return found
     raise ModelError(
-        f"expected weights as model*.safetensors, pytorch_model*.bin or .gguf, got {len(listed)} files without any"
+        "expected weights in files named model*.safetensors, pytorch_model*.bin or *.gguf, found none among "
+        f"{len(listed)} files"
     )
 
 

@@ -190,8 +190,8 @@ def _from_transformers(path: Path, loading: Loading, folder: str, **keywords: An
         # transformers fills missing weights with random numbers, and only its log says so.
         missing = [*wrong["missing_keys"], *wrong["mismatched_keys"]]
         raise ModelError(
-            f"{path}: expected weights of every parameter of {type(model).__name__}, got none that fit for "
-            f"{len(missing)}: {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}"
+            f"{path}: expected weights of every parameter of {type(model).__name__}, but they are missing or have the "
+            f"wrong shape for {len(missing)}: {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}"
         )
     _check_all_layers(model, found.get("unexpected_keys") or (), path)
     return model
@@ -209,7 +209,7 @@ def _check_all_layers(model: nn.Module, left_over: Iterable[str], path: Path) ->
     ]
     if more:
         raise ModelError(
-            f"{path}: expected weights for the layers of its configuration, got weights for more layers: "
+            f"{path}: expected weights for the layers of its configuration, but it also has weights for other layers: "
             f"{', '.join(more[:5])}{', …' if len(more) > 5 else ''}"
         )
 
@@ -224,8 +224,8 @@ def _skeleton(path: Path, loading: Loading, hyper_parameters: Any) -> nn.Module:
         return _from_config(copy.deepcopy(loading.given_config), loading)
     if not near:
         raise ModelError(
-            f"{path}: has weights and no configuration. Give --factory module:function, which makes the model, or "
-            "--config, a folder or a name on the hub that has its config.json"
+            f"{path}: has weights but no configuration. Give --factory module:function, a function that makes the "
+            "model. Or give --config, a folder or a name on the hub with the config.json of the model"
         )
     return _from_config(_auto_config(near[0], trust_remote_code=loading.trust_remote_code), loading)
 
@@ -291,17 +291,19 @@ def _read(path: Path, *, allow_pickle: bool) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path}: holds more than tensors and plain values, or is damaged ({describe(error).splitlines()[0]}). If "
-            "you trust whoever wrote it, load it with --allow-pickle, which lets it run any code"
+            "you trust whoever wrote the file, load it with --allow-pickle, which lets the file run any code"
         ) from error
     except (EOFError, OSError, RuntimeError) as error:
         raise ModelError(
-            f"{path}: expected a whole file of weights, got one that cannot be read "
-            f"({describe(error).splitlines()[0]}). It may be incomplete: save it again, or move it away"
+            f"{path}: expected a complete file of weights, got one that cannot be read "
+            f"({describe(error).splitlines()[0]}). The file may be incomplete: save it again, or move it away"
         ) from error
     if isinstance(content, nn.Module):
         content = content.state_dict()
     if not isinstance(content, dict):
-        raise ModelError(f"{path}: expected a dict of weights, or one that has them, got {type(content).__name__}")
+        raise ModelError(
+            f"{path}: expected a dict of weights, or a dict that contains one, got {type(content).__name__}"
+        )
     return content
 
 
@@ -313,8 +315,8 @@ def _is_zip(path: Path) -> bool:
 def _check_no_map(loading: Loading, path: Path) -> None:
     if loading.device_map is not None:
         raise ModelError(
-            f"{path}: --device-map is for folders of transformers, got weights without a configuration of their own. "
-            "Convert them, or leave it out"
+            f"{path}: --device-map works only for folders that transformers can load, got weights without a "
+            "configuration. Convert the weights, or leave --device-map out"
         )
 
 

@@ -72,8 +72,8 @@ def find_local(path: Path, model: str) -> list[Checkpoint]:
         without = []
     if not by_step and not without:
         raise ModelError(
-            f"{path}: expected a model, or checkpoints in it, got neither. A model is a folder with config.json and "
-            "weights, with a .gguf file, or with shards (.metadata), or a file .ckpt, .pt or .gguf"
+            f"{path}: expected a model or a folder with checkpoints, got neither. A model is a file (.ckpt, .pt or "
+            ".gguf), or a folder that contains config.json with weights, a .gguf file, or shards with a .metadata file"
         )
     found = [_checkpoint(child, model, run=path, step=step) for step, child in sorted(by_step.items())]
     return [*found, *(_checkpoint(child, model, run=path) for child in without)]
@@ -136,7 +136,7 @@ def gguf_in(path: Path, glob: str | None) -> Path | None:
         return None
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
-        raise ModelError(f"{path}: expected one GGUF file, got {len(found)}: {names}. Name one with --gguf")
+        raise ModelError(f"{path}: expected one GGUF file, got {len(found)}: {names}. Choose one with --gguf")
     return found[0]
 
 

@@ -74,7 +74,9 @@ def material_for(checkpoints: Iterable[Checkpoint], asked: Asked, loading: Loadi
             tokenizer.
     """
     if (asked.probe is None) == (asked.documents is None):
-        raise ProbeError("expected one of --probe FILE and --documents FILE|c4|tulu|builtin, to measure on")
+        raise ProbeError(
+            "expected either --probe FILE or --documents FILE|c4|tulu|builtin, which say what text to measure on"
+        )
     first: dict[str, list[Checkpoint]] = {}
     for checkpoint in checkpoints:
         first.setdefault(checkpoint.model, []).append(checkpoint)
@@ -128,10 +130,10 @@ def _check_tokenizers(probe: Probe, models: dict[str, list[Checkpoint]], asked: 
             continue
         if share is not None and share < _COMES_BACK:
             raise ProbeError(
-                f"--probe {asked.probe}: expected ids of the tokenizer of {model}, got those of another one "
-                f"({probe.tokenizer}): only {share:.0%} of their neighbours come back when its text is tokenised "
-                "again. Give --documents FILE, from which each model's tokenizer makes its own probe, or with "
-                "--tokenizer the one that is right for the model"
+                f"--probe {asked.probe}: expected ids of the tokenizer of {model}, got ids of another tokenizer "
+                f"({probe.tokenizer}). When their text is tokenised again, only {share:.0%} of the pairs of "
+                "neighbouring ids stay the same. Give --documents FILE instead, and each model's tokenizer makes its "
+                "own probe. Or name the right tokenizer of the model with --tokenizer"
             )
 
 
@@ -200,7 +202,7 @@ def _together(features: tuple[str, ...], probes: dict[str, Probe]) -> FeaturePro
     if not any(names):
         return [probes[text] for text in features]
     if not all(names) or len(set(names)) < len(names):
-        raise ProbeError("--feature-probe: expected different names for all of several, NAME=FILE")
+        raise ProbeError("--feature-probe: expected a different name for each of several probes, as NAME=FILE")
     return {name: probes[_source(text)] for name, text in zip(names, features, strict=True)}
 
 

@@ -231,7 +231,7 @@ def _check_names(old: Iterable[Row], checkpoints: Iterable[Checkpoint], path: Pa
         if origin is None:
             raise TrajectoryError(
                 f"{path}: expected a file of results, got the trajectory of a run, which names no models. Give another "
-                "-o"
+                "file with -o"
             )
         if origin.source is not None:
             sources[origin.model, origin.revision] = origin.source
@@ -239,8 +239,9 @@ def _check_names(old: Iterable[Row], checkpoints: Iterable[Checkpoint], path: Pa
         before, now = sources.get((checkpoint.model, checkpoint.revision)), checkpoint.place.source
         if before is not None and not checkpoint.untrained and _is_elsewhere(before, now):
             raise TrajectoryError(
-                f"{path}: expected results of other names, got {checkpoint.name} of {before} there and of {now} now. "
-                "Give another --name or another -o, or both places in one command if they are one model"
+                f"{path}: expected a different name for each checkpoint. The file has {checkpoint.name} from {before}, "
+                f"and now the name stands for {now}. Give another --name or another -o. If both belong to one model, "
+                "name both places in one command"
             )
 
 
@@ -265,7 +266,9 @@ def _brief(measurement: Measurement) -> str:
 def _meter(material: Material, sweep: Sweep) -> Meter:
     meter = Meter(material.probe, feature_probes=material.features, **sweep.meter)
     if sweep.increments and len(meter.orders) < 2:
-        raise ValueError(f"--increments: expected two orders or more, got {', '.join(meter.orders)} alone. Add --order")
+        raise ValueError(
+            f"--increments: expected at least two orders, got only {', '.join(meter.orders)}. Add another with --order"
+        )
     return meter
 
 
@@ -325,8 +328,8 @@ def _alone_with(path: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise TrajectoryError(
-            f"{path}: another process measures into it. Wait for it to end, or give another -o: results of several "
-            "files can be concatenated"
+            f"{path}: another process is writing results to this file. Wait until it ends, or give another file with "
+            "-o. Files of results can be concatenated later"
         ) from None
     except OSError:  # the file system has no locks
         pass

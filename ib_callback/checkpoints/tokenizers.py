@@ -24,7 +24,9 @@ def load_tokenizer(name: str, **keywords: Any) -> Any:
         except Exception as error:  # `tokenizers` raises no more specific class
             raise ValueError(f"--tokenizer {name}: expected a tokenizer.json, got another file ({error})") from error
     if path.suffix == ".json":
-        raise ValueError(f"--tokenizer {name}: expected a file, a folder or a name on the hub, got no such file")
+        raise ValueError(
+            f"--tokenizer {name}: expected a file, a folder or a name on the hub, but there is no such file"
+        )
     from transformers import AutoTokenizer
 
     return by_name(

@@ -95,7 +95,10 @@ class Watch:
         first = next((point for point in self.trajectory if point.error is None), None)
         if first is not None and measurement.error is None and incomparable_settings(first, measurement):
             self._file.begin_anew()
-            self._sweep.tell(f"other settings than before: the old trajectory is in {self._file.rotated}")
+            self._sweep.tell(
+                "the settings differ from those of the earlier points, so a new trajectory begins. The old one is in "
+                f"{self._file.rotated}"
+            )
         append_line(self._file.path, measurement)
         self._file.trajectory.append(measurement)
 

@@ -93,7 +93,7 @@ def matching(own: Mapping[str, Tensor], there: Mapping[str, tuple[int, ...]], wh
     parts, taken = {name.split(".")[0] for name in own}, {*names.values()}
     rest = [name for name in there if name.startswith(front) and name not in taken and not name.endswith(_CONSTANTS)]
     left = [name for name in rest if name[len(front) :].split(".")[0] in parts]
-    told = {"are missing": missing, "have another shape": other, "are left over": left}
+    told = {"are missing": missing, "have another shape": other, "are not part of the model": left}
     if any(told.values()):
         wrong = "; ".join(f"{len(names)} {how} ({_some(names)})" for how, names in told.items() if names)
         raise ModelError(f"{what}: expected the weights of this model, but {wrong}")
@@ -110,8 +110,8 @@ def _front(own: Collection[str], there: Collection[str], what: str) -> str:
     if len(best) > 1 and 2 * most > len(own):
         # For example, the weights of a policy and of its reference, or an average of weights beside them.
         raise ModelError(
-            f"{what}: expected the weights of this model once, got them {len(best)} times, with {_some(best)} in "
-            "front. Save those that are meant in a file of their own"
+            f"{what}: expected the weights of this model once, got {len(best)} sets of them, whose names begin with "
+            f"{_some(best)}. Save the set that you want to a separate file"
         )
     return best[0] if best else ""
 

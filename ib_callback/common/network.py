@@ -33,10 +33,10 @@ def trouble(error: BaseException) -> str | None:
     if _TOO_MANY in statuses:
         seconds = next((s for each in chain if (s := _asked_to_wait(each)) is not None), None)
         wait = "" if seconds is None else f" for {seconds:.0f} s"
-        cures = f"wait{wait} and try again, log in (HF_TOKEN), or do as you would offline"
+        cures = f"wait{wait} and try again, log in (HF_TOKEN), or do as without a network"
         return f"The hub limits the number of requests (429): {cures}"
     if any(status >= 500 for status in statuses):
-        return f"The hub has an internal error ({statuses[0]}): try again later, or do as you would offline"
+        return f"The hub has an internal error ({statuses[0]}): try again later, or do as without a network"
     if any(type(each).__name__ in _CUT for each in chain):
         return "The download was cut off: try again; if the connection stays unstable"
     if any(

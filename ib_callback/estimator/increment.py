@@ -20,7 +20,7 @@ class Increment:
 
     information: the plain increment I(W;Z given N) = I(N,W;Z) - I(N;Z).
     null, null_std: mean and standard deviation of the increment when wide labels are permuted within each narrow label.
-    above_null: information - null. Like every other above-null number it is a lower baseline.
+    above_null: information - null. Like every other number above null, it is a low estimate of the true value.
     z_score: above_null / null_std; None if permutations change nothing.
     p_value: share of permutations that reach the measured information. The measured labels count as one permutation.
     num_permutations: the number of permutations R; the smallest p value is 1 / (R + 1).

@@ -131,10 +131,10 @@ class Preflight:
     def _size(self) -> str:
         passes = "" if self.passes == 1 else f" in {self.passes} passes"
         if self.num_positions_local is not None and self.num_positions_local < self.num_positions:
-            passes += f"; {self.num_positions_local:,} of them with labels from far away, for local information"
+            passes += f"; local information uses {self.num_positions_local:,} of the positions"
         return (
             f"{self.num_sequences:,} sequences, {self.num_positions:,} valid positions, "
-            f"{self.memory / 2**20:,.0f} MiB beside the forward pass{passes}"
+            f"{self.memory / 2**20:,.0f} MiB in addition to the forward pass{passes}"
         )
 
 
@@ -504,7 +504,7 @@ class Meter:
             ValueError: neither a model nor a number of layers is given, or both.
         """
         if (model is None) == (num_layers is None):
-            raise ValueError("plan_summary: expected a model, or num_layers= without one, such as num_layers=32.")
+            raise ValueError("plan_summary: expected either a model or num_layers=, such as num_layers=32.")
         check_integer("num_ranks", num_ranks, minimum=1, cure="1 means one process")
         root = None if model is None else access.unwrap(model)
         if root is None:
@@ -1054,7 +1054,7 @@ class Meter:
             self.batch_size, self._at_once, self._on_host = means.batch_size, means.layers, means.on_host
             self._short = True
             warn(
-                f"out of memory while measuring; trying again with {means.describe()}, also from now on.",
+                f"out of memory while measuring. Trying again with {means.describe()}. This also holds from now on.",
                 stacklevel=3,
             )
 
@@ -1320,8 +1320,9 @@ def _warn_if_short(device: torch.device, memory: int) -> None:
     free = free_memory(device)
     if free is not None and memory > free:
         warn(
-            f"a measurement needs {memory / 2**20:,.0f} MiB beside the forward pass, and {free / 2**20:,.0f} MiB "
-            "are free. Set memory_budget= (bytes) to measure layers in groups, or use a smaller probe.",
+            f"a measurement needs {memory / 2**20:,.0f} MiB in addition to the forward pass, but only "
+            f"{free / 2**20:,.0f} MiB are free. Set memory_budget= (bytes) to measure layers in groups, or use a "
+            "smaller probe.",
             stacklevel=3,
         )
 

@@ -82,10 +82,10 @@ def _group(probe: Probe, positions: Positions, num_groups: int, batch_size: int)
         sources=probe.groups,
     )
     if groups.number < 3:  # after leaving out two neighbours, something must be left
-        of_sources = " in parts of one source or more" if probe.groups else ""
+        of_sources = ". Those of one source, and all between them, count as one" if probe.groups else ""
         raise ProbeError(
             f"probe {probe.name!r}: expected at least three sequences (or preference pairs) with valid positions for "
-            f"standard errors, got {len(used)} sequences{of_sources}. Use a larger probe with texts in the order of "
-            "their sources, or standard_errors=False."
+            f"standard errors, got {len(used)} sequences{of_sources}. Use a larger probe, with texts of one source "
+            "next to each other, or standard_errors=False."
         )
     return groups

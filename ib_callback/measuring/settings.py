@@ -116,8 +116,8 @@ def choose_baseline(baseline: Any, offset: Any, weighting: str) -> Baseline | No
         raise ValueError(f"baseline: expected True, False, {' or '.join(map(repr, SHIFTS))}, got {baseline!r}.")
     if offset is not None and baseline != "linear":
         raise ValueError(
-            f'baseline_offset: expected None, or baseline="linear", which has a fixed offset, got {offset!r}. '
-            "A circular shift draws one for each sequence."
+            f'baseline_offset: expected None unless baseline="linear", got {offset!r}. A circular shift draws a random '
+            "offset for each sequence."
         )
     if offset not in (None, "half"):
         check_integer("baseline_offset", offset, minimum=NEAREST, cure='nearer contexts overlap; or pass "half"')

@@ -81,13 +81,14 @@ def dataset_content(
     def build(rows: Rows, stream: Iterator[Mapping[str, Any]], **keywords: Any) -> Content:
         first = next(stream, None)
         if first is None:
-            raise ProbeError(f"{rows.what}: expected rows, got none after the first {reading.get('skip', 0)}.")
+            skipped = f" after skip={reading['skip']}" if reading.get("skip") else ""
+            raise ProbeError(f"{rows.what}: expected rows, got none{skipped}.")
         absent = [column for column in columns if column not in first]
         if absent:
             raise ProbeError(
                 f"{rows.what}: expected a column {', '.join(map(repr, absent))}, got the columns "
-                f"{', '.join(rows.columns or map(str, first)) or '(none)'}. Name the column with the text in "
-                "text_column=, those with labels in label_columns=, and that with sources in group_column=."
+                f"{', '.join(rows.columns or map(str, first)) or '(none)'}. Name the column of the text in "
+                "text_column=, columns of labels in label_columns=, and a column of sources in group_column=."
             )
         missing = 0
 
@@ -147,8 +148,9 @@ def remarks(content: Content) -> Iterator[str]:
         why = f"there were {source['pairs_read']} pairs; {left_out or 'no pair was left out'}"
     else:
         short, empty = (int(source.get(key, 0)) for key in ("texts_too_short", "texts_without_text"))
-        reasons = f", and {short} have fewer than min_length={source['min_length']} tokens" if short else ""
-        reasons += f", and {empty} have no text" if empty else ""
+        have = "has" if short == 1 else "have"
+        reasons = f", and {short} of them {have} fewer than min_length={source['min_length']} tokens" if short else ""
+        reasons += f", and {empty} of them {'has' if empty == 1 else 'have'} no text" if empty else ""
         why = f"there were {source['texts_read']} texts{reasons}"
     if source["num_sequences"] != "None" and found < int(source["num_sequences"]):
         yield f"asked for {source['num_sequences']} sequences, got {found}: {why}."
@@ -158,7 +160,7 @@ def remarks(content: Content) -> Iterator[str]:
     if alone:
         yield (
             f"the whole probe has a single label: {', '.join(alone)}. The information about it is 0. Rows are taken in "
-            "order: if the dataset is sorted, shuffle it with a seed, or take more rows."
+            "order. If the dataset is sorted, shuffle it with a seed, or take more rows."
         )
 
 
@@ -214,7 +216,7 @@ def cached_content(
 
     if path is None:
         return built()
-    require("safetensors.torch", extra="hf", purpose="Keeping a probe in the cache (cache=False does not need it)")
+    require("safetensors.torch", extra="hf", purpose="Keeping a probe in the cache, which cache=False turns off,")
     return build_once(path, built, write=_file.write, read=_file.read, what=what)
 
 
@@ -240,12 +242,12 @@ def _path(request: Mapping[str, str], name: str, directory: str | os.PathLike[st
 
 def _ways_out(in_the_way: str, path: Path | None) -> str:
     where = (
-        f"the cache has no probe with these arguments ({path})" if path is not None else "the cache was not searched"
+        f"The cache has no probe with these arguments ({path})" if path is not None else "The cache was not searched"
     )
     return (
-        f"{in_the_way}: {where}. Build the probe where there is a network, with "
-        "`ib-callback probe build` and the same arguments, and load the file with Probe.load. Or use local files, "
-        "Probe.from_dataset('held_out.jsonl', tokenizer), or Probe.builtin(tokenizer)."
+        f"{in_the_way}: build the probe on a machine with a network, with `ib-callback probe build` and the same "
+        "arguments, and load the file with Probe.load. Or use local files, Probe.from_dataset('held_out.jsonl', "
+        f"tokenizer), or Probe.builtin(tokenizer). {where}."
     )
 
 

@@ -127,8 +127,8 @@ def _local(path: str | os.PathLike[str]) -> Path:
     """The path on this machine; raises for an address such as "s3://…", which would become the name of a folder."""
     if is_remote(path):
         raise ProbeError(
-            f"{os.fspath(path)}: expected a probe file on this machine, got an address. Copy the file by other means "
-            "and give its local path."
+            f"{os.fspath(path)}: expected a probe file on this machine, got the address of a remote file. Copy the "
+            "file to this machine and give its local path."
         )
     return expanded(path)
 

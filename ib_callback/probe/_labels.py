@@ -123,17 +123,17 @@ class LabelReader:
     def _check_kind(self, kind: str, value: Any, index: int) -> None:
         if self._kind not in (None, kind):
             raise ProbeError(
-                f"{self._what}: expected integers throughout, or strings throughout, got {value!r} at index {index} "
-                f"after {self._kind}. Make them all of one kind."
+                f"{self._what}: expected only integers or only strings, got {value!r} at index {index} after "
+                f"{self._kind}. Turn all labels into one of the two."
             )
         self._kind = kind
 
     def _refusal(self, value: Any, index: int) -> ProbeError:
         return ProbeError(
             f"{self._what}: expected integers from 0 on, strings or None, or spans (start, end, label) of characters "
-            f"with 0 <= start <= end, got {type(value).__name__} {value!r} at index {index}. Number other labels "
-            "first, e.g. by their bin. Labels of words need a text column that holds lists of words. Pass labels of "
-            "tokens to Probe.from_tokens, with the ids."
+            f"with 0 <= start <= end, got {type(value).__name__} {value!r} at index {index}. Turn other values into "
+            "numbers first, for example by sorting them into bins. Labels of words need a text column that holds lists "
+            "of words. Labels of tokens need Probe.from_tokens, which takes the token ids with their labels."
         )
 
 

@@ -26,7 +26,7 @@ LABEL_NAMES = ("rejected", "preferred")
 REASONS = {
     "tie": "with equal texts or scores",
     "empty": "with an empty continuation",
-    "template": "rejected by the chat template",
+    "template": "refused by the chat template",
     "long": "with a prompt that fills max_length",
 }
 PROMPT, CHOSEN, REJECTED = "prompt", "chosen", "rejected"
@@ -85,7 +85,7 @@ def collect_pairs(
     number = sizes.num_sequences
     if number is not None and number % 2:
         raise ProbeError(
-            f"num_sequences: expected an even number, two sequences per pair, got {number}. "
+            f"num_sequences: expected an even number, because each pair makes two sequences, got {number}. "
             f"Pass {number + 1} or {number - 1 or 2}."
         )
     if getattr(tokenizer, "truncation_side", "right") != "right":
@@ -113,8 +113,9 @@ def collect_pairs(
     if not len(table):
         reasons = ", ".join(f"{number} {REASONS[reason]}" for reason, number in dropped.items())
         raise ProbeError(
-            f"pairs: expected at least one usable pair, got {read} rows, none usable ({reasons or 'no rows'}). "
-            "Raise max_length if prompts are long; pass rows with chosen and rejected."
+            f"pairs: expected at least one usable pair, but none of the {read} rows can be used "
+            f"({reasons or 'no rows'}). Raise max_length if prompts are long. Rows need the columns chosen and "
+            "rejected."
         )
     counts = {"pairs_read": read} | {f"pairs_dropped_{reason}": dropped[reason] for reason in REASONS}
     return table.content(name, {**source, **sizes.noted()}, counts, tokenizer)

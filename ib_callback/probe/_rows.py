@@ -86,7 +86,7 @@ class Rows:
         except Exception as error:
             where = f"after {seen} rows" if seen else "at the start"
             said = " ".join(describe(error).split())[:300]
-            raise ProbeError(f"{self.what}: cannot be read, {where} ({said}).") from error
+            raise ProbeError(f"{self.what}: reading failed {where} ({said}).") from error
 
 
 def rows_of(

@@ -103,8 +103,8 @@ def documents(texts: Iterable[Any], labels: Mapping[str, Any] | None = None, gro
         for what, column in columns.items():
             if index >= len(column):
                 raise ProbeError(
-                    f"{what}: expected one entry per text, also for skipped ones, got {len(column)} entries and none "
-                    f"for text {index}."
+                    f"{what}: expected one entry per text, also for skipped texts, got {len(column)} entries, so text "
+                    f"{index} has none."
                 )
         entries = {name: columns[f"labels[{name!r}]"][index] for name in labels or {}}
         group = None if groups is None else columns["groups"][index]
@@ -158,7 +158,7 @@ def collect(
         in_spans = any(isinstance(label, np.ndarray) for label in labels)
         if in_spans and not encoder.has_offsets:
             raise ProbeError(
-                "tokenizer: labels of words or spans need a tokenizer that knows where its tokens come from, got "
+                "tokenizer: labels of words or spans need a tokenizer that says where in the text each token is, got "
                 f"{type(tokenizer).__name__}. Use a fast tokenizer."
             )
         encoded = encoder(text.text, places=encoder.has_offsets)
@@ -174,8 +174,8 @@ def collect(
         raise ProbeError("texts: expected at least one text, got none. Perhaps the iterator was already used up.")
     if not len(table):
         raise ProbeError(
-            f"texts: expected a text of at least min_length={sizes.min_length} tokens, got {read} texts, the "
-            f"longest of {longest}. Pass longer texts or lower min_length."
+            f"texts: expected a text of at least min_length={sizes.min_length} tokens, got {read} texts, and the "
+            f"longest has {longest}. Pass longer texts or lower min_length."
         )
     counts = {"texts_read": read, "texts_too_short": read - len(table)}
     content = table.content(name, {**source, **sizes.noted()}, counts, tokenizer)

@@ -82,7 +82,7 @@ class Encoder:
         if self._max_length is not None and len(encoded.ids) > self._max_length:
             raise ProbeError(
                 f"max_length: expected room for the tokenizer's special tokens and some text, got {self._max_length}, "
-                "to which the tokenizer cannot truncate. Raise max_length."
+                "which is too small for this tokenizer. Raise max_length."
             )
         return encoded
 

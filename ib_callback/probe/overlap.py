@@ -71,7 +71,10 @@ class Overlap:
         return bool(self.sequences or self.duplicates)
 
     def __str__(self) -> str:
-        short = f" ({self.too_short:,} have fewer than {self.n} tokens and cannot be judged)" if self.too_short else ""
+        short = ""
+        if self.too_short:
+            have = "sequence has" if self.too_short == 1 else "sequences have"
+            short = f". {self.too_short:,} {have} fewer than {self.n} tokens and cannot be judged"
         return (
             f"{len(self.sequences):,} of {self.num_sequences:,} sequences share a run of {self.n} tokens with the "
             f"{self.num_texts:,} texts ({self.num_tokens:,} tokens) examined. {len(self.duplicates):,} of them occur "

@@ -420,7 +420,7 @@ class Probe:
             tokenizer: the tokenizer of the probe, as for `Probe.from_texts`.
             text_column: the column with the text, for rows that are not tokenised.
             n: number of tokens in an n-gram. Shorter n-grams match more often by chance.
-            max_texts: look at no more than this many texts; None: at all.
+            max_texts: look at no more than this many texts; None: look at all of them.
 
         Raises:
             ProbeError: texts without a tokenizer, or rows without tokens and text.

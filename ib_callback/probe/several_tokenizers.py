@@ -44,15 +44,24 @@ def contents_for(
             chosen.append(document)
         if len(chosen) == sizes.num_sequences:
             break
+    if read == 0:
+        raise ProbeError("texts: expected at least one text, got none. Perhaps the iterator was already used up.")
     if not chosen:
         raise ProbeError(
             f"texts: expected a text of at least min_length={sizes.min_length} tokens under every tokenizer "
-            f"({', '.join(tokenizers)}), got none. Pass longer texts or lower min_length."
+            f"({', '.join(tokenizers)}), got {read} texts, all of them shorter. Pass longer texts or lower min_length."
         )
     if sizes.num_sequences is not None and len(chosen) < sizes.num_sequences:
+        short = read - len(chosen)
+        of_them = "none of them is too short"
+        if short:
+            of_them = (
+                f"{short} of them {'has' if short == 1 else 'have'} fewer than min_length={sizes.min_length} tokens"
+            )
+            of_them += " under at least one tokenizer"
         warnings.warn(
-            f"asked for {sizes.num_sequences} documents, got {len(chosen)}: none of the others has "
-            f"min_length={sizes.min_length} tokens under every tokenizer.",
+            f"asked for {sizes.num_sequences} documents, got {len(chosen)}: there were {read} documents, and "
+            f"{of_them}.",
             stacklevel=3,
         )
     kept = [document.text for document in chosen]
@@ -93,8 +102,8 @@ def texts_of(source: str, *, text_column: str = "text") -> Iterator[str]:
         if in_the_way is None:
             raise
         raise ProbeError(
-            f"{error} {in_the_way}: use texts from a file (.jsonl, .parquet, .csv, .txt), or those that every "
-            'installation has, "builtin"; or copy the cache of the hub (HF_HOME) from where there is a network.'
+            f'{error} {in_the_way}: use texts from a file (.jsonl, .parquet, .csv, .txt), or "builtin", the texts that '
+            "every installation has. You can also copy the cache of the hub (HF_HOME) from a machine with a network."
         ) from error
 
 

@@ -44,11 +44,11 @@ def correlations(
 
     Args:
         measurements: the points to use; points that could not be measured are left out.
-        scores: {step: score}, such as the loss or the result of a benchmark. A score of None, or none, means unknown.
+        scores: {step: score}, such as the loss or the result of a benchmark. A score that is None or absent is unknown.
 
     Returns:
-        {(name, name): correlation}. With scores: every metric with `"score"`. Without: every two of training step,
-        metrics of the primary order, entropy and information about each feature.
+        {(name, name): correlation}. With scores: every metric with `"score"`. Without scores: every pair of numbers
+        among the training step, the metrics of the primary order, the entropy and the information about each feature.
 
     Raises:
         TypeError: `scores` does not map steps to numbers.
@@ -69,7 +69,7 @@ def correlations(
 
 def _by_step(scores: Any) -> dict[int, float | None]:
     """Accept a mapping of numbers to numbers, or a series of pandas; anything else is a TypeError."""
-    cure = "Pass {step: score}: dict(zip(trajectory.steps, scores)) of a list with one for each point."
+    cure = "Pass {step: score}. If you have a list with one score for each point: dict(zip(trajectory.steps, scores))."
     if not hasattr(scores, "items"):
         raise TypeError(f"scores: expected a number by step, got {type(scores).__name__} {scores!r:.80}. {cure}")
     found = {}

@@ -82,7 +82,7 @@ def _check_line(line: bytes) -> None:
     seal = _SEAL.search(line)
     if seal is not None and seal[1] != checksum(line[: seal.start()] + b"}"):
         raise ValueError(
-            'its checksum does not match its content. If it was changed on purpose, take "crc32" out of it'
+            'its checksum does not match its content. If you changed the line on purpose, remove its entry "crc32"'
         )
 
 
@@ -183,7 +183,7 @@ def courses_of(rows: Iterable[Row], path: object) -> dict[str, list[tuple[Origin
     stages: dict[str, dict[str | None, list[tuple[Origin, Measurement]]]] = {}
     for origin, measurement in rows:
         if origin is None:
-            raise TrajectoryError(f"{path}: expected lines that name a model throughout, got some that name none")
+            raise TrajectoryError(f"{path}: expected every line to name a model, but some lines name none")
         if measurement.tokens_seen is None and origin.tokens is not None:
             measurement = replace(measurement, tokens_seen=origin.tokens)
         stages.setdefault(origin.model, {}).setdefault(origin.stage, []).append((origin, measurement))
@@ -195,8 +195,9 @@ def courses_of(rows: Iterable[Row], path: object) -> dict[str, list[tuple[Origin
                 key = name if number == 1 else f"{name} ({number})"
                 if number > 1:
                     warn(
-                        f"{path}: {name} was measured with several settings that cannot be compared, so it has a "
-                        f"course for each; those of {key!r} differ from the first ones in {why}."
+                        f"{path}: {name} was measured with different settings, so not all its points can be compared. "
+                        f"Points with other settings form a separate trajectory, {key!r}. They differ from the first "
+                        f"points in {why}."
                     )
                 courses[key] = _in_order(course, key)
     return courses
@@ -250,7 +251,7 @@ def _in_order(course: Iterable[tuple[Origin, Measurement]], name: str) -> list[t
             by_step[step] = entry
         elif entry[1].error is None:
             warn(
-                f"{name} has two checkpoints of step {step:,}, {by_step[step][0].revision} and {revision}; the second "
+                f"{name} has two checkpoints of step {step:,}, {by_step[step][0].revision} and {revision}. The second "
                 "one is left out."
             )
     return [*(by_step[step] for step in sorted(by_step)), *without]

@@ -114,7 +114,7 @@ class Measurement:
         if self.error is None:
             self._check_measured()
         elif self.orders or self.features or self.entropy is not None or self.loss is not None:
-            raise ValueError(f"a measurement with an error has no numbers, got some beside {self.error!r}")
+            raise ValueError(f"a measurement with an error must have no numbers, got numbers and {self.error!r}")
 
     def _check_measured(self) -> None:
         if self.orders and self.primary not in self.orders:
@@ -227,14 +227,14 @@ class Measurement:
         if name in points:
             return points[name]
         if self.error is not None:
-            raise KeyError(f"no order {order!r}: this point was not measured ({self.error})")
+            raise KeyError(f"there is no order {order!r} because this point was not measured ({self.error})")
         if order in self.features:
             raise KeyError(f"{order!r} is a feature, not an order: use .features[{order!r}]")
         told = self.settings.get(view)
         if isinstance(told, Mapping) and "why" in told:
             raise KeyError(f"{order!r} was not measured: {told['why']}")
-        views = f", and of each view: {', '.join(self.views)}" if self.views else ""
-        raise KeyError(f"order {order!r} was not measured; measured: {', '.join(self.orders) or 'none'}{views}")
+        views = f", also in each of the views {', '.join(self.views)}" if self.views else ""
+        raise KeyError(f"order {order!r} was not measured. Measured orders: {', '.join(self.orders) or 'none'}{views}")
 
     def __contains__(self, order: object) -> bool:
         view, _, name = str(order).rpartition("/")
@@ -347,7 +347,7 @@ class Measurement:
                 parts.append(f"no local information ({few} positions have a label from far away)")
         for name, value in self.features.items():
             by_chance = value.information_p_value is not None and value.information_p_value > CHANCE
-            told = f", not told from chance (p {value.information_p_value:.2g})" if by_chance else ""
+            told = f", which may be chance (p {value.information_p_value:.2g})" if by_chance else ""
             parts.append(f"{name} {_short(value.information, value.information_null)}{told}")
         if self.seconds is not None:
             parts.append(f"{self.seconds:.1f} s")
@@ -489,8 +489,8 @@ def _read(cls: type[_Point], data: Any, where: str) -> _Point:
     required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
     if missing := [name for name in required if name not in data]:
         raise ValueError(
-            f"{where} lacks the required key{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
-            "it was not written by Measurement.to_dict() or is damaged"
+            f"{where} lacks the required key{'s' if len(missing) > 1 else ''} {', '.join(missing)}. "
+            "Either Measurement.to_dict() did not write it, or it is damaged"
         )
     path = "" if cls is Measurement else f"{where}."
     known = {f.name: _value(data[f.name], str(f.type), f"{path}{f.name}") for f in fields(cls) if f.name in data}
@@ -510,10 +510,10 @@ _EXPECTED = {
     "tuple[str, ...]": "a list of names",
     "dict[str, Any]": "an object",
     "dict[str, PlanePoint]": "an object with one entry per name",
-    "dict[str, dict[str, PlanePoint]]": "an object with one entry per name, of one entry per name each",
-    "dict[str, dict[str, float]]": "an object with one entry per name, of a number per name each",
+    "dict[str, dict[str, PlanePoint]]": "an object of objects, each with one entry per name",
+    "dict[str, dict[str, float]]": "an object of objects, each with one number per name",
     "dict[str, FeaturePoint]": "an object with one entry per name",
-    "dict[str, dict[str, OrderIncrement]]": "an object with one entry per name, of one entry per name each",
+    "dict[str, dict[str, OrderIncrement]]": "an object of objects, each with one entry per name",
     "dict[str, OrderIncrement]": "an object with one entry per name",
 }
 
@@ -556,9 +556,10 @@ def _is_number(value: Any) -> bool:
 
 
 ADVICE = (
-    "A token is not the same unit of text under both: labels, their counts and so complexity, expressivity and their "
-    "nulls differ for the same text and the same knowledge of it. Compare what each model does with itself (its "
-    "phases, the order of its checkpoints, values above its own null); see docs/comparability.md"
+    "A token is a different piece of text under each tokenizer. So labels and their counts differ, and with them "
+    "complexity, expressivity and their nulls, even if two models know the same about the text. Compare each model "
+    "only with itself: its phases, the order of its checkpoints, and its values above its own null. See "
+    "docs/comparability.md"
 )
 
 

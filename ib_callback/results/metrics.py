@@ -151,31 +151,34 @@ PLANE = (
         beside="complexity_null", label="complexity I(X;Z)",
     ),
     Quantity(
-        "expressivity", "I(Y;Z): what they tell about the following tokens; mean over layers.",
+        "expressivity", "I(Y;Z): what representations tell about the following tokens; mean over layers.",
         kind="layers", direction="max", has_error=True, primary=True, tabled=True, viewed=True,
         chance="expressivity_null", above_chance=("expressivity_above_null", "expressivity_local"),
         beside="expressivity_null", label="expressivity I(Y;Z)",
     ),
     Quantity(
-        "optimality", "Expressivity / complexity: 1 on the diagonal.",
+        "optimality", "Expressivity / complexity. It is 1 on the diagonal.",
         formula=_ratio("expressivity", "complexity"),
         direction="max", has_error=True, primary=True, tabled=True, viewed=True,
         chance="optimality_null", above_chance=("optimality_above_null", "optimality_local"),
         beside="optimality_above_null", label="optimality\n(expressivity / complexity)",
     ),
     Quantity(
-        "distance_to_bound", "The bound at this complexity minus expressivity; the diagonal is the complexity itself.",
+        "distance_to_bound",
+        "The bound at this complexity, minus expressivity. With the diagonal, the bound is the complexity itself.",
         formula=_difference(BOUND, "expressivity"), bound="any",
         direction="min", has_error=True, primary=True, tabled=True, viewed=True,
         chance="distance_null", above_chance=("distance_above_null", "distance_local"),
         label="distance to the bound\n({bound} − expressivity)",
     ),
     Quantity(
-        "complexity_null", "Expected complexity when labels are permuted over positions: finite sampling alone.",
+        "complexity_null",
+        "Expected complexity when labels are permuted over positions: what finite sampling alone gives.",
         kind="baseline",
     ),
     Quantity(
-        "expressivity_null", "Expected expressivity when labels are permuted over positions.",
+        "expressivity_null",
+        "Expected expressivity when labels are permuted over positions: what finite sampling alone gives.",
         kind="baseline",
     ),
     Quantity(
@@ -191,29 +194,31 @@ PLANE = (
         formula=_ratio("expressivity_null", "complexity_null"), tabled=True,
     ),
     Quantity(
-        "distance_null", "Complexity_null - expressivity_null: to the diagonal, of labels without meaning.",
+        "distance_null",
+        "Complexity_null - expressivity_null: the distance to the diagonal that labels without meaning have.",
         formula=_difference("complexity_null", "expressivity_null"),
     ),
     Quantity(
-        "complexity_above_null", "Complexity minus its null, a lower baseline.",
+        "complexity_above_null", "Complexity minus its null: a low estimate of the true value.",
         formula=_difference("complexity", "complexity_null"), direction="min", has_error=True, tabled=True, viewed=True,
         above_chance=("complexity_local",),
     ),
     Quantity(
-        "expressivity_above_null", "Expressivity minus its null, a lower baseline.",
+        "expressivity_above_null", "Expressivity minus its null: a low estimate of the true value.",
         formula=_difference("expressivity", "expressivity_null"),
         direction="max", has_error=True, tabled=True, viewed=True,
         above_chance=("expressivity_local",),
     ),
     Quantity(
         "optimality_above_null",
-        "The ratio of both above null; undefined within 3 standard errors of the complexity's null.",
+        "Ratio of the two numbers above null; undefined if the complexity is within 3 standard errors of its null.",
         formula=_ratio("expressivity_above_null", "complexity_above_null", resolved_by="complexity_null_se"),
         direction="max", has_error=True, tabled=True, viewed=True,
         above_chance=("optimality_local",),
     ),
     Quantity(
-        "distance_above_null", "Complexity minus expressivity, both above null: to the diagonal, whatever the bound.",
+        "distance_above_null",
+        "Complexity minus expressivity, both above null: the distance to the diagonal, for any bound.",
         formula=_difference("complexity_above_null", "expressivity_above_null"), direction="min", has_error=True,
         above_chance=("distance_local",),
     ),
@@ -222,20 +227,21 @@ PLANE = (
         kind="layers", has_error=True,
     ),
     Quantity(
-        "expressivity_baseline", "Expressivity of labels from far away in the same document; one baseline serves both.",
+        "expressivity_baseline", "The same value as complexity_baseline: one set of labels from far away serves both.",
         kind="layers", has_error=True,
     ),
     Quantity(
-        "complexity_local", "Complexity above the document baseline, over the same positions: of the local context.",
+        "complexity_local",
+        "Complexity minus the document baseline, over the same positions: what the local context adds.",
         kind="layers", has_error=True, direction="min", viewed=True,
     ),
     Quantity(
-        "expressivity_local", "Expressivity above the document baseline, over the same positions.",
+        "expressivity_local", "Expressivity minus the document baseline, over the same positions.",
         kind="layers", has_error=True, direction="max", viewed=True,
     ),
     Quantity(
         "optimality_local",
-        "The ratio of both local ones; undefined if the complexity is within 3 standard errors of nothing.",
+        "Ratio of the two local numbers; undefined if the local complexity is within 3 standard errors of zero.",
         formula=_ratio("expressivity_local", "complexity_local", resolved_by="complexity_local_se", else_by=NOISE),
         tabled=True, has_error=True, direction="max", viewed=True,
     ),
@@ -247,7 +253,8 @@ PLANE = (
         has_error=True, direction="min", viewed=True,
     ),
     Quantity(
-        "score_local", "Local expressivity squared / local complexity; undefined where their ratio is.",
+        "score_local",
+        "Local expressivity squared / local complexity; undefined where the local optimality is undefined.",
         formula=Formula(
             inputs=("expressivity_local", "optimality_local"),
             value=operator.mul,
@@ -265,15 +272,15 @@ PLANE = (
         formula=_scaled("expressivity", "expressivity_baseline"), direction="max",
     ),
     Quantity(
-        "complexity_document", "The document baseline above the null: what the document says.",
+        "complexity_document", "The document baseline minus the complexity null: what the document alone tells.",
         formula=_difference("complexity_baseline", "complexity_null"), has_error=True,
     ),
     Quantity(
-        "expressivity_document", "The document baseline above the null of the trailing contexts.",
+        "expressivity_document", "The document baseline minus the expressivity null.",
         formula=_difference("expressivity_baseline", "expressivity_null"), has_error=True,
     ),
     Quantity(
-        "bound_ratio", "Expressivity / the bound at this complexity; with the diagonal that is the optimality.",
+        "bound_ratio", "Expressivity / the bound at this complexity. With the diagonal, this is the optimality.",
         formula=_ratio("expressivity", BOUND), bound="curve", direction="max",
         above_chance=("optimality_above_null", "optimality_local"),
     ),
@@ -284,9 +291,11 @@ FEATURE = (
         kind="layers", direction="max", has_error=True, chance="information_null",
     ),
     Quantity("information_null", "Mean of the information when labels are permuted.", kind="measured"),
-    Quantity("information_null_std", "Its standard deviation when labels are permuted.", kind="measured"),
     Quantity(
-        "information_p_value", "How often labels that say nothing look at least as informative; at least 1/101.",
+        "information_null_std", "Standard deviation of the information when labels are permuted.", kind="measured",
+    ),
+    Quantity(
+        "information_p_value", "How often labels without meaning look at least as informative; at least 1/101.",
         kind="measured",
     ),
     Quantity(
@@ -294,7 +303,9 @@ FEATURE = (
         formula=_ratio("information", "complexity"), direction="max",
     ),
     Quantity(
-        "ratio_above_null", "The same with both above their nulls; undefined where the complexity is not resolved.",
+        "ratio_above_null",
+        "The same ratio with both numbers above null; undefined if the complexity is within 3 standard "
+        "errors of its null.",
         formula=Formula(
             inputs=("information", "information_null", "complexity_above_null"),
             value=lambda i, null, c: (i - null) / c,
@@ -317,20 +328,20 @@ WHOLE = (
         "loss", "Mean next-token loss of the model on the probe; nats a token.",
         kind="measured", direction="min", primary=True, tabled=True, label="next-token loss\n(nats a token)",
     ),
-    Quantity("loss_se", "Standard error of the loss, sequences being drawn.", kind="error"),
+    Quantity("loss_se", "Standard error of the loss for a random draw of sequences.", kind="error"),
     Quantity(
-        "bits_per_byte", "The loss of all predicted tokens in bits / the bytes of their text.",
+        "bits_per_byte", "Loss of all predicted tokens in bits, divided by the number of bytes of their text.",
         kind="measured", direction="min",
     ),
     Quantity(
-        "predictive_information", "Plug-in entropy of the next token - loss; nats a token.",
+        "predictive_information", "Plug-in entropy of the next token, minus the loss; nats a token.",
         kind="measured", direction="max",
     ),
 )
 # Quantities of the training, logged if known.
 TRAINING = (
     Quantity(
-        "train_loss", "Loss of the training at this step; nats a token, as a rule.",
+        "train_loss", "Training loss at this step; usually in nats a token.",
         kind="measured", direction="min",
     ),
 )
@@ -517,21 +528,24 @@ def resolve_metric(name: str, available: Iterable[str]) -> str:
         if full is not None:
             return full
     plain = without_prefix(name)
-    hint, view, last = "", plain.partition("/")[0], plain.rpartition("/")[2]
+    hint, view = "", plain.partition("/")[0]
+    order, _, last = plain.rpartition("/")
     quantity = PLANE_BY_NAME.get(last)
     if view in ("readout", "prediction") and not any(other.startswith(f"{view}/") for other in names):
-        hint = f"; {view}/… takes {view}=True, which no preset has"
-    elif quantity is not None and quantity.bound:
-        hint = '; a bound_ratio takes bound="ib_curve", which is the bound of the primary order and of no other'
+        hint = f". {view}/… needs {view}=True and no preset"
+    elif quantity is not None and quantity.bound == "curve":
+        hint = f'. {last} needs bound="ib_curve", and exists for the primary order only'
+    elif quantity is not None and quantity.bound and any(other.startswith(f"{order}/") for other in names):
+        hint = f'. With bound="ib_curve", {last} exists for the primary order only'
     elif last in _DIRECTIONS and not any(other.rpartition("/")[2] == last for other in names):
         hint = (
-            f'; {last} may take loss=True, null=True, baseline=True, weighting="empirical" (no preset has these), '
-            "sequences of at least 48 valid positions (what is local), or Probe.num_bytes (bits per byte)"
+            f'. {last} may need loss=True, null=True, baseline=True or weighting="empirical", and no preset. '
+            "Local numbers also need sequences of at least 48 valid positions, and bits_per_byte needs Probe.num_bytes"
         )
     close = did_you_mean(name, names)
     shown = [*names[:_SHOWN], f"… ({len(names)} in all)"] if len(names) > _SHOWN else names
-    those = f"those measured: {', '.join(shown) or 'none'}{close}"
-    raise ValueError(f"no metric {name!r} is measured{hint}; {those}")
+    those = f"Measured metrics: {', '.join(shown) or 'none'}{close}"
+    raise ValueError(f"no metric {name!r} is measured{hint}. {those}")
 
 
 def better_direction(name: str) -> Mode | None:

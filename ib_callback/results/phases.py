@@ -344,9 +344,9 @@ class PhaseTracker:
             self.plane = next(plane for plane in PLANES if plane == "plain" or plane_values(measurement, plane))
             if self.plane == "plain":
                 warn(
-                    "phases are found from the plain expressivity because the null was not measured. At wide "
-                    "orders nearly all of it is null, and the fitting phase may never be recognised: measure with "
-                    'null=True and weighting="empirical"',
+                    "phases are found from the plain expressivity because the null, which is what chance gives, was "
+                    "not measured. At wide orders nearly all of it is chance, so the fitting phase may never be "
+                    'recognised. Measure with null=True and weighting="empirical"',
                     stacklevel=4,
                 )
         values = plane_values(measurement, self.plane)
@@ -536,17 +536,17 @@ class PhaseTracker:
         if self._off_bound is not None and self._fall is not None:
             share, lost = self._fall
             yield (
-                f"From step {self._steps[self._off_bound]} on the complexity has fallen by {share:.0%} on the "
-                f"{self._plane_text}, but expressivity with it"
-                f", by {lost:.0%}: the run leaves the bound, and this is not compression. So did the 1B model of "
-                "Conklin et al., ICLR 2026, late in its training."
+                f"From step {self._steps[self._off_bound]} on, complexity has fallen by {share:.0%} on the "
+                f"{self._plane_text}, but expressivity has fallen too, by {lost:.0%}. This is not compression: the run "
+                "moves away from the bound. The 1B model of Conklin et al., ICLR 2026, did the same late in its "
+                "training."
             )
         if self._memorising is not None:
             yield self.memorising_note()
         if self._lacking >= PERSISTENCE:
             yield (
-                f"The last {self._lacking} points have no number on the {self._plane_text}, on which phases are read: "
-                "they cannot change."
+                f"The last {self._lacking} points have no numbers on the {self._plane_text}. Phases are read there, so "
+                "the phase of the run cannot change for now."
             )
 
     @property
@@ -558,10 +558,10 @@ class PhaseTracker:
         at, lowest, _ = self._losses[self._lowest]
         loss = self._losses[-1][1]
         falls = self.train_loss_falls
-        known = f"the training loss {'is not known' if falls is None else 'falls' if falls else 'has risen since'}"
+        known = "is not known" if falls is None else "keeps falling" if falls else "has risen since"
         text = (
-            f"The model memorises since step {self._steps[at]}: the held-out loss is {loss - lowest:.2f} nats above "
-            f"its minimum of {lowest:.2f} there, and {known}."
+            f"The model has been memorising since step {self._steps[at]}: the held-out loss is now {loss - lowest:.2f} "
+            f"nats above its minimum of {lowest:.2f} at that step, and the training loss {known}."
         )
         since = [position for position, index in enumerate(self._points) if index >= at]
         if len(since) > 1:
@@ -571,5 +571,5 @@ class PhaseTracker:
                 for name, values in (("complexity", self._complexity), ("expressivity", self._expressivity))
                 if values[first] > _LEAST_BASE
             ]
-            text += f" Since then on the {self._plane_text}: {', '.join(changes)}." if changes else ""
+            text += f" Changes since then on the {self._plane_text}: {', '.join(changes)}." if changes else ""
         return text

@@ -364,5 +364,5 @@ def _named(
 ) -> dict[str, float | None]:
     known = [*(q.name for q in table if q.kind in ("baseline", "error", "measured")), *further]
     if unknown := [name for name in measured if name not in known]:
-        raise TypeError(f"expected measured values among {', '.join(known)}, got {', '.join(unknown)}")
+        raise TypeError(f"expected names of measured values, got {', '.join(unknown)}. Known are {', '.join(known)}")
     return {name: None if value is None else float(value) for name, value in measured.items()}

@@ -66,9 +66,7 @@ class Results(Mapping[str, Trajectory]):
             of_run = all(origin is None for origin, _ in found)
             for origin, measurement in found:
                 if origin is None and not of_run:
-                    raise TrajectoryError(
-                        f"{file}: expected lines that name a model throughout, got some that name none"
-                    )
+                    raise TrajectoryError(f"{file}: expected every line to name a model, but some lines name none")
                 rows.append((origin or Origin(model=name, tokens=measurement.tokens_seen), measurement))
         results = cls.__new__(cls)
         results._set(courses_of(rows, ", ".join(map(str, paths)) or "these results"))
@@ -81,7 +79,7 @@ class Results(Mapping[str, Trajectory]):
         try:
             return self._trajectories[model]
         except KeyError:
-            raise KeyError(f"no model {model!r}; those measured: {', '.join(self) or 'none'}") from None
+            raise KeyError(f"there is no model {model!r}. Measured models: {', '.join(self) or 'none'}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._trajectories)

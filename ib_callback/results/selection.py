@@ -85,7 +85,7 @@ class Choice:
 
     @property
     def may_be_chance(self) -> bool:
-        """Whether the point was selected by a feature for which random labels say as much in over 5 % of cases."""
+        """Whether the point was selected by a feature, and random labels reach as much in over 5 % of cases."""
         return self.p_value is not None and self.p_value > _BY_CHANCE
 
     @property
@@ -103,30 +103,32 @@ class Choice:
         return self.difference <= _CLEAR * 2**0.5 * self.noise
 
     def describe(self) -> str:
-        """The choice in one or two sentences."""
+        """The choice in a few sentences."""
         if self.best is None:
             reasons = dict.fromkeys(c.rejected for c in self.candidates if c.rejected)
             return f"No point can be selected: {'; '.join(reasons) or 'nothing was measured'}."
-        text = f"The best point is step {self.best.measurement.step:,}, with {self.best.value:.4g}."
+        text = f"The best point is step {self.best.measurement.step:,}, with {self.by} {self.best.value:.4g}."
         if self.may_be_chance:
-            text += f" That may be chance: labels at random say as much in {self.p_value:.0%} of cases."
+            text += f" This may be chance: random labels reach as much in {self.p_value:.0%} of cases."
         elif self.p_value is not None:
-            text += f" Its information is resolved: p = {self.p_value:.2g}."
+            text += f" Chance alone seldom gives so much information: p = {self.p_value:.2g}."
         if self.runner_up is None or self.difference is None:
-            return f"{text} It is the only one."
-        text += f" The next best, step {self.runner_up.measurement.step:,}, differs by {self.difference:.3g}"
+            return f"{text} No other point can be selected."
+        text += (
+            f" The next best is step {self.runner_up.measurement.step:,}, with a difference of {self.difference:.3g}."
+        )
         if self.noise is None:
-            return f"{text}; there are too few points (under {MIN_VALUES}) to tell whether that is noise."
-        within = "within" if self.within_noise else "beyond"
-        return f"{text}, {within} the noise (standard deviation of one value {self.noise:.2g}, from the scatter)."
+            return f"{text} This may be noise: at least {MIN_VALUES} points are needed to estimate the noise."
+        how = "Noise alone can explain this" if self.within_noise else "Noise alone does not explain this"
+        return f"{text} {how}: single values scatter with a standard deviation of {self.noise:.2g}."
 
 
 @dataclass(frozen=True)
 class Selection:
     """The rule that selects the best point of a run: the metric, and from when on points count.
 
-    By default the rule selects in the compression phase. The reason is that collapsed and untrained models have the
-    lowest complexity and distance of a run, and the plain optimality of an untrained model can equal that of the
+    By default the rule selects in the compression phase, because collapsed and untrained models have the lowest
+    complexity and distance of a run, and because the plain optimality of an untrained model can equal that of the
     trained one. With "compression" and "fit", points from the start of that phase on count, in hindsight, unless they
     are collapsed. As long as the phase has not been recognised, no point counts. If `select_from` is a step, all points
     from that step on count.
@@ -134,11 +136,11 @@ class Selection:
     A point that has learned little cannot be selected. Soon after a collapse hidden states still nearly coincide: the
     distance is small and the optimality may be high, although hardly anything is expressed yet.
 
-    With the guard, a point cannot be selected if its loss on held-out text exceeds the lowest loss by more than the
-    tolerance. The lowest loss is taken over points that can be selected (that have a checkpoint). So among checkpoints
-    with about the same loss, the metric decides. The guard has no effect if points have no loss. The guard "loss" also
-    has none for runs from trained weights, in which all points count, and for a selection by a feature; a tolerance
-    acts there too.
+    The guard makes the loss on held-out text count too: a point cannot be selected if its loss exceeds the lowest loss
+    by more than the tolerance. The lowest loss is that of the points with a checkpoint, because only these can be
+    selected. So among checkpoints with about the same loss, the metric decides. The guard has no effect if points have
+    no loss. The guard "loss" also has no effect on runs from trained weights, in which all points count, and on a
+    selection by a feature. A tolerance acts there too.
 
     `guard=None` makes exactly the published choice: the best value among all points that `select_from` admits, with
     phases read on the plain plane. Collapsed points, and points that have learned little, are then not excluded.
@@ -172,7 +174,9 @@ class Selection:
         if self.mode is None:
             mode = better_direction(self.by)
             if mode is None:
-                raise ValueError(f'neither high nor low {self.by} is known to be better: give mode="min" or "max"')
+                raise ValueError(
+                    f'neither high nor low {self.by} is known to be better. Pass mode="min" if low is better, or "max"'
+                )
             object.__setattr__(self, "mode", mode)
         check_direction(self.mode)
         start = self.select_from
@@ -269,7 +273,7 @@ class Selection:
                 exists = available is None or m.step in available
                 lowest = of_existing if exists else of_all
                 if margin is not None and m.loss is None and measured:
-                    rejected = "no loss on held-out text, unlike others"
+                    rejected = "no held-out loss, although other points have one"
                 elif margin is not None and m.loss is not None and m.loss > lowest + margin:
                     rejected = f"loss {m.loss - lowest:.2f} nats above the lowest"
                 elif not exists:
@@ -318,7 +322,7 @@ class Selection:
         if measurement.error is not None:
             return f"not measured: {' '.join(measurement.error.split())}"
         if measurement.step is None:
-            return "without a step"
+            return "no step"
         if isinstance(self.select_from, int):
             return f"before step {self.select_from:,}" if measurement.step < self.select_from else None
         if not trained and (phase is None or phase < _FROM_PHASE[self.select_from]):
@@ -328,7 +332,7 @@ class Selection:
         if collapsed:
             return "collapsed"
         if learned is not None and learned < self.least_learned:
-            return f"less than {self.least_learned:.0%} of the highest expressivity"
+            return f"expressivity below {self.least_learned:.0%} of the highest so far"
         return None
 
 

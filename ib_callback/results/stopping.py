@@ -40,14 +40,19 @@ _CLEAR = 2.0
 class StopReason(Enum):
     """The reason for a decision to stop or to go on."""
 
-    NOT_ARMED = "not armed"
+    NOT_ARMED = "cannot act yet"
     MISSING = "missing"
     IMPROVING = "improving"
-    WAITING = "waiting"
+    WAITING = "needs more points"
     PLATEAU = "plateau"
     DIVERGING = "diverging"
     MEMORISING = "memorising"
     COLLAPSED = "collapsed"
+
+    @classmethod
+    def _missing_(cls, value: object) -> StopReason | None:
+        # Earlier versions wrote these words into summaries.
+        return {"not armed": cls.NOT_ARMED, "waiting": cls.WAITING}.get(str(value))
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,9 @@ class StopDecision:
 class PlateauStopping:
     """Stop when a run has converged, memorises, diverges or has collapsed.
 
-    *With the guard* (the default), if points have a loss on held-out text (`Measurement.loss`). No decision acts before
-    the model has begun to learn (`PhaseTracker.begun`), except the last two:
+    *With the guard*, which is the default, the rule also looks at the loss on held-out text (`Measurement.loss`). If
+    points have this loss, no decision acts before the model has begun to learn (`PhaseTracker.begun`), except the last
+    two in this list:
 
     - A run has *converged* if since the fit the loss and the monitored metric are both flat: over the last `patience`
       measurements, and over the last eighth of the steps. The loss is flat if its lowest value is less than the
@@ -106,13 +112,14 @@ class PlateauStopping:
 
     The reasons are as follows; the last four stop the run:
 
-    - *not armed*: the phase has not been reached. Values before it are ignored, also as the best value.
+    - *cannot act yet* (`NOT_ARMED`): the phase in which the rule starts has not been recognised. Values before it are
+      ignored, also as the best value.
     - *missing*: the point could not be measured, lacks the loss that others have, or the metric is undefined (None)
       although the point is neither collapsed nor has complexity 0, as in a dead model. Such a point is not an
       improvement and does not count towards the patience, because it says nothing about the run.
     - *improving*: the value is better than the best by more than `min_delta`; with the guard also if the loss falls.
-    - *waiting*: there is no improvement, but for fewer than `patience` points in succession; or more points are needed
-      for the first smoothed value. A collapsed point (see `PhaseRule.collapse`) is never an improvement.
+    - *needs more points* (`WAITING`): fewer than `patience` points in succession were no improvement, or there are too
+      few points for the first smoothed value. A collapsed point (see `PhaseRule.collapse`) is never an improvement.
     - *plateau*: the run has converged, or `patience` points in succession were not an improvement.
     - *diverging*: the loss rises; without a loss, the median of those points is worse than the best by more than
       `divergence`.
@@ -138,7 +145,7 @@ class PlateauStopping:
         phase_rule: settings for finding phases.
 
     Attributes:
-        best: the best (smoothed) value since the rule was armed; None before there is one. With the guard, the best of
+        best: the best (smoothed) value since the rule could act; None before there is one. With the guard, the best of
             the last measurements that were compared.
         best_step: the step of that value.
 
@@ -201,7 +208,7 @@ class PlateauStopping:
         self._all_losses: list[tuple[int, float]] = []  # step and held-out loss of all points of the schedule
         self._train_losses: list[float] = []
         self._broken = 0  # number of points in succession whose states were not finite
-        self._decision = self._go_on(StopReason.WAITING, "no point of the schedule has been measured")
+        self._decision = self._go_on(StopReason.WAITING, "no scheduled point has been measured yet")
 
     def check(self, available: Measurement | Iterable[str], *, has_loss: bool = True) -> str:
         """Return the full name of the monitored metric; warn if `mode` is the wrong direction for it.
@@ -228,11 +235,11 @@ class PlateauStopping:
         if isinstance(available, Measurement):
             has_loss = available.loss is not None
         if self.arm == "fit" and metric.endswith("distance_to_bound") and (self.guard is None or not has_loss):
-            cure = "" if self.guard is not None else 'the guard (guard="loss", the default), or '
+            cure = "" if self.guard is not None else 'guard="loss", which is the default, or '
             warnings.warn(
-                f"{self!r}: the distance to the bound grows while a model fits, so without a guard by the loss this "
-                "rule stops early. One recorded run was stopped in this way at step 400 of 3,500, at a loss of 5.11. "
-                f'The full run reaches 4.21. Cure: {cure}arm="compression"',
+                f"{self!r}: the distance to the bound grows while a model fits, so this rule stops too early unless it "
+                "also looks at the held-out loss. It stopped one recorded run at step 400 of 3,500, at a loss of 5.11. "
+                f'The full run reached 4.21. Use {cure}arm="compression"',
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -274,7 +281,7 @@ class PlateauStopping:
         if self._broken >= self.patience:
             return self._stop(
                 StopReason.DIVERGING,
-                f"representations are not finite for {self._broken} measurements: {measurement.error}",
+                f"representations have not been finite for {self._broken} measurements: {measurement.error}",
             )
         collapsed = False
         # Patience alone needs no phases; without a null they could not be found.
@@ -337,7 +344,7 @@ class PlateauStopping:
     def _judge_guarded(self, measurement: Measurement, phases: PhaseTracker) -> StopDecision:
         loss, step = measurement.loss, measurement.step
         if loss is None:
-            return self._go_on(StopReason.MISSING, "the point has no loss on held-out text, unlike others")
+            return self._go_on(StopReason.MISSING, "the point has no held-out loss, although other points have one")
         if step is None:
             return self._go_on(StopReason.MISSING, "the point has no step")
         if phases.worse_for:
@@ -349,7 +356,7 @@ class PlateauStopping:
         return self._judge_flat(step)
 
     def _judge_before(self, step: int, phases: PhaseTracker) -> StopDecision:
-        """Decide whether a model is dead that has not begun to learn more than the frequencies of tokens."""
+        """For a model that has not learned more than the frequencies of tokens: decide whether it is dead."""
         earlier = [loss for at, loss in self._all_losses if at <= step * (1 - _DEAD)]
         lately = [loss for at, loss in self._all_losses if at > step * (1 - _DEAD)]
         if earlier and len(lately) >= 2 * self.patience:
@@ -359,8 +366,9 @@ class PlateauStopping:
             if learned > LEARNED and fallen < (tolerance_of(self.guard) or TOLERANCE):
                 return self._stop(
                     StopReason.COLLAPSED,
-                    f"the held-out loss has fallen by {learned:.2f} nats and then did not change for {len(lately)} "
-                    "measurements, half of the run, and the fit has not begun: representations have collapsed",
+                    f"the held-out loss fell by {learned:.2f} nats, then did not change for {len(lately)} "
+                    "measurements, half of the run, and the fitting phase has not begun, so representations have "
+                    "collapsed",
                 )
         waits_for = "the fitting phase has not been recognised yet"
         if phases.phase not in (None, Phase.INITIAL):
@@ -369,26 +377,29 @@ class PlateauStopping:
 
     def _judge_worse(self, step: int, phases: PhaseTracker) -> StopDecision:
         count, needed = phases.worse_for, max(self.patience, PERSISTENCE)
-        told = f"the held-out loss is above its minimum for {count} measurements"
+        told = f"the held-out loss has been above its minimum for {_measurements(count)}"
         if count < needed:
-            return self._go_on(StopReason.WAITING, f"{told}, of {needed}")
+            return self._go_on(StopReason.WAITING, f"{told}, and the rule acts after {needed}")
         if step - (phases.worse_since or 0) < _COVERED * step:
             return self._go_on(StopReason.WAITING, f"{told}, but for less than an eighth of the steps")
         if phases.phase is Phase.MEMORISING or (phases.trained and phases.train_loss_falls):
             return self._stop(StopReason.MEMORISING, phases.memorising_note())
         if phases.collapsed:
-            return self._stop(StopReason.COLLAPSED, f"{told}: representations have collapsed")
-        training = {True: "though that of the training falls", False: "and that of the training rises"}
-        how = "and that of the training is not known"
+            return self._stop(StopReason.COLLAPSED, f"{told}, because representations have collapsed")
+        training = {True: "although the training loss falls", False: "and the training loss rises too"}
+        how = "and the training loss is not known"
         if phases.train_loss_falls is not None:
             how = training[phases.train_loss_falls]
-        return self._stop(StopReason.DIVERGING, f"{told}, {how}: diverging")
+        return self._stop(StopReason.DIVERGING, f"{told}, {how}, so the run diverges")
 
     def _judge_flat(self, step: int) -> StopDecision:
         """Whether loss and metric are both flat; the metric is compared with as many measurements before."""
         lately = max(self.patience, sum(at > step * (1 - _COVERED) for at, _, _ in self._history))
         if lately >= len(self._history):
-            return self._go_on(StopReason.WAITING, f"{len(self._history)} measurements since the fit, of {lately + 1}")
+            return self._go_on(
+                StopReason.WAITING,
+                f"{len(self._history)} measurements since the fit began, and the rule needs at least {lately + 1}",
+            )
         losses = [loss for _, loss, _ in self._history]
         fallen = min(losses[:-lately]) - min(losses[-lately:])
         if fallen >= (tolerance_of(self.guard) or TOLERANCE):
@@ -406,9 +417,11 @@ class PlateauStopping:
             noise = scatter([value for _, value in values], [at for at, _ in values]) or 0.0
             gain, earlier = self._gain(self.best, pick(before)), pick(before)
             if gain > max(self._least_gain(earlier), _CLEAR * noise):
-                return self._go_on(StopReason.IMPROVING, f"{told}, but {self._metric} improves, by {gain:.4g}")
+                return self._go_on(StopReason.IMPROVING, f"{told}, but {self._metric} improves by {gain:.4g}")
         return self._stop(
-            StopReason.PLATEAU, f"{told} (it fell by {max(fallen, 0.0):.3f} nats), and {self._metric} too"
+            StopReason.PLATEAU,
+            f"over {lately} measurements the held-out loss fell by only {max(fallen, 0.0):.3f} nats and {self._metric} "
+            "did not improve, so the run has converged",
         )
 
     def _smooth(self, values: list[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -421,31 +434,37 @@ class PlateauStopping:
     # --- without the guard
 
     def _judge(self, step: int | None, value: float | None) -> StopDecision:
-        """Decide on a value since the rule was armed; None stands for a collapsed point."""
+        """Decide on a value after the rule has started; None stands for a collapsed point."""
         smooth = None
         if value is not None:
             self._values = [*self._values, value][-self.smoothing :]
             if len(self._values) < self.smoothing:
-                return self._go_on(StopReason.WAITING, f"{len(self._values)} of {self.smoothing} points to smooth over")
+                return self._go_on(
+                    StopReason.WAITING,
+                    f"{len(self._values)} of the {self.smoothing} points that smoothing needs have been measured",
+                )
             smooth = statistics.median(self._values)
             if self.best is None or self._gain(smooth, self.best) > self._least_gain(self.best):
                 self.best, self.best_step = smooth, step
                 self._worse.clear()
-                return self._go_on(StopReason.IMPROVING, f"{self._metric} is at its best, {smooth:.4g}")
+                return self._go_on(StopReason.IMPROVING, f"{self._metric} has a new best value, {smooth:.4g}")
         self._worse.append(smooth)
-        since = "no value yet" if self.best is None else f"no improvement on {self.best:.4g} at step {self.best_step}"
         count = len(self._worse)
+        told = f"{self._metric} has had no usable value for {_measurements(count)}"
+        if self.best is not None:
+            told = (
+                f"{self._metric} has not improved on {self.best:.4g} (step {self.best_step}) for {_measurements(count)}"
+            )
         if count < self.patience:
-            return self._go_on(StopReason.WAITING, f"{since} for {count} of {self.patience} measurements")
-        reason, how = StopReason.PLATEAU, "a plateau"
+            return self._go_on(StopReason.WAITING, f"{told}, and the rule acts after {self.patience}")
         measured = [number for number in self._worse if number is not None]
         if 2 * len(measured) < count or self.best is None:
-            reason, how = StopReason.COLLAPSED, "representations have collapsed"
-        else:
-            loss = -self._gain(statistics.median(measured), self.best)
-            if loss > self.divergence * max(abs(self.best), self.floor):
-                reason, how = StopReason.DIVERGING, f"diverging, by {loss:.4g}"
-        return self._stop(reason, f"{self._metric}: {since} for {count} measurements: {how}")
+            return self._stop(StopReason.COLLAPSED, f"{told}, because representations have collapsed")
+        loss = -self._gain(statistics.median(measured), self.best)
+        if loss > self.divergence * max(abs(self.best), self.floor):
+            how = f"the median of these is worse by {loss:.4g}"
+            return self._stop(StopReason.DIVERGING, f"{told}, and {how}, so the run diverges")
+        return self._stop(StopReason.PLATEAU, f"{told}, so the run has reached a plateau")
 
     def _stop(self, reason: StopReason, message: str) -> StopDecision:
         return StopDecision(self.act, reason, message, would_stop=True)
@@ -458,6 +477,10 @@ class PlateauStopping:
 
     def _go_on(self, reason: StopReason, message: str) -> StopDecision:
         return StopDecision(False, reason, message)
+
+
+def _measurements(count: int) -> str:
+    return "1 measurement" if count == 1 else f"{count} measurements"
 
 
 def guarded_rule(rule: PhaseRule, guard: Guard) -> PhaseRule:

@@ -100,8 +100,8 @@ class Trajectory(Sequence[Measurement]):
             points = ["a point without a step" if m.step is None else f"step {m.step}" for m in (first, measurement)]
             warn(
                 f"this trajectory mixes points that cannot be compared: {' and '.join(points)} differ in "
-                f"{'; '.join(new)}. Its values, phases, correlations and best point use both. Keep one trajectory for "
-                "each, or pass mixed=True if the mixture is intended.",
+                f"{'; '.join(new)}. Its values, phases, correlations and best point are computed from all of them. "
+                "Keep a separate trajectory for each setting, or pass mixed=True if the mixture is intended.",
                 stacklevel=3,
             )
 
@@ -160,7 +160,9 @@ class Trajectory(Sequence[Measurement]):
         full = spelled(name, known)
         # As long as every point is missing, it is unknown which names will exist.
         if known and full is None:
-            raise KeyError(f"no number {name!r}; those measured: {', '.join(known)}{did_you_mean(name, known)}")
+            raise KeyError(
+                f"there is no number {name!r}. Measured numbers: {', '.join(known)}{did_you_mean(name, known)}"
+            )
         return [s.get(full or name) for s in scalars]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -212,7 +214,7 @@ class Trajectory(Sequence[Measurement]):
             rows.append(row + [cell(getattr(point, name, None)) for name in names])
         lines = aligned(rows, [str.rjust] * len(heads))
         reasons = ["", "", *("  " + " ".join(m.error.split()) if m.error else "" for m in self._measurements)]
-        beware = [f"not comparable throughout: {'; '.join(self.mixture.values())}"] if self.mixture else []
+        beware = [f"not all points can be compared: {'; '.join(self.mixture.values())}"] if self.mixture else []
         return "\n".join([*map(str.__add__, lines, reasons), *beware])
 
     def phases(self, rule: PhaseRule | None = None, **changes: Any) -> Phases:
@@ -314,11 +316,17 @@ class Trajectory(Sequence[Measurement]):
             courses = courses_of(rows, file)
             name = next(iter(courses)) if model is None and len(courses) == 1 else model
             if name not in courses:
-                wanted = "a model by name, model=" if model is None else f"a model among these, not {model!r}"
-                raise TrajectoryError(f"{file}: expected {wanted}; it has {', '.join(courses)}")
+                found = "several models" if model is None else f"model={model!r}"
+                raise TrajectoryError(
+                    f"{file}: expected model= to name one model of the file, got {found}. The file has "
+                    f"{', '.join(courses)}"
+                )
             trajectory = cls(measurement for _, measurement in courses[name])
         elif model is not None:
-            raise TrajectoryError(f"{file}: expected lines that name a model, got those of a run. Leave model= out")
+            raise TrajectoryError(
+                f"{file}: expected a file of results, got the trajectory of one run, which names no models. Leave "
+                "model= out"
+            )
         trajectory.phase_rule, trajectory.guard = read_run_file(file.parent, _run_file_of(file))
         return trajectory
 
@@ -377,8 +385,8 @@ def read_run_file(directory: str | os.PathLike[str], name: str = RUN_FILENAME) -
         return DEFAULT_RULE, "loss"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         warnings.warn(
-            f"{path}: the run's phase rule cannot be read ({describe(error)}); phases are found by the "
-            "default rule. Write it anew with the run's rule, or remove it",
+            f"{path}: the run's phase rule cannot be read ({describe(error)}), so phases are found by the "
+            "default rule. Write the file again with the run's rule, or remove it",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -427,7 +435,7 @@ def check_writable(directory: str | os.PathLike[str], names: Iterable[str] = ())
         except OSError as error:
             leads = f", where it leads to {os.path.realpath(path)}" if path.is_symlink() else ""
             raise TrajectoryError(
-                f"{path}: expected a file that this run can write, or none, got {error.strerror}{leads}. Make it "
+                f"{path}: expected a file that this run can write, or no file, got {error.strerror}{leads}. Make it "
                 "writable, move it away, or pass output_dir= another directory"
             ) from error
 
@@ -440,10 +448,10 @@ def _check_file(path: Path) -> None:
     target = Path(os.path.realpath(path))
     if target.exists():
         if not target.is_file():  # opening a pipe would wait for its reader
-            raise OSError(errno.EISDIR, "a folder" if target.is_dir() else "no regular file")
+            raise OSError(errno.EISDIR, "a folder" if target.is_dir() else "something that is not a regular file")
         os.close(os.open(target, os.O_WRONLY | os.O_APPEND))
     elif os.path.lexists(target):
-        raise OSError(errno.ELOOP, "a link in a circle")
+        raise OSError(errno.ELOOP, "a link that leads back to itself")
     if path.is_symlink():
         # Files are replaced at the target of a link, and a missing file is made there.
         trial = target.with_name(f".{target.name}.{os.getpid()}.tmp")

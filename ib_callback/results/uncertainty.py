@@ -155,7 +155,7 @@ class Difference:
     def __str__(self) -> str:
         verdict = "real" if self.significant else "within the error"
         if self.contradicted_by:
-            verdict = "real as a number, but not above chance"
+            verdict = "differs only in what chance or the document adds"
         how = "paired" if self.paired else "unpaired"
         low, high = self.interval
         note = f" ({self.note})" if self.note else ""
@@ -194,7 +194,9 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
     """
     for name, measurement in (("a", a), ("b", b)):
         if measurement.error is not None:
-            raise ValueError(f"{name}: expected a measured point, got one that is missing: {measurement.error}")
+            raise ValueError(
+                f"{name}: expected a measured point, got one that could not be measured: {measurement.error}"
+            )
     names = dict.fromkeys((*a.scalars(), *b.scalars()))
     # Some numbers of views are not logged, so `spelled` may not find them.
     metric = spelled(metric, names) or without_prefix(metric)
@@ -208,17 +210,17 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
     points = []
     for name, measurement in (("a", a), ("b", b)):
         if order not in measurement:
-            views = f", and of each view: {', '.join(measurement.views)}" if measurement.views else ""
+            views = f", also in each of the views {', '.join(measurement.views)}" if measurement.views else ""
             measured = f"{', '.join(measurement.orders)}{views}"
-            raise ValueError(f"{name}: order {order!r} was not measured; measured: {measured}")
+            raise ValueError(f"{name}: order {order!r} was not measured. Measured orders: {measured}")
         points.append(measurement[order])
     of_bound = metric in PLANE_BY_NAME and PLANE_BY_NAME[metric].bound
     definitions = [*_DEFINITIONS, *(["bound"] if of_bound else []), *(_BASELINES if _of_documents(metric) else [])]
     differences = settings_differences(a, b)
     if differing := [text for text in differences if text.partition(":")[0] in definitions]:
         raise ValueError(
-            f"a and b were measured by different definitions ({'; '.join(differing)}): their difference means nothing. "
-            "Measure both with the same settings."
+            f"a and b were measured by different definitions ({'; '.join(differing)}), so their difference means "
+            "nothing. Measure both with the same settings."
         )
     first, second = (_replicates(name, point, metric) for name, point in zip("ab", points, strict=True))
     # The errors of the baselines count as independent; on the same probe this is an upper estimate.
@@ -241,6 +243,8 @@ def difference(a: Measurement, b: Measurement, metric: str = "optimality", *, or
     )
 
 
+# The note on errors that may have a common part, which is unknown.
+_INDEPENDENT = "their errors count as independent, so the error of the difference is an upper estimate"
 # Numbers of a measurement as a whole that can be compared; their errors come from the replicates of the loss.
 OF_LOSS = ("loss", "bits_per_byte")
 
@@ -252,8 +256,8 @@ def _difference_of_loss(a: Measurement, b: Measurement, metric: str) -> Differen
         if value is None or not loss or not omitted:
             why = "it is undefined" if value is None or not loss else "it was measured without errors"
             raise ValueError(
-                f"{name}: no standard error of {metric} can be had; {why}. Use Meter(standard_errors=True), and "
-                f'settings["loss"] says how the loss was had: {measurement.settings.get("loss")}.'
+                f"{name}: there is no standard error of {metric} because {why}. Use Meter(standard_errors=True). "
+                f'settings["loss"] says how the loss was computed: {measurement.settings.get("loss")}.'
             )
         # The number of bytes per token depends only on the probe.
         replicates.append((value, np.asarray(omitted) * (value / loss)))
@@ -262,8 +266,10 @@ def _difference_of_loss(a: Measurement, b: Measurement, metric: str) -> Differen
     if found.paired:
         return found
     if a.settings.get("probe") == b.settings.get("probe"):
-        return replace(found, note="other pairs of tokens or groups: taken as independent, an upper estimate")
-    of_tokens = ", and a token may be another unit of text: bits_per_byte can be compared" if metric == "loss" else ""
+        return replace(found, note=f"different pairs of tokens or groups; {_INDEPENDENT}")
+    of_tokens = (
+        "; a token may be a different piece of text in each, so compare bits_per_byte" if metric == "loss" else ""
+    )
     return replace(found, note=f"different probes{of_tokens}")
 
 
@@ -325,14 +331,14 @@ def _contradictions(
         values = [getattr(point, form) for point in (first, second)]
         if None not in values:
             if (values[0] - values[1]) * value <= 0:
-                found[form] = f"{form} {values[0] - values[1]:+.4g}"
+                found[form] = f"the difference in {form} is {values[0] - values[1]:+.4g}"
             continue
         unresolved = [
             name for name, point in zip("ab", (first, second), strict=True) if is_unresolved(form, vars(point))
         ]
         measured = [each is not None or name in unresolved for name, each in zip("ab", values, strict=True)]
         if all(measured):
-            found[form] = f"{form} undefined in {' and '.join(unresolved)}: too little is above chance there"
+            found[form] = f"{form} is undefined in {' and '.join(unresolved)} because too little is above chance there"
     return found
 
 
@@ -340,16 +346,16 @@ def _replicates(name: str, point: PlanePoint, metric: str) -> tuple[float, Array
     omitted = replicates_of(point, metric)
     if omitted is None:
         value = getattr(point, metric)
-        why = 'it was measured without errors: use Meter(standard_errors=True), which takes weighting="empirical"'
+        why = 'it was measured without errors. Use Meter(standard_errors=True), which needs weighting="empirical"'
         if value is None:
             defined = [q.name for q in PLANE if q.has_error and getattr(point, q.name) is not None]
             why = "it is undefined"
             if is_unresolved(metric, vars(point)):
-                why += ", because too little is above chance there"
-            why += f"; those defined: {', '.join(defined) or 'none'}"
+                why += ": too little is above chance there"
+            why += f". Defined numbers: {', '.join(defined) or 'none'}"
         elif point.complexity_jackknife:
-            why = "it would need the bound's curve: compare complexity and expressivity"
-        raise ValueError(f"{name}: no standard error of {metric} can be had; {why}.")
+            why = "it would need the curve of the bound. Compare complexity and expressivity instead"
+        raise ValueError(f"{name}: there is no standard error of {metric} because {why}.")
     return float(getattr(point, metric)), np.asarray(omitted)
 
 
@@ -366,11 +372,11 @@ def _baseline_part(point: PlanePoint, metric: str, value: float, omitted: Array)
 def _note(a: Measurement, b: Measurement, paired: bool) -> str:
     notes = []
     if not paired and a.settings.get("probe") == b.settings.get("probe"):
-        notes.append("same probe but other positions or groups: taken as independent, the error is an upper estimate")
+        notes.append(f"same probe, but different positions or groups; {_INDEPENDENT}")
     elif not paired:
         note = "different probes"
         if a.num_positions != b.num_positions:
-            note += f" of {a.num_positions} and {b.num_positions} positions, which alone moves the number"
+            note += f" of {a.num_positions} and {b.num_positions} positions; the size alone changes the number"
         notes.append(note)
     if not same_layers(a.layers, b.layers):
         notes.append("means over different layers")
@@ -434,10 +440,13 @@ def adjusted(measurement: Measurement, order: str | None = None) -> Adjusted:
         KeyError: the order was not measured.
     """
     if "/" in (order or ""):
-        raise ValueError(f"adjusted: expected an n-gram order, got {order!r}: the ceilings of views are not known.")
+        raise ValueError(
+            f"adjusted: expected an n-gram order, got {order!r}. It cannot be a view, because the ceilings of views "
+            "are not known."
+        )
     point = measurement[order or measurement.primary or ""]
     if point.complexity_null is None or point.expressivity_null is None or measurement.ceiling is None:
-        raise ValueError('adjusted: expected a measurement with nulls; use null=True and weighting="empirical".')
+        raise ValueError('adjusted: expected a measurement with nulls. Use null=True and weighting="empirical".')
     assert point.complexity is not None
     assert point.expressivity is not None
     complexity = adjusted_information(point.complexity, point.complexity_null, measurement.ceiling)

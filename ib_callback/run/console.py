@@ -14,10 +14,8 @@ from ib_callback.run.rules import LiveRules
 from ib_callback.run.schedule import Schedule, count, in_words
 
 _IN_WORDS = {reason: reason.value for reason in StopReason} | {
-    StopReason.NOT_ARMED: "cannot act yet",
     StopReason.MISSING: "no value here",
     StopReason.IMPROVING: "still improves",
-    StopReason.WAITING: "waits for more points",
 }
 
 

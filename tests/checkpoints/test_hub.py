@@ -146,7 +146,9 @@ def test_two_repositories_are_one_trajectory(
     assert told[0] == "ib-callback: equal weights: tiny stage1-step64-tokens64B is stage1-step8-tokens8B"
     assert told[1] == f"ib-callback: equal weights: tiny {LATE}@main is stage1-step16-tokens16B"
     assert told[2].startswith("ib-callback: not measured: tiny stage1-step32-tokens32B: ")
-    assert told[3].startswith(f"ib-callback: not measured: tiny {EARLY}@main: ModelError: expected weights as model*")
+    assert told[3].startswith(
+        f"ib-callback: not measured: tiny {EARLY}@main: ModelError: expected weights in files named model*"
+    )
     results = Results.load(tmp_path / "results.jsonl")
     assert [*results] == ["tiny stage1", "tiny"]
     course = results["tiny stage1"]
@@ -208,7 +210,7 @@ def test_globs_of_revisions_are_matched_against_the_cache_without_a_network(
     assert results.origins(LATE)[0].source == f"{LATE}@{commit_of(LATE, BRANCHES[0])}"
     assert f"equal weights: {LATE} stage1-step12-tokens12B is stage1-step8-tokens8B" in capsys.readouterr().err
     assert measure(LATE, "--revisions", "stage7-*") == 2
-    assert "its cache has no revision that matches 'stage7-*'" in capsys.readouterr().err
+    assert "the cache on this machine has no revision that matches 'stage7-*'" in capsys.readouterr().err
 
 
 def test_tokens_in_names_are_rounded_and_steps_tell_better(
@@ -280,7 +282,9 @@ def test_of_several_gguf_files_one_is_named_and_downloaded(
     monkeypatch.setattr(load, "is_installed", lambda _: False)
     word_tokenizer().save(str(tmp_path / "t.json"))
     assert measure("made/quantised", "--tokenizer", "t.json") == 1
-    assert "expected one GGUF file, got 2 among Q4.gguf, Q8.gguf. Name one with --gguf" in capsys.readouterr().err
+    assert (
+        "expected one GGUF file, got 2. Choose one with --gguf. The files: Q4.gguf, Q8.gguf" in capsys.readouterr().err
+    )
     assert measure("made/quantised", "--tokenizer", "t.json", "--gguf", "*8*") == 1
     assert 'needs the package "gguf"' in capsys.readouterr().err
     assert [request for request in hub.requests if request.startswith("GET") and request.endswith(".gguf")] == [
@@ -295,8 +299,11 @@ def test_of_several_gguf_files_one_is_named_and_downloaded(
             ["made/nothing"],
             "made/nothing: there is no such path, the hub cannot be reached (RepositoryNotFoundError",
         ),
-        ([LATE, "--revisions", "epoch*"], "expected a revision that matches 'epoch*', got none among 7: "),
-        (["./nowhere"], "./nowhere: expected a folder, a file, or a name on the hub, got none of these"),
+        (
+            [LATE, "--revisions", "epoch*"],
+            "expected a revision that matches 'epoch*', but none of its 7 revisions does: ",
+        ),
+        (["./nowhere"], "./nowhere: expected a folder, a file, or a name on the hub. There is no such folder or file"),
     ],
 )
 def test_what_is_not_there_is_said_at_once(

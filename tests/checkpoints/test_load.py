@@ -56,7 +56,7 @@ def test_shards_of_a_trainer_and_of_lightning(folder, tmp_path):
     (tmp_path / "run" / "config.json").write_bytes((folder / "config.json").read_bytes())
     assert same_weights(weights_at(trainer), expected)
     (tmp_path / "run" / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"has weights and no configuration. Give --factory module:function"):
+    with pytest.raises(ModelError, match=r"has weights but no configuration. Give --factory module:function"):
         weights_at(trainer)
     assert same_weights(weights_at(trainer, config=str(folder)), expected)
     bare = tmp_path / "bare"
@@ -195,7 +195,7 @@ OWN = {"a.weight": torch.zeros(2, 3), "b.weight": torch.zeros(4)}
     [
         ({"a.weight": (2, 3)}, r"1 are missing \(b\.weight\)"),
         ({"x.a.weight": (2, 3), "x.b.weight": (5,)}, r"1 have another shape \(b\.weight\)"),
-        ({"a.weight": (2, 3), "b.weight": (4,), "a.bias": (2,)}, r"1 are left over \(a\.bias\)"),
+        ({"a.weight": (2, 3), "b.weight": (4,), "a.bias": (2,)}, r"1 are not part of the model \(a\.bias\)"),
         ({"other": (1,)}, r"2 are missing \(a\.weight, b\.weight\)"),
     ],
 )
@@ -206,14 +206,14 @@ def test_weights_of_another_model_are_refused(there, message):
 
 def test_of_two_sets_of_weights_none_is_chosen():
     there = {f"{front}.{name}": tuple(value.shape) for front in ("policy", "reference") for name, value in OWN.items()}
-    with pytest.raises(ModelError, match=r"got them 2 times, with policy\., reference\. in front"):
+    with pytest.raises(ModelError, match=r"got 2 sets of them, whose names begin with policy\., reference\."):
         matching(OWN, there, "here")
 
 
 def test_weights_of_more_layers_than_the_configuration_has_are_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_layer": 1}))
-    with pytest.raises(ModelError, match=r"expected weights for the layers of its configuration, got .*h\.1\."):
+    with pytest.raises(ModelError, match=r"expected weights for the layers of its configuration, but .*h\.1\."):
         weights_at(folder)
 
 

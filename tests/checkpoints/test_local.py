@@ -74,7 +74,7 @@ def test_several_runs_of_lightning_in_one_folder_are_not_merged(tmp_path, capsys
     expected = [("version_0", 5), ("version_0", 10), ("version_1", 5)]
     for path, before in ((logs, "lightning_logs/"), (tmp_path, f"{tmp_path.name}/")):
         assert [(model, step) for model, _, step in wanted(path)] == [(before + name, step) for name, step in expected]
-    assert "holds several runs, each a model: " in capsys.readouterr().out
+    assert "holds several runs. Each counts as a model: " in capsys.readouterr().out
     assert [(model, step) for model, _, step in wanted(logs / "version_0")] == [("version_0", 5), ("version_0", 10)]
     assert [model for model, _, _ in wanted(logs, name="one")] == ["one"] * 3
     # Of other loggers; and what a callback has recorded as one run is one.
@@ -128,7 +128,7 @@ def test_a_single_checkpoint_has_its_step(tmp_path):
 
 
 def test_a_folder_of_nothing_is_told(tmp_path):
-    with pytest.raises(ModelError, match="expected a model, or checkpoints in it, got neither"):
+    with pytest.raises(ModelError, match="expected a model or a folder with checkpoints, got neither"):
         find_local(tmp_path, "m")
 
 

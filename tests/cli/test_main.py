@@ -177,7 +177,7 @@ def test_select_says_why_there_is_none(finished: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--by", "optimallity"], "no metric 'optimallity' is measured; those measured: complexity, expressivity"),
+        (["--by", "optimallity"], "no metric 'optimallity' is measured. Measured metrics: complexity, expressivity"),
         (["--by", "bigram/optimality"], "no metric 'bigram/optimality' is measured"),
         (["--by", "entropy"], "neither high nor low entropy is known to be better"),
         (["--from", "later"], "--from: expected compression, fit or a step (0 or more), got 'later'"),
@@ -262,7 +262,7 @@ def test_select_among_the_models_of_a_file_of_results(
     assert main.main(["select", str(file), "--model", "b"]) == 1
     assert "The best point has no checkpoint: step 2,000" in capsys.readouterr().err
     assert main.main(["select", str(file)]) == 2
-    assert "expected a model by name, model=; it has a, b" in capsys.readouterr().err
+    assert "one model of the file, got several models. The file has a, b" in capsys.readouterr().err
 
 
 # --- help

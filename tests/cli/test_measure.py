@@ -156,8 +156,8 @@ def test_a_configuration_that_is_nested_too_deep_has_a_cure(models, capsys, file
     Path("a", file).write_text(TOO_DEEP)
     assert main(["measure", "a", "-o", "r.jsonl", *DOCUMENTS, "--tokenizer", "b/tokenizer.json"]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("ib-callback: not measured: a: ModelError: a: cannot be loaded. The brackets of a JSON file")
-    assert line.endswith("save the model or download it again")
+    assert line.startswith("ib-callback: not measured: a: ModelError: a: cannot be loaded. One of its JSON files")
+    assert line.endswith("Save the model again, or download it again")
 
 
 def test_a_broken_checkpoint_is_named_at_the_end(models, capsys):
@@ -173,16 +173,16 @@ def test_a_broken_checkpoint_is_named_at_the_end(models, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a", "--order", "token"], "expected one of --probe FILE and --documents"),
-        (["a", *DOCUMENTS, "--probe", "probe.safetensors"], "expected one of --probe FILE and --documents"),
+        (["a", "--order", "token"], "expected either --probe FILE or --documents"),
+        (["a", *DOCUMENTS, "--probe", "probe.safetensors"], "expected either --probe FILE or --documents"),
         (["bare", *DOCUMENTS], "bare: has no tokenizer in bare, .*Name one with --tokenizer"),
         (["a", *DOCUMENTS, "--text-column", "body"], "expected a column 'body', got the columns text"),
         (["a", *DOCUMENTS, "--documents", "nothing.jsonl"], "nothing.jsonl: no such file"),
-        (["a", *DOCUMENTS, "--increments", "20"], "--increments: expected two orders or more, got token alone"),
+        (["a", *DOCUMENTS, "--increments", "20"], "--increments: expected at least two orders, got only token"),
         (["a", *DOCUMENTS, "--num-bins", "1"], "num_bins: expected an integer of at least 2"),
         (["a", *DOCUMENTS, "--tokenizer", "./nowhere"], "--tokenizer ./nowhere: cannot be loaded"),
         (["a", *DOCUMENTS, "--config", "./nowhere"], "--config ./nowhere: cannot be loaded"),
-        (["a", *DOCUMENTS, "--config", "deep"], "--config deep: cannot be loaded.*nested too deep: save the model or"),
+        (["a", *DOCUMENTS, "--config", "deep"], "--config deep: cannot be loaded.*nested too deep. Save the model"),
         (["a", *DOCUMENTS, "--factory", "tiny_hf"], "--factory: expected module:function, got 'tiny_hf'"),
         (["a", *DOCUMENTS, "--factory", "tiny_hf:nothing"], "--factory tiny_hf:nothing: cannot be imported"),
         (["a", *DOCUMENTS, "--factory", "damaged:make"], "--factory damaged:make: cannot be imported .SyntaxError"),

@@ -230,7 +230,7 @@ def test_lines_that_are_no_probe(case: str, folder: Path, capsys: pytest.Capture
             "probe build --dataset rows.jsonl --tokenizer tokenizer -o p --split x",
             "split=: expected only with a dataset on",
         ),
-        ("probe build --dataset c4 --tokenizer tokenizer -o p", "allenai/c4: cannot be read, at the start"),
+        ("probe build --dataset c4 --tokenizer tokenizer -o p", "allenai/c4: reading failed at the start"),
         ("probe build --dataset rows.jsonl --tokenizer nobody/nothing -o p", "nobody/nothing"),
         ("probe build --dataset rows.jsonl --tokenizer damaged -o p", "--tokenizer damaged: cannot be loaded"),
         ("probe build --dataset rows.jsonl --tokenizer rows.jsonl -o p", "expected a tokenizer.json, got another file"),

@@ -98,7 +98,7 @@ def test_the_best_of_those_that_exist(tmp_path):
     assert table["0"] == (["0.1000", "initial", "-"], "not in the compression phase")
     assert table["2,500"] == (["0.8000", "compression", "-"], "no checkpoint")
     assert report.verdict.splitlines()[0].startswith(
-        "The best point is step 1,800, with 0.6824. The next best, step 1,5"
+        "The best point is step 1,800, with optimality 0.6824. The next best is step 1,5"
     )
     # 1900 to 3000; of those from 2000 on, which are equal, the first.
     assert (
@@ -184,9 +184,9 @@ def test_a_metric_that_is_undefined_at_a_point(tmp_path):
     report = select_report(save(tmp_path, Trajectory(points), (0, 1)), by="token/optimality_above_null", select_from=0)
     # Nearly nothing above the null: the end of a collapse, with which the fit begins.
     assert rows(report)["1"] == (["-", "fitting", "checkpoint-1"], "the metric is undefined")
-    assert remarks(report)["-"] == "without a step"
+    assert remarks(report)["-"] == "no step"
     assert report.path == tmp_path / "checkpoint-0"
-    assert "It is the only one." in report.verdict
+    assert "No other point can be selected." in report.verdict
 
 
 def test_a_long_reason_is_cut(tmp_path):
@@ -223,7 +223,7 @@ def test_a_recorded_run_of_the_demonstration(tmp_path):
     # .1554 / .2528 = .6147 and .2413 / .3975 = .6070; above these without a checkpoint .6221 at 120, .6218 at 140,
     # .6223 at 160 and .6196 at 180. .6986 at 40, soon after the collapse, is the highest of the run.
     assert (remarks(report)["100"], remarks(report)["300"]) == ("best", "runner-up")
-    assert rows(report)["40"] == (["0.6986", "fitting", "-"], "less than 50% of the highest expressivity")
+    assert rows(report)["40"] == (["0.6986", "fitting", "-"], "expressivity below 50% of the highest so far")
     assert "4 better points have no checkpoint; the best of them is step 160 with 0.6223" in report.verdict
     none = select_report(tmp_path)
     assert none.path is None
@@ -246,14 +246,14 @@ def test_noise_is_told_from_a_difference_and_how_it_is_estimated(tmp_path, best,
     assert report.choice.within_noise is within
     first, second, *_ = report.verdict.splitlines()
     assert first.startswith("The best point is step 2,000")
-    assert ("within the noise" in first) is within
-    assert ("beyond the noise" in first) is not within
+    assert ("Noise alone can explain this" in first) is within
+    assert ("Noise alone does not explain this" in first) is not within
     assert second.startswith("The noise is estimated from the scatter of successive values about a")
 
 
 def test_too_few_points_for_an_estimate(tmp_path):
     report = select_report(save(tmp_path, run(C, E)[:20], (1800, 1900)), select_from=1500)
-    assert "too few points (under 8) to tell whether that is noise" in report.verdict
+    assert "at least 8 points are needed to estimate the noise" in report.verdict
     assert "The noise is estimated" not in report.verdict
 
 
@@ -369,14 +369,14 @@ def test_a_directory_that_is_none_or_cannot_be_searched(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("by", ["optimallity", "bigram/optimality", "token/bogus", "preference"])
 def test_an_unknown_metric_lists_those_that_exist(tmp_path, by):
-    message = f"no metric '{by}' is measured; those measured: complexity, .*token/optimality_above_null"
+    message = f"no metric '{by}' is measured. Measured metrics: complexity, .*token/optimality_above_null"
     with pytest.raises(ValueError, match=message):
         select_report(save(tmp_path, run(C, E)), by=by)
 
 
 def test_a_metric_without_a_better_direction_needs_one(tmp_path):
     save(tmp_path, run(C, E), (2000,))
-    with pytest.raises(ValueError, match='neither high nor low entropy is known to be better: give mode="min" or'):
+    with pytest.raises(ValueError, match=r'neither high nor low entropy is known to be better\. Pass mode="min"'):
         select_report(tmp_path, by="entropy")
     assert select_report(tmp_path, by="entropy", mode="min").path == tmp_path / "checkpoint-2000"
 

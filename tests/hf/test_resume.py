@@ -154,7 +154,7 @@ def test_the_step_after_a_run_that_had_stopped_is_no_part_of_it(
     capsys.readouterr()
 
     trainer = resumed(tmp_path, 23, again, **saving)
-    assert "this run had stopped at step 23: distance_to_bound: no improvement" in capsys.readouterr().err
+    assert "this run had stopped at step 23: distance_to_bound has not improved" in capsys.readouterr().err
     # The Trainer takes one step before it looks. It is no part of the run, though by the interval it would be saved.
     assert trainer.state.global_step == 24
     assert sorted(tmp_path.glob("checkpoint-*")) == left

@@ -24,7 +24,7 @@ def checkpoints(directory: Path) -> set[int]:
 
 
 # From the rule's own table of made-up runs: three points that are no better than .06 at 20.
-ENDS = "distance_to_bound: no improvement on 0.06 at step 20 for 3 measurements: a plateau"
+ENDS = "distance_to_bound has not improved on 0.06 (step 20) for 3 measurements, so the run has reached a plateau"
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_rows_of_an_offline_run(opened_by: str, tmp_path: Path, monkeypatch: pyt
     best = max(points[3:], key=lambda point: point.optimality)
     assert (summary["ib/best_step"], summary["ib/best_value"]) == (best.step, best.optimality)
     assert summary["ib/final_distance_to_bound"] == points[-1].distance_to_bound
-    assert summary["ib/stop_reason"] == "not armed"
+    assert summary["ib/stop_reason"] == "cannot act yet"
     assert 0 < summary["ib/cost_share"] < 1
     assert summary["ib/skipped_points"] == 0
 

@@ -276,4 +276,4 @@ def test_too_few_preference_pairs_are_told_before_training(pairs, warns):
         meter.preflight(llama().eval())
     told = [str(each.message) for each in caught if "pairs" in str(each.message)]
     assert len(told) == warns
-    assert all("'preference' of probe 'few': 20 pairs. About 256 are needed" in text for text in told)
+    assert all("'preference' of probe 'few': only 20 pairs. About 256 are needed" in text for text in told)

@@ -69,7 +69,7 @@ def test_labels_of_features() -> None:
         here = pos == number
         assert features["pos"].counts[str(number)] == (int(here.any(1).sum()), int((valid & here).sum()))
     assert features["language"].null == "permuted by whole sequences"
-    assert features["preference"].null.startswith("swapped within pairs: 6 pairs. About 256 are needed")
+    assert features["preference"].null.startswith("swapped within pairs: only 6 pairs. About 256 are needed")
     assert features["pos"].null == "labels vary within sequences: permuted over positions"
 
 

@@ -280,7 +280,8 @@ def test_names(measured, plain):
     assert "centred/last/token" in measured
     assert "centred/token" not in plain
     with pytest.raises(
-        KeyError, match=r"'centred/token' was not measured; measured: token, bigram, and of each view: late, last"
+        KeyError,
+        match=r"'centred/token' was not measured\. Measured orders: token, bigram, also in each of .* late, last",
     ):
         plain["centred/token"]
     meter = ib.Meter(PROBE, **SETTINGS, **EVERYTHING)

@@ -140,7 +140,7 @@ def test_splits_and_rows_to_skip() -> None:
     assert probe.name == "later"
     with pytest.raises(ProbeError, match="expected split= to be one of train, test, got None"):
         Probe.from_dataset(splits, word_tokenizer())
-    with pytest.raises(ProbeError, match="expected rows, got none after the first 9"):
+    with pytest.raises(ProbeError, match="expected rows, got none after skip=9"):
         Probe.from_dataset(ROWS, word_tokenizer(), skip=9)
 
 
@@ -200,7 +200,7 @@ def test_a_transform_of_a_dataset_makes_its_rows(own_cache: Path) -> None:
 def test_a_damaged_local_file_is_an_error(tmp_path: Path) -> None:
     path = compressed(tmp_path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ProbeError, match=r"rows.json.gz: cannot be read, at the start \(EOFError"):
+    with pytest.raises(ProbeError, match=r"rows.json.gz: reading failed at the start \(EOFError"):
         Probe.from_dataset(path, word_tokenizer(), **SETTINGS)
 
 
@@ -249,7 +249,7 @@ def test_a_file_whose_columns_change_their_kind_is_an_error(tmp_path: Path) -> N
     folder.mkdir()
     for number, value in enumerate((1, {"a": [2]})):
         (folder / f"{number}.jsonl").write_text(json.dumps({"text": "a b c", "f": value}) + "\n")
-    with pytest.raises(ProbeError, match=r"shards: cannot be read, after 1 rows \("):
+    with pytest.raises(ProbeError, match=r"shards: reading failed after 1 rows \("):
         Probe.from_dataset(folder, word_tokenizer(), num_sequences=2, min_length=1, label_columns=["f"])
 
 
@@ -268,7 +268,7 @@ def test_fewer_rows_than_asked_for_is_a_warning_also_from_the_cache(tmp_path: Pa
     path = json_lines(tmp_path)
     for _ in range(2):
         with pytest.warns(
-            UserWarning, match="asked for 9 sequences, got 3: there were 5 texts, and 2 have fewer"
+            UserWarning, match="asked for 9 sequences, got 3: there were 5 texts, and 2 of them have fewer"
         ) as caught:
             Probe.from_dataset(path, word_tokenizer(), num_sequences=9, min_length=5)
         assert caught[0].filename == __file__
@@ -292,7 +292,7 @@ def test_a_stream_that_breaks_off_is_an_error_and_no_shorter_probe(error: Except
 
     settings = SETTINGS | {"num_sequences": 4, "min_length": 1}
     assert len(Probe.from_dataset(rows(), word_tokenizer(), **settings)) == 4
-    message = rf"the generator: cannot be read, after 4 rows \({type(error).__name__}: "
+    message = rf"the generator: reading failed after 4 rows \({type(error).__name__}: "
     with pytest.raises(ProbeError, match=message) as raised:
         Probe.from_dataset(rows(), word_tokenizer(), **settings | {"num_sequences": 5})
     # What a network has to do with it is said where it has.
@@ -425,7 +425,7 @@ def test_the_cache_needs_safetensors_and_says_so_before_it_builds(
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     path = json_lines(tmp_path)
     with pytest.raises(
-        ImportError, match=r"Keeping a probe in the cache \(cache=False does not need it\) needs the package"
+        ImportError, match=r"Keeping a probe in the cache, which cache=False turns off, needs the package"
     ):
         Probe.from_dataset(path, word_tokenizer(), **SETTINGS)
     assert Probe.from_dataset(path, word_tokenizer(), cache=False, **SETTINGS).fingerprint == expected().fingerprint

@@ -317,7 +317,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["https://example.com/probe.safetensors", "s3://bucket/probe.safetensors"])
 def test_an_address_is_no_file(act: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ProbeError, match=f"^{address}: expected a probe file on this machine, got an address. Copy"):
+    with pytest.raises(ProbeError, match=f"^{address}: expected a probe file on this machine, got the address of a"):
         act(address)
     assert not list(tmp_path.iterdir())
 

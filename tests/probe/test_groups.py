@@ -67,7 +67,7 @@ def test_texts_and_rows_without_a_source_are_refused() -> None:
     rows = [ROWS[0], {"text": "d e f", "book": None}]
     with pytest.raises(ib.ProbeError, match="row 1, column 'book': expected the source"):
         ib.Probe.from_dataset(rows, word_tokenizer(), min_length=4, num_sequences=None, group_column="book")
-    with pytest.raises(ib.ProbeError, match="and that with sources in group_column="):
+    with pytest.raises(ib.ProbeError, match="and a column of sources in group_column="):
         ib.Probe.from_dataset(ROWS, word_tokenizer(), min_length=4, group_column="author")
 
 
@@ -147,7 +147,7 @@ def test_pairs_and_sources_hold_together() -> None:
 
 def test_too_few_sources_for_standard_errors_are_an_error() -> None:
     meter = ib.Meter(of_tokens([0, 0, 1, 1]), orders=["token"], standard_errors=True)
-    with pytest.raises(ib.ProbeError, match=r"in parts of one source or more\. .* in the order of their sources"):
+    with pytest.raises(ib.ProbeError, match=r"Those of one source, .* count as one\. .* texts of one source next"):
         meter.plan()
 
 

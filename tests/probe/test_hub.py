@@ -223,20 +223,20 @@ def test_tulu(online: dict[str, Any]) -> None:
 
 def test_a_truncated_shard_is_an_error_and_no_shorter_probe(online: dict[str, Any]) -> None:
     error = online["truncated"]["error"]
-    assert error.startswith("made/truncated: cannot be read, after 5 rows (EOFError: Compressed file ended")
+    assert error.startswith("made/truncated: reading failed after 5 rows (EOFError: Compressed file ended")
     assert "There is no network" not in error
     error = online["truncated parquet"]["error"]
     assert error.startswith(
-        "made/truncated-parquet: cannot be read, at the start (ArrowInvalid: Parquet magic bytes not"
+        "made/truncated-parquet: reading failed at the start (ArrowInvalid: Parquet magic bytes not"
     )
     error = online["c4 truncated"]["error"]
-    assert "c4-train.00001-of-00002.json.gz: cannot be read, at the start (EOFError: Compressed file ended" in error
+    assert "c4-train.00001-of-00002.json.gz: reading failed at the start (EOFError: Compressed file ended" in error
     assert "There is no network" not in error
 
 
 def test_a_shard_that_never_comes_through_is_an_error_where_it_is_needed(online: dict[str, Any]) -> None:
     error = online["c4 cut off"]["error"]
-    assert error.startswith("allenai/c4: cannot be read, after 5 rows (RemoteProtocolError: ")
+    assert error.startswith("allenai/c4: reading failed after 5 rows (RemoteProtocolError: ")
     assert "Probe.builtin(" in error
     expected = Probe.from_texts([row["text"] for row in c4_rows()], word_tokenizer(), num_sequences=2)
     assert online["c4 within a shard"]["fingerprint"] == expected.fingerprint
@@ -255,8 +255,8 @@ def test_a_column_that_is_missing_later_is_counted(online: dict[str, Any]) -> No
     result = online["renamed late"]
     assert result["source"]["texts_without_text"] == "7"
     (warned,) = result["warned"]
-    assert "asked for 8 sequences, got 4: there were 12 texts, and 1 have fewer" in warned
-    assert "7 have no text" in warned
+    assert "asked for 8 sequences, got 4: there were 12 texts, and 1 of them has fewer" in warned
+    assert "7 of them have no text" in warned
 
 
 def test_names_that_are_wrong(online: dict[str, Any]) -> None:
@@ -284,8 +284,8 @@ def test_with_a_warm_cache_no_network_is_needed(online: dict[str, Any], folder: 
         assert not results[name]["datasets"]
     for name, dataset in (("more", "allenai/c4"), ("nothing", TULU)):
         error = results[name]["error"]
-        assert error.startswith(f"{dataset}: cannot be read, at the start (OfflineModeIsEnabled")
-        for way in ("the cache", "ib-callback probe build", "Probe.load", "Probe.from_dataset(", "Probe.builtin("):
+        assert error.startswith(f"{dataset}: reading failed at the start (OfflineModeIsEnabled")
+        for way in ("The cache", "ib-callback probe build", "Probe.load", "Probe.from_dataset(", "Probe.builtin("):
             assert way in error
 
 
@@ -293,7 +293,7 @@ def test_a_hub_that_does_not_answer(online: dict[str, Any], folder: Path) -> Non
     steps = {"c4": STEPS["c4"], "more": ("from_c4", [], {"num_sequences": 9})}
     results = run(steps, folder, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(folder / "other home"))
     assert results["c4"]["fingerprint"] == online["c4"]["fingerprint"]
-    assert "allenai/c4: cannot be read, at the start (ConnectError" in results["more"]["error"]
+    assert "allenai/c4: reading failed at the start (ConnectError" in results["more"]["error"]
     assert "Probe.builtin(" in results["more"]["error"]
 
 

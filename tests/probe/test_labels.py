@@ -135,7 +135,7 @@ def test_unusable_labels_are_refused(rows: list[dict[str, Any]], message: str) -
 
 
 def test_spans_need_a_tokenizer_that_knows_places() -> None:
-    with pytest.raises(ProbeError, match=r"knows where its tokens come from, got ByT5Tokenizer. Use a fast"):
+    with pytest.raises(ProbeError, match=r"says where in the text each token is, got ByT5Tokenizer\. Use a fast"):
         Probe.from_dataset([{"text": "a", "f": [(0, 1, 1)]}], ByT5Tokenizer(), label_columns=["f"], min_length=1)
 
 

@@ -157,7 +157,7 @@ def test_sequences_that_are_too_short_are_counted():
     found = ib.Probe.from_tokens([[1, 2, 3]]).overlap([[1, 2, 3]])
     assert not found
     assert (found.share, found.too_short) == (0.0, 1)
-    assert "1 have fewer than 13 tokens and cannot be judged" in str(found)
+    assert "1 sequence has fewer than 13 tokens and cannot be judged" in str(found)
 
 
 @pytest.mark.parametrize(

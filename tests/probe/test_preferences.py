@@ -296,7 +296,7 @@ def test_a_pair_goes_whole_if_of_one_member_nothing_is_left() -> None:
     probe = Probe.from_preferences(pairs, ByT5Tokenizer(), num_sequences=2, max_length=9 + 10 + 2)
     assert (probe.labels["preference"] == 1).sum(1).tolist() == [1, 0]
     assert (probe.labels["preference"] == 0).sum(1).tolist() == [0, 2]
-    with pytest.raises(ProbeError, match=r"got 1 rows, none usable \(1 with a prompt that fills max_length\)"):
+    with pytest.raises(ProbeError, match=r"none of the 1 rows can be used \(1 with a prompt that fills max_length\)"):
         Probe.from_preferences(pairs, ByT5Tokenizer(), num_sequences=2, max_length=9 + 10 + 1)
     # Without a prompt: all that is left of both is the same.
     shared = [{"chosen": "a b c", "rejected": "a b d"}]
@@ -313,7 +313,7 @@ def test_what_the_template_refuses_is_left_out(merging: Any) -> None:
             "rejected": [turns[1], message("assistant", "able")],
         },
     ]
-    with pytest.warns(UserWarning, match="left out 1 of 2 pairs: 1 rejected by the chat template"):
+    with pytest.warns(UserWarning, match="left out 1 of 2 pairs: 1 refused by the chat template"):
         probe = Probe.from_preferences(pairs, merging, num_sequences=None)
     assert len(probe) == 2
 
@@ -332,7 +332,7 @@ def test_sequences_are_counted_and_come_in_pairs() -> None:
     assert len(probe) == 4
     assert len(read) == 4
     with pytest.raises(
-        ProbeError, match=r"num_sequences: expected an even number, two sequences per pair, got 5\. Pass 6"
+        ProbeError, match=r"num_sequences: expected an even number, because each pair .*, got 5\. Pass 6"
     ):
         Probe.from_preferences([GOOD], word_tokenizer(), num_sequences=5)
     with pytest.warns(
@@ -351,8 +351,8 @@ def test_sequences_are_counted_and_come_in_pairs() -> None:
             [{"chosen": ["b"], "rejected": ["c"]}],
             "expected messages {'role': …, 'content': …}, got 'b' in column chosen",
         ),
-        ([{"chosen": "a", "rejected": "a"}], r"got 1 rows, none usable \(1 with equal texts or scores\)"),
-        ([], r"got 0 rows, none usable \(no rows\)"),
+        ([{"chosen": "a", "rejected": "a"}], r"none of the 1 rows can be used \(1 with equal texts or scores\)"),
+        ([], r"none of the 0 rows can be used \(no rows\)"),
     ],
 )
 def test_unusable_pairs_are_refused(rows: list[dict[str, Any]], message_: str) -> None:

@@ -78,9 +78,18 @@ def test_no_more_is_read_than_needed():
     assert two["w"].name == "two-w"
 
 
-def test_fewer_documents_than_asked_for():
-    with pytest.warns(UserWarning, match="asked for 9 documents, got 3: none of the others has min_length=8 tokens"):
-        ib.Probe.for_tokenizers(TEXTS, {"w": words(), "l": letters()}, num_sequences=9, min_length=8)
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (TEXTS, "got 3: there were 5 documents, and 2 of them have fewer than min_length=8 tokens under at least one"),
+        (TEXTS[:2], "got 1: there were 2 documents, and 1 of them has fewer than min_length=8 tokens"),
+        (TEXTS[::2], "got 3: there were 3 documents, and none of them is too short"),
+    ],
+)
+def test_fewer_documents_than_asked_for(texts, told):
+    """The number of documents and the number of short ones are told separately."""
+    with pytest.warns(UserWarning, match=f"asked for 9 documents, {told}"):
+        ib.Probe.for_tokenizers(texts, {"w": words(), "l": letters()}, num_sequences=9, min_length=8)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +99,8 @@ def test_fewer_documents_than_asked_for():
         (TEXTS, {}, {}, TypeError, "with at least one, got dict"),
         ("text", {"w": words()}, {}, TypeError, "texts: expected an iterable of strings, one per document, got str"),
         ([3], {"w": words()}, {}, TypeError, "texts: expected strings, got int at index 0"),
-        (TEXTS, {"w": words()}, {"min_length": 99}, ib.ProbeError, r"every tokenizer \(w\), got none"),
+        ([], {"w": words()}, {}, ib.ProbeError, "texts: expected at least one text, got none"),
+        (TEXTS, {"w": words()}, {"min_length": 99}, ib.ProbeError, r"every tokenizer \(w\), got 5 texts, all"),
         (TEXTS, {"w": words()}, {"num_sequences": 0}, ValueError, "num_sequences: expected an integer of at least 1"),
         (TEXTS, {"w": words()}, {"min_length": 8, "labels": {"t": [1]}}, ib.ProbeError, "expected 5 entries.*got 1"),
         (TEXTS, {"w": words()}, {"min_length": 8, "max_length": 4}, ib.ProbeError, "min_length: expected at most"),
@@ -120,7 +130,7 @@ def test_settings_know_the_documents(probes, measurements):
 
 
 def test_comparing_them_is_a_warning(measurements):
-    message = "these measurements are of the same documents under 2 tokenizers. A token is not the same unit of text"
+    message = "these measurements are of the same documents under 2 tokenizers. A token is a different piece of text"
     with pytest.warns(RuntimeWarning, match=message):
         information_plane(measurements)
     with pytest.warns(RuntimeWarning, match=message):

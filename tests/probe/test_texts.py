@@ -139,8 +139,8 @@ def test_labels_of_texts_cover_their_tokens_and_skip_with_them() -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, "de"], r"labels\['f'\]: expected integers throughout, or strings.*got 'de' at index 1 after integers"),
-        (["en", 1], "got 1 at index 1 after strings. Make them all of one kind"),
+        ([0, "de"], r"labels\['f'\]: expected only integers or only strings, got 'de' at index 1 after integers"),
+        (["en", 1], r"got 1 at index 1 after strings\. Turn all labels into one of the two"),
         ([0, 0.5], "got float 0.5 at index 1"),
         ([0, -3], "got int -3 at index 1"),
         ([0], "expected 2 entries.*got 1"),
@@ -155,7 +155,7 @@ def test_unusable_labels_of_texts_are_refused(labels: Any, message: str) -> None
 
 
 def test_too_few_labels_for_an_iterator_are_refused() -> None:
-    with pytest.raises(ProbeError, match="got 1 entries and none for text 1"):
+    with pytest.raises(ProbeError, match="got 1 entries, so text 1 has none"):
         Probe.from_texts(iter(["a b", "c d"]), word_tokenizer(), min_length=1, labels={"f": [0]})
 
 
@@ -167,7 +167,9 @@ def test_fewer_than_asked_for_warns() -> None:
 
 
 def test_none_long_enough_is_an_error() -> None:
-    with pytest.raises(ProbeError, match=r"min_length=16 tokens, got 2 texts, the longest of 5\. .*lower min_length"):
+    with pytest.raises(
+        ProbeError, match=r"min_length=16 tokens, got 2 texts, and the longest has 5\. .*lower min_length"
+    ):
         Probe.from_texts(["a b c", "d"], word_tokenizer())
     with pytest.raises(ProbeError, match="expected at least one text, got none"):
         Probe.from_texts([], word_tokenizer())

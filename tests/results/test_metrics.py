@@ -293,5 +293,5 @@ def test_a_name_that_does_not_exist_is_answered_with_close_ones(given, close):
 
 
 def test_nothing_is_made_up_for_a_name_that_is_like_none():
-    with pytest.raises(ValueError, match=r"those measured: complexity, .*token/distance_local$"):
+    with pytest.raises(ValueError, match=r"Measured metrics: complexity, .*token/distance_local$"):
         resolve_metric("zzz", NAMES)

@@ -210,7 +210,7 @@ def test_a_fall_along_with_the_expressivity_leaves_the_bound():
     phases = find_phases(run(C, fallen))
     assert phases.compression_start is None
     assert phases.off_bound_start == 1000
-    assert "expressivity with it" in phases.notes[0]
+    assert "expressivity has fallen too" in phases.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_memorising(losses, train, start, recognised):
     assert (phases.memorising_start, phases.memorising_recognised) == (start, recognised)
     if start is not None:
         assert phases.phases[start // 100 :] == (Phase.MEMORISING,) * (len(losses) - start // 100)
-        known = "the training loss is not known" if train is None else "the training loss falls"
+        known = "the training loss is not known" if train is None else "the training loss keeps falling"
         assert known in phases.notes[0]
         assert "complexity +" in phases.notes[0]
     assert find_phases(points, PhaseRule(tolerance=None)).memorising_start is None
@@ -328,4 +328,4 @@ def test_points_that_lack_the_plane_are_said():
     points = [m if n < 5 else replace(m, views={}) for n, m in enumerate(real("healthy_4x128"))]
     phases = find_phases(points)
     assert phases.plane == "readout"
-    assert phases.notes[-1].startswith(f"The last {len(points) - 5} points have no number on the readout plane")
+    assert phases.notes[-1].startswith(f"The last {len(points) - 5} points have no numbers on the readout plane")

@@ -51,13 +51,16 @@ def test_models_are_told_apart_and_their_points_are_in_the_order_of_training(tmp
     assert [origin.revision for origin in results.origins("a")] == ["step0", "step10", "step100"]
     assert repr(results) == "Results(2 models, 6 points: a, b)"
     assert Trajectory.load(path, model="a") == results["a"]
-    with pytest.raises(KeyError, match="no model 'c'; those measured: a, b"):
+    with pytest.raises(KeyError, match=r"no model 'c'\. Measured models: a, b"):
         results["c"]
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
-    [(None, r"expected a model by name, model=; it has a, b"), ("c", r"a model among these, not 'c'; it has a, b")],
+    [
+        (None, r"one model of the file, got several models\. The file has a, b"),
+        ("c", r"got model='c'\. The file has a, b"),
+    ],
 )
 def test_of_several_models_a_trajectory_is_of_one(tmp_path, model, message):
     path = written(tmp_path / "r.jsonl", [*entries("a", 0), *entries("b", 0)])
@@ -69,7 +72,7 @@ def test_of_one_model_no_name_is_needed_and_a_run_has_none(tmp_path):
     path = written(tmp_path / "r.jsonl", entries("a", 20, 0))
     assert Trajectory.load(path) == run([0, 20])
     run([0, 20]).save(tmp_path / "t.jsonl")
-    with pytest.raises(TrajectoryError, match="expected lines that name a model, got those of a run"):
+    with pytest.raises(TrajectoryError, match="expected a file of results, got the trajectory of one run"):
         Trajectory.load(tmp_path / "t.jsonl", model="a")
 
 
@@ -130,7 +133,7 @@ def test_each_stage_has_a_course_where_there_are_several():
 
 def test_each_probe_has_a_course_of_its_own():
     other = [(of("a", f"step{step}"), measurement(step, settings={**SETTINGS, "probe": "b" * 64})) for step in (0, 10)]
-    with pytest.warns(RuntimeWarning, match=r"those of 'a \(2\)' differ from the first ones in probe: "):
+    with pytest.warns(RuntimeWarning, match=r"trajectory, 'a \(2\)'\. They differ from the first points in probe: "):
         results = Results([*entries("a", 0, 10), *other])
     assert [trajectory.steps for trajectory in results.values()] == [[0, 10], [0, 10]]
     assert [*results] == ["a", "a (2)"]
@@ -139,7 +142,7 @@ def test_each_probe_has_a_course_of_its_own():
 
 def test_two_checkpoints_of_one_step_are_told():
     rows = [(of("a", "step10"), measurement(10)), (of("a", "step10-again"), measurement(10))]
-    with pytest.warns(RuntimeWarning, match="two checkpoints of step 10, step10 and step10-again; the second one"):
+    with pytest.warns(RuntimeWarning, match=r"two checkpoints of step 10, step10 and step10-again\. The second one"):
         assert Results(rows)["a"].steps == [10]
 
 
@@ -153,7 +156,9 @@ def test_checkpoints_of_another_precision_are_one_course():
 def test_one_checkpoint_in_another_precision_or_at_other_layers_takes_no_place_of_the_first(other):
     rows = [(of("a", f"step{s}"), measurement(s, settings=SETTINGS)) for s in (0, 9)]
     more = [(of("a", f"step{s}"), measurement(s, settings=SETTINGS | other)) for s in (0, 9, 20)]
-    with pytest.warns(RuntimeWarning, match=rf"those of 'a \(2\)' differ from the first ones in {next(iter(other))}"):
+    with pytest.warns(
+        RuntimeWarning, match=rf"trajectory, 'a \(2\)'\. They differ from the first points in {next(iter(other))}"
+    ):
         results = Results([*rows, *more])
     assert {name: t.steps for name, t in results.items()} == {"a": [0, 9], "a (2)": [0, 9, 20]}
     assert not results["a"].mixture
@@ -188,7 +193,7 @@ def test_runs_of_one_name_are_told_apart_by_more_of_their_path(tmp_path):
 def test_a_file_that_names_models_here_and_there_is_refused(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_bytes(to_line(measurement(0), of("a")) + to_line(measurement(10)))
-    with pytest.raises(TrajectoryError, match="expected lines that name a model throughout"):
+    with pytest.raises(TrajectoryError, match="expected every line to name a model"):
         Results.load(path)
 
 

@@ -39,7 +39,7 @@ def test_a_point_that_has_learned_little_is_not_the_best():
     steps = {share: selection.best(run(C, E)).step for share, selection in by_share.items()}
     assert steps == {0.0: 200, 0.2: 400, 0.22: 500, 0.5: 2000}
     reasons = {c.measurement.step: c.rejected for c in by_share[0.5].choose(run(C, E)).candidates}
-    assert reasons[400] == "less than 50% of the highest expressivity"
+    assert reasons[400] == "expressivity below 50% of the highest so far"
     with pytest.raises(ValueError, match="least_learned must be at least 0 and less than 1, got 1"):
         Selection(least_learned=1)
 
@@ -140,7 +140,7 @@ def test_a_selection_by_a_feature_is_not_guarded_unless_it_is_told():
 def test_a_feature_in_a_run_from_trained_weights_keeps_a_checkpoint_and_says_whether_it_is_resolved():
     """As DPO does: expressivity rises a little, the loss on the probe rises, nothing ever compresses."""
     ratios = [0.02, 0.03, 0.05, 0.04]
-    for p_value, said in ((0.01, "Its information is resolved: p = 0.01."), (0.4, "That may be chance")):
+    for p_value, said in ((0.01, "seldom gives so much information: p = 0.01."), (0.4, "This may be chance")):
         points = [
             replace(
                 m,
@@ -236,17 +236,18 @@ def test_a_choice_in_words():
     assert whole.difference == 0.0
     assert whole.within_noise is True
     assert whole.describe().startswith(
-        "The best point is step 2,000, with 0.8. The next best, step 2,100, differs by 0, within"
+        "The best point is step 2,000, with optimality 0.8. The next best is step 2,100, with a difference of 0. Noise "
+        "alone can explain this: "
     )
     few = Selection(select_from=1800).choose(run(C, E)[:21])
     # .236 / .32 at 19 and .24 / .30 at 20: .7375 and .8 (with .232 / .34 at 18).
     assert few.describe() == (
-        "The best point is step 2,000, with 0.8. The next best, step 1,900, differs by 0.0625; "
-        "there are too few points (under 8) to tell whether that is noise."
+        "The best point is step 2,000, with optimality 0.8. The next best is step 1,900, with a difference of 0.0625. "
+        "This may be noise: at least 8 points are needed to estimate the noise."
     )
     assert few.within_noise is None
     one = Selection(select_from=2000).choose(run(C, E)[:21])
-    assert one.describe() == "The best point is step 2,000, with 0.8. It is the only one."
+    assert one.describe() == "The best point is step 2,000, with optimality 0.8. No other point can be selected."
     assert (one.difference, one.within_noise) == (None, None)
     none = Selection().choose(Trajectory([measured(0, 0.3, 0.03), failed(100)]))
     assert none.describe() == "No point can be selected: not in the compression phase; not measured: NaN in h.0."
@@ -264,7 +265,7 @@ def test_a_difference_is_compared_with_the_noise(size, within):
     assert choice.best is choice.candidates[20]
     assert choice.noise == pytest.approx(0.5 * size, rel=0.4)
     assert choice.within_noise is within
-    assert ("within the noise" if within else "beyond the noise") in choice.describe()
+    assert ("Noise alone can explain" if within else "Noise alone does not explain") in choice.describe()
 
 
 def test_the_noise_is_that_of_all_points_from_the_start_of_the_selection_on():
@@ -296,7 +297,7 @@ def test_a_value_and_what_is_better():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"by": "entropy"}, 'neither high nor low entropy is known to be better: give mode="min" or "max"'),
+        ({"by": "entropy"}, r'neither high nor low entropy is known to be better\. Pass mode="min"'),
         ({"by": "token/complexity_null"}, "neither high nor low token/complexity_null"),
         ({"mode": "best"}, "mode must be \"min\".*got 'best'"),
         ({"select_from": "fitting"}, "select_from must be .* or a step .*, got 'fitting'"),
@@ -317,7 +318,7 @@ def test_a_metric_that_is_no_name():
 def test_an_unknown_metric_lists_those_that_exist():
     with pytest.raises(ValueError, match=r"no metric 'bigram/optimality' .*token/optimality"):
         run(C, E).best("bigram/optimality")
-    with pytest.raises(ValueError, match=r"no metric 'preferance' is measured; those measured: complexity"):
+    with pytest.raises(ValueError, match=r"no metric 'preferance' is measured\. Measured metrics: complexity"):
         run(C, E).best("preferance", 0)
     assert Trajectory([failed(0)]).best("bigram/optimality") is None
 
@@ -337,7 +338,7 @@ def test_information_that_random_labels_reach_as_well_is_called_chance():
     assert choice.by == "preference/information"
     assert choice.p_value == 0.38
     assert choice.may_be_chance
-    assert "That may be chance: labels at random say as much in 38% of cases." in choice.describe()
+    assert "This may be chance: random labels reach as much in 38% of cases." in choice.describe()
     # The choice stays the same.
     assert choice.best.measurement.step == Selection("preference").choose(informed(0.01)).best.measurement.step
 
@@ -357,5 +358,5 @@ def test_a_point_without_the_loss_that_others_have_is_not_chosen_under_the_guard
     assert choice.best.measurement.step != best
     assert {c.measurement.step: c.rejected for c in choice.candidates}[
         best
-    ] == "no loss on held-out text, unlike others"
+    ] == "no held-out loss, although other points have one"
     assert Selection(guard=None, select_from=0).choose(lacking).best is not None

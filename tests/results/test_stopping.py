@@ -226,18 +226,27 @@ def test_an_undefined_value_is_missing():
     assert rule.update(measured(200, 0.5, 0.25)).reason is PLATEAU
 
 
+def test_words_of_earlier_versions_are_understood():
+    assert (StopReason("not armed"), StopReason("waiting")) == (NOT_ARMED, WAITING)
+    with pytest.raises(ValueError, match="'never' is not a valid StopReason"):
+        StopReason("never")
+
+
 def test_messages_say_what_was_found():
     rule = PlateauStopping(**STOPPING)
     messages = [rule.update(point).message for point in run(C, E, without=[22])]
     assert messages[0] == "the compression phase has not been recognised yet"
-    assert messages[20] == "distance_to_bound is at its best, 0.06"
-    assert messages[21] == "no improvement on 0.06 at step 2000 for 1 of 3 measurements"
+    assert messages[20] == "distance_to_bound has a new best value, 0.06"
+    same = "distance_to_bound has not improved on 0.06 (step 2000) for"
+    assert messages[21] == f"{same} 1 measurement, and the rule acts after 3"
     assert messages[22] == "the point could not be measured (NaN in h.0)"
-    assert messages[24] == "distance_to_bound: no improvement on 0.06 at step 2000 for 3 measurements: a plateau"
+    assert messages[24] == f"{same} 3 measurements, so the run has reached a plateau"
     rule.replay(COLLAPSE_AT_THE_END)
-    assert rule.update(measured(3100, 0.02, 0.002)).message.endswith("11 measurements: representations have collapsed")
+    said = rule.update(measured(3100, 0.02, 0.002)).message
+    assert said.endswith("11 measurements, because representations have collapsed")
     rule = PlateauStopping(arm="fit", patience=3)
-    assert rule.replay(run(FIT_ONLY_C, E)[:8]).message.endswith("for 3 measurements: diverging, by 0.0705")
+    said = rule.replay(run(FIT_ONLY_C, E)[:8]).message
+    assert said.endswith("for 3 measurements, and the median of these is worse by 0.0705, so the run diverges")
 
 
 # --- with the guard: the loss on held-out text
@@ -544,7 +553,7 @@ def test_a_run_whose_states_are_not_finite_any_more_is_stopped(losses, error, gu
     assert stop == (1100 if reason is DIVERGING else None)
     if stop is not None:
         assert found is DIVERGING
-        assert "not finite for 4 measurements" in rule.replay(points[:12]).message
+        assert "not been finite for 4 measurements" in rule.replay(points[:12]).message
     assert first_stop(PlateauStopping(guard=None, patience=4), points)[0] is None
 
 
@@ -565,8 +574,8 @@ def test_a_run_that_has_learned_token_frequencies_alone_is_dead():
 @pytest.mark.parametrize(
     ("train", "trained", "told"),
     [
-        (None, True, "and that of the training is not known: diverging"),
-        ([8.0, 6.0, 5.0, 4.5, 4.2, 4.0, *[4.3] * 8], None, "and that of the training rises: diverging"),
+        (None, True, "and the training loss is not known, so the run diverges"),
+        ([8.0, 6.0, 5.0, 4.5, 4.2, 4.0, *[4.3] * 8], None, "and the training loss rises too, so the run diverges"),
     ],
 )
 def test_a_message_claims_of_the_training_loss_what_is_known(train, trained, told):
@@ -619,7 +628,7 @@ def test_once_points_had_a_loss_those_without_one_decide_nothing():
 
 
 def test_armed_by_the_fit_without_a_loss_it_warns_with_the_cure():
-    with pytest.warns(RuntimeWarning, match=r"reaches 4\.21\. Cure: arm=\"compression\""):
+    with pytest.warns(RuntimeWarning, match=r"reached 4\.21\. Use arm=\"compression\""):
         PlateauStopping(arm="fit").replay(real("small", loss=False)[:3])
-    with pytest.warns(RuntimeWarning, match=r"Cure: the guard .* or arm=\"compression\""):
+    with pytest.warns(RuntimeWarning, match=r"Use guard=\"loss\", .* or arm=\"compression\""):
         PlateauStopping(arm="fit", guard=None).replay(real("small")[:3])

@@ -108,7 +108,7 @@ def test_points_that_cannot_be_compared_are_told_and_kept(changes, tmp_path):
     assert caught[0].filename == __file__
     assert trajectory.steps == [0, 5, 10, 20, 30]
     assert [each.partition(".")[0] for each in trajectory.mixture] == [name]
-    assert trajectory.table().splitlines()[-1].startswith(f"not comparable throughout: {name}")
+    assert trajectory.table().splitlines()[-1].startswith(f"not all points can be compared: {name}")
     trajectory.save(tmp_path / FILENAME)
     with pytest.warns(RuntimeWarning, match=told) as caught:
         assert Trajectory.load(tmp_path) == trajectory
@@ -142,7 +142,7 @@ def test_points_that_can_be_compared_are_not_told(changes, recwarn):
 def test_a_mixture_that_is_meant_is_not_told(recwarn):
     trajectory = Trajectory([of_settings(0), of_settings(10, seed=1)], mixed=True)
     assert trajectory[:] == trajectory
-    assert "not comparable throughout: seed: 0 vs 1" in trajectory.table()
+    assert "not all points can be compared: seed: 0 vs 1" in trajectory.table()
     assert not recwarn.list
 
 
@@ -171,7 +171,7 @@ def test_values_by_logged_name():
 
 
 def test_an_unknown_name_lists_those_that_exist():
-    with pytest.raises(KeyError, match=r"no number 'optimalty'; .*: complexity,.*bigram/optimality"):
+    with pytest.raises(KeyError, match=r"no number 'optimalty'\. .*: complexity,.*bigram/optimality"):
         Trajectory([point(0), failed(10)]).values("optimalty")
 
 

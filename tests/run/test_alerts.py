@@ -58,7 +58,7 @@ def test_a_decision_to_stop_is_one_alert(tmp_path: Path, monkeypatch: pytest.Mon
     along(tmp_path, tracker, **STOPS)
     ((title, text),) = tracker.alerts
     assert title == "ib: plateau at step 23"
-    assert text.startswith("training stops: distance_to_bound: no improvement")
+    assert text.startswith("training stops: distance_to_bound has not improved")
     silent = Tracker()
     along(tmp_path / "silent", silent, **STOPS, alert=False)
     assert silent.alerts == []

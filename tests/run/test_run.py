@@ -367,7 +367,9 @@ def test_each_file_that_is_in_the_way_is_refused_before_the_first_step(
 ) -> None:
     followed = make_run(log_plane=True, bound="ib_curve")
     (tmp_path / name).mkdir()
-    with pytest.raises(TrajectoryError, match=f"{name}: expected a file that this run can write, or none, got a fold"):
+    with pytest.raises(
+        TrajectoryError, match=f"{name}: expected a file that this run can write, or no file, got a fold"
+    ):
         followed.begin(model, directory=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -600,7 +602,7 @@ def test_a_rule_that_does_not_act_says_so_and_ends_nothing(
     assert followed.decision is not None
     assert not followed.decision
     assert followed.logged(followed.trajectory[-1])["ib/would_stop"] == 1.0
-    assert capsys.readouterr().err.count("step 23: training would stop: distance_to_bound: no improvement") == 1
+    assert capsys.readouterr().err.count("step 23: training would stop: distance_to_bound has not improved") == 1
     assert followed._summary()["ib/would_stop"] == "yes"
 
 

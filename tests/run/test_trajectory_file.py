@@ -185,7 +185,7 @@ IN_THE_WAY = {
     "link in a circle": (lambda path: path.symlink_to(path.name), "where it leads to"),
     "a folder": (lambda path: path.mkdir(), "got a folder"),
     "link to a folder": (lambda path: path.symlink_to("."), "got a folder, where it leads to"),
-    "a pipe": (lambda path: os.mkfifo(path), "got no regular file"),
+    "a pipe": (lambda path: os.mkfifo(path), "got something that is not a regular file"),
 }  # fmt: skip
 
 

@@ -171,7 +171,7 @@ def test_rows_of_a_run_that_the_user_has_opened(offline: Path, monkeypatch: pyte
         "final_optimality": pytest.approx(0.8), "final_distance_to_bound": pytest.approx(0.06), "selected_step": 20,
         "selected_checkpoint": str(offline / "run" / "checkpoint-20"), "stop_reason": "plateau", "skipped_points": 0,
     }.items() <= summary.items()  # fmt: skip
-    assert "no improvement on 0.06 at step 20 for 3 measurements" in summary["stop_message"]
+    assert "has not improved on 0.06 (step 20) for 3 measurements" in summary["stop_message"]
     assert 0 < summary["cost_share"] < 1
 
 

@@ -113,10 +113,10 @@ def logits_in(output: Any, model: nn.Module, shape: tuple[int, int], highest: in
     if found.ndim != 3 or tuple(size[:2]) != shape:
         return f"the logits, {size}, are not those of every token, [{shape[0]}, {shape[1]}, vocabulary]"
     if size[2] not in _vocabularies(model, named=named is not None) or size[2] <= highest:
-        what = (
-            "logits are not those" if named is not None else "output cannot be told from hidden states: it is not that"
-        )
-        return f"the {what} of a vocabulary, with {size[2]} numbers a token"
+        what = "logits do not fit the vocabulary"
+        if named is None:
+            what = "output cannot be distinguished from hidden states"
+        return f"the {what}: {size[2]} numbers a token"
     return whole(found)
 
 

@@ -55,9 +55,9 @@ class Need:
             return min(num_layers, (budget - beside) // self.each)
         least = max(self.each + self.beside, self.after)
         raise ProbeError(
-            f"memory_budget: one layer needs {self.each:,} bytes for probe {probe!r}, and what is there beside the "
-            f"layers {least - self.each:,}; expected a budget of at least {least:,}, got {budget:,}. Raise it, or "
-            "use fewer sequences, orders, bins or draws, or baseline=False, readout=False or standard_errors=False."
+            f"memory_budget: for probe {probe!r}, one layer needs {self.each:,} bytes, and everything else needs "
+            f"{least - self.each:,}. Expected a budget of at least {least:,}, got {budget:,}. Raise it, or use fewer "
+            "sequences, orders, bins or draws, or baseline=False, readout=False or standard_errors=False."
         )
 
 

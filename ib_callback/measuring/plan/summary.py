@@ -48,12 +48,13 @@ class PlanSummary:
     def __str__(self) -> str:
         ranks = f" on each of {self.num_ranks} ranks" if self.num_ranks > 1 else ""
         parts = ", ".join(f"{name} {each / 1e9:.2f}" for name, each in self.bytes_by_part.items() if each)
-        forward = "without the forwards" if self.seconds_forward is None else "forwards included"
+        forward = "without the forward passes" if self.seconds_forward is None else "with the forward passes"
         return (
             f"{self.num_sequences:,} sequences, {self.num_positions:,} positions, {self.labels:,} labels "
-            f"({self.singletons:,} of them once)\n"
-            f"{self.num_layers} layers in {self.passes} pass{'es' * (self.passes > 1)}, {self.slots:,} slots at once\n"
-            f"{self.memory / 1e9:.2f} GB beside the model and its forward{ranks} ({parts})\n"
+            f"({self.singletons:,} of them occur once)\n"
+            f"{self.num_layers} layers in {self.passes} pass{'es' * (self.passes > 1)}, {self.slots:,} slots (label "
+            f"histograms) held at once\n"
+            f"{self.memory / 1e9:.2f} GB in addition to the model and its forward pass{ranks} ({parts})\n"
             f"{self.seconds:,.0f} s predicted for a measurement{ranks} at the speed of this machine, {forward}"
         )
 

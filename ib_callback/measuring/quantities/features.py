@@ -199,8 +199,8 @@ def too_few_pairs(labels: FeatureLabels) -> str:
     if not 0 < pairs < PAIRS_NEEDED:
         return ""
     return (
-        f"{pairs:,} pairs. About {PAIRS_NEEDED} are needed to tell the preference information of trained models from "
-        "chance, and more for models that hold less of it (docs/features.md)"
+        f"only {pairs:,} pairs. About {PAIRS_NEEDED} are needed to distinguish the preference information of trained "
+        "models from chance, and more for models that hold less of it (docs/features.md)"
     )
 
 

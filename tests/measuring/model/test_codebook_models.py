@@ -601,7 +601,7 @@ def test_out_of_memory_means_smaller_batches(where, monkeypatch):
             add(self, batch, rows)
 
         monkeypatch.setattr(codebook.Readout, "_add", less)
-    with pytest.warns(RuntimeWarning, match="out of memory while measuring; trying again with batch_size="):
+    with pytest.warns(RuntimeWarning, match=r"out of memory while measuring\. Trying again with batch_size="):
         measured = meter.measure(model)
     assert meter.batch_size == 2
     assert measured.readout == small.readout and measured.prediction == small.prediction
@@ -681,5 +681,5 @@ def test_files_and_differences_and_names():
             assert difference.value == a[f"{view}/token"].expressivity - b[f"{view}/token"].expressivity
         assert ib.difference(a, a, f"{view}/expressivity").standard_error == 0
     assert dataclasses.asdict(a)["views"]["readout"]["token"]["complexity"] == a.readout["token"].complexity
-    with pytest.raises(ValueError, match="'readout/token' was not measured; measured: token, bigram"):
+    with pytest.raises(ValueError, match=r"'readout/token' was not measured\. Measured orders: token, bigram"):
         ib.difference(a, ib.measure(bare_gpt2(), PROBE, standard_errors=5), "readout/token/expressivity")

@@ -168,5 +168,5 @@ def test_on_several_ranks(number, kinds, tmp_path):
         said = dict(line.split(": ", 1) for line in output.splitlines() if line.startswith(("dist", "fsdp", "tensor")))
         assert len(said) == kinds, output
         parts = said.pop("tensor parallel head of parts")
-        assert parts.startswith("the same; the logits are not those of a vocabulary, with ")
+        assert parts.startswith("the same; the logits do not fit the vocabulary: ")
         assert said == {name: EXCEPTIONS.get(name, "the same; the same") for name in said}

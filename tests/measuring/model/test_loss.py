@@ -314,10 +314,10 @@ def test_models_of_ones_own(put_out, logits_of):
 @pytest.mark.parametrize(
     ("put_out", "options", "why"),
     [
-        (lambda hidden, logits: hidden, {}, "cannot be told from hidden states"),
-        (lambda hidden, logits: (hidden, logits), {}, "cannot be told from hidden states"),
-        (lambda hidden, logits: logits, {"width": 40}, "cannot be told from hidden states"),
-        (lambda hidden, logits: {"logits": logits[..., :3]}, {}, "not those of a vocabulary, with 3 numbers a token"),
+        (lambda hidden, logits: hidden, {}, "cannot be distinguished from hidden states"),
+        (lambda hidden, logits: (hidden, logits), {}, "cannot be distinguished from hidden states"),
+        (lambda hidden, logits: logits, {"width": 40}, "cannot be distinguished from hidden states"),
+        (lambda hidden, logits: {"logits": logits[..., :3]}, {}, "do not fit the vocabulary: 3 numbers a token"),
         (lambda hidden, logits: logits[:, -1:], {}, r"\[2, 1, 40\], are not those of every token"),
         (lambda hidden, logits: {"logits": logits.mean(1)}, {}, "are not those of every token"),
         (lambda hidden, logits: logits.argmax(-1), {}, "outputs no logits"),
@@ -338,7 +338,10 @@ def test_what_is_not_logits_of_the_next_token_is_not_taken_for_it(put_out, optio
     [
         (bare_gpt2, "GPT2Model outputs no logits"),
         (bert, "BertForMaskedLM reads the tokens that follow"),
-        (lambda: tf.LlamaForTokenClassification(tf.LlamaConfig(**SMALL, num_labels=3)), "with 3 numbers a token"),
+        (
+            lambda: tf.LlamaForTokenClassification(tf.LlamaConfig(**SMALL, num_labels=3)),
+            "vocabulary: 3 numbers a token",
+        ),
         (lambda: tf.LlamaForSequenceClassification(tf.LlamaConfig(**SMALL | {"pad_token_id": 0})), "every token"),
     ],
 )
@@ -445,9 +448,9 @@ def test_standard_errors_pair_two_models():
     assert of_bytes.standard_error == pytest.approx(paired.standard_error * a.bits_per_byte / a.loss)
     other = dataclasses.replace(b, settings=b.settings | {"loss": {"path": "head", "positions": 99}})
     assert not ib.difference(a, other, "loss").paired
-    with pytest.raises(ValueError, match=r"b: no standard error of loss .*measured without errors"):
+    with pytest.raises(ValueError, match=r"b: there is no standard error of loss .*measured without errors"):
         ib.difference(a, ib.measure(second, probe), "loss")
-    with pytest.raises(ValueError, match=r"b: no standard error of loss .*undefined"):
+    with pytest.raises(ValueError, match=r"b: there is no standard error of loss .*undefined"):
         ib.difference(a, ib.measure(second, probe, loss=False), "loss")
 
 

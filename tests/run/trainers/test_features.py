@@ -21,7 +21,7 @@ def test_features_are_measured_beside_the_plane(loop: Loop, tmp_path: Path, open
     stopping = ib.PlateauStopping(monitor="preference/information", mode="max", arm="fit")
     keywords = {"feature_probes": [pairs()], "select": "preference", "early_stopping": stopping, "select_from": 0}
     # Of three pairs at least a quarter of all labellings says as much as any other.
-    with pytest.warns(RuntimeWarning, match="The best point is step .* That may be chance: labels at random say as"):
+    with pytest.warns(RuntimeWarning, match="The best point is step .* This may be chance: random labels reach as"):
         outcome = loop.train(tmp_path / "with", save_every=6, orders="token", every_n_steps=5, **keywords)
     assert same_weights(outcome.weights, loop.train(tmp_path / "without", follows=False).weights)
     trajectory = outcome.followed.trajectory
@@ -46,7 +46,7 @@ def test_from_trained_weights_a_feature_selects_a_checkpoint_and_whether_it_is_r
     # What so small a model expresses is noise, by which it would seem to collapse.
     keywords["select"] = ib.Selection("preference/ratio", least_learned=0.0)
     keywords["phase_rule"] = PhaseRule(collapse=0.0, plane="plain")
-    with pytest.warns(RuntimeWarning, match="That may be chance: labels at random say as much in "):
+    with pytest.warns(RuntimeWarning, match="This may be chance: random labels reach as much in "):
         outcome = loop.train(tmp_path, steps=12, save_every=4, every_n_steps=4, orders="token", **keywords)
     followed = outcome.followed
     ratios = {point.step: point.features["preference"].ratio for point in followed.trajectory}

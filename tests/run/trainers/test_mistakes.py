@@ -48,12 +48,12 @@ SLOW = ib.PhaseRule(drop=0.2)
             (
                 {"select": select, "orders": ("token", "bigram")},
                 ValueError,
-                f"select='{select}' cannot work: no metric '{select}' is measured; .*token/optimality, .*bigram",
+                f"select='{select}' cannot work: no metric '{select}' is measured.*token/optimality, .*bigram",
             )
             for select in ("optimalty", "trigram/optimality", "preference", "phase")
         ],
         *[
-            ({"select": select, **settings}, ValueError, f"'{select}' cannot work: no metric .* may take loss=True")
+            ({"select": select, **settings}, ValueError, f"'{select}' cannot work: no metric .* may need loss=True")
             for select, settings in (
                 ("loss", {"loss": False}),
                 ("bits_per_byte", {}),  # this probe does not know its bytes
@@ -66,10 +66,10 @@ SLOW = ib.PhaseRule(drop=0.2)
             )
         ],
         *[
-            ({"select": f"{view}/optimality", view: False}, ValueError, f"is measured; {view}/… takes {view}=True")
+            ({"select": f"{view}/optimality", view: False}, ValueError, rf"is measured\. {view}/… needs {view}=True")
             for view in ("readout", "prediction")
         ],
-        ({"select": "entropy"}, ValueError, 'neither high nor low entropy is known to be better: give mode="min"'),
+        ({"select": "entropy"}, ValueError, 'neither high nor low entropy is known to be better. Pass mode="min"'),
         ({"select": "optimality", "select_from": "later"}, ValueError, "select_from must be .* got 'later'"),
         ({"preset": "paper"}, ValueError, "preset='paper': expected num_bins=100, got num_bins=12. Leave this out"),
         ({"check_overlap": -3}, ValueError, "check_overlap: expected an integer of at least 0, got -3"),

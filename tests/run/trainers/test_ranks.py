@@ -376,7 +376,7 @@ def test_ranks_that_disagree_stop_and_select_alike(
     assert trajectory.steps == list(range(last + 1))
     assert [point.step for point in trajectory if point.error is not None] == missing
     assert run["step"] == last
-    assert run["decision"].endswith("no improvement on 0.06 at step 20 for 3 measurements: a plateau")
+    assert run["decision"].endswith("0.06 (step 20) for 3 measurements, so the run has reached a plateau")
     left = checkpoints(trained.directory / name)
     assert run["selected"] == [20, BEST.optimality, str(left[20])]
     assert set(left) == {20, last}

@@ -334,7 +334,7 @@ def test_a_run_that_had_stopped_stays_stopped(
     assert checkpoints(tmp_path) == left
     assert again.trajectory == first.trajectory == ib.Trajectory.load(tmp_path)
     assert (again.decision, again.selected) == (first.decision, first.selected)
-    assert "at step 23: distance_to_bound: no improvement on 0.06" in capsys.readouterr().err
+    assert "at step 23: distance_to_bound has not improved on 0.06" in capsys.readouterr().err
 
 
 def test_more_patience_than_before_lets_it_go_on(loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
