@@ -19,6 +19,7 @@ os.environ.update(
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import fnmatch
+import gc
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,16 @@ import torch
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 SKIPS_FILE = Path(__file__).with_name("project") / "skips.txt"
+# These files take longest, in this order. They start first, so that no worker is left alone with one at the end.
+LONGEST = """
+project/test_examples.py run/trainers/test_kill.py run/trainers/test_ranks.py run/trainers/test_resume.py
+measuring/model/test_kinds.py lightning/test_callback.py measuring/model/test_codebook_ranks.py hf/test_callback.py
+run/trainers/test_rank_faults.py measuring/ranks/test_equal.py measuring/ranks/test_faults.py probe/test_hub.py
+lightning/test_logging.py lightning/test_selection.py measuring/test_jackknife.py run/trainers/test_broken_calls.py
+run/trainers/test_points.py measuring/ranks/test_crews.py measuring/model/test_parallel.py lightning/test_averaging.py
+cli/test_conventions.py project/studies/test_runs.py checkpoints/test_hub.py cli/test_demo.py estimator/test_fused.py
+common/test_cache.py measuring/model/test_loss.py
+""".split()
 
 
 def read_permitted_skips(path: Path = SKIPS_FILE) -> dict[str, str]:
@@ -71,6 +82,22 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
     report = yield
     fail_unless_permitted(report)
     return report
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist: the files with the most tests first
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of every later collection of garbage what was imported: Trainers ask for one when they begin."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

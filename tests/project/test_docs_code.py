@@ -8,13 +8,11 @@ of their own; here they take fewer steps, with IB_DOCS_IN_FULL=1 (as in .ci/docs
 from __future__ import annotations
 
 import ast
-import importlib
-import inspect
 import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,9 @@ QUICKSTARTS = sorted(name for name in PAGES if "/quickstart/" in name)
 IN_FULL = os.environ.get("IB_DOCS_IN_FULL") == "1"
 # Methods that ask the hub for text, and what stands for code of the reader.
 NEEDS_NETWORK = re.compile(r"\b(from_c4|from_tulu)\(")
+# Names that a reader of any page knows.
+KNOWN = {"ib": ib, "IBCallback": IBCallback}
+UnknownNames = Callable[..., list[str]]
 # How long the quick starts train, as they write it.
 STEPS = {r"(max_steps=|\bsteps = )60\b": r"\g<1>3", r"(range\()61\b": r"\g<1>21"}
 
@@ -108,19 +109,19 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_of_ours_exist(name: str) -> None:
+def test_names_of_ours_exist(name: str, unknown_names: UnknownNames) -> None:
     unknown = []
     for example in blocks_of(name)[1]:
-        unknown += [f"line {example.line}: {problem}" for problem in unknown_names(source_of(example))]
+        unknown += [f"line {example.line}: {problem}" for problem in unknown_names(source_of(example), **KNOWN)]
     assert not unknown
 
 
-def test_names_of_ours_in_the_tutorial_exist() -> None:
+def test_names_of_ours_in_the_tutorial_exist(unknown_names: UnknownNames) -> None:
     # .ci/docs executes it, which takes a minute.
     notebook = json.loads((ROOT / "docs/tutorial/tutorial.ipynb").read_text(encoding="utf-8"))
     code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert len(code) > 5
-    assert not unknown_names("\n".join(code))
+    assert not unknown_names("\n".join(code), **KNOWN)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in QUICKSTARTS])
@@ -162,41 +163,6 @@ def command(block: str) -> None:
             assert main(words[1:]) == 0, line
 
 
-def unknown_names(source: str) -> list[str]:
-    """Names and keywords of ours that a piece of code uses and that do not exist."""
-    found: list[str] = []
-    known: dict[str, Any] = {"ib": ib, "IBCallback": IBCallback}
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "ib_callback":
-            module = importlib.import_module(str(node.module))
-            for alias in node.names:
-                if hasattr(module, alias.name):
-                    known[alias.asname or alias.name] = getattr(module, alias.name)
-                else:
-                    found.append(f"{node.module} has no {alias.name}")
-
-    def resolved(node: ast.expr) -> Any:
-        """The thing of ours that an expression names, else None."""
-        if isinstance(node, ast.Name):
-            return known.get(node.id)
-        if isinstance(node, ast.Attribute) and (owner := resolved(node.value)) is not None:
-            if hasattr(owner, node.attr):
-                return getattr(owner, node.attr)
-            found.append(f"{ast.unparse(node)} does not exist")
-        return None
-
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            resolved(node)
-        if isinstance(node, ast.Call) and callable(called := resolved(node.func)):
-            parameters = inspect.signature(called).parameters
-            if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-                wrong = [each.arg for each in node.keywords if each.arg and each.arg not in parameters]
-                found += [f"{ast.unparse(node.func)} takes no {keyword}=" for keyword in wrong]
-    return list(dict.fromkeys(found))
-
-
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
@@ -206,5 +172,5 @@ def unknown_names(source: str) -> list[str]:
         ("ib.Meter(probe, num_bins=10).measure(model)", None),
     ],
 )
-def test_what_does_not_exist_is_found(source: str, problem: str | None) -> None:
-    assert unknown_names(source) == ([problem] if problem else [])
+def test_what_does_not_exist_is_found(source: str, problem: str | None, unknown_names: UnknownNames) -> None:
+    assert unknown_names(source, **KNOWN) == ([problem] if problem else [])

@@ -51,10 +51,14 @@ def tiny_module(
 
         def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
             loss = self.net(input_ids=batch, labels=batch).loss
-            self.losses.append(loss.item())
+            self.note(loss)
             if self.logs:
                 self.log("loss", loss)
             return loss
+
+        @torch.compiler.disable  # else the step is compiled anew for each length of the list
+        def note(self, loss: torch.Tensor) -> None:
+            self.losses.append(loss.item())
 
         def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
             self.log("val_loss", self.net(input_ids=batch, labels=batch).loss)

@@ -16,8 +16,11 @@ import traceback
 import types
 from pathlib import Path
 
-# What nearly every script imports; transformers imports models one by one.
-_IMPORTED = ("torch", "pytest", "ib_callback", "tiny_hf", "tiny_models", "torch.distributed.fsdp", "numpy.random")
+# What nearly every script imports. transformers imports its models one by one, and SciPy its parts.
+_IMPORTED = (
+    "torch pytest ib_callback tiny_hf tiny_models torch.distributed.fsdp numpy.random scipy.interpolate scipy.optimize "
+    "transformers.models.gpt2.modeling_gpt2 transformers.models.llama.modeling_llama"
+).split()
 _PATIENCE = 240.0
 
 
@@ -29,7 +32,7 @@ def on_two_ranks(script: str, directory: Path) -> list[str]:
 def on_ranks(number: int, script: str, directory: Path) -> list[str]:
     """The same in so many processes."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_IMPORTED))
+    context.set_forkserver_preload(_IMPORTED)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

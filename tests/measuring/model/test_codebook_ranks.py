@@ -6,6 +6,7 @@ import pytest
 from two_ranks import on_ranks
 
 SCRIPT = """
+import functools
 import sys
 from dataclasses import replace
 import torch
@@ -45,6 +46,11 @@ def made(make=llama, tied=False, adapter=False):
     if adapter:
         model.lm_head = LowRank(head)
     return model
+
+
+@functools.cache
+def of_one(**options):
+    return ib.measure(made(**options), PROBE, orders="token", process_group="alone")
 
 
 def sharded(*modules, **options):
@@ -126,7 +132,7 @@ for name, (wrap, options) in KINDS.items():
     meter, model = ib.Meter(PROBE, orders="token"), wrap(made(**options))
     meter.preflight(model)
     found = meter.measure(model)
-    compared(name, found, ib.measure(made(**options), PROBE, orders="token", process_group="alone"))
+    compared(name, found, of_one(**options))
     if name.startswith("fsdp2") and not options:
         points = []
         ends = train(model, lambda: points.append(meter.measure(model)))
@@ -148,8 +154,7 @@ if size == 2:
     model = tf.LlamaForCausalLM.from_pretrained(sys.argv[1], tp_plan="auto")
     assert hasattr(model.lm_head.weight, "device_mesh")
     found = ib.measure(model, PROBE, orders="token")
-    expected = ib.measure(made(), PROBE, orders="token", process_group="alone")
-    compared("tensor parallel by transformers", found, expected)
+    compared("tensor parallel by transformers", found, of_one())
 dist.barrier()
 dist.destroy_process_group()
 """

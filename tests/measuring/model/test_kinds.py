@@ -16,6 +16,7 @@ import ib_callback as ib
 from ib_callback.measuring.model import access, fully_sharded
 
 SCRIPT = """
+import functools
 import json
 import sys
 import torch
@@ -71,35 +72,42 @@ def in_parts(mesh):
     return parallelize_module(loaded(), mesh, plan)
 
 
+def half():
+    return loaded(**HALF)
+
+
+def experts():
+    return loaded("experts")
+
+
+@functools.cache
+def of_whole(make, **own):
+    return ib.measure(make(), PROBE, orders="token", **own)
+
+
 # How the model is made, and the one on one rank that it equals.
 TWO = {
     "replicate": (lambda: replicate(loaded()), loaded),
     "fsdp2": (lambda: sharded(loaded()), loaded),
-    "fsdp2 in bfloat16": (lambda: sharded(loaded(), mp_policy=MixedPrecisionPolicy(**BF16)), lambda: loaded(**HALF)),
+    "fsdp2 in bfloat16": (lambda: sharded(loaded(), mp_policy=MixedPrecisionPolicy(**BF16)), half),
     "fsdp2 offloaded": (lambda: sharded(loaded(), offload_policy=CPUOffloadPolicy(pin_memory=False)), loaded),
     "fsdp1": (lambda: flat(in_blocks(flat)(loaded())), loaded),
     "fsdp1 of gradients": (lambda: flat(in_blocks(of_gradients)(loaded()), **GRADIENTS), loaded),
-    "fsdp1 in bfloat16": (lambda: flat(loaded(), mixed_precision=MixedPrecision(**BF16)), lambda: loaded(**HALF)),
+    "fsdp1 in bfloat16": (lambda: flat(loaded(), mixed_precision=MixedPrecision(**BF16)), half),
     "tensor parallel": (lambda: in_parts(line), loaded),
     "sequence parallel": (lambda: by_position(loaded(), line), loaded),
     "transformers, fsdp": (lambda: loaded(parallel={"fsdp_size": 2}), loaded),
-    "transformers, fsdp in bfloat16": (
-        lambda: loaded(parallel={"fsdp_size": 2, "fsdp_mixed_precision": True}), lambda: loaded(**HALF)
-    ),
+    "transformers, fsdp in bfloat16": (lambda: loaded(parallel={"fsdp_size": 2, "fsdp_mixed_precision": True}), half),
     "transformers, tensor parallel": (lambda: loaded(parallel={"tp_size": 2}), loaded),
-    "transformers, experts of one batch": (
-        lambda: loaded("experts", {"tp_size": 2, "ep_size": 2}), lambda: loaded("experts")
-    ),
-    "transformers, experts of two batches": (
-        lambda: loaded("experts", {"fsdp_size": 2, "ep_size": 2}), lambda: loaded("experts")
-    ),
+    "transformers, experts of one batch": (lambda: loaded("experts", {"tp_size": 2, "ep_size": 2}), experts),
+    "transformers, experts of two batches": (lambda: loaded("experts", {"fsdp_size": 2, "ep_size": 2}), experts),
 }
 FOUR = {
     "hybrid": (lambda: sharded(loaded(), mesh), loaded),
     "fsdp and tensor parallel": (lambda: sharded(in_parts(mesh["tensor"]), mesh["data"]), loaded),
     "transformers, fsdp and tensor parallel": (lambda: loaded(parallel={"fsdp_size": 2, "tp_size": 2}), loaded),
     "transformers, experts over both": (
-        lambda: loaded("experts", {"fsdp_size": 2, "tp_size": 2, "ep_size": 4}), lambda: loaded("experts")
+        lambda: loaded("experts", {"fsdp_size": 2, "tp_size": 2, "ep_size": 4}), experts
     ),
 }
 if size == 4:
@@ -147,8 +155,7 @@ for name, (make, alone) in (TWO if size == 2 else FOUR).items():
     model, meter = make(), ib.Meter(PROBE, orders="token")
     meter.preflight(model)
     # The whole model, shared in the same way, and by one process.
-    ours, expected = meter.measure(model), ib.measure(alone(), PROBE, orders="token")
-    of_one = ib.measure(alone(), PROBE, orders="token", process_group="alone")
+    ours, expected, of_one = meter.measure(model), of_whole(alone), of_whole(alone, process_group="alone")
     ends = train(model, meter)
     again = train(make(), None)
     found[name] = {
