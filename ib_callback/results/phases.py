@@ -555,10 +555,11 @@ class PhaseTracker:
 
     def memorising_note(self) -> str:
         """A sentence that says since when the model memorises, and what happened on the plane meanwhile."""
-        at, lowest, _ = self._losses[self._lowest]
-        loss = self._losses[-1][1]
+        at, lowest, trained_to = self._losses[self._lowest]
+        _, loss, trains_at = self._losses[-1]
         falls = self.train_loss_falls
-        known = "is not known" if falls is None else "keeps falling" if falls else "has risen since"
+        unknown = "is not known" if trains_at is None or trained_to is not None else "was not known yet at that step"
+        known = unknown if falls is None else "keeps falling" if falls else "has risen since"
         text = (
             f"The model has been memorising since step {self._steps[at]}: the held-out loss is now {loss - lowest:.2f} "
             f"nats above its minimum of {lowest:.2f} at that step, and the training loss {known}."
