@@ -100,6 +100,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or modules in C report at exit what they have not freed
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _cached(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None, None]:
     """What is built once is kept among the temporary files, once for all processes of the run, and not at home."""

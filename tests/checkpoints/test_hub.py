@@ -143,8 +143,8 @@ def test_two_repositories_are_one_trajectory(
     assert measure(EARLY, LATE, "--name", "tiny", *globs, "--evict") == 1
     second = downloaded(hub)
     # The main branch of the first repository has no weights at all.
-    assert told[0] == "ib-callback: equal weights: tiny stage1-step64-tokens64B is stage1-step8-tokens8B"
-    assert told[1] == f"ib-callback: equal weights: tiny {LATE}@main is stage1-step16-tokens16B"
+    assert told[0] == "ib-callback: equal weights: tiny stage1-step64-tokens64B and stage1-step8-tokens8B"
+    assert told[1] == f"ib-callback: equal weights: tiny {LATE}@main and stage1-step16-tokens16B"
     assert told[2].startswith("ib-callback: not measured: tiny stage1-step32-tokens32B: ")
     assert told[3].startswith(
         f"ib-callback: not measured: tiny {EARLY}@main: ModelError: expected weights in files named model*"
@@ -208,7 +208,7 @@ def test_globs_of_revisions_are_matched_against_the_cache_without_a_network(
     results = Results.load(tmp_path / "results.jsonl")
     assert results[LATE].steps == [4, 8]
     assert results.origins(LATE)[0].source == f"{LATE}@{commit_of(LATE, BRANCHES[0])}"
-    assert f"equal weights: {LATE} stage1-step12-tokens12B is stage1-step8-tokens8B" in capsys.readouterr().err
+    assert f"equal weights: {LATE} stage1-step12-tokens12B and stage1-step8-tokens8B" in capsys.readouterr().err
     assert measure(LATE, "--revisions", "stage7-*") == 2
     assert "the cache on this machine has no revision that matches 'stage7-*'" in capsys.readouterr().err
 
@@ -218,7 +218,7 @@ def test_tokens_in_names_are_rounded_and_steps_tell_better(
 ) -> None:
     where = f"{LATE}@{BRANCHES[0]}"
     assert measure(where, output="named.jsonl") == 0
-    assert "tokens are as names say them, which are rounded; --tokens-per-step N" in capsys.readouterr().err
+    assert "the numbers of tokens come from names, which round them; --tokens-per-step N" in capsys.readouterr().err
     assert measure(where, "--tokens-per-step", "700", output="counted.jsonl") == 0
     assert "rounded" not in capsys.readouterr().err
     tokens = [Results.load(tmp_path / f"{name}.jsonl")[LATE][0].tokens_seen for name in ("named", "counted")]

@@ -608,7 +608,7 @@ def test_a_rule_that_does_not_act_says_so_and_ends_nothing(
 
 def test_the_published_rule_is_warned_of_and_stands_beside_the_trajectory(tmp_path: Path, monkeypatch: Any) -> None:
     follow(monkeypatch)
-    with pytest.warns(RuntimeWarning, match="guard=None: the published rule"):
+    with pytest.warns(RuntimeWarning, match="guard=None applies the published rule"):
         along(tmp_path, 0, select="optimality", guard=None)
     read = Trajectory.load(tmp_path)
     assert (read.rule.plane, read.rule.tolerance) == ("plain", None)
