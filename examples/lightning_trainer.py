@@ -63,15 +63,13 @@ def main() -> None:
     callback = IBCallback(
         probe,
         every_n_steps=10,
-        # Models as small as this one never compress. For a real one, leave out arm= and select_from=.
-        early_stopping=ib.PlateauStopping("token/expressivity_above_null", mode="max", arm="fit"),
-        select_from="fit",
+        early_stopping=ib.PlateauStopping(act=False),  # only says when it would stop; leave act= out to stop
+        select_from=0,
     )
-    # Stock callbacks see the numbers. The selectable numbers have no value before the fit. Without that, an untrained
-    # model could win, because its plain optimality can equal that of a trained one, or a collapsed model, because its
-    # distance to the bound is the smallest of all.
-    watched = "ib/selectable/optimality"
-    checkpoint = ModelCheckpoint(monitor=watched, mode="max", every_n_train_steps=10, filename="{step}")
+    # Stock callbacks see the numbers. Select by the loss on the probe: an untrained model can have the best optimality,
+    # and a collapsed one the smallest distance to the bound.
+    watched = "ib/selectable/loss"
+    checkpoint = ModelCheckpoint(monitor=watched, mode="min", every_n_train_steps=10, filename="{step}")
     trainer = Trainer(
         max_steps=options.steps,
         accelerator="cpu",

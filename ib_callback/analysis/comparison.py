@@ -243,7 +243,7 @@ def _apart(entry: Entry, below: Entry, by: str) -> str | None:
 def _conclusion(ranked: Sequence[Entry], rows: Sequence[dict[str, Any]], by: str, order: str) -> str:
     placed = [row for row in rows if row["rank"] is not None]
     if len(placed) < 2:
-        return "Only one model has this number, so there is nothing to compare."
+        return "Fewer than two models have this number, so there is nothing to compare."
     first = placed[0]
     told = [f"{first['model']} ranks first of {len(placed)} models by {by} ({cell(first[by])})."]
     apart = [row["differs from the next"] for row in placed[:-1]]

@@ -377,8 +377,8 @@ def conclusion_of(found: Sequence[MetricCorrelation], entries: Sequence[Entry], 
     least = smallest_significant(number)
     if number < 4 or least is None or not tests:
         return (
-            f"There are {number} models and {tests} metrics that vary between them. Nothing can be concluded about "
-            f"what correlates with {score}."
+            f"There are {number} models and {tests} metric{'s' if tests != 1 else ''} on which they differ. "
+            f"Nothing can be concluded about what correlates with {score}."
         )
     corrected = smallest_significant(number, ALPHA / tests)
     power = power_of(PUBLISHED_R, number)

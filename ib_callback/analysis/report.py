@@ -325,8 +325,8 @@ class _Telling:
         if there < (1 - _COLLAPSE) * before:
             text = (
                 f"The complexity is lowest at {self._where(lowest)}: {_f(there)}, after {_f(before)} at "
-                f"{self._where(first)}. The hidden states nearly coincide there. Never choose a checkpoint by low "
-                "complexity or small distance alone."
+                f"{self._where(first)}. Such a fall is a collapse: the hidden states of different positions become "
+                "alike. Never choose a checkpoint by low complexity or small distance alone."
             )
             yield Sentence(topic="phases", text=text, numbers=(*self._cite(complexity, first, lowest),))
 
@@ -354,9 +354,9 @@ class _Telling:
             return Sentence(topic="phases", text=text, numbers=(*self._cite(complexity, first, end),))
         entropies = [_f(point.entropy) for point in (first, end)]
         text = (
-            f"The run begins with a collapse until {self._where(end)}: the hidden states nearly coincide. On the "
-            f"{plane}, the complexity fell from {_f(before)} to {_f(there)}. The mean entropy H(Z) of the layers went "
-            f"from {entropies[0]} to {entropies[1]}."
+            f"The run begins with a collapse until {self._where(end)}: the hidden states of different positions "
+            f"become alike. On the {plane}, the complexity fell from {_f(before)} to {_f(there)}. "
+            f"The mean entropy H(Z) of the layers went from {entropies[0]} to {entropies[1]}."
         )
         if end is min(known, key=lambda p: self._value(p, complexity) or 0.0):
             text += (
@@ -423,7 +423,7 @@ class _Telling:
             if phases.memorising_start is not None
             else "The hidden states have collapsed there, which is not compression."
             if next(collapsed for p, collapsed in zip(self._all, phases.collapsed, strict=True) if p is last)
-            else "This fall is not certain. Many small models never compress."
+            else "This fall is not certain. Short runs often never compress."
         )
         return Sentence(topic="phases", text=text, numbers=(*self._cite(complexity, top, last),))
 
@@ -456,8 +456,8 @@ class _Telling:
         yield Sentence(topic="loss", text=text, numbers=(*numbers,))
         if last.bits_per_byte is not None:
             text = (
-                f"At {self._where(last)} this is {_f(last.bits_per_byte)} bits a byte of text, a unit that does not "
-                "depend on the tokenizer."
+                f"At {self._where(last)} the loss is {_f(last.bits_per_byte)} bits a byte of text, a unit that does "
+                "not depend on the tokenizer."
             )
             yield Sentence(topic="loss", text=text, numbers=(*self._cite("bits_per_byte", last),))
 
@@ -520,7 +520,10 @@ class _Telling:
     def _of_planes(self) -> Iterator[Sentence]:
         last = self._points[-1]
         primary = last.primary or "token"
-        for view, whose in (("prediction", "the model's predictions"), ("readout", "the output embeddings")):
+        for view, whose in (
+            ("prediction", "the model's next-token probabilities"),
+            ("readout", "the last states by the output embeddings"),
+        ):
             yield self._view(view, whose, primary)
         if last.primary not in last.orders:
             return
@@ -570,7 +573,7 @@ class _Telling:
         complexity, expressivity, score = (self._value(last, name) for name in names.values())
         at = f"{'at' if last.step is not None else 'for'} {self._where(last)}"
         text = (
-            f"On the {view} plane (hidden states measured by {whose}), {at}: local complexity {_f(complexity)}, local "
+            f"On the {view} plane ({whose}), {at}: local complexity {_f(complexity)}, local "
             f"expressivity {_f(expressivity)}, score {_f(score)}"
         )
         text += " because the local complexity is too small." if score is None else "."
@@ -732,12 +735,12 @@ class _Telling:
             which += "" if listed else f", from {others[0]} to {others[-1]},"
             why = "may be noise" if least > tolerance else "is too small to count"
             text += (
-                f". {which} {'lie' if len(others) > 1 else 'lies'} within {margin:.2g} nats of it"
+                f". {which} {'lie' if len(others) > 1 else 'lies'} within {margin:.3g} nats of it"
                 f"{f': {_listed(others)}' if listed else ''}. Such a difference {why}, so neither the "
                 "loss nor information ranks these points."
             )
         else:
-            text += f", and no other point is within {margin:.2g} nats of that."
+            text += f", and no other point is within {margin:.3g} nats of that."
         if lowest is last:
             text += " The lowest loss is the last one, so the run does not show whether longer training would lower it."
         yield Sentence(topic="conclusion", text=text, numbers=(*self._cite("loss", *equal),))

@@ -30,9 +30,9 @@ _ERRORS = 2.0
 _VERDICTS = {
     "approaches": "approaches the bound",
     "leaves": "moves away from the bound",
-    "disagree": "has distance and optimality disagree",
+    "disagree": "has a distance and an optimality that disagree",
     "neither": "shows no clear trend",
-    "cannot tell": "has too few points",
+    "cannot tell": "has too few independent points to tell",
 }
 
 
@@ -213,7 +213,8 @@ def turns_text(turns: Sequence[Turn], what: str = "training step") -> str:
     lines = aligned(rows, (str.ljust, str.rjust, str.rjust, str.ljust, str.rjust, str.rjust, str.rjust, str.ljust))
     lines += [
         "turn: the start of compression (95 % interval); loss flat: from there on the held-out loss stays within "
-        f"{FLAT} nats of its lowest value; turn is: before or after the loss becomes flat."
+        f"{FLAT} nats of its lowest value; turn is: before or after the loss "
+        "becomes flat, or cannot tell if the intervals overlap."
     ]
     stages = [(turn, stage) for turn in turns for stage in turn.stages]
     if stages:
@@ -227,8 +228,8 @@ def turns_text(turns: Sequence[Turn], what: str = "training step") -> str:
         lines += ["", *aligned(rows, (str.ljust, str.ljust, *[str.rjust] * 11, str.ljust, str.ljust))]
         lines += [
             f"r (Pearson) and ρ (Spearman) correlate the {what} with complexity (C) and with optimality (O). p allows "
-            "for autocorrelation; - means too few points. bound: what the distance to the bound shows; late: the same "
-            "for the last half of the phase."
+            "for autocorrelation; - means too few independent points. bound: what the distance to the bound shows, "
+            "or cannot tell if there are too few independent points; late: the same for the last half of the phase."
         ]
     lines += [f"{turn.name}: {note}" for turn in turns for note in turn.notes]
     return "\n".join([*lines, "", *conclusions(turns)])
@@ -246,7 +247,7 @@ def conclusions(turns: Sequence[Turn]) -> Iterator[str]:
         both = [turn.together for turn in found if turn.together is not None]
         told = [f"{text} in {both.count(name)}" for name, text in _TOGETHER.items() if name in both]
         lacking = len(found) - len(both)
-        told += [f"the loss does not become flat in {lacking}"] if lacking else []
+        told += [f"no flat loss to compare with in {lacking}"] if lacking else []
         verb = "turn" if len(found) > 1 else "turns"
         yield f"{len(found)} of {len(turns)} models {verb} to compression: {', '.join(told)}."
         if falls := sum(turn.falls for turn in found if turn.together is not None):

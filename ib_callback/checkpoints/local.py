@@ -104,7 +104,7 @@ def _in_run(path: Path) -> tuple[dict[int, Path], list[Path]]:
 
 def _records(path: Path) -> list[str]:
     """The names of the records in the directory of a run: several callbacks with different prefixes write one each."""
-    trajectories = [file for file in sorted(path.glob("*_trajectory.jsonl")) if Names.prefix_of(file.name)]
+    trajectories = [*sorted(path.glob("*_trajectory.jsonl"))]
     names = dict.fromkeys([*(Names.of(file).checkpoints for file in trajectories), checkpoints.FILENAME])
     return [name for name in names if (path / name).is_file()]
 

@@ -366,10 +366,8 @@ def prefix(text: str) -> str:
     """Parse the prefix of a run's keys, with or without its slash."""
     try:
         return check_prefix(text if text.endswith("/") else f"{text}/")
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected the word before the slash in prefix=, such as code, got {text!r}"
-        ) from None
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("prefix: ").rstrip(".")) from None
 
 
 def guard(text: str) -> Guard:

@@ -250,8 +250,8 @@ def _without_checkpoint(
     if best is None:
         return [f"The best point has no checkpoint: {point}."]
     if len(better) == 1:
-        return [f"A better point has no checkpoint: {point}."]
-    return [f"{len(better):,} better points have no checkpoint; the best of them is {point}."]
+        return [f"Another point would be better but has no checkpoint: {point}."]
+    return [f"{len(better):,} points would be better but have no checkpoint; the best of them is {point}."]
 
 
 def _about_checkpoints(run: _Run, choice: Choice) -> list[str]:
@@ -284,6 +284,4 @@ def _cure(select_from: SelectFrom, phases: Phases) -> list[str]:
         return [
             f"{told}. The fit was not recognised either. To choose among the points from a step on, give --from STEP."
         ]
-    return [
-        f"{told}. Many small models never compress. To choose among earlier points, give --from fit or --from STEP."
-    ]
+    return [f"{told}. Short runs often never compress. To choose among earlier points, give --from fit or --from STEP."]

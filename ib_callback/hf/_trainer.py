@@ -247,11 +247,17 @@ def warn_if_two_select(handler: CallbackHandler | None, callback: TrainerCallbac
     """Warn at the last of several callbacks that select, because the Trainer keeps the best checkpoint of one only."""
     others = [] if handler is None else handler.callbacks
     selecting = [other for other in others if isinstance(other, type(callback)) and getattr(other, "selects", False)]
-    if len(selecting) > 1 and selecting[-1] is callback and (args.save_total_limit or args.load_best_model_at_end):
+    if len(selecting) < 2 or selecting[-1] is not callback:
+        return
+    told = f"{len(selecting)} callbacks of this Trainer have select=, expected one: the Trainer"
+    if args.save_total_limit and args.save_total_limit > 0:
         warn(
-            f"{len(selecting)} callbacks of this Trainer have select=, expected one: the Trainer protects one best "
-            f"checkpoint from save_total_limit={args.save_total_limit}, and loads one at the end. What the other "
+            f"{told} protects one best checkpoint from save_total_limit={args.save_total_limit}. What the other "
             "callbacks choose may be deleted. Leave their select= out, or save_total_limit."
+        )
+    if args.load_best_model_at_end:
+        warn(
+            f"{told} loads one best model at the end, that of the last callback to choose. Leave the other select= out."
         )
 
 

@@ -69,13 +69,13 @@ class IBCallback(Follows, TrainerCallback):
     own callbacks with them. Read them from `state.log_history` or from `.trajectory`.
 
     Every evaluation gets the numbers of the last point as `eval_ib_...` metrics. So
-    `metric_for_best_model="ib_selectable_optimality"` works, and so does `EarlyStoppingCallback` if it comes after this
-    callback in the list. If the Trainer judges by one of these numbers, every evaluation is measured, whatever the
-    schedule says. A number that is undefined or not selectable yet is missing from the metrics and from
-    `state.log_history`. Only the number by which the Trainer judges is NaN instead, and the Trainer never takes NaN for
-    the best. The table of a notebook and the objective of a hyperparameter search stay as they are without this
-    callback, unless that number is in them. After training, `trainer.evaluate()` has the numbers of the model as it is
-    then.
+    `metric_for_best_model="ib_selectable_loss"` works, with `select_from=0` and `greater_is_better=False`, and so does
+    `EarlyStoppingCallback` if it comes after this callback in the list. If the Trainer judges by one of these numbers,
+    every evaluation is measured, whatever the schedule says. A number that is undefined or not selectable yet is
+    missing from the metrics and from `state.log_history`. Only the number by which the Trainer judges is NaN instead,
+    and the Trainer never takes NaN for the best. The table of a notebook and the objective of a hyperparameter search
+    stay as they are without this callback, unless that number is in them. After training, `trainer.evaluate()` has the
+    numbers of the model as it is then.
 
     A stock callback keeps the checkpoint that it once took for the best, even if the loss falls far lower later. Use
     `select` instead, or let stock callbacks judge by `"ib_selectable_loss"` (`greater_is_better=False`) with

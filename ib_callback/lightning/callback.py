@@ -96,9 +96,9 @@ class IBCallback(Follows, Callback):
     bit for bit the same with and without this callback.
 
     The `ib/...` numbers go to every logger at the exact step, and to `trainer.callback_metrics`. So stock callbacks see
-    them, such as `ModelCheckpoint(monitor="ib/selectable/optimality", mode="max")`. The plane goes to Weights & Biases,
-    also to a run that you opened yourself. Global rank zero writes `ib_trajectory.jsonl`, `ib_checkpoints.jsonl` and
-    `information_plane.png`.
+    them, such as `ModelCheckpoint(monitor="ib/selectable/loss", mode="min")` with `select_from=0`. The plane goes to
+    Weights & Biases, also to a run that you opened yourself. Global rank zero writes `ib_trajectory.jsonl`,
+    `ib_checkpoints.jsonl` and `information_plane.png`.
 
     A LightningModule that holds one transformers model needs no configuration. For any other LightningModule, name the
     modules to measure with `layers=`. Also pass `forward=callable(pl_module, input_ids, attention_mask)`, unless the

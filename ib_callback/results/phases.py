@@ -558,8 +558,8 @@ class PhaseTracker:
         at, lowest, trained_to = self._losses[self._lowest]
         _, loss, trains_at = self._losses[-1]
         falls = self.train_loss_falls
-        unknown = "is not known" if trains_at is None or trained_to is not None else "was not known yet at that step"
-        known = unknown if falls is None else "keeps falling" if falls else "has risen since"
+        unknown = "is not known" if trains_at is None or trained_to is not None else "was not known yet there"
+        known = unknown if falls is None else "is lower than there" if falls else "is higher than there"
         text = (
             f"The model has been memorising since step {self._steps[at]}: the held-out loss is now {loss - lowest:.2f} "
             f"nats above its minimum of {lowest:.2f} at that step, and the training loss {known}."

@@ -100,7 +100,7 @@ class PlateauStopping:
     stops when the metric has not improved for `patience` measurements. For trained weights, a plateau counts only if
     the training loss, if known, does not fall either. By default the rule waits for the compression phase, because the
     distance to the bound grows or wanders while a model fits, and is the smallest of the whole run in the collapse.
-    Many models never compress.
+    Short runs may never compress.
 
     *With `guard=None`* the rule is exactly the published one: a plateau of the metric from `arm` on, with phases read
     on the plain plane. No point is checked for collapse.
@@ -112,8 +112,8 @@ class PlateauStopping:
 
     The reasons are as follows; the last four stop the run:
 
-    - *cannot act yet* (`NOT_ARMED`): the phase in which the rule starts has not been recognised. Values before it are
-      ignored, also as the best value.
+    - *cannot act yet* (`NOT_ARMED`): the phase in which the rule starts has not been recognised, or the held-out loss
+      has not fallen by half a nat yet. Values before that are ignored, also as the best value.
     - *missing*: the point could not be measured, lacks the loss that others have, or the metric is undefined (None)
       although the point is neither collapsed nor has complexity 0, as in a dead model. Such a point is not an
       improvement and does not count towards the patience, because it says nothing about the run.
@@ -377,7 +377,8 @@ class PlateauStopping:
 
     def _judge_worse(self, step: int, phases: PhaseTracker) -> StopDecision:
         count, needed = phases.worse_for, max(self.patience, PERSISTENCE)
-        told = f"the held-out loss has been above its minimum for {_measurements(count)}"
+        least = tolerance_of(self.guard) or TOLERANCE
+        told = f"the held-out loss has been over {least:g} nats above its minimum for {_measurements(count)}"
         if count < needed:
             return self._go_on(StopReason.WAITING, f"{told}, and the rule acts after {needed}")
         if step - (phases.worse_since or 0) < _COVERED * step:

@@ -155,7 +155,7 @@ class Difference:
     def __str__(self) -> str:
         verdict = "real" if self.significant else "within the error"
         if self.contradicted_by:
-            verdict = "differs only in what chance or the document adds"
+            verdict = "not confirmed above chance"
         how = "paired" if self.paired else "unpaired"
         low, high = self.interval
         note = f" ({self.note})" if self.note else ""

@@ -59,13 +59,18 @@ class Names:
 
     @classmethod
     def of(cls, trajectory: Path) -> Names:
-        """The names of the files that belong to a trajectory file; the default ones for a file of another name.
+        """The names of the files that belong to a trajectory file.
 
-        >>> Names.of(Path("run/code_trajectory.jsonl")).curve, Names.of(Path("run/copy.jsonl")).curve
-        ('code_curve.json', 'ib_curve.json')
+        They have the prefix in its name if another file of a run with this prefix lies beside it. For a file of another
+        name, such as a copy, they are the default names.
+
+        >>> Names.of(Path("run/copy.jsonl")).curve
+        'ib_curve.json'
         """
         found = _TRAJECTORY.fullmatch(trajectory.name)
-        return cls() if found is None else cls(f"{found[1]}/")
+        names = cls() if found is None else cls(f"{found[1]}/")
+        written = (names.run, names.checkpoints)  # by every run; and by one whose checkpoints are known
+        return names if any((trajectory.parent / name).is_file() for name in written) else cls()
 
     @staticmethod
     def prefix_of(name: str) -> str | None:

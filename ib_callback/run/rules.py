@@ -165,42 +165,50 @@ class LiveRules:
             has_loss: whether points have a loss on held-out text.
         """
         first, parts = self.earliest(has_loss=has_loss), []
+        trained = self.phase_rule.from_trained is True
         if (rule := self.stopping) is not None:
             who = "stops" if rule.act else "would stop (act=False: it only says so)"
-            if rule.guard is None:
-                how = f"when {rule.monitor} has not improved for {rule.patience} points"
-                where = _since(rule.arm)
-            else:
+            if self._guarded(rule.guard, has_loss):
+                worse = _points(max(rule.patience, PERSISTENCE))
                 how = (
-                    f"when held-out loss and {rule.monitor} are both flat for {rule.patience} points, or when the loss "
-                    f"is more than {tolerance_of(rule.guard):g} nats above its minimum for "
-                    f"{max(rule.patience, PERSISTENCE)} points"
+                    f"when held-out loss and {rule.monitor} are both flat for {_points(rule.patience)}, or when the "
+                    f"loss is more than {tolerance_of(rule.guard):g} nats above its minimum for {worse}"
+                    f"{'' if trained else ', once the model has begun to fit'}"
                 )
-                where = "once the model has begun to fit"
-            parts.append(f"{who} {how}, {where}, at the {_ordinal(first['stopping'])} point of the run at the earliest")
+            else:
+                where = _since("immediately" if trained else rule.arm)
+                how = f"when {rule.monitor} has not improved for {_points(rule.patience)}, {where}"
+            parts.append(f"{who} {how}, at the {_ordinal(first['stopping'])} point of the run at the earliest")
         if self.selects:
             rule_of, start = self.selection, self.selection.select_from
             by_loss = rule_of.by == "loss"
             text = f"keeps the checkpoint with the {'lowest' if by_loss else 'best'} {rule_of.by}"
             whatever = rule_of.guard == "loss" and self._selects_feature
-            if rule_of.guard is not None and not whatever and not by_loss:
-                text += f" of those with a held-out loss within {tolerance_of(rule_of.guard):g} nats of the lowest"
-            text += f", from step {start:,} on" if isinstance(start, int) else f", {_since(start)}"
-            if "selection" in first:
-                text += f", at the {_ordinal(first['selection'])} point at the earliest"
             if whatever:
-                text += f", whatever the loss is, because it is a feature (guard={TOLERANCE} looks at the loss)"
-            elif rule_of.guard is not None and not (by_loss and start == 0):
-                text += "; until then the one with the lowest loss"
+                text += f", whatever its loss is (guard={TOLERANCE} would look at the loss)"
+            elif self._guarded(rule_of.guard, has_loss) and not by_loss:
+                text += f" of those with a held-out loss within {tolerance_of(rule_of.guard):g} nats of the lowest"
+            at_once = start in (0, "immediately") or (trained and not isinstance(start, int))
+            if isinstance(start, int):
+                text += f", from step {start:,} on"
+            else:
+                text += f", {_since('immediately' if trained else start)}"
+                text += "" if at_once else f", at the {_ordinal(first['selection'])} point at the earliest"
+            if rule_of.guard is not None and not whatever and not at_once:
+                text += f"; until then the {'one with the lowest loss' if has_loss else 'latest one'}"
             parts.append(text)
         return "; ".join(parts)
+
+    def _guarded(self, guard: Guard, has_loss: bool) -> bool:
+        """Whether a rule with this guard will look at the loss."""
+        return guard is not None and has_loss and not (self.phase_rule.from_trained is True and guard == "loss")
 
     def earliest(self, *, has_loss: bool) -> dict[str, int]:
         """How many scheduled points each rule needs at least before it acts, by its name.
 
         These are lower bounds for a run that is measured from step 0 on. A fit is recognised at the third point or
-        later, and a compression at the seventh or later. Many models never compress. Runs from trained weights have no
-        phases.
+        later, and a compression at the seventh or later. Short runs may never compress. Runs from trained weights
+        have no phases.
 
         Args:
             has_loss: whether points have a loss on held-out text.
@@ -208,8 +216,7 @@ class LiveRules:
         found = {}
         trained = self.phase_rule.from_trained is True
         if (rule := self.stopping) is not None:
-            guarded = rule.guard is not None and has_loss and not (trained and rule.guard == "loss")
-            if guarded:
+            if self._guarded(rule.guard, has_loss):
                 found["stopping"] = (0 if trained else _FIT - 1) + rule.patience + 1
             else:
                 found["stopping"] = _first_of(rule.arm, trained) + rule.patience
@@ -293,10 +300,14 @@ class LiveRules:
 
 def _since(start: str) -> str:
     return {
-        "compression": "from the compression phase on, which many models never reach",
+        "compression": "from the compression phase on, which short runs may never reach",
         "fit": "from the fitting phase on",
         "immediately": "from the first point on",
     }[start]
+
+
+def _points(number: int) -> str:
+    return f"{number} point{'s' if number != 1 else ''}"
 
 
 def _ordinal(number: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,7 +136,8 @@ def find_trajectory(path: Path, prefix: str | None = None) -> Path:
         RuntimeWarning: a file of results is taken.
     """
     if path.is_file():
-        if prefix is not None and Names.prefix_of(path.name) not in (None, prefix):
+        of_file = Names.prefix_of(re.sub(r"\.\d+\.jsonl$", ".jsonl", path.name))  # an old one may have been moved aside
+        if prefix is not None and of_file not in (None, prefix):
             raise TrajectoryError(
                 f"{path} does not belong to the prefix {prefix!r}: expected {Names(prefix).trajectory} or a directory. "
                 "Leave the prefix out, or give the other file"
@@ -153,8 +155,8 @@ def find_trajectory(path: Path, prefix: str | None = None) -> Path:
         raise TrajectoryError(_several(path, found, prefix))
     if every:
         raise TrajectoryError(
-            f"{path} has no {Names(prefix or DEFAULT_PREFIX).trajectory}. Leave the prefix {prefix!r} out, or give the "
-            f"prefix of one of these:{_listed(every)}"
+            f"{path} has no {Names(prefix or DEFAULT_PREFIX).trajectory}. Give the prefix of one of these:"
+            f"{_listed(every)}"
         )
     results = [file for file in sorted(path.glob("*.jsonl")) if names_a_model(file)] if prefix is None else []
     if len(results) == 1:
@@ -195,11 +197,11 @@ def _listed(files: list[Path]) -> str:
 
 
 def _trajectories(directory: Path) -> list[Path]:
-    """The trajectory files in a directory. A file of another program may be called like that of another prefix."""
+    """The trajectory files in a directory. A copy, or a file of another program, may have such a name, too."""
     return [
         file
         for file in sorted(directory.glob("*_trajectory.jsonl"))
-        if file.is_file() and (file.name == FILENAME or (Names.prefix_of(file.name) and is_measured(file)))
+        if file.is_file() and (file.name == FILENAME or (Names.of(file).trajectory == file.name and is_measured(file)))
     ]
 
 

@@ -97,7 +97,7 @@ def test_models_are_ranked_by_their_distance() -> None:
     assert "No standard errors were measured" in found.conclusion
     lines = found.table().splitlines()
     assert re.split(r"\s{2,}", lines[2].strip())[:4] == ["2", "far", "x", "1,000"]
-    assert compared(entries[:1]).conclusion == "Only one model has this number, so there is nothing to compare."
+    assert compared(entries[:1]).conclusion == "Fewer than two models have this number, so there is nothing to compare."
     with pytest.raises(ValueError, match="--order"):
         compared(entries[:2], order="trigram")
     with pytest.raises(ValueError, match="same settings"):

@@ -221,7 +221,7 @@ def test_conclusions():
     turned, flat = (list(run(C, E)), list(run(E, E)))
     assert "Nothing can be concluded about a turn" in turns_text(find_turns([course(flat)]))
     text = turns_text(find_turns([course(turned, "a"), course(flat, "b")]))
-    assert "1 of 2 models turns to compression: the loss does not become flat in 1" in text
+    assert "1 of 2 models turns to compression: no flat loss to compare with in 1" in text
     early = curve((0, 8.0), (10, 4.0), (30, 4.0))
     told = turns_text(find_turns([course(with_losses(run(C, E), early), name) for name in "abc"]))
     assert "the order of turn and flat loss is not certain in 3" in told

@@ -99,7 +99,7 @@ def test_only_one_prefix_needs_no_option(work, capsys):
     for path in Path("run").glob("ib_*"):
         path.unlink()
     assert ran(capsys, "report", "run") == ran(capsys, "report", ".") == chosen
-    assert "no ib_trajectory.jsonl. Leave the prefix 'ib/' out" in " ".join(
+    assert "no ib_trajectory.jsonl. Give the prefix of one of these" in " ".join(
         ran(capsys, "report", "run", "--prefix", "ib", status=2).split()
     )
 
@@ -179,9 +179,9 @@ def test_wandb_gets_the_keys_of_the_live_run(work, capsys, monkeypatch):
 def test_mistakes(work, capsys):
     with pytest.raises(SystemExit, match="2"):
         main.main(["report", "run", "--prefix", "a b"])
-    assert "expected the word before the slash in prefix=, such as code, got 'a b'" in capsys.readouterr().err
+    assert "expected one word and a slash at its end, such as" in capsys.readouterr().err
     error = ran(capsys, "report", "run", "--prefix", "chat", status=2)
-    assert "run has no chat_trajectory.jsonl. Leave the prefix 'chat/' out" in error
+    assert "run has no chat_trajectory.jsonl. Give the prefix of one of these" in error
     assert "run/code_trajectory.jsonl run/ib_trajectory.jsonl" in error
     error = ran(capsys, "report", "run/ib_trajectory.jsonl", "--prefix", "code", status=2)
     assert "run/ib_trajectory.jsonl does not belong to the prefix 'code/'" in error

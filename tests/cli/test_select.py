@@ -102,7 +102,8 @@ def test_the_best_of_those_that_exist(tmp_path):
     )
     # 1900 to 3000; of those from 2000 on, which are equal, the first.
     assert (
-        "12 better points have no checkpoint; the best of them is step 2,000 with 0.8 (no checkpoint)." in report.text
+        "12 points would be better but have no checkpoint; the best of them is step 2,000 with 0.8 (no checkpoint)."
+        in report.text
     )
     assert report.text.splitlines()[-1] == f"The best checkpoint: {tmp_path / 'checkpoint-1800'}"
     assert report.text == f"{report.table}\n\n{report.verdict}"
@@ -157,12 +158,12 @@ def test_columns_are_aligned(tmp_path):
 
 def test_a_better_point_must_really_be_better(tmp_path):
     # .8 from 2000 to 3000: the earlier is preferred, but none is better.
-    assert "better point" not in select_report(save(tmp_path, run(C, E), (2500,))).verdict
+    assert "would be better" not in select_report(save(tmp_path, run(C, E), (2500,))).verdict
 
 
 def test_one_better_point(tmp_path):
     report = select_report(save(tmp_path, run(C[:21], E[:21]), (1500, 1900)))
-    assert "A better point has no checkpoint: step 2,000 with 0.8 (no checkpoint)." in report.verdict
+    assert "Another point would be better but has no checkpoint: step 2,000 with 0.8 (no checkpoint)." in report.verdict
 
 
 def test_every_reason_why_a_point_is_none(tmp_path):
@@ -214,7 +215,7 @@ def test_by_a_feature(tmp_path):
     assert report.path == tmp_path / "checkpoint-300"
     # As it would be with four digits: 0.0002 is an information all the same.
     assert rows(report)["200"][0][0] == "2.00e-04"
-    assert "A better point has no checkpoint: step 100 with 0.04 (no checkpoint)." in report.verdict
+    assert "Another point would be better but has no checkpoint: step 100 with 0.04 (no checkpoint)." in report.verdict
 
 
 def test_a_recorded_run_of_the_demonstration(tmp_path):
@@ -224,11 +225,11 @@ def test_a_recorded_run_of_the_demonstration(tmp_path):
     # .6223 at 160 and .6196 at 180. .6986 at 40, soon after the collapse, is the highest of the run.
     assert (remarks(report)["100"], remarks(report)["300"]) == ("best", "runner-up")
     assert rows(report)["40"] == (["0.6986", "fitting", "-"], "expressivity below 50% of the highest so far")
-    assert "4 better points have no checkpoint; the best of them is step 160 with 0.6223" in report.verdict
+    assert "4 points would be better but have no checkpoint; the best of them is step 160 with 0.6223" in report.verdict
     none = select_report(tmp_path)
     assert none.path is None
     assert set(remarks(none).values()) == {"not in the compression phase"}
-    assert "The compression phase was not recognised in this run. Many small models never compress." in none.verdict
+    assert "The compression phase was not recognised in this run. Short runs often never compress." in none.verdict
     assert "--from fit or --from STEP." in none.verdict
 
 

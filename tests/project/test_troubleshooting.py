@@ -41,6 +41,7 @@ REPEATS = {
     "_finish_files",
     "_layers",
     "agree",
+    "prefix",
 }
 LEAST_WORDS = 2  # a constant part of fewer words says too little to be searched for
 LEAST_SENTENCE = 5  # words that make a part of a function in MADE a message of its own

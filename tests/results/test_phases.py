@@ -272,7 +272,7 @@ def test_memorising(losses, train, start, recognised):
     assert (phases.memorising_start, phases.memorising_recognised) == (start, recognised)
     if start is not None:
         assert phases.phases[start // 100 :] == (Phase.MEMORISING,) * (len(losses) - start // 100)
-        known = "keeps falling" if train and train[5] else "was not known yet at that step" if train else "is not known"
+        known = "is lower than there" if train and train[5] else "was not known yet there" if train else "is not known"
         assert f"the training loss {known}" in phases.notes[0]
         assert "complexity +" in phases.notes[0]
     assert find_phases(points, PhaseRule(tolerance=None)).memorising_start is None

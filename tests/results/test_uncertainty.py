@@ -217,7 +217,7 @@ def test_a_difference_that_is_one_of_chance_is_not_called_real(metric, kind, cas
     assert found.contradicted_by == ((form,) if case == "other way" else ())
     assert found.significant == (case != "other way")
     if case == "other way":
-        assert f"differs only in what chance or the document adds (the difference in {form} is -0." in str(found)
+        assert f"not confirmed above chance (the difference in {form} is -0." in str(found)
     else:
         assert str(found).endswith("): real")
 

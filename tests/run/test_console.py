@@ -42,7 +42,7 @@ def test_a_loop_says_what_it_will_measure_and_a_line_a_point(lines: Any, tmp_pat
     )
     assert "MiB beside the forward pass; stops when held-out loss and distance_to_bound are both flat for 5" in first
     assert "once the model has begun to fit, at the 8th point of the run at the earliest; keeps the checkpoint" in first
-    assert "from the compression phase on, which many models never reach, at the 7th point at the earliest" in first
+    assert "from the compression phase on, which short runs may never reach, at the 7th point at the earliest" in first
     assert first.endswith("; until then the one with the lowest loss")
     points = lines("step ")
     assert len(points) == 3

@@ -337,9 +337,21 @@ def test_when_anything_can_happen_is_said():
         told,
     )
     assert "held-out" not in told
-    told = rules(early_stopping=PlateauStopping(), select="optimality", select_from=1000).describe(has_loss=False)
-    assert "at the 12th point" in told, "without a loss the rule needs the compression phase, at the 7th point"
-    assert "from step 1,000 on; until then" in told
+    told = rules(early_stopping=PlateauStopping(patience=1), select="optimality", select_from=1000)
+    assert "; until then the one with the lowest loss" in told.describe()
+    # The guard cannot look at a loss that is not measured.
+    assert told.describe(has_loss=False) == (
+        "stops when distance_to_bound has not improved for 1 point, from the compression phase on, which short runs "
+        "may never reach, at the 8th point of the run at the earliest; keeps the checkpoint with the best optimality, "
+        "from step 1,000 on; until then the latest one"
+    )
+    # A trained model has no phases, and the guard is off unless it is a number.
+    trained = {"early_stopping": PlateauStopping(), "select": "optimality", "from_trained": True}
+    told = rules(**trained).describe()
+    assert "phase" not in told and "held-out" not in told and told.count("from the first point on") == 2
+    told = rules(**trained, guard=0.1).describe()
+    assert "begun to fit" not in told and "within 0.1 nats of the lowest, from the first point on" in told
+    assert rules(select="optimality", select_from=0).describe().endswith("nats of the lowest, from step 0 on")
     assert rules(select="loss", select_from=0).describe() == "keeps the checkpoint with the lowest loss, from step 0 on"
     assert rules().describe() == ""
 
