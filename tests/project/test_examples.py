@@ -33,6 +33,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     wandb.teardown()  # it reads its settings once a process
+    # Pictures take most of the time: one at the first point and one at the end are enough here.
+    monkeypatch.setattr("ib_callback.run.run._DRAWN_SINGLY", 1)
+    monkeypatch.setattr("ib_callback.run.run._DRAWN_AGAIN", 1000)
 
     def run_example(name: str, *arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", [name, *arguments])
