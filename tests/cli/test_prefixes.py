@@ -72,8 +72,6 @@ def ran(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) ->
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_folder_with_two_prefixes(command, work, capsys):
-    if command == "log":
-        pytest.importorskip("tensorboard", reason="needs TensorBoard")
     more = COMMANDS[command]
     assert ran(capsys, command, "run", *more, status=2) == (
         "ib-callback: run has 2 trajectories. Give --prefix code or --prefix ib, or one of the files: "
